@@ -1,0 +1,353 @@
+"""
+Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300): one step, as four phases that can each be called alone.
+
+    generate_rollouts -> compute_rewards -> compute_advantages -> train_on_rollout
+
+What differs between tasks is the policy, any object with a `model`, a `temperature`, `forbidden` (V,) bool (ids that are
+never sampled) and three methods: `sample(batch, group_size) -> Rollout`, `hidden(rollout) -> (P, H, R, D)`, the hidden
+states that predict the answer tokens (H = 1 when all answers of a group share them, as in fill-in, else H = G), and
+`texts(rollout) -> P lists of G strings`.
+
+Where this differs from the paper and from common practice:
+1. The sum that makes the loss is divided by counts of the whole step, known before the first backward, so that the
+   gradient is the same however the step is cut into micro-batches and ranks.
+2. Log-probs are always those of the distribution that was sampled from: temperature, forbidden ids and nucleus included,
+   for policy, old policy and reference alike.
+3. Masks come from lengths, never from token values; what stands in padding (even NaN) has no influence.
+4. With one epoch per rollout the ratio is 1: the loss prints about 0 and its gradient is REINFORCE's. That is no bug.
+Shapes: P prompts · G answers each · R answer tokens · V vocabulary · D width.
+"""
+import time
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+
+LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
+ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo')
+KL_ESTIMATORS = ('k1', 'k2', 'k3', 'exact')
+
+
+@dataclass
+class Rollout:
+    """A batch of prompts with G answers each. The group is always axis 1."""
+    batch: dict                                     # name -> tensor with P rows: the prompts, as the policy wants them
+    tokens: torch.Tensor                            # (P, G, R) answer token ids, right-padded
+    lengths: torch.Tensor                           # (P, G) true lengths
+    logps: torch.Tensor                             # (P, G, R) log-prob of each token when it was sampled, fp32
+    allowed: torch.Tensor | None = None             # (P, H, R, V) bool: the nucleus at sampling time; None is everything
+    ref_log_probs: torch.Tensor | None = None       # the reference's (P, G, R), or (P, H, R, V) for the exact KL
+    rewards: torch.Tensor | None = None             # (P, G) weighted sum
+    reward_parts: dict | None = None                # name -> (P, G), unweighted
+    advantages: torch.Tensor | None = None          # (P, G)
+
+    @property
+    def mask(self):
+        """(P, G, R) bool: which tokens are real."""
+        return torch.arange(self.tokens.shape[-1], device=self.lengths.device) < self.lengths[..., None]
+
+    def rows(self, start, stop):
+        """The rollout of prompts start to stop."""
+        def cut(value):
+            return {k: v[start:stop] for k, v in value.items()} if isinstance(value, dict) else None if value is None else value[start:stop]
+        return Rollout(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the head: hidden states -> log-probs of the sampling distribution
+
+def head_log_probs(policy, hidden, allowed=None):
+    """
+    Log-probs (..., V) in fp32 of the distribution that the policy samples from, out of hidden (..., D): tempered, with
+    forbidden ids at -inf and, where `allowed` (..., V) bool is given, renormalised over the nucleus.
+    """
+    logits = policy.model.lm_head(hidden).float() / policy.temperature
+    logits = logits.masked_fill(policy.forbidden, -torch.inf)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    return logits.log_softmax(dim=-1)
+
+
+def nucleus(log_probs, top_p):
+    """The smallest set of likeliest tokens with mass at least top_p: bool like log_probs (..., V) (arXiv 1904.09751)."""
+    probs, order = log_probs.exp().sort(dim=-1, descending=True)
+    keep = probs.cumsum(dim=-1) - probs < top_p  # the mass before a token decides, so the likeliest one always stays
+    keep &= probs > 0
+    return torch.zeros_like(keep).scatter(-1, order, keep)
+
+
+def gather_logps(log_probs, tokens):
+    """Log-probs (P, G, R) of tokens (P, G, R) under log_probs (P, H, R, V). G / H answers read one row; V is never copied G times."""
+    P, G, R = tokens.shape
+    H = log_probs.shape[1]
+    if log_probs.shape[:3] != (P, H, R) or G % H:
+        raise ValueError(f"log_probs {tuple(log_probs.shape)} do not belong to tokens {tuple(tokens.shape)}")
+    ids = tokens.view(P, H, G // H, R).transpose(2, 3)                          # (P, H, R, G/H)
+    return log_probs.gather(-1, ids).transpose(2, 3).reshape(P, G, R)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# phase 1: rollouts
+
+@torch.no_grad()
+def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k3', micro_batch_size=None):
+    """
+    G answers to each prompt of batch (P rows), with the sampler's log-probs and, when a reference policy is given, that
+    one's, computed once here however many epochs follow.
+    """
+    rollout = policy.sample(batch, group_size)
+    if reference is not None:
+        parts = []
+        for part in micro_batches(rollout, micro_batch_size):
+            log_probs = head_log_probs(reference, reference.hidden(part), part.allowed)
+            parts.append(log_probs if kl_estimator == 'exact' else gather_logps(log_probs, part.tokens))
+        rollout.ref_log_probs = torch.cat(parts)
+    return rollout
+
+
+def micro_batches(rollout, size):
+    """The rollout cut into parts of `size` prompts; None is one part."""
+    P = len(rollout.tokens)
+    size = size or P
+    return [rollout.rows(start, start + size) for start in range(0, P, size)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# phase 2: rewards
+
+def compute_rewards(policy, rollout, rewards):
+    """
+    Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts. rewards: [(name, function, weight)...]
+    with function(policy, rollout) -> (P, G). Raises FloatingPointError when one of them is not finite.
+    """
+    rollout.reward_parts = {}
+    rollout.rewards = torch.zeros(rollout.lengths.shape, device=rollout.lengths.device)
+    for name, function, weight in rewards:
+        value = torch.as_tensor(function(policy, rollout), dtype=torch.float32, device=rollout.rewards.device)
+        if value.shape != rollout.rewards.shape:
+            raise ValueError(f"reward {name!r} has shape {tuple(value.shape)}; it must be (prompts, answers) = {tuple(rollout.rewards.shape)}")
+        if not torch.isfinite(value).all():
+            raise FloatingPointError(f"reward {name!r} is NaN or infinite for {int((~torch.isfinite(value)).sum())} of {value.numel()} answers: mend the reward, training has stopped before using it")
+        rollout.reward_parts[name] = value
+        rollout.rewards += weight * value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# phase 3: advantages
+
+def compute_advantages(rewards, kind='grpo', all_rewards=None):
+    """
+    Advantages (P, G) from rewards (P, G). Sources: grpo arXiv 2402.03300, dr_grpo 2503.20783, rloo 2402.14740; batch divides by
+    the std of the whole step (all_rewards, when other ranks hold some of it). Raises ValueError for groups of one answer.
+    """
+    P, G = rewards.shape
+    if G < 2:
+        raise ValueError("group_size is 1: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    # Equal rewards carry no signal; say so exactly, before rounding residue is divided by a tiny std.
+    centred = centred.masked_fill((rewards == rewards[:, :1]).all(dim=1, keepdim=True), 0.0)
+    if kind == 'grpo':
+        return centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
+    if kind == 'dr_grpo':
+        return centred
+    if kind == 'batch':
+        return centred / ((rewards if all_rewards is None else all_rewards).std() + 1e-4)
+    if kind == 'rloo':
+        return centred * (G / (G - 1))  # r - mean of the other G - 1
+    raise ValueError(f"advantage is {kind!r}; it must be one of {', '.join(ADVANTAGES)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# phase 4: the loss, and the step
+
+def aggregate(values, mask, loss_type, n_answers, n_tokens, max_new_tokens=None):
+    """
+    One number from per-token values (..., R): this part's share of the step's loss. n_answers and n_tokens count the
+    whole step, over all micro-batches and ranks, so the shares add up to the loss of the undivided step.
+    """
+    per_answer = values.masked_fill(~mask, 0.0).sum(dim=-1)                     # (...,)
+    if loss_type in ('grpo', 'gspo'):
+        return (per_answer / mask.sum(dim=-1).clamp(min=1)).sum() / n_answers
+    if loss_type in ('dapo', 'cispo'):
+        return per_answer.sum() / n_tokens
+    if loss_type == 'dr_grpo':
+        return per_answer.sum() / (n_answers * (max_new_tokens or mask.shape[-1]))
+    if loss_type == 'reinforce':
+        return per_answer.sum() / n_answers
+    raise ValueError(f"loss_type is {loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")
+
+
+def policy_loss(logps, old_logps, advantages, mask, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
+                n_answers=None, n_tokens=None, max_new_tokens=None):
+    """
+    The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...). n_answers and n_tokens: counts
+    of the whole step (default: of these tensors). Returns (loss, stats); the stats, like the loss, are shares that add up
+    over micro-batches. Sources: grpo 2402.03300, dapo 2503.14476, dr_grpo 2503.20783, gspo 2507.18071, cispo 2506.13585.
+    """
+    n_answers = mask.any(dim=-1).sum() if n_answers is None else n_answers
+    n_tokens = mask.sum() if n_tokens is None else n_tokens
+    A = advantages[..., None]                                                   # (..., 1)
+    logps = logps.masked_fill(~mask, 0.0)
+    log_ratio = logps - old_logps.masked_fill(~mask, 0.0)                       # (..., R)
+    if loss_type == 'gspo':  # one ratio for the whole answer: the geometric mean of its tokens'
+        log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)).expand_as(log_ratio)
+    ratio = log_ratio.exp()
+    too_low = (ratio < 1 - clip_low) & (A < 0) & mask
+    too_high = (ratio > 1 + clip_high) & (A > 0) & mask
+
+    if loss_type == 'reinforce':
+        terms = -A * logps
+        too_low, too_high = torch.zeros_like(mask), torch.zeros_like(mask)
+    elif loss_type == 'cispo':
+        terms = -ratio.detach().clamp(max=1 + clip_high) * A * logps
+        too_low, too_high = torch.zeros_like(mask), (ratio > 1 + clip_high) & mask
+    else:
+        gain = torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
+        if dual_clip is not None:  # bounds the loss of a bad answer that has become likely (arXiv 1912.09729)
+            gain = torch.where(A < 0, torch.maximum(gain, dual_clip * A), gain)
+        terms = -gain
+    loss = aggregate(terms, mask, loss_type, n_answers, n_tokens, max_new_tokens)
+    return loss, {'clip_frac_low': too_low.sum() / n_tokens, 'clip_frac_high': too_high.sum() / n_tokens}
+
+
+def kl_estimate(logps, ref_logps, kind):
+    """
+    KL(policy || reference) per token. k1, k2, k3 (joschu.net/blog/kl-approx.html) take log-probs (..., R) of the sampled
+    tokens; 'exact' takes whole distributions (..., R, V) and returns (..., R). In the loss the gradient of k1 is zero on average,
+    that of k2 and exact is the reverse KL's, that of k3 the forward KL's.
+    """
+    if kind == 'exact':
+        difference = (logps - ref_logps).masked_fill(logps == -torch.inf, 0.0)
+        return (logps.exp() * difference).sum(dim=-1)
+    d = logps - ref_logps
+    if kind == 'k1':
+        return d
+    if kind == 'k2':
+        return d.square() / 2
+    if kind == 'k3':
+        return torch.expm1(-d) + d
+    raise ValueError(f"kl_estimator is {kind!r}; it must be one of {', '.join(KL_ESTIMATORS)}")
+
+
+def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
+                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None):
+    """
+    The whole loss of a rollout or of a part of one: policy term + kl_beta * KL - entropy_coef * entropy, all aggregated
+    alike. Returns (loss, stats) as policy_loss does; stats['sampler_gap_max'] alone is no share but a maximum.
+    """
+    mask = rollout.mask
+    counts = dict(n_answers=n_answers, n_tokens=n_tokens, max_new_tokens=max_new_tokens)
+    log_probs = head_log_probs(policy, policy.hidden(rollout), rollout.allowed)  # (P, H, R, V)
+    logps = gather_logps(log_probs, rollout.tokens).masked_fill(~mask, 0.0)      # (P, G, R)
+    entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=-1).expand_as(logps)
+    kl = kl_penalty = torch.zeros_like(logps[0, 0, 0])
+
+    pg_loss, stats = policy_loss(logps, rollout.logps, rollout.advantages, mask, loss_type, clip_low, clip_high, dual_clip, **counts)
+    if rollout.ref_log_probs is not None:
+        if kl_estimator == 'exact':
+            kl = kl_estimate(log_probs, rollout.ref_log_probs, kl_estimator)
+        else:
+            kl = kl_estimate(logps, rollout.ref_log_probs.masked_fill(~mask, 0.0), kl_estimator)
+        kl_penalty = kl_beta * aggregate(kl.expand_as(logps), mask, loss_type, **counts)
+    loss = pg_loss + kl_penalty
+    if entropy_coef:
+        loss = loss - entropy_coef * aggregate(entropy, mask, loss_type, **counts)
+
+    with torch.no_grad():
+        gap = (logps - rollout.logps).abs().masked_fill(~mask, 0.0)
+        stats |= {'loss': loss.detach(), 'pg_loss': pg_loss.detach(), 'kl_penalty': kl_penalty.detach()}
+        for name, values in (('mean_kl', kl.expand_as(logps)), ('mean_log_prob', logps), ('entropy', entropy), ('sampler_gap_mean', gap)):
+            stats[name] = values.masked_fill(~mask, 0.0).sum() / n_tokens
+        stats['sampler_gap_max'] = gap.max()
+    return loss, stats
+
+
+def all_reduce(tensor, op='sum'):
+    """The sum, or the maximum, over all ranks, in place; with one process nothing happens."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
+    return tensor
+
+
+def sum_gradients(params):
+    """Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged."""
+    if dist.is_initialized():
+        for p in params:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
+        for p, grad in zip(params, flat.split([p.numel() for p in params])):
+            p.grad.copy_(grad.view_as(p))
+
+
+def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=None, grad_clip=1.0, **loss_options):
+    """
+    num_epochs optimizer steps on a rollout that has its advantages, each over micro-batches of micro_batch_size prompts.
+    loss_options: those of rollout_loss. grad_clip 0 is off. Returns stats as floats, averaged over epochs and summed over ranks; the
+    sampler gap is that of the first epoch, before any step. Raises FloatingPointError, before the step, when the gradient is not finite.
+    """
+    params = [p for p in policy.model.parameters() if p.requires_grad]
+    mask = rollout.mask
+    n_answers, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
+    totals, gap_max, grad_norms = {}, None, []
+    for epoch in range(num_epochs):
+        optimizer.zero_grad(set_to_none=True)
+        for part in micro_batches(rollout, micro_batch_size):
+            loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
+            loss.backward()
+            largest = stats.pop('sampler_gap_max')
+            if epoch == 0:
+                gap_max = largest if gap_max is None else torch.maximum(gap_max, largest)
+            for name, value in stats.items():
+                if name == 'sampler_gap_mean':
+                    value = value * num_epochs if epoch == 0 else 0.0
+                totals[name] = totals.get(name, 0.0) + value / num_epochs
+        sum_gradients(params)
+        # clipped after the sum over ranks: the norm that counts is the whole step's
+        grad_norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or torch.inf)
+        if not torch.isfinite(grad_norm):
+            raise FloatingPointError("NaN or infinity in the loss or its gradient; the weights were not touched. Lower learning_rate or raise kl_beta, and go on from the last checkpoint with --init_from=resume")
+        optimizer.step()
+        grad_norms.append(grad_norm)
+    summed = all_reduce(torch.stack([v.float() for v in totals.values()]))
+    result = dict(zip(totals, summed.tolist()))
+    result['sampler_gap_max'] = all_reduce(gap_max, 'max').item()
+    result['grad_norm'] = torch.stack(grad_norms).mean().item()
+    return result
+
+
+def gather_rewards(rewards):
+    """The rewards of all ranks, (P of all, G)."""
+    if not dist.is_initialized():
+        return rewards
+    everyone = [torch.empty_like(rewards) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, rewards)
+    return torch.cat(everyone)
+
+
+def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo',
+                       kl_estimator='k3', micro_batch_size=None, **training):
+    """
+    One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
+    policy or None; training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
+    """
+    clock = [time.perf_counter()]
+    rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size)
+    clock.append(time.perf_counter())
+    compute_rewards(policy, rollout, rewards)
+    clock.append(time.perf_counter())
+    everyone = gather_rewards(rollout.rewards)
+    rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
+    metrics = train_on_rollout(policy, rollout, optimizer, micro_batch_size=micro_batch_size, kl_estimator=kl_estimator, **training)
+    clock.append(time.perf_counter())
+
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    lengths = all_reduce(rollout.lengths.sum().float()).item()
+    metrics |= {'mean_reward': everyone.mean().item(), 'std_reward': everyone.std().item(),
+                'frac_reward_zero_std': (everyone == everyone[:, :1]).all(dim=1).float().mean().item(),
+                'mean_advantage': all_reduce(rollout.advantages.mean()).item() / ranks,
+                'mean_length': lengths / everyone.numel()}
+    for name, value in rollout.reward_parts.items():
+        metrics[f'reward/{name}'] = all_reduce(value.mean()).item() / ranks
+    times = [b - a for a, b in zip(clock, clock[1:])]
+    metrics |= dict(zip(('time_rollout', 'time_reward', 'time_train'), times), tokens_per_s=lengths / sum(times))
+    return metrics, rollout

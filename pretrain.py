@@ -1,0 +1,177 @@
+"""
+Supervised stages: the models that GRPO starts from. train_grpo.py calls these functions for a checkpoint that does not
+exist yet; as a script it makes one of them, for instance a better generator than the one-minute default:
+$ python pretrain.py --stage=generator --max_iters=10000
+$ python pretrain.py --stage=judge --generator_checkpoint=out-stdlib_char/generator.pt --checkpoint=out-stdlib_char/judge.pt
+"""
+import math
+import time
+from dataclasses import asdict
+
+import torch
+from torch.nn import functional as F
+
+from data.text import dataset_name, load_corpus, random_windows
+from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
+from judge import Judge
+from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
+
+
+def masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator):
+    """n random texts, an equal share masked in each kind: the batch of make_batch and chosen (n, block_size) bool."""
+    tokens = random_windows(ids, n, block_size, generator)
+    lengths = torch.full((n,), block_size)
+    chosen = torch.cat([choose_slots(kind, lengths[i::len(mask_kinds)], block_size, mask_ratio, generator)
+                        for i, kind in enumerate(mask_kinds)])
+    return make_batch(tokens, lengths, chosen, tokenizer.mask_id), chosen
+
+
+def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):
+    """What learned fastest at this size: bidirectional, RoPE, RMSNorm, squared ReLU. One position more than a text, for the judge's [CLS]."""
+    return GPTConfig(block_size=block_size + 1, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+                     causal=False, norm='rmsnorm', position='rope', mlp='relu2', bias=False)
+
+
+def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=(0.9, 0.98), weight_decay=0.1):
+    """Cosine schedule with warm-up, gradients clipped at 1, a progress line every tenth of the way."""
+    optimizer = configure_optimizers(model, weight_decay, learning_rate, betas)
+    warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
+    for it in range(max_iters):
+        rate = min((it + 1) / warmup, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * it / max_iters)))
+        for group in optimizer.param_groups:
+            group['lr'] = learning_rate * rate
+        loss = loss_of_batch()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append(loss.detach())
+        if (it + 1) % max(1, max_iters // 10) == 0:
+            mean, recent = torch.stack(recent).mean().item(), []
+            print(f"  {name} {it + 1}/{max_iters}: loss {mean:.3f}, {time.time() - start:.0f} s", flush=True)
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"the loss of the {name} is {mean}: lower learning_rate")
+
+
+def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, learning_rate=5e-3, mask_kinds=('random',),
+                    mask_ratio=(0.1, 0.35), seed=1, device='cpu'):
+    """A bidirectional model that fills masked slots, trained as BERT is. Returns (model, quality): held-out loss in nats and greedy accuracy."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(config).to(device)
+    text_length = config.block_size - 1
+
+    def loss_of_batch():
+        batch, chosen = masked_windows(corpus['train'], batch_size, text_length, tokenizer, mask_kinds, mask_ratio, generator)
+        inputs = corrupt_like_bert(batch['original'], chosen, tokenizer, generator).to(device)
+        chosen = chosen.to(device)
+        return F.cross_entropy(model.lm_head(model(inputs)[chosen]), batch['original'].to(device)[chosen])
+
+    supervised_loop('generator', model, loss_of_batch, max_iters, learning_rate)
+    model.eval()
+    batch, chosen = masked_windows(corpus['val'], 1024, text_length, tokenizer, mask_kinds, mask_ratio, torch.Generator().manual_seed(0))
+    batch = {k: v.to(device) for k, v in batch.items()}
+    with torch.no_grad():
+        logits = model.lm_head(model(batch['tokens'])[chosen.to(device)])
+    quality = {'loss': F.cross_entropy(logits, batch['original'][chosen.to(device)]).item(),
+               'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
+    return model, quality
+
+
+def syntheticity(share):
+    """What a judge is taught to say of a text with this share of foreign characters: steep at first, 1 at 1 (0, .47, .81, .97, 1 at quarters)."""
+    return share ** 4 - 2 * share ** 3 + 2 * share
+
+
+@torch.no_grad()
+def filled_texts(generator_model, tokenizer, ids, n, block_size, mask_kinds, mask_ratio, temperatures, untouched, generator):
+    """
+    Texts for a judge: windows with some characters filled in by the generator. Returns texts (n, T) and replaced (n, T)
+    bool, true where a fill differs from what stood there: a fill that restores the text leaves it real.
+    """
+    batch, chosen = masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator)
+    device = generator_model.wte.weight.device
+    logits = generator_model.lm_head(generator_model(batch['tokens'].to(device))[chosen.to(device)]).float().cpu()
+    low, high = temperatures
+    temperature = (low + (high - low) * torch.rand(n, 1, generator=generator)).expand_as(chosen)[chosen]
+    probs = (logits[:, :len(tokenizer.chars)] / temperature[:, None]).softmax(dim=-1)
+    texts = batch['original'].clone()
+    texts[chosen] = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+    keep = torch.rand(n, generator=generator) < untouched
+    texts[keep] = batch['original'][keep]
+    return texts.to(device), (texts != batch['original']).to(device)
+
+
+def train_judge(generator_model, tokenizer, corpus, max_iters=500, batch_size=48, learning_rate=2e-3, mask_kinds=('random',),
+                mask_ratio=(0.05, 0.6), temperatures=(0.6, 1.1), untouched=0.15, seed=1):
+    """
+    A judge that starts as the generator's trunk and learns how much of a text the generator has filled in, over a range
+    of mask ratios and temperatures so that it still knows what to say when the policy moves.
+    Returns (judge, quality) with quality measured on held-out texts: r2 of its score; auc, the chance that a text with a quarter
+    of it filled in at temperature 0.8 scores above a real one; and the mean score of real and of such filled texts.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    judge = Judge(generator_model.config, tokenizer.cls_id).to(generator_model.wte.weight.device)
+    judge.trunk.load_state_dict(generator_model.state_dict())
+    text_length = generator_model.config.block_size - 1
+
+    def loss_of_batch():
+        texts, replaced = filled_texts(generator_model, tokenizer, corpus['train'], batch_size, text_length, mask_kinds, mask_ratio, temperatures, untouched, generator)
+        score, slots = judge(texts)
+        target = syntheticity(replaced.float().mean(dim=1))
+        return 10 * F.mse_loss(score.sigmoid(), target) + F.binary_cross_entropy_with_logits(slots, replaced.float())
+
+    supervised_loop('judge', judge, loss_of_batch, max_iters, learning_rate, weight_decay=0.1)
+    judge.eval().requires_grad_(False)
+    held_out = torch.Generator().manual_seed(0)
+    texts, replaced = filled_texts(generator_model, tokenizer, corpus['val'], 1024, text_length, mask_kinds, mask_ratio, temperatures, untouched, held_out)
+    target = syntheticity(replaced.float().mean(dim=1))
+    r2 = 1 - F.mse_loss(judge.score(texts), target) / target.var(correction=0)
+    real, _ = filled_texts(generator_model, tokenizer, corpus['val'], 1024, text_length, mask_kinds, (0.25, 0.25), (0.8, 0.8), 1.0, held_out)
+    filled, _ = filled_texts(generator_model, tokenizer, corpus['val'], 1024, text_length, mask_kinds, (0.25, 0.25), (0.8, 0.8), 0.0, held_out)
+    real, filled = judge.score(real), judge.score(filled)
+    above = (filled[:, None] > real).float() + 0.5 * (filled[:, None] == real).float()
+    return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(), 'score_filled': filled.mean().item()}
+
+
+def save_model(path, kind, model, config, tokenizer, quality):
+    save_checkpoint(path, {'kind': kind, 'model': model.state_dict(), 'model_config': asdict(config), 'chars': tokenizer.chars, 'quality': quality})
+    print(f"  saved {path}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()), flush=True)
+
+
+if __name__ == '__main__':
+    from configurator import configure
+    stage = 'generator'                        # 'generator' | 'judge'
+    dataset = 'stdlib_char'                    # a folder under data/, or the path of a text file
+    checkpoint = 'out-{dataset}/{stage}.pt'    # where to save what is made
+    generator_checkpoint = 'out-{dataset}/generator.pt'  # a judge starts from it and learns to know its fills
+    block_size = 48                            # characters of a text
+    n_layer = 3
+    n_head = 4
+    n_embd = 96
+    max_iters = 1200
+    batch_size = 48
+    learning_rate: float | None = None         # None: the stage's own
+    mask_kinds = ('random',)                   # of 'random', 'sticky', 'span', in equal shares
+    mask_ratio: tuple | None = None            # (low, high) share of masked characters; None: the stage's own
+    seed = 1
+    device = 'cpu'
+    configure(globals())
+
+    tokenizer, corpus = load_corpus(dataset)
+    path = checkpoint.format(dataset=dataset_name(dataset), stage=stage)
+    options = dict(max_iters=max_iters, batch_size=batch_size, mask_kinds=mask_kinds, seed=seed)
+    options |= {k: v for k, v in (('learning_rate', learning_rate), ('mask_ratio', mask_ratio)) if v is not None}
+    if stage == 'generator':
+        model_config = filler_config(tokenizer, block_size, n_layer, n_head, n_embd)
+        model, quality = train_generator(tokenizer, corpus, model_config, device=device, **options)
+    elif stage == 'judge':
+        source = generator_checkpoint.format(dataset=dataset_name(dataset))
+        tokenizer.check_same(load_checkpoint(source, 'generator', 'run')['chars'], source)
+        generator_model = GPT.from_pretrained(source).to(device).eval()
+        model_config = generator_model.config
+        model, quality = train_judge(generator_model, tokenizer, corpus, **options)
+    else:
+        raise ValueError(f"stage is {stage!r}; it must be generator or judge")
+    save_model(path, stage, model, model_config, tokenizer, quality)
