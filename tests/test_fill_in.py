@@ -1,0 +1,168 @@
+"""Masks, and the fill-in policy: exact likelihoods, G fills from one forward, K steps."""
+import itertools
+
+import pytest
+import torch
+
+from data.tokenizer import CharTokenizer
+from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, fill, make_batch
+from grpo import gather_logps, generate_rollouts, grpo_training_step, head_log_probs
+from model import GPT, configure_optimizers
+from pretrain import filler_config
+
+TOKENIZER = CharTokenizer('abcdefgh')
+
+
+def tiny_policy(tokenizer=TOKENIZER, seed=0, **options):
+    torch.manual_seed(seed)
+    model = GPT(filler_config(tokenizer, 16, 2, 2, 16)).eval()
+    for p in model.parameters():  # blocks start as the identity; make them do something
+        torch.nn.init.normal_(p, std=0.3)
+    return FillInPolicy(model, tokenizer, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def tiny_batch(P=4, T=12, lengths=None, ratio=(0.3, 0.6), kind='random', tokenizer=TOKENIZER):
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.full((P,), T) if lengths is None else torch.tensor(lengths)
+    tokens = torch.randint(len(tokenizer.chars), (P, T), generator=generator)
+    return make_batch(tokens, lengths, choose_slots(kind, lengths, T, ratio, generator), tokenizer.mask_id)
+
+
+@pytest.mark.parametrize('kind', ['random', 'sticky', 'span'])
+def test_mask_share_and_padding(kind):
+    """Each text's share is what was asked for, to within half a character; nothing in padding; never empty."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([40, 25, 3, 1] * 50)
+    for ratio in ((0.25, 0.25), (0.01, 0.01), (1.0, 1.0)):
+        chosen = choose_slots(kind, lengths, 40, ratio, generator)
+        assert torch.equal(chosen.sum(1), (lengths * ratio[0]).round().clamp(min=1).long())
+        assert not (chosen & (torch.arange(40) >= lengths[:, None])).any()
+    shares = choose_slots(kind, torch.full((400,), 40), 40, (0.1, 0.5), generator).float().mean(1)
+    assert shares.min() >= 0.1 - 1e-6 and shares.max() <= 0.5 + 1e-6 and abs(shares.mean() - 0.3) < 0.03
+
+
+def test_mask_kinds_differ_in_clumping():
+    """Of masked positions, the share whose right neighbour is masked too: about the ratio for random, far more for the others."""
+    generator = torch.Generator().manual_seed(0)
+    share = {}
+    for kind in ('random', 'sticky', 'span'):
+        chosen = choose_slots(kind, torch.full((500,), 48), 48, (0.25, 0.25), generator)
+        share[kind] = (chosen[:, :-1] & chosen[:, 1:]).sum().item() / chosen[:, :-1].sum().item()
+    assert abs(share['random'] - 0.25) < 0.03 and share['sticky'] > 0.35 and share['span'] > 0.7
+
+
+def test_every_position_can_be_masked():
+    generator = torch.Generator().manual_seed(0)
+    for kind in ('random', 'sticky', 'span'):
+        often = choose_slots(kind, torch.full((2000,), 12), 12, (0.3, 0.3), generator).float().mean(0)
+        assert often.min() > 0.08, (kind, often)  # a run of 4 among 12 reaches an end in 1 of 9 places
+
+
+def test_bert_corruption_is_80_10_10():
+    generator = torch.Generator().manual_seed(0)
+    tokens, chosen = torch.zeros(200, 100, dtype=torch.long), torch.rand(200, 100, generator=generator) < 0.5
+    inputs = corrupt_like_bert(tokens, chosen, TOKENIZER, generator)
+    assert torch.equal(inputs[~chosen], tokens[~chosen])
+    masked, same = (inputs[chosen] == TOKENIZER.mask_id).float().mean(), (inputs[chosen] == 0).float().mean()
+    assert abs(masked - 0.8) < 0.02 and abs(same - (0.1 + 0.1 / 8)) < 0.02 and inputs.max() <= TOKENIZER.mask_id
+
+
+def test_likelihood_is_exact():
+    """Three characters, two slots: the nine fills' probabilities sum to 1, and sampling draws them at those rates (3 sigma)."""
+    tokenizer = CharTokenizer('abc')
+    policy = tiny_policy(tokenizer, temperature=0.8)
+    tokens = torch.randint(3, (1, 6))
+    batch = make_batch(tokens, torch.tensor([6]), torch.tensor([[False, True, False, False, True, False]]), tokenizer.mask_id)
+    rollout = policy.sample(batch, 40000)
+    log_probs = head_log_probs(policy, policy.hidden(rollout))
+    every = torch.tensor(list(itertools.product(range(3), repeat=2)))[None]
+    probs = gather_logps(log_probs, every).sum(-1).exp()[0]
+    assert probs.sum().item() == pytest.approx(1, abs=1e-5)
+    seen = torch.bincount(rollout.tokens[0, :, 0] * 3 + rollout.tokens[0, :, 1], minlength=9) / 40000
+    assert ((seen - probs).abs() < 3.5 * (probs * (1 - probs) / 40000).sqrt() + 1e-6).all()
+
+
+@pytest.mark.parametrize('top_p, unmask_steps', [(1.0, 1), (0.7, 1), (1.0, 3), (0.7, 3)])
+def test_sampler_and_trainer_agree(top_p, unmask_steps):
+    """Log-probs recorded while sampling are those that training recomputes, nucleus and steps and ragged texts included; no special is ever drawn."""
+    policy = tiny_policy(temperature=0.8, top_p=top_p, unmask_steps=unmask_steps)
+    batch = tiny_batch(lengths=[12, 7, 3, 10])
+    rollout = generate_rollouts(policy, batch, 5)
+    logps = gather_logps(head_log_probs(policy, policy.hidden(rollout), rollout.allowed), rollout.tokens)
+    assert (logps - rollout.logps)[rollout.mask].abs().max() < 1e-5
+    assert torch.isfinite(rollout.logps[rollout.mask]).all() and rollout.tokens[rollout.mask].max() < len(TOKENIZER.chars)
+    texts = fill(batch, rollout.tokens)
+    outside = (batch['tokens'] != TOKENIZER.mask_id)[:, None].expand_as(texts)
+    assert torch.equal(texts[outside], batch['tokens'][:, None].expand_as(texts)[outside])
+    assert not (texts == TOKENIZER.mask_id).any()
+
+
+def test_steps_see_earlier_fills():
+    """With K = |M| the likelihood is that of an any-order autoregressive model: each slot's log-prob by its own forward, with the earlier ones filled."""
+    policy = tiny_policy(unmask_steps=3)
+    tokens = torch.randint(8, (1, 6))
+    batch = make_batch(tokens, torch.tensor([6]), torch.tensor([[True, False, True, False, False, True]]), TOKENIZER.mask_id)
+    rollout = policy.sample(batch, 4)
+    order = rollout.batch['step_of_slot'][0].argsort().tolist()
+    assert sorted(order) == [0, 1, 2]
+    for g in range(4):
+        text = batch['tokens'][0].clone()
+        for m in order:
+            logits = policy.model.logits(text[None])[0, batch['slots'][0, m]].masked_fill(policy.forbidden, -torch.inf)
+            assert logits.log_softmax(-1)[rollout.tokens[0, g, m]].item() == pytest.approx(rollout.logps[0, g, m].item(), abs=1e-5)
+            text[batch['slots'][0, m]] = rollout.tokens[0, g, m]
+
+
+def test_cost_does_not_grow_with_the_group():
+    """Policy and reference read P rows, the head P M rows, for 2 fills as for 16."""
+    def rows(G):
+        policy = tiny_policy()
+        reference = policy.with_model(tiny_policy(seed=1).model)
+        seen = {'trunk': 0, 'head': 0}
+        for model in (policy.model, reference.model):
+            model.register_forward_hook(lambda m, i, o: seen.__setitem__('trunk', seen['trunk'] + o.shape[0]))
+            model.lm_head.register_forward_hook(lambda m, i, o: seen.__setitem__('head', seen['head'] + o.numel() // o.shape[-1]))
+        reward = [('count', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
+        grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model, 0, 1e-3, (0.9, 0.99)), reward, reference, G, kl_beta=0.1, kl_estimator='exact')
+        return seen
+    assert rows(2) == rows(16) == {'trunk': 3 * 4, 'head': 3 * 4 * tiny_batch()['slots'].shape[1]}
+
+
+def test_padding_and_company_do_not_matter():
+    """A short text among longer ones gets the hidden states it gets alone."""
+    policy = tiny_policy()
+    batch = tiny_batch(lengths=[12, 5, 9, 7])
+    together = policy.slot_hidden(batch, None, 0)
+    n = int(batch['n_slots'][1])
+    alone = {k: v[1:2, :5] if k in ('tokens', 'original') else v[1:2, :n] if k == 'slots' else v[1:2] for k, v in batch.items()}
+    torch.testing.assert_close(policy.slot_hidden(alone, None, 0)[0, 0], together[1, 0, :n], atol=1e-5, rtol=1e-5)
+
+
+def test_learns_what_is_rewarded_and_moves_every_parameter():
+    """Reward = share of 'a' among the fills: a few steps take it from about 1/8 to nearly 1."""
+    policy = tiny_policy()
+    optimizer = configure_optimizers(policy.model, 0, 1e-2, (0.9, 0.99))
+    before = [p.clone() for p in policy.model.parameters()]
+    reward = [('a', lambda policy, rollout: (rollout.tokens == 0).where(rollout.mask, False).sum(-1) / rollout.lengths, 1.0)]
+    first, *_, last = [grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]['mean_reward'] for _ in range(40)]
+    assert first < 0.4 and last > 0.9
+    assert all(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters()))
+
+
+def test_at_the_start_ratio_is_one_and_kl_is_zero():
+    policy = tiny_policy()
+    reference = policy.with_model(tiny_policy().model)
+    reward = [('a', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
+    metrics, _ = grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model, 0, 1e-3, (0.9, 0.99)), reward, reference, 8, kl_beta=0.1, kl_estimator='exact')
+    assert abs(metrics['mean_kl']) < 1e-6 and metrics['sampler_gap_max'] < 1e-5 and metrics['clip_frac_high'] == 0 and abs(metrics['loss']) < 1e-3
+
+
+def test_exact_match_by_hand():
+    batch = make_batch(torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([3, 3]), torch.tensor([[True, False, True], [False, True, False]]), TOKENIZER.mask_id)
+    fills = torch.tensor([[[0, 2], [0, 3]], [[4, 0], [5, 7]]])  # right: 2 + 1 of text 0, 1 + 0 of text 1 (whose second slot is padding)
+    assert exact_match(batch, fills) == pytest.approx(4 / 6)
+
+
+def test_a_text_without_slots_is_refused():
+    with pytest.raises(ValueError, match='text 1 of the batch has no masked slot'):
+        make_batch(torch.zeros(2, 3, dtype=torch.long), torch.tensor([3, 3]), torch.tensor([[True, False, False], [False] * 3]), TOKENIZER.mask_id)

@@ -1,0 +1,208 @@
+"""The arithmetic of the step against hand-worked numbers and brute-force enumeration (float64)."""
+import itertools
+import types
+
+import pytest
+import torch
+
+from grpo import (LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gather_logps, head_log_probs, kl_estimate, nucleus,
+                  policy_loss, train_on_rollout)
+
+torch.manual_seed(0)
+
+
+class TablePolicy:
+    """A policy that is a table of hidden states: its answers' slots are independent, its head is the identity. V = width."""
+
+    def __init__(self, P, R, V, temperature=1.0):
+        self.model = torch.nn.Module()
+        self.model.table = torch.nn.Parameter(torch.randn(P, R, V, dtype=torch.float64))
+        self.model.lm_head = torch.nn.Identity()
+        self.temperature, self.forbidden = temperature, torch.zeros(V, dtype=torch.bool)
+
+    def hidden(self, rollout):
+        return self.model.table[rollout.batch['row']][:, None]
+
+
+def table_rollout(policy, G, lengths=None):
+    P, R, V = policy.model.table.shape
+    tokens = torch.randint(V, (P, G, R))
+    log_probs = head_log_probs(policy, policy.model.table.detach()[:, None])
+    lengths = torch.full((P, G), R) if lengths is None else lengths
+    rollout = Rollout({'row': torch.arange(P)}, tokens, lengths, gather_logps(log_probs, tokens))
+    rollout.advantages = compute_advantages(torch.randn(P, G), 'rloo')
+    return rollout
+
+
+# --- advantages
+
+def test_advantages_by_hand():
+    r = torch.tensor([[1., 0., 0., 1.]])
+    sign = torch.tensor([[1., -1., -1., 1.]])
+    torch.testing.assert_close(compute_advantages(r, 'grpo'), 0.865875 * sign, atol=1e-6, rtol=0)  # .5 / (.57735 + 1e-4)
+    torch.testing.assert_close(compute_advantages(r, 'rloo'), 2 / 3 * sign)
+    torch.testing.assert_close(compute_advantages(r, 'dr_grpo'), 0.5 * sign)
+    both = torch.tensor([[1., 0., 0., 1.], [4., 0., 0., 4.]])  # mean 1.25, squared deviations sum 21.5, std sqrt(21.5 / 7)
+    torch.testing.assert_close(compute_advantages(both, 'batch')[0], 0.5 * sign[0] / ((21.5 / 7) ** 0.5 + 1e-4))
+
+
+@pytest.mark.parametrize('kind', ['grpo', 'dr_grpo', 'batch', 'rloo'])
+def test_equal_rewards_give_exactly_zero(kind):
+    """0.1 + 0.2 style residue divided by a tiny std once made advantages of thousands."""
+    rewards = torch.tensor([[0.1] * 7, [0.3, 0.1, 0.2, 0.3, 0.1, 0.2, 0.5]])
+    advantages = compute_advantages(rewards, kind)
+    assert (advantages[0] == 0).all() and (advantages[1] != 0).any()
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match='group_size is 1'):
+        compute_advantages(torch.zeros(3, 1))
+
+
+# --- losses
+
+def test_losses_by_hand():
+    """Two answers, lengths 2 and 1, ratio 1: -A at every token, aggregated four ways. The mask hides a NaN."""
+    logps = torch.log(torch.tensor([[0.5, 0.25], [0.2, 0.9]]))
+    old = logps.clone()
+    old[1, 1] = float('nan')
+    mask = torch.tensor([[True, True], [True, False]])
+    A = torch.tensor([1.0, -2.0])
+    for loss_type, wanted in (('grpo', (-1 + 2) / 2), ('gspo', (-1 + 2) / 2), ('dapo', (-1 - 1 + 2) / 3), ('dr_grpo', (-1 - 1 + 2) / (2 * 10)),
+                              ('cispo', -(logps[0].sum() - 2 * logps[1, 0]) / 3), ('reinforce', -(logps[0].sum() - 2 * logps[1, 0]) / 2)):
+        loss, _ = policy_loss(logps, old, A, mask, loss_type, max_new_tokens=10)
+        torch.testing.assert_close(loss, torch.as_tensor(wanted, dtype=loss.dtype), msg=loss_type)
+
+
+def test_clipping_by_hand():
+    """ratio 1.5: with A > 0 the loss is -1.2 A and flat; with A < 0 it is -1.5 A and not. ratio 0.5 the other way round."""
+    for ratio, A, value, flat in ((1.5, 1.0, -1.2, True), (1.5, -1.0, 1.5, False), (0.5, 1.0, -0.5, False), (0.5, -1.0, 0.8, True)):
+        logps = torch.tensor([[ratio]], dtype=torch.float64).log().requires_grad_()
+        loss, stats = policy_loss(logps, torch.zeros(1, 1), torch.tensor([A]), torch.ones(1, 1, dtype=torch.bool))
+        loss.backward()
+        assert loss.item() == pytest.approx(value) and (logps.grad.item() == 0) == flat
+        assert (stats['clip_frac_high'] + stats['clip_frac_low']).item() == float(flat)
+    loss, _ = policy_loss(torch.tensor([[10.0]]).log(), torch.zeros(1, 1), torch.tensor([-1.0]), torch.ones(1, 1, dtype=torch.bool), dual_clip=3.0)
+    assert loss.item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize('loss_type', LOSS_TYPES)
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_gradient_equals_enumeration(loss_type, temperature):
+    """V = 3, R = 2: the policy gradient, averaged over all 9 answers with their probabilities, is that of the expected reward."""
+    policy = TablePolicy(1, 2, 3, temperature)
+    answers = torch.tensor(list(itertools.product(range(3), repeat=2)))[None]                # (1, 9, 2)
+    reward = torch.randn(9, dtype=torch.float64)
+    log_probs = head_log_probs(policy, policy.model.table[:, None])
+    assert log_probs.exp().sum(-1).allclose(torch.ones(1, dtype=log_probs.dtype))
+    logps = gather_logps(log_probs, answers)                                                 # (1, 9, 2)
+    probs = logps.sum(-1).exp()
+    assert probs.sum().item() == pytest.approx(1.0, abs=1e-6)
+    wanted, = torch.autograd.grad(-(probs * reward).sum(), policy.model.table, retain_graph=True)
+    # each answer weighted by its probability plays the part of its advantage; token-level averages divide by R = 2
+    loss, _ = policy_loss(logps, logps.detach(), (probs.detach() * reward), torch.ones(1, 9, 2, dtype=torch.bool), loss_type, n_answers=1, n_tokens=2, max_new_tokens=2)
+    got, = torch.autograd.grad(loss, policy.model.table)
+    scale = 1.0 if loss_type == 'reinforce' else 0.5
+    torch.testing.assert_close(got, scale * wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('loss_type', LOSS_TYPES)
+@pytest.mark.parametrize('size', [1, 2, 5])
+def test_micro_batches_do_not_change_the_gradient(loss_type, size):
+    def gradient(micro_batch_size):
+        torch.manual_seed(3)
+        policy = TablePolicy(5, 4, 6)
+        rollout = table_rollout(policy, 3, lengths=torch.randint(1, 5, (5, 3)))
+        rollout.ref_log_probs = rollout.logps + 0.3 * torch.randn_like(rollout.logps)
+        stats = train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=0.0), micro_batch_size=micro_batch_size, grad_clip=0,
+                                 loss_type=loss_type, kl_beta=0.1, kl_estimator='k2', entropy_coef=0.01, max_new_tokens=4)
+        return policy.model.table.grad, stats['loss']
+    whole, loss = gradient(None)
+    parts, loss_of_parts = gradient(size)
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
+    assert loss == pytest.approx(loss_of_parts, abs=1e-6) and whole.abs().max() > 1e-4
+
+
+def test_padding_may_hold_anything():
+    """Random ids and NaN log-probs behind the true lengths change nothing."""
+    def gradient(poison):
+        torch.manual_seed(4)
+        policy = TablePolicy(2, 4, 5)
+        rollout = table_rollout(policy, 3, lengths=torch.tensor([[4, 2, 1], [3, 3, 2]]))
+        rollout.ref_log_probs = rollout.logps - 0.1
+        if poison:
+            rollout.tokens = rollout.tokens.where(rollout.mask, torch.randint(5, rollout.tokens.shape))
+            rollout.logps = rollout.logps.masked_fill(~rollout.mask, float('nan'))
+            rollout.ref_log_probs = rollout.ref_log_probs.masked_fill(~rollout.mask, float('nan'))
+        train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=0.0), grad_clip=0, kl_beta=0.1, kl_estimator='k3')
+        return policy.model.table.grad
+    assert torch.equal(gradient(False), gradient(True))
+
+
+def test_several_epochs_clip():
+    """The first epoch is on-policy; a later one, after a large step, meets the clip."""
+    policy = TablePolicy(2, 3, 4)
+    optimizer = torch.optim.SGD([policy.model.table], lr=5.0)
+    once = train_on_rollout(policy, table_rollout(policy, 4), optimizer, num_epochs=1, grad_clip=0)
+    twice = train_on_rollout(policy, table_rollout(policy, 4), optimizer, num_epochs=2, grad_clip=0)
+    assert once['clip_frac_low'] == once['clip_frac_high'] == 0 and once['sampler_gap_max'] < 1e-6
+    assert twice['clip_frac_low'] + twice['clip_frac_high'] > 0
+
+
+def test_nan_stops_before_the_weights_are_touched():
+    policy = TablePolicy(1, 2, 3)
+    rollout = table_rollout(policy, 2)
+    before = policy.model.table.clone()
+    rollout.advantages[0, 0] = float('nan')
+    with pytest.raises(FloatingPointError, match='learning_rate'):
+        train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=1.0))
+    assert torch.equal(policy.model.table, before)
+
+
+def test_a_reward_that_is_nan_is_named():
+    rollout = types.SimpleNamespace(lengths=torch.ones(2, 2))
+    with pytest.raises(FloatingPointError, match="reward 'mine' is NaN or infinite for 1 of 4"):
+        compute_rewards(None, rollout, [('mine', lambda p, r: [[0.0, 1.0], [float('nan'), 0.5]], 1.0)])
+    compute_rewards(None, rollout, [('a', lambda p, r: torch.ones(2, 2), 0.5), ('b', lambda p, r: torch.eye(2), 2.0)])
+    assert rollout.rewards.tolist() == [[2.5, 0.5], [0.5, 2.5]]
+
+
+# --- KL
+
+def test_kl_gradients_by_enumeration():
+    """V = 3: the expected gradient of k1 in the loss is 0, of k2 that of KL(p||q), of k3 that of KL(q||p); exact is KL(p||q) itself."""
+    z = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    logp, logq = z.log_softmax(0), torch.randn(3, dtype=torch.float64).log_softmax(0)
+    reverse, = torch.autograd.grad((logp.exp() * (logp - logq)).sum(), z, retain_graph=True)
+    forward, = torch.autograd.grad((logq.exp() * (logq - logp)).sum(), z, retain_graph=True)
+    for kind, wanted in (('k1', torch.zeros(3, dtype=torch.float64)), ('k2', reverse), ('k3', forward)):
+        expected, = torch.autograd.grad((logp.exp().detach() * kl_estimate(logp, logq, kind)).sum(), z, retain_graph=True)
+        torch.testing.assert_close(expected, wanted, atol=1e-12, rtol=0, msg=kind)
+    exact, = torch.autograd.grad(kl_estimate(logp, logq, 'exact'), z, retain_graph=True)
+    torch.testing.assert_close(exact, reverse)
+    for kind in ('k1', 'k2', 'k3', 'exact'):
+        assert (kl_estimate(logp, logp, kind) == 0).all()
+
+
+def test_exact_kl_ignores_forbidden_ids():
+    z = torch.randn(4, requires_grad=True)
+    hole = torch.tensor([False, True, False, False])
+    p = z.masked_fill(hole, -torch.inf).log_softmax(0)
+    kl = kl_estimate(p, torch.randn(4).masked_fill(hole, -torch.inf).log_softmax(0), 'exact')
+    kl.backward()
+    assert kl > 0 and torch.isfinite(z.grad).all() and z.grad[1] == 0
+
+
+def test_nucleus_by_hand():
+    log_probs = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.05, 0.0, 0.9]]).log()
+    assert nucleus(log_probs, 0.6).tolist() == [[True, True, False, False], [False, False, False, True]]
+    assert nucleus(log_probs, 1e-6).sum(-1).tolist() == [1, 1]
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(ValueError, match='one of grpo'):
+        aggregate(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), 'ppo', 1, 1)
+    with pytest.raises(ValueError, match='one of k1'):
+        kl_estimate(torch.zeros(1), torch.zeros(1), 'k4')
+    with pytest.raises(ValueError, match='one of grpo'):
+        compute_advantages(torch.zeros(2, 2), 'gae2')
