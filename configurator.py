@@ -56,7 +56,7 @@ def check(key, value, keys, where):
         raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all"))
     kind = keys[key][0]
     kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    if type(value) in kinds:
+    if type(value) in kinds or object in kinds:
         return value
     if type(value) is int and float in kinds:
         return float(value)

@@ -210,7 +210,7 @@ def load_checkpoint(path, *kinds):
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {str(e).splitlines()[0][:120]}. Delete it and run again to make it anew") from None
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Delete it and run again to make it anew") from None
     found = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
     if found not in kinds:
         raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint where a {' or '.join(kinds)} is wanted: check which path belongs to which key")

@@ -1,0 +1,115 @@
+"""The transformer's kinds, and checkpoints that are whole or refused."""
+import pytest
+import torch
+from torch.nn import functional as F
+
+from data.tokenizer import CharTokenizer
+from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, rope_table, rotate, save_checkpoint
+
+
+def tiny(**kinds):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=12, vocab_size=20, n_layer=2, n_head=4, n_embd=32, **kinds)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+KINDS = [dict(causal=c, norm=n, position=p, mlp=m, bias=b, tied=t, n_kv_head=k) for c, n, p, m, b, t, k in (
+    (True, 'layernorm', 'learned', 'gelu', True, True, None), (True, 'rmsnorm', 'rope', 'swiglu', False, False, 2),
+    (False, 'rmsnorm', 'rope', 'relu2', False, True, None), (False, 'layernorm', 'learned', 'gelu', True, True, 1))]
+
+
+@pytest.mark.parametrize('kinds', KINDS)
+def test_what_each_position_sees(kinds):
+    """Causal: changing token 7 leaves hidden 0..6 as they were. Bidirectional: it moves them all. Right padding never matters."""
+    model = tiny(**kinds)
+    a = torch.randint(20, (2, 10))
+    b = a.clone()
+    b[:, 7] = (b[:, 7] + 1) % 20
+    before = (model(a) - model(b))[:, :7].abs().max()
+    assert before == 0 if kinds['causal'] else before > 1e-3
+    lengths = torch.tensor([7, 4])
+    for row, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(model(a, lengths)[row, :n], model(a[row:row + 1, :n])[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kinds', KINDS)
+def test_every_parameter_gets_a_gradient(kinds):
+    model = tiny(**kinds)
+    F.cross_entropy(model.logits(torch.randint(20, (3, 10))).flatten(0, 1), torch.randint(20, (30,))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert (model.lm_head.weight is model.wte.weight) == kinds['tied']
+
+
+def test_rope_depends_on_distance_only():
+    cos, sin = rope_table(GPTConfig(block_size=50, n_embd=16, n_head=1))
+    q, k = torch.randn(2, 1, 1, 1, 16)
+    def score(i, j):
+        return (rotate(q, cos[i:i + 1], sin[i:i + 1]) * rotate(k, cos[j:j + 1], sin[j:j + 1])).sum()
+    torch.testing.assert_close(score(3, 10), score(30, 37), atol=1e-5, rtol=1e-5)
+    assert (score(3, 10) - score(3, 11)).abs() > 1e-3
+
+
+def test_grouped_query_attention_is_repeated_heads():
+    grouped, full = tiny(n_kv_head=2), tiny()
+    for a, b in zip(grouped.blocks, full.blocks):
+        q, k, v = a.attn.qkv.weight.view(8, 8, 32).split([4, 2, 2])
+        b.load_state_dict({**a.state_dict(), 'attn.qkv.weight': torch.cat((q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0))).flatten(0, 1),
+                           'attn.qkv.bias': torch.cat([part if i == 0 else part.repeat_interleave(2, 0) for i, part in enumerate(a.attn.qkv.bias.view(8, 8).split([4, 2, 2]))]).flatten()})
+    rest = {k: v for k, v in grouped.state_dict().items() if not k.startswith('blocks')}
+    full.load_state_dict(rest, strict=False)
+    tokens = torch.randint(20, (2, 9))
+    torch.testing.assert_close(grouped.logits(tokens), full.logits(tokens))
+
+
+def test_weight_decay_spares_vectors():
+    model = tiny(bias=True)
+    decayed, spared = configure_optimizers(model, 0.1, 1e-3, (0.9, 0.95)).param_groups
+    assert all(p.dim() >= 2 for p in decayed['params']) and all(p.dim() < 2 for p in spared['params'])
+    assert decayed['weight_decay'] == 0.1 and spared['weight_decay'] == 0.0
+    assert len(decayed['params']) + len(spared['params']) == len(list(model.parameters()))
+
+
+def test_bad_kinds_and_long_texts_are_refused():
+    with pytest.raises(ValueError, match="norm is 'batch'"):
+        GPTConfig(norm='batch')
+    with pytest.raises(ValueError, match='multiple of n_head'):
+        GPTConfig(n_embd=30, n_head=4)
+    with pytest.raises(ValueError, match='13 tokens does not fit.*block_size of 12'):
+        tiny()(torch.zeros(1, 13, dtype=torch.long))
+
+
+def test_checkpoints(tmp_path):
+    """Saved and loaded logits are equal; a torn file, a missing one, another kind and a stranger's file are refused by name."""
+    model, path = tiny(), str(tmp_path / 'deep' / 'model.pt')
+    save_checkpoint(path, {'kind': 'generator', 'model': model.state_dict(), 'model_config': vars(model.config)})
+    tokens = torch.randint(20, (1, 5))
+    assert torch.equal(GPT.from_pretrained(path).eval().logits(tokens), model.logits(tokens))
+    with pytest.raises(ValueError, match='holds a generator checkpoint where a judge is wanted'):
+        load_checkpoint(path, 'judge')
+    with pytest.raises(FileNotFoundError, match='nowhere.pt'):
+        load_checkpoint(str(tmp_path / 'nowhere.pt'), 'judge')
+    whole = open(path, 'rb').read()
+    for n in (0, 10, len(whole) // 2, len(whole) - 1):
+        open(path, 'wb').write(whole[:n])
+        with pytest.raises(ValueError, match='model.pt cannot be read as a checkpoint'):
+            load_checkpoint(path, 'generator')
+    torch.save({'weights': torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match='holds no checkpoint'):
+        load_checkpoint(path, 'generator')
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = str(tmp_path / 'model.pt')
+    save_checkpoint(path, {'kind': 'run', 'iter': 1})
+    with pytest.raises(Exception):
+        save_checkpoint(path, {'kind': 'run', 'iter': (i for i in range(3))})  # cannot be written
+    assert load_checkpoint(path, 'run')['iter'] == 1
+
+
+def test_characters():
+    tokenizer = CharTokenizer('abc')
+    assert tokenizer.decode(tokenizer.encode('cab')) == 'cab' and tokenizer.decode([0, tokenizer.mask_id, tokenizer.pad_id]) == 'a_'
+    with pytest.raises(ValueError, match="character 'z' at position 2"):
+        tokenizer.encode('abz')
