@@ -11,6 +11,8 @@ import torch
 
 from grpo import Rollout, gather_logps, head_log_probs, nucleus
 
+MASK_KINDS = ('random', 'sticky', 'span')
+
 
 def choose_slots(kind, lengths, T, ratio, generator, span_length=4):
     """
@@ -47,7 +49,7 @@ def choose_slots(kind, lengths, T, ratio, generator, span_length=4):
             order = torch.randperm(len(sizes), generator=generator)
             chosen[p, :length] = (order < n).repeat_interleave(sizes[order])
         return chosen
-    raise ValueError(f"mask kind is {kind!r}; it must be one of random, sticky, span")
+    raise ValueError(f"mask kind is {kind!r}; it must be one of {', '.join(MASK_KINDS)}")
 
 
 def corrupt_like_bert(tokens, chosen, tokenizer, generator):

@@ -11,14 +11,13 @@ import math
 import os
 import signal
 import sys
-import time
 
 import torch
 import torch.distributed as dist
 
 from configurator import configure
 from data.text import dataset_name, load_corpus
-from fill_in import FillInPolicy, describe_fills, exact_match, fill, score_fills
+from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, all_reduce, grpo_training_step
 from judge import Judge
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
@@ -94,6 +93,9 @@ if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
 if len(mask_ratio) != 2 or not 0 < mask_ratio[0] <= mask_ratio[1] <= 1:
     raise ValueError(f"mask_ratio is {mask_ratio}: it must be (low, high) with 0 < low <= high <= 1, for instance (0.25, 0.35); at 0 there is nothing to fill in")
+for kind in mask_kinds:
+    if kind not in MASK_KINDS:
+        raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
 if dual_clip is not None and dual_clip <= 1:
     raise ValueError(f"dual_clip is {dual_clip}: it must be above 1, or None")
 if kl_beta > 0 and kl_estimator == 'k1':
@@ -140,13 +142,13 @@ def make_missing():
     if not os.path.exists(generator_checkpoint):
         say(f"there is no generator at {generator_checkpoint}: training one on {dataset}")
         model_config = filler_config(tokenizer, block_size, n_layer, n_head, n_embd)
-        model, quality = train_generator(tokenizer, corpus, model_config, pretrain_iters, mask_kinds=mask_kinds, device=device)
+        model, quality = train_generator(tokenizer, corpus, model_config, pretrain_iters, mask_kinds=mask_kinds, seed=seed, device=device)
         save_model(generator_checkpoint, 'generator', model, model_config, tokenizer, quality)
     for number, path in enumerate((judge_checkpoint, gold_checkpoint)):
         if not os.path.exists(path):
             say(f"there is no judge at {path}: training one on the fills of {generator_checkpoint}")
             generator = load_generator()
-            judge, quality = train_judge(generator, tokenizer, corpus, judge_iters, mask_kinds=mask_kinds, seed=1 + number)
+            judge, quality = train_judge(generator, tokenizer, corpus, judge_iters, mask_kinds=mask_kinds, seed=seed + 1000 * number)
             save_model(path, 'judge', judge, generator.config, tokenizer, quality)
 
 
@@ -350,4 +352,5 @@ for it in range(start_iter, max_iters + 1):
 
 tracker.finish()
 if dist.is_initialized():
+    dist.barrier()  # nobody hangs up while another still speaks
     dist.destroy_process_group()

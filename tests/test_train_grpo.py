@@ -135,6 +135,9 @@ for loss_type in ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce'):
             results[loss_type + ' gradient'] = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
     results[loss_type + ' parameters'] = torch.cat([p.detach().flatten() for p in policy.model.parameters()])
 torch.save(results, f'{sys.argv[2]}.{rank}')
+if dist.is_initialized():
+    dist.barrier()
+    dist.destroy_process_group()
 '''
 
 
