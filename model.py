@@ -7,7 +7,7 @@ where the memory goes. Weights are fp32 masters; lower precision is autocast's b
 Shapes: N rows · T tokens · D width · V vocabulary · H heads · d head width.
 """
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn

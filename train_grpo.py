@@ -106,6 +106,8 @@ rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZ
 if device == 'auto':
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else 'cpu'
 device_type = 'cuda' if device.startswith('cuda') else 'cpu'
+if device_type == 'cuda' and not torch.cuda.is_available():
+    raise ValueError(f"device is {device!r} and this machine has no GPU that torch can use: leave it at 'auto' or take 'cpu'")
 if world_size > 1:
     dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
 if device_type == 'cuda':
@@ -274,8 +276,9 @@ def save(it):
         dist.all_gather_object(noise_rngs, noise_rng.get_state())
     if not master:
         return
-    metrics_file.flush()
-    samples_file.flush()
+    for file in (metrics_file, samples_file):  # the log reaches the disk before the checkpoint that builds on it
+        file.flush()
+        os.fsync(file.fileno())
     save_checkpoint(checkpoint_path, {
         'kind': 'run', 'iter': it, 'best': best, 'model': model.state_dict(), 'model_config': vars(model.config), 'chars': tokenizer.chars,
         'optimizer': optimizer.state_dict(), 'reference': reference.model.state_dict() if reference else None,

@@ -97,6 +97,17 @@ def test_sampler_and_trainer_agree(top_p, unmask_steps):
     assert not (texts == TOKENIZER.mask_id).any()
 
 
+def test_one_step_is_the_plain_case_bit_for_bit():
+    """unmask_steps=1 written out: softmax of the tempered logits at the slots, one draw for each fill."""
+    policy = tiny_policy(temperature=0.8)
+    batch = tiny_batch(lengths=[12, 12, 12, 12])
+    rollout = policy.sample(batch, 5)
+    hidden = policy.model(batch['tokens']).gather(1, batch['slots'][..., None].expand(-1, -1, 16))
+    probs = (policy.model.lm_head(hidden) / 0.8).masked_fill(policy.forbidden, -torch.inf).log_softmax(-1).exp()
+    drawn = torch.multinomial(probs.flatten(0, 1), 5, replacement=True, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rollout.tokens, drawn.view(4, -1, 5).transpose(1, 2))
+
+
 def test_steps_see_earlier_fills():
     """With K = |M| the likelihood is that of an any-order autoregressive model: each slot's log-prob by its own forward, with the earlier ones filled."""
     policy = tiny_policy(unmask_steps=3)
