@@ -128,11 +128,13 @@ class FillInPolicy:
     @torch.no_grad()
     def sample(self, batch, group_size):
         P, M = batch['slots'].shape
+        step_of_slot = torch.zeros_like(batch['slots'])
         if self.unmask_steps > 1:
-            noise = torch.rand(P, M, generator=self.generator, device=batch['slots'].device)
+            noise = torch.rand(P, M, generator=self.generator, device=step_of_slot.device)
             noise.masked_fill_(torch.arange(M, device=noise.device) >= batch['n_slots'][:, None], 2.0)
             rank = noise.argsort(dim=1).argsort(dim=1)
-            batch = batch | {'step_of_slot': rank * self.unmask_steps // batch['n_slots'][:, None]}  # padding lands beyond the last step
+            step_of_slot = rank * self.unmask_steps // batch['n_slots'][:, None]  # padding lands beyond the last step
+        batch = batch | {'step_of_slot': step_of_slot}
         fills = batch['slots'].new_zeros(P, group_size, M)
         logps = torch.zeros(P, group_size, M, device=fills.device)
         allowed = None
@@ -140,22 +142,16 @@ class FillInPolicy:
             log_probs = head_log_probs(self, self.slot_hidden(batch, fills, step))            # (P, H, M, V)
             if not torch.isfinite(log_probs.amax(dim=-1)).all():
                 raise FloatingPointError("the policy's logits are NaN: its weights are broken. Start from an earlier checkpoint with a lower learning_rate")
-            H = log_probs.shape[1]
-            keep = None
+            now = (step_of_slot == step)[:, None]                                             # (P, 1, M)
             if self.top_p < 1:
                 keep = nucleus(log_probs, self.top_p)
                 log_probs = log_probs.masked_fill(~keep, -torch.inf).log_softmax(dim=-1)
-            drawn = torch.multinomial(log_probs.exp().flatten(0, 2), group_size // H, replacement=True, generator=self.generator)
-            drawn = drawn.view(P, H, M, -1).transpose(2, 3).reshape(P, group_size, M)
-            if self.unmask_steps == 1:
-                fills, logps, allowed = drawn, gather_logps(log_probs, drawn), keep
-            else:
-                now = (batch['step_of_slot'] == step)[:, None]
-                fills = torch.where(now, drawn, fills)
-                logps = torch.where(now, gather_logps(log_probs, drawn), logps)
-                if keep is not None:
-                    keep = keep.expand(-1, group_size, -1, -1)
-                    allowed = keep if allowed is None else torch.where(now[..., None], keep, allowed)
+                allowed = keep if allowed is None else torch.where(now[..., None], keep, allowed)
+            draws = group_size // log_probs.shape[1]
+            drawn = torch.multinomial(log_probs.exp().flatten(0, 2), draws, replacement=True, generator=self.generator)
+            drawn = drawn.view(P, -1, M, draws).transpose(2, 3).reshape(P, group_size, M)
+            fills = torch.where(now, drawn, fills)
+            logps = torch.where(now, gather_logps(log_probs, drawn), logps)
         lengths = batch['n_slots'][:, None].expand(P, group_size)
         return Rollout(batch=batch, tokens=fills, lengths=lengths, logps=logps, allowed=allowed)
 
