@@ -240,7 +240,7 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
     log_probs = head_log_probs(policy, policy.hidden(rollout), rollout.allowed)  # (P, H, R, V)
     logps = gather_logps(log_probs, rollout.tokens).masked_fill(~mask, 0.0)      # (P, G, R)
     entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=-1).expand_as(logps)
-    kl = kl_penalty = torch.zeros_like(logps[0, 0, 0])
+    kl, kl_penalty = None, torch.zeros_like(logps[0, 0, 0])
 
     pg_loss, stats = policy_loss(logps, rollout.logps, rollout.advantages, mask, loss_type, clip_low, clip_high, dual_clip, **counts)
     if rollout.ref_log_probs is not None:
@@ -256,7 +256,10 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
     with torch.no_grad():
         gap = (logps - rollout.logps).abs().masked_fill(~mask, 0.0)
         stats |= {'loss': loss.detach(), 'pg_loss': pg_loss.detach(), 'kl_penalty': kl_penalty.detach()}
-        for name, values in (('mean_kl', kl.expand_as(logps)), ('mean_log_prob', logps), ('entropy', entropy), ('sampler_gap_mean', gap)):
+        means = {'mean_log_prob': logps, 'entropy': entropy, 'sampler_gap_mean': gap}
+        if kl is not None:  # without a reference the KL is not zero but unknown
+            means['mean_kl'] = kl.expand_as(logps)
+        for name, values in means.items():
             stats[name] = values.masked_fill(~mask, 0.0).sum() / n_tokens
         stats['sampler_gap_max'] = gap.max()
     return loss, stats

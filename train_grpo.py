@@ -344,7 +344,8 @@ for it in range(start_iter, max_iters + 1):
         metrics |= stats | {'lr': lr, 'frac_truncated': 0.0}  # a fill always ends: it has as many tokens as slots
     if master and (it % log_interval == 0 or len(metrics) > 1 and 'eval/judge_reward' in metrics):
         if it < max_iters:
-            say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, loss {metrics['loss']:+.4f}, kl {metrics['mean_kl']:.4f}, entropy {metrics['entropy']:.3f}, "
+            kl_shown = f"kl {metrics['mean_kl']:.4f}" if reference else "no reference"
+            say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, "
                 f"clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}, {metrics['tokens_per_s']:,.0f} tokens/s", flush=True)
             prompt = tokenizer.decode(rollout.batch['tokens'][0])
             for text, reward, advantage_ in zip(policy.texts(rollout.rows(0, 1))[0], rollout.reward_parts['judge'][0].tolist(), rollout.advantages[0].tolist()):

@@ -155,6 +155,7 @@ def test_learns_what_is_rewarded_and_moves_every_parameter():
     optimizer = configure_optimizers(policy.model, 0, 1e-2, (0.9, 0.99))
     before = [p.clone() for p in policy.model.parameters()]
     reward = [('a', lambda policy, rollout: (rollout.tokens == 0).where(rollout.mask, False).sum(-1) / rollout.lengths, 1.0)]
+    assert 'mean_kl' not in grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]  # unknown, not 0
     first, *_, last = [grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]['mean_reward'] for _ in range(40)]
     assert first < 0.4 and last > 0.9
     assert all(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters()))
