@@ -1,6 +1,10 @@
 # Fill-in GRPO with a frozen judge, on Python's own standard library, from an empty machine.
 # A small bidirectional model fills masked characters; a judge that can tell machine-filled text from real text scores
 # the fills; GRPO moves the model to where the judge cannot tell, on a leash to where it started.
+#
+# 2 CPU cores (AMD EPYC, fp32): about 4 minutes from nothing, 1 minute when generator and judges are there.
+# Held-out judge reward 0.71 -> 0.83 (real text 0.83), gold reward 0.74 -> 0.85, exact match of sampled fills stays at 0.48.
+# Not yet run on a GPU.
 dataset = 'stdlib_char'
 group_size = 8
 temperature = 0.8
