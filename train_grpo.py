@@ -358,3 +358,5 @@ tracker.finish()
 if dist.is_initialized():
     dist.barrier()  # nobody hangs up while another still speaks
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads sometimes abort an ordinary exit, long after the work is saved (pytorch issue 190489)

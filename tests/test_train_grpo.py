@@ -138,6 +138,8 @@ torch.save(results, f'{sys.argv[2]}.{rank}')
 if dist.is_initialized():
     dist.barrier()
     dist.destroy_process_group()
+    import os
+    os._exit(0)  # as train_grpo.py does, and for its reason
 '''
 
 
