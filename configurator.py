@@ -123,7 +123,7 @@ def one_line_errors(kind, error, trace):
     while last and last.tb_next:
         last = last.tb_next
     file = last.tb_frame.f_code.co_filename if last else ''
-    ours = os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.abspath(__file__)))
+    ours = 'site-packages' not in file and os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.abspath(__file__)))
     if ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise') and not issubclass(kind, AssertionError):
         print(f'error: {error}', file=sys.stderr)
     else:

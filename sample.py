@@ -30,7 +30,7 @@ configure(globals())
 saved = load_checkpoint(checkpoint, 'generator', 'run')
 tokenizer = CharTokenizer(saved['chars'])
 model = GPT.from_pretrained(checkpoint).to(device).eval()
-judge_checkpoint = judge_checkpoint or saved.get('config', {}).get('judge_checkpoint')
+judge_checkpoint = judge_checkpoint or saved.get('judge_checkpoint')
 judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint and os.path.exists(judge_checkpoint) else None
 
 if not text:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import configure
-from data.text import dataset_name, load_corpus
+from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, all_reduce, grpo_training_step
 from judge import Judge
@@ -96,6 +96,13 @@ if len(mask_ratio) != 2 or not 0 < mask_ratio[0] <= mask_ratio[1] <= 1:
 for kind in mask_kinds:
     if kind not in MASK_KINDS:
         raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
+for key in ('block_size', 'batch_size', 'num_epochs_per_rollout', 'unmask_steps', 'eval_prompts_n', 'eval_interval', 'log_interval', 'save_interval'):
+    if config[key] < 1:
+        raise ValueError(f"{key} is {config[key]}: it must be at least 1")
+if temperature <= 0 or not 0 < top_p <= 1:
+    raise ValueError(f"temperature is {temperature} and top_p {top_p}: temperature must be above 0, top_p above 0 and at most 1")
+if init_from == 'resume' and not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
+    raise FileNotFoundError(f"there is no {os.path.join(out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
 if dual_clip is not None and dual_clip <= 1:
     raise ValueError(f"dual_clip is {dual_clip}: it must be above 1, or None")
 if kl_beta > 0 and kl_estimator == 'k1':
@@ -131,13 +138,18 @@ def once(make):
 
 once(lambda: load_corpus(dataset))  # prepares it on first use
 tokenizer, corpus = load_corpus(dataset)
+for ids in corpus.values():
+    random_windows(ids, 1, block_size, torch.Generator())  # refuses now a split that is too short, not after a minute
 generator_checkpoint, judge_checkpoint, gold_checkpoint = (
     path.format(dataset=dataset_name(dataset)) for path in (generator_checkpoint, judge_checkpoint, gold_checkpoint))
 
 
 def load_generator():
     tokenizer.check_same(load_checkpoint(generator_checkpoint, 'generator', 'run')['chars'], generator_checkpoint)
-    return GPT.from_pretrained(generator_checkpoint).to(device).eval()
+    model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
+    if model.config.block_size < block_size:
+        raise ValueError(f"the generator at {generator_checkpoint} reads texts of at most {model.config.block_size} characters and block_size is {block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
+    return model
 
 
 def make_missing():
@@ -167,8 +179,6 @@ say(f"judge: held-out AUC {judge.quality['auc']:.3f}, R2 {judge.quality['r2']:.3
 checkpoint_path, metrics_path, samples_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl'))
 resumed = None
 if init_from == 'resume':
-    if not os.path.exists(checkpoint_path):
-        raise FileNotFoundError(f"there is no {checkpoint_path} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
     resumed = load_checkpoint(checkpoint_path, 'run')
     tokenizer.check_same(resumed['chars'], checkpoint_path)
     model = GPT(GPTConfig(**resumed['model_config'])).to(device).eval()
@@ -178,9 +188,6 @@ if init_from == 'resume':
             say(f"resuming with {key} = {config.get(key)!r} (it was {old!r})")
 else:
     model = load_generator()
-if model.config.block_size < block_size:
-    raise ValueError(f"the generator reads texts of at most {model.config.block_size} characters and block_size is {block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
-
 noise_rng = torch.Generator(device).manual_seed(seed * 10007 + rank)  # sampling: every rank draws its own fills
 data_rng = torch.Generator().manual_seed(seed)                       # texts and masks: every rank draws all, and takes its share
 policy = FillInPolicy(model, tokenizer, temperature, top_p, unmask_steps, noise_rng)
@@ -283,10 +290,12 @@ def save(it):
         'kind': 'run', 'iter': it, 'best': best, 'model': model.state_dict(), 'model_config': vars(model.config), 'chars': tokenizer.chars,
         'optimizer': optimizer.state_dict(), 'reference': reference.model.state_dict() if reference else None,
         'data_rng': data_rng.get_state(), 'noise_rngs': noise_rngs,
-        'config': config | {'judge_checkpoint': judge_checkpoint}})
+        'config': config, 'judge_checkpoint': judge_checkpoint})
     if keep_checkpoints:
-        os.link(checkpoint_path, os.path.join(out_dir, f'ckpt_{it:06d}.tmp'))
-        os.replace(os.path.join(out_dir, f'ckpt_{it:06d}.tmp'), os.path.join(out_dir, f'ckpt_{it:06d}.pt'))
+        kept = os.path.join(out_dir, f'ckpt_{it:06d}.pt')
+        if os.path.exists(kept):
+            os.remove(kept)
+        os.link(checkpoint_path, kept)
         for old in sorted(name for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt'))[:-keep_checkpoints]:
             os.remove(os.path.join(out_dir, old))
 
@@ -321,13 +330,14 @@ for it in range(start_iter, max_iters + 1):
     is_best = metrics.get('eval/judge_reward', -math.inf) > best
     best = max(best, metrics.get('eval/judge_reward', -math.inf))
 
+    if is_best:  # before save(), which remembers its value
+        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'run', 'iter': it, 'best': best, 'model': model.state_dict(), 'model_config': vars(model.config),
+                                                               'chars': tokenizer.chars, 'config': config, 'judge_checkpoint': judge_checkpoint})
+
     # All ranks stop together: one that got the signal tells the others.
     stopping = all_reduce(torch.tensor(float(bool(stop_signals)), device=device), 'max').item() > 0
     if stopping or it == max_iters or (it % save_interval == 0 and it > start_iter):
         save(it)
-    if is_best:
-        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'run', 'iter': it, 'best': best, 'model': model.state_dict(), 'model_config': vars(model.config),
-                                                               'chars': tokenizer.chars, 'config': config | {'judge_checkpoint': judge_checkpoint}})
     if stopping:
         arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
         say(f"stopped before iteration {it}; saved {checkpoint_path}. To go on:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume")

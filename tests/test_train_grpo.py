@@ -93,7 +93,7 @@ def test_kill_and_resume_is_bit_identical(made, copy):
         f.write('{"iter": 6, "lo')  # a line torn by the kill
     done = run(copy, *TOY, '--init_from=resume')
     assert done.returncode == 0, done.stderr
-    assert metrics(copy) == metrics(made[0])
+    assert metrics(copy) == metrics(made[0]) and 'resuming with' not in done.stdout
     a, b = (torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True) for folder in (copy, made[0]))
     assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
 
@@ -189,7 +189,7 @@ def test_bad_settings_stop_early(copy):
                             ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
                             ('--judge_checkpoint=out-toy/generator.pt', ['out-toy/generator.pt', 'holds a generator checkpoint', 'judge']),
                             ('--block_size=30', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
-                            ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span'])):
+                            ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span']), ('--unmask_steps=0', ['unmask_steps is 0']), ('--top_p=0', ['top_p'])):
         refused(run(copy, *TOY, argument), *words)
     assert not (copy / 'out-grpo').exists()
 
