@@ -1,22 +1,31 @@
 """
 Side-by-side speed, printed as ratios: both ways in one process, interleaved, medians. Machines are noisy; ratios less so.
 $ python bench.py fill_in        # one GRPO step: all G fills from one forward, against B x G rows through the policy
+$ python bench.py sample         # generate(), against transformers' generate
+$ python bench.py step           # a whole GRPO step of a causal model, against TRL's GRPOTrainer
+$ python bench.py memory         # peak bytes of rollout and of training, per part and reference mode
+sample and step need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 keeps a busy machine's noise down.
 """
 import copy
 import os
 import platform
 import statistics
 import sys
+import tempfile
+import threading
 import time
 
 import torch
 
-from data.tokenizer import CharTokenizer
+from completion import CausalPolicy, make_batch
+from data.tokenizer import CharTokenizer, Tokenizer
 from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
-from grpo import compute_advantages, compute_rewards, generate_rollouts, grpo_training_step, kl_estimate, train_on_rollout
+from grpo import Rollout, answer_log_probs, compute_advantages, compute_rewards, generate_rollouts, grpo_training_step, kl_estimate, train_on_rollout, update_reference
 from judge import Judge
-from model import GPT, configure_optimizers
+from lora import add_lora
+from model import GPT, GPTConfig, configure_optimizers
 from pretrain import filler_config
+from sample import generate
 
 ROUNDS, WARM_UPS = 9, 2
 
@@ -83,7 +92,7 @@ def fill_in(P=32, T=48):
         ways = {}
         for name in ('ours', 'straightforward'):
             policy = FillInPolicy(copy.deepcopy(model), tokenizer, 0.8)
-            ways[name] = policy, policy.with_model(copy.deepcopy(model).requires_grad_(False)), configure_optimizers(policy.model, 0.0, 1e-4, (0.9, 0.99))
+            ways[name] = policy, policy.with_model(copy.deepcopy(model).requires_grad_(False)), configure_optimizers(policy.model.parameters(), 0.0, 1e-4, (0.9, 0.99))
         reward = [('judge', lambda policy, rollout: 1 - score_fills(judge, rollout.batch, rollout.tokens), 1.0)]
         other = policy.with_model(copy.deepcopy(model).requires_grad_(False))  # a reference that differs, so that the KL counts
         with torch.no_grad():
@@ -104,7 +113,214 @@ def fill_in(P=32, T=48):
               f"{statistics.median(ratios):.2f} times faster (min {min(ratios):.2f}, max {max(ratios):.2f} of {ROUNDS} rounds; gradients equal to {error:.0e})")
 
 
-BENCHES = {'fill_in': fill_in}
+SIZES = {'tiny': dict(n_layer=4, n_head=4, n_kv_head=2, n_embd=128, mlp_hidden=344, vocab_size=512),
+         'SmolLM2-size': dict(n_layer=30, n_head=9, n_kv_head=3, n_embd=576, mlp_hidden=1536, vocab_size=49152)}
+
+
+def llamas(size, end_share=None):
+    """(ours, transformers') with the same random fp32 weights. end_share: bend the head so that token 0, the end, has about this probability everywhere."""
+    import transformers
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, tied=end_share is None, **SIZES[size])).eval()
+    for p in model.parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=0.02)
+    if end_share:
+        with torch.no_grad():
+            model.wte.weight[:, 0] = 1.0  # the same number in every token's residual stream, for the end token's row to find
+            strength = model(torch.randint(model.config.vocab_size, (4, 32)))[..., 0].mean()
+            model.lm_head.weight[0] = 0.0
+            for _ in range(20):
+                share = model.logits(torch.randint(model.config.vocab_size, (4, 32))).softmax(-1)[..., 0].mean()
+                model.lm_head.weight[0, 0] += (end_share / share).log() / strength
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, theirs
+
+
+def compare(ways, rounds=7):
+    """Seconds of each way, taken in turns after two warm-up rounds: {name: [seconds]}."""
+    seconds = {name: [] for name in ways}
+    for _ in range(WARM_UPS + rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[WARM_UPS:] for name, times in seconds.items()}
+
+
+def report(what, seconds, tokens):
+    ours, theirs = seconds.values()
+    theirs_name = list(seconds)[1]
+    ratios = [b / a for a, b in zip(ours, theirs)]
+    print(f"  {what}: ours {tokens / statistics.median(ours):8,.0f} tokens/s, {theirs_name} {tokens / statistics.median(theirs):8,.0f}: "
+          f"{statistics.median(ratios):.2f} times faster (min {min(ratios):.2f}, max {max(ratios):.2f} of {len(ratios)} rounds)", flush=True)
+
+
+def sample():
+    """Answer tokens per second, fp32. Gate: both give the same greedy tokens."""
+    print("sample: against transformers' generate on the same Llama weights, temperature 1, no top-k, no top-p")
+
+    def theirs_generate(theirs, prompts, G, R, **options):
+        ids = torch.tensor(prompts).repeat_interleave(G, dim=0)
+        return theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=R, pad_token_id=1, top_k=0, top_p=1.0, temperature=1.0, **options)
+
+    for size, end_share, P, G, T, R, rounds in (('tiny', None, 4, 8, 64, 64, 7), ('tiny', None, 2, 16, 256, 64, 7), ('tiny', 1 / 24, 8, 8, 64, 128, 7),
+                                                ('SmolLM2-size', None, 4, 8, 64, 32, 3), ('SmolLM2-size', None, 1, 16, 256, 32, 3)):
+        ours, theirs = llamas(size, end_share)
+        prompts = torch.randint(2, ours.config.vocab_size, (P, T)).tolist()
+        same = generate(ours, prompts, max_new_tokens=16, temperature=0).tokens[:, 0]
+        assert torch.equal(same, theirs_generate(theirs, prompts, 1, 16, do_sample=False, eos_token_id=None)[:, T:]), "greedy tokens differ"
+        lengths = []  # of both ways: ends are drawn, so each way counts its own tokens
+        if end_share:
+            ways = {'ours': lambda: lengths.append(generate(ours, prompts, G, R, eos_id=0).lengths.sum().item()),
+                    'transformers': lambda: lengths.append((theirs_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=0)[:, T:] > 1).sum().item())}
+        else:
+            ways = {'ours': lambda: generate(ours, prompts, G, R), 'transformers': lambda: theirs_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=None, min_new_tokens=R)}
+        seconds = compare(ways, rounds)
+        ends = f"ragged ends, mean length {statistics.mean(lengths) / (P * G):.0f} of {R}" if end_share else f"{R} tokens each"
+        report(f"{size}, {P} prompts of {T}, G = {G}, {ends}", seconds, statistics.mean(lengths) if end_share else P * G * R)
+
+
+class WordTokenizer(Tokenizer):
+    """What a CausalPolicy asks for and no more."""
+    eos_id, special_ids = None, []
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+
+def trl_trainer(theirs, prompts, G, R, folder):
+    """TRL's trainer on our prompts: token i is the word ti, so both see the same ids."""
+    import datasets
+    import tokenizers
+    import transformers
+    import trl
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f't{i}': i for i in range(theirs.config.vocab_size)}, unk_token='t0'))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    arguments = trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, max_completion_length=R, temperature=1.0, top_k=0, top_p=1.0,
+                               beta=0.0, loss_type='dapo', scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
+                               report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R})
+    return trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
+                           train_dataset=datasets.Dataset.from_dict({'prompt': [' '.join(f't{i}' for i in ids) for ids in prompts]}),
+                           processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token='t0', pad_token='t1'))
+
+
+def llama_gradient(theirs):
+    """transformers' gradients under our names."""
+    grads = {name: p.grad for name, p in theirs.named_parameters()}
+    ours = {'wte.weight': grads['model.embed_tokens.weight'], 'norm_f.weight': grads['model.norm.weight']}
+    for i in range(theirs.config.num_hidden_layers):
+        layer = f'model.layers.{i}.'
+        stack = lambda *names: torch.cat([grads[f'{layer}{name}_proj.weight'] for name in names])
+        ours |= {f'blocks.{i}.norm_1.weight': grads[layer + 'input_layernorm.weight'], f'blocks.{i}.norm_2.weight': grads[layer + 'post_attention_layernorm.weight'],
+                 f'blocks.{i}.attn.qkv.weight': stack(*(f'self_attn.{x}' for x in 'qkv')), f'blocks.{i}.attn.proj.weight': stack('self_attn.o'),
+                 f'blocks.{i}.mlp.up.weight': stack('mlp.gate', 'mlp.up'), f'blocks.{i}.mlp.proj.weight': stack('mlp.down')}
+    return ours
+
+
+def step():
+    """
+    Rollout, reward, loss, backward, clip, AdamW; answer tokens per second, fp32, beta 0, answers of equal length, no checkpointing. Gate:
+    on TRL's own completions, log-probs to 1e-5, the gradient to 1e-4 of its norm.
+    """
+    print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
+    for size, P, G, T, R, rounds in (('tiny', 4, 8, 64, 64, 7), ('tiny', 2, 16, 256, 64, 7), ('SmolLM2-size', 2, 8, 64, 64, 3), ('SmolLM2-size', 1, 16, 256, 64, 3)):
+        ours, theirs = llamas(size)
+        prompts = torch.randint(2, ours.config.vocab_size, (P, T)).tolist()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trl_trainer(theirs, prompts, G, R, folder)
+            trainer.create_optimizer()
+            theirs.train()
+            examples = [{'prompt': ' '.join(f't{i}' for i in ids)} for ids in prompts for _ in range(G)]
+            policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R)
+            batch = make_batch(prompts, list(range(P)))
+            policy_optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
+
+            inputs = trainer._generate_and_score_completions(examples)
+            trainer.compute_loss(theirs, inputs).backward()
+            tokens = inputs['completion_ids'].view(P, G, R)
+            assert inputs['prompt_ids'].tolist() == [ids for ids in prompts for _ in range(G)] and inputs['completion_mask'].all()
+            rollout = Rollout(batch, tokens, torch.full((P, G), R), torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
+            with torch.no_grad():
+                rollout.logps = answer_log_probs(policy, rollout)[0]
+                whole = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
+                their_logps = trainer._get_per_token_logps_and_entropies(theirs, whole, torch.ones_like(whole), R)[0].view(P, G, R)
+            train_on_rollout(policy, rollout, torch.optim.SGD(ours.parameters(), lr=0.0), grad_clip=0, loss_type='dapo')
+            gap = (rollout.logps - their_logps).abs().max().item()
+            grads = llama_gradient(theirs)
+            error = sum((p.grad - grads[name]).square().sum() for name, p in ours.named_parameters()).sqrt().item() / sum(g.square().sum() for g in grads.values()).sqrt().item()
+            assert gap < 1e-5 and error < 1e-4, f"log-probs differ by {gap:.1e}, gradients by {error:.1e}"
+
+            def their_step():
+                trainer.optimizer.zero_grad()
+                trainer.training_step(theirs, examples, None)
+                torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+                trainer.optimizer.step()
+
+            reward = [('sum', lambda policy, rollout: (rollout.tokens.sum(-1) % 7).float(), 1.0)]
+            trainer.optimizer.zero_grad()
+            seconds = compare({'ours': lambda: grpo_training_step(policy, batch, policy_optimizer, reward, group_size=G, loss_type='dapo'), 'TRL': their_step}, rounds)
+        report(f"{size}, {P} prompts of {T}, G = {G}, {R} tokens each (log-probs equal to {gap:.0e}, gradients to {error:.0e})", seconds, P * G * R)
+
+
+class PeakMemory:
+    """The most that this process held above what it held at the start, looked at every 2 ms; on a GPU what torch allocated."""
+
+    def __enter__(self):
+        self.start = self.peak = self.now()
+        self.watching = True
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def now(self):
+        with open('/proc/self/statm') as f:
+            return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+    def watch(self):
+        while self.watching:
+            self.peak = max(self.peak, self.now())
+            time.sleep(0.002)
+
+    def __exit__(self, *_):
+        self.watching = False
+        self.thread.join()
+        self.bytes = self.peak - self.start
+
+
+def memory(P=4, G=8, T=64, R=64):
+    """Bytes of each part that stays, and the peak of each phase above them, as multiples of N, the fp32 weights' size."""
+    size = 'SmolLM2-size'
+    print(f"memory: {size}, {P} prompts of {T}, G = {G}, {R} tokens each, fp32, CPU; N = the weights")
+    for name, mode, r in (('no reference', 'none', 0), ('static reference', 'static', 0), ('ema reference', 'ema', 0), ('LoRA r = 16, static reference', 'static', 16)):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **SIZES[size])).eval()
+        N = sum(p.numel() * 4 for p in model.parameters())
+        reference = None
+        if r:
+            add_lora(model, r, 16.0)
+        policy = CausalPolicy(model, WordTokenizer(model.config.vocab_size), R)
+        if mode != 'none':
+            reference = policy.without_adapters() if r else policy.with_model(copy.deepcopy(model).requires_grad_(False))
+        batch = make_batch(torch.randint(model.config.vocab_size, (P, T)).tolist(), list(range(P)))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = configure_optimizers(trained, 0.0, 1e-6, (0.9, 0.999))
+        with PeakMemory() as rolling:
+            rollout = generate_rollouts(policy, batch, G, reference, 'k3', 1)
+        rollout.advantages = compute_advantages(torch.rand(P, G))
+        with PeakMemory() as training:
+            train_on_rollout(policy, rollout, optimizer, micro_batch_size=1, kl_beta=0.1 if reference else 0.0, kl_estimator='k3')
+            if mode == 'ema':
+                update_reference('ema', 1, [p.data for p in reference.model.parameters()], [p.data for p in model.parameters()])
+        second = 0 if reference is None or r else 1
+        parts = {'weights': sum(p.numel() * 4 for p in model.parameters()), 'reference': second * N, 'gradients': sum(p.numel() * 4 for p in trained), 'Adam': 2 * sum(p.numel() * 4 for p in trained)}
+        print(f"  {name}: " + ', '.join(f"{part} {b / N:.2f} N" for part, b in parts.items())
+              + f"; the rollout adds at most {rolling.bytes / N:.2f} N, training with its gradients and Adam {training.bytes / N:.2f} N", flush=True)
+
+
+BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'memory': memory}
 
 if __name__ == '__main__':
     names = sys.argv[1:]

@@ -9,7 +9,8 @@ import copy
 
 import torch
 
-from grpo import Rollout, gather_logps, head_log_probs, nucleus
+from grpo import Rollout, gather_logps, head_log_probs
+from sample import choices, pack
 
 MASK_KINDS = ('random', 'sticky', 'span')
 
@@ -144,9 +145,9 @@ class FillInPolicy:
                 raise FloatingPointError("the policy's logits are NaN: its weights are broken. Start from an earlier checkpoint with a lower learning_rate")
             now = (step_of_slot == step)[:, None]                                             # (P, 1, M)
             if self.top_p < 1:
-                keep = nucleus(log_probs, self.top_p)
+                keep = choices(log_probs, 0, self.top_p)
                 log_probs = log_probs.masked_fill(~keep, -torch.inf).log_softmax(dim=-1)
-                allowed = keep if allowed is None else torch.where(now[..., None], keep, allowed)
+                allowed = pack(keep) if allowed is None else torch.where(now[..., None], pack(keep), allowed)
             draws = group_size // log_probs.shape[1]
             drawn = torch.multinomial(log_probs.exp().flatten(0, 2), draws, replacement=True, generator=self.generator)
             drawn = drawn.view(P, -1, M, draws).transpose(2, 3).reshape(P, group_size, M)

@@ -18,14 +18,18 @@ Where this differs from the paper and from common practice:
 Shapes: P prompts · G answers each · R answer tokens · V vocabulary · D width.
 """
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
 
+from kernels import fused_logps
+from sample import unpack
+
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
 ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo')
 KL_ESTIMATORS = ('k1', 'k2', 'k3', 'exact')
+REFERENCE_MODES = ('static', 'ema', 'periodic', 'none')
 
 
 @dataclass
@@ -35,7 +39,8 @@ class Rollout:
     tokens: torch.Tensor                            # (P, G, R) answer token ids, right-padded
     lengths: torch.Tensor                           # (P, G) true lengths
     logps: torch.Tensor                             # (P, G, R) log-prob of each token when it was sampled, fp32
-    allowed: torch.Tensor | None = None             # (P, H, R, V) bool: the nucleus at sampling time; None is everything
+    ended: torch.Tensor | None = None               # (P, G) bool: false where the answer was cut off; None: all ended
+    allowed: torch.Tensor | None = None             # (P, H, R, V / 8) bits (sample.pack): what top_k and top_p left when sampling; None is everything
     ref_log_probs: torch.Tensor | None = None       # the reference's (P, G, R), or (P, H, R, V) for the exact KL
     rewards: torch.Tensor | None = None             # (P, G) weighted sum
     reward_parts: dict | None = None                # name -> (P, G), unweighted
@@ -46,11 +51,15 @@ class Rollout:
         """(P, G, R) bool: which tokens are real."""
         return torch.arange(self.tokens.shape[-1], device=self.lengths.device) < self.lengths[..., None]
 
+    def pick(self, prompts):
+        """The rollout of some prompts: indices (n,), or a slice."""
+        def cut(value):
+            return {k: v[prompts] for k, v in value.items()} if isinstance(value, dict) else None if value is None else value[prompts]
+        return Rollout(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
+
     def rows(self, start, stop):
         """The rollout of prompts start to stop."""
-        def cut(value):
-            return {k: v[start:stop] for k, v in value.items()} if isinstance(value, dict) else None if value is None else value[start:stop]
-        return Rollout(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
+        return self.pick(slice(start, stop))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,21 +68,14 @@ class Rollout:
 def head_log_probs(policy, hidden, allowed=None):
     """
     Log-probs (..., V) in fp32 of the distribution that the policy samples from, out of hidden (..., D): tempered, with
-    forbidden ids at -inf and, where `allowed` (..., V) bool is given, renormalised over the nucleus.
+    forbidden ids at -inf and, where allowed (..., V / 8) is given, renormalised over what it leaves.
     """
     logits = policy.model.lm_head(hidden).float() / policy.temperature
-    logits = logits.masked_fill(policy.forbidden, -torch.inf)
+    if policy.forbidden is not None:
+        logits = logits.masked_fill(policy.forbidden, -torch.inf)
     if allowed is not None:
-        logits = logits.masked_fill(~allowed, -torch.inf)
+        logits = logits.masked_fill(~unpack(allowed, logits.shape[-1]), -torch.inf)
     return logits.log_softmax(dim=-1)
-
-
-def nucleus(log_probs, top_p):
-    """The smallest set of likeliest tokens with mass at least top_p: bool like log_probs (..., V) (arXiv 1904.09751)."""
-    probs, order = log_probs.exp().sort(dim=-1, descending=True)
-    keep = probs.cumsum(dim=-1) - probs < top_p  # the mass before a token decides, so the likeliest one always stays
-    keep &= probs > 0
-    return torch.zeros_like(keep).scatter(-1, order, keep)
 
 
 def gather_logps(log_probs, tokens):
@@ -84,6 +86,31 @@ def gather_logps(log_probs, tokens):
         raise ValueError(f"log_probs {tuple(log_probs.shape)} do not belong to tokens {tuple(tokens.shape)}")
     ids = tokens.view(P, H, G // H, R).transpose(2, 3)                          # (P, H, R, G/H)
     return log_probs.gather(-1, ids).transpose(2, 3).reshape(P, G, R)
+
+
+def answer_log_probs(policy, rollout, whole=False):
+    """
+    What the policy thinks of a rollout's tokens: log-probs (P, G, R) and entropy (P, G, R), 0 in padding. Only the n rows that
+    predict a real token reach the head, and their logits are never held; with whole=True the distributions (P, H, R, V) come
+    third, for a KL over the whole vocabulary.
+    """
+    hidden = policy.hidden(rollout)                                             # (P, H, R, D)
+    P, H, R, _ = hidden.shape
+    mask = rollout.mask
+    log_probs = None
+    if whole:
+        log_probs = head_log_probs(policy, hidden, rollout.allowed)
+        logps = gather_logps(log_probs, rollout.tokens.masked_fill(~mask, 0))
+        # the clamp makes 0 * -inf the 0 that it means
+        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(dim=-1).repeat_interleave(mask.shape[1] // H, dim=1)
+    else:
+        rows = mask.view(P, H, -1, R).any(dim=2)                                # (P, H, R)
+        ids = rollout.tokens.masked_fill(~mask, 0).view(P, H, -1, R).transpose(2, 3)[rows]  # (n, G/H)
+        of_ids, of_rows = fused_logps(hidden[rows], policy.model.lm_head.weight, ids, policy.temperature, policy.forbidden,
+                                      None if rollout.allowed is None else rollout.allowed[rows])
+        logps = of_ids.new_zeros(P, H, R, ids.shape[1]).masked_scatter(rows[..., None], of_ids).transpose(2, 3).reshape(mask.shape)
+        entropy = of_rows.new_zeros(P, H, R).masked_scatter(rows, of_rows).repeat_interleave(mask.shape[1] // H, dim=1)
+    return logps.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0), log_probs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,12 +124,26 @@ def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k
     """
     rollout = policy.sample(batch, group_size)
     if reference is not None:
+        home, device = reference.model.wte.weight.device, rollout.tokens.device
+        reference.model.to(device)  # an offloaded reference is lent to the GPU while it is needed
         parts = []
         for part in micro_batches(rollout, micro_batch_size):
-            log_probs = head_log_probs(reference, reference.hidden(part), part.allowed)
-            parts.append(log_probs if kl_estimator == 'exact' else gather_logps(log_probs, part.tokens))
+            parts.append(head_log_probs(reference, reference.hidden(part), part.allowed) if kl_estimator == 'exact' else answer_log_probs(reference, part)[0])
         rollout.ref_log_probs = torch.cat(parts)
+        reference.model.to(home)
     return rollout
+
+
+@torch.no_grad()
+def update_reference(mode, it, reference, policy, ema_alpha=0.99, update_freq=500):
+    """
+    The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place. ema: alpha * reference +
+    (1 - alpha) * policy, every time. periodic: the policy's, every update_freq iterations. static: as they were.
+    """
+    if mode == 'ema':
+        torch._foreach_lerp_(reference, policy, 1 - ema_alpha)
+    elif mode == 'periodic' and it % update_freq == 0:
+        torch._foreach_copy_(reference, policy)
 
 
 def micro_batches(rollout, size):
@@ -237,18 +278,17 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
     """
     mask = rollout.mask
     counts = dict(n_answers=n_answers, n_tokens=n_tokens, max_new_tokens=max_new_tokens)
-    log_probs = head_log_probs(policy, policy.hidden(rollout), rollout.allowed)  # (P, H, R, V)
-    logps = gather_logps(log_probs, rollout.tokens).masked_fill(~mask, 0.0)      # (P, G, R)
-    entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=-1).expand_as(logps)
+    exact = rollout.ref_log_probs is not None and kl_estimator == 'exact'
+    logps, entropy, log_probs = answer_log_probs(policy, rollout, whole=exact)                # (P, G, R)
     kl, kl_penalty = None, torch.zeros_like(logps[0, 0, 0])
 
     pg_loss, stats = policy_loss(logps, rollout.logps, rollout.advantages, mask, loss_type, clip_low, clip_high, dual_clip, **counts)
     if rollout.ref_log_probs is not None:
-        if kl_estimator == 'exact':
-            kl = kl_estimate(log_probs, rollout.ref_log_probs, kl_estimator)
+        if exact:
+            kl = kl_estimate(log_probs, rollout.ref_log_probs, 'exact').repeat_interleave(mask.shape[1] // log_probs.shape[1], dim=1)
         else:
             kl = kl_estimate(logps, rollout.ref_log_probs.masked_fill(~mask, 0.0), kl_estimator)
-        kl_penalty = kl_beta * aggregate(kl.expand_as(logps), mask, loss_type, **counts)
+        kl_penalty = kl_beta * aggregate(kl, mask, loss_type, **counts)
     loss = pg_loss + kl_penalty
     if entropy_coef:
         loss = loss - entropy_coef * aggregate(entropy, mask, loss_type, **counts)
@@ -258,7 +298,7 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
         stats |= {'loss': loss.detach(), 'pg_loss': pg_loss.detach(), 'kl_penalty': kl_penalty.detach()}
         means = {'mean_log_prob': logps, 'entropy': entropy, 'sampler_gap_mean': gap}
         if kl is not None:  # without a reference the KL is not zero but unknown
-            means['mean_kl'] = kl.expand_as(logps)
+            means['mean_kl'] = kl
         for name, values in means.items():
             stats[name] = values.masked_fill(~mask, 0.0).sum() / n_tokens
         stats['sampler_gap_max'] = gap.max()
@@ -274,29 +314,39 @@ def all_reduce(tensor, op='sum'):
 
 def sum_gradients(params):
     """Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged."""
+    for p in params:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     if dist.is_initialized():
-        for p in params:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
         for p, grad in zip(params, flat.split([p.numel() for p in params])):
             p.grad.copy_(grad.view_as(p))
 
 
-def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=None, grad_clip=1.0, **loss_options):
+def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=None, grad_clip=1.0, scaler=None, **loss_options):
     """
     num_epochs optimizer steps on a rollout that has its advantages, each over micro-batches of micro_batch_size prompts.
-    loss_options: those of rollout_loss. grad_clip 0 is off. Returns stats as floats, averaged over epochs and summed over ranks; the
-    sampler gap is that of the first epoch, before any step. Raises FloatingPointError, before the step, when the gradient is not finite.
+    loss_options: those of rollout_loss. grad_clip 0 is off. scaler: a torch.amp.GradScaler, for fp16, whose gradients underflow
+    without one. Returns stats as floats, averaged over epochs and summed over ranks; the sampler gap is that of the first epoch, before
+    any step. Raises FloatingPointError, before the step, when the gradient is not finite (with a scaler the step is skipped instead).
     """
-    params = [p for p in policy.model.parameters() if p.requires_grad]
+    params = [p for group in optimizer.param_groups for p in group['params']]  # fp32, whatever the model computes in
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     mask = rollout.mask
     n_answers, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
+    # Answers with equal rewards pull nowhere: unless a KL or the entropy counts, they are in the counts but not in the forward.
+    # Groups of like length go together, so that a micro-batch is as wide as its answers.
+    counts = (rollout.advantages != 0).any(dim=1) | bool(rollout.ref_log_probs is not None or loss_options.get('entropy_coef'))
+    counts[0] |= ~counts.any()  # something has to be looked at
+    prompts = counts.nonzero().squeeze(1)
+    rollout = rollout.pick(prompts[rollout.lengths[prompts].amax(dim=1).argsort(stable=True)])
+    n_seen = all_reduce(rollout.mask.sum()).clamp(min=1)
     totals, gap_max, grad_norms = {}, None, []
+    policy.model.train()  # no more than an adapter's dropout depends on it
     for epoch in range(num_epochs):
         optimizer.zero_grad(set_to_none=True)
         for part in micro_batches(rollout, micro_batch_size):
             loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
-            loss.backward()
+            scaler.scale(loss).backward()
             largest = stats.pop('sampler_gap_max')
             if epoch == 0:
                 gap_max = largest if gap_max is None else torch.maximum(gap_max, largest)
@@ -305,14 +355,19 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
                     value = value * num_epochs if epoch == 0 else 0.0
                 totals[name] = totals.get(name, 0.0) + value / num_epochs
         sum_gradients(params)
+        scaler.unscale_(optimizer)
         # clipped after the sum over ranks: the norm that counts is the whole step's
         grad_norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or torch.inf)
-        if not torch.isfinite(grad_norm):
+        if not torch.isfinite(grad_norm) and not scaler.is_enabled():
             raise FloatingPointError("NaN or infinity in the loss or its gradient; the weights were not touched. Lower learning_rate or raise kl_beta, and go on from the last checkpoint with --init_from=resume")
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         grad_norms.append(grad_norm)
+    policy.model.eval()
     summed = all_reduce(torch.stack([v.float() for v in totals.values()]))
     result = dict(zip(totals, summed.tolist()))
+    for name in {'mean_log_prob', 'entropy', 'sampler_gap_mean', 'mean_kl'} & result.keys():
+        result[name] *= (n_tokens / n_seen).item()  # a mean over what was looked at
     result['sampler_gap_max'] = all_reduce(gap_max, 'max').item()
     result['grad_norm'] = torch.stack(grad_norms).mean().item()
     return result
@@ -328,10 +383,11 @@ def gather_rewards(rewards):
 
 
 def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo',
-                       kl_estimator='k3', micro_batch_size=None, **training):
+                       kl_estimator='k3', micro_batch_size=None, mask_truncated=False, **training):
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
-    policy or None; training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
+    policy or None; mask_truncated: answers that were cut off are not trained on; training: the options of train_on_rollout and
+    rollout_loss. Returns (metrics, rollout).
     """
     clock = [time.perf_counter()]
     rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size)
@@ -340,15 +396,20 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
     clock.append(time.perf_counter())
     everyone = gather_rewards(rollout.rewards)
     rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
-    metrics = train_on_rollout(policy, rollout, optimizer, micro_batch_size=micro_batch_size, kl_estimator=kl_estimator, **training)
+    lengths = all_reduce(rollout.lengths.sum().float()).item()
+    if mask_truncated and rollout.ended is not None:  # an answer of length 0 has no token in the loss and is in none of its counts
+        kept = replace(rollout, lengths=rollout.lengths.masked_fill(~rollout.ended, 0))
+    else:
+        kept = rollout
+    metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_estimator=kl_estimator, **training)
     clock.append(time.perf_counter())
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    lengths = all_reduce(rollout.lengths.sum().float()).item()
+    truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean()).item() / ranks
     metrics |= {'mean_reward': everyone.mean().item(), 'std_reward': everyone.std().item(),
                 'frac_reward_zero_std': (everyone == everyone[:, :1]).all(dim=1).float().mean().item(),
                 'mean_advantage': all_reduce(rollout.advantages.mean()).item() / ranks,
-                'mean_length': lengths / everyone.numel()}
+                'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
     for name, value in rollout.reward_parts.items():
         metrics[f'reward/{name}'] = all_reduce(value.mean()).item() / ranks
     times = [b - a for a, b in zip(clock, clock[1:])]

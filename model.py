@@ -1,17 +1,25 @@
 """
-One transformer. By config it is GPT-2 (LayerNorm, learned positions, GELU), Llama (RMSNorm, RoPE, SwiGLU, fewer
-key/value heads), or, with causal=False, a bidirectional filler that reads the text on both sides of a gap.
+One transformer. By config it is GPT-2 (LayerNorm, learned positions, GELU), Llama, Qwen2, Qwen3 or SmolLM2 (RMSNorm, RoPE,
+SwiGLU, fewer key/value heads), or, with causal=False, a bidirectional filler that reads the text on both sides of a gap.
 
-`model(tokens)` returns hidden states, not logits: whoever wants log-probs decides which rows reach the head, which is
-where the memory goes. Weights are fp32 masters; lower precision is autocast's business, never the parameters'.
-Shapes: N rows · T tokens · D width · V vocabulary · H heads · d head width.
+A group of answers shares its prompt, so there are three ways in, one arithmetic: `model(tokens)` reads whole texts,
+`model.prefill` reads prompts once and keeps their keys and values, `model.answer` reads G answers to each of them. All
+are `model.run` with another idea of who attends to whom; sample.py brings a fourth, one token at a time.
+
+They return hidden states, not logits: whoever wants log-probs decides which rows reach the head, which is where the
+memory goes. There is no left padding anywhere: rows are right-padded with true lengths, so positions are natural.
+Shapes: N rows · P prompts · G answers of each · T and R tokens · D width · V vocabulary · H heads (H_kv of keys) · d head width.
 """
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import weights
 
 
 @dataclass
@@ -22,25 +30,33 @@ class GPTConfig:
     n_head: int = 12
     n_kv_head: int | None = None     # None: as many as n_head; fewer is grouped-query attention
     n_embd: int = 768
+    head_dim: int | None = None      # None: n_embd / n_head
     causal: bool = True              # False: every token sees every token
     norm: str = 'layernorm'          # 'layernorm' | 'rmsnorm'
     position: str = 'learned'        # 'learned' | 'rope'
     mlp: str = 'gelu'                # 'gelu' | 'relu2' (squared ReLU: as good, and cheap where gelu is not) | 'swiglu'
     mlp_hidden: int | None = None    # None: 4 D
     bias: bool = True
+    qkv_bias: bool | None = None     # None: as bias; Qwen2 has biases here alone
+    qk_norm: bool = False            # RMSNorm on each head's queries and keys, as in Qwen3
     tied: bool = True                # the head shares the token embedding's weights
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_position_embeddings
     norm_eps: float = 1e-5
     dropout: float = 0.0             # leave at 0 under RL: a ratio between two different dropout masks means nothing
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 4 * self.n_embd
+        self.qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
         for key, kinds in (('norm', ('layernorm', 'rmsnorm')), ('position', ('learned', 'rope')), ('mlp', ('gelu', 'relu2', 'swiglu'))):
             if getattr(self, key) not in kinds:
                 raise ValueError(f"{key} is {getattr(self, key)!r}; it must be one of {', '.join(kinds)}")
-        if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
+        if self.n_head % self.n_kv_head or (self.head_dim is None and self.n_embd % self.n_head):
             raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}, and n_head of n_kv_head {self.n_kv_head}")
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        if self.position == 'rope' and self.head_dim % 2:
+            raise ValueError(f"a head is {self.head_dim} wide; RoPE turns pairs, so n_embd / n_head must be even")
 
 
 def make_norm(config):
@@ -49,42 +65,47 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
-def rope_table(config):
-    """cos and sin (block_size, d) of the rotation angles, in the half-split layout (RoFormer, arXiv 2104.09864)."""
-    d = config.n_embd // config.n_head
-    frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
-    angles = torch.arange(config.block_size, dtype=torch.float64)[:, None] * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().float(), angles.sin().float()
+def rope_frequencies(config):
+    """Angle per position (d/2,) in float64 (RoFormer, arXiv 2104.09864), stretched for long texts as Llama 3.1 does where the config says so."""
+    d = config.head_dim
+    frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64, device='cpu') / d)
+    if config.rope_scaling:
+        s = config.rope_scaling
+        turns = s['original_max_position_embeddings'] * frequencies / (2 * torch.pi)  # full turns within the original context
+        smooth = ((turns - s['low_freq_factor']) / (s['high_freq_factor'] - s['low_freq_factor'])).clamp(0, 1)
+        frequencies = frequencies * (smooth + (1 - smooth) / s['factor'])
+    return frequencies
 
 
 def rotate(x, cos, sin):
-    """Turn each head of x (N, heads, T, d) by its position's angle."""
+    """Turn each head of x (..., heads, d) by its position's angle; cos, sin (..., 1, d) in the half-split layout."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.head_dim = config.n_embd // config.n_head
-        self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * self.head_dim, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.heads = [config.n_head, config.n_kv_head]
+        self.head_dim = d = config.head_dim
+        self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * d, bias=config.qkv_bias)
+        self.q_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
+        self.proj = nn.Linear(config.n_head * d, config.n_embd, bias=config.bias)
 
-    def forward(self, x, rope, mask):
-        c = self.config
-        N, T, D = x.shape
-        heads = self.qkv(x).view(N, T, -1, self.head_dim).transpose(1, 2)  # (N, H + 2 H_kv, T, d)
-        qk, v = heads.split([c.n_head + c.n_kv_head, c.n_kv_head], dim=1)
+    def forward(self, x, rope, attend):
+        """x (..., D), whatever its leading axes mean: `attend` knows. It gets q (..., H, d), k and v (..., H_kv, d) and returns (..., H, d)."""
+        H, H_kv = self.heads
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))                  # (..., H + 2 H_kv, d)
+        qk, v = heads.split([H + H_kv, H_kv], dim=-2)
+        if self.q_norm is not None:
+            q, k = qk.split(self.heads, dim=-2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2)
         if rope is not None:
             qk = rotate(qk, *rope)
-        q, k = qk.split([c.n_head, c.n_kv_head], dim=1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=c.causal and mask is None,
-                                           dropout_p=c.dropout if self.training else 0.0,
-                                           enable_gqa=c.n_kv_head != c.n_head)
-        return self.proj(y.transpose(1, 2).reshape(N, T, D))
+        q, k = qk.split(self.heads, dim=-2)
+        return self.proj(attend(q, k, v).flatten(-2))
 
 
 class MLP(nn.Module):
@@ -92,13 +113,14 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.kind = config.mlp
-        self.up = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
-        self.gate = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias) if config.mlp == 'swiglu' else None
+        gated = 2 if config.mlp == 'swiglu' else 1
+        self.up = nn.Linear(config.n_embd, gated * config.mlp_hidden, bias=config.bias)  # swiglu: the gate's rows, then the values'
         self.proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         if self.kind == 'swiglu':
-            return self.proj(F.silu(self.gate(x)) * self.up(x))
+            gate, value = self.up(x).chunk(2, dim=-1)
+            return self.proj(F.silu(gate) * value)
         if self.kind == 'relu2':
             return self.proj(F.relu(self.up(x)).square())
         return self.proj(F.gelu(self.up(x), approximate='tanh'))
@@ -114,8 +136,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, rope, mask):
-        x = x + self.drop(self.attn(self.norm_1(x), rope, mask))
+    def forward(self, x, rope, attend):
+        x = x + self.drop(self.attn(self.norm_1(x), rope, attend))
         return x + self.drop(self.mlp(self.norm_2(x)))
 
 
@@ -124,6 +146,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # True: a block's activations are computed again in backward instead of kept
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == 'learned' else None
         self.drop = nn.Dropout(config.dropout)
@@ -132,10 +155,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
-        if config.position == 'rope':
-            cos, sin = rope_table(config)
-            self.register_buffer('rope_cos', cos, persistent=False)
-            self.register_buffer('rope_sin', sin, persistent=False)
+        self.rope_frequencies = rope_frequencies(config) if self.wpe is None else None  # no buffer: a cast of the model must not touch it
         for name, p in self.named_parameters():
             if name.endswith('proj.weight'):
                 nn.init.zeros_(p)  # each block starts as the identity; small models learn several times faster this way
@@ -144,26 +164,88 @@ class GPT(nn.Module):
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
 
+    def run(self, tokens, positions, attend):
+        """
+        The transformer itself: tokens (...) at positions (...) broadcastable to them -> hidden (..., D) after the last norm.
+        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
+        """
+        c = self.config
+        x = self.wte(tokens)
+        rope = None
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        else:
+            angles = positions[..., None, None] * self.frequencies(x.device)     # (..., 1, d/2) in float64: 1e5 radians keep their fraction
+            angles = torch.cat((angles, angles), dim=-1)
+            rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        x = self.drop(x)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        for layer, block in enumerate(self.blocks):
+            who = partial(attend, layer)
+            x = checkpoint(block, x, rope, who, use_reentrant=False) if again else block(x, rope, who)
+        return self.norm_f(x)
+
+    def frequencies(self, device):
+        if self.rope_frequencies.device != device:
+            self.rope_frequencies = self.rope_frequencies.to(device)
+        return self.rope_frequencies
+
+    def check_length(self, n):
+        if n > self.config.block_size:
+            raise ValueError(f"a text of {n} tokens does not fit into this model's block_size of {self.config.block_size}: shorten it, or train a model with a larger block_size")
+
     def forward(self, tokens, lengths=None):
         """
-        Hidden states after the last norm. tokens (N, T) int64, right-padded; lengths (N,) true lengths, None when no
-        row is padded. Returns (N, T, D); what stands at padded positions means nothing.
+        Whole texts. tokens (N, T) int64, right-padded; lengths (N,) true lengths, None when no row is padded. Returns hidden
+        states (N, T, D); what stands at padded positions means nothing.
         """
-        N, T = tokens.shape
-        if T > self.config.block_size:
-            raise ValueError(f"a text of {T} tokens does not fit into this model's block_size of {self.config.block_size}: shorten it, or train a model with a larger block_size")
-        x = self.wte(tokens)
-        if self.wpe is not None:
-            x = x + self.wpe.weight[:T]
-        rope = (self.rope_cos[:T], self.rope_sin[:T]) if self.wpe is None else None
-        x = self.drop(x)
+        T = tokens.shape[1]
+        self.check_length(T)
         # Causal rows need no padding mask: padding stands to the right of everything that counts.
         mask = None
         if lengths is not None and not self.config.causal:
             mask = (torch.arange(T, device=tokens.device) < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T) keys that exist
-        for block in self.blocks:
-            x = block(x, rope, mask)
-        return self.norm_f(x)
+        return self.run(tokens, torch.arange(T, device=tokens.device), lambda layer, q, k, v: self.attention(q, k, v, mask, self.config.causal and mask is None))
+
+    def attention(self, q, k, v, mask=None, is_causal=False):
+        """q (N, T, H, d) against k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where a query may look -> (N, T, H, d)."""
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=is_causal,
+                                              dropout_p=self.config.dropout if self.training else 0.0,
+                                              enable_gqa=q.shape[-2] != k.shape[-2]).transpose(1, 2)
+
+    def prefill(self, tokens):
+        """
+        Prompts (P, T), right-padded, read once. Returns their hidden states (P, T, D) and the prefix that `answer` attends to:
+        for each layer the keys and values (P, T, H_kv, d).
+        """
+        T = tokens.shape[1]
+        self.check_length(T)
+        prefix = [None] * self.config.n_layer
+
+        def attend(layer, q, k, v):
+            prefix[layer] = k, v
+            return self.attention(q, k, v, is_causal=True)
+
+        return self.run(tokens, torch.arange(T, device=tokens.device), attend), prefix
+
+    def answer(self, tokens, prefix, prompt_lengths):
+        """
+        Answers (P, G, R), right-padded, each after its prompt: every token sees the prompt (prompt_lengths (P,) of the prefix's
+        T tokens) and the answer up to itself. Returns hidden states (P, G, R, D); gradients reach the prefix.
+        """
+        P, G, R = tokens.shape
+        T = prefix[0][0].shape[1]
+        device = tokens.device
+        seen = (torch.arange(T, device=device) < prompt_lengths[:, None])[:, None, None].expand(P, G, R, T)
+        own = torch.ones(R, R, dtype=torch.bool, device=device).tril().expand(P, G, R, R)
+        mask = torch.cat((seen, own), dim=-1).view(P * G, 1, R, T + R)
+
+        def attend(layer, q, k, v):
+            shared = (x[:, None].expand(-1, G, -1, -1, -1) for x in prefix[layer])  # (P, G, T, H_kv, d)
+            k, v = (torch.cat(both, dim=2).flatten(0, 1) for both in zip(shared, (k, v)))
+            return self.attention(q.flatten(0, 1), k, v, mask).unflatten(0, (P, G))
+
+        return self.run(tokens, prompt_lengths[:, None, None] + torch.arange(R, device=device), attend)
 
     def logits(self, tokens, lengths=None):
         """Logits (N, T, V) at every position; for a few positions take the hidden states and call lm_head on those."""
@@ -171,16 +253,62 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path):
-        """The model in one of our checkpoint files, pretrained or trained by GRPO, on the CPU. Raises as load_checkpoint does."""
-        checkpoint = load_checkpoint(path, 'generator', 'run')
-        model = cls(GPTConfig(**checkpoint['model_config']))
-        model.load_state_dict(checkpoint['model'])
+        """
+        The model at path, fp32, on the CPU: one of our checkpoint files, a Hugging Face directory (config.json and *.safetensors;
+        GPT-2, Llama, Qwen2, Qwen3, SmolLM2), a .gguf file of Llama type, or a name on the Hugging Face hub. Raises as load_checkpoint
+        and weights.read do.
+        """
+        path = os.fspath(path)
+        if os.path.isfile(path) and not path.endswith('.gguf'):
+            saved = load_checkpoint(path, 'generator', 'run')
+            fields, state = saved['model_config'], saved['model']
+        else:
+            fields, state = weights.read(path)
+        with torch.device('meta'):
+            model = cls(GPTConfig(**fields))
+        model.load_state_dict(state, assign=True)
+        if model.config.tied:
+            model.lm_head.weight = model.wte.weight
         return model
 
+    def save_pretrained(self, folder, eos_id=None):
+        """config.json and model.safetensors as `transformers` reads them. Raises ValueError when no architecture there is this one."""
+        weights.write(folder, vars(self.config), self.state_dict(), eos_id)
 
-def configure_optimizers(module, weight_decay, learning_rate, betas):
+
+def compute_in(model, dtype):
+    """
+    Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32 master each, for a small
+    update is lost in a bf16 weight. A gradient is added to its master as soon as backward has made it. Returns {name: master}: what an
+    optimizer steps and a checkpoint keeps, the weights themselves when dtype is fp32; see `copy_masters`.
+    """
+    masters = {}
+    for name, p in model.named_parameters():
+        masters[name] = p
+        if dtype != torch.float32:
+            if p.requires_grad:
+                masters[name] = nn.Parameter(p.detach().float().clone())
+                p.register_post_accumulate_grad_hook(partial(hand_over_gradient, masters[name]))
+            p.data = p.data.to(dtype)
+    return masters
+
+
+def hand_over_gradient(master, p):
+    master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+    p.grad = None
+
+
+@torch.no_grad()
+def copy_masters(masters, model):
+    """The weights that the model computes with follow their masters; call it after each optimizer step."""
+    pairs = [(p, masters[name]) for name, p in model.named_parameters() if masters[name] is not p]
+    if pairs:
+        torch._foreach_copy_(*zip(*pairs))
+
+
+def configure_optimizers(params, weight_decay, learning_rate, betas):
     """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused where torch has it."""
-    params = [p for p in module.parameters() if p.requires_grad]
+    params = [p for p in params if p.requires_grad]
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
               {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)

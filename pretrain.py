@@ -15,6 +15,7 @@ from data.text import dataset_name, load_corpus, random_windows
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
 from judge import Judge
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
+from sample import generate
 
 
 def masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator):
@@ -34,7 +35,7 @@ def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):
 
 def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=(0.9, 0.98), weight_decay=0.1):
     """Cosine schedule with warm-up, gradients clipped at 1, a progress line every tenth of the way."""
-    optimizer = configure_optimizers(model, weight_decay, learning_rate, betas)
+    optimizer = configure_optimizers(model.parameters(), weight_decay, learning_rate, betas)
     warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
     for it in range(max_iters):
         rate = min((it + 1) / warmup, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * it / max_iters)))
@@ -76,6 +77,53 @@ def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, le
     quality = {'loss': F.cross_entropy(logits, batch['original'][chosen.to(device)]).item(),
                'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
     return model, quality
+
+
+def answerer_config(tokenizer, block_size, n_layer, n_head, n_embd):
+    """A small Llama, so that what it becomes can be exported as one."""
+    return GPTConfig(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+                     norm='rmsnorm', position='rope', mlp='swiglu', mlp_hidden=8 * n_embd // 3, bias=False)
+
+
+def train_answerer(tokenizer, records, held_out, config, max_iters=1000, batch_size=64, learning_rate=3e-3, system_prompt='', seed=1, device='cpu'):
+    """
+    A supervised start for a causal model: next token on prompt + answer + end token, with the loss on the answer and its end
+    alone. records, held_out: dicts with 'prompt' and 'answer'. Returns (model, quality): loss in nats per token and greedy
+    accuracy, both held out. Raises ValueError when a record is longer than config.block_size.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(config).to(device)
+
+    def tensors(records):
+        """tokens (n, T), and targets (n, T) that are -100, which cross_entropy leaves out, but on the answer."""
+        prompts = [tokenizer.encode(system_prompt + r['prompt']) for r in records]
+        rows = [prompt + tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for prompt, r in zip(prompts, records)]
+        T = max(map(len, rows))
+        if T > config.block_size:
+            raise ValueError(f"a prompt with its answer has {T} tokens, more than block_size {config.block_size}: raise block_size")
+        tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+        targets = torch.tensor([[-100] * (len(prompt) - 1) + row[len(prompt):] + [-100] * (T - len(row) + 1) for prompt, row in zip(prompts, rows)])
+        return tokens.to(device), targets.to(device)
+
+    def loss_of(tokens, targets):
+        answer = targets >= 0
+        return F.cross_entropy(model.lm_head(model(tokens)[answer]), targets[answer])
+
+    tokens, targets = tensors(records)
+
+    def loss_of_batch():
+        rows = torch.randint(len(records), (batch_size,), generator=generator).to(device)
+        return loss_of(tokens[rows], targets[rows])
+
+    supervised_loop('model', model, loss_of_batch, max_iters, learning_rate)
+    model.eval()
+    with torch.no_grad():
+        loss = loss_of(*tensors(held_out)).item()
+    answers = [tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in held_out]
+    greedy = generate(model, [tokenizer.encode(system_prompt + r['prompt']) for r in held_out], max_new_tokens=max(map(len, answers)), temperature=0, eos_id=tokenizer.eos_id)
+    right = [ids[0, :n].tolist() == answer for ids, n, answer in zip(greedy.tokens, greedy.lengths.flatten(), answers)]
+    return model, {'loss': loss, 'accuracy': sum(right) / len(right)}
 
 
 def syntheticity(share):
@@ -136,7 +184,8 @@ def train_judge(generator_model, tokenizer, corpus, max_iters=500, batch_size=48
 
 
 def save_model(path, kind, model, config, tokenizer, quality):
-    save_checkpoint(path, {'kind': kind, 'model': model.state_dict(), 'model_config': asdict(config), 'chars': tokenizer.chars, 'quality': quality})
+    save_checkpoint(path, {'kind': kind, 'model': model.state_dict(), 'model_config': asdict(config), 'chars': tokenizer.chars,
+                           'end': tokenizer.eos_id is not None, 'quality': quality})
     print(f"  saved {path}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()), flush=True)
 
 

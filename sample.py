@@ -1,63 +1,345 @@
 """
-Fill a text from the command line: each '_' is a slot. Alternatives come with their log-prob and the judge's score.
-$ python sample.py --text="def __init__(s_lf, na_e):" --mask_char="_"     # here the underscores of __init__ are slots too
-$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"
-$ python sample.py --text="import os, sys" --mask_ratio=0.3                # or mask a share of it at random
+The sampler, and a script: complete a prompt, chat with a model, or fill a text.
+$ python sample.py --checkpoint=path/to/model                              # chat; a directory, a .gguf file or a run's ckpt.pt
+$ python sample.py --checkpoint=out-arithmetic/ckpt.pt --prompt="12+34=" --num_samples=4
+$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"      # fill-in: each '?' is a slot
+$ python sample.py --text="import os, sys" --mask_ratio=0.3                # or mask a share of the text at random
+
+`generate` samples G answers to each of P prompts in one batch. A prompt is read once and its keys and values are kept
+once, whatever G is: all answers of a group attend to them with one matrix product, and to their own keys with another,
+under one softmax. Rows that have ended leave the batch. Each token costs one uniform number: it is found in the
+cumulated probabilities, which gives its log-prob too, and a row's numbers depend on its seed alone, not on its company.
+Shapes: P prompts · G answers · B rows still running, at most P G · T, R tokens · V vocabulary · H heads, H_kv of keys · d head width.
 """
 import os
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from configurator import configure
-from data.tokenizer import CharTokenizer
-from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
-from judge import Judge
-from model import GPT, load_checkpoint
 
-checkpoint = 'out-grpo/ckpt.pt'              # a run's checkpoint, or a pretrained generator's
-judge_checkpoint: str | None = None          # None: the one the run learned from, or no score
-text = ''
-mask_char = '_'                              # this character marks a slot
-mask_ratio = 0.0                             # above 0: mask this share of the text at random instead
-num_samples = 8
-temperature = 0.8
-top_p = 1.0
-unmask_steps = 1                             # fill in so many steps, each seeing the fills before it
-seed = 1
-device = 'cpu'
-configure(globals())
+@dataclass
+class Answers:
+    tokens: torch.Tensor                    # (P, G, R) int64, right-padded with 0; an answer that ended holds its end token
+    lengths: torch.Tensor                   # (P, G) true lengths, the end token included
+    logps: torch.Tensor                     # (P, G, R) fp32, of each token under the distribution it was drawn from
+    ended: torch.Tensor                     # (P, G) bool: false where max_new_tokens cut it off
+    allowed: torch.Tensor | None = None     # (P, G, R, V / 8) uint8, see pack: what top_k and top_p left over; None is everything
 
-saved = load_checkpoint(checkpoint, 'generator', 'run')
-tokenizer = CharTokenizer(saved['chars'])
-model = GPT.from_pretrained(checkpoint).to(device).eval()
-judge_checkpoint = judge_checkpoint or saved.get('judge_checkpoint')
-judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint and os.path.exists(judge_checkpoint) else None
 
-if not text:
-    raise ValueError('there is no text: give one with --text="..."')
-if len(text) > model.config.block_size - 1:
-    raise ValueError(f"the text has {len(text)} characters and this model reads {model.config.block_size - 1}: shorten it, or train with a larger block_size")
-if not 0 <= mask_ratio <= 1:
-    raise ValueError(f"mask_ratio is {mask_ratio}: it must be between 0 and 1")
-generator = torch.Generator(device).manual_seed(seed)
-lengths = torch.tensor([len(text)])
-if mask_ratio > 0:
-    tokens = torch.tensor([tokenizer.encode(text)])
-    chosen = choose_slots('random', lengths, len(text), (mask_ratio, mask_ratio), torch.Generator().manual_seed(seed))
-else:
-    chosen = torch.tensor([[c == mask_char for c in text]])
-    stand_in = tokenizer.chars[0]  # the slots' characters are unknown; encode the rest at its true positions
-    tokens = torch.tensor([tokenizer.encode(text.replace(mask_char, stand_in))])
-if not chosen.any():
-    raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
-batch = {key: value.to(device) for key, value in make_batch(tokens, lengths, chosen, tokenizer.mask_id).items()}
+def pack(allowed):
+    """bool (..., V) as bits (..., ceil(V / 8)) uint8: what was allowed at each token is kept for the trainer, an eighth of the size."""
+    padded = torch.nn.functional.pad(allowed, (0, -allowed.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (padded * torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=allowed.device)).sum(dim=-1, dtype=torch.uint8)
 
-policy = FillInPolicy(model, tokenizer, temperature, top_p, unmask_steps, generator)
-print(f"prompt    {tokenizer.decode(batch['tokens'][0])}")
-print(f"greedy    {tokenizer.decode(fill(batch, policy.greedy(batch))[0, 0])}")
-rollout = policy.sample(batch, num_samples)
-scores = score_fills(judge, batch, rollout.tokens)[0].tolist() if judge else [None] * num_samples
-rows = sorted(set(zip(rollout.logps[0].sum(dim=-1).tolist(), policy.texts(rollout)[0], scores)), key=lambda row: -row[0])
-print("log-prob   judge  (judge: 0 looks written, 1 looks machine-filled)")
-for logp, filled, score in rows:
-    print(f"{logp:8.2f}   {'    -' if score is None else f'{score:.3f}'}  {filled}")
+
+def unpack(bits, V):
+    """The bool (..., V) that pack was given."""
+    return ((bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1).bool().flatten(-2)[..., :V]
+
+
+def uniforms(seeds, G, R):
+    """(P, G, R) numbers in [0, 1): that of answer g's token r is a hash of (seeds[p], g, r) (the mixer of splitmix64, Steele et al. 2014)."""
+    with np.errstate(over='ignore'):
+        x = np.array(seeds, dtype=np.int64).astype(np.uint64)[:, None, None] * np.uint64(0x9E3779B97F4A7C15)
+        for counter, axis in ((np.arange(G, dtype=np.uint64), (-1, 1)), (np.arange(R, dtype=np.uint64), (1, -1))):
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = (x ^ (x >> np.uint64(31))) + (counter.reshape(axis) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy((x ^ (x >> np.uint64(31))) >> np.uint64(32)).double() / 2 ** 32
+
+
+def choices(logits, top_k, top_p):
+    """bool (B, V): the top_k likeliest tokens (0: all) and of these the smallest set with mass at least top_p (arXiv 1904.09751)."""
+    keep = logits > -torch.inf
+    if 0 < top_k < logits.shape[-1]:
+        likeliest = logits.topk(top_k, dim=-1).indices  # by index, not by value: ties do not let more than k in
+        keep &= torch.zeros_like(keep).scatter_(-1, likeliest, True)
+    if top_p < 1:
+        probs, order = logits.masked_fill(~keep, -torch.inf).softmax(dim=-1).sort(dim=-1, descending=True)
+        inside = probs.cumsum(dim=-1) - probs < top_p  # the mass before a token decides, so the likeliest one always stays
+        keep &= torch.zeros_like(keep).scatter_(-1, order, inside)
+    return keep
+
+
+def draw(logits, u, temperature, top_k, top_p, forbidden):
+    """
+    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1). Returns tokens (B,), their log-probs (B,)
+    fp32 and what was allowed (B, V) or None. At temperature 0 the likeliest token, with its log-prob at temperature 1.
+    """
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    if forbidden is not None:
+        logits = logits.masked_fill(forbidden, -torch.inf)
+    allowed = None
+    if top_k or top_p < 1:
+        allowed = choices(logits, top_k, top_p)
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    B, V = logits.shape
+    largest, likeliest = logits.max(dim=-1, keepdim=True)
+    mass = logits.new_zeros(B, -(-V // 128) * 128)  # in blocks of 128: first the block is found, then the token in it
+    torch.sub(logits, largest, out=mass[:, :V])
+    mass[:, :V].exp_()
+    mass = mass.view(B, -1, 128)
+    blocks = mass.sum(dim=-1).double().cumsum(dim=-1)                            # (B, V / 128)
+    total = blocks[:, -1:]
+    tokens = likeliest
+    if temperature > 0:
+        # searchsorted with `right`: the first whose cumulated mass lies above; what has probability 0 adds none and is never found
+        target = u[:, None] * total
+        block = torch.searchsorted(blocks, target, right=True)                  # (B, 1)
+        before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
+        inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
+        share = (target - before) / (blocks.gather(1, block) - before)          # how far into the block
+        tokens = block * 128 + torch.searchsorted(inside, (share * inside[:, -1:]).clamp(max=inside[:, -1:] * (1 - 2 ** -40)), right=True)
+    logps = logits.gather(-1, tokens) - largest - total.log().float()
+    return tokens.squeeze(-1), logps.squeeze(-1), allowed
+
+
+class GroupCache:
+    """
+    Keys and values while answers grow. Each prompt's lie there once, (P, H_kv, d, T) and (P, H_kv, T, d); each row's own
+    behind them in slots that are the same for all rows, (B, H_kv, R, d). `place` says which of the P x G places of the
+    prompts' rectangle a row takes; None while none has left.
+    """
+
+    def __init__(self, prefix, prompt_lengths, G, R):
+        P, T, H_kv, d = prefix[0][0].shape
+        self.G, self.step = G, 0
+        self.place = None
+        self.prompt = torch.arange(P, device=prompt_lengths.device).repeat_interleave(G)  # (B,) each row's prompt
+        self.keys = [k.permute(0, 2, 3, 1).contiguous() for k, _ in prefix]
+        self.values = [v.transpose(1, 2).contiguous() for _, v in prefix]
+        self.own = [k.new_empty(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
+        absent = torch.arange(T, device=prompt_lengths.device) >= prompt_lengths[:, None]
+        self.bias = torch.zeros(P, 1, 1, T, device=absent.device).masked_fill_(absent[:, None, None], -torch.inf)
+
+    def attend(self, layer, q, k, v):
+        """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d)."""
+        B, H, d = q.shape
+        keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.step + 1
+        P, H_kv, _, T = keys.shape
+        share = H // H_kv
+        own[0, :, :, self.step], own[1, :, :, self.step] = k, v
+        q = q * d ** -0.5
+
+        together = self.to_rectangle(q).view(P, self.G, H_kv, share, d).transpose(1, 2).reshape(P, H_kv, self.G * share, d)
+        scores = (together @ keys).float() + self.bias                          # (P, H_kv, G share, T)
+        scores = self.from_rectangle(scores.view(P, H_kv, self.G, share, T).transpose(1, 2))
+        own_scores = q.view(B, H_kv, share, d) @ own[0, :, :, :n].transpose(2, 3)
+        weights = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).to(q.dtype)
+        shared_weights, own_weights = weights.split([T, n], dim=-1)             # (B, H_kv, share, T), (..., n)
+        together = self.to_rectangle(shared_weights).view(P, self.G, H_kv, share, T).transpose(1, 2).reshape(P, H_kv, self.G * share, T)
+        y = self.from_rectangle((together @ values).view(P, H_kv, self.G, share, d).transpose(1, 2))
+        return (y + own_weights @ own[1, :, :, :n]).reshape(B, H, d)
+
+    def to_rectangle(self, x):
+        """(B, ...) as (P, G, ...), zeros where a row has left."""
+        P = len(self.bias)
+        return x.unflatten(0, (P, self.G)) if self.place is None else x.new_zeros(P * self.G, *x.shape[1:]).index_copy_(0, self.place, x).unflatten(0, (P, self.G))
+
+    def from_rectangle(self, x):
+        """(P, G, ...) as (B, ...)."""
+        x = x.flatten(0, 1)
+        return x if self.place is None else x[self.place]
+
+    def keep(self, rows):
+        """Only rows (B',) stay, in order; prompts none of whose rows stay leave too, and the rectangle narrows to the fullest group."""
+        self.own = [x[:, rows] for x in self.own]
+        used, self.prompt, counts = self.prompt[rows].unique_consecutive(return_inverse=True, return_counts=True)
+        if len(used) < len(self.bias):
+            self.keys, self.values, self.bias = [x[used] for x in self.keys], [x[used] for x in self.values], self.bias[used]
+        self.G = int(counts.max())
+        first = counts.cumsum(0) - counts
+        self.place = self.prompt * self.G + torch.arange(len(rows), device=rows.device) - first[self.prompt]
+
+
+@torch.no_grad()
+def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
+             forbidden=None, on_token=None):
+    """
+    group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
+    greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
+    on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
+    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. Returns Answers. Raises ValueError
+    for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
+    """
+    P, G, R, V = len(prompts), group_size, max_new_tokens, model.config.vocab_size
+    device = model.wte.weight.device
+    longest = max(map(len, prompts))
+    if min(map(len, prompts)) == 0:
+        raise ValueError(f"prompt {[len(p) for p in prompts].index(0)} is empty: a model needs at least one token to go on from")
+    if longest + R > model.config.block_size:
+        raise ValueError(f"a prompt of {longest} tokens and max_new_tokens {R} make {longest + R}, more than this model's block_size of {model.config.block_size}: shorten one of them")
+    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or R < 1 or G < 1:
+        raise ValueError(f"temperature {temperature} and top_k {top_k} must be at least 0, top_p {top_p} in (0, 1], max_new_tokens {R} and group_size {G} at least 1")
+    seeds = seed if isinstance(seed, (list, tuple)) else [(torch.seed() if seed is None else seed) % 2 ** 40 * 2 ** 20 + p for p in range(P)]
+    u = uniforms(seeds, G, R).flatten(0, 1).to(device)                          # (P G, R)
+
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    padded = torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device)
+    hidden, prefix = model.prefill(padded)
+    hidden = hidden[torch.arange(P, device=device), lengths - 1].repeat_interleave(G, dim=0)  # (P G, D): predicts each answer's first token
+    cache = GroupCache(prefix, lengths, G, R)
+    del prefix
+
+    tokens, logps = padded.new_zeros(P * G, R), torch.zeros(P * G, R, device=device)
+    counts, ended = padded.new_full((P * G,), R), torch.zeros(P * G, dtype=torch.bool, device=device)
+    allowed = torch.zeros(P * G, R, -(-V // 8), dtype=torch.uint8, device=device) if top_k or top_p < 1 else None
+    rows, running = torch.arange(P * G, device=device), torch.ones(P * G, dtype=torch.bool, device=device)  # (B,)
+    positions = lengths.repeat_interleave(G)
+    look_every = 16 if device.type == 'cuda' else 1  # looking at how many still run makes the host wait for the GPU
+    for step in range(R):
+        new, logp, choice = draw(model.lm_head(hidden).float(), u[rows, step], temperature, top_k, top_p, forbidden)
+        tokens[rows, step], logps[rows, step] = new, logp
+        if choice is not None:
+            allowed[rows, step] = pack(choice)
+        if on_token:
+            on_token(step, rows[running], new[running])
+        if eos_id is not None:
+            stops = running & (new == eos_id)
+            counts[rows] = torch.where(stops, step + 1, counts[rows])
+            ended[rows] |= stops
+            running &= ~stops
+            if step % look_every == 0:
+                alive = int(running.sum())
+                if alive == 0:
+                    break
+                if alive <= 0.85 * len(rows):  # leaving costs a copy of the cache, about what one more step costs
+                    stay = running.nonzero().squeeze(-1)
+                    cache.keep(stay)
+                    rows, running, positions, new = rows[stay], running[stay], positions[stay], new[stay]
+        if step + 1 < R:
+            hidden = model.run(new, positions + step, cache.attend)
+            cache.step += 1
+    R = int(counts.max())
+    real = torch.arange(R, device=device) < counts[:, None]
+    tokens, logps = tokens[:, :R].masked_fill(~real, 0), logps[:, :R].masked_fill(~real, 0.0)  # rows that waited for others wrote on
+    shape = lambda x: None if x is None else x.unflatten(0, (P, G))
+    return Answers(shape(tokens), shape(counts), shape(logps), shape(ended), shape(None if allowed is None else allowed[:, :R]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the script
+
+def stream(tokenizer):
+    """An on_token that prints one answer as it grows; a character whose bytes are not all there yet waits for them."""
+    ids, shown = [], 0
+
+    def show(step, rows, tokens):
+        nonlocal shown
+        ids.append(tokens.item())
+        text = tokenizer.decode(ids)
+        if not text.endswith('\ufffd'):
+            print(text[shown:], end='', flush=True)
+            shown = len(text)
+    return show
+
+
+def complete(model, tokenizer, ids, num_samples, options):
+    """Print num_samples answers to a prompt (token ids): one as it comes, several with their log-probs, the likeliest first. Returns the first's text."""
+    if num_samples == 1:
+        answers = generate(model, [ids], on_token=stream(tokenizer), **options)
+        print()
+    else:
+        answers = generate(model, [ids], num_samples, **options)
+    texts = [tokenizer.decode(answer[:n]) for answer, n in zip(answers.tokens[0].tolist(), answers.lengths[0].tolist())]
+    if num_samples > 1:
+        print("log-prob  tokens")
+        for logp, n, ended, text in sorted(zip(answers.logps[0].sum(dim=-1).tolist(), answers.lengths[0].tolist(), answers.ended[0].tolist(), texts), reverse=True):
+            print(f"{logp:8.2f}  {n:6d}  {text}" + ('' if ended else ' ...'))
+    return texts[0]
+
+
+def chat(model, tokenizer, system_prompt, options):
+    """Turns of a conversation from the terminal until an empty line or the end of input."""
+    messages = [{'role': 'system', 'content': system_prompt}] if system_prompt else []
+    print("an empty line ends the conversation")
+    while True:
+        try:
+            said = input('> ')
+        except EOFError:
+            return
+        if not said.strip():
+            return
+        messages.append({'role': 'user', 'content': said})
+        ids = tokenizer.chat(messages) if tokenizer.has_chat_template else tokenizer.encode(said)
+        messages.append({'role': 'assistant', 'content': complete(model, tokenizer, ids, 1, options)})
+
+
+def fill_text(model, saved, text, mask_char, mask_ratio, judge_checkpoint, num_samples, temperature, top_p, unmask_steps, seed, device):
+    """Print fills of a text's slots with their log-prob and, where there is a judge, its score."""
+    from data.tokenizer import CharTokenizer
+    from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
+    from judge import Judge
+    tokenizer = CharTokenizer(saved['chars'])
+    judge_checkpoint = judge_checkpoint or saved.get('judge_checkpoint')
+    judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint and os.path.exists(judge_checkpoint) else None
+    if not text:
+        raise ValueError('there is no text: give one with --text="..."')
+    if len(text) > model.config.block_size - 1:
+        raise ValueError(f"the text has {len(text)} characters and this model reads {model.config.block_size - 1}: shorten it, or train with a larger block_size")
+    lengths = torch.tensor([len(text)])
+    if mask_ratio > 0:
+        tokens = torch.tensor([tokenizer.encode(text)])
+        chosen = choose_slots('random', lengths, len(text), (mask_ratio, mask_ratio), torch.Generator().manual_seed(seed))
+    else:
+        chosen = torch.tensor([[c == mask_char for c in text]])
+        stand_in = tokenizer.chars[0]  # the slots' characters are unknown; encode the rest at its true positions
+        tokens = torch.tensor([tokenizer.encode(text.replace(mask_char, stand_in))])
+    if not chosen.any():
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
+    batch = {key: value.to(device) for key, value in make_batch(tokens, lengths, chosen, tokenizer.mask_id).items()}
+    policy = FillInPolicy(model, tokenizer, temperature, top_p, unmask_steps, torch.Generator(device).manual_seed(seed))
+    print(f"prompt    {tokenizer.decode(batch['tokens'][0])}")
+    print(f"greedy    {tokenizer.decode(fill(batch, policy.greedy(batch))[0, 0])}")
+    rollout = policy.sample(batch, num_samples)
+    scores = score_fills(judge, batch, rollout.tokens)[0].tolist() if judge else [None] * num_samples
+    rows = sorted(set(zip(rollout.logps[0].sum(dim=-1).tolist(), policy.texts(rollout)[0], scores)), key=lambda row: -row[0])
+    print("log-prob   judge  (judge: 0 looks written, 1 looks machine-filled)")
+    for logp, filled, score in rows:
+        print(f"{logp:8.2f}   {'    -' if score is None else f'{score:.3f}'}  {filled}")
+
+
+if __name__ == '__main__':
+    from configurator import configure
+    checkpoint = 'out-grpo/ckpt.pt'              # a run's checkpoint, a pretrained model, a Hugging Face directory, a .gguf file, a name on the hub
+    prompt = ''                                  # a causal model completes it; without one, it chats
+    chat_template = False                        # True: the prompt becomes the user's turn
+    system_prompt = ''
+    text = ''                                    # a fill-in model fills its slots
+    mask_char = '_'                              # this character marks a slot
+    mask_ratio = 0.0                             # above 0: mask this share of the text at random instead
+    unmask_steps = 1                             # fill in so many steps, each seeing the fills before it
+    judge_checkpoint: str | None = None          # None: the one the run learned from, or no score
+    num_samples: int | None = None               # None: 8 fills, or 1 completion as it comes
+    max_new_tokens = 256
+    temperature = 0.8                            # 0: the likeliest token each time
+    top_k = 0
+    top_p = 1.0
+    precision = 'fp32'                           # 'fp32' | 'bf16'
+    seed = 1
+    device = 'cpu'
+    configure(globals())
+
+    from completion import tokenizer_of
+    from model import GPT, compute_in, load_checkpoint
+    if not 0 <= mask_ratio <= 1:
+        raise ValueError(f"mask_ratio is {mask_ratio}: it must be between 0 and 1")
+    model = GPT.from_pretrained(checkpoint).to(device).eval().requires_grad_(False)
+    compute_in(model, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
+    if not model.config.causal:
+        fill_text(model, load_checkpoint(checkpoint, 'generator', 'run'), text, mask_char, mask_ratio, judge_checkpoint, num_samples or 8, temperature, top_p, unmask_steps, seed, device)
+    else:
+        tokenizer = tokenizer_of(checkpoint)
+        tokenizer.check_fits(model.config.vocab_size, checkpoint)
+        options = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, seed=seed)
+        if not prompt:
+            chat(model, tokenizer, system_prompt, options)
+        elif chat_template:
+            messages = [{'role': 'system', 'content': system_prompt}] * bool(system_prompt) + [{'role': 'user', 'content': prompt}]
+            complete(model, tokenizer, tokenizer.chat(messages), num_samples or 1, options)
+        else:
+            complete(model, tokenizer, tokenizer.encode(system_prompt + prompt), num_samples or 1, options)

@@ -1,8 +1,9 @@
 """
 Train a language model with GRPO. All settings are the globals below; a config file and --key=value override them.
-$ python train_grpo.py config/grpo_config.py
-$ python train_grpo.py config/grpo_config.py --kl_beta=0.02 --group_size=16
-$ python train_grpo.py config/grpo_config.py --init_from=resume        # go on where it stopped, bit for bit on a CPU
+$ python train_grpo.py config/grpo_config.py                            # fill-in with a frozen judge, from an empty machine
+$ python train_grpo.py config/arithmetic.py                             # a causal model on verifiable rewards
+$ python train_grpo.py config/arithmetic.py --kl_beta=0.02 --group_size=16
+$ python train_grpo.py config/arithmetic.py --init_from=resume          # go on where it stopped, bit for bit on a CPU
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
 """
 import copy
@@ -11,50 +12,74 @@ import math
 import os
 import signal
 import sys
+import types
 
 import torch
 import torch.distributed as dist
 
 from configurator import configure
-from data.text import dataset_name, load_corpus, random_windows
-from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
-from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, all_reduce, grpo_training_step
-from judge import Judge
-from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
-from pretrain import filler_config, masked_windows, save_model, train_generator, train_judge
+from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
+from lora import add_lora, merge_lora, quantize_int8, save_adapter
+from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
+from tasks import Completion, FillIn
 
-# data: texts with masked slots
-dataset = 'stdlib_char'                              # a folder under data/, or the path of any text file
-block_size = 48                                      # characters of a text
+task = 'fill_in'                                     # 'fill_in' | 'completion'
+# data: texts with masked slots, or prompts to answer
+dataset = 'stdlib_char'                              # a folder under data/, or a file: text to fill in, or prompts (.json, .jsonl, .txt)
+# fill-in
+block_size = 48                                      # characters of a text, or of the context when a small model is trained from nothing
 mask_kinds = ('random',)                             # of 'random', 'sticky', 'span', in equal shares
 mask_ratio = (0.25, 0.35)                            # each text's share of masked characters lies between these
-# models ({dataset} becomes the data set's name); one that does not exist yet is trained first, about a minute each
-init_from = 'generator'                              # 'generator': start from generator_checkpoint; 'resume': go on with out_dir
-generator_checkpoint = 'out-{dataset}/generator.pt'
+unmask_steps = 1                                     # K: fill in K steps, each seeing the fills before it
 judge_checkpoint = 'out-{dataset}/judge.pt'          # its score is the reward
 gold_checkpoint = 'out-{dataset}/judge_gold.pt'      # a second judge that only looks on, so that over-optimising shows
-n_layer = 3                                          # the size, when a generator has to be trained
+judge_iters = 500
+# completion
+train_prompts: str | None = None                     # a .json, .jsonl or .txt file, a folder under data/, a Hugging Face data set; None: dataset
+eval_prompts: str | None = None                      # the same; None: what the data set holds out, else eval_prompts_n of train_prompts
+column_mapping: dict | None = None                   # {'question': 'prompt'}: what the file calls our fields
+system_prompt = ''
+chat_template = False                                # True: prompts become the user's turn in the model's own chat template
+max_prompt_length: int | None = None                 # in tokens
+too_long = 'error'                                   # what to do with a longer one: 'error' | 'drop'
+max_new_tokens = 64                                  # R: where an answer is cut off
+rewards: list = ['exact_answer']                     # names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
+mask_truncated = False                               # True: answers that were cut off are not trained on
+retain_text = ''                                     # its log-prob is logged at each evaluation: does the model forget its language?
+# the model we start from ({dataset} becomes the data set's name); a .pt file that does not exist yet is trained first
+init_from = 'generator'                              # 'generator': start from generator_checkpoint; 'resume': go on with out_dir
+generator_checkpoint = 'out-{dataset}/generator.pt'  # ours, a Hugging Face directory, a .gguf file, or a name on the hub
+n_layer = 3                                          # the size, when it has to be trained
 n_head = 4
 n_embd = 96
 pretrain_iters = 1200
-judge_iters = 500
 # GRPO
-batch_size = 32                                      # P: texts of an iteration, all ranks together
-group_size = 8                                       # G: fills of each text
-micro_batch_size: int | None = None                  # texts of one forward; None: all at once. Changes memory, not the result
+batch_size = 32                                      # P: prompts of an iteration, all ranks together
+group_size = 8                                       # G: answers to each
+micro_batch_size: int | None = None                  # prompts of one forward; None: all at once. Changes memory, not the result
 max_iters = 200
-num_epochs_per_rollout = 1                           # mu: optimizer steps on one batch of fills
+num_epochs_per_rollout = 1                           # mu: optimizer steps on one batch of answers
 loss_type = 'grpo'                                   # 'grpo' | 'dapo' | 'dr_grpo' | 'gspo' | 'cispo' | 'reinforce'
 advantage = 'grpo'                                   # 'grpo' | 'dr_grpo' | 'batch' | 'rloo'
 clip_low = 0.2
 clip_high = 0.2
 dual_clip: float | None = None                       # bounds the loss of bad answers that became likely; above 1
-kl_beta = 0.1                                        # the leash to the generator we started from; 0 needs no reference
+kl_beta = 0.1                                        # the leash to the reference; 0 needs none
 kl_estimator = 'exact'                               # 'k1' | 'k2' | 'k3' | 'exact'
+reference_mode = 'static'                            # 'static': where we started | 'ema' | 'periodic' | 'none'
+ema_alpha = 0.99                                     # ema: reference = alpha * reference + (1 - alpha) * policy after each iteration
+reference_update_freq = 500                          # periodic: reference = policy every so many iterations
+reference_offload = False                            # True: the reference waits in the CPU's memory
 entropy_coef = 0.0
 temperature = 0.8                                    # of sampling and of scoring alike
-top_p = 1.0                                          # nucleus; the same nucleus is kept for scoring
-unmask_steps = 1                                     # K: fill in K steps, each seeing the fills before it
+top_k = 0                                            # 0 is off; what top_k and top_p leave over is kept for scoring
+top_p = 1.0
+# LoRA: train small matrices beside frozen ones
+lora_r = 0                                           # rank; 0 trains all weights
+lora_alpha = 16.0                                    # the adapters are scaled by lora_alpha / lora_r
+lora_dropout = 0.0                                   # leave at 0: with dropout the policy that learns is not the one that sampled
+lora_targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+load_in_8bit = False                                 # frozen weights as int8
 # optimizer
 learning_rate = 6e-4
 min_lr = 6e-5
@@ -66,7 +91,9 @@ beta2 = 0.99
 grad_clip = 1.0                                      # 0 is off
 # evaluation, logs, checkpoints
 eval_interval = 50
-eval_prompts_n = 512                                 # held-out texts
+eval_prompts_n = 512                                 # held-out texts or prompts
+eval_batch_size = 256                                # completion: prompts sampled from at once
+eval_samples = 4                                     # completion: sampled answers to each, beside the greedy one
 eval_show = 3                                        # of which this many are printed
 log_interval = 10
 save_interval = 50
@@ -79,32 +106,36 @@ wandb_mode = 'online'                                # 'offline' needs no accoun
 # system
 seed = 1
 device = 'auto'                                      # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
-precision = 'auto'                                   # 'fp32' | 'bf16' (autocast); 'auto': bf16 on a GPU. Weights are fp32 always
+precision = 'auto'                                   # 'fp32' | 'bf16' | 'fp16', what is computed in; what learns is fp32 always. 'auto': bf16 where it is faster
+gradient_checkpointing = False                       # True: less memory in backward, a quarter more time
 config = configure(globals())
 
 # ---------------------------------------------------------------------------------------------------------------------
 # check what can be checked before any time is spent
 
-for key, allowed in (('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS), ('init_from', ('generator', 'resume')),
-                     ('lr_schedule', ('cosine', 'linear', 'constant')), ('precision', ('auto', 'fp32', 'bf16'))):
+for key, allowed in (('task', ('fill_in', 'completion')), ('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
+                     ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
+                     ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop'))):
     if config[key] not in allowed:
         raise ValueError(f"{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
 if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
-if len(mask_ratio) != 2 or not 0 < mask_ratio[0] <= mask_ratio[1] <= 1:
-    raise ValueError(f"mask_ratio is {mask_ratio}: it must be (low, high) with 0 < low <= high <= 1, for instance (0.25, 0.35); at 0 there is nothing to fill in")
-for kind in mask_kinds:
-    if kind not in MASK_KINDS:
-        raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
-for key in ('block_size', 'batch_size', 'num_epochs_per_rollout', 'unmask_steps', 'eval_prompts_n', 'eval_interval', 'log_interval', 'save_interval'):
+for key in ('block_size', 'batch_size', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
+            'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'save_interval'):
     if config[key] < 1:
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
-if temperature <= 0 or not 0 < top_p <= 1:
-    raise ValueError(f"temperature is {temperature} and top_p {top_p}: temperature must be above 0, top_p above 0 and at most 1")
+if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
+    raise ValueError(f"temperature is {temperature}, top_p {top_p} and top_k {top_k}: temperature must be above 0, top_p above 0 and at most 1, top_k at least 0")
+if not 0 <= ema_alpha <= 1:
+    raise ValueError(f"ema_alpha is {ema_alpha}: it must be between 0 and 1")
 if init_from == 'resume' and not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
     raise FileNotFoundError(f"there is no {os.path.join(out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
 if dual_clip is not None and dual_clip <= 1:
     raise ValueError(f"dual_clip is {dual_clip}: it must be above 1, or None")
+if load_in_8bit and not lora_r:
+    raise ValueError("load_in_8bit freezes the weights, so something else has to learn: set lora_r, for instance --lora_r=16")
+if task == 'fill_in' and (lora_r or top_k):
+    raise ValueError(f"task fill_in takes neither lora_r ({lora_r}) nor top_k ({top_k}): its models are small, and top_p is there")
 if kl_beta > 0 and kl_estimator == 'k1':
     print("warning: k1 in the loss has zero gradient on average, it only adds noise; k2 or exact do what is meant")
 
@@ -123,10 +154,7 @@ if batch_size % world_size:
     raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes: make it a multiple of {world_size}")
 master = rank == 0
 say = print if master else lambda *args, **kwargs: None
-autocast = torch.autocast(device_type, torch.bfloat16, enabled=precision == 'bf16' or (precision == 'auto' and device_type == 'cuda'))
 
-# ---------------------------------------------------------------------------------------------------------------------
-# data, generator, judges
 
 def once(make):
     """Call make() on rank 0 while the others wait: files are made once."""
@@ -136,74 +164,61 @@ def once(make):
         dist.barrier()
 
 
-once(lambda: load_corpus(dataset))  # prepares it on first use
-tokenizer, corpus = load_corpus(dataset)
-for ids in corpus.values():
-    random_windows(ids, 1, block_size, torch.Generator())  # refuses now a split that is too short, not after a minute
-generator_checkpoint, judge_checkpoint, gold_checkpoint = (
-    path.format(dataset=dataset_name(dataset)) for path in (generator_checkpoint, judge_checkpoint, gold_checkpoint))
-
-
-def load_generator():
-    tokenizer.check_same(load_checkpoint(generator_checkpoint, 'generator', 'run')['chars'], generator_checkpoint)
-    model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
-    if model.config.block_size < block_size:
-        raise ValueError(f"the generator at {generator_checkpoint} reads texts of at most {model.config.block_size} characters and block_size is {block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
-    return model
-
-
-def make_missing():
-    if not os.path.exists(generator_checkpoint):
-        say(f"there is no generator at {generator_checkpoint}: training one on {dataset}")
-        model_config = filler_config(tokenizer, block_size, n_layer, n_head, n_embd)
-        model, quality = train_generator(tokenizer, corpus, model_config, pretrain_iters, mask_kinds=mask_kinds, seed=seed, device=device)
-        save_model(generator_checkpoint, 'generator', model, model_config, tokenizer, quality)
-    for number, path in enumerate((judge_checkpoint, gold_checkpoint)):
-        if not os.path.exists(path):
-            say(f"there is no judge at {path}: training one on the fills of {generator_checkpoint}")
-            generator = load_generator()
-            judge, quality = train_judge(generator, tokenizer, corpus, judge_iters, mask_kinds=mask_kinds, seed=seed + 1000 * number)
-            save_model(path, 'judge', judge, generator.config, tokenizer, quality)
-
-
-once(make_missing)
-judge, gold = (Judge.from_pretrained(path, tokenizer).to(device) for path in (judge_checkpoint, gold_checkpoint))
-for path, one in ((judge_checkpoint, judge), (gold_checkpoint, gold)):
-    if one.trunk.config.block_size < block_size + 1:
-        raise ValueError(f"the judge at {path} reads texts of at most {one.trunk.config.block_size - 1} characters and block_size is {block_size}: lower block_size, or name a judge that does not exist yet to have it trained")
-say(f"judge: held-out AUC {judge.quality['auc']:.3f}, R2 {judge.quality['r2']:.3f}; gold judge: AUC {gold.quality['auc']:.3f}, R2 {gold.quality['r2']:.3f}")
-
 # ---------------------------------------------------------------------------------------------------------------------
-# policy, reference, optimizer, and where a resumed run stopped
+# the job, the policy, the reference, the optimizer, and where a resumed run stopped
 
+job = {'fill_in': FillIn, 'completion': Completion}[task](types.SimpleNamespace(**config), device, rank, once, say)
 checkpoint_path, metrics_path, samples_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl'))
-resumed = None
+model = job.load_model().eval()
+start_weights = sum(p.double().sum() for p in model.parameters()).item()  # tells one start from another
+if load_in_8bit:
+    quantize_int8(model)
+if lora_r:
+    torch.manual_seed(seed)
+    add_lora(model, lora_r, lora_alpha, lora_dropout, lora_targets)
+model.gradient_checkpointing = gradient_checkpointing
+if precision == 'auto':
+    fast_bf16 = device_type == 'cuda' or (torch.cpu._is_avx512_bf16_supported() and model.config.n_embd >= 512)
+    precision = 'bf16' if fast_bf16 else 'fp32'
+dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
+
+with_reference = kl_beta > 0 and reference_mode != 'none'
+reference, averages = None, {}
+if with_reference and not (lora_r and reference_mode == 'static'):
+    frozen = copy.deepcopy(model)
+    if reference_mode == 'static':
+        frozen.requires_grad_(False)
+    averages = compute_in(frozen, dtype)  # in fp32 where the reference moves: an average of bf16 numbers would stand still
+    frozen.requires_grad_(False)
+
+start_iter, best, resumed = 0, -math.inf, None
+plain_config = json.loads(json.dumps(config, default=lambda function: function.__name__))  # functions by their names
 if init_from == 'resume':
     resumed = load_checkpoint(checkpoint_path, 'run')
-    tokenizer.check_same(resumed['chars'], checkpoint_path)
-    model = GPT(GPTConfig(**resumed['model_config'])).to(device).eval()
-    model.load_state_dict(resumed['model'])
+    if resumed['start_weights'] != start_weights:
+        raise ValueError(f"the model at {generator_checkpoint} is not the one this run started from: restore it, for the reference and a LoRA run's frozen weights come from there")
     for key, old in resumed['config'].items():
-        if key != 'init_from' and json.dumps(old) != json.dumps(config.get(key)):
-            say(f"resuming with {key} = {config.get(key)!r} (it was {old!r})")
-else:
-    model = load_generator()
-noise_rng = torch.Generator(device).manual_seed(seed * 10007 + rank)  # sampling: every rank draws its own fills
-data_rng = torch.Generator().manual_seed(seed)                       # texts and masks: every rank draws all, and takes its share
-policy = FillInPolicy(model, tokenizer, temperature, top_p, unmask_steps, noise_rng)
-reference = policy.with_model(copy.deepcopy(model).requires_grad_(False)) if kl_beta > 0 else None
-optimizer = configure_optimizers(model, weight_decay, learning_rate, (beta1, beta2))
-start_iter, best = 0, -math.inf
+        if key != 'init_from' and json.dumps(old) != json.dumps(plain_config.get(key)):
+            say(f"resuming with {key} = {plain_config.get(key)!r} (it was {old!r})")
+    model.load_state_dict(resumed['model'], strict=not lora_r)
+masters = compute_in(model, dtype)
+learning = [name for name, p in model.named_parameters() if p.requires_grad]
+policy = job.policy(model)
+if with_reference:
+    reference = policy.with_model(frozen) if averages else policy.without_adapters()
+    if averages and reference_offload:
+        frozen.to('cpu')
+optimizer = configure_optimizers(masters.values(), weight_decay, learning_rate, (beta1, beta2))
+optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
+scaler = torch.amp.GradScaler(device_type, enabled=precision == 'fp16')
 if resumed:
     start_iter, best = resumed['iter'], resumed['best']
     optimizer.load_state_dict(resumed['optimizer'])
-    if reference and resumed['reference']:
-        reference.model.load_state_dict(resumed['reference'])
-    data_rng.set_state(resumed['data_rng'])
-    if len(resumed['noise_rngs']) == world_size:
-        noise_rng.set_state(resumed['noise_rngs'][rank])
-    else:
-        say(f"saved by {len(resumed['noise_rngs'])} processes and resumed with {world_size}: the sampling noise is fresh")
+    scaler.load_state_dict(resumed['scaler'])
+    for name, value in resumed['reference'].items():
+        averages[name].data.copy_(value)
+    if averages:
+        copy_masters(averages, frozen)
 
 if master:
     if resumed:  # forget what was logged after the checkpoint: it is about to be logged again
@@ -219,7 +234,9 @@ if master:
         say(f"{out_dir} held an earlier run: moved to {out_dir}.{number}")
     os.makedirs(out_dir, exist_ok=True)
     with open(os.path.join(out_dir, 'config.json'), 'w', encoding='utf-8') as f:
-        json.dump(config, f, indent=1)
+        json.dump(plain_config, f, indent=1)
+    if 'chars' not in job.saved():
+        job.tokenizer.save(os.path.join(out_dir, 'tokenizer'))
     metrics_file, samples_file = (open(path, 'a', encoding='utf-8') for path in (metrics_path, samples_path))
 
 
@@ -234,14 +251,9 @@ if wandb_log and master:
         import wandb
     except ImportError:
         raise ImportError("wandb_log needs the package: pip install wandb") from None
-    tracker = wandb.init(project=wandb_project, name=wandb_run_name, mode=wandb_mode, config=config, dir=out_dir)
+    tracker = wandb.init(project=wandb_project, name=wandb_run_name, mode=wandb_mode, config=plain_config, dir=out_dir)
 else:
     tracker = NoWandb()
-
-
-def draw_batch(split, n, rng):
-    batch, _ = masked_windows(corpus[split], n, block_size, tokenizer, mask_kinds, mask_ratio, rng)
-    return {key: value.to(device) for key, value in batch.items()}
 
 
 def learning_rate_at(it):
@@ -252,45 +264,21 @@ def learning_rate_at(it):
     return min_lr + share * (learning_rate - min_lr) if lr_schedule != 'constant' else learning_rate
 
 
-def judge_reward(policy, rollout):
-    return 1 - score_fills(judge, rollout.batch, rollout.tokens)
-
-
-eval_batch = draw_batch('val', eval_prompts_n, torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def evaluate():
-    """The policy on the same held-out texts with the same noise each time. The gold judge is never a reward."""
-    frozen_noise = copy.copy(policy)
-    frozen_noise.generator = torch.Generator(device).manual_seed(0)
-    rollout = frozen_noise.sample(eval_batch, 2)
-    if eval_show:
-        say(describe_fills(tokenizer, eval_batch, rollout.tokens, eval_show))
-    return {'eval/judge_reward': 1 - score_fills(judge, eval_batch, rollout.tokens).mean().item(),
-            'eval/gold_reward': 1 - score_fills(gold, eval_batch, rollout.tokens).mean().item(),
-            'eval/judge_reward_real': 1 - judge.score(eval_batch['original']).mean().item(),
-            'eval/gold_reward_real': 1 - gold.score(eval_batch['original']).mean().item(),
-            'eval/exact_match_sampled': exact_match(eval_batch, rollout.tokens),
-            'eval/exact_match_greedy': exact_match(eval_batch, policy.greedy(eval_batch))}
+def weights_to_keep():
+    """The fp32 masters, under the model's names; with LoRA the adapters alone."""
+    of = {p: masters[name] for name, p in model.named_parameters()}
+    return {name: of[p].detach() for name, p in model.state_dict(keep_vars=True).items() if p in of and (p.requires_grad or not lora_r)}
 
 
 def save(it):
     """Everything needed to go on with iteration `it` as if nothing had happened."""
-    noise_rngs = [noise_rng.get_state()]
-    if world_size > 1:
-        noise_rngs = [None] * world_size
-        dist.all_gather_object(noise_rngs, noise_rng.get_state())
-    if not master:
-        return
     for file in (metrics_file, samples_file):  # the log reaches the disk before the checkpoint that builds on it
         file.flush()
         os.fsync(file.fileno())
     save_checkpoint(checkpoint_path, {
-        'kind': 'run', 'iter': it, 'best': best, 'model': model.state_dict(), 'model_config': vars(model.config), 'chars': tokenizer.chars,
-        'optimizer': optimizer.state_dict(), 'reference': reference.model.state_dict() if reference else None,
-        'data_rng': data_rng.get_state(), 'noise_rngs': noise_rngs,
-        'config': config, 'judge_checkpoint': judge_checkpoint})
+        'kind': 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights,
+        'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
+        'reference': {name: averages[name].detach() for name in learning} if averages and reference_mode != 'static' else {}, **job.saved()})
     if keep_checkpoints:
         kept = os.path.join(out_dir, f'ckpt_{it:06d}.pt')
         if os.path.exists(kept):
@@ -298,6 +286,18 @@ def save(it):
         os.link(checkpoint_path, kept)
         for old in sorted(name for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt'))[:-keep_checkpoints]:
             os.remove(os.path.join(out_dir, old))
+
+
+def export():
+    """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/."""
+    final = copy.deepcopy(model).float()
+    final.load_state_dict(weights_to_keep(), strict=False)
+    if lora_r:
+        save_adapter(final, os.path.join(out_dir, 'adapter'), generator_checkpoint)
+        merge_lora(final)
+    final.save_pretrained(os.path.join(out_dir, 'export'), eos_id=job.tokenizer.eos_id)
+    job.tokenizer.save(os.path.join(out_dir, 'export'))
+    say(f"exported to {os.path.join(out_dir, 'export')}")
 
 
 stop_signals = []
@@ -316,27 +316,25 @@ for s in (signal.SIGINT, signal.SIGTERM):
 # ---------------------------------------------------------------------------------------------------------------------
 # the loop
 
-say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters on {device}, {batch_size} texts x {group_size} fills an iteration, {world_size} process{'es' if world_size > 1 else ''}")
+total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) / 1e6 for everything in (True, False))
+say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'loss_type', 'clip_low', 'clip_high',
-                                        'dual_clip', 'kl_beta', 'entropy_coef', 'grad_clip')}
+                                        'dual_clip', 'kl_beta', 'entropy_coef', 'grad_clip', 'mask_truncated')}
 for it in range(start_iter, max_iters + 1):
     metrics = {'iter': it}
     if master and (it % eval_interval == 0 or it == max_iters):
-        with autocast:
-            metrics |= evaluate()
-        say(f"iter {it}: held-out judge reward {metrics['eval/judge_reward']:.4f} (real text {metrics['eval/judge_reward_real']:.4f}), gold reward {metrics['eval/gold_reward']:.4f} "
-            f"(real text {metrics['eval/gold_reward_real']:.4f}), exact match sampled {metrics['eval/exact_match_sampled']:.4f}, greedy {metrics['eval/exact_match_greedy']:.4f}", flush=True)
-    is_best = metrics.get('eval/judge_reward', -math.inf) > best
-    best = max(best, metrics.get('eval/judge_reward', -math.inf))
-
+        metrics |= job.evaluate(policy)
+        say(f"iter {it}: {job.describe(metrics)}", flush=True)
+    is_best = metrics.get(job.headline, -math.inf) > best
+    best = max(best, metrics.get(job.headline, -math.inf))
     if is_best:  # before save(), which remembers its value
-        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'run', 'iter': it, 'best': best, 'model': model.state_dict(), 'model_config': vars(model.config),
-                                                               'chars': tokenizer.chars, 'config': config, 'judge_checkpoint': judge_checkpoint})
+        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config),
+                                                               'config': plain_config, **job.saved()})
 
     # All ranks stop together: one that got the signal tells the others.
     stopping = all_reduce(torch.tensor(float(bool(stop_signals)), device=device), 'max').item() > 0
-    if stopping or it == max_iters or (it % save_interval == 0 and it > start_iter):
+    if master and (stopping or it == max_iters or (it % save_interval == 0 and it > start_iter)):
         save(it)
     if stopping:
         arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
@@ -347,23 +345,28 @@ for it in range(start_iter, max_iters + 1):
         lr = learning_rate_at(it)
         for group in optimizer.param_groups:
             group['lr'] = lr
-        batch = {key: value[my_rows] for key, value in draw_batch('train', batch_size, data_rng).items()}
-        with autocast:
-            stats, rollout = grpo_training_step(policy, batch, optimizer, [('judge', judge_reward, 1.0)], reference,
-                                                num_epochs=num_epochs_per_rollout, max_new_tokens=block_size, **options)
-        metrics |= stats | {'lr': lr, 'frac_truncated': 0.0}  # a fill always ends: it has as many tokens as slots
-    if master and (it % log_interval == 0 or len(metrics) > 1 and 'eval/judge_reward' in metrics):
+        batch = {key: value[my_rows] for key, value in job.batch(it).items()}
+        stats, rollout = grpo_training_step(policy, batch, optimizer, job.rewards, reference, num_epochs=num_epochs_per_rollout,
+                                            max_new_tokens=job.max_answer_tokens, scaler=scaler, **options)
+        if averages:
+            update_reference(reference_mode, it + 1, [averages[name].data for name in learning], [masters[name].data for name in learning], ema_alpha, reference_update_freq)
+            copy_masters(averages, frozen)
+        metrics |= stats | {'lr': lr}
+    if master and (it % log_interval == 0 or job.headline in metrics):
         if it < max_iters:
             kl_shown = f"kl {metrics['mean_kl']:.4f}" if reference else "no reference"
-            say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, "
+            say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, length {metrics['mean_length']:.1f}, "
                 f"clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}, {metrics['tokens_per_s']:,.0f} tokens/s", flush=True)
-            prompt = tokenizer.decode(rollout.batch['tokens'][0])
-            for text, reward, advantage_ in zip(policy.texts(rollout.rows(0, 1))[0], rollout.reward_parts['judge'][0].tolist(), rollout.advantages[0].tolist()):
-                samples_file.write(json.dumps({'iter': it, 'prompt': prompt, 'completion': text, 'reward/judge': reward, 'advantage': advantage_}) + '\n')
+            prompt, first = job.prompt_text(rollout), rollout.rows(0, 1)
+            parts = [{f'reward/{name}': value for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
+            for text, part, advantage_ in zip(policy.texts(first)[0], parts, first.advantages[0].tolist()):
+                samples_file.write(json.dumps({'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}) + '\n')
         metrics_file.write(json.dumps(metrics) + '\n')
         metrics_file.flush()
         tracker.log(metrics, step=it)
 
+if master and task == 'completion' and not stopping:
+    export()
 tracker.finish()
 if dist.is_initialized():
     dist.barrier()  # nobody hangs up while another still speaks

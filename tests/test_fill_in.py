@@ -134,9 +134,11 @@ def test_cost_does_not_grow_with_the_group():
             model.register_forward_hook(lambda m, i, o: seen.__setitem__('trunk', seen['trunk'] + o.shape[0]))
             model.lm_head.register_forward_hook(lambda m, i, o: seen.__setitem__('head', seen['head'] + o.numel() // o.shape[-1]))
         reward = [('count', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
-        grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model, 0, 1e-3, (0.9, 0.99)), reward, reference, G, kl_beta=0.1, kl_estimator='exact')
+        grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model.parameters(), 0, 1e-3, (0.9, 0.99)), reward, reference, G, kl_beta=0.1, kl_estimator='exact')
         return seen
-    assert rows(2) == rows(16) == {'trunk': 3 * 4, 'head': 3 * 4 * tiny_batch()['slots'].shape[1]}
+    batch = tiny_batch()
+    padded = batch['slots'].numel()
+    assert rows(2) == rows(16) == {'trunk': 3 * 4, 'head': 3 * padded}  #
 
 
 def test_padding_and_company_do_not_matter():
@@ -152,7 +154,7 @@ def test_padding_and_company_do_not_matter():
 def test_learns_what_is_rewarded_and_moves_every_parameter():
     """Reward = share of 'a' among the fills: a few steps take it from about 1/8 to nearly 1."""
     policy = tiny_policy()
-    optimizer = configure_optimizers(policy.model, 0, 1e-2, (0.9, 0.99))
+    optimizer = configure_optimizers(policy.model.parameters(), 0, 1e-2, (0.9, 0.99))
     before = [p.clone() for p in policy.model.parameters()]
     reward = [('a', lambda policy, rollout: (rollout.tokens == 0).where(rollout.mask, False).sum(-1) / rollout.lengths, 1.0)]
     assert 'mean_kl' not in grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]  # unknown, not 0
@@ -165,7 +167,7 @@ def test_at_the_start_ratio_is_one_and_kl_is_zero():
     policy = tiny_policy()
     reference = policy.with_model(tiny_policy().model)
     reward = [('a', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
-    metrics, _ = grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model, 0, 1e-3, (0.9, 0.99)), reward, reference, 8, kl_beta=0.1, kl_estimator='exact')
+    metrics, _ = grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model.parameters(), 0, 1e-3, (0.9, 0.99)), reward, reference, 8, kl_beta=0.1, kl_estimator='exact')
     assert abs(metrics['mean_kl']) < 1e-6 and metrics['sampler_gap_max'] < 1e-5 and metrics['clip_frac_high'] == 0 and abs(metrics['loss']) < 1e-3
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from data.tokenizer import CharTokenizer
-from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, rope_table, rotate, save_checkpoint
+from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, rope_frequencies, rotate, save_checkpoint
 
 
 def tiny(**kinds):
@@ -43,8 +43,10 @@ def test_every_parameter_gets_a_gradient(kinds):
 
 
 def test_rope_depends_on_distance_only():
-    cos, sin = rope_table(GPTConfig(block_size=50, n_embd=16, n_head=1))
-    q, k = torch.randn(2, 1, 1, 1, 16)
+    angles = torch.arange(50)[:, None] * rope_frequencies(GPTConfig(block_size=50, n_embd=16, n_head=1, position='rope'))
+    angles = torch.cat((angles, angles), dim=-1)
+    cos, sin = angles.cos().float(), angles.sin().float()
+    q, k = torch.randn(2, 1, 16)
     def score(i, j):
         return (rotate(q, cos[i:i + 1], sin[i:i + 1]) * rotate(k, cos[j:j + 1], sin[j:j + 1])).sum()
     torch.testing.assert_close(score(3, 10), score(30, 37), atol=1e-5, rtol=1e-5)
@@ -65,7 +67,7 @@ def test_grouped_query_attention_is_repeated_heads():
 
 def test_weight_decay_spares_vectors():
     model = tiny(bias=True)
-    decayed, spared = configure_optimizers(model, 0.1, 1e-3, (0.9, 0.95)).param_groups
+    decayed, spared = configure_optimizers(model.parameters(), 0.1, 1e-3, (0.9, 0.95)).param_groups
     assert all(p.dim() >= 2 for p in decayed['params']) and all(p.dim() < 2 for p in spared['params'])
     assert decayed['weight_decay'] == 0.1 and spared['weight_decay'] == 0.0
     assert len(decayed['params']) + len(spared['params']) == len(list(model.parameters()))

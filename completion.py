@@ -1,0 +1,102 @@
+"""
+Completion: a causal model goes on from a prompt, G times. A group shares its prompt, so training, like sampling, reads
+each prompt once: one forward over (P, T) prompts whose keys and values all G answers attend to, with gradients.
+Shapes: P prompts · G answers · T prompt tokens · R answer tokens · D width · V vocabulary.
+"""
+import copy
+import os
+
+import torch
+
+from data.tokenizer import CharTokenizer, load_tokenizer
+from grpo import Rollout
+from lora import adapters_off
+from model import load_checkpoint
+from sample import generate
+
+
+class CausalPolicy:
+    """The policy of completion; see grpo.py for what a policy is. Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,), seeds (P,)."""
+
+    def __init__(self, model, tokenizer, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0):
+        if temperature <= 0:
+            raise ValueError(f"temperature {temperature} must be above 0: at 0 all answers of a group are equal and there is nothing to learn from")
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.forbidden = None
+        nameless = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size  # rows that only pad the embedding
+        if hasattr(tokenizer, 'chars'):
+            nameless[[i for i in tokenizer.special_ids if i != tokenizer.eos_id]] = True
+        if nameless.any():
+            self.forbidden = nameless.to(model.wte.weight.device)
+
+    def with_model(self, model):
+        """The same distribution under another model's weights: a reference."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def without_adapters(self):
+        """The same model with its LoRA adapters switched off: a reference that costs no memory."""
+        def hidden(rollout):
+            with adapters_off(self.model):
+                return self.hidden(rollout)
+
+        other = copy.copy(self)
+        other.hidden = hidden
+        return other
+
+    def sample(self, batch, group_size):
+        """Answers at the policy's temperature; each depends on its prompt, its seed and its place in the group, not on the rest of the batch."""
+        prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
+        answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p,
+                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden)
+        return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths, logps=answers.logps, ended=answers.ended, allowed=answers.allowed)
+
+    def greedy(self, batch):
+        """The likeliest token each time: a rollout with one answer per prompt."""
+        other = copy.copy(self)
+        other.temperature, other.top_k, other.top_p = 0.0, 0, 1.0
+        return other.sample(batch, 1)
+
+    def hidden(self, rollout):
+        """Hidden states (P, G, R, D) that predict the answers' tokens; the first comes from the prompt's end, and all share its forward."""
+        P, G, R = rollout.tokens.shape
+        lengths = rollout.batch['prompt_lengths']
+        longest = int(rollout.lengths.max())
+        states, prefix = self.model.prefill(rollout.batch['prompts'][:, :int(lengths.max())])
+        hidden = states[torch.arange(P, device=states.device), lengths - 1][:, None, None].expand(P, G, 1, -1)
+        if longest > 1:
+            tokens = rollout.tokens[:, :, :longest - 1].masked_fill(~rollout.mask[:, :, :longest - 1], 0)
+            hidden = torch.cat((hidden, self.model.answer(tokens, prefix, lengths)), dim=2)
+        return torch.nn.functional.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
+
+    def texts(self, rollout):
+        """The answers without their end token: P lists of G strings."""
+        return [[self.tokenizer.decode(ids[:n]) for ids, n in zip(group, lengths)]
+                for group, lengths in zip(rollout.tokens.tolist(), rollout.lengths.tolist())]
+
+
+def make_batch(prompts, seeds, device='cpu'):
+    """prompts: P lists of token ids; seeds: P ints. The batch that a CausalPolicy samples from."""
+    longest = max(map(len, prompts))
+    return {'prompts': torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device),
+            'prompt_lengths': torch.tensor([len(p) for p in prompts], device=device),
+            'seeds': torch.tensor(seeds, device=device)}
+
+
+@torch.no_grad()
+def text_log_prob(model, ids):
+    """Mean log-prob per token of a text (token ids): what a model has kept of its language while it learned something else."""
+    log_probs = model.logits(torch.tensor([ids], device=model.wte.weight.device))[0, :-1].float().log_softmax(dim=-1)
+    return log_probs.gather(-1, torch.tensor(ids[1:], device=log_probs.device)[:, None]).mean().item()
+
+
+def tokenizer_of(path):
+    """The tokenizer that belongs to a model: in one of our checkpoint files for characters, else beside the weights or in the run's tokenizer/ folder."""
+    if path.endswith('.pt'):
+        saved = load_checkpoint(path, 'generator', 'run')
+        if 'chars' in saved:
+            return CharTokenizer(saved['chars'], end=saved.get('end', False))
+        return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))
+    return load_tokenizer(path)

@@ -1,0 +1,232 @@
+"""
+Prompts to answer, from wherever they are, as plain dicts: {'prompt': text or chat messages, 'answer': ..., ...}.
+
+load_prompts reads them, held_out_split keeps some for evaluation, draw_indices says which ones an iteration takes, and
+encode_prompts turns them into token ids. What is wrong with a file is said here, with its line, before anything is trained.
+"""
+import difflib
+import functools
+import importlib
+import json
+import os
+import random
+import re
+
+from data.text import FOLDER, read_text_file
+
+SUFFIXES = ('.json', '.jsonl', '.txt')
+HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
+HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test')}  # what data sets call the held-out part
+
+
+def write_jsonl(path, records):
+    """What a prepare.py leaves behind: one JSON object a line. The file appears whole or not at all."""
+    temporary = f'{path}.{os.getpid()}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as f:
+        f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+    os.replace(temporary, path)
+    print(f"{path}: {len(records):,} prompts")
+
+
+def parse_json(text, where, first_line=1):
+    """The value of a JSON text. Raises ValueError naming file, line and column."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{where}, line {first_line + e.lineno - 1}, column {e.colno}: not JSON ({e.msg})") from None
+
+
+def check_prompt(prompt, where):
+    """Raises ValueError unless prompt is a text, or a list of chat messages that ends before the model's turn, with something in it."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError(f"{where}: the prompt is empty")
+        return
+    if not isinstance(prompt, list):
+        raise ValueError(f"{where}: the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list of chat messages like {{'role': 'user', 'content': '...'}}")
+    if not prompt:
+        raise ValueError(f"{where}: the prompt is empty, a list without messages")
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get('role'), str) or not isinstance(message.get('content'), str):
+            raise ValueError(f"{where}: the chat message {message!r} must be an object with the texts 'role' and 'content'")
+    if prompt[-1]['role'] == 'assistant':
+        raise ValueError(f"{where}: the last chat message is the assistant's, but that is the turn the model is to take; end with the user's")
+    if not prompt[-1]['content'].strip():
+        raise ValueError(f"{where}: the prompt is empty, its last message says nothing")
+
+
+def as_record(item, column_mapping, where):
+    """One item of a source, with its columns renamed and its prompt checked. Raises ValueError that starts with where."""
+    record = {'prompt': item} if isinstance(item, str) else item
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {item!r} ({type(item).__name__}) is neither a text nor an object with a 'prompt'")
+    for theirs, ours in column_mapping.items():
+        if theirs not in record:
+            turned = f"; it reads {{their column: ours}}, did you mean {{{ours!r}: {theirs!r}}}?" if ours in record else ''
+            raise ValueError(f"{where}: column_mapping names the column {theirs!r}, and there are: {', '.join(map(str, record))}{turned}")
+    record = {k: v for k, v in record.items() if k not in column_mapping} | {ours: record[theirs] for theirs, ours in column_mapping.items()}
+    if 'prompt' not in record:
+        raise ValueError(f"{where}: there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; if another holds it, say so with column_mapping={{'that field': 'prompt'}}")
+    check_prompt(record['prompt'], where)
+    return record
+
+
+def read_prompt_file(path, column_mapping):
+    """The records of a .json, .jsonl or .txt file."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a line) or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
+    text = read_text_file(path).removeprefix('\ufeff')
+    if suffix == '.json':
+        items = parse_json(text, path)
+        name = ''
+        if isinstance(items, dict):
+            if 'prompts' not in items:
+                raise ValueError(f"{path}: there is no 'prompts' in it, only: {', '.join(items) or 'nothing'}; it must be {{\"prompts\": [...]}} or a bare list")
+            items, name = items['prompts'], 'prompts'
+        if not isinstance(items, list):
+            raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
+        records = [as_record(item, column_mapping, f'{path}, {name}[{i}]') for i, item in enumerate(items)]
+    else:
+        # split('\n') and not splitlines(): a JSON text may hold U+2028 and its like, which are no ends of lines here
+        lines = [(number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+        records = [as_record(parse_json(line, path, number) if suffix == '.jsonl' else line, column_mapping, f'{path}, line {number}') for number, line in lines]
+    if not records:
+        raise ValueError(f"{path} holds no prompts: the list is empty")
+    return records
+
+
+def prepared_folder(name, split):
+    """data/name/split.jsonl, made by data/name/prepare.py when it is not there yet."""
+    folder = os.path.join(FOLDER, name)
+    file = os.path.join(folder, f'{split}.jsonl')
+    if not os.path.isfile(file):
+        if os.path.isfile(os.path.join(folder, 'train.bin')):
+            raise ValueError(f"data/{name} is a corpus of text, it has no prompts")
+        print(f"preparing data/{name}, once")
+        importlib.import_module(f'data.{name}.prepare').main()
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: the folder has no prompts of split {split!r}")
+    return file
+
+
+def read_hugging_face(source, column_mapping, split):
+    """The records of owner/name or owner/name:config, through the package `datasets` and the network."""
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"{source!r} is no file here; reading it from Hugging Face needs the package: pip install datasets") from None
+    name, _, config = source.partition(':')
+    try:
+        wanted = HUGGING_FACE_SPLITS.get(split, ())
+        if wanted:
+            there = datasets.get_dataset_split_names(name, config or None)
+            split = next((s for s in wanted if s in there), None)
+            if split is None:
+                raise ValueError(f"it has the splits {', '.join(there)} and none of {', '.join(wanted)}")
+        rows = datasets.load_dataset(name, config or None, split=split)
+    except Exception as e:
+        raise ValueError(f"could not load {source!r} from Hugging Face ({type(e).__name__}: {' '.join(str(e).split())[:300]}); a local file needs no network") from None
+    records = [as_record(row, column_mapping, f'{source}, {split} row {i}') for i, row in enumerate(rows)]
+    if not records:
+        raise ValueError(f"{source}: split {split!r} is empty")
+    return records
+
+
+def load_prompts(source, column_mapping=None, split='train'):
+    """
+    source: a file (.json {"prompts": [...]} or a bare list, .jsonl, .txt with a prompt a line; split plays no part), the
+    name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and val.jsonl, or a Hugging Face
+    data set, 'owner/name' or 'owner/name:config'. A local path wins. column_mapping renames, {their column: our field}.
+    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError and ImportError, one line each.
+    """
+    column_mapping, name = column_mapping or {}, source.rstrip('/')
+    if len(set(column_mapping.values())) < len(column_mapping):
+        raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
+    if os.path.isfile(source):
+        return read_prompt_file(source, column_mapping)
+    if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
+        return read_prompt_file(prepared_folder(name, split), column_mapping)
+    if os.path.isdir(source):
+        file = os.path.join(source, f'{split}.jsonl')
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl" + (f": run `python {os.path.join(source, 'prepare.py')}` first" if os.path.isfile(os.path.join(source, 'prepare.py')) else ''))
+        return read_prompt_file(file, column_mapping)
+    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path that is wrong
+    if HUGGING_FACE_NAME.fullmatch(source) and not source.lower().endswith(SUFFIXES) and not os.path.isdir(source.split('/')[0]):
+        return read_hugging_face(source, column_mapping, split)
+    known = sorted(name for name in os.listdir(FOLDER) if os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')))
+    near = difflib.get_close_matches(source, known, n=1)
+    raise FileNotFoundError(f"no prompts at {source!r}: there is no such file, it is not a folder under data/ (there are: {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else '')
+                            + ") and not a Hugging Face name, owner/name")
+
+
+def held_out_split(records, n, seed):
+    """
+    (train, val): n different prompts drawn by seed for val, the others for train, both in their old order. A prompt that
+    occurs several times stays together, so that no prompt of val is in train. Raises ValueError when nothing would be left.
+    """
+    keys = [json.dumps(record['prompt'], sort_keys=True) for record in records]
+    different = sorted(set(keys))
+    if not 1 <= n < len(different):
+        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: take at least 1, and leave at least 1 to train on")
+    held_out = set(random.Random(f'{seed} held out').sample(different, n))
+    return [r for r, k in zip(records, keys) if k not in held_out], [r for r, k in zip(records, keys) if k in held_out]
+
+
+@functools.lru_cache(maxsize=2)  # an iteration touches one epoch, or the seam of two
+def epoch_order(n_records, seed, epoch):
+    order = list(range(n_records))
+    random.Random(f'{seed} epoch {epoch}').shuffle(order)  # a text as the seed: any two of them give unrelated orders
+    return order
+
+
+def draw_indices(n_records, count, iteration, seed):
+    """
+    The records of an iteration, a list of count indices. Iterations walk through one endless sequence of shuffled epochs:
+    each record once per epoch. It depends on the arguments alone, so a resumed run has nothing to restore, and every rank
+    computes the whole list and takes its share.
+    """
+    positions = range(iteration * count, (iteration + 1) * count)
+    return [epoch_order(n_records, seed, p // n_records)[p % n_records] for p in positions]
+
+
+def render(record, tokenizer, system_prompt, chat_template):
+    """(ids, text) of a record's prompt: through the tokenizer's chat template, or just the system prompt and then the prompt."""
+    prompt = record['prompt']
+    if chat_template:
+        messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+        if system_prompt and messages[0]['role'] != 'system':  # a record's own system message is more specific than ours
+            messages = [{'role': 'system', 'content': system_prompt}] + messages
+        ids = tokenizer.chat(messages)
+        return ids, tokenizer.decode(ids, special=True)
+    if not isinstance(prompt, str):
+        raise ValueError("it is a list of chat messages: set chat_template=True")
+    return tokenizer.encode(system_prompt + prompt), system_prompt + prompt
+
+
+def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None, too_long='error', block_size=None):
+    """
+    (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. A prompt is too long with
+    more than max_prompt_length tokens, or when a context of block_size has no room for an answer after it; then 'error'
+    raises and 'drop' leaves it out. Raises ValueError naming the prompt by its index in records, also for one without tokens.
+    """
+    if too_long not in ('error', 'drop'):
+        raise ValueError(f"too_long is {too_long!r}; it must be 'error' or 'drop'")
+    encoded = []
+    for i, record in enumerate(records):
+        try:
+            ids, text = render(record, tokenizer, system_prompt, chat_template)
+        except ValueError as e:
+            raise ValueError(f"prompt {i}: {e}") from None
+        if not ids:
+            raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
+        over = f"max_prompt_length is {max_prompt_length}" if max_prompt_length is not None and len(ids) > max_prompt_length else \
+            f"the model's context of {block_size} must hold prompt and answer" if block_size is not None and len(ids) >= block_size else ''
+        if over and too_long == 'error':
+            raise ValueError(f"prompt {i} has {len(ids)} tokens and {over}: shorten it, raise the limit, or leave such prompts out with too_long='drop'")
+        if not over:
+            encoded.append({**record, 'ids': list(ids), 'text': text})
+    if not encoded:
+        raise ValueError(f"all {len(records)} prompts are too long for max_prompt_length {max_prompt_length} and a context of {block_size}: nothing is left")
+    return encoded, len(records) - len(encoded)

@@ -1,0 +1,204 @@
+"""
+What differs between the jobs that train_grpo.py can do: their data, their models, their rewards, their evaluation. One
+class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it)` (the prompts of iteration `it`, all
+ranks together; a function of the seed and `it` alone, so there is no state to save), `rewards` (see compute_rewards),
+`evaluate(policy)`, `headline` (the metric that makes a checkpoint the best one), `sample_record`.
+`s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
+"""
+import copy
+import os
+
+import torch
+
+from completion import CausalPolicy, make_batch, text_log_prob, tokenizer_of
+from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
+from data.text import dataset_name, load_corpus, random_windows
+from data.tokenizer import CharTokenizer
+from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
+from judge import Judge
+from model import GPT, load_checkpoint
+from pretrain import answerer_config, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
+from rewards import check_fields, resolve_rewards, score_answers
+
+
+class FillIn:
+    """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
+    headline = 'eval/judge_reward'
+    max_answer_tokens = property(lambda self: self.s.block_size)
+
+    def __init__(self, s, device, rank, once, say):
+        if len(s.mask_ratio) != 2 or not 0 < s.mask_ratio[0] <= s.mask_ratio[1] <= 1:
+            raise ValueError(f"mask_ratio is {s.mask_ratio}: it must be (low, high) with 0 < low <= high <= 1, for instance (0.25, 0.35); at 0 there is nothing to fill in")
+        for kind in s.mask_kinds:
+            if kind not in MASK_KINDS:
+                raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
+        self.s, self.device, self.rank, self.say = s, device, rank, say
+        once(lambda: load_corpus(s.dataset))  # prepares it on first use
+        self.tokenizer, self.corpus = load_corpus(s.dataset)
+        for ids in self.corpus.values():
+            random_windows(ids, 1, s.block_size, torch.Generator())  # refuses now a split that is too short, not after a minute
+        self.generator_path, *self.judge_paths = (path.format(dataset=dataset_name(s.dataset)) for path in (s.generator_checkpoint, s.judge_checkpoint, s.gold_checkpoint))
+        once(self.make_missing)
+        self.judge, self.gold = (Judge.from_pretrained(path, self.tokenizer).to(device) for path in self.judge_paths)
+        for path, one in zip(self.judge_paths, (self.judge, self.gold)):
+            if one.trunk.config.block_size < s.block_size + 1:
+                raise ValueError(f"the judge at {path} reads texts of at most {one.trunk.config.block_size - 1} characters and block_size is {s.block_size}: lower block_size, or name a judge that does not exist yet to have it trained")
+        say(f"judge: held-out AUC {self.judge.quality['auc']:.3f}, R2 {self.judge.quality['r2']:.3f}; gold judge: AUC {self.gold.quality['auc']:.3f}, R2 {self.gold.quality['r2']:.3f}")
+        self.noise = torch.Generator(device)
+        self.rewards = [('judge', lambda policy, rollout: 1 - score_fills(self.judge, rollout.batch, rollout.tokens), 1.0)]
+        self.eval_batch = self.draw('val', s.eval_prompts_n, 0)
+
+    def make_missing(self):
+        s = self.s
+        if not os.path.exists(self.generator_path):
+            self.say(f"there is no generator at {self.generator_path}: training one on {s.dataset}")
+            config = filler_config(self.tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)
+            model, quality = train_generator(self.tokenizer, self.corpus, config, s.pretrain_iters, mask_kinds=s.mask_kinds, seed=s.seed, device=self.device)
+            save_model(self.generator_path, 'generator', model, config, self.tokenizer, quality)
+        for number, path in enumerate(self.judge_paths):
+            if not os.path.exists(path):
+                self.say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
+                generator = self.load_model()
+                judge, quality = train_judge(generator, self.tokenizer, self.corpus, s.judge_iters, mask_kinds=s.mask_kinds, seed=s.seed + 1000 * number)
+                save_model(path, 'judge', judge, generator.config, self.tokenizer, quality)
+
+    def load_model(self):
+        self.tokenizer.check_same(load_checkpoint(self.generator_path, 'generator', 'run')['chars'], self.generator_path)
+        model = GPT.from_pretrained(self.generator_path).to(self.device)
+        if model.config.block_size < self.s.block_size:
+            raise ValueError(f"the generator at {self.generator_path} reads texts of at most {model.config.block_size} characters and block_size is {self.s.block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
+        return model
+
+    def policy(self, model):
+        return FillInPolicy(model, self.tokenizer, self.s.temperature, self.s.top_p, self.s.unmask_steps, self.noise)
+
+    def draw(self, split, n, seed):
+        batch, _ = masked_windows(self.corpus[split], n, self.s.block_size, self.tokenizer, self.s.mask_kinds, self.s.mask_ratio, torch.Generator().manual_seed(seed))
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def batch(self, it):
+        self.noise.manual_seed(self.s.seed * 10 ** 9 + it * 1000 + self.rank)  # every rank draws its own fills
+        return self.draw('train', self.s.batch_size, self.s.seed * 10 ** 9 + it)
+
+    def evaluate(self, policy):
+        """The same held-out texts with the same noise each time. The gold judge is never a reward."""
+        policy = copy.copy(policy)
+        policy.generator = torch.Generator(self.device).manual_seed(0)
+        rollout = policy.sample(self.eval_batch, 2)
+        if self.s.eval_show:
+            self.say(describe_fills(self.tokenizer, self.eval_batch, rollout.tokens, self.s.eval_show))
+        return {'eval/judge_reward': 1 - score_fills(self.judge, self.eval_batch, rollout.tokens).mean().item(),
+                'eval/gold_reward': 1 - score_fills(self.gold, self.eval_batch, rollout.tokens).mean().item(),
+                'eval/judge_reward_real': 1 - self.judge.score(self.eval_batch['original']).mean().item(),
+                'eval/gold_reward_real': 1 - self.gold.score(self.eval_batch['original']).mean().item(),
+                'eval/exact_match_sampled': exact_match(self.eval_batch, rollout.tokens),
+                'eval/exact_match_greedy': exact_match(self.eval_batch, policy.greedy(self.eval_batch))}
+
+    def describe(self, m):
+        return (f"held-out judge reward {m['eval/judge_reward']:.4f} (real text {m['eval/judge_reward_real']:.4f}), gold reward {m['eval/gold_reward']:.4f} "
+                f"(real text {m['eval/gold_reward_real']:.4f}), exact match sampled {m['eval/exact_match_sampled']:.4f}, greedy {m['eval/exact_match_greedy']:.4f}")
+
+    def prompt_text(self, rollout):
+        return self.tokenizer.decode(rollout.batch['tokens'][0])
+
+    def saved(self):
+        """What a checkpoint holds beside the weights so that sample.py can use it."""
+        return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
+
+
+class Completion:
+    """Prompts with verifiable rewards: a causal model answers, a function of the text says how well."""
+    headline = 'eval/accuracy_greedy'
+    max_answer_tokens = property(lambda self: self.s.max_new_tokens)
+
+    def __init__(self, s, device, rank, once, say):
+        self.s, self.device, self.rank, self.say = s, device, rank, say
+        self.reward_functions = resolve_rewards(s.rewards)
+        source = s.train_prompts or s.dataset
+        once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
+        self.records = load_prompts(source, s.column_mapping)
+        if s.eval_prompts or not s.train_prompts:
+            self.eval_records = load_prompts(s.eval_prompts or s.dataset, s.column_mapping, split='val')
+        else:
+            self.records, self.eval_records = held_out_split(self.records, s.eval_prompts_n, s.seed)
+        for records in (self.records, self.eval_records):
+            check_fields(self.reward_functions, records)
+        self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
+        once(self.make_missing)
+        self.tokenizer = tokenizer_of(self.generator_path)
+        options = dict(system_prompt=s.system_prompt, chat_template=s.chat_template, max_prompt_length=s.max_prompt_length, too_long=s.too_long)
+        self.records, dropped = encode_prompts(self.records, self.tokenizer, **options)
+        self.eval_records, eval_dropped = encode_prompts(self.eval_records, self.tokenizer, **options)
+        self.eval_records = self.eval_records[:s.eval_prompts_n]
+        say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out" + (f"; {dropped} and {eval_dropped} dropped, longer than max_prompt_length {s.max_prompt_length}" if dropped + eval_dropped else ''))
+        self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions]
+        self.scored = None, None
+
+    def make_missing(self):
+        s = self.s
+        if self.generator_path.endswith('.pt') and not os.path.exists(self.generator_path):
+            self.say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
+            tokenizer = CharTokenizer(sorted(set(''.join(s.system_prompt + r['prompt'] + str(r['answer']) for r in self.records))), end=True)
+            config = answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)
+            model, quality = train_answerer(tokenizer, self.records, self.eval_records[:s.eval_prompts_n], config, s.pretrain_iters, system_prompt=s.system_prompt, seed=s.seed, device=self.device)
+            save_model(self.generator_path, 'generator', model, config, tokenizer, quality)
+
+    def load_model(self):
+        model = GPT.from_pretrained(self.generator_path).to(self.device)
+        self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
+        longest = max(len(r['ids']) for r in self.records + self.eval_records)
+        if longest + self.s.max_new_tokens > model.config.block_size:
+            raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens {self.s.max_new_tokens} that is more than the {model.config.block_size} this model reads: lower max_new_tokens, or set max_prompt_length with --too_long=drop")
+        return model
+
+    def policy(self, model):
+        return CausalPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p)
+
+    def make_batch(self, records, indices, seed):
+        batch = make_batch([records[i]['ids'] for i in indices], [seed * 10 ** 9 + n for n in range(len(indices))], self.device)
+        return batch | {'record': torch.tensor(indices, device=self.device)}
+
+    def batch(self, it):
+        return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, self.s.seed), self.s.seed * 10 ** 5 + it)
+
+    def scores(self, policy, rollout):
+        """{reward name: (P, G)} of a training rollout, worked out once for all names."""
+        if self.scored[0] is not rollout:
+            values = score_answers(self.reward_functions, policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
+            self.scored = rollout, values
+        return self.scored[1]
+
+    def evaluate(self, policy):
+        """
+        The held-out prompts, answered greedily once and sampled eval_samples times with the same noise each time. Accuracy is
+        the first reward's mean; pass_at_k the share of prompts of which a sampled answer gets 1; reward the weighted sum.
+        """
+        s, first = self.s, self.reward_functions[0][0]
+        greedy, sampled, total = [], [], []
+        for start in range(0, len(self.eval_records), s.eval_batch_size):
+            records = self.eval_records[start:start + s.eval_batch_size]
+            batch = self.make_batch(records, list(range(len(records))), start)
+            texts = policy.texts(policy.greedy(batch))
+            greedy += score_answers(self.reward_functions, texts, records)[first]
+            if start == 0:
+                for record, (text,) in list(zip(records, texts))[:s.eval_show]:
+                    self.say(f"  {record['text']!r}\n    -> {text!r}" + (f" (wanted {record['answer']!r})" if 'answer' in record else ''))
+            values = score_answers(self.reward_functions, policy.texts(policy.sample(batch, s.eval_samples)), records)
+            sampled += values[first]
+            total.append(sum(weight * torch.tensor(values[name], dtype=torch.float32) for name, _, weight in self.reward_functions))
+        sampled = torch.tensor(sampled, dtype=torch.float32)
+        metrics = {'eval/accuracy_greedy': torch.tensor(greedy, dtype=torch.float32).mean().item(), 'eval/accuracy_sampled': sampled.mean().item(),
+                   'eval/pass_at_k': (sampled >= 1).any(dim=1).float().mean().item(), 'eval/reward': torch.cat(total).mean().item()}
+        if s.retain_text:
+            metrics['eval/text_log_prob'] = text_log_prob(policy.model, self.tokenizer.encode(s.retain_text))
+        return metrics
+
+    def describe(self, m):
+        return (f"held-out accuracy greedy {m['eval/accuracy_greedy']:.4f}, sampled {m['eval/accuracy_sampled']:.4f}, pass@{self.s.eval_samples} {m['eval/pass_at_k']:.4f}, reward {m['eval/reward']:.4f}"
+                + (f", log-prob of retain_text {m['eval/text_log_prob']:.3f}" if 'eval/text_log_prob' in m else ''))
+
+    def prompt_text(self, rollout):
+        return self.records[rollout.batch['record'][0].item()]['text']
+
+    def saved(self):
+        return {'chars': self.tokenizer.chars, 'end': True} if hasattr(self.tokenizer, 'chars') else {}

@@ -1,0 +1,179 @@
+"""The policy of completion: what is sampled is what is trained, a prompt read once is a prompt read G times, and rewards move it."""
+import copy
+
+import pytest
+import torch
+
+from completion import CausalPolicy, make_batch, text_log_prob
+from data.tokenizer import CharTokenizer
+from grpo import answer_log_probs, compute_advantages, generate_rollouts, grpo_training_step, train_on_rollout, update_reference
+from lora import add_lora
+from model import GPT, GPTConfig, compute_in, configure_optimizers, copy_masters
+
+TOKENIZER = CharTokenizer('abcdefghij', end=True)
+KINDS = {'gpt2': dict(), 'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2, qk_norm=True, tied=False)}
+
+
+def tiny(kind='qwen3', std=0.2, seed=0):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(block_size=64, vocab_size=TOKENIZER.vocab_size + 2, n_layer=2, n_head=4, n_embd=32, **KINDS[kind])).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    return model
+
+
+def batch(seed=0):
+    return make_batch([[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]], [10 * seed + p for p in range(4)])
+
+
+def with_advantages(rollout, seed=0):
+    rollout.rewards = torch.randn(rollout.lengths.shape, generator=torch.Generator().manual_seed(seed))
+    rollout.advantages = compute_advantages(rollout.rewards)
+    return rollout
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('options', [{}, dict(temperature=0.7), dict(top_k=5, top_p=0.8, temperature=1.3)])
+def test_sampler_and_trainer_agree(kind, options):
+    """Promise 3: to 1e-5 in fp32; special tokens and rows that only pad the embedding are never drawn."""
+    policy = CausalPolicy(tiny(kind), TOKENIZER, 20, **options)
+    rollout = policy.sample(batch(), 8)
+    logps, entropy, _ = answer_log_probs(policy, rollout)
+    assert (logps - rollout.logps).abs().max() < 1e-5 and (entropy[rollout.mask] > 0).all()
+    assert set(rollout.tokens[rollout.mask].tolist()) <= {*range(10), TOKENIZER.eos_id}
+    assert 'top_k' in options or len(rollout.lengths.unique()) > 4
+    assert [len(group) for group in policy.texts(rollout)] == [8] * 4
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_shared_prompts_give_the_gradient_of_whole_rows(kind):
+    """Against the straightforward way, G whole rows of prompt + answer through the model, in micro-batches of any size, checkpointed or not."""
+    model = tiny(kind)
+    policy = CausalPolicy(model, TOKENIZER, 20, temperature=0.9)
+    rollout = with_advantages(policy.sample(batch(), 4))
+    loss = 0
+    for p, prompt in enumerate([[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]]):
+        for g in range(4):
+            tokens = rollout.tokens[p, g, :rollout.lengths[p, g]]
+            logits = model.logits(torch.tensor(prompt + tokens.tolist())[None])[0, len(prompt) - 1:-1] / 0.9
+            logps = logits.masked_fill(policy.forbidden, -torch.inf).log_softmax(-1).gather(-1, tokens[:, None])
+            loss = loss - rollout.advantages[p, g] * logps.sum()
+    (loss / rollout.lengths.sum()).backward()
+    whole = gradient(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for size in (None, 1, 3):
+        model.gradient_checkpointing = size == 3
+        train_on_rollout(policy, rollout, optimizer, micro_batch_size=size, grad_clip=0, loss_type='dapo')
+        assert (gradient(model) - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_groups_without_a_signal_are_left_out_of_the_forward_but_not_of_the_counts():
+    """Half the groups have equal rewards: the same gradient, half the prompts; with a KL they are back."""
+    model = tiny()
+    policy = CausalPolicy(model, TOKENIZER, 12)
+    rollout = with_advantages(policy.sample(batch(), 4))
+    rollout.advantages[1] = rollout.advantages[2] = 0.0
+    seen = []
+    model.norm_f.register_forward_hook(lambda m, i, o: seen.append(o.shape[0]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    stats = train_on_rollout(policy, rollout, optimizer, grad_clip=0)
+    assert seen == [2, 2]
+    short = gradient(model)
+    train_on_rollout(policy, rollout, optimizer, grad_clip=0, entropy_coef=1e-12)
+    assert seen[2:] == [4, 4] and (gradient(model) - short).norm() < 1e-6 * short.norm()
+    logps = answer_log_probs(policy, rollout.pick(torch.tensor([0, 3])))[0]
+    assert stats['mean_log_prob'] == pytest.approx(logps[rollout.pick(torch.tensor([0, 3])).mask].mean().item(), rel=1e-5)
+    rollout.advantages.zero_()
+    train_on_rollout(policy, rollout, optimizer, grad_clip=0)
+    assert gradient(model).abs().max() == 0
+
+
+def test_the_end_token_is_trained_and_shorter_pays():
+    """reward = -length: within 30 iterations every answer is the end token alone. An end token taken for padding would never be learned."""
+    policy = CausalPolicy(tiny(std=0.1), TOKENIZER, 16)
+    optimizer = configure_optimizers(policy.model.parameters(), 0, 2e-2, (0.9, 0.99))
+    reward = [('shorter', lambda policy, rollout: -rollout.lengths.float(), 1.0)]
+    lengths = [grpo_training_step(policy, batch(it), optimizer, reward, group_size=8)[0]['mean_length'] for it in range(30)]
+    assert lengths[0] > 5 and lengths[-1] == 1.0, lengths
+
+
+def test_answers_that_were_cut_off():
+    """They count as truncated and are trained on as they are; with mask_truncated they leave the loss, N and L: the gradient is that of the others alone."""
+    policy = CausalPolicy(tiny(), TOKENIZER, 6)
+    rollout = policy.sample(batch(), 8)
+    cut = ~rollout.ended
+    assert cut.any() and rollout.ended.any() and (rollout.lengths[cut] == 6).all() and (rollout.tokens[..., -1][cut] != TOKENIZER.eos_id).all()
+    reward = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+    gradients = {}
+    for masked in (False, True):
+        metrics, again = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, mask_truncated=masked, grad_clip=0, loss_type='dapo')
+        assert metrics['frac_truncated'] == pytest.approx(cut.float().mean().item()) and torch.equal(again.tokens, rollout.tokens)
+        gradients[masked] = gradient(policy.model)
+    policy.model.zero_grad()
+    logps, mask = answer_log_probs(policy, again)[0], again.mask & again.ended[..., None]
+    (-(logps * again.advantages[..., None])[mask].sum() / mask.sum()).backward()
+    torch.testing.assert_close(gradients[True], gradient(policy.model), atol=1e-6, rtol=1e-4)
+    assert (gradients[True] - gradients[False]).norm() > 0.01 * gradients[False].norm()
+
+
+def test_reference_modes_by_hand():
+    """ema with alpha .9 from 0 towards 1, 1, 2: .1, .19, .371. periodic every 2: 0, 1, 1. static: 0."""
+    for mode, wanted in (('ema', (0.1, 0.19, 0.371)), ('periodic', (0.0, 1.0, 1.0)), ('static', (0.0, 0.0, 0.0))):
+        reference = [torch.zeros(2)]
+        for it, (value, after) in enumerate(zip((1.0, 1.0, 2.0), wanted), start=1):
+            update_reference(mode, it, reference, [torch.full((2,), value)], ema_alpha=0.9, update_freq=2)
+            torch.testing.assert_close(reference[0], torch.full((2,), after))
+
+
+def test_the_reference_of_lora_is_the_model_without_its_adapters():
+    """No second copy, and the same log-probs as a copy made before; a learned adapter makes the KL positive."""
+    model = tiny()
+    frozen = copy.deepcopy(model)
+    add_lora(model, 4, 8.0)
+    policy = CausalPolicy(model, TOKENIZER, 10)
+    optimizer = configure_optimizers(model.parameters(), 0, 1e-2, (0.9, 0.99))
+    reward = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]
+    for it in range(3):
+        metrics, _ = grpo_training_step(policy, batch(it), optimizer, reward, policy.without_adapters(), group_size=4, kl_beta=0.1)
+        assert (metrics['mean_kl'] == pytest.approx(0, abs=1e-6)) == (it == 0)
+    rollouts = [generate_rollouts(policy, batch(), 4, reference) for reference in (policy.without_adapters(), policy.with_model(frozen))]
+    torch.testing.assert_close(rollouts[0].ref_log_probs, rollouts[1].ref_log_probs)
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_low_precision_learns_in_fp32(dtype):
+    """Steps too small for a 16-bit weight add up in its master; gradients arrive there as fp32, over micro-batches; sampler and trainer stay close."""
+    model = tiny()
+    masters = compute_in(model, dtype)
+    assert {p.dtype for p in model.parameters()} == {dtype} and {p.dtype for p in masters.values()} == {torch.float32}
+    start = {name: p.detach().clone() for name, p in masters.items()}
+    optimizer = configure_optimizers(masters.values(), 0, 1e-6, (0.9, 0.99))
+    optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
+    scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
+    policy = CausalPolicy(model, TOKENIZER, 8)
+    stats = train_on_rollout(policy, with_advantages(policy.sample(batch(), 4)), optimizer, micro_batch_size=2, scaler=scaler)
+    assert stats['sampler_gap_mean'] < 0.05
+    assert all((p != start[name]).any() for name, p in masters.items()) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, masters[name].to(dtype)) for name, p in model.named_parameters())
+
+
+def test_full_precision_keeps_no_second_copy():
+    model = tiny()
+    assert all(p is q for p, q in zip(compute_in(model, torch.float32).values(), model.parameters()))
+
+
+def test_text_log_prob_by_hand():
+    model, ids = tiny(), [1, 5, 2]
+    log_probs = model.logits(torch.tensor([ids])).log_softmax(-1)[0]
+    assert text_log_prob(model, ids) == pytest.approx((log_probs[0, 5] + log_probs[1, 2]).item() / 2, rel=1e-6)
+
+
+def test_temperature_0_is_refused():
+    with pytest.raises(ValueError, match='temperature 0'):
+        CausalPolicy(tiny(), TOKENIZER, 8, temperature=0)

@@ -1,0 +1,287 @@
+"""Rewards: what they score, and what is said when they cannot. Every expected number is written out."""
+import math
+import sys
+import types
+from fractions import Fraction
+
+import pytest
+import torch
+
+import rewards
+from rewards import REWARDS, check_fields, final_number, resolve_rewards, score, score_answers
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# numbers
+
+@pytest.mark.parametrize('text, number', [
+    ('42', 42), ('The answer is 42.', 42), ('3.', 3), ('= 3.50', Fraction(7, 2)), ('.5', Fraction(1, 2)), ('wait...5', 5),
+    ('1,234', 1234), ('1,234,567.', 1234567), ('3,4,5', 5), ('1,2345', 2345), ('1{,}000', 1000),
+    ('$18', 18), ('-$5', -5), ('$-5', -5), ('42€', 42), (r'\$1,000.50', Fraction(2001, 2)), ('25%', 25), (r'25\%', 25),
+    ('-5', -5), ('= -5', -5), ('−5', -5), ('+5', 5), ('10-5', 5), ('10 - 5', 5), ('(3)-5', 5), ('--5', 5),
+    ('3/4', Fraction(3, 4)), ('-3/4', Fraction(-3, 4)), ('6/4', Fraction(3, 2)), ('2 1/2.', Fraction(5, 2)), (r'\frac{1}{2}', Fraction(1, 2)), (r'-2\frac{1}{2}', Fraction(-5, 2)),
+    ('**42**', 42), ('<b>42</b>', 42), ('x=42', 42), ('12:30', 30),
+    # no numbers: words, versions, dates, a division by zero, more digits than Python reads
+    ('', None), ('forty-two', None), ('1e5', None), ('x2', None), ('5km', None), ('3rd', None), ('5²', None), ('1.2.3', None), ('10/12/2024', None), ('6/0', None), ('9' * 5000, None)])
+def test_numbers(text, number):
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize('text, number', [
+    # the number behind the last '####' comes first
+    ('48/2 = <<48/2=24>>24 clips\n48+24 = 72\n#### 72', 72), ('#### 1,450,000', 1450000), ('#### $42', 42), ('####42.', 42), ('#### -3', -3), ('####  7 apples for 2 children', 7),
+    ('#### 1\nno, I mean\n#### 2', 2), ('#### 42\nThat took 3 steps.', 42), (r'\boxed{3} #### 4', 4),
+    # a heading is not an answer
+    ('#### Conclusion\nSo there are 12 eggs.', 12), ('####\n42', 42), ('The answer is 42 ####', 42),
+    # then the last \boxed{}, also when more follows
+    (r'\boxed{42} and 7 more words', 42), (r'\boxed{1} then \boxed{2}', 2), (r'\boxed{\frac{1}{2}}', Fraction(1, 2)), (r'\boxed{x = \text{about } 12}', 12), (r'$\boxed{\$1,234}$', 1234),
+    (r'\boxed{\boxed{5}}', 5), (r'so 7 \boxed{none}', None), (r'7 or \boxed{8', 8), (r'\boxed{7} or \boxed{8', 7),
+    # then the last number, however far from the end it stands: some implementations look at the last 300 characters only
+    ('First 3, then 4, so 12.', 12), ('It is 42. ' + 'And that is that. ' * 200, 42)])
+def test_where_the_answer_is(text, number):
+    assert final_number(text) == number
+
+
+def test_number_answer():
+    assert score('number_answer', 'so 42.0', reference='She has 40 + 2\n#### 42') == 1.0
+    assert score('number_answer', 'so 42', reference=42) == score('number_answer', '0.5', reference=0.5) == 1.0
+    assert score('number_answer', '0', reference=0) == 1.0
+    assert score('number_answer', '0.33', reference='1/3') == 0.0  # exact, no tolerance
+    assert score('number_answer', '142', reference='42') == score('number_answer', '4 2', reference='42') == 0.0  # no credit for a part
+    assert score('number_answer', '', reference='42') == score('number_answer', 'no idea', reference='42') == 0.0
+    assert score('number_answer', '42') is None and score('number_answer', '42', reference='many') is None
+    assert score('number_answer', '<think>7</think><answer>8</answer> 9', reference='8', tag='answer') == 1.0
+
+
+def test_gsm8k_solutions_are_read_as_their_authors_wrote_them():
+    for solution, number in (('<<16-3-4=9>>9 eggs\n#### 18', 18), ('It costs 80,000+50,000=$<<80000+50000=130000>>130,000\n#### 70,000', 70000), ('a loss of\n#### -10', -10)):
+        assert final_number(solution) == number
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the others
+
+def test_exact_answer():
+    assert score('exact_answer', ' 46\n', reference='46 ') == score('exact_answer', '46', reference=46) == score('exact_answer', '0', reference=0) == 1.0
+    assert score('exact_answer', '146', reference='46') == score('exact_answer', '', reference='46') == 0.0
+    assert score('exact_answer', 'paris', reference='Paris') == 0.0
+    assert score('exact_answer', 'paris', reference='Paris', case_sensitive=False) == 1.0
+    assert score('exact_answer', '<think>a</think>b</think> Paris', reference='Paris', after='</think>') == 1.0
+    assert score('exact_answer', 'Paris', reference='Paris', after='</think>') == 0.0  # it never said that this is the answer
+    assert score('exact_answer', '<answer>Rome</answer> or <answer> Paris </answer>.', reference='Paris', tag='answer') == 1.0
+    assert score('exact_answer', '<answer>Paris', reference='Paris', tag='answer') == 0.0
+    assert score('exact_answer', '46') is None and score('exact_answer', '', reference=' ') is None
+
+
+@pytest.mark.parametrize('text, value', [
+    ('<think>so</think><answer>4</answer>', 1), ('\n<think>\nso\n</think>\n\n<answer>4</answer>\n', 1),
+    ('<think>so</think>', 0), ('<answer>4</answer><think>so</think>', 0), ('<think></think><answer>4</answer>', 0), ('<think> </think><answer>4</answer>', 0),
+    ('<think>so</think> well <answer>4</answer>', 0), ('well <think>so</think><answer>4</answer>', 0), ('<think>so</think><answer>4</answer> done', 0),
+    ('<think>so</think><answer>4</answer><answer>5</answer>', 0), ('<think>a<think>b</think></think><answer>4</answer>', 0), ('<think>so<answer>4</answer></think>', 0),
+    ('<think>so</think><answer>4', 0), ('<think >so</think><answer>4</answer>', 0), ('', 0)])
+def test_format_tag(text, value):
+    assert score('format_tag', text) == value
+
+
+def test_format_tag_takes_other_tags():
+    assert score('format_tag', '<sum>4</sum>', tags='sum') == score('format_tag', '<a>1</a> <b>2</b> <c>3</c>', tags=['a', 'b', 'c']) == 1.0
+    for tags in ((), ('a', 'a'), ('<a>',)):
+        with pytest.raises(RuntimeError, match="'format_tag' raised ValueError: tags is .* must be different names"):
+            score('format_tag', 'x', tags=tags)
+
+
+@pytest.mark.parametrize('text, value', [
+    ('{"a": 1}', 1), (' [1, 2] ', 1), ('```json\n{"a": 1}\n```', 1), ('Here it is:\n```\n[]\n```\nDone.', 1),
+    ('', 0), ('{"a": 1', 0), ("{'a': 1}", 0), ('{"a": 1} ok', 0), ('```json\n{}\n```\n```json\n{}\n```', 0), ('```python\n{}\n```', 0),
+    ('1', 0), ('"text"', 0), ('null', 0), ('[NaN]', 0), ('[Infinity]', 0), ('[' * 100000, 0), ('[' + '9' * 5000 + ']', 0)])
+def test_format_json(text, value):
+    assert score('format_json', text) == value
+
+
+def test_format_json_keys():
+    assert score('format_json', '{"name": "x", "age": 3, "more": 0}', keys=['name', 'age']) == 1.0
+    assert score('format_json', '{"name": "x"}', keys=['name', 'age']) == score('format_json', '["name"]', keys=['name']) == 0.0
+    with pytest.raises(RuntimeError, match="keys is 'name': it must be a list"):
+        score('format_json', '{}', keys='name')
+
+
+BOMB = '<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><l>&b;</l>'
+
+
+@pytest.mark.parametrize('text, value', [
+    ('<a/>', 1), ('<?xml version="1.0"?>\n<a x="1"><b>t</b></a>', 1), ('<?xml version="1.0" encoding="UTF-16"?><a>é</a>', 1), ('```xml\n<a/>\n```', 1), ('<a>&lt;</a>', 1), ('<a>' * 20000 + '</a>' * 20000, 1),
+    ('', 0), ('text', 0), ('<a>', 0), ('<a></b>', 0), ('<a/><b/>', 0), ('<a/> text', 0), ('<a>&b;</a>', 0), ('<a>\ud800</a>', 0), (BOMB, 0), ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', 0)])
+def test_format_xml(text, value):
+    assert score('format_xml', text) == value
+
+
+def test_length():
+    words = lambda n: 'x ' * n
+    assert [score('length', words(n), min_length=4, max_length=6) for n in (0, 3, 4, 6, 7)] == [0, 0, 1, 1, 0]
+    assert [score('length', words(n), min_length=4, max_length=6, ramp=2) for n in (1, 2, 3, 4, 6, 7, 8)] == [0, 0, 0.5, 1, 1, 0.5, 0]
+    assert [score('length', words(n), target_length=4) for n in (0, 1, 4, 5, 8, 100)] == [0, 0.25, 1, 0.75, 0, 0]
+    assert [score('length', words(n)) for n in (9, 10, 500, 501)] == [0, 1, 1, 0]
+    with pytest.raises(RuntimeError, match='min_length is 10, max_length 5'):
+        score('length', 'x', max_length=5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# calling them
+
+def test_every_reward_stays_in_its_range_on_anything():
+    for name in set(REWARDS) - {'reasoning_gym'}:
+        for text in ('', ' ', 'x', '42', '{}', '<a/>', '\x00\ud800', '####', '\\boxed{', '```', '-' * 1000):
+            value = score(name, text, prompt='p', reference='42')
+            assert value is None or 0 <= value <= 1, (name, text)
+
+
+def test_unknown_names_and_parameters():
+    with pytest.raises(ValueError, match=r"no reward 'numbr_answer'; did you mean 'number_answer'\? \(there are: exact_answer, .*number_answer"):
+        score('numbr_answer', '')
+    with pytest.raises(ValueError, match="'length' has no parameter 'min_len'; did you mean 'min_length'"):
+        score('length', '', min_len=3)
+    with pytest.raises(ValueError, match="'format_xml' has no parameter 'speed'; it has: none"):
+        resolve_rewards([('format_xml', 1, {'speed': 1})])
+
+
+def one(function, text='some text', **fields):
+    (_, bound, _), = resolve_rewards([function])
+    return bound(text, **fields)
+
+
+def divides(text):
+    return 1 / text.count('z')
+
+
+def test_a_reward_that_raises_is_named_and_its_error_kept():
+    with pytest.raises(RuntimeError, match=r"reward 'divides' raised ZeroDivisionError: division by zero \(.*test_rewards.py, line \d+\) for completion 'some text'") as e:
+        one(divides)
+    assert isinstance(e.value.__cause__, ZeroDivisionError)
+    with pytest.raises(RuntimeError) as e:
+        one(divides, 'a' * 5000)
+    assert len(str(e.value)) < 300  # a long completion is cut
+
+
+@pytest.mark.parametrize('value, shown', [(math.nan, 'nan'), (math.inf, 'inf'), ('0.5', "'0.5'"), ([1.0], r'\[1.0\]'), (torch.ones(2), 'tensor')])
+def test_what_is_no_number_is_refused(value, shown):
+    def odd(text):
+        return value
+    with pytest.raises(ValueError, match=f"reward 'odd' returned .*{shown}.*, not a finite number, for completion 'some text'"):
+        one(odd)
+
+
+def test_ours_stay_within_0_and_1_and_yours_need_not(monkeypatch):
+    assert one(lambda text: -7) == -7.0 and one(lambda text: True) == 1.0 and one(lambda text: torch.tensor(0.5)) == 0.5 and one(lambda text: None) is None
+    monkeypatch.setattr(rewards, 'REWARDS', dict(REWARDS))
+    rewards.reward('high')(lambda text: 1.5)
+    with pytest.raises(ValueError, match="reward 'high' returned '1.5' .float., not a number from 0 to 1"):
+        score('high', 'x')
+
+
+def test_a_function_gets_the_fields_that_it_takes():
+    fields = dict(prompt='p', reference='r', tests=['t'], context='c')
+    seen = {}
+
+    def everything(text, reference=None, **kwargs):  # the signature of aligntune's custom rewards
+        seen.update(kwargs, reference=reference, text=text)
+        return 0.0
+    one(everything, **fields)
+    assert seen == {'text': 'some text', **fields}
+    assert one(lambda text, *, prompt: len(prompt), **fields) == 1.0
+    assert one(len, **fields) == 9.0
+
+    class Scorer:
+        def __call__(self, text, reference): return float(reference == 'r')
+    assert one(Scorer(), **fields) == 1.0
+    assert [name for name, _, _ in resolve_rewards([Scorer(), lambda text: 0])] == ['Scorer', 'lambda']
+
+
+def test_a_function_whose_arguments_do_not_fit_is_refused_early():
+    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, "takes 'prompt' first"), (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
+        with pytest.raises(ValueError, match=message):
+            resolve_rewards([function])
+    assert resolve_rewards([(lambda text, gold: gold, 1, {'gold': 3})])[0][1]('x') == 3.0
+
+
+def test_resolve_rewards():
+    def mine(text): return 0.25
+    spec = ['number_answer', ('length', 0.5), ['length', 0.1, {'min_length': 1}], mine, (mine, 2), (mine, 0, {}), {'type': 'format_xml', 'weight': 0.3, 'params': {}}, {'type': 'format_json'},
+            {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': mine}}]
+    resolved = resolve_rewards(spec)
+    assert [(name, weight) for name, _, weight in resolved] == [
+        ('number_answer', 1.0), ('length', 0.5), ('length_2', 0.1), ('mine', 1.0), ('mine_2', 2.0), ('mine_3', 0.0), ('format_xml', 0.3), ('format_json', 1.0), ('mine_4', 0.5)]
+    functions = {name: function for name, function, _ in resolved}
+    assert functions['length']('x') == 0.0 and functions['length_2']('x') == 1.0 and functions['mine_2']('x') == 0.25
+
+
+@pytest.mark.parametrize('spec, message', [
+    ([], 'at least one reward'), ('length', "rewards is 'length': it must be a list"), ([3], 'rewards holds 3: an element is a name or a function'), ([()], r'rewards holds \(\)'),
+    (('length', 0.5), 'rewards holds 0.5'), ([('length', 1, {}, 4)], 'an element is'), (['lenght'], "no reward 'lenght'; did you mean 'length'"),
+    ([('length', 'high')], "weight of reward 'length' is 'high': it must be a finite number"), ([('length', math.nan)], 'weight .* is nan'), ([('length', True)], 'is True'),
+    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict takes 'type', 'weight' and 'params'"), ([{'type': 'length', 'wieght': 1}], 'a dict takes')])
+def test_a_wrong_spec(spec, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_rewards(spec)
+
+
+RECORDS = [{'prompt': '1+1=', 'answer': '2'}, {'prompt': '2+2=', 'reference': 4}]
+
+
+def test_score_answers():
+    resolved = resolve_rewards(['exact_answer', ('length', 1, {'target_length': 2})])
+    assert score_answers(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]], 'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
+    with pytest.raises(ValueError, match='1 groups of completions for 2 prompts'):
+        score_answers(resolved, [['2']], RECORDS)
+    with pytest.raises(ValueError, match=r"'exact_answer' does not apply to prompt 0 \('1\+1='\): it needs the field 'answer' \(or 'reference'\), and there are: prompt, tests"):
+        score_answers(resolved, [['2']], [{'prompt': '1+1=', 'tests': []}])
+
+
+def test_check_fields():
+    resolved = resolve_rewards(['number_answer', 'length'])
+    check_fields(resolved, RECORDS + [{'prompt': '0+0=', 'answer': 0}])
+    with pytest.raises(ValueError, match=r"'number_answer' does not apply to prompt 2 \('3\+3='\): it needs the field 'answer'"):
+        check_fields(resolved, RECORDS + [{'prompt': '3+3='}])
+    with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):
+        check_fields(resolved, RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
+    with pytest.raises(RuntimeError, match="reward 'divides' raised ZeroDivisionError"):
+        check_fields(resolve_rewards([divides]), RECORDS)
+    with pytest.raises(ValueError, match="'never' does not apply to prompt 0 .*: it returned None"):
+        def never(text): return None
+        check_fields(resolve_rewards([never]), RECORDS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# reasoning_gym, its package played by a stub (tests/test_prompts.py runs the real one where it is installed)
+
+@pytest.fixture
+def gym(monkeypatch):
+    def score_answer(answer, entry):
+        return 1.0 if [int(x) for x in answer.split('x')] == entry['metadata']['factors'] else 0.01  # raises on junk, as prime_factorization does
+    stub = types.SimpleNamespace(create_dataset=lambda task, **options: types.SimpleNamespace(score_answer=score_answer))
+    monkeypatch.setitem(sys.modules, 'reasoning_gym', stub)
+    rewards.reasoning_gym_task.cache_clear()
+    yield lambda task='primes', answer='2x3', factors=(2, 3): {'task': task, 'options': {}, 'entry': {'answer': answer, 'metadata': {'factors': list(factors)}}}
+    rewards.reasoning_gym_task.cache_clear()
+
+
+def test_reasoning_gym(gym, monkeypatch):
+    assert [score('reasoning_gym', text, context=gym()) for text in (' 2x3\n', '2x2', 'junk', '')] == [1, 0, 0, 0]
+    assert score('reasoning_gym', '2x2', context=gym(), partial=True) == 0.01
+    assert score('reasoning_gym', '2x3') is None and score('reasoning_gym', '2x3', context='a text') is None
+    with pytest.raises(RuntimeError, match='invalid literal'):  # not the model's fault: the entry's own answer cannot be read either
+        score('reasoning_gym', 'junk', context=gym(answer='two times three'))
+    rewards.reasoning_gym_task.cache_clear()
+    monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
+    with pytest.raises(RuntimeError, match='pip install reasoning-gym'):
+        score('reasoning_gym', '2x3', context=gym())
+
+
+def test_reasoning_gym_never_passes_code_on(gym, tmp_path):
+    flag = tmp_path / 'flag'
+    code = f"__import__('os').system('touch {flag}')"
+    with pytest.raises(RuntimeError, match="'n_queens' runs the model's answer as Python code"):
+        score('reasoning_gym', code, context=gym('n_queens'))
+    for text in (code, '9**9**9', '9* *9', '1' * 300, 'lambda: 1'):
+        assert score('reasoning_gym', text, context=gym('countdown')) == 0.0
+    assert not flag.exists()
+    assert rewards.ARITHMETIC.fullmatch('(94*4 - 61) / 6')

@@ -1,0 +1,121 @@
+"""The sampler against full recomputation, against itself in other company, and against counted frequencies."""
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+from sample import choices, draw, generate, pack, uniforms, unpack
+
+KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2),
+         'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=1, qk_norm=True, head_dim=16, tied=False)}
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9], [3, 2, 3]]
+EOS = 7
+
+
+def tiny(kind='llama', V=37):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=V, n_layer=2, n_head=4, n_embd=32, **KINDS[kind])).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def each(answers):
+    """(p, g, tokens of the answer, their log-probs), unpadded."""
+    for p, g in torch.cartesian_prod(*map(torch.arange, answers.lengths.shape)).tolist():
+        n = answers.lengths[p, g]
+        yield p, g, answers.tokens[p, g, :n], answers.logps[p, g, :n]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('options', [{}, dict(temperature=0.7), dict(top_k=5, top_p=0.8, temperature=1.3)])
+def test_log_probs_are_those_of_a_whole_forward(kind, options):
+    """Shared prefix, own cache, ragged prompts, rows that leave: every token's recorded log-prob is the one of reading prompt + answer at once."""
+    model = tiny(kind)
+    answers = generate(model, PROMPTS, 8, 40, eos_id=EOS, seed=1, **options)
+    assert 'top_k' in options or len(answers.lengths.unique()) > 4, 'the test wants rows that leave at different times'
+    for p, g, tokens, logps in each(answers):
+        logits = model.logits(torch.tensor(PROMPTS[p] + tokens.tolist())[None])[0, len(PROMPTS[p]) - 1:-1] / options.get('temperature', 1)
+        if answers.allowed is not None:
+            logits[~unpack(answers.allowed[p, g, :len(tokens)], 37)] = -torch.inf
+        torch.testing.assert_close(logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0], logps, atol=1e-5, rtol=0)
+        assert (tokens == EOS).sum() == int(answers.ended[p, g]) == int(tokens[-1] == EOS), 'it stops at the first end token, which it keeps'
+        assert answers.ended[p, g] or len(tokens) == 40
+
+
+def test_greedy_is_the_argmax_of_a_whole_forward():
+    model = tiny()
+    answers = generate(model, PROMPTS, max_new_tokens=12, temperature=0)
+    for p, g, tokens, _ in each(answers):
+        ids = list(PROMPTS[p])
+        for _ in range(12):
+            ids.append(model.logits(torch.tensor(ids)[None])[0, -1].argmax().item())
+        assert tokens.tolist() == ids[len(PROMPTS[p]):]
+
+
+def test_an_answer_does_not_depend_on_its_company():
+    """Same prompt, same seed, same place in the group: alone, in a batch, among longer prompts, in a larger group."""
+    model = tiny()
+    together = generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=[11, 12, 13, 14])
+    for p in range(4):
+        alone = generate(model, [PROMPTS[p]], 2, 20, eos_id=EOS, seed=[11 + p])
+        for g in range(2):
+            n = alone.lengths[0, g]
+            assert n == together.lengths[p, g] and torch.equal(alone.tokens[0, g, :n], together.tokens[p, g, :n])
+    assert torch.equal(generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=3).tokens, generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=3).tokens)
+    assert not torch.equal(generate(model, PROMPTS, 4, 20, seed=3).tokens, generate(model, PROMPTS, 4, 20, seed=4).tokens)
+
+
+def test_the_prompt_is_read_once_and_finished_rows_leave():
+    """Rows of the last norm: P T at prefill, then one for each answer that still runs (but for the step at which it is told to leave)."""
+    model, seen = tiny(), []
+    model.norm_f.register_forward_hook(lambda m, i, o: seen.append(o.numel() // o.shape[-1]))
+    answers = generate(model, PROMPTS, 8, 30, eos_id=EOS, seed=1)
+    running = [int((answers.lengths > step).sum()) for step in range(1, len(seen))]
+    assert seen[0] == 4 * 9 and seen[-1] < 32 / 2
+    assert all(alive <= n <= alive / 0.85 for alive, n in zip(running, seen[1:]))
+
+
+def test_draws_follow_the_probabilities():
+    """100,000 draws of 5 tokens: each count within 5 standard deviations (a false alarm once in 300,000 runs); forbidden and impossible ones never."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf, 3.0]).expand(100_000, 5)
+    u = uniforms([5], 100, 1000).flatten()
+    tokens, logps, _ = draw(logits, u, 2.0, 0, 1.0, torch.tensor([False, False, True, False, False]))
+    p = torch.tensor([2.0, 1.0, -torch.inf, -torch.inf, 3.0]).div(2).softmax(0)
+    counts = tokens.bincount(minlength=5)
+    assert ((counts - 1e5 * p).abs() <= 5 * (1e5 * p * (1 - p)).sqrt()).all() and counts[2] == counts[3] == 0
+    torch.testing.assert_close(logps.exp(), p[tokens])
+
+
+def test_uniform_numbers():
+    """Even in every sixteenth, unrelated between neighbouring seeds, answers and tokens, never 1."""
+    u = uniforms(list(range(100)), 20, 50)
+    counts = (u * 16).long().flatten().bincount(minlength=16)
+    assert ((counts - 6250).abs() < 5 * (6250 * 15 / 16) ** 0.5).all() and 0 <= u.min() and u.max() < 1
+    for a, b in ((u[1:], u[:-1]), (u[:, 1:], u[:, :-1]), (u[:, :, 1:], u[:, :, :-1])):
+        assert abs(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1]) < 5 / a.numel() ** 0.5
+    last = draw(torch.zeros(1, 4), torch.tensor([1 - 2.0 ** -32], dtype=torch.float64), 1, 0, 1.0, None)
+    assert last[0].item() == 3
+
+
+def test_bits():
+    for V in (8, 13, 64):
+        allowed = torch.rand(3, 2, V) < 0.5
+        assert torch.equal(unpack(pack(allowed), V), allowed) and pack(allowed).shape[-1] == -(-V // 8)
+
+
+def test_choices_by_hand():
+    log_probs = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.05, 0.0, 0.9]]).log()
+    assert choices(log_probs, 0, 0.6).tolist() == [[True, True, False, False], [False, False, False, True]]
+    assert choices(log_probs, 0, 1e-6).sum(-1).tolist() == [1, 1]
+    assert choices(log_probs, 3, 1).tolist() == [[True, True, True, False], [True, True, False, True]]
+    assert choices(log_probs, 2, 0.6).tolist() == [[True, False, False, False], [False, False, False, True]]  # .5 / (.5 + .3) is enough
+
+
+def test_bad_input():
+    model = tiny()
+    with pytest.raises(ValueError, match='prompt 1 is empty'):
+        generate(model, [[1], []])
+    with pytest.raises(ValueError, match='60 tokens and max_new_tokens 5 make 65.*block_size of 64'):
+        generate(model, [[1] * 60], max_new_tokens=5)
+    with pytest.raises(ValueError, match='top_p 0'):
+        generate(model, [[1]], max_new_tokens=5, top_p=0)
