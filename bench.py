@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from completion import CausalPolicy, make_batch
+from completion import CausalPolicy, prompt_batch
 from data.tokenizer import CharTokenizer, Tokenizer
 from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
 from grpo import Rollout, answer_log_probs, compute_advantages, compute_rewards, generate_rollouts, grpo_training_step, kl_estimate, train_on_rollout, update_reference
@@ -197,14 +197,14 @@ def trl_trainer(theirs, prompts, G, R, folder):
     import tokenizers
     import transformers
     import trl
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f't{i}': i for i in range(theirs.config.vocab_size)}, unk_token='t0'))
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'<end>': 0, '<pad>': 1} | {f't{i}': i for i in range(2, theirs.config.vocab_size)}, unk_token='<end>'))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     arguments = trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, max_completion_length=R, temperature=1.0, top_k=0, top_p=1.0,
                                beta=0.0, loss_type='dapo', scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
                                report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R})
     return trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
                            train_dataset=datasets.Dataset.from_dict({'prompt': [' '.join(f't{i}' for i in ids) for ids in prompts]}),
-                           processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token='t0', pad_token='t1'))
+                           processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token='<end>', pad_token='<pad>'))
 
 
 def llama_gradient(theirs):
@@ -232,10 +232,11 @@ def step():
         with tempfile.TemporaryDirectory() as folder:
             trainer = trl_trainer(theirs, prompts, G, R, folder)
             trainer.create_optimizer()
+            trainer.current_gradient_accumulation_steps = 1  # what train() would set
             theirs.train()
             examples = [{'prompt': ' '.join(f't{i}' for i in ids)} for ids in prompts for _ in range(G)]
             policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R)
-            batch = make_batch(prompts, list(range(P)))
+            batch = prompt_batch(prompts, list(range(P)))
             policy_optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
 
             inputs = trainer._generate_and_score_completions(examples)
@@ -304,7 +305,7 @@ def memory(P=4, G=8, T=64, R=64):
         policy = CausalPolicy(model, WordTokenizer(model.config.vocab_size), R)
         if mode != 'none':
             reference = policy.without_adapters() if r else policy.with_model(copy.deepcopy(model).requires_grad_(False))
-        batch = make_batch(torch.randint(model.config.vocab_size, (P, T)).tolist(), list(range(P)))
+        batch = prompt_batch(torch.randint(model.config.vocab_size, (P, T)).tolist(), list(range(P)))
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = configure_optimizers(trained, 0.0, 1e-6, (0.9, 0.999))
         with PeakMemory() as rolling:

@@ -77,7 +77,7 @@ class CausalPolicy:
                 for group, lengths in zip(rollout.tokens.tolist(), rollout.lengths.tolist())]
 
 
-def make_batch(prompts, seeds, device='cpu'):
+def prompt_batch(prompts, seeds, device='cpu'):
     """prompts: P lists of token ids; seeds: P ints. The batch that a CausalPolicy samples from."""
     longest = max(map(len, prompts))
     return {'prompts': torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device),

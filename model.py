@@ -59,9 +59,23 @@ class GPTConfig:
             raise ValueError(f"a head is {self.head_dim} wide; RoPE turns pairs, so n_embd / n_head must be even")
 
 
+class RMSNorm(nn.Module):
+    """arXiv 1910.07467, statistics in fp32. torch's own is the same and, on a CPU, half as fast for few rows."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        h = x.float()
+        h = h * (h.square().sum(dim=-1, keepdim=True) / h.shape[-1] + self.eps).rsqrt()
+        return self.weight * h.to(x.dtype)
+
+
 def make_norm(config):
     if config.norm == 'rmsnorm':
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        return RMSNorm(config.n_embd, config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
@@ -77,10 +91,16 @@ def rope_frequencies(config):
     return frequencies
 
 
+def rotation(angles, dtype):
+    """cos and sin (..., d) of angles (..., d/2) for rotate, the halves of sin with opposite signs."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
 def rotate(x, cos, sin):
-    """Turn each head of x (..., heads, d) by its position's angle; cos, sin (..., 1, d) in the half-split layout."""
+    """Turn each head of x (..., heads, d) by its position's angle, in the half-split layout: pairs are d/2 apart. cos, sin (..., 1, d) from rotation."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
 class Attention(nn.Module):
@@ -90,14 +110,14 @@ class Attention(nn.Module):
         self.heads = [config.n_head, config.n_kv_head]
         self.head_dim = d = config.head_dim
         self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * d, bias=config.qkv_bias)
-        self.q_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.proj = nn.Linear(config.n_head * d, config.n_embd, bias=config.bias)
 
     def forward(self, x, rope, attend):
         """x (..., D), whatever its leading axes mean: `attend` knows. It gets q (..., H, d), k and v (..., H_kv, d) and returns (..., H, d)."""
         H, H_kv = self.heads
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))                  # (..., H + 2 H_kv, d)
+        heads = self.qkv(x).view(*x.shape[:-1], -1, self.head_dim)              # (..., H + 2 H_kv, d)
         qk, v = heads.split([H + H_kv, H_kv], dim=-2)
         if self.q_norm is not None:
             q, k = qk.split(self.heads, dim=-2)
@@ -175,9 +195,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)
         else:
-            angles = positions[..., None, None] * self.frequencies(x.device)     # (..., 1, d/2) in float64: 1e5 radians keep their fraction
-            angles = torch.cat((angles, angles), dim=-1)
-            rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+            rope = rotation(positions[..., None, None] * self.frequencies(x.device), x.dtype)  # in float64: 1e5 radians keep their fraction
         x = self.drop(x)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):

@@ -115,6 +115,7 @@ class GroupCache:
         self.own = [k.new_empty(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
         absent = torch.arange(T, device=prompt_lengths.device) >= prompt_lengths[:, None]
         self.bias = torch.zeros(P, 1, 1, T, device=absent.device).masked_fill_(absent[:, None, None], -torch.inf)
+        self.ragged = bool(absent.any())
 
     def attend(self, layer, q, k, v):
         """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d)."""
@@ -126,7 +127,9 @@ class GroupCache:
         q = q * d ** -0.5
 
         together = self.to_rectangle(q).view(P, self.G, H_kv, share, d).transpose(1, 2).reshape(P, H_kv, self.G * share, d)
-        scores = (together @ keys).float() + self.bias                          # (P, H_kv, G share, T)
+        scores = (together @ keys).float()                                      # (P, H_kv, G share, T)
+        if self.ragged:
+            scores = scores + self.bias
         scores = self.from_rectangle(scores.view(P, H_kv, self.G, share, T).transpose(1, 2))
         own_scores = q.view(B, H_kv, share, d) @ own[0, :, :, :n].transpose(2, 3)
         weights = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).to(q.dtype)
@@ -138,7 +141,9 @@ class GroupCache:
     def to_rectangle(self, x):
         """(B, ...) as (P, G, ...), zeros where a row has left."""
         P = len(self.bias)
-        return x.unflatten(0, (P, self.G)) if self.place is None else x.new_zeros(P * self.G, *x.shape[1:]).index_copy_(0, self.place, x).unflatten(0, (P, self.G))
+        if self.place is not None:
+            x = x.new_zeros(P * self.G, *x.shape[1:]).index_copy_(0, self.place, x)
+        return x.view(P, self.G, *x.shape[1:])
 
     def from_rectangle(self, x):
         """(P, G, ...) as (B, ...)."""
@@ -156,16 +161,7 @@ class GroupCache:
         self.place = self.prompt * self.G + torch.arange(len(rows), device=rows.device) - first[self.prompt]
 
 
-@torch.no_grad()
-def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
-             forbidden=None, on_token=None):
-    """
-    group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
-    greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
-    on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
-    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. Returns Answers. Raises ValueError
-    for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
-    """
+def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token):
     P, G, R, V = len(prompts), group_size, max_new_tokens, model.config.vocab_size
     device = model.wte.weight.device
     longest = max(map(len, prompts))
@@ -219,6 +215,20 @@ def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, 
     tokens, logps = tokens[:, :R].masked_fill(~real, 0), logps[:, :R].masked_fill(~real, 0.0)  # rows that waited for others wrote on
     shape = lambda x: None if x is None else x.unflatten(0, (P, G))
     return Answers(shape(tokens), shape(counts), shape(logps), shape(ended), shape(None if allowed is None else allowed[:, :R]))
+
+
+def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
+             forbidden=None, on_token=None):
+    """
+    group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
+    greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
+    on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
+    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. Returns Answers. Raises ValueError
+    for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
+    """
+    with torch.inference_mode():
+        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token)
+    return Answers(*(None if x is None else x.clone() for x in vars(answers).values()))  # tensors that autograd may keep again
 
 
 # ---------------------------------------------------------------------------------------------------------------------

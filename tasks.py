@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from completion import CausalPolicy, make_batch, text_log_prob, tokenizer_of
+from completion import CausalPolicy, prompt_batch, text_log_prob, tokenizer_of
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from data.tokenizer import CharTokenizer
@@ -155,7 +155,7 @@ class Completion:
         return CausalPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p)
 
     def make_batch(self, records, indices, seed):
-        batch = make_batch([records[i]['ids'] for i in indices], [seed * 10 ** 9 + n for n in range(len(indices))], self.device)
+        batch = prompt_batch([records[i]['ids'] for i in indices], [seed * 10 ** 9 + n for n in range(len(indices))], self.device)
         return batch | {'record': torch.tensor(indices, device=self.device)}
 
     def batch(self, it):

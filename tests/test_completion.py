@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from completion import CausalPolicy, make_batch, text_log_prob
+from completion import CausalPolicy, prompt_batch, text_log_prob
 from data.tokenizer import CharTokenizer
 from grpo import answer_log_probs, compute_advantages, generate_rollouts, grpo_training_step, train_on_rollout, update_reference
 from lora import add_lora
@@ -23,7 +23,7 @@ def tiny(kind='qwen3', std=0.2, seed=0):
 
 
 def batch(seed=0):
-    return make_batch([[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]], [10 * seed + p for p in range(4)])
+    return prompt_batch([[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]], [10 * seed + p for p in range(4)])
 
 
 def with_advantages(rollout, seed=0):

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from data.tokenizer import CharTokenizer
-from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, rope_frequencies, rotate, save_checkpoint
+from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, rope_frequencies, rotate, rotation, save_checkpoint
 
 
 def tiny(**kinds):
@@ -44,8 +44,7 @@ def test_every_parameter_gets_a_gradient(kinds):
 
 def test_rope_depends_on_distance_only():
     angles = torch.arange(50)[:, None] * rope_frequencies(GPTConfig(block_size=50, n_embd=16, n_head=1, position='rope'))
-    angles = torch.cat((angles, angles), dim=-1)
-    cos, sin = angles.cos().float(), angles.sin().float()
+    cos, sin = rotation(angles, torch.float32)
     q, k = torch.randn(2, 1, 16)
     def score(i, j):
         return (rotate(q, cos[i:i + 1], sin[i:i + 1]) * rotate(k, cos[j:j + 1], sin[j:j + 1])).sum()
