@@ -191,7 +191,7 @@ class WordTokenizer(Tokenizer):
         self.vocab_size = vocab_size
 
 
-def trl_trainer(theirs, prompts, G, R, folder):
+def trl_trainer(theirs, prompts, G, R, folder, **options):
     """TRL's trainer on our prompts: token i is the word ti, so both see the same ids."""
     import datasets
     import tokenizers
@@ -200,11 +200,13 @@ def trl_trainer(theirs, prompts, G, R, folder):
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'<end>': 0, '<pad>': 1} | {f't{i}': i for i in range(2, theirs.config.vocab_size)}, unk_token='<end>'))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     arguments = trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, max_completion_length=R, temperature=1.0, top_k=0, top_p=1.0,
-                               beta=0.0, loss_type='dapo', scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
-                               report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R})
-    return trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
-                           train_dataset=datasets.Dataset.from_dict({'prompt': [' '.join(f't{i}' for i in ids) for ids in prompts]}),
-                           processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token='<end>', pad_token='<pad>'))
+                               scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
+                               report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R}, **{'loss_type': 'dapo', 'beta': 0.0, **options})
+    trainer = trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
+                              train_dataset=datasets.Dataset.from_dict({'prompt': [' '.join(f't{i}' for i in ids) for ids in prompts]}),
+                              processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token='<end>', pad_token='<pad>'))
+    trainer.current_gradient_accumulation_steps = 1  # what its train() would set
+    return trainer
 
 
 def llama_gradient(theirs):
@@ -232,7 +234,6 @@ def step():
         with tempfile.TemporaryDirectory() as folder:
             trainer = trl_trainer(theirs, prompts, G, R, folder)
             trainer.create_optimizer()
-            trainer.current_gradient_accumulation_steps = 1  # what train() would set
             theirs.train()
             examples = [{'prompt': ' '.join(f't{i}' for i in ids)} for ids in prompts for _ in range(G)]
             policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R)

@@ -8,6 +8,7 @@ import os
 
 import torch
 
+import weights
 from data.tokenizer import CharTokenizer, load_tokenizer
 from grpo import Rollout
 from lora import adapters_off
@@ -93,10 +94,13 @@ def text_log_prob(model, ids):
 
 
 def tokenizer_of(path):
-    """The tokenizer that belongs to a model: in one of our checkpoint files for characters, else beside the weights or in the run's tokenizer/ folder."""
+    """
+    The tokenizer that belongs to the model at path (see GPT.from_pretrained): of one of our checkpoint files it is in there, for
+    characters, or in the run's tokenizer/ folder; else it lies beside the weights.
+    """
     if path.endswith('.pt'):
         saved = load_checkpoint(path, 'generator', 'run')
         if 'chars' in saved:
             return CharTokenizer(saved['chars'], end=saved.get('end', False))
         return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))
-    return load_tokenizer(path)
+    return load_tokenizer(weights.local_folder(path))

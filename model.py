@@ -189,7 +189,6 @@ class GPT(nn.Module):
         The transformer itself: tokens (...) at positions (...) broadcastable to them -> hidden (..., D) after the last norm.
         attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
         """
-        c = self.config
         x = self.wte(tokens)
         rope = None
         if self.wpe is not None:

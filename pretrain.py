@@ -3,15 +3,21 @@ Supervised stages: the models that GRPO starts from. train_grpo.py calls these f
 exist yet; as a script it makes one of them, for instance a better generator than the one-minute default:
 $ python pretrain.py --stage=generator --max_iters=10000
 $ python pretrain.py --stage=judge --generator_checkpoint=out-stdlib_char/generator.pt --checkpoint=out-stdlib_char/judge.pt
+$ python pretrain.py --stage=answerer --dataset=arithmetic --block_size=16
+$ python pretrain.py --stage=answerer --dataset=my.jsonl --generator_checkpoint=path/to/model --chat_template=True --learning_rate=1e-5
 """
 import math
+import os
 import time
 from dataclasses import asdict
 
 import torch
 from torch.nn import functional as F
 
+from completion import tokenizer_of
+from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
+from data.tokenizer import CharTokenizer
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
 from judge import Judge
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
@@ -79,51 +85,52 @@ def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, le
     return model, quality
 
 
+def character_tokenizer(records, system_prompt=''):
+    """All characters of prompts and answers, and an end token."""
+    return CharTokenizer(sorted(set(''.join(system_prompt + r['prompt'] + str(r['answer']) for r in records))), end=True)
+
+
 def answerer_config(tokenizer, block_size, n_layer, n_head, n_embd):
     """A small Llama, so that what it becomes can be exported as one."""
     return GPTConfig(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
                      norm='rmsnorm', position='rope', mlp='swiglu', mlp_hidden=8 * n_embd // 3, bias=False)
 
 
-def train_answerer(tokenizer, records, held_out, config, max_iters=1000, batch_size=64, learning_rate=3e-3, system_prompt='', seed=1, device='cpu'):
+def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_size=64, learning_rate=3e-3, seed=1):
     """
-    A supervised start for a causal model: next token on prompt + answer + end token, with the loss on the answer and its end
-    alone. records, held_out: dicts with 'prompt' and 'answer'. Returns (model, quality): loss in nats per token and greedy
-    accuracy, both held out. Raises ValueError when a record is longer than config.block_size.
+    A supervised start for a causal model, in place: next token on prompt + answer + end token, with the loss on the answer and its end
+    alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'. Returns quality: loss in nats per token and greedy
+    accuracy, both held out. Raises ValueError when a record is longer than the model's block_size.
     """
-    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = GPT(config).to(device)
+    device = model.wte.weight.device
+    answers = {id(r): tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in records + held_out}
+    longest = max(len(r['ids']) + len(answers[id(r)]) for r in records + held_out)
+    if longest > model.config.block_size:
+        raise ValueError(f"a prompt with its answer has {longest} tokens, more than this model's block_size {model.config.block_size}: shorten it, or raise block_size")
 
-    def tensors(records):
-        """tokens (n, T), and targets (n, T) that are -100, which cross_entropy leaves out, but on the answer."""
-        prompts = [tokenizer.encode(system_prompt + r['prompt']) for r in records]
-        rows = [prompt + tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for prompt, r in zip(prompts, records)]
+    def loss_of(batch):
+        rows = [r['ids'] + answers[id(r)] for r in batch]
         T = max(map(len, rows))
-        if T > config.block_size:
-            raise ValueError(f"a prompt with its answer has {T} tokens, more than block_size {config.block_size}: raise block_size")
-        tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows])
-        targets = torch.tensor([[-100] * (len(prompt) - 1) + row[len(prompt):] + [-100] * (T - len(row) + 1) for prompt, row in zip(prompts, rows)])
-        return tokens.to(device), targets.to(device)
-
-    def loss_of(tokens, targets):
+        tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)
+        targets = [[-1] * (len(r['ids']) - 1) + answers[id(r)] + [-1] * (T - len(row) + 1) for r, row in zip(batch, rows)]
+        targets = torch.tensor(targets, device=device)
         answer = targets >= 0
         return F.cross_entropy(model.lm_head(model(tokens)[answer]), targets[answer])
 
-    tokens, targets = tensors(records)
-
     def loss_of_batch():
-        rows = torch.randint(len(records), (batch_size,), generator=generator).to(device)
-        return loss_of(tokens[rows], targets[rows])
+        return loss_of([records[i] for i in torch.randint(len(records), (batch_size,), generator=generator).tolist()])
 
     supervised_loop('model', model, loss_of_batch, max_iters, learning_rate)
     model.eval()
-    with torch.no_grad():
-        loss = loss_of(*tensors(held_out)).item()
-    answers = [tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in held_out]
-    greedy = generate(model, [tokenizer.encode(system_prompt + r['prompt']) for r in held_out], max_new_tokens=max(map(len, answers)), temperature=0, eos_id=tokenizer.eos_id)
-    right = [ids[0, :n].tolist() == answer for ids, n, answer in zip(greedy.tokens, greedy.lengths.flatten(), answers)]
-    return model, {'loss': loss, 'accuracy': sum(right) / len(right)}
+    right, losses = 0, []
+    for start in range(0, len(held_out), 256):
+        batch = held_out[start:start + 256]
+        with torch.no_grad():
+            losses.append(loss_of(batch).item() * len(batch))
+        greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=max(len(answers[id(r)]) for r in batch), temperature=0, eos_id=tokenizer.eos_id)
+        right += sum(ids[0, :n].tolist() == answers[id(r)] for r, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten()))
+    return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
 
 
 def syntheticity(share):
@@ -191,11 +198,14 @@ def save_model(path, kind, model, config, tokenizer, quality):
 
 if __name__ == '__main__':
     from configurator import configure
-    stage = 'generator'                        # 'generator' | 'judge'
-    dataset = 'stdlib_char'                    # a folder under data/, or the path of a text file
-    checkpoint = 'out-{dataset}/{stage}.pt'    # where to save what is made
-    generator_checkpoint = 'out-{dataset}/generator.pt'  # a judge starts from it and learns to know its fills
-    block_size = 48                            # characters of a text
+    stage = 'generator'                        # 'generator': fills masked slots | 'judge': of its fills | 'answerer': a causal model, prompt -> answer
+    dataset = 'stdlib_char'                    # a folder under data/, or a file: text; for an answerer, prompts with answers
+    checkpoint = 'out-{dataset}/{stage}.pt'    # where to save what is made; an answerer that starts from a released model becomes a folder
+    generator_checkpoint: str | None = None    # what a judge learns to know (None: out-{dataset}/generator.pt), or an answerer starts from (None: from nothing)
+    chat_template = False                      # answerer: prompts become the user's turn
+    system_prompt = ''
+    eval_prompts_n = 500                       # answerer: held-out prompts
+    block_size = 48                            # characters of a text, or of prompt and answer
     n_layer = 3
     n_head = 4
     n_embd = 96
@@ -208,19 +218,43 @@ if __name__ == '__main__':
     device = 'cpu'
     configure(globals())
 
-    tokenizer, corpus = load_corpus(dataset)
+    if stage not in ('generator', 'judge', 'answerer'):
+        raise ValueError(f"stage is {stage!r}; it must be generator, judge or answerer")
     path = checkpoint.format(dataset=dataset_name(dataset), stage=stage)
-    options = dict(max_iters=max_iters, batch_size=batch_size, mask_kinds=mask_kinds, seed=seed)
-    options |= {k: v for k, v in (('learning_rate', learning_rate), ('mask_ratio', mask_ratio)) if v is not None}
-    if stage == 'generator':
-        model_config = filler_config(tokenizer, block_size, n_layer, n_head, n_embd)
-        model, quality = train_generator(tokenizer, corpus, model_config, device=device, **options)
-    elif stage == 'judge':
-        source = generator_checkpoint.format(dataset=dataset_name(dataset))
-        tokenizer.check_same(load_checkpoint(source, 'generator', 'run')['chars'], source)
-        generator_model = GPT.from_pretrained(source).to(device).eval()
-        model_config = generator_model.config
-        model, quality = train_judge(generator_model, tokenizer, corpus, **options)
+    options = dict(max_iters=max_iters, batch_size=batch_size, seed=seed)
+    if learning_rate is not None:
+        options['learning_rate'] = learning_rate
+    if stage == 'answerer':
+        records, held_out = load_prompts(dataset), None
+        if os.path.isfile(dataset):
+            records, held_out = held_out_split(records, eval_prompts_n, seed)
+        else:
+            held_out = load_prompts(dataset, split='val')[:eval_prompts_n]
+        if generator_checkpoint:
+            tokenizer, model = tokenizer_of(generator_checkpoint), GPT.from_pretrained(generator_checkpoint).to(device)
+        else:
+            tokenizer = character_tokenizer(records, system_prompt)
+            torch.manual_seed(seed)
+            model = GPT(answerer_config(tokenizer, block_size, n_layer, n_head, n_embd)).to(device)
+        records, held_out = (encode_prompts(part, tokenizer, system_prompt, chat_template)[0] for part in (records, held_out))
+        quality = train_answerer(model, tokenizer, records, held_out, **options)
+        if hasattr(tokenizer, 'chars'):
+            save_model(path, 'generator', model, model.config, tokenizer, quality)
+        else:
+            folder = path.removesuffix('.pt')
+            model.save_pretrained(folder, tokenizer.eos_id)
+            tokenizer.save(folder)
+            print(f"  saved {folder}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()))
     else:
-        raise ValueError(f"stage is {stage!r}; it must be generator or judge")
-    save_model(path, stage, model, model_config, tokenizer, quality)
+        tokenizer, corpus = load_corpus(dataset)
+        options |= {'mask_kinds': mask_kinds} | ({'mask_ratio': mask_ratio} if mask_ratio is not None else {})
+        if stage == 'generator':
+            model_config = filler_config(tokenizer, block_size, n_layer, n_head, n_embd)
+            model, quality = train_generator(tokenizer, corpus, model_config, device=device, **options)
+        else:
+            source = generator_checkpoint or f'out-{dataset_name(dataset)}/generator.pt'
+            tokenizer.check_same(load_checkpoint(source, 'generator', 'run')['chars'], source)
+            generator_model = GPT.from_pretrained(source).to(device).eval()
+            model_config = generator_model.config
+            model, quality = train_judge(generator_model, tokenizer, corpus, **options)
+        save_model(path, stage, model, model_config, tokenizer, quality)

@@ -13,11 +13,10 @@ import torch
 from completion import CausalPolicy, prompt_batch, text_log_prob, tokenizer_of
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
-from data.tokenizer import CharTokenizer
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
 from judge import Judge
 from model import GPT, load_checkpoint
-from pretrain import answerer_config, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
+from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
 from rewards import check_fields, resolve_rewards, score_answers
 
 
@@ -138,10 +137,12 @@ class Completion:
         s = self.s
         if self.generator_path.endswith('.pt') and not os.path.exists(self.generator_path):
             self.say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
-            tokenizer = CharTokenizer(sorted(set(''.join(s.system_prompt + r['prompt'] + str(r['answer']) for r in self.records))), end=True)
-            config = answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)
-            model, quality = train_answerer(tokenizer, self.records, self.eval_records[:s.eval_prompts_n], config, s.pretrain_iters, system_prompt=s.system_prompt, seed=s.seed, device=self.device)
-            save_model(self.generator_path, 'generator', model, config, tokenizer, quality)
+            tokenizer = character_tokenizer(self.records, s.system_prompt)
+            torch.manual_seed(s.seed)
+            model = GPT(answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(self.device)
+            records, held_out = (encode_prompts(part, tokenizer, s.system_prompt)[0] for part in (self.records, self.eval_records[:s.eval_prompts_n]))
+            quality = train_answerer(model, tokenizer, records, held_out, s.pretrain_iters, seed=s.seed)
+            save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
 
     def load_model(self):
         model = GPT.from_pretrained(self.generator_path).to(self.device)

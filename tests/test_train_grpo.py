@@ -233,6 +233,17 @@ def test_pretrain_script(copy):
     refused(run(copy, *small, '--stage=jugde', script='pretrain.py'), 'jugde')
 
 
+def test_pretrain_an_answerer(sums):
+    """From nothing, and on from an export; what comes out is what train_grpo.py starts from."""
+    small = ['--stage=answerer', '--dataset=sums.jsonl', '--block_size=16', '--n_layer=1', '--n_head=2', '--n_embd=16', '--max_iters=20', '--eval_prompts_n=8']
+    done = run(sums, *small, '--checkpoint=a.pt', script='pretrain.py')
+    assert done.returncode == 0 and re.search(r'saved a.pt: loss [\d.]+, accuracy [\d.]+', done.stdout), done.stderr
+    done = run(sums, *small, '--generator_checkpoint=a.pt', '--checkpoint=b.pt', script='pretrain.py')
+    assert done.returncode == 0, done.stderr
+    assert run(sums, *SUMS, '--generator_checkpoint=b.pt', '--max_iters=1').returncode == 0
+    refused(run(sums, *small, '--block_size=6', script='pretrain.py'), 'block_size 6')
+
+
 def test_help():
     done = run(ROOT, '--help')
     assert done.returncode == 0 and '--kl_beta=0.1' in done.stdout and 'the leash' in done.stdout
@@ -366,3 +377,33 @@ def test_sample_completes_and_chats(answered):
     assert several.returncode == 0 and len(several.stdout.splitlines()) == 4, several.stderr
     chat = subprocess.run([sys.executable, str(ROOT / 'sample.py'), '--checkpoint=out-grpo/ckpt.pt', '--max_new_tokens=4'], cwd=folder, env=ENV, input='1+2=\n\n', capture_output=True, text=True, timeout=240)
     assert chat.returncode == 0 and chat.stdout.count('> ') == 2, chat.stderr
+
+
+def test_gsm8k_config_with_a_tiny_qwen(tmp_path):
+    """config/gsm8k.py on a Hugging Face directory with its own tokenizer and chat template; LoRA, exported for transformers and peft alike."""
+    tokenizers, transformers, peft = (pytest.importorskip(name) for name in ('tokenizers', 'transformers', 'peft'))
+    problem = {'question': 'Ann has 3 apples and buys 4 more. How many has she?', 'answer': '3 + 4 = <<3+4=7>>7\n#### 7'}
+    for name in ('train', 'val'):
+        (tmp_path / f'{name}.jsonl').write_text((json.dumps(problem) + '\n') * 6)
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<|im_start|>', '<|im_end|>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator([problem['question'], problem['answer']], trainer)
+    folder = tmp_path / 'tiny-qwen'
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|im_end|>', chat_template=template).save_pretrained(folder)
+    config = transformers.Qwen2Config(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    done = run(tmp_path, str(ROOT / 'config' / 'gsm8k.py'), '--train_prompts=train.jsonl', '--eval_prompts=val.jsonl', '--column_mapping={"question": "prompt"}', '--generator_checkpoint=tiny-qwen',
+               '--max_new_tokens=8', '--batch_size=4', '--group_size=2', '--max_iters=2', '--lora_r=4', '--loss_type=grpo', '--learning_rate=1e-2', '--precision=fp32', '--device=cpu')
+    assert done.returncode == 0 and '6 prompts to train on, 6 held out' in done.stdout, done.stderr
+    out = tmp_path / 'out-gsm8k'
+    sample = json.loads(open(out / 'samples.jsonl').readline())
+    assert sample['prompt'].startswith('<|im_start|>system\nReason step by step') and sample['prompt'].endswith('<|im_start|>assistant\n')
+    merged = transformers.AutoModelForCausalLM.from_pretrained(out / 'export').eval()
+    adapted = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), out / 'adapter').eval()
+    tokens = torch.randint(300, (2, 9))
+    torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits, atol=1e-5, rtol=0)
+    assert transformers.AutoTokenizer.from_pretrained(out / 'export').encode('3 apples') == bpe.encode('3 apples').ids
+    talk = run(tmp_path, '--checkpoint=out-gsm8k/export', '--prompt=How many?', '--chat_template=True', '--max_new_tokens=4', script='sample.py')
+    assert talk.returncode == 0, talk.stderr

@@ -1,0 +1,49 @@
+"""The same tensors through TRL's loss: value to 1e-5, gradient to 1e-5 of its norm."""
+import pytest
+import torch
+
+pytest.importorskip('trl')
+pytest.importorskip('transformers')
+from bench import WordTokenizer, llama_gradient, llamas, trl_trainer  # noqa: E402
+from completion import CausalPolicy, prompt_batch  # noqa: E402
+from grpo import Rollout, answer_log_probs, train_on_rollout  # noqa: E402
+
+P, G, T, R = 2, 4, 6, 9
+
+
+@pytest.fixture(scope='module')
+def both():
+    return llamas('tiny')
+
+
+@pytest.mark.parametrize('loss_type, options, theirs_options', [
+    ('grpo', {}, {}), ('grpo', dict(kl_beta=0.1, kl_estimator='k3'), dict(beta=0.1)), ('dapo', dict(clip_high=0.28), dict(epsilon_high=0.28)), ('dr_grpo', {}, {}),
+    ('gspo', dict(clip_low=0.01, clip_high=0.01), dict(loss_type='grpo', importance_sampling_level='sequence', epsilon=0.01)), ('cispo', dict(clip_high=0.1), dict(epsilon_high=1.1))])
+def test_loss_equals_trl(both, tmp_path, loss_type, options, theirs_options):
+    """Ragged answers, old log-probs that differ so that clips bite on both sides, a reference that differs."""
+    ours, theirs = both
+    torch.manual_seed(0)
+    tokens, lengths = torch.randint(2, 512, (P, G, R)), torch.randint(1, R + 1, (P, G))
+    lengths[0, 0] = R
+    prompts = torch.randint(2, 512, (P, T)).tolist()
+    policy = CausalPolicy(ours, WordTokenizer(512), R)
+    rollout = Rollout(prompt_batch(prompts, [0] * P), tokens, lengths, torch.zeros(P, G, R), advantages=torch.randn(P, G))
+    with torch.no_grad():
+        logps = answer_log_probs(policy, rollout)[0]
+    rollout.logps = logps + 0.3 * torch.randn(P, G, R)
+    if 'kl_beta' in options:
+        rollout.ref_log_probs = logps + 0.3 * torch.randn(P, G, R)
+
+    trainer = trl_trainer(theirs, prompts, G, R, str(tmp_path), **{'loss_type': loss_type, **theirs_options})
+    theirs.train()
+    theirs.zero_grad()
+    inputs = {'prompt_ids': torch.tensor(prompts).repeat_interleave(G, 0), 'prompt_mask': torch.ones(P * G, T, dtype=torch.long), 'completion_ids': tokens.flatten(0, 1),
+              'completion_mask': rollout.mask.flatten(0, 1).long(), 'advantages': rollout.advantages.flatten(), 'num_items_in_batch': lengths.sum(),
+              'old_per_token_logps': rollout.logps.flatten(0, 1), 'ref_per_token_logps': None if rollout.ref_log_probs is None else rollout.ref_log_probs.flatten(0, 1)}
+    loss = trainer.compute_loss(theirs, inputs)
+    loss.backward()
+    stats = train_on_rollout(policy, rollout, torch.optim.SGD(ours.parameters(), lr=0.0), grad_clip=0, loss_type=loss_type, max_new_tokens=R, **options)
+    assert stats['loss'] == pytest.approx(loss.item(), abs=1e-5) and stats['clip_frac_high'] > 0
+    grads = llama_gradient(theirs)
+    error = sum((p.grad - grads[name]).square().sum() for name, p in ours.named_parameters()).sqrt()
+    assert error < 1e-5 * sum(g.square().sum() for g in grads.values()).sqrt()
