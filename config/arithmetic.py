@@ -1,3 +1,6 @@
+# Sums like 12+34=46, character by character, from nothing: a short supervised start on the answers, then rewards alone.
+#
+# @@HEAD
 task = 'completion'
 dataset = 'arithmetic'
 rewards = ['exact_answer']
@@ -6,15 +9,18 @@ max_new_tokens = 4
 n_layer = 3
 n_head = 4
 n_embd = 96
-pretrain_iters = 500
-batch_size = 64
-group_size = 16
+pretrain_iters = 740
 temperature = 1.0
-kl_beta = 0.0
+
+batch_size = 128
+group_size = 16
 loss_type = 'dapo'
-learning_rate = 1e-3
-min_lr = 1e-4
-max_iters = 300
-eval_interval = 50
-eval_prompts_n = 500
+kl_beta = 0.0
+learning_rate = 5e-4
+min_lr = 0.0
+max_iters = 400
+
+eval_interval = 100
+eval_prompts_n = 1000
+save_interval = 200
 out_dir = 'out-arithmetic-grpo'

@@ -26,18 +26,18 @@ rewards = [('number_answer', 1.0), (digits_right, 0.5)]
 max_new_tokens = 20
 temperature = 1.0
 
-batch_size = 32
+batch_size = 24
 group_size = 8
-micro_batch_size = 16
+micro_batch_size = 12
 loss_type = 'dapo'
 kl_beta = 0.0            # no leash, so retain_text's log-prob is there to watch
-learning_rate = 1.5e-5
+learning_rate = 2e-5
 min_lr = 0.0
 warmup_iters = 3
-max_iters = 40
+max_iters = 60
 
-eval_interval = 20
-eval_prompts_n = 200
+eval_interval = 60
+eval_prompts_n = 300
 eval_samples = 1
 log_interval = 1
 save_interval = 100      # a checkpoint is 1.6 GB
