@@ -268,7 +268,7 @@ def step():
 
 
 class PeakMemory:
-    """The most that this process held above what it held at the start, looked at every 2 ms; on a GPU what torch allocated."""
+    """The most that this process held above what it held at the start, looked at every 2 ms."""
 
     def __enter__(self):
         self.start = self.peak = self.now()

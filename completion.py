@@ -24,12 +24,7 @@ class CausalPolicy:
             raise ValueError(f"temperature {temperature} must be above 0: at 0 all answers of a group are equal and there is nothing to learn from")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.forbidden = None
-        nameless = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size  # rows that only pad the embedding
-        if hasattr(tokenizer, 'chars'):
-            nameless[[i for i in tokenizer.special_ids if i != tokenizer.eos_id]] = True
-        if nameless.any():
-            self.forbidden = nameless.to(model.wte.weight.device)
+        self.forbidden = forbidden_tokens(tokenizer, model)
 
     def with_model(self, model):
         """The same distribution under another model's weights: a reference."""
@@ -76,6 +71,14 @@ class CausalPolicy:
         """The answers without their end token: P lists of G strings."""
         return [[self.tokenizer.decode(ids[:n]) for ids, n in zip(group, lengths)]
                 for group, lengths in zip(rollout.tokens.tolist(), rollout.lengths.tolist())]
+
+
+def forbidden_tokens(tokenizer, model):
+    """(V,) bool, or None when there are none: rows that only pad the embedding, and the characters' [MASK], [PAD] and [CLS]. They are never sampled."""
+    forbidden = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size
+    if hasattr(tokenizer, 'chars'):
+        forbidden[[i for i in tokenizer.special_ids if i != tokenizer.eos_id]] = True
+    return forbidden.to(model.wte.weight.device) if forbidden.any() else None
 
 
 def prompt_batch(prompts, seeds, device='cpu'):

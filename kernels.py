@@ -86,5 +86,5 @@ def fused_logps(hidden, weight, ids, temperature=1.0, forbidden=None, allowed=No
     (V, D).T / temperature) without the forbidden (V,) bool tokens and, where allowed (N, V / 8) uint8 bits are given, restricted to those.
     Differentiable in hidden and weight.
     """
-    logps, entropy = FusedLogps.apply(hidden, weight, ids.view(len(ids), -1), temperature, forbidden, allowed)
+    logps, entropy = FusedLogps.apply(hidden, weight, ids if ids.dim() == 2 else ids[:, None], temperature, forbidden, allowed)
     return logps.view(ids.shape), entropy

@@ -324,7 +324,7 @@ def copy_masters(masters, model):
 
 
 def configure_optimizers(params, weight_decay, learning_rate, betas):
-    """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused where torch has it."""
+    """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused."""
     params = [p for p in params if p.requires_grad]
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
               {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
@@ -357,6 +357,8 @@ def load_checkpoint(path, *kinds):
     except Exception as e:
         raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Delete it and run again to make it anew") from None
     found = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
+    if found == 'adapters' and found not in kinds:
+        raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ beside it when the run is done")
     if found not in kinds:
         raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint where a {' or '.join(kinds)} is wanted: check which path belongs to which key")
     return checkpoint

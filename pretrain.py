@@ -85,8 +85,18 @@ def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, le
     return model, quality
 
 
+def check_answers(records):
+    """Raises ValueError where there is no text to learn from."""
+    for i, record in enumerate(records):
+        if 'answer' not in record:
+            raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) has no 'answer' to teach a model with: give the answers, or name a model that exists in generator_checkpoint")
+
+
 def character_tokenizer(records, system_prompt=''):
     """All characters of prompts and answers, and an end token."""
+    check_answers(records)
+    if not all(isinstance(r['prompt'], str) for r in records):
+        raise ValueError("a model of characters knows no chat messages: give prompts that are texts, or name a model that exists in generator_checkpoint")
     return CharTokenizer(sorted(set(''.join(system_prompt + r['prompt'] + str(r['answer']) for r in records))), end=True)
 
 
@@ -102,6 +112,9 @@ def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_si
     alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'. Returns quality: loss in nats per token and greedy
     accuracy, both held out. Raises ValueError when a record is longer than the model's block_size.
     """
+    if tokenizer.eos_id is None:
+        raise ValueError("the tokenizer has no end token: an answer could not be taught to end")
+    check_answers(records + held_out)
     generator = torch.Generator().manual_seed(seed)
     device = model.wte.weight.device
     answers = {id(r): tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in records + held_out}
@@ -128,7 +141,8 @@ def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_si
         batch = held_out[start:start + 256]
         with torch.no_grad():
             losses.append(loss_of(batch).item() * len(batch))
-        greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=max(len(answers[id(r)]) for r in batch), temperature=0, eos_id=tokenizer.eos_id)
+        room = model.config.block_size - max(len(r['ids']) for r in batch)
+        greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=min(room, max(len(answers[id(r)]) for r in batch)), temperature=0, eos_id=tokenizer.eos_id)
         right += sum(ids[0, :n].tolist() == answers[id(r)] for r, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten()))
     return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
 

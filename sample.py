@@ -89,11 +89,12 @@ def draw(logits, u, temperature, top_k, top_p, forbidden):
     if temperature > 0:
         # searchsorted with `right`: the first whose cumulated mass lies above; what has probability 0 adds none and is never found
         target = u[:, None] * total
-        block = torch.searchsorted(blocks, target, right=True)                  # (B, 1)
+        block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1); the clamps are for NaN, which is told of at the end
         before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
         inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
         share = (target - before) / (blocks.gather(1, block) - before)          # how far into the block
         tokens = block * 128 + torch.searchsorted(inside, (share * inside[:, -1:]).clamp(max=inside[:, -1:] * (1 - 2 ** -40)), right=True)
+        tokens = tokens.clamp(max=V - 1)
     logps = logits.gather(-1, tokens) - largest - total.log().float()
     return tokens.squeeze(-1), logps.squeeze(-1), allowed
 
@@ -171,7 +172,8 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
         raise ValueError(f"a prompt of {longest} tokens and max_new_tokens {R} make {longest + R}, more than this model's block_size of {model.config.block_size}: shorten one of them")
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or R < 1 or G < 1:
         raise ValueError(f"temperature {temperature} and top_k {top_k} must be at least 0, top_p {top_p} in (0, 1], max_new_tokens {R} and group_size {G} at least 1")
-    seeds = seed if isinstance(seed, (list, tuple)) else [(torch.seed() if seed is None else seed) % 2 ** 40 * 2 ** 20 + p for p in range(P)]
+    seed = int.from_bytes(os.urandom(5)) if seed is None else seed
+    seeds = seed if isinstance(seed, (list, tuple)) else [seed % 2 ** 40 * 2 ** 20 + p for p in range(P)]
     u = uniforms(seeds, G, R).flatten(0, 1).to(device)                          # (P G, R)
 
     lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -186,7 +188,7 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
     allowed = torch.zeros(P * G, R, -(-V // 8), dtype=torch.uint8, device=device) if top_k or top_p < 1 else None
     rows, running = torch.arange(P * G, device=device), torch.ones(P * G, dtype=torch.bool, device=device)  # (B,)
     positions = lengths.repeat_interleave(G)
-    look_every = 16 if device.type == 'cuda' else 1  # looking at how many still run makes the host wait for the GPU
+    look_every = 16 if device.type == 'cuda' and not on_token else 1  # looking at how many still run makes the host wait for the GPU
     for step in range(R):
         new, logp, choice = draw(model.lm_head(hidden).float(), u[rows, step], temperature, top_k, top_p, forbidden)
         tokens[rows, step], logps[rows, step] = new, logp
@@ -210,6 +212,8 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
         if step + 1 < R:
             hidden = model.run(new, positions + step, cache.attend)
             cache.step += 1
+    if not torch.isfinite(logps).all():
+        raise FloatingPointError("the model's logits are NaN: its weights are broken. Start from an earlier checkpoint with a lower learning_rate")
     R = int(counts.max())
     real = torch.arange(R, device=device) < counts[:, None]
     tokens, logps = tokens[:, :R].masked_fill(~real, 0), logps[:, :R].masked_fill(~real, 0.0)  # rows that waited for others wrote on
@@ -334,7 +338,7 @@ if __name__ == '__main__':
     device = 'cpu'
     configure(globals())
 
-    from completion import tokenizer_of
+    from completion import forbidden_tokens, tokenizer_of
     from model import GPT, compute_in, load_checkpoint
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio is {mask_ratio}: it must be between 0 and 1")
@@ -345,7 +349,7 @@ if __name__ == '__main__':
     else:
         tokenizer = tokenizer_of(checkpoint)
         tokenizer.check_fits(model.config.vocab_size, checkpoint)
-        options = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, seed=seed)
+        options = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, seed=seed, forbidden=forbidden_tokens(tokenizer, model))
         if not prompt:
             chat(model, tokenizer, system_prompt, options)
         elif chat_template:

@@ -2,7 +2,8 @@
 What differs between the jobs that train_grpo.py can do: their data, their models, their rewards, their evaluation. One
 class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it)` (the prompts of iteration `it`, all
 ranks together; a function of the seed and `it` alone, so there is no state to save), `rewards` (see compute_rewards),
-`evaluate(policy)`, `headline` (the metric that makes a checkpoint the best one), `sample_record`.
+`evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `prompt_text(rollout)`,
+`max_answer_tokens`, and `saved()`, what a checkpoint holds beside the weights.
 `s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
 """
 import copy
@@ -76,8 +77,8 @@ class FillIn:
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def batch(self, it):
-        self.noise.manual_seed(self.s.seed * 10 ** 9 + it * 1000 + self.rank)  # every rank draws its own fills
-        return self.draw('train', self.s.batch_size, self.s.seed * 10 ** 9 + it)
+        self.noise.manual_seed((self.s.seed * 10 ** 9 + it * 1000 + self.rank) % 2 ** 62)  # every rank draws its own fills
+        return self.draw('train', self.s.batch_size, (self.s.seed * 10 ** 9 + it) % 2 ** 62)
 
     def evaluate(self, policy):
         """The same held-out texts with the same noise each time. The gold judge is never a reward."""
@@ -116,47 +117,58 @@ class Completion:
         source = s.train_prompts or s.dataset
         once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
         self.records = load_prompts(source, s.column_mapping)
-        if s.eval_prompts or not s.train_prompts:
-            self.eval_records = load_prompts(s.eval_prompts or s.dataset, s.column_mapping, split='val')
-        else:
+        if s.eval_prompts or not os.path.isfile(source):
+            self.eval_records = load_prompts(s.eval_prompts or source, s.column_mapping, split='val')[:s.eval_prompts_n]
+        else:  # a file has one split
             self.records, self.eval_records = held_out_split(self.records, s.eval_prompts_n, s.seed)
         for records in (self.records, self.eval_records):
             check_fields(self.reward_functions, records)
         self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
         once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
-        options = dict(system_prompt=s.system_prompt, chat_template=s.chat_template, max_prompt_length=s.max_prompt_length, too_long=s.too_long)
-        self.records, dropped = encode_prompts(self.records, self.tokenizer, **options)
-        self.eval_records, eval_dropped = encode_prompts(self.eval_records, self.tokenizer, **options)
-        self.eval_records = self.eval_records[:s.eval_prompts_n]
+        dropped, eval_dropped = self.encode(self.tokenizer)
         say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out" + (f"; {dropped} and {eval_dropped} dropped, longer than max_prompt_length {s.max_prompt_length}" if dropped + eval_dropped else ''))
         self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions]
         self.scored = None, None
 
+    def encode(self, tokenizer):
+        """Token ids for all prompts; how many of those to train on and of those held out were too long."""
+        s = self.s
+        options = dict(system_prompt=s.system_prompt, chat_template=s.chat_template, max_prompt_length=s.max_prompt_length, too_long=s.too_long)
+        self.records, dropped = encode_prompts(self.records, tokenizer, **options)
+        self.eval_records, eval_dropped = encode_prompts(self.eval_records, tokenizer, **options)
+        return dropped, eval_dropped
+
+    def check_room(self, block_size):
+        longest = max(len(r['ids']) for r in self.records + self.eval_records)
+        if longest + self.s.max_new_tokens > block_size:
+            raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens {self.s.max_new_tokens} that is more than the {block_size} this model reads: lower max_new_tokens, or set max_prompt_length with --too_long=drop")
+
     def make_missing(self):
         s = self.s
         if self.generator_path.endswith('.pt') and not os.path.exists(self.generator_path):
+            tokenizer = character_tokenizer(self.records + self.eval_records, s.system_prompt + s.retain_text)
+            self.encode(tokenizer)
+            self.check_room(s.block_size)
             self.say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
-            tokenizer = character_tokenizer(self.records, s.system_prompt)
             torch.manual_seed(s.seed)
             model = GPT(answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(self.device)
-            records, held_out = (encode_prompts(part, tokenizer, s.system_prompt)[0] for part in (self.records, self.eval_records[:s.eval_prompts_n]))
-            quality = train_answerer(model, tokenizer, records, held_out, s.pretrain_iters, seed=s.seed)
+            quality = train_answerer(model, tokenizer, self.records, self.eval_records, s.pretrain_iters, seed=s.seed)
             save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
 
     def load_model(self):
         model = GPT.from_pretrained(self.generator_path).to(self.device)
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
-        longest = max(len(r['ids']) for r in self.records + self.eval_records)
-        if longest + self.s.max_new_tokens > model.config.block_size:
-            raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens {self.s.max_new_tokens} that is more than the {model.config.block_size} this model reads: lower max_new_tokens, or set max_prompt_length with --too_long=drop")
+        self.check_room(model.config.block_size)
+        if self.s.retain_text:
+            text_log_prob(model, self.tokenizer.encode(self.s.retain_text))  # refuses now a text it cannot read
         return model
 
     def policy(self, model):
         return CausalPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p)
 
     def make_batch(self, records, indices, seed):
-        batch = prompt_batch([records[i]['ids'] for i in indices], [seed * 10 ** 9 + n for n in range(len(indices))], self.device)
+        batch = prompt_batch([records[i]['ids'] for i in indices], [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))], self.device)
         return batch | {'record': torch.tensor(indices, device=self.device)}
 
     def batch(self, it):

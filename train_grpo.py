@@ -7,6 +7,7 @@ $ python train_grpo.py config/arithmetic.py --init_from=resume          # go on 
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
 """
 import copy
+import datetime
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from configurator import configure
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
-from lora import add_lora, merge_lora, quantize_int8, save_adapter
+from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
 from tasks import Completion, FillIn
 
@@ -36,7 +37,7 @@ gold_checkpoint = 'out-{dataset}/judge_gold.pt'      # a second judge that only 
 judge_iters = 500
 # completion
 train_prompts: str | None = None                     # a .json, .jsonl or .txt file, a folder under data/, a Hugging Face data set; None: dataset
-eval_prompts: str | None = None                      # the same; None: what the data set holds out, else eval_prompts_n of train_prompts
+eval_prompts: str | None = None                      # the same; None: what the data set holds out, or eval_prompts_n of a file's
 column_mapping: dict | None = None                   # {'question': 'prompt'}: what the file calls our fields
 system_prompt = ''
 chat_template = False                                # True: prompts become the user's turn in the model's own chat template
@@ -136,18 +137,22 @@ if load_in_8bit and not lora_r:
     raise ValueError("load_in_8bit freezes the weights, so something else has to learn: set lora_r, for instance --lora_r=16")
 if task == 'fill_in' and (lora_r or top_k):
     raise ValueError(f"task fill_in takes neither lora_r ({lora_r}) nor top_k ({top_k}): its models are small, and top_p is there")
-if kl_beta > 0 and kl_estimator == 'k1':
+if reference_offload and reference_mode in ('ema', 'periodic'):
+    raise ValueError(f"reference_offload keeps the reference away from the policy, and reference_mode {reference_mode!r} moves it at each step: choose one")
+if kl_beta > 0 and kl_estimator == 'k1' and int(os.environ.get('RANK', 0)) == 0:
     print("warning: k1 in the loss has zero gradient on average, it only adds noise; k2 or exact do what is meant")
 
 # ranks: torchrun tells each process who it is; without it there is one
 rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-if device == 'auto':
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else 'cpu'
+if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+elif device == 'auto':
+    device = 'cpu'
 device_type = 'cuda' if device.startswith('cuda') else 'cpu'
 if device_type == 'cuda' and not torch.cuda.is_available():
     raise ValueError(f"device is {device!r} and this machine has no GPU that torch can use: leave it at 'auto' or take 'cpu'")
 if world_size > 1:
-    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo')
+    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))  # the others wait while rank 0 pretrains or evaluates
 if device_type == 'cuda':
     torch.cuda.set_device(device)
 if batch_size % world_size:
@@ -194,13 +199,16 @@ if with_reference and not (lora_r and reference_mode == 'static'):
 start_iter, best, resumed = 0, -math.inf, None
 plain_config = json.loads(json.dumps(config, default=lambda function: function.__name__))  # functions by their names
 if init_from == 'resume':
-    resumed = load_checkpoint(checkpoint_path, 'run')
-    if resumed['start_weights'] != start_weights:
-        raise ValueError(f"the model at {generator_checkpoint} is not the one this run started from: restore it, for the reference and a LoRA run's frozen weights come from there")
+    resumed = load_checkpoint(checkpoint_path, 'adapters' if lora_r else 'run')
+    if not math.isclose(resumed['start_weights'], start_weights, rel_tol=1e-9, abs_tol=1e-6):  # a sum's last digits depend on the number of threads
+        raise ValueError(f"the model at {job.generator_path} is not the one this run started from: restore it, for the reference and a LoRA run's frozen weights come from there")
     for key, old in resumed['config'].items():
         if key != 'init_from' and json.dumps(old) != json.dumps(plain_config.get(key)):
             say(f"resuming with {key} = {plain_config.get(key)!r} (it was {old!r})")
-    model.load_state_dict(resumed['model'], strict=not lora_r)
+    if lora_r:
+        load_lora_state(model, resumed['model'])
+    else:
+        model.load_state_dict(resumed['model'])
 masters = compute_in(model, dtype)
 learning = [name for name, p in model.named_parameters() if p.requires_grad]
 policy = job.policy(model)
@@ -213,11 +221,17 @@ optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
 scaler = torch.amp.GradScaler(device_type, enabled=precision == 'fp16')
 if resumed:
     start_iter, best = resumed['iter'], resumed['best']
+    if start_iter > max_iters:
+        raise ValueError(f"max_iters is {max_iters} and this run has {start_iter} iterations behind it already: raise max_iters to go on")
+    options_now = [{key: group[key] for key in ('weight_decay', 'betas')} for group in optimizer.param_groups]
     optimizer.load_state_dict(resumed['optimizer'])
-    scaler.load_state_dict(resumed['scaler'])
-    for name, value in resumed['reference'].items():
-        averages[name].data.copy_(value)
-    if averages:
+    for group, now in zip(optimizer.param_groups, options_now):  # today's settings count, not those that were saved
+        group.update(now)
+    if resumed['scaler'] and scaler.is_enabled():
+        scaler.load_state_dict(resumed['scaler'])
+    if averages and reference_mode != 'static':
+        for name, value in resumed['reference'].items():
+            averages[name].data.copy_(value)
         copy_masters(averages, frozen)
 
 if master:
@@ -276,7 +290,7 @@ def save(it):
         file.flush()
         os.fsync(file.fileno())
     save_checkpoint(checkpoint_path, {
-        'kind': 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights,
+        'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights,
         'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
         'reference': {name: averages[name].detach() for name in learning} if averages and reference_mode != 'static' else {}, **job.saved()})
     if keep_checkpoints:
@@ -293,7 +307,7 @@ def export():
     final = copy.deepcopy(model).float()
     final.load_state_dict(weights_to_keep(), strict=False)
     if lora_r:
-        save_adapter(final, os.path.join(out_dir, 'adapter'), generator_checkpoint)
+        save_adapter(final, os.path.join(out_dir, 'adapter'), job.generator_path)
         merge_lora(final)
     final.save_pretrained(os.path.join(out_dir, 'export'), eos_id=job.tokenizer.eos_id)
     job.tokenizer.save(os.path.join(out_dir, 'export'))
@@ -329,7 +343,7 @@ for it in range(start_iter, max_iters + 1):
     is_best = metrics.get(job.headline, -math.inf) > best
     best = max(best, metrics.get(job.headline, -math.inf))
     if is_best:  # before save(), which remembers its value
-        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config),
+        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config),
                                                                'config': plain_config, **job.saved()})
 
     # All ranks stop together: one that got the signal tells the others.

@@ -205,11 +205,10 @@ def render(record, tokenizer, system_prompt, chat_template):
     return tokenizer.encode(system_prompt + prompt), system_prompt + prompt
 
 
-def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None, too_long='error', block_size=None):
+def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None, too_long='error'):
     """
     (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. A prompt is too long with
-    more than max_prompt_length tokens, or when a context of block_size has no room for an answer after it; then 'error'
-    raises and 'drop' leaves it out. Raises ValueError naming the prompt by its index in records, also for one without tokens.
+    more than max_prompt_length tokens; then 'error' raises and 'drop' leaves it out. Raises ValueError naming the prompt by its index in records, also for one without tokens.
     """
     if too_long not in ('error', 'drop'):
         raise ValueError(f"too_long is {too_long!r}; it must be 'error' or 'drop'")
@@ -221,12 +220,11 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, ma
             raise ValueError(f"prompt {i}: {e}") from None
         if not ids:
             raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
-        over = f"max_prompt_length is {max_prompt_length}" if max_prompt_length is not None and len(ids) > max_prompt_length else \
-            f"the model's context of {block_size} must hold prompt and answer" if block_size is not None and len(ids) >= block_size else ''
+        over = max_prompt_length is not None and len(ids) > max_prompt_length
         if over and too_long == 'error':
-            raise ValueError(f"prompt {i} has {len(ids)} tokens and {over}: shorten it, raise the limit, or leave such prompts out with too_long='drop'")
+            raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is {max_prompt_length}: shorten it, raise the limit, or leave such prompts out with too_long='drop'")
         if not over:
             encoded.append({**record, 'ids': list(ids), 'text': text})
     if not encoded:
-        raise ValueError(f"all {len(records)} prompts are too long for max_prompt_length {max_prompt_length} and a context of {block_size}: nothing is left")
+        raise ValueError(f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}: nothing is left")
     return encoded, len(records) - len(encoded)

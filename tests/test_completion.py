@@ -110,6 +110,10 @@ def test_answers_that_were_cut_off():
     reward = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
     gradients = {}
+    everything_cut = CausalPolicy(policy.model, TOKENIZER, 1)
+    everything_cut.tokenizer = type('Endless', (), {'eos_id': None, 'decode': TOKENIZER.decode})()
+    grpo_training_step(everything_cut, batch(), optimizer, reward, group_size=8, mask_truncated=True, micro_batch_size=1)
+    assert gradient(policy.model).abs().max() == 0  # nothing left to learn from
     for masked in (False, True):
         metrics, again = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, mask_truncated=masked, grad_clip=0, loss_type='dapo')
         assert metrics['frac_truncated'] == pytest.approx(cut.float().mean().item()) and torch.equal(again.tokens, rollout.tokens)

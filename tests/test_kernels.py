@@ -59,6 +59,14 @@ def test_log_probs_alone_and_frozen_weights():
         assert torch.equal(fused_logps(hidden, weight, ids)[0], logps)
 
 
+def test_no_rows_at_all():
+    """A micro-batch whose answers were all cut off: nothing, and a gradient of zeros."""
+    hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
+    logps, entropy = fused_logps(hidden, weight, torch.zeros(0, 1, dtype=torch.long))
+    (logps.sum() + entropy.sum()).backward()
+    assert logps.shape == (0, 1) and weight.grad.abs().max() == 0
+
+
 def test_bf16_is_as_close_as_its_inputs():
     """Statistics are fp32: against float64 on the same bf16 numbers, only the logits' own rounding is left."""
     hidden, weight, ids = torch.randn(40, 32).bfloat16(), torch.randn(500, 32).bfloat16(), torch.randint(500, (40, 1))

@@ -223,14 +223,12 @@ def test_encode_chat():
 
 def test_too_long():
     records = [{'prompt': 'a' * n} for n in (2, 4, 6)]
-    assert len(encode_prompts(records, Letters(), max_prompt_length=6, block_size=7)[0]) == 3
+    assert len(encode_prompts(records, Letters(), max_prompt_length=6)[0]) == 3
     with says('prompt 2 has 6 tokens and max_prompt_length is 5', "too_long='drop'"):
         encode_prompts(records, Letters(), max_prompt_length=5)
-    with says("prompt 2 has 6 tokens and the model's context of 6 must hold prompt and answer"):
-        encode_prompts(records, Letters(), block_size=6)
-    kept, n_dropped = encode_prompts(records, Letters(), max_prompt_length=5, too_long='drop', block_size=4)
+    kept, n_dropped = encode_prompts(records, Letters(), max_prompt_length=3, too_long='drop')
     assert [r['text'] for r in kept] == ['aa'] and n_dropped == 2
-    with says('all 3 prompts are too long for max_prompt_length 1'):
+    with says('all 3 prompts are longer than max_prompt_length 1'):
         encode_prompts(records, Letters(), max_prompt_length=1, too_long='drop')
     with says("too_long is 'cut'", "'error' or 'drop'"):
         encode_prompts(records, Letters(), too_long='cut')

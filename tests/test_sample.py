@@ -113,6 +113,12 @@ def test_choices_by_hand():
 
 def test_bad_input():
     model = tiny()
+    state = torch.get_rng_state()
+    assert not torch.equal(generate(model, [[1]], 4, 8).tokens, generate(model, [[1]], 4, 8).tokens) and torch.equal(torch.get_rng_state(), state)
+    broken = tiny()
+    broken.norm_f.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match='NaN'):
+        generate(broken, [[1]], 2, max_new_tokens=5)
     with pytest.raises(ValueError, match='prompt 1 is empty'):
         generate(model, [[1], []])
     with pytest.raises(ValueError, match='60 tokens and max_new_tokens 5 make 65.*block_size of 64'):

@@ -324,6 +324,7 @@ def test_completion_resumes_bit_identically(sums, more):
     assert all(torch.equal(a['model'][k], b['model'][k]) for k in b['model']) and {v.dtype for v in a['model'].values()} == {torch.float32}
     assert all(torch.equal(a['reference'][k], b['reference'][k]) for k in b['reference']) and bool(b['reference']) == ('--lora_r=2' not in more)
     if '--lora_r=2' in more:
+        refused(run(sums, '--checkpoint=whole/ckpt.pt', '--prompt=1+2=', script='sample.py'), 'adapters', 'export')
         assert {'export', 'adapter'} <= set(os.listdir(sums / 'whole')) and all(k.endswith(('.A', '.B')) for k in a['model'])
 
 
@@ -358,9 +359,26 @@ def test_completion_refuses(sums):
                              (['--train_prompts=empty.jsonl'], ['empty.jsonl', 'empty']), (['--rewards=["number_anser"]'], ["'number_anser'", "'number_answer'"]),
                              (['bad.py'], ["'bad'", 'ZeroDivisionError']), (['nan.py'], ["'nan'", 'nan']), (['--max_new_tokens=14'], ['max_new_tokens 14', '16']),
                              (['--max_prompt_length=3'], ['4 tokens', 'max_prompt_length is 3']), (['--generator_checkpoint=truncated'], ['truncated']),
-                             (['--load_in_8bit=True'], ['lora_r']), (['--reference_mode=moving'], ["'moving'", 'periodic']), (['--train_prompts=nowhere.jsonl'], ['nowhere.jsonl'])):
+                             (['--load_in_8bit=True'], ['lora_r']), (['--retain_text=what?'], ["'w'"]), (['--reference_offload=True', '--reference_mode=ema'], ['reference_offload']),
+                              (['--reference_mode=moving'], ["'moving'", 'periodic']), (['--train_prompts=nowhere.jsonl'], ['nowhere.jsonl'])):
         refused(run(sums, *[a for a in SUMS if not any(a.partition('=')[0] == b.partition('=')[0] for b in arguments) and not (arguments[0].endswith('.py') and a.startswith('--rewards'))], *arguments), *words)
     assert not (sums / 'out-grpo').exists()
+
+
+def test_a_file_alone_is_split(sums):
+    """One file, no eval_prompts: what is held out was never trained on. A seed of any size will do."""
+    done = run(sums, *[a for a in SUMS if 'prompts' not in a.partition('=')[0]], '--dataset=sums.jsonl', '--eval_prompts_n=10', '--max_iters=1', '--seed=123456789', '--generator_checkpoint=new.pt')
+    assert done.returncode == 0 and '80 prompts to train on, 10 held out' in done.stdout, done.stderr
+
+
+def test_resume_with_other_settings(sums):
+    """What is printed as changed is what happens: weight decay, precision, a reference that is no longer wanted; and no going back."""
+    more = ['--reference_mode=ema', '--weight_decay=0.0']
+    assert run(sums, *SUMS, *more, '--max_iters=3').returncode == 0
+    refused(run(sums, *SUMS, *more, '--max_iters=2', '--init_from=resume'), 'max_iters is 2', '3 iterations behind it')
+    done = run(sums, *SUMS, '--kl_beta=0', '--weight_decay=0.5', '--precision=fp16', '--init_from=resume')
+    assert done.returncode == 0 and 'resuming with weight_decay = 0.5 (it was 0.0)' in done.stdout, done.stderr
+    assert torch.load(sums / 'out-grpo' / 'ckpt.pt', weights_only=True)['optimizer']['param_groups'][0]['weight_decay'] == 0.5
 
 
 def test_resume_refuses_another_start(sums):
