@@ -191,7 +191,7 @@ class WordTokenizer(Tokenizer):
         self.vocab_size = vocab_size
 
 
-def trl_trainer(theirs, prompts, G, R, folder, **options):
+def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
     """TRL's trainer on our prompts: token i is the word ti, so both see the same ids."""
     import datasets
     import tokenizers
@@ -201,11 +201,12 @@ def trl_trainer(theirs, prompts, G, R, folder, **options):
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     arguments = trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, max_completion_length=R, temperature=1.0, top_k=0, top_p=1.0,
                                scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
-                               report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R}, **{'loss_type': 'dapo', 'beta': 0.0, **options})
+                               report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R}, beta=0.0, **{'loss_type': 'dapo', **options})
     trainer = trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
                               train_dataset=datasets.Dataset.from_dict({'prompt': [' '.join(f't{i}' for i in ids) for ids in prompts]}),
                               processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token='<end>', pad_token='<pad>'))
     trainer.current_gradient_accumulation_steps = 1  # what its train() would set
+    trainer.beta = beta  # set here, it loads no reference model: reference log-probs are given to it
     return trainer
 
 
