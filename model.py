@@ -226,9 +226,12 @@ class GPT(nn.Module):
 
     def attention(self, q, k, v, mask=None, is_causal=False):
         """q (N, T, H, d) against k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where a query may look -> (N, T, H, d)."""
+        dtype = q.dtype
+        if q.device.type == 'cpu':  # in bf16 its backward is six times slower there than in fp32
+            q, k, v = q.float(), k.float(), v.float()
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=is_causal,
                                               dropout_p=self.config.dropout if self.training else 0.0,
-                                              enable_gqa=q.shape[-2] != k.shape[-2]).transpose(1, 2)
+                                              enable_gqa=q.shape[-2] != k.shape[-2]).transpose(1, 2).to(dtype)
 
     def prefill(self, tokens):
         """

@@ -39,8 +39,8 @@ def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):
                      causal=False, norm='rmsnorm', position='rope', mlp='relu2', bias=False)
 
 
-def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=(0.9, 0.98), weight_decay=0.1):
-    """Cosine schedule with warm-up, gradients clipped at 1, a progress line every tenth of the way."""
+def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=(0.9, 0.98), weight_decay=0.1, enough=lambda: False):
+    """Cosine schedule with warm-up, gradients clipped at 1, a progress line every tenth of the way. Ends sooner once enough(), asked every 20 steps, is true."""
     optimizer = configure_optimizers(model.parameters(), weight_decay, learning_rate, betas)
     warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
     for it in range(max_iters):
@@ -58,6 +58,9 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=
             print(f"  {name} {it + 1}/{max_iters}: loss {mean:.3f}, {time.time() - start:.0f} s", flush=True)
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss of the {name} is {mean}: lower learning_rate")
+        if (it + 1) % 20 == 0 and enough():
+            print(f"  {name} {it + 1}/{max_iters}: good enough, {time.time() - start:.0f} s", flush=True)
+            break
 
 
 def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, learning_rate=5e-3, mask_kinds=('random',),
@@ -106,11 +109,11 @@ def answerer_config(tokenizer, block_size, n_layer, n_head, n_embd):
                      norm='rmsnorm', position='rope', mlp='swiglu', mlp_hidden=8 * n_embd // 3, bias=False)
 
 
-def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_size=64, learning_rate=3e-3, seed=1):
+def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_size=64, learning_rate=3e-3, seed=1, until=1.0):
     """
     A supervised start for a causal model, in place: next token on prompt + answer + end token, with the loss on the answer and its end
-    alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'. Returns quality: loss in nats per token and greedy
-    accuracy, both held out. Raises ValueError when a record is longer than the model's block_size.
+    alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'. until: ends sooner at this greedy accuracy on some of
+    held_out. Returns quality: loss in nats per token and greedy accuracy, both held out. Raises ValueError when a record is longer than the model's block_size.
     """
     if tokenizer.eos_id is None:
         raise ValueError("the tokenizer has no end token: an answer could not be taught to end")
@@ -134,17 +137,23 @@ def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_si
     def loss_of_batch():
         return loss_of([records[i] for i in torch.randint(len(records), (batch_size,), generator=generator).tolist()])
 
-    supervised_loop('model', model, loss_of_batch, max_iters, learning_rate)
-    model.eval()
-    right, losses = 0, []
-    for start in range(0, len(held_out), 256):
-        batch = held_out[start:start + 256]
-        with torch.no_grad():
+    @torch.no_grad()
+    def quality_on(held_out):
+        model.eval()
+        right, losses = 0, []
+        for start in range(0, len(held_out), 256):
+            batch = held_out[start:start + 256]
             losses.append(loss_of(batch).item() * len(batch))
-        room = model.config.block_size - max(len(r['ids']) for r in batch)
-        greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=min(room, max(len(answers[id(r)]) for r in batch)), temperature=0, eos_id=tokenizer.eos_id)
-        right += sum(ids[0, :n].tolist() == answers[id(r)] for r, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten()))
-    return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
+            room = model.config.block_size - max(len(r['ids']) for r in batch)
+            greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=min(room, max(len(answers[id(r)]) for r in batch)), temperature=0, eos_id=tokenizer.eos_id)
+            right += sum(ids[0, :n].tolist() == answers[id(r)] for r, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten()))
+        model.train()
+        return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
+
+    supervised_loop('model', model, loss_of_batch, max_iters, learning_rate, enough=lambda: until < 1 and quality_on(held_out[:256])['accuracy'] >= until)
+    quality = quality_on(held_out)
+    model.eval()
+    return quality
 
 
 def syntheticity(share):

@@ -106,25 +106,32 @@ class GroupCache:
     prompts' rectangle a row takes; None while none has left.
     """
 
-    def __init__(self, prefix, prompt_lengths, G, R):
+    def __init__(self, prefix, prompt_lengths, G, R, window):
         P, T, H_kv, d = prefix[0][0].shape
-        self.G, self.step = G, 0
+        device = prompt_lengths.device
+        self.G, self.R, self.window, self.step = G, R, window, 0
+        self.at = torch.zeros(1, dtype=torch.long, device=device)               # the same number as step, where the device can count it
         self.place = None
-        self.prompt = torch.arange(P, device=prompt_lengths.device).repeat_interleave(G)  # (B,) each row's prompt
+        self.prompt = torch.arange(P, device=device).repeat_interleave(G)       # (B,) each row's prompt
         self.keys = [k.permute(0, 2, 3, 1).contiguous() for k, _ in prefix]
         self.values = [v.transpose(1, 2).contiguous() for _, v in prefix]
-        self.own = [k.new_empty(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
-        absent = torch.arange(T, device=prompt_lengths.device) >= prompt_lengths[:, None]
-        self.bias = torch.zeros(P, 1, 1, T, device=absent.device).masked_fill_(absent[:, None, None], -torch.inf)
+        self.own = [k.new_zeros(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
+        absent = torch.arange(T, device=device) >= prompt_lengths[:, None]
+        self.bias = torch.zeros(P, 1, 1, T, device=device).masked_fill_(absent[:, None, None], -torch.inf)
         self.ragged = bool(absent.any())
+        self.slots = torch.arange(R, device=device)
+
+    def looked_at(self):
+        """How many of its own slots a row looks at: those that are written; with a window, that number rounded up."""
+        return min(self.R, -(-(self.step + 1) // self.window) * self.window)
 
     def attend(self, layer, q, k, v):
         """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d)."""
         B, H, d = q.shape
-        keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.step + 1
+        keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.looked_at()
         P, H_kv, _, T = keys.shape
         share = H // H_kv
-        own[0, :, :, self.step], own[1, :, :, self.step] = k, v
+        own.index_copy_(3, self.at, torch.stack((k, v)).unsqueeze(3))
         q = q * d ** -0.5
 
         together = self.to_rectangle(q).view(P, self.G, H_kv, share, d).transpose(1, 2).reshape(P, H_kv, self.G * share, d)
@@ -133,6 +140,8 @@ class GroupCache:
             scores = scores + self.bias
         scores = self.from_rectangle(scores.view(P, H_kv, self.G, share, T).transpose(1, 2))
         own_scores = q.view(B, H_kv, share, d) @ own[0, :, :, :n].transpose(2, 3)
+        if self.window > 1:
+            own_scores = own_scores.masked_fill(self.slots[:n] > self.at, -torch.inf)
         weights = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).to(q.dtype)
         shared_weights, own_weights = weights.split([T, n], dim=-1)             # (B, H_kv, share, T), (..., n)
         together = self.to_rectangle(shared_weights).view(P, self.G, H_kv, share, T).transpose(1, 2).reshape(P, H_kv, self.G * share, T)
@@ -162,7 +171,7 @@ class GroupCache:
         self.place = self.prompt * self.G + torch.arange(len(rows), device=rows.device) - first[self.prompt]
 
 
-def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token):
+def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile):
     P, G, R, V = len(prompts), group_size, max_new_tokens, model.config.vocab_size
     device = model.wte.weight.device
     longest = max(map(len, prompts))
@@ -180,38 +189,61 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
     padded = torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device)
     hidden, prefix = model.prefill(padded)
     hidden = hidden[torch.arange(P, device=device), lengths - 1].repeat_interleave(G, dim=0)  # (P G, D): predicts each answer's first token
-    cache = GroupCache(prefix, lengths, G, R)
+    cache = GroupCache(prefix, lengths, G, R, window=64 if compile else 1)
     del prefix
 
     tokens, logps = padded.new_zeros(P * G, R), torch.zeros(P * G, R, device=device)
     counts, ended = padded.new_full((P * G,), R), torch.zeros(P * G, dtype=torch.bool, device=device)
     allowed = torch.zeros(P * G, R, -(-V // 8), dtype=torch.uint8, device=device) if top_k or top_p < 1 else None
     rows, running = torch.arange(P * G, device=device), torch.ones(P * G, dtype=torch.bool, device=device)  # (B,)
-    positions = lengths.repeat_interleave(G)
-    look_every = 16 if device.type == 'cuda' and not on_token else 1  # looking at how many still run makes the host wait for the GPU
-    for step in range(R):
-        new, logp, choice = draw(model.lm_head(hidden).float(), u[rows, step], temperature, top_k, top_p, forbidden)
-        tokens[rows, step], logps[rows, step] = new, logp
+    positions, at = lengths.repeat_interleave(G), cache.at
+
+    def take(hidden):
+        """Token `at` of each row. Here and in go_on all that changes does so in place, and nothing waits for the device: a CUDA graph can hold it."""
+        new, logp, choice = draw(model.lm_head(hidden).float(), u[rows, at], temperature, top_k, top_p, forbidden)
+        tokens[rows, at], logps[rows, at] = new, logp
         if choice is not None:
-            allowed[rows, step] = pack(choice)
-        if on_token:
-            on_token(step, rows[running], new[running])
+            allowed[rows, at] = pack(choice)
         if eos_id is not None:
             stops = running & (new == eos_id)
-            counts[rows] = torch.where(stops, step + 1, counts[rows])
+            counts[rows] = torch.where(stops, at + 1, counts[rows])
             ended[rows] |= stops
-            running &= ~stops
-            if step % look_every == 0:
-                alive = int(running.sum())
-                if alive == 0:
-                    break
-                if alive <= 0.85 * len(rows):  # leaving costs a copy of the cache, about what one more step costs
-                    stay = running.nonzero().squeeze(-1)
-                    cache.keep(stay)
-                    rows, running, positions, new = rows[stay], running[stay], positions[stay], new[stay]
-        if step + 1 < R:
-            hidden = model.run(new, positions + step, cache.attend)
-            cache.step += 1
+            running.logical_and_(~stops)
+
+    def go_on():
+        hidden = model.run(tokens[rows, at], positions + at, cache.attend)
+        at.add_(1)
+        take(hidden)
+
+    graphs = compile and device.type == 'cuda'
+    graph, shape = None, None
+    look_every = 16 if device.type == 'cuda' and not on_token else 1  # looking at how many still run makes the host wait for the GPU
+    full = 0.5 if graphs else 0.85  # leaving costs a copy of the cache, about what one more step costs, and a new graph
+    take(hidden)
+    for step in range(R):
+        if on_token:
+            now = rows[counts[rows] > step]
+            on_token(step, now, tokens[now, step])
+        if step + 1 == R:
+            break
+        if eos_id is not None and step % look_every == 0:
+            alive = int(running.sum())
+            if alive == 0:
+                break
+            if alive <= full * len(rows):
+                stay = running.nonzero().squeeze(-1)
+                cache.keep(stay)
+                rows, running, positions = rows[stay], running[stay], positions[stay]
+        if not graphs or shape != (len(rows), cache.looked_at()):
+            shape, graph = (len(rows), cache.looked_at()), None  # the first step of a shape warms up
+            go_on()
+        else:
+            if graph is None:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    go_on()
+            graph.replay()
+        cache.step += 1
     if not torch.isfinite(logps).all():
         raise FloatingPointError("the model's logits are NaN: its weights are broken. Start from an earlier checkpoint with a lower learning_rate")
     R = int(counts.max())
@@ -222,16 +254,17 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
 
 
 def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
-             forbidden=None, on_token=None):
+             forbidden=None, on_token=None, compile=False):
     """
     group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
     greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
     on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
-    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. Returns Answers. Raises ValueError
+    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. compile: on a GPU a step is recorded as a CUDA
+    graph and replayed; elsewhere only its fixed shapes remain, which change nothing but the last digits. Returns Answers. Raises ValueError
     for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
     """
     with torch.inference_mode():
-        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token)
+        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile)
     return Answers(*(None if x is None else x.clone() for x in vars(answers).values()))  # tensors that autograd may keep again
 
 

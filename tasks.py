@@ -153,7 +153,7 @@ class Completion:
             self.say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
             torch.manual_seed(s.seed)
             model = GPT(answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(self.device)
-            quality = train_answerer(model, tokenizer, self.records, self.eval_records, s.pretrain_iters, seed=s.seed)
+            quality = train_answerer(model, tokenizer, self.records, self.eval_records, s.pretrain_iters, seed=s.seed, until=s.pretrain_until)
             save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
 
     def load_model(self):

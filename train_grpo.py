@@ -54,6 +54,7 @@ n_layer = 3                                          # the size, when it has to 
 n_head = 4
 n_embd = 96
 pretrain_iters = 1200
+pretrain_until = 1.0                                 # completion: that start ends sooner, at this held-out accuracy; 1 means never
 # GRPO
 batch_size = 32                                      # P: prompts of an iteration, all ranks together
 group_size = 8                                       # G: answers to each
