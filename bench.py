@@ -3,10 +3,15 @@ Side-by-side speed, printed as ratios: both ways in one process, interleaved, me
 $ python bench.py fill_in        # one GRPO step: all G fills from one forward, against B x G rows through the policy
 $ python bench.py sample         # generate(), against transformers' generate
 $ python bench.py step           # a whole GRPO step of a causal model, against TRL's GRPOTrainer
+$ python bench.py kernel         # the head's log-probs with their backward, against plain torch, torch.compile, TRL and Liger
+$ python bench.py scale          # how a step's cost grows with G, T, R, V and width, ours and TRL's
 $ python bench.py memory         # peak bytes of rollout and of training, per part and reference mode
-sample and step need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 keeps a busy machine's noise down.
+$ python bench.py kernel step --json=results.json
+sample, step and scale need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 keeps a busy machine's noise down.
 """
 import copy
+import json
+import math
 import os
 import platform
 import statistics
@@ -22,12 +27,14 @@ from data.tokenizer import CharTokenizer, Tokenizer
 from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
 from grpo import Rollout, answer_log_probs, compute_advantages, compute_rewards, generate_rollouts, grpo_training_step, kl_estimate, train_on_rollout, update_reference
 from judge import Judge
+from kernels import fused_logps, fused_loss
 from lora import add_lora
 from model import GPT, GPTConfig, configure_optimizers
 from pretrain import filler_config
 from sample import generate
 
 ROUNDS, WARM_UPS = 9, 2
+RESULTS = []  # what was printed, for --json
 
 
 def straightforward_step(policy, reference, judge, batch, group_size, optimizer, kl_beta, texts=None):
@@ -117,11 +124,11 @@ SIZES = {'tiny': dict(n_layer=4, n_head=4, n_kv_head=2, n_embd=128, mlp_hidden=3
          'SmolLM2-size': dict(n_layer=30, n_head=9, n_kv_head=3, n_embd=576, mlp_hidden=1536, vocab_size=49152)}
 
 
-def llamas(size, end_share=None):
+def llamas(sizes, end_share=None):
     """(ours, transformers') with the same random fp32 weights. end_share: bend the head so that token 0, the end, has about this probability everywhere."""
     import transformers
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, tied=end_share is None, **SIZES[size])).eval()
+    model = GPT(GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, tied=end_share is None, **sizes)).eval()
     for p in model.parameters():
         if p.dim() == 2:
             torch.nn.init.normal_(p, std=0.02)
@@ -151,11 +158,14 @@ def compare(ways, rounds=7):
 
 
 def report(what, seconds, tokens):
-    ours, theirs = seconds.values()
-    theirs_name = list(seconds)[1]
-    ratios = [b / a for a, b in zip(ours, theirs)]
-    print(f"  {what}: ours {tokens / statistics.median(ours):8,.0f} tokens/s, {theirs_name} {tokens / statistics.median(theirs):8,.0f}: "
-          f"{statistics.median(ratios):.2f} times faster (min {min(ratios):.2f}, max {max(ratios):.2f} of {len(ratios)} rounds)", flush=True)
+    """One line: our tokens per second, then each other way's and the median ratio to it, the rounds' least and largest behind."""
+    ours, line = seconds['ours'], []
+    for name, theirs in seconds.items():
+        if name != 'ours':
+            ratios = [b / a for a, b in zip(ours, theirs)]
+            line.append(f"{statistics.median(ratios):.2f} times {name} (min {min(ratios):.2f}, max {max(ratios):.2f} of {len(ratios)} rounds, {tokens / statistics.median(theirs):,.0f} tokens/s)")
+            RESULTS.append({'what': what, 'peer': name, 'ratio': statistics.median(ratios), 'min': min(ratios), 'max': max(ratios), 'tokens_per_s': tokens / statistics.median(ours)})
+    print(f"  {what}: ours {tokens / statistics.median(ours):,.0f} tokens/s: " + '; '.join(line), flush=True)
 
 
 def sample():
@@ -168,7 +178,7 @@ def sample():
 
     for size, end_share, P, G, T, R, rounds in (('tiny', None, 4, 8, 64, 64, 7), ('tiny', None, 2, 16, 256, 64, 7), ('tiny', 1 / 24, 8, 8, 64, 128, 7),
                                                 ('SmolLM2-size', None, 4, 8, 64, 32, 3), ('SmolLM2-size', None, 1, 16, 256, 32, 3)):
-        ours, theirs = llamas(size, end_share)
+        ours, theirs = llamas(SIZES[size], end_share)
         prompts = torch.randint(2, ours.config.vocab_size, (P, T)).tolist()
         same = generate(ours, prompts, max_new_tokens=16, temperature=0).tokens[:, 0]
         assert torch.equal(same, theirs_generate(theirs, prompts, 1, 16, do_sample=False, eos_token_id=None)[:, T:]), "greedy tokens differ"
@@ -223,49 +233,131 @@ def llama_gradient(theirs):
     return ours
 
 
+def step_ways(sizes, P, G, T, R):
+    """
+    Our whole step and TRL's on the same weights and prompts, as functions, after the gate: on TRL's own completions log-probs agree to 1e-5, the
+    gradient to 1e-4 of its norm. Returns (ways, what the gate saw).
+    """
+    ours, theirs = llamas(sizes)
+    prompts = torch.randint(2, ours.config.vocab_size, (P, T)).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(theirs, prompts, G, R, folder)
+    trainer.create_optimizer()
+    theirs.train()
+    examples = [{'prompt': ' '.join(f't{i}' for i in ids)} for ids in prompts for _ in range(G)]
+    policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R)
+    batch = prompt_batch(prompts, list(range(P)))
+    policy_optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
+
+    inputs = trainer._generate_and_score_completions(examples)
+    trainer.compute_loss(theirs, inputs).backward()
+    tokens = inputs['completion_ids'].view(P, G, R)
+    assert inputs['prompt_ids'].tolist() == [ids for ids in prompts for _ in range(G)] and inputs['completion_mask'].all()
+    rollout = Rollout(batch, tokens, torch.full((P, G), R), torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
+    with torch.no_grad():
+        rollout.logps = answer_log_probs(policy, rollout)[0]
+        whole = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
+        their_logps = trainer._get_per_token_logps_and_entropies(theirs, whole, torch.ones_like(whole), R)[0].view(P, G, R)
+    train_on_rollout(policy, rollout, torch.optim.SGD(ours.parameters(), lr=0.0), grad_clip=0, loss_type='dapo')
+    gap = (rollout.logps - their_logps).abs().max().item()
+    grads = llama_gradient(theirs)
+    error = sum((p.grad - grads[name]).square().sum() for name, p in ours.named_parameters()).sqrt().item() / sum(g.square().sum() for g in grads.values()).sqrt().item()
+    assert gap < 1e-5 and error < 1e-4, f"log-probs differ by {gap:.1e}, gradients by {error:.1e}"
+
+    def their_step():
+        trainer.optimizer.zero_grad()
+        trainer.training_step(theirs, examples, None)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        trainer.optimizer.step()
+
+    reward = [('sum', lambda policy, rollout: (rollout.tokens.sum(-1) % 7).float(), 1.0)]
+    trainer.optimizer.zero_grad()
+    ways = {'ours': lambda: grpo_training_step(policy, batch, policy_optimizer, reward, group_size=G, loss_type='dapo'), 'TRL': their_step}
+    return ways, f"log-probs equal to {gap:.0e}, gradients to {error:.0e}"
+
+
 def step():
-    """
-    Rollout, reward, loss, backward, clip, AdamW; answer tokens per second, fp32, beta 0, answers of equal length, no checkpointing. Gate:
-    on TRL's own completions, log-probs to 1e-5, the gradient to 1e-4 of its norm.
-    """
+    """Rollout, reward, loss, backward, clip, AdamW; answer tokens per second, fp32, beta 0, answers of equal length, no checkpointing."""
     print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
-    for size, P, G, T, R, rounds in (('tiny', 4, 8, 64, 64, 7), ('tiny', 2, 16, 256, 64, 7), ('SmolLM2-size', 2, 8, 64, 64, 3), ('SmolLM2-size', 1, 16, 256, 64, 3)):
-        ours, theirs = llamas(size)
-        prompts = torch.randint(2, ours.config.vocab_size, (P, T)).tolist()
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = trl_trainer(theirs, prompts, G, R, folder)
-            trainer.create_optimizer()
-            theirs.train()
-            examples = [{'prompt': ' '.join(f't{i}' for i in ids)} for ids in prompts for _ in range(G)]
-            policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R)
-            batch = prompt_batch(prompts, list(range(P)))
-            policy_optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
+    for size, P, G, T, R, rounds in (('tiny', 4, 8, 64, 64, 7), ('tiny', 2, 16, 256, 64, 7), ('tiny', 1, 16, 512, 64, 7), ('SmolLM2-size', 2, 8, 64, 64, 3), ('SmolLM2-size', 1, 16, 256, 64, 3)):
+        ways, gate = step_ways(SIZES[size], P, G, T, R)
+        report(f"{size}, {P} prompts of {T}, G = {G}, {R} tokens each ({gate})", compare(ways, rounds), P * G * R)
 
-            inputs = trainer._generate_and_score_completions(examples)
-            trainer.compute_loss(theirs, inputs).backward()
-            tokens = inputs['completion_ids'].view(P, G, R)
-            assert inputs['prompt_ids'].tolist() == [ids for ids in prompts for _ in range(G)] and inputs['completion_mask'].all()
-            rollout = Rollout(batch, tokens, torch.full((P, G), R), torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
-            with torch.no_grad():
-                rollout.logps = answer_log_probs(policy, rollout)[0]
-                whole = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
-                their_logps = trainer._get_per_token_logps_and_entropies(theirs, whole, torch.ones_like(whole), R)[0].view(P, G, R)
-            train_on_rollout(policy, rollout, torch.optim.SGD(ours.parameters(), lr=0.0), grad_clip=0, loss_type='dapo')
-            gap = (rollout.logps - their_logps).abs().max().item()
-            grads = llama_gradient(theirs)
-            error = sum((p.grad - grads[name]).square().sum() for name, p in ours.named_parameters()).sqrt().item() / sum(g.square().sum() for g in grads.values()).sqrt().item()
-            assert gap < 1e-5 and error < 1e-4, f"log-probs differ by {gap:.1e}, gradients by {error:.1e}"
 
-            def their_step():
-                trainer.optimizer.zero_grad()
-                trainer.training_step(theirs, examples, None)
-                torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-                trainer.optimizer.step()
+def scale():
+    """The exponent e of cost ~ size^e: the slope of log(seconds) from the base over its double to four times it."""
+    base = dict(P=2, G=8, T=64, R=32, V=512, width=1)
+    print("scale: a step's cost when one size grows fourfold, tiny model, from " + ', '.join(f"{k} = {v}" for k, v in base.items() if k != 'width') + ", D = 128")
+    for name, meaning in (('G', 'answers'), ('T', 'prompt tokens'), ('R', 'answer tokens'), ('V', 'vocabulary'), ('width', 'D')):
+        times = {}
+        for factor in (1, 2, 4):
+            s = base | {name: base[name] * factor}
+            sizes = SIZES['tiny'] | {'vocab_size': s['V'], 'n_embd': 128 * s['width'], 'n_head': 4 * s['width'], 'n_kv_head': 2 * s['width'], 'mlp_hidden': 344 * s['width']}
+            for way, seconds in compare(step_ways(sizes, s['P'], s['G'], s['T'], s['R'])[0], 5).items():
+                times.setdefault(way, []).append(statistics.median(seconds))
+        exponents = {way: math.log(t[2] / t[0]) / math.log(4) for way, t in times.items()}
+        RESULTS.append({'what': f'scale {name}', **exponents})
+        print(f"  {meaning} ({name}): " + ', '.join(f"{way} {e:.2f} ({', '.join(f'{1000 * t:.0f}' for t in times[way])} ms)" for way, e in exponents.items()), flush=True)
 
-            reward = [('sum', lambda policy, rollout: (rollout.tokens.sum(-1) % 7).float(), 1.0)]
-            trainer.optimizer.zero_grad()
-            seconds = compare({'ours': lambda: grpo_training_step(policy, batch, policy_optimizer, reward, group_size=G, loss_type='dapo'), 'TRL': their_step}, rounds)
-        report(f"{size}, {P} prompts of {T}, G = {G}, {R} tokens each (log-probs equal to {gap:.0e}, gradients to {error:.0e})", seconds, P * G * R)
+
+def kernel(N=2048, D=576, V=49152):
+    """Log-probs of N tokens and their gradients for hidden states and head. Gate: log-probs to 1e-4, gradients to 1e-4 of their norm."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    dtype = torch.bfloat16 if device == 'cuda' else torch.float32
+    print(f"kernel: the head's log-probs and their backward, N = {N}, D = {D}, V = {V}, {dtype} on {device}" + ('' if device == 'cuda' else '; the Triton kernels need a GPU: not measured'))
+    torch.manual_seed(0)
+    hidden, weight, ids = (0.5 * torch.randn(N, D, device=device)).to(dtype).requires_grad_(), (0.1 * torch.randn(V, D, device=device)).to(dtype).requires_grad_(), torch.randint(V, (N,), device=device)
+    g = torch.randn(N, device=device)
+    mask = torch.ones(1, 1, N, dtype=torch.bool, device=device)
+
+    def plain(log_probs=lambda h, w: (h @ w.T).float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)):
+        loss = (log_probs(hidden, weight) * g).sum()
+        loss.backward()
+        return loss
+
+    def ours():
+        loss = fused_loss(hidden[None], weight, ids.view(1, 1, N), mask, lambda units, logps, entropy, kl: (logps * g).sum(), counts=[N])
+        loss.backward()
+        return loss
+
+    ways = {'ours': ours, 'fused_logps': lambda: plain(lambda h, w: fused_logps(h, w, ids)[0]), 'plain torch': plain}
+    try:
+        from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+        ways["TRL's chunks"] = lambda: plain(lambda h, w: ChunkedLogProbFunction.apply(h, w, None, ids, 1.0, 32768, None, 1.0, ('entropy',))[0])
+    except ImportError:
+        print("  TRL is not installed: left out")
+    if device == 'cuda':
+        compiled = torch.compile(lambda h, w: (h @ w.T).float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1))
+        ways['torch.compile'] = lambda: plain(compiled)
+        try:
+            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+            ways['Liger'] = lambda: Liger.apply(hidden, weight, ids)[0].backward()  # its own loss: the mean cross-entropy
+        except ImportError:
+            print("  Liger is not installed: left out")
+    wanted = None
+    peaks = {}
+    for name, way in ways.items():
+        hidden.grad = weight.grad = None
+        with PeakMemory() as watched:
+            value = way()
+        peaks[name] = watched.bytes - 4 * (hidden.numel() + weight.numel())
+        if value is not None:
+            found = torch.cat((hidden.grad.float().flatten(), weight.grad.float().flatten()))
+            wanted = found if wanted is None else wanted
+            error = ((found - wanted).norm() / wanted.norm()).item()
+            assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: gradients differ by {error:.1e}"
+
+    def timed(way):
+        def run():
+            hidden.grad = weight.grad = None
+            way()
+            if device == 'cuda':
+                torch.cuda.synchronize()
+        return run
+
+    report(f"N = {N}, D = {D}, V = {V}", compare({name: timed(way) for name, way in ways.items()}, 5), N)
+    print("  peak above inputs and gradients: " + ', '.join(f"{name} {b / 2 ** 20:,.0f} MB" for name, b in peaks.items()))
+    RESULTS.append({'what': 'kernel peak bytes', **peaks})
 
 
 class PeakMemory:
@@ -323,12 +415,17 @@ def memory(P=4, G=8, T=64, R=64):
               + f"; the rollout adds at most {rolling.bytes / N:.2f} N, training with its gradients and Adam {training.bytes / N:.2f} N", flush=True)
 
 
-BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'memory': memory}
+BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale, 'memory': memory}
 
 if __name__ == '__main__':
-    names = sys.argv[1:]
+    names = [a for a in sys.argv[1:] if not a.startswith('--json=')]
     if not names or not set(names) <= set(BENCHES):
-        sys.exit(f"usage: python bench.py NAME..., one or more of: {', '.join(BENCHES)}")
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__} with {torch.get_num_threads()} threads, fp32")
+        sys.exit(f"usage: python bench.py NAME..., one or more of: {', '.join(BENCHES)}; --json=PATH keeps the ratios")
+    header = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__} with {torch.get_num_threads()} threads"
+    header += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ', no GPU: what needs one is left out'
+    print(header)
     for name in names:
         BENCHES[name]()
+    for argument in set(sys.argv[1:]) - set(names):
+        with open(argument.removeprefix('--json='), 'w', encoding='utf-8') as f:
+            json.dump({'machine': header, 'results': RESULTS}, f, indent=1)

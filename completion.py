@@ -17,7 +17,7 @@ from sample import generate
 
 
 class CausalPolicy:
-    """The policy of completion; see grpo.py for what a policy is. Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,), seeds (P,)."""
+    """The policy of completion; see grpo.py for what a policy is. Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,) and seeds (P,) on the CPU."""
 
     def __init__(self, model, tokenizer, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0):
         if temperature <= 0:
@@ -47,7 +47,7 @@ class CausalPolicy:
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
         answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p,
                            self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden)
-        return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths, logps=answers.logps, ended=answers.ended, allowed=answers.allowed)
+        return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths.cpu(), logps=answers.logps, ended=answers.ended.cpu(), allowed=answers.allowed)
 
     def greedy(self, batch):
         """The likeliest token each time: a rollout with one answer per prompt."""
@@ -58,9 +58,9 @@ class CausalPolicy:
     def hidden(self, rollout):
         """Hidden states (P, G, R, D) that predict the answers' tokens; the first comes from the prompt's end, and all share its forward."""
         P, G, R = rollout.tokens.shape
-        lengths = rollout.batch['prompt_lengths']
-        longest = int(rollout.lengths.max())
+        lengths, longest = rollout.batch['prompt_lengths'], int(rollout.lengths.max())
         states, prefix = self.model.prefill(rollout.batch['prompts'][:, :int(lengths.max())])
+        lengths = lengths.to(states.device)
         hidden = states[torch.arange(P, device=states.device), lengths - 1][:, None, None].expand(P, G, 1, -1)
         if longest > 1:
             tokens = rollout.tokens[:, :, :longest - 1].masked_fill(~rollout.mask[:, :, :longest - 1], 0)
@@ -85,8 +85,7 @@ def prompt_batch(prompts, seeds, device='cpu'):
     """prompts: P lists of token ids; seeds: P ints. The batch that a CausalPolicy samples from."""
     longest = max(map(len, prompts))
     return {'prompts': torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device),
-            'prompt_lengths': torch.tensor([len(p) for p in prompts], device=device),
-            'seeds': torch.tensor(seeds, device=device)}
+            'prompt_lengths': torch.tensor([len(p) for p in prompts]), 'seeds': torch.tensor(seeds)}
 
 
 @torch.no_grad()

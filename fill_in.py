@@ -153,7 +153,7 @@ class FillInPolicy:
             drawn = drawn.view(P, -1, M, draws).transpose(2, 3).reshape(P, group_size, M)
             fills = torch.where(now, drawn, fills)
             logps = torch.where(now, gather_logps(log_probs, drawn), logps)
-        lengths = batch['n_slots'][:, None].expand(P, group_size)
+        lengths = batch['n_slots'].cpu()[:, None].expand(P, group_size)
         return Rollout(batch=batch, tokens=fills, lengths=lengths, logps=logps, allowed=allowed)
 
     @torch.no_grad()

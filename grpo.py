@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.distributed as dist
 
-from kernels import fused_logps
+from kernels import fused_logps, fused_loss
 from sample import unpack
 
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
@@ -37,11 +37,12 @@ class Rollout:
     """A batch of prompts with G answers each. The group is always axis 1."""
     batch: dict                                     # name -> tensor with P rows: the prompts, as the policy wants them
     tokens: torch.Tensor                            # (P, G, R) answer token ids, right-padded
-    lengths: torch.Tensor                           # (P, G) true lengths
+    lengths: torch.Tensor                           # (P, G) true lengths, on the CPU: the host sizes what it launches by them
     logps: torch.Tensor                             # (P, G, R) log-prob of each token when it was sampled, fp32
-    ended: torch.Tensor | None = None               # (P, G) bool: false where the answer was cut off; None: all ended
+    ended: torch.Tensor | None = None               # (P, G) bool, on the CPU: false where the answer was cut off; None: all ended
     allowed: torch.Tensor | None = None             # (P, H, R, V / 8) bits (sample.pack): what top_k and top_p left when sampling; None is everything
-    ref_log_probs: torch.Tensor | None = None       # the reference's (P, G, R), or (P, H, R, V) for the exact KL
+    ref_log_probs: torch.Tensor | None = None       # the reference's (P, G, R)
+    ref_hidden: torch.Tensor | None = None          # for the exact KL instead: the reference's hidden states (P, H, R, D)
     rewards: torch.Tensor | None = None             # (P, G) weighted sum
     reward_parts: dict | None = None                # name -> (P, G), unweighted
     advantages: torch.Tensor | None = None          # (P, G)
@@ -49,12 +50,15 @@ class Rollout:
     @property
     def mask(self):
         """(P, G, R) bool: which tokens are real."""
-        return torch.arange(self.tokens.shape[-1], device=self.lengths.device) < self.lengths[..., None]
+        device = self.tokens.device
+        return torch.arange(self.tokens.shape[-1], device=device) < self.lengths[..., None].to(device)
 
     def pick(self, prompts):
         """The rollout of some prompts: indices (n,), or a slice."""
         def cut(value):
-            return {k: v[prompts] for k, v in value.items()} if isinstance(value, dict) else None if value is None else value[prompts]
+            if isinstance(value, dict):
+                return {k: cut(v) for k, v in value.items()}
+            return None if value is None else value[prompts if isinstance(prompts, slice) else prompts.to(value.device)]
         return Rollout(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
 
     def rows(self, start, stop):
@@ -88,29 +92,26 @@ def gather_logps(log_probs, tokens):
     return log_probs.gather(-1, ids).transpose(2, 3).reshape(P, G, R)
 
 
-def answer_log_probs(policy, rollout, whole=False):
+def share_rows(tensor, H):
+    """(P, G, ...) as (P H, G / H, ...): the answers that share their hidden states lie side by side."""
+    return None if tensor is None else tensor.reshape(tensor.shape[0] * H, tensor.shape[1] // H, *tensor.shape[2:])
+
+
+def answer_log_probs(policy, rollout):
     """
     What the policy thinks of a rollout's tokens: log-probs (P, G, R) and entropy (P, G, R), 0 in padding. Only the n rows that
-    predict a real token reach the head, and their logits are never held; with whole=True the distributions (P, H, R, V) come
-    third, for a KL over the whole vocabulary.
+    predict a real token reach the head, and their logits are never held.
     """
     hidden = policy.hidden(rollout)                                             # (P, H, R, D)
     P, H, R, _ = hidden.shape
     mask = rollout.mask
-    log_probs = None
-    if whole:
-        log_probs = head_log_probs(policy, hidden, rollout.allowed)
-        logps = gather_logps(log_probs, rollout.tokens.masked_fill(~mask, 0))
-        # the clamp makes 0 * -inf the 0 that it means
-        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(dim=-1).repeat_interleave(mask.shape[1] // H, dim=1)
-    else:
-        rows = mask.view(P, H, -1, R).any(dim=2)                                # (P, H, R)
-        ids = rollout.tokens.masked_fill(~mask, 0).view(P, H, -1, R).transpose(2, 3)[rows]  # (n, G/H)
-        of_ids, of_rows = fused_logps(hidden[rows], policy.model.lm_head.weight, ids, policy.temperature, policy.forbidden,
-                                      None if rollout.allowed is None else rollout.allowed[rows])
-        logps = of_ids.new_zeros(P, H, R, ids.shape[1]).masked_scatter(rows[..., None], of_ids).transpose(2, 3).reshape(mask.shape)
-        entropy = of_rows.new_zeros(P, H, R).masked_scatter(rows, of_rows).repeat_interleave(mask.shape[1] // H, dim=1)
-    return logps.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0), log_probs
+    rows = share_rows(mask, H).any(dim=1).view(P, H, R)
+    ids = share_rows(rollout.tokens.masked_fill(~mask, 0), H).transpose(1, 2).unflatten(0, (P, H))[rows]  # (n, G/H)
+    of_ids, of_rows = fused_logps(hidden[rows], policy.model.lm_head.weight, ids, policy.temperature, policy.forbidden,
+                                  None if rollout.allowed is None else rollout.allowed[rows])
+    logps = of_ids.new_zeros(P, H, R, ids.shape[1]).masked_scatter(rows[..., None], of_ids).transpose(2, 3).reshape(mask.shape)
+    entropy = of_rows.new_zeros(P, H, R).masked_scatter(rows, of_rows).repeat_interleave(mask.shape[1] // H, dim=1)
+    return logps.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,10 +127,10 @@ def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k
     if reference is not None:
         home, device = reference.model.wte.weight.device, rollout.tokens.device
         reference.model.to(device)  # an offloaded reference is lent to the GPU while it is needed
-        parts = []
-        for part in micro_batches(rollout, micro_batch_size):
-            parts.append(head_log_probs(reference, reference.hidden(part), part.allowed) if kl_estimator == 'exact' else answer_log_probs(reference, part)[0])
-        rollout.ref_log_probs = torch.cat(parts)
+        if kl_estimator == 'exact':
+            rollout.ref_hidden = torch.cat([reference.hidden(part) for part in micro_batches(rollout, micro_batch_size)])
+        else:
+            rollout.ref_log_probs = torch.cat([answer_log_probs(reference, part)[0] for part in micro_batches(rollout, micro_batch_size)])
         reference.model.to(home)
     return rollout
 
@@ -162,7 +163,7 @@ def compute_rewards(policy, rollout, rewards):
     with function(policy, rollout) -> (P, G). Raises FloatingPointError when one of them is not finite.
     """
     rollout.reward_parts = {}
-    rollout.rewards = torch.zeros(rollout.lengths.shape, device=rollout.lengths.device)
+    rollout.rewards = torch.zeros(rollout.lengths.shape, device=rollout.tokens.device)
     for name, function, weight in rewards:
         value = torch.as_tensor(function(policy, rollout), dtype=torch.float32, device=rollout.rewards.device)
         if value.shape != rollout.rewards.shape:
@@ -271,37 +272,44 @@ def kl_estimate(logps, ref_logps, kind):
 
 
 def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
-                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None):
+                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None, reference=None):
     """
     The whole loss of a rollout or of a part of one: policy term + kl_beta * KL - entropy_coef * entropy, all aggregated
-    alike. Returns (loss, stats) as policy_loss does; stats['sampler_gap_max'] alone is no share but a maximum.
+    alike. reference: a policy, needed for the exact KL alone. Returns (loss, stats) as policy_loss does; stats['sampler_gap_max']
+    alone is no share but a maximum. The gradient is made with the loss, see fused_loss.
     """
-    mask = rollout.mask
+    hidden = policy.hidden(rollout)                                             # (P, H, R, D)
+    H = hidden.shape[1]
+    every_mask, tokens, sampled, advantages, ref_log_probs = (share_rows(x, H) for x in (rollout.mask, rollout.tokens, rollout.logps, rollout.advantages, rollout.ref_log_probs))
     counts = dict(n_answers=n_answers, n_tokens=n_tokens, max_new_tokens=max_new_tokens)
-    exact = rollout.ref_log_probs is not None and kl_estimator == 'exact'
-    logps, entropy, log_probs = answer_log_probs(policy, rollout, whole=exact)                # (P, G, R)
-    kl, kl_penalty = None, torch.zeros_like(logps[0, 0, 0])
+    stats = {}
 
-    pg_loss, stats = policy_loss(logps, rollout.logps, rollout.advantages, mask, loss_type, clip_low, clip_high, dual_clip, **counts)
-    if rollout.ref_log_probs is not None:
-        if exact:
-            kl = kl_estimate(log_probs, rollout.ref_log_probs, 'exact').repeat_interleave(mask.shape[1] // log_probs.shape[1], dim=1)
-        else:
-            kl = kl_estimate(logps, rollout.ref_log_probs.masked_fill(~mask, 0.0), kl_estimator)
-        kl_penalty = kl_beta * aggregate(kl, mask, loss_type, **counts)
-    loss = pg_loss + kl_penalty
-    if entropy_coef:
-        loss = loss - entropy_coef * aggregate(entropy, mask, loss_type, **counts)
+    def loss_of(units, logps, entropy, kl):
+        """The share of some answers: logps (u, K, R); entropy and kl (u, 1, R), for they belong to rows."""
+        mask = every_mask[units]
+        loss, shares = policy_loss(logps, sampled[units], advantages[units], mask, loss_type, clip_low, clip_high, dual_clip, **counts)
+        shares |= {'pg_loss': loss.detach(), 'kl_penalty': torch.zeros_like(loss)}
+        means = {'mean_log_prob': logps, 'entropy': entropy.expand_as(logps), 'sampler_gap_mean': (logps - sampled[units]).abs()}
+        if rollout.ref_hidden is not None or ref_log_probs is not None:  # without a reference the KL is not zero but unknown
+            if rollout.ref_hidden is None:
+                kl = kl_estimate(logps, ref_log_probs[units].masked_fill(~mask, 0.0), kl_estimator)
+            kl_penalty = kl_beta * aggregate(kl.expand_as(logps), mask, loss_type, **counts)
+            loss = loss + kl_penalty
+            shares['kl_penalty'], means['mean_kl'] = kl_penalty.detach(), kl.expand_as(logps)
+        if entropy_coef:
+            loss = loss - entropy_coef * aggregate(entropy.expand_as(logps), mask, loss_type, **counts)
+        with torch.no_grad():
+            shares |= {'loss': loss.detach()} | {name: values.masked_fill(~mask, 0.0).sum() / n_tokens for name, values in means.items()}
+            gap = means['sampler_gap_mean'].masked_fill(~mask, 0.0).max()
+        for name, value in shares.items():
+            stats[name] = stats.get(name, 0.0) + value
+        stats['sampler_gap_max'] = torch.maximum(stats.get('sampler_gap_max', gap), gap)
+        return loss
 
-    with torch.no_grad():
-        gap = (logps - rollout.logps).abs().masked_fill(~mask, 0.0)
-        stats |= {'loss': loss.detach(), 'pg_loss': pg_loss.detach(), 'kl_penalty': kl_penalty.detach()}
-        means = {'mean_log_prob': logps, 'entropy': entropy, 'sampler_gap_mean': gap}
-        if kl is not None:  # without a reference the KL is not zero but unknown
-            means['mean_kl'] = kl
-        for name, values in means.items():
-            stats[name] = values.masked_fill(~mask, 0.0).sum() / n_tokens
-        stats['sampler_gap_max'] = gap.max()
+    loss = fused_loss(hidden.flatten(0, 1), policy.model.lm_head.weight, tokens.masked_fill(~every_mask, 0), every_mask, loss_of, policy.temperature, policy.forbidden,
+                      None if rollout.allowed is None else rollout.allowed.flatten(0, 1),
+                      *((rollout.ref_hidden.flatten(0, 1), reference.model.lm_head.weight.to(hidden.device)) if rollout.ref_hidden is not None else (None, None)),
+                      counts=share_rows(rollout.lengths, H).amax(dim=1).tolist())
     return loss, stats
 
 
@@ -335,9 +343,9 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     n_answers, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
     # Answers with equal rewards pull nowhere: unless a KL or the entropy counts, they are in the counts but not in the forward.
     # Groups of like length go together, so that a micro-batch is as wide as its answers.
-    counts = (rollout.advantages != 0).any(dim=1) | bool(rollout.ref_log_probs is not None or loss_options.get('entropy_coef'))
+    counts = (rollout.advantages != 0).any(dim=1) | bool(rollout.ref_log_probs is not None or rollout.ref_hidden is not None or loss_options.get('entropy_coef'))
     counts[0] |= ~counts.any()  # something has to be looked at
-    prompts = counts.nonzero().squeeze(1)
+    prompts = counts.nonzero().squeeze(1).cpu()
     rollout = rollout.pick(prompts[rollout.lengths[prompts].amax(dim=1).argsort(stable=True)])
     n_seen = all_reduce(rollout.mask.sum()).clamp(min=1)
     totals, gap_max, grad_norms = {}, None, []
@@ -396,16 +404,16 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
     clock.append(time.perf_counter())
     everyone = gather_rewards(rollout.rewards)
     rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
-    lengths = all_reduce(rollout.lengths.sum().float()).item()
+    lengths = all_reduce(rollout.lengths.sum().float().to(rollout.tokens.device)).item()
     if mask_truncated and rollout.ended is not None:  # an answer of length 0 has no token in the loss and is in none of its counts
         kept = replace(rollout, lengths=rollout.lengths.masked_fill(~rollout.ended, 0))
     else:
         kept = rollout
-    metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_estimator=kl_estimator, **training)
+    metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_estimator=kl_estimator, reference=reference, **training)
     clock.append(time.perf_counter())
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean()).item() / ranks
+    truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean().to(rollout.tokens.device)).item() / ranks
     metrics |= {'mean_reward': everyone.mean().item(), 'std_reward': everyone.std().item(),
                 'frac_reward_zero_std': (everyone == everyone[:, :1]).all(dim=1).float().mean().item(),
                 'mean_advantage': all_reduce(rollout.advantages.mean()).item() / ranks,

@@ -20,6 +20,7 @@ from data.text import dataset_name, load_corpus, random_windows
 from data.tokenizer import CharTokenizer
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
 from judge import Judge
+from kernels import fused_loss
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
 from sample import generate
 
@@ -37,6 +38,13 @@ def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):
     """What learned fastest at this size: bidirectional, RoPE, RMSNorm, squared ReLU. One position more than a text, for the judge's [CLS]."""
     return GPTConfig(block_size=block_size + 1, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
                      causal=False, norm='rmsnorm', position='rope', mlp='relu2', bias=False)
+
+
+def cross_entropy(model, hidden, targets):
+    """Mean loss in nats of hidden (N, D) at predicting targets (N,)."""
+    n = len(targets)
+    return fused_loss(hidden[:, None], model.lm_head.weight, targets[:, None, None], torch.ones(n, 1, 1, dtype=torch.bool, device=hidden.device),
+                      lambda units, logps, entropy, kl: -logps.sum() / n, counts=[1] * n)
 
 
 def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=(0.9, 0.98), weight_decay=0.1, enough=lambda: False):
@@ -75,15 +83,15 @@ def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, le
         batch, chosen = masked_windows(corpus['train'], batch_size, text_length, tokenizer, mask_kinds, mask_ratio, generator)
         inputs = corrupt_like_bert(batch['original'], chosen, tokenizer, generator).to(device)
         chosen = chosen.to(device)
-        return F.cross_entropy(model.lm_head(model(inputs)[chosen]), batch['original'].to(device)[chosen])
+        return cross_entropy(model, model(inputs)[chosen], batch['original'].to(device)[chosen])
 
     supervised_loop('generator', model, loss_of_batch, max_iters, learning_rate)
     model.eval()
     batch, chosen = masked_windows(corpus['val'], 1024, text_length, tokenizer, mask_kinds, mask_ratio, torch.Generator().manual_seed(0))
     batch = {k: v.to(device) for k, v in batch.items()}
     with torch.no_grad():
-        logits = model.lm_head(model(batch['tokens'])[chosen.to(device)])
-    quality = {'loss': F.cross_entropy(logits, batch['original'][chosen.to(device)]).item(),
+        hidden = model(batch['tokens'])[chosen.to(device)]
+    quality = {'loss': cross_entropy(model, hidden, batch['original'][chosen.to(device)]).item(),
                'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
     return model, quality
 
@@ -132,7 +140,7 @@ def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_si
         targets = [[-1] * (len(r['ids']) - 1) + answers[id(r)] + [-1] * (T - len(row) + 1) for r, row in zip(batch, rows)]
         targets = torch.tensor(targets, device=device)
         answer = targets >= 0
-        return F.cross_entropy(model.lm_head(model(tokens)[answer]), targets[answer])
+        return cross_entropy(model, model(tokens)[answer], targets[answer])
 
     def loss_of_batch():
         return loss_of([records[i] for i in torch.randint(len(records), (batch_size,), generator=generator).tolist()])

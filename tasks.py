@@ -169,7 +169,7 @@ class Completion:
 
     def make_batch(self, records, indices, seed):
         batch = prompt_batch([records[i]['ids'] for i in indices], [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))], self.device)
-        return batch | {'record': torch.tensor(indices, device=self.device)}
+        return batch | {'record': torch.tensor(indices)}
 
     def batch(self, it):
         return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, self.s.seed), self.s.seed * 10 ** 5 + it)

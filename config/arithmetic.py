@@ -11,7 +11,8 @@ max_new_tokens = 4
 n_layer = 3
 n_head = 4
 n_embd = 96
-pretrain_iters = 660
+pretrain_iters = 1500
+pretrain_until = 0.4     # how long a model takes to find out how to carry differs between seeds threefold
 temperature = 1.0
 
 batch_size = 128
@@ -20,9 +21,9 @@ loss_type = 'dapo'
 kl_beta = 0.0
 learning_rate = 4e-4
 min_lr = 0.0
-max_iters = 600
+max_iters = 1200
 
-eval_interval = 100
+eval_interval = 200
 eval_prompts_n = 1000
-save_interval = 200
+save_interval = 400
 out_dir = 'out-arithmetic-grpo'

@@ -24,20 +24,21 @@ generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'Smo
 dataset = 'sums'
 chat_template = True
 rewards = [('number_answer', 1.0), (digits_right, 0.5)]
-max_new_tokens = 20
+max_new_tokens = 16
 temperature = 1.0
 
-batch_size = 24
-group_size = 8
-micro_batch_size = 12
+batch_size = 64
+group_size = 4
+micro_batch_size = 32
 loss_type = 'dapo'
 kl_beta = 0.0            # no leash, so retain_text's log-prob is there to watch
 learning_rate = 2e-5
 min_lr = 0.0
+lr_schedule = 'linear'
 warmup_iters = 3
-max_iters = 60
+max_iters = 66
 
-eval_interval = 60
+eval_interval = 33
 eval_prompts_n = 300
 eval_samples = 1
 log_interval = 1

@@ -42,7 +42,7 @@ def test_sampler_and_trainer_agree(kind, options):
     """Promise 3: to 1e-5 in fp32; special tokens and rows that only pad the embedding are never drawn."""
     policy = CausalPolicy(tiny(kind), TOKENIZER, 20, **options)
     rollout = policy.sample(batch(), 8)
-    logps, entropy, _ = answer_log_probs(policy, rollout)
+    logps, entropy = answer_log_probs(policy, rollout)
     assert (logps - rollout.logps).abs().max() < 1e-5 and (entropy[rollout.mask] > 0).all()
     assert set(rollout.tokens[rollout.mask].tolist()) <= {*range(10), TOKENIZER.eos_id}
     assert 'top_k' in options or len(rollout.lengths.unique()) > 4

@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 
+import kernels
 from data.tokenizer import CharTokenizer
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, fill, make_batch
 from grpo import gather_logps, generate_rollouts, grpo_training_step, head_log_probs
@@ -124,21 +125,22 @@ def test_steps_see_earlier_fills():
             text[batch['slots'][0, m]] = rollout.tokens[0, g, m]
 
 
-def test_cost_does_not_grow_with_the_group():
-    """Policy and reference read P rows, the head P M rows, for 2 fills as for 16."""
+def test_cost_does_not_grow_with_the_group(monkeypatch):
+    """Policy and reference read P rows, the head's rows are slots, for 2 fills as for 16."""
     def rows(G):
         policy = tiny_policy()
         reference = policy.with_model(tiny_policy(seed=1).model)
-        seen = {'trunk': 0, 'head': 0}
+        seen = {'trunk': 0, 'sampler': 0, 'loss': 0}
         for model in (policy.model, reference.model):
             model.register_forward_hook(lambda m, i, o: seen.__setitem__('trunk', seen['trunk'] + o.shape[0]))
-            model.lm_head.register_forward_hook(lambda m, i, o: seen.__setitem__('head', seen['head'] + o.numel() // o.shape[-1]))
-        reward = [('count', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
-        grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model.parameters(), 0, 1e-3, (0.9, 0.99)), reward, reference, G, kl_beta=0.1, kl_estimator='exact')
+        policy.model.lm_head.register_forward_hook(lambda m, i, o: seen.__setitem__('sampler', seen['sampler'] + o.numel() // o.shape[-1]))
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, 'logits_of', lambda hidden, *others: seen.__setitem__('loss', seen['loss'] + len(hidden)) or logits_of(hidden, *others))
+            reward = [('count', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
+            grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model.parameters(), 0, 1e-3, (0.9, 0.99)), reward, reference, G, kl_beta=0.1, kl_estimator='exact')
         return seen
-    batch = tiny_batch()
-    padded = batch['slots'].numel()
-    assert rows(2) == rows(16) == {'trunk': 3 * 4, 'head': 3 * padded}  #
+    batch, logits_of = tiny_batch(), kernels.logits_of
+    assert rows(2) == rows(16) == {'trunk': 3 * 4, 'sampler': batch['slots'].numel(), 'loss': 2 * batch['n_slots'].sum()}
 
 
 def test_padding_and_company_do_not_matter():

@@ -161,7 +161,7 @@ def test_nan_stops_before_the_weights_are_touched():
 
 
 def test_a_reward_that_is_nan_is_named():
-    rollout = types.SimpleNamespace(lengths=torch.ones(2, 2))
+    rollout = types.SimpleNamespace(lengths=torch.ones(2, 2), tokens=torch.zeros(2, 2, 1))
     with pytest.raises(FloatingPointError, match="reward 'mine' is NaN or infinite for 1 of 4"):
         compute_rewards(None, rollout, [('mine', lambda p, r: [[0.0, 1.0], [float('nan'), 0.5]], 1.0)])
     compute_rewards(None, rollout, [('a', lambda p, r: torch.ones(2, 2), 0.5), ('b', lambda p, r: torch.eye(2), 2.0)])

@@ -1,10 +1,33 @@
-"""The fused head against the plain one in float64, by blocks of odd sizes."""
+"""The fused head against the plain one in float64, by chunks and blocks of odd sizes; its Triton kernels too, on a GPU or through the interpreter."""
 import pytest
 import torch
 
 import kernels
-from kernels import fused_logps
+from grpo import LOSS_TYPES, kl_estimate, policy_loss
+from kernels import fused_logps, fused_loss, row_grads_torch, row_stats_torch
 from sample import pack
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+TWO_PASSES = [pytest.param('torch'), pytest.param('triton', marks=pytest.mark.skipif(kernels.triton is None, reason="triton has no wheel for this platform"))]
+
+
+def passes(way):
+    return (row_stats_torch, row_grads_torch) if way == 'torch' else (kernels.row_stats_triton, kernels.row_grads_triton)
+
+
+@pytest.fixture(params=TWO_PASSES)
+def way(request, monkeypatch):
+    """Both ways to make the two passes, under everything that is built on them."""
+    stats, grads = passes(request.param)
+    monkeypatch.setattr(kernels, 'row_stats', stats)
+
+    def row_grads(z, dtype, *arguments):
+        dz = torch.empty_like(z, dtype=dtype)
+        grads(z, dz, *arguments)
+        return dz
+    if request.param == 'triton' or DEVICE == 'cpu':
+        monkeypatch.setattr(kernels, 'row_grads', row_grads)
+    return request.param
 
 
 def plain(hidden, weight, ids, temperature, forbidden, allowed):
@@ -20,9 +43,10 @@ def plain(hidden, weight, ids, temperature, forbidden, allowed):
 
 @pytest.mark.parametrize('N, K, V, D, block', [(5, 1, 13, 4, 8), (7, 3, 50, 8, 120), (64, 2, 100, 16, 2 ** 23), (1, 1, 9, 4, 1), (30, 1, 257, 8, 1000)])
 @pytest.mark.parametrize('temperature, scale, masks', [(1.0, 1.0, False), (0.7, 1.0, True), (1.3, 100.0, False)])
-def test_values_and_gradients(monkeypatch, N, K, V, D, block, temperature, scale, masks):
+def test_values_and_gradients(monkeypatch, way, N, K, V, D, block, temperature, scale, masks):
     """Values to 1e-5, gradients of log-probs and entropy to 1e-5 of their norm; first and last id, logits of +-500, forbidden and cut-off tokens."""
     monkeypatch.setattr(kernels, 'BLOCK', block)
+    monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 3 * block, 'cuda': 3 * block})
     torch.manual_seed(N)
     hidden, weight = (scale * torch.randn(N, D, dtype=torch.float64)).requires_grad_(), torch.randn(V, D, dtype=torch.float64).requires_grad_()
     ids = torch.randint(V, (N, K))
@@ -73,3 +97,116 @@ def test_bf16_is_as_close_as_its_inputs():
     wanted, _ = plain(hidden.double(), weight.double(), ids, 1.0, None, None)
     logps, _ = fused_logps(hidden, weight, ids)
     assert logps.dtype == torch.float32 and (logps.double() - wanted).abs().max() < 0.1
+
+
+def plain_loss(hidden, weight, ids, mask, old, ref_hidden, ref_weight, advantages, loss_type, exact, temperature, entropy_coef, forbidden):
+    """Everything at once, in float64, with the logits in memory."""
+    log_probs, ref = ((h @ w.T / temperature).masked_fill(forbidden, -torch.inf).log_softmax(-1) for h, w in ((hidden, weight), (ref_hidden, ref_weight)))
+    entropy = -(log_probs.exp() * log_probs.masked_fill(forbidden, 0.0)).sum(-1)                       # (U, R)
+    logps = log_probs.gather(-1, ids.transpose(1, 2)).transpose(1, 2)                                  # (U, K, R)
+    kl = kl_estimate(log_probs, ref, 'exact')[:, None].expand_as(logps) if exact else 0.5 * (logps - old).square()
+    loss, _ = policy_loss(logps, old, advantages, mask, loss_type)
+    return loss + 0.1 * (kl * mask).sum() / mask.sum() - entropy_coef * (entropy[:, None] * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize('loss_type', LOSS_TYPES)
+@pytest.mark.parametrize('K, exact, temperature, tied', [(1, False, 1.0, False), (3, True, 0.8, False), (2, True, 1.3, True)])
+def test_a_whole_loss_and_its_gradient(monkeypatch, way, loss_type, K, exact, temperature, tied):
+    """Off-policy, both clips at work, shares over several chunks, padding that holds anything, g = 3, and gradients that add up where the head is tied."""
+    monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 8 * 37, 'cuda': 8 * 37})
+    torch.manual_seed(5)
+    U, R, V, D = 6, 5, 37, 8
+    hidden, weight = torch.randn(U, R, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64)
+    ref_hidden, ref_weight = hidden + 0.2 * torch.randn_like(hidden), weight.clone()
+    forbidden = torch.zeros(V, dtype=torch.bool)
+    forbidden[[3, 20]] = True
+    ids = torch.randint(4, 19, (U, K, R))
+    ids[0, 0, 0], ids[1, 0, 0] = 0, V - 1
+    mask = (torch.arange(R) < torch.tensor([5, 1, 3, 2, 4, 5])[:, None])[:, None].expand(U, K, R)
+    advantages = torch.randn(U, K, dtype=torch.float64)
+    with torch.no_grad():
+        log_probs = (hidden @ weight.T / temperature).masked_fill(forbidden, -torch.inf).log_softmax(-1)
+        old = log_probs.gather(-1, ids.transpose(1, 2)).transpose(1, 2) + 0.4 * torch.randn(U, K, R, dtype=torch.float64)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    wanted = plain_loss(h, w, ids, mask, old, ref_hidden, ref_weight, advantages, loss_type, exact, temperature, 0.05, forbidden)
+    (3 * wanted + (w[ids[mask]].sum() if tied else 0.0)).backward()
+
+    junk = lambda x, value: x.masked_fill(~mask, value)
+    h2, w2, old2, advantages2 = (x.float().to(DEVICE) for x in (hidden, weight, junk(old, float('nan')), advantages))
+    h2.masked_fill_(~mask.any(dim=1)[..., None].to(DEVICE), float('nan')), h2.requires_grad_(), w2.requires_grad_()
+    mask2, ids2 = mask.to(DEVICE), junk(ids, 0).to(DEVICE)
+    n_answers, n_tokens, calls = mask2.any(-1).sum(), mask2.sum(), []
+
+    def loss_of(units, logps, entropy, kl):
+        calls.append(units)
+        loss, _ = policy_loss(logps, old2[units], advantages2[units], mask2[units], loss_type, n_answers=n_answers, n_tokens=n_tokens)
+        kl = kl if exact else 0.5 * (logps - old2[units]).square().masked_fill(~mask2[units], 0.0)
+        return loss + 0.1 * (kl * mask2[units]).sum() / n_tokens - 0.05 * (entropy * mask2[units]).sum() / n_tokens
+
+    loss = fused_loss(h2, w2, ids2, mask2, loss_of, temperature, forbidden.to(DEVICE), None, *((ref_hidden.float().to(DEVICE), ref_weight.float().to(DEVICE)) if exact else ()))
+    (3 * loss + (w2[ids2[mask2]].sum() if tied else 0.0)).backward()
+    assert len(calls) > 1 and loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    h.grad[~mask.any(dim=1)] = 0
+    for mine, theirs in ((h2.grad, h.grad), (w2.grad, w.grad)):
+        assert (mine.cpu() - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_without_gradients_only_the_loss_is_made():
+    hidden, weight, ids = torch.randn(2, 3, 4), torch.randn(11, 4), torch.randint(11, (2, 1, 3))
+    with torch.no_grad():
+        loss = fused_loss(hidden, weight, ids, torch.ones(2, 1, 3, dtype=torch.bool), lambda units, logps, entropy, kl: -logps.sum())
+    torch.testing.assert_close(loss, -(hidden @ weight.T).log_softmax(-1).gather(-1, ids.transpose(1, 2)).sum())
+    assert not loss.requires_grad
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_the_kernels_equal_torch(dtype):
+    """The same numbers from both, over extreme rows: +-500, a one-hot peak, a row that nobody asks about and that is NaN; first and last id; a vocabulary that no block divides."""
+    if kernels.triton is None:
+        pytest.skip("triton has no wheel for this platform")
+    torch.manual_seed(0)
+    N, V, K = 37, 1003, 3
+    z = 3 * torch.randn(N, V)
+    z[0] += 500
+    z[1] -= 500
+    z[2, 7] = 300.0
+    z_ref = (z + torch.randn(N, V)).to(DEVICE, dtype)
+    z[3] = float('nan')
+    z = z.to(DEVICE, dtype)
+    forbidden = (torch.rand(V) < 0.1).to(DEVICE)
+    ids = torch.randint(V, (N, K))
+    ids[4, 0], ids[5, 0] = 0, V - 1
+    ids = ids.to(DEVICE)
+    forbidden[ids.flatten()] = False
+    grads = torch.randn(N, K), torch.randn(N, 1), torch.randn(N, 1)
+    for g in grads:
+        g[3] = 0.0
+    grads = [g.to(DEVICE) for g in grads]
+    results = []
+    for stats, back in (passes('torch'), passes('triton')):
+        logps, *rest = stats(z, ids, 1 / 0.7, forbidden, z_ref)
+        dz = torch.full_like(z, float('nan'))
+        back(z, dz, ids, 1 / 0.7, forbidden, [torch.nan_to_num(s) for s in rest], grads, z_ref)
+        results.append((logps, *rest, dz.float()))
+    good = torch.arange(N, device=DEVICE) != 3
+    for mine, theirs in zip(results[1], results[0]):
+        torch.testing.assert_close(mine[good], theirs[good], atol=2e-4 if mine.shape[1] == 1 else 1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+    assert (results[1][-1][3] == 0).all() and (results[0][-1][3] == 0).all()
+
+
+def test_memory_does_not_grow_with_the_vocabulary():
+    """N = 4096, V = 50,000, D = 64: 820 MB of logits are never there. Above inputs and gradients, less than 300 MB; the plain way takes gigabytes."""
+    from bench import PeakMemory
+    N, V, D = 4096, 50_000, 64
+
+    def peak(way):
+        hidden, weight, ids = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True), torch.randint(V, (N,))
+        with PeakMemory() as watched:
+            way(hidden, weight, ids).backward()
+        return watched.bytes - 4 * (hidden.numel() + weight.numel())
+    as_loss = lambda units, logps, entropy, kl: -logps.mean()
+    fused = peak(lambda h, w, ids: -fused_logps(h, w, ids)[0].sum())
+    whole = peak(lambda h, w, ids: fused_loss(h.view(64, 64, D), w, ids.view(64, 1, 64), torch.ones(64, 1, 64, dtype=torch.bool), as_loss))
+    plain = peak(lambda h, w, ids: -(h @ w.T).log_softmax(-1).gather(-1, ids[:, None]).sum())
+    print(f"peak above inputs and gradients: fused_logps {fused / 2 ** 20:.0f} MB, fused_loss {whole / 2 ** 20:.0f} MB, plain {plain / 2 ** 20:.0f} MB")
+    assert fused < 300e6 and whole < 300e6 < 1.5e9 < plain
