@@ -103,6 +103,60 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
+def wide(x):
+    """In fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
+    return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
+
+
+class GroupAttention(torch.autograd.Function):
+    """
+    Answers attend to their group's prompt, whose keys and values lie there once, and to themselves: two calls of a CPU's flash attention, merged by
+    their normalisers. Given the merged output and normaliser, each one's own backward is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, prompt_k, prompt_v, bias):
+        """q (P, G, R, H, d), k and v (P, G, R, H_kv, d), prompt_k and prompt_v (P, T, H_kv, d), bias (P, 1, 1, T) or None -> (P, G, R, H, d)."""
+        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
+        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*own, 0.0, True)                      # (P G, H, R, d), (P G, H, R)
+        y_shared, lse_shared = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*shared, 0.0, False, attn_mask=bias)
+        y, y_shared = y.transpose(1, 2).view(q.shape), GroupAttention.unfold(y_shared, q.shape)
+        lse, lse_shared = lse.transpose(1, 2).reshape(*q.shape[:-1], 1), GroupAttention.unfold(lse_shared[..., None], q.shape)
+        whole = torch.logaddexp(lse, lse_shared)
+        y = y * (lse - whole).exp() + y_shared * (lse_shared - whole).exp()
+        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, whole)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
+        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
+        rows = lambda x: x.flatten(0, 1).transpose(1, 2)                        # (P, G, R, H, ...) -> (P G, H, R, ...)
+        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grad_q, grad_k, grad_v = back(rows(grad), *own, rows(y), rows(lse).squeeze(-1), 0.0, True)
+        fold = lambda x: GroupAttention.fold(x, k.shape[3])
+        grad_shared_q, *grad_prompt = back(fold(grad), *shared, fold(y), fold(lse).squeeze(-1), 0.0, False, attn_mask=bias)
+        grad_q = grad_q.transpose(1, 2).view(q.shape) + GroupAttention.unfold(grad_shared_q, q.shape)
+        return grad_q, *(x.transpose(1, 2).reshape(k.shape) for x in (grad_k, grad_v)), *(x.transpose(1, 2) for x in grad_prompt), None
+
+    @staticmethod
+    def views(q, k, v, prompt_k, prompt_v):
+        """What the two calls get: each answer's own rows; and a prompt's keys with all its answers' queries, those of a key's heads together."""
+        return tuple(x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)), (GroupAttention.fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2))
+
+    @staticmethod
+    def fold(x, H_kv):
+        """(P, G, R, H, d) -> (P, H_kv, G R H/H_kv, d)"""
+        P, G, R, H, d = x.shape
+        return x.view(P, G * R, H_kv, H // H_kv, d).transpose(1, 2).reshape(P, H_kv, -1, d)
+
+    @staticmethod
+    def unfold(x, shape):
+        """The way back, to (P, G, R, H, d)."""
+        P, G, R, H, _ = shape
+        return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)
+
+
 class Attention(nn.Module):
 
     def __init__(self, config):
@@ -226,12 +280,8 @@ class GPT(nn.Module):
 
     def attention(self, q, k, v, mask=None, is_causal=False):
         """q (N, T, H, d) against k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where a query may look -> (N, T, H, d)."""
-        dtype = q.dtype
-        if q.device.type == 'cpu':  # in bf16 its backward is six times slower there than in fp32
-            q, k, v = q.float(), k.float(), v.float()
-        return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=is_causal,
-                                              dropout_p=self.config.dropout if self.training else 0.0,
-                                              enable_gqa=q.shape[-2] != k.shape[-2]).transpose(1, 2).to(dtype)
+        y = F.scaled_dot_product_attention(*(wide(x).transpose(1, 2) for x in (q, k, v)), attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[-2] != k.shape[-2])
+        return y.transpose(1, 2).to(q.dtype)
 
     def prefill(self, tokens):
         """
@@ -255,17 +305,21 @@ class GPT(nn.Module):
         """
         P, G, R = tokens.shape
         T = prefix[0][0].shape[1]
-        device = tokens.device
-        seen = (torch.arange(T, device=device) < prompt_lengths[:, None])[:, None, None].expand(P, G, R, T)
-        own = torch.ones(R, R, dtype=torch.bool, device=device).tril().expand(P, G, R, R)
-        mask = torch.cat((seen, own), dim=-1).view(P * G, 1, R, T + R)
+        seen = torch.arange(T, device=tokens.device) < prompt_lengths[:, None]  # (P, T)
+        if tokens.is_cuda:
+            own = torch.ones(R, R, dtype=torch.bool, device=tokens.device).tril().expand(P, G, R, R)
+            mask = torch.cat((seen[:, None, None].expand(P, G, R, T), own), dim=-1).view(P * G, 1, R, T + R)
+        else:
+            bias = None if seen.all() else torch.zeros(P, 1, 1, T, dtype=wide(prefix[0][0]).dtype).masked_fill(~seen[:, None, None], -torch.inf)
 
         def attend(layer, q, k, v):
+            if not tokens.is_cuda:
+                return GroupAttention.apply(*(wide(x) for x in (q, k, v, *prefix[layer])), bias).to(q.dtype)
             shared = (x[:, None].expand(-1, G, -1, -1, -1) for x in prefix[layer])  # (P, G, T, H_kv, d)
             k, v = (torch.cat(both, dim=2).flatten(0, 1) for both in zip(shared, (k, v)))
             return self.attention(q.flatten(0, 1), k, v, mask).unflatten(0, (P, G))
 
-        return self.run(tokens, prompt_lengths[:, None, None] + torch.arange(R, device=device), attend)
+        return self.run(tokens, prompt_lengths[:, None, None] + torch.arange(R, device=tokens.device), attend)
 
     def logits(self, tokens, lengths=None):
         """Logits (N, T, V) at every position; for a few positions take the hidden states and call lm_head on those."""

@@ -36,9 +36,9 @@ learning_rate = 2e-5
 min_lr = 0.0
 lr_schedule = 'linear'
 warmup_iters = 3
-max_iters = 66
+max_iters = 60
 
-eval_interval = 33
+eval_interval = 30
 eval_prompts_n = 300
 eval_samples = 1
 log_interval = 1
