@@ -22,7 +22,7 @@ except ImportError:  # there are no wheels for some platforms
     triton = None
 
 CHUNK = {'cpu': 2 ** 25, 'cuda': 2 ** 30}  # logits held at once: 128 MB in fp32 on a CPU, 4 GB on a GPU
-BLOCK = 2 ** 18                            # of which the CPU looks at so many at a time: 1 MB
+BLOCK = 2 ** 17                            # of which a CPU looks at so many at a time: 512 KB stay in its cache
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # the kernels run on a CPU, for tests
 
 
@@ -41,43 +41,49 @@ def scaled(z, scale, forbidden):
 
 
 def row_stats_torch(z, ids, scale, forbidden, z_ref=None):
-    N, device = len(z), z.device
-    logps, (entropy, lse, kl, lse_ref) = torch.empty(ids.shape, device=device), torch.zeros(4, N, 1, device=device)
+    logps, (entropy, lse, kl, lse_ref) = torch.empty(ids.shape, device=z.device), torch.zeros(4, len(z), 1, device=z.device)
     for rows in row_blocks(z):
-        y = scaled(z[rows], scale, forbidden)
-        largest = y.amax(dim=1, keepdim=True)
-        y = y - largest                                                         # at most 0
+        x = scaled(z[rows], scale, forbidden)
+        largest = x.amax(dim=1, keepdim=True)
+        y = x - largest                                                         # at most 0
         e = y.exp()
         total = e.sum(dim=1, keepdim=True)
         log_total = total.log()
         logps[rows] = y.gather(1, ids[rows]) - log_total
         lse[rows] = largest + log_total
+        y.clamp_(min=-1e30)                                                     # makes 0 * -inf the 0 that it means
+        entropy[rows] = log_total - dot(e, y) / total
         if z_ref is not None:
             x = scaled(z_ref[rows], scale, forbidden)
-            largest_ref = x.amax(dim=1, keepdim=True)
-            x = x - largest_ref
-            log_total_ref = x.exp().sum(dim=1, keepdim=True).log()
-            lse_ref[rows] = largest_ref + log_total_ref
-            kl[rows] = (e * (y - x).masked_fill_(e == 0, 0.0)).sum(dim=1, keepdim=True) / total - log_total + log_total_ref
-        entropy[rows] = log_total - e.mul_(y.clamp_(min=-1e30)).sum(dim=1, keepdim=True) / total  # the clamp makes 0 * -inf the 0 that it means
+            largest = x.amax(dim=1, keepdim=True)
+            x = (x - largest).clamp_(min=-1e30)
+            lse_ref[rows] = largest + x.exp().sum(dim=1, keepdim=True).log()
+            kl[rows] = dot(e, y.sub_(x)) / total - log_total + (lse_ref[rows] - largest)
     return logps, entropy, lse, kl, lse_ref
+
+
+def dot(a, b):
+    """(n, 1) from (n, V) and (n, V), in one pass."""
+    return (a.unsqueeze(1) @ b.unsqueeze(2)).squeeze(2)
 
 
 def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
     entropy, lse, kl, lse_ref = stats
     of_logps, of_entropy, of_kl = grads
-    with_entropy = bool(of_entropy.any())
-    live = ((of_logps != 0).any(dim=1, keepdim=True) | (of_entropy != 0) | (of_kl != 0))
+    dead = ~((of_logps != 0).any(dim=1, keepdim=True) | (of_entropy != 0) | (of_kl != 0))
+    plain, some_dead = z_ref is None and not of_entropy.any(), bool(dead.any())
     for rows in row_blocks(z):
         y = scaled(z[rows], scale, forbidden) - lse[rows]                       # log p
-        factor = -of_logps[rows].sum(dim=1, keepdim=True)
-        if with_entropy:
-            factor = factor - of_entropy[rows] * (y.clamp(min=-1e30) + entropy[rows])
-        if z_ref is not None:
-            x = scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]
-            factor = factor + of_kl[rows] * ((y - x).masked_fill_(y == -torch.inf, 0.0) - kl[rows])
-        y = y.exp_().mul_(factor).scatter_add_(1, ids[rows], of_logps[rows])
-        dz[rows] = y.mul_(scale).masked_fill_(~live[rows], 0.0)                 # what nobody asked about may be NaN
+        factor = -scale * of_logps[rows].sum(dim=1, keepdim=True)
+        if not plain:
+            y.clamp_(min=-1e30)
+            factor = factor - scale * of_entropy[rows] * (y + entropy[rows])
+            if z_ref is not None:
+                factor += scale * of_kl[rows] * (y - (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30) - kl[rows])
+        y.exp_().mul_(factor).scatter_add_(1, ids[rows], scale * of_logps[rows])
+        if some_dead:
+            y.masked_fill_(dead[rows], 0.0)                                     # what nobody asked about may be NaN
+        dz[rows] = y
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,6 @@ class GPTConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_position_embeddings
     norm_eps: float = 1e-5
-    dropout: float = 0.0             # leave at 0 under RL: a ratio between two different dropout masks means nothing
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -208,11 +207,10 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm_2 = make_norm(config)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, rope, attend):
-        x = x + self.drop(self.attn(self.norm_1(x), rope, attend))
-        return x + self.drop(self.mlp(self.norm_2(x)))
+        x = x + self.attn(self.norm_1(x), rope, attend)
+        return x + self.mlp(self.norm_2(x))
 
 
 class GPT(nn.Module):
@@ -223,7 +221,6 @@ class GPT(nn.Module):
         self.gradient_checkpointing = False  # True: a block's activations are computed again in backward instead of kept
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == 'learned' else None
-        self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.norm_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -249,7 +246,6 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)
         else:
             rope = rotation(positions[..., None, None] * self.frequencies(x.device), x.dtype)  # in float64: 1e5 radians keep their fraction
-        x = self.drop(x)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             who = partial(attend, layer)

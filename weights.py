@@ -380,7 +380,7 @@ def write(folder, fields, state, eos_id=None):
               **{keys[column]: fields[ours] for ours, keys in KEYS.items() if keys[column]}, **{key: values[0] for key, values in ONLY[family].items()},
               'bos_token_id': None, 'eos_token_id': eos_id}  # absent, they would default to ids that mean something else here
     if family == 'gpt2':
-        config |= {key: fields['dropout'] for key in ('resid_pdrop', 'embd_pdrop', 'attn_pdrop')}
+        config |= {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
     else:
         config |= {'rope_theta': fields['rope_theta'], 'rope_scaling': {'rope_type': 'llama3', **fields['rope_scaling']} if fields['rope_scaling'] else None}
     os.makedirs(folder, exist_ok=True)

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from data.tokenizer import CharTokenizer
-from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, rope_frequencies, rotate, rotation, save_checkpoint
+from model import GPT, GPTConfig, GroupAttention, configure_optimizers, load_checkpoint, rope_frequencies, rotate, rotation, save_checkpoint
 
 
 def tiny(**kinds):
@@ -114,3 +114,25 @@ def test_characters():
     assert tokenizer.decode(tokenizer.encode('cab')) == 'cab' and tokenizer.decode([0, tokenizer.mask_id, tokenizer.pad_id]) == 'a_'
     with pytest.raises(ValueError, match="character 'z' at position 2"):
         tokenizer.encode('abz')
+
+
+@pytest.mark.parametrize('P, G, R, H, H_kv, T, d, ragged', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
+def test_group_attention(P, G, R, H, H_kv, T, d, ragged):
+    """Each answer token sees its prompt, as long as that is, and the answer up to itself; the prompt's gradient is the sum over its answers."""
+    torch.manual_seed(0)
+    lengths = torch.randint(1, T + 1, (P,)) if ragged else torch.full((P,), T)
+    seen = torch.arange(T) < lengths[:, None]
+    bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
+    mask = torch.cat((seen[:, None, None].expand(P, G, R, T), torch.ones(R, R, dtype=torch.bool).tril().expand(P, G, R, R)), dim=-1).view(P * G, 1, R, T + R)
+
+    def formula(q, k, v, prompt_k, prompt_v):
+        k, v = (torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1).transpose(1, 2) for prompt, own in ((prompt_k, k), (prompt_v, v)))
+        y = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), k, v, attn_mask=mask, enable_gqa=True)
+        return y.transpose(1, 2).unflatten(0, (P, G))
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((P, G, R, H, d), (P, G, R, H_kv, d), (P, G, R, H_kv, d), (P, T, H_kv, d), (P, T, H_kv, d))]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    y, wanted = GroupAttention.apply(*inputs, bias), formula(*exact)
+    grad = torch.randn_like(y)
+    torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=0)
+    for mine, theirs in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, exact, grad.double())):
+        torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
