@@ -19,11 +19,11 @@ from sample import generate
 class CausalPolicy:
     """The policy of completion; see grpo.py for what a policy is. Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,) and seeds (P,) on the CPU."""
 
-    def __init__(self, model, tokenizer, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0):
+    def __init__(self, model, tokenizer, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, compile=False):
         if temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above 0: at 0 all answers of a group are equal and there is nothing to learn from")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.temperature, self.top_k, self.top_p, self.compile = temperature, top_k, top_p, compile
         self.forbidden = forbidden_tokens(tokenizer, model)
 
     def with_model(self, model):
@@ -46,7 +46,7 @@ class CausalPolicy:
         """Answers at the policy's temperature; each depends on its prompt, its seed and its place in the group, not on the rest of the batch."""
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
         answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p,
-                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden)
+                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden, compile=self.compile)
         return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths.cpu(), logps=answers.logps, ended=answers.ended.cpu(), allowed=answers.allowed)
 
     def greedy(self, batch):

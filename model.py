@@ -10,6 +10,7 @@ They return hidden states, not logits: whoever wants log-probs decides which row
 memory goes. There is no left padding anywhere: rows are right-padded with true lengths, so positions are natural.
 Shapes: N rows · P prompts · G answers of each · T and R tokens · D width · V vocabulary · H heads (H_kv of keys) · d head width.
 """
+import functools
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -167,8 +168,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
         self.proj = nn.Linear(config.n_head * d, config.n_embd, bias=config.bias)
 
-    def forward(self, x, rope, attend):
-        """x (..., D), whatever its leading axes mean: `attend` knows. It gets q (..., H, d), k and v (..., H_kv, d) and returns (..., H, d)."""
+    def forward(self, x, rope):
+        """x (..., D), whatever its leading axes mean -> q (..., H, d), k and v (..., H_kv, d)."""
         H, H_kv = self.heads
         heads = self.qkv(x).view(*x.shape[:-1], -1, self.head_dim)              # (..., H + 2 H_kv, d)
         qk, v = heads.split([H + H_kv, H_kv], dim=-2)
@@ -178,7 +179,7 @@ class Attention(nn.Module):
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.split(self.heads, dim=-2)
-        return self.proj(attend(q, k, v).flatten(-2))
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -207,10 +208,28 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm_2 = make_norm(config)
         self.mlp = MLP(config)
+        self.compiled = False
 
     def forward(self, x, rope, attend):
-        x = x + self.attn(self.norm_1(x), rope, attend)
+        """x (..., D); attend(q, k, v) knows what the leading axes mean and who sees whom."""
+        before, after = compiled_halves() if self.compiled and torch.is_grad_enabled() else (Block.before, Block.after)
+        return after(self, x, attend(*before(self, x, rope)))
+
+    def before(self, x, rope):
+        return self.attn(self.norm_1(x), rope)
+
+    def after(self, x, y):
+        x = x + self.attn.proj(y.flatten(-2))
         return x + self.mlp(self.norm_2(x))
+
+
+@functools.cache
+def compiled_halves():
+    """
+    What lies between two attentions, fused by torch.compile: once for all layers and all sizes. For training alone; a sampler's few rows
+    gain nothing from it.
+    """
+    return tuple(torch.compile(half, dynamic=True) for half in (Block.before, Block.after))
 
 
 class GPT(nn.Module):
@@ -251,6 +270,11 @@ class GPT(nn.Module):
             who = partial(attend, layer)
             x = checkpoint(block, x, rope, who, use_reentrant=False) if again else block(x, rope, who)
         return self.norm_f(x)
+
+    def compile_blocks(self):
+        """From now on the forward of training is compiled (a minute at its first use; on a CPU it takes a C++ compiler)."""
+        for block in self.blocks:
+            block.compiled = True
 
     def frequencies(self, device):
         if self.rope_frequencies.device != device:

@@ -109,6 +109,7 @@ wandb_mode = 'online'                                # 'offline' needs no accoun
 seed = 1
 device = 'auto'                                      # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
 precision = 'auto'                                   # 'fp32' | 'bf16' | 'fp16', what is computed in; what learns is fp32 always. 'auto': bf16 where it is faster
+compile = False                                      # True: torch.compile for training (a minute at the start, then faster), and on a GPU CUDA graphs for sampling
 gradient_checkpointing = False                       # True: less memory in backward, a quarter more time
 config = configure(globals())
 
@@ -211,6 +212,8 @@ if init_from == 'resume':
     else:
         model.load_state_dict(resumed['model'])
 masters = compute_in(model, dtype)
+if compile:
+    model.compile_blocks()
 learning = [name for name, p in model.named_parameters() if p.requires_grad]
 policy = job.policy(model)
 if with_reference:

@@ -15,8 +15,8 @@ pretrain_iters = 1500
 pretrain_until = 0.4     # how long a model takes to find out how to carry differs between seeds threefold
 temperature = 1.0
 
-batch_size = 128
-group_size = 16
+batch_size = 256
+group_size = 8
 loss_type = 'dapo'
 kl_beta = 0.0
 learning_rate = 4e-4

@@ -1,4 +1,7 @@
 """The transformer's kinds, and checkpoints that are whole or refused."""
+import copy
+import shutil
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -136,3 +139,28 @@ def test_group_attention(P, G, R, H, H_kv, T, d, ragged):
     torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=0)
     for mine, theirs in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, exact, grad.double())):
         torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None and not torch.cuda.is_available(), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_compute_the_same_at_any_length():
+    """Equal values and gradients; after the first lengths no new one is compiled for, nor a second layer, nor a copy of the model."""
+    from torch._dynamo.utils import counters
+    model = tiny(norm='rmsnorm', position='rope', mlp='swiglu', bias=False)
+    torch.nn.init.normal_(model.blocks[0].attn.proj.weight)
+    compiled = copy.deepcopy(model)
+    compiled.compile_blocks()
+
+    def gradient(which, T):
+        torch.manual_seed(T)
+        prompts, answers = torch.randint(20, (2, T)), torch.randint(20, (2, 3, 12 - T))
+        _, prefix = which.prefill(prompts)
+        which.zero_grad()
+        which.answer(answers, prefix, torch.tensor([T, T - 1])).square().sum().backward()
+        return which.blocks[0].attn.qkv.weight.grad.clone()
+
+    for T in (3, 5, 4):
+        torch.testing.assert_close(gradient(compiled, T), gradient(model, T), atol=1e-4, rtol=1e-4)
+    seen = counters['stats']['unique_graphs']
+    assert seen > 0
+    gradient(compiled, 8), gradient(copy.deepcopy(compiled), 7)
+    assert counters['stats']['unique_graphs'] == seen
