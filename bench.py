@@ -308,7 +308,8 @@ def kernel(N=2048, D=576, V=49152):
     torch.manual_seed(0)
     hidden, weight, ids = (0.5 * torch.randn(N, D, device=device)).to(dtype).requires_grad_(), (0.1 * torch.randn(V, D, device=device)).to(dtype).requires_grad_(), torch.randint(V, (N,), device=device)
     g = torch.randn(N, device=device)
-    mask = torch.ones(1, 1, N, dtype=torch.bool, device=device)
+    U = N // 64
+    mask = torch.ones(U, 1, 64, dtype=torch.bool, device=device)
 
     def plain(log_probs=lambda h, w: (h @ w.T).float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)):
         loss = (log_probs(hidden, weight) * g).sum()
@@ -316,7 +317,7 @@ def kernel(N=2048, D=576, V=49152):
         return loss
 
     def ours():
-        loss = fused_loss(hidden[None], weight, ids.view(1, 1, N), mask, lambda units, logps, entropy, kl: (logps * g).sum(), counts=[N])
+        loss = fused_loss(hidden.view(U, 64, D), weight, ids.view(U, 1, 64), mask, lambda units, logps, entropy, kl: (logps * g.view(U, 1, 64)[units]).sum(), counts=[64] * U)
         loss.backward()
         return loss
 

@@ -21,8 +21,8 @@ try:
 except ImportError:  # there are no wheels for some platforms
     triton = None
 
-CHUNK = {'cpu': 2 ** 25, 'cuda': 2 ** 30}  # logits held at once: 128 MB in fp32 on a CPU, 4 GB on a GPU
-BLOCK = 2 ** 17                            # of which a CPU looks at so many at a time: 512 KB stay in its cache
+CHUNK = {'cpu': 2 ** 24, 'cuda': 2 ** 30}  # logits held at once: 64 MB in fp32 on a CPU, 4 GB on a GPU
+BLOCK = 2 ** 19                            # of which a CPU looks at so many at a time: 2 MB stay in its cache
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # the kernels run on a CPU, for tests
 
 
@@ -45,26 +45,19 @@ def row_stats_torch(z, ids, scale, forbidden, z_ref=None):
     for rows in row_blocks(z):
         x = scaled(z[rows], scale, forbidden)
         largest = x.amax(dim=1, keepdim=True)
-        y = x - largest                                                         # at most 0
-        e = y.exp()
-        total = e.sum(dim=1, keepdim=True)
-        log_total = total.log()
+        p = x.softmax(dim=1)                                                    # one fast pass, where exp and sum would be four
+        log_total = -p.amax(dim=1, keepdim=True).log()                          # of sum e^(x - largest)
+        y = (x - largest).clamp_(min=-1e30)                                     # at most 0; the clamp makes 0 * -inf the 0 that it means
         logps[rows] = y.gather(1, ids[rows]) - log_total
         lse[rows] = largest + log_total
-        y.clamp_(min=-1e30)                                                     # makes 0 * -inf the 0 that it means
-        entropy[rows] = log_total - dot(e, y) / total
+        entropy[rows] = log_total - (p * y).sum(dim=1, keepdim=True)
         if z_ref is not None:
             x = scaled(z_ref[rows], scale, forbidden)
             largest = x.amax(dim=1, keepdim=True)
-            x = (x - largest).clamp_(min=-1e30)
-            lse_ref[rows] = largest + x.exp().sum(dim=1, keepdim=True).log()
-            kl[rows] = dot(e, y.sub_(x)) / total - log_total + (lse_ref[rows] - largest)
+            log_total_ref = -x.softmax(dim=1).amax(dim=1, keepdim=True).log()
+            lse_ref[rows] = largest + log_total_ref
+            kl[rows] = p.mul_(y.sub_((x - largest).clamp_(min=-1e30))).sum(dim=1, keepdim=True) - log_total + log_total_ref
     return logps, entropy, lse, kl, lse_ref
-
-
-def dot(a, b):
-    """(n, 1) from (n, V) and (n, V), in one pass."""
-    return (a.unsqueeze(1) @ b.unsqueeze(2)).squeeze(2)
 
 
 def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
@@ -73,17 +66,17 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
     dead = ~((of_logps != 0).any(dim=1, keepdim=True) | (of_entropy != 0) | (of_kl != 0))
     plain, some_dead = z_ref is None and not of_entropy.any(), bool(dead.any())
     for rows in row_blocks(z):
-        y = scaled(z[rows], scale, forbidden) - lse[rows]                       # log p
+        x = scaled(z[rows], scale, forbidden)
+        p = x.softmax(dim=1)
         factor = -scale * of_logps[rows].sum(dim=1, keepdim=True)
         if not plain:
-            y.clamp_(min=-1e30)
-            factor = factor - scale * of_entropy[rows] * (y + entropy[rows])
+            log_p = (x - lse[rows]).clamp_(min=-1e30)
+            factor = factor - scale * of_entropy[rows] * (log_p + entropy[rows])
             if z_ref is not None:
-                factor += scale * of_kl[rows] * (y - (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30) - kl[rows])
-        y.exp_().mul_(factor).scatter_add_(1, ids[rows], scale * of_logps[rows])
-        if some_dead:
-            y.masked_fill_(dead[rows], 0.0)                                     # what nobody asked about may be NaN
-        dz[rows] = y
+                log_p_ref = (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30)
+                factor += scale * of_kl[rows] * (log_p - log_p_ref - kl[rows])
+        p.mul_(factor).scatter_add_(1, ids[rows], scale * of_logps[rows])
+        dz[rows] = p.masked_fill_(dead[rows], 0.0) if some_dead else p          # what nobody asked about may be NaN
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,12 +202,21 @@ def row_grads(z, dtype, *arguments):
 # ---------------------------------------------------------------------------------------------------------------------
 # around them: chunks of rows, and the matrix products
 
-def logits_of(hidden, weight, allowed):
-    """(n, V). On a GPU fp32 out of bf16 products where a row of them stays in the second-level cache; else in the weight's dtype."""
-    if hidden.is_cuda and weight.dtype != torch.float32 and len(weight) <= 2 ** 16:
-        z = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+def room_for_logits(hidden, weight, n):
+    """
+    Memory for the logits (n, V) of a chunk, used again for the next one: fresh pages are slow. On a GPU fp32 out of bf16 products, where a
+    row stays in the second-level cache; else the weight's dtype.
+    """
+    fp32 = hidden.is_cuda and len(weight) <= 2 ** 16
+    return torch.empty(n, len(weight), device=hidden.device, dtype=torch.float32 if fp32 else weight.dtype)
+
+
+def logits_of(hidden, weight, allowed, room):
+    z = room[:len(hidden)]
+    if z.dtype == weight.dtype:
+        torch.mm(hidden, weight.T, out=z)
     else:
-        z = hidden @ weight.T
+        torch.mm(hidden, weight.T, out_dtype=z.dtype, out=z)
     if allowed is not None:  # bits, low to high, see sample.pack
         bits = (allowed[..., None] >> torch.arange(8, dtype=torch.uint8, device=allowed.device)) & 1
         z.masked_fill_(bits.flatten(-2)[:, :z.shape[-1]] == 0, -torch.inf)
@@ -234,15 +236,15 @@ def push_back(dz, hidden, weight, grad_weight):
 
 
 def chunks(counts, V, device):
-    """Slices of units (rows, or sequences with `counts` rows) that together hold about CHUNK logits; at least one unit each."""
-    most, start, held = CHUNK['cuda' if device.type == 'cuda' else 'cpu'] // V, 0, 0
+    """Slices of units (rows, or sequences with `counts` rows) that together hold about CHUNK logits, at least one unit each; and the most rows of one."""
+    most, slices, start, held, largest = CHUNK['cuda' if device.type == 'cuda' else 'cpu'] // V, [], 0, 0, 0
     for unit, n in enumerate(counts):
         if unit > start and held + n > most:
-            yield slice(start, unit)
+            slices.append(slice(start, unit))
             start, held = unit, 0
         held += n
-    if start < len(counts):
-        yield slice(start, len(counts))
+        largest = max(largest, held)
+    return slices + [slice(start, len(counts))] * bool(counts), largest
 
 
 def part(tensor, rows):
@@ -254,8 +256,10 @@ class FusedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, forbidden, allowed):
         logps, stats = torch.empty(ids.shape, device=hidden.device), torch.empty(4, len(ids), 1, device=hidden.device)
-        for rows in chunks([1] * len(ids), len(weight), hidden.device):
-            logps[rows], *some = row_stats(logits_of(hidden[rows], weight, part(allowed, rows)), ids[rows], 1 / temperature, forbidden)
+        slices, n = chunks([1] * len(ids), len(weight), hidden.device)
+        room = room_for_logits(hidden, weight, n)
+        for rows in slices:
+            logps[rows], *some = row_stats(logits_of(hidden[rows], weight, part(allowed, rows), room), ids[rows], 1 / temperature, forbidden)
             stats[:, rows] = torch.stack(some)
         ctx.save_for_backward(hidden, weight, ids, forbidden, allowed, stats)
         ctx.temperature = temperature
@@ -267,8 +271,10 @@ class FusedLogps(torch.autograd.Function):
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
-        for rows in chunks([1] * len(ids), len(weight), hidden.device):
-            z = logits_of(hidden[rows], weight, part(allowed, rows))
+        slices, n = chunks([1] * len(ids), len(weight), hidden.device)
+        room = room_for_logits(hidden, weight, n)
+        for rows in slices:
+            z = logits_of(hidden[rows], weight, part(allowed, rows), room)
             dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows], [g[rows] for g in grads])
             grad_hidden[rows] = push_back(dz, hidden[rows], weight, grad_weight)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
@@ -296,11 +302,14 @@ class FusedLoss(torch.autograd.Function):
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants_grad else None
         grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
-        for units in chunks(counts, len(weight), hidden.device):
+        slices, n = chunks(counts, len(weight), hidden.device)
+        room, room_ref = room_for_logits(hidden, weight, n), None if ref_hidden is None else room_for_logits(ref_hidden, ref_weight, n)
+        for units in slices:
             real = mask[units].any(dim=1).flatten().nonzero_static(size=sum(counts[units])).squeeze(1)  # (n,) rows with a token that counts
             x, tokens = rows_of(hidden, units)[real], ids[units].transpose(1, 2).flatten(0, 1)[real]  # (n, D), (n, K)
-            z = logits_of(x, weight, part(rows_of(allowed, units), real))
-            z_ref = None if ref_hidden is None else logits_of(rows_of(ref_hidden, units)[real], ref_weight, part(rows_of(allowed, units), real))
+            kept = part(rows_of(allowed, units), real)
+            z = logits_of(x, weight, kept, room)
+            z_ref = None if ref_hidden is None else logits_of(rows_of(ref_hidden, units)[real], ref_weight, kept, room_ref)
             logps, *stats = row_stats(z, tokens, 1 / temperature, forbidden, z_ref)
 
             def back(values):
@@ -315,12 +324,14 @@ class FusedLoss(torch.autograd.Function):
                 grads = [g * ctx.boost for g in torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
                 dz = row_grads(z, weight.dtype, tokens, 1 / temperature, forbidden, stats, grads, z_ref)
                 grad_hidden[units].view(-1, D).index_copy_(0, real, push_back(dz, x, weight, grad_weight))
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.grads = [grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)]
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        grads = [None if g is None else g.mul_((grad / ctx.boost).to(g.dtype)) for g in ctx.saved_tensors]  # a tensor's product: nothing waits for the device
+        grads, ctx.grads = ctx.grads, None  # handed over, not kept: the head's gradient is there once
+        for g in filter(lambda g: g is not None, grads):
+            g.mul_((grad / ctx.boost).to(g.dtype))  # a tensor's product: nothing waits for the device
         return *grads, None, None, None, None, None, None, None, None, None
 
 

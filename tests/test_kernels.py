@@ -190,7 +190,7 @@ def test_the_kernels_equal_torch(dtype):
         results.append((logps, *rest, dz.float()))
     good = torch.arange(N, device=DEVICE) != 3
     for mine, theirs in zip(results[1], results[0]):
-        torch.testing.assert_close(mine[good], theirs[good], atol=2e-4 if mine.shape[1] == 1 else 1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+        torch.testing.assert_close(mine[good], theirs[good], atol=2e-4 if mine.shape[1] == 1 else 1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-4 if dtype == torch.float32 else 1e-2)  # a normaliser near 700 has 6e-5 to lose
     assert (results[1][-1][3] == 0).all() and (results[0][-1][3] == 0).all()
 
 

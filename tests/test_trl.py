@@ -4,7 +4,7 @@ import torch
 
 pytest.importorskip('trl')
 pytest.importorskip('transformers')
-from bench import WordTokenizer, llama_gradient, llamas, trl_trainer  # noqa: E402
+from bench import SIZES, WordTokenizer, llama_gradient, llamas, trl_trainer  # noqa: E402
 from completion import CausalPolicy, prompt_batch  # noqa: E402
 from grpo import Rollout, answer_log_probs, train_on_rollout  # noqa: E402
 
@@ -13,7 +13,7 @@ P, G, T, R = 2, 4, 6, 9
 
 @pytest.fixture(scope='module')
 def both():
-    return llamas('tiny')
+    return llamas(SIZES['tiny'])
 
 
 @pytest.mark.parametrize('loss_type, options, theirs_options', [
