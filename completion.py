@@ -60,7 +60,7 @@ class CausalPolicy:
         P, G, R = rollout.tokens.shape
         lengths, longest = rollout.batch['prompt_lengths'], int(rollout.lengths.max())
         states, prefix = self.model.prefill(rollout.batch['prompts'][:, :int(lengths.max())])
-        lengths = lengths.to(states.device)
+        lengths = lengths.to(states.device, non_blocking=True)
         hidden = states[torch.arange(P, device=states.device), lengths - 1][:, None, None].expand(P, G, 1, -1)
         if longest > 1:
             tokens = rollout.tokens[:, :, :longest - 1].masked_fill(~rollout.mask[:, :, :longest - 1], 0)

@@ -51,7 +51,7 @@ class Rollout:
     def mask(self):
         """(P, G, R) bool: which tokens are real."""
         device = self.tokens.device
-        return torch.arange(self.tokens.shape[-1], device=device) < self.lengths[..., None].to(device)
+        return torch.arange(self.tokens.shape[-1], device=device) < self.lengths[..., None].to(device, non_blocking=True)
 
     def pick(self, prompts):
         """The rollout of some prompts: indices (n,), or a slice."""

@@ -21,7 +21,7 @@ try:
 except ImportError:  # there are no wheels for some platforms
     triton = None
 
-CHUNK = {'cpu': 2 ** 24, 'cuda': 2 ** 30}  # logits held at once: 64 MB in fp32 on a CPU, 4 GB on a GPU
+CHUNK = {'cpu': 2 ** 26, 'cuda': 2 ** 32}  # bytes of logits held at once: 64 MB on a CPU, 4 GB on a GPU
 BLOCK = 2 ** 19                            # of which a CPU looks at so many at a time: 2 MB stay in its cache
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # the kernels run on a CPU, for tests
 
@@ -167,8 +167,9 @@ def launch(kernel, z, ids, scale, forbidden, z_ref, *tensors):
     N, V = z.shape
     rows, block, warps = (32, triton.next_power_of_2(V), 4) if INTERPRET else (1, min(8192, triton.next_power_of_2(V)), 16)
     if N:
-        kernel[(triton.cdiv(N, rows),)](*tensors, N, V, K=ids.shape[1], SCALE=float(scale), FORBIDDEN=forbidden is not None, REF=z_ref is not None,
-                                        ROWS=rows, BLOCK=block, num_warps=warps)
+        with torch.cuda.device_of(z):
+            kernel[(triton.cdiv(N, rows),)](*tensors, N, V, K=ids.shape[1], SCALE=float(scale), FORBIDDEN=forbidden is not None, REF=z_ref is not None,
+                                            ROWS=rows, BLOCK=block, num_warps=warps)
 
 
 def row_stats_triton(z, ids, scale, forbidden, z_ref=None):
@@ -186,7 +187,7 @@ def row_stats(z, *arguments):
     Of logits z (N, V), ids (N, K), scale = 1 / temperature, forbidden (V,) bool or None, z_ref (N, V) or None: log-probs (N, K), and (N, 1) each
     entropy, log of the normaliser, exact KL to z_ref, and its normaliser's log; all fp32, the last two 0 without a reference.
     """
-    return (row_stats_triton if z.is_cuda else row_stats_torch)(z, *arguments)
+    return (row_stats_triton if z.is_cuda and triton else row_stats_torch)(z, *arguments)
 
 
 def row_grads(z, dtype, *arguments):
@@ -195,21 +196,12 @@ def row_grads(z, dtype, *arguments):
     returned after the log-probs; grads, dloss/d of log-probs (N, K), of entropy and of KL (N, 1); z_ref.
     """
     dz = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
-    (row_grads_triton if z.is_cuda else row_grads_torch)(z, dz, *arguments)
+    (row_grads_triton if z.is_cuda and triton else row_grads_torch)(z, dz, *arguments)
     return dz
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # around them: chunks of rows, and the matrix products
-
-def room_for_logits(hidden, weight, n):
-    """
-    Memory for the logits (n, V) of a chunk, used again for the next one: fresh pages are slow. On a GPU fp32 out of bf16 products, where a
-    row stays in the second-level cache; else the weight's dtype.
-    """
-    fp32 = hidden.is_cuda and len(weight) <= 2 ** 16
-    return torch.empty(n, len(weight), device=hidden.device, dtype=torch.float32 if fp32 else weight.dtype)
-
 
 def logits_of(hidden, weight, allowed, room):
     z = room[:len(hidden)]
@@ -235,16 +227,22 @@ def push_back(dz, hidden, weight, grad_weight):
     return dz @ weight
 
 
-def chunks(counts, V, device):
-    """Slices of units (rows, or sequences with `counts` rows) that together hold about CHUNK logits, at least one unit each; and the most rows of one."""
-    most, slices, start, held, largest = CHUNK['cuda' if device.type == 'cuda' else 'cpu'] // V, [], 0, 0, 0
+def chunks(counts, hidden, weight):
+    """
+    Slices of units (rows, or sequences with `counts` rows) whose logits fill CHUNK bytes, at least one unit each; and room for the logits (n, V) of the
+    largest, used again for each: fresh pages are slow. On a GPU fp32 out of bf16 products, where a row stays in the second-level cache; else
+    the weight's dtype.
+    """
+    V, on_gpu = len(weight), hidden.is_cuda
+    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
+    most, slices, start, held, largest = CHUNK['cuda' if on_gpu else 'cpu'] // (V * dtype.itemsize), [], 0, 0, 0
     for unit, n in enumerate(counts):
         if unit > start and held + n > most:
             slices.append(slice(start, unit))
             start, held = unit, 0
         held += n
         largest = max(largest, held)
-    return slices + [slice(start, len(counts))] * bool(counts), largest
+    return slices + [slice(start, len(counts))] * bool(counts), torch.empty(largest, V, device=hidden.device, dtype=dtype)
 
 
 def part(tensor, rows):
@@ -256,8 +254,7 @@ class FusedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, forbidden, allowed):
         logps, stats = torch.empty(ids.shape, device=hidden.device), torch.empty(4, len(ids), 1, device=hidden.device)
-        slices, n = chunks([1] * len(ids), len(weight), hidden.device)
-        room = room_for_logits(hidden, weight, n)
+        slices, room = chunks([1] * len(ids), hidden, weight)
         for rows in slices:
             logps[rows], *some = row_stats(logits_of(hidden[rows], weight, part(allowed, rows), room), ids[rows], 1 / temperature, forbidden)
             stats[:, rows] = torch.stack(some)
@@ -271,8 +268,7 @@ class FusedLogps(torch.autograd.Function):
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
-        slices, n = chunks([1] * len(ids), len(weight), hidden.device)
-        room = room_for_logits(hidden, weight, n)
+        slices, room = chunks([1] * len(ids), hidden, weight)
         for rows in slices:
             z = logits_of(hidden[rows], weight, part(allowed, rows), room)
             dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows], [g[rows] for g in grads])
@@ -293,17 +289,17 @@ def fused_logps(hidden, weight, ids, temperature=1.0, forbidden=None, allowed=No
 class FusedLoss(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight):
+    def forward(ctx, hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight, grad_enabled):
         U, R, D = hidden.shape
         rows_of = lambda x, units: None if x is None else x[units].flatten(0, 1)
-        wants_grad = any(ctx.needs_input_grad[:2])
+        wants_grad, wants_grad_weight = grad_enabled and any(ctx.needs_input_grad[:2]), grad_enabled and ctx.needs_input_grad[1]
         # in fp16 a share of a mean over many tokens would underflow before a loss scale reaches it: it gets a scale of its own
         ctx.boost = float(max(1, sum(counts))) if weight.dtype == torch.float16 else 1.0
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants_grad else None
-        grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
-        slices, n = chunks(counts, len(weight), hidden.device)
-        room, room_ref = room_for_logits(hidden, weight, n), None if ref_hidden is None else room_for_logits(ref_hidden, ref_weight, n)
+        grad_weight = torch.zeros(weight.shape, device=weight.device) if wants_grad_weight else None
+        slices, room = chunks(counts, hidden, weight)
+        room_ref = None if ref_hidden is None else torch.empty_like(room)
         for units in slices:
             real = mask[units].any(dim=1).flatten().nonzero_static(size=sum(counts[units])).squeeze(1)  # (n,) rows with a token that counts
             x, tokens = rows_of(hidden, units)[real], ids[units].transpose(1, 2).flatten(0, 1)[real]  # (n, D), (n, K)
@@ -324,15 +320,14 @@ class FusedLoss(torch.autograd.Function):
                 grads = [g * ctx.boost for g in torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
                 dz = row_grads(z, weight.dtype, tokens, 1 / temperature, forbidden, stats, grads, z_ref)
                 grad_hidden[units].view(-1, D).index_copy_(0, real, push_back(dz, x, weight, grad_weight))
-        ctx.grads = [grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)]
+        ctx.grads, ctx.dtype = (grad_hidden, grad_weight), weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        grads, ctx.grads = ctx.grads, None  # handed over, not kept: the head's gradient is there once
-        for g in filter(lambda g: g is not None, grads):
-            g.mul_((grad / ctx.boost).to(g.dtype))  # a tensor's product: nothing waits for the device
-        return *grads, None, None, None, None, None, None, None, None, None
+        (grad_hidden, grad_weight), ctx.grads = ctx.grads, None  # handed over, not kept: the head's gradient is there once
+        scale = grad / ctx.boost  # a tensor: nothing waits for the device
+        return grad_hidden.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale).to(ctx.dtype), *[None] * 10
 
 
 def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=None, allowed=None, ref_hidden=None, ref_weight=None, counts=None):
@@ -344,4 +339,4 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
     list; without it the device is asked. Backward can be called once.
     """
     counts = mask.any(dim=1).sum(dim=1).tolist() if counts is None else counts
-    return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight)
+    return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight, torch.is_grad_enabled())

@@ -90,9 +90,8 @@ def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, le
     batch, chosen = masked_windows(corpus['val'], 1024, text_length, tokenizer, mask_kinds, mask_ratio, torch.Generator().manual_seed(0))
     batch = {k: v.to(device) for k, v in batch.items()}
     with torch.no_grad():
-        hidden = model(batch['tokens'])[chosen.to(device)]
-    quality = {'loss': cross_entropy(model, hidden, batch['original'][chosen.to(device)]).item(),
-               'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
+        loss = cross_entropy(model, model(batch['tokens'])[chosen.to(device)], batch['original'][chosen.to(device)]).item()
+    quality = {'loss': loss, 'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
     return model, quality
 
 

@@ -30,7 +30,7 @@ class Answers:
 def pack(allowed):
     """bool (..., V) as bits (..., ceil(V / 8)) uint8: what was allowed at each token is kept for the trainer, an eighth of the size."""
     padded = torch.nn.functional.pad(allowed, (0, -allowed.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (padded * torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=allowed.device)).sum(dim=-1, dtype=torch.uint8)
+    return (padded.byte() << torch.arange(8, dtype=torch.uint8, device=allowed.device)).sum(dim=-1, dtype=torch.uint8)
 
 
 def unpack(bits, V):

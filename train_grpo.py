@@ -11,6 +11,7 @@ import datetime
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import types
@@ -157,6 +158,8 @@ if world_size > 1:
     dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))  # the others wait while rank 0 pretrains or evaluates
 if device_type == 'cuda':
     torch.cuda.set_device(device)
+if compile and device_type == 'cpu' and not shutil.which(os.environ.get('CXX', 'g++')):
+    raise ValueError("compile on a CPU needs a C++ compiler, and there is no g++ here: install it, name yours in CXX, or leave compile at False")
 if batch_size % world_size:
     raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes: make it a multiple of {world_size}")
 master = rank == 0

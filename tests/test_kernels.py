@@ -46,7 +46,7 @@ def plain(hidden, weight, ids, temperature, forbidden, allowed):
 def test_values_and_gradients(monkeypatch, way, N, K, V, D, block, temperature, scale, masks):
     """Values to 1e-5, gradients of log-probs and entropy to 1e-5 of their norm; first and last id, logits of +-500, forbidden and cut-off tokens."""
     monkeypatch.setattr(kernels, 'BLOCK', block)
-    monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 3 * block, 'cuda': 3 * block})
+    monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 12 * block, 'cuda': 12 * block})
     torch.manual_seed(N)
     hidden, weight = (scale * torch.randn(N, D, dtype=torch.float64)).requires_grad_(), torch.randn(V, D, dtype=torch.float64).requires_grad_()
     ids = torch.randint(V, (N, K))
@@ -57,8 +57,9 @@ def test_values_and_gradients(monkeypatch, way, N, K, V, D, block, temperature, 
         forbidden[ids.flatten()] = False
         allowed.scatter_(1, ids, True)
     g, h = torch.randn(N, K), torch.randn(N)
-    inputs = [x.detach().float().requires_grad_() for x in (hidden, weight)]
-    logps, entropy = fused_logps(*inputs, ids, temperature, forbidden, pack(allowed) if masks else None)
+    inputs = [x.detach().float().to(DEVICE).requires_grad_() for x in (hidden, weight)]
+    there = lambda x: None if x is None else x.to(DEVICE)
+    logps, entropy = (x.cpu() for x in fused_logps(*inputs, there(ids), temperature, there(forbidden), there(pack(allowed)) if masks else None))
     wanted_logps, wanted_entropy = plain(hidden, weight, ids, temperature, forbidden, allowed)
     tolerance = dict(atol=1e-5 * max(1.0, wanted_logps.abs().max().item()), rtol=0)
     torch.testing.assert_close(logps.double(), wanted_logps, **tolerance)
@@ -67,7 +68,7 @@ def test_values_and_gradients(monkeypatch, way, N, K, V, D, block, temperature, 
     ((wanted_logps * g).sum() + (wanted_entropy * h).sum()).backward()
     for mine, theirs in zip(inputs, (hidden, weight)):
         assert torch.isfinite(mine.grad).all()
-        assert (mine.grad - theirs.grad).norm() <= (1e-5 if scale == 1 else 1e-3) * theirs.grad.norm().clamp(min=1e-3)
+        assert (mine.grad.cpu() - theirs.grad).norm() <= (1e-5 if scale == 1 else 1e-3) * theirs.grad.norm().clamp(min=1e-3)
 
 
 def test_log_probs_alone_and_frozen_weights():
@@ -91,12 +92,20 @@ def test_no_rows_at_all():
     assert logps.shape == (0, 1) and weight.grad.abs().max() == 0
 
 
-def test_bf16_is_as_close_as_its_inputs():
-    """Statistics are fp32: against float64 on the same bf16 numbers, only the logits' own rounding is left."""
-    hidden, weight, ids = torch.randn(40, 32).bfloat16(), torch.randn(500, 32).bfloat16(), torch.randint(500, (40, 1))
-    wanted, _ = plain(hidden.double(), weight.double(), ids, 1.0, None, None)
-    logps, _ = fused_logps(hidden, weight, ids)
-    assert logps.dtype == torch.float32 and (logps.double() - wanted).abs().max() < 0.1
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_as_its_inputs(dtype):
+    """Statistics are fp32: against float64 on the same numbers, only the logits' own rounding is left, and of a loss of 1e-6 a token the gradient too."""
+    torch.manual_seed(0)
+    hidden, weight, ids = torch.randn(4, 10, 32).to(DEVICE, dtype).requires_grad_(), torch.randn(500, 32).to(DEVICE, dtype).requires_grad_(), torch.randint(500, (4, 1, 10))
+    h, w = (x.detach().double().cpu().requires_grad_() for x in (hidden, weight))
+    wanted, _ = plain(h.view(40, 32), w, ids.view(40, 1), 1.0, None, None)
+    (65536 * 1e-6 * wanted.sum()).backward()
+    logps, _ = fused_logps(hidden.view(40, 32), weight, ids.view(40, 1).to(DEVICE))
+    assert logps.dtype == torch.float32 and (logps.double().cpu() - wanted).abs().max() < 0.1
+    loss = fused_loss(hidden, weight, ids.to(DEVICE), torch.ones(4, 1, 10, dtype=torch.bool, device=DEVICE), lambda units, logps, entropy, kl: 1e-6 * logps.sum())
+    (65536 * loss).backward()
+    for mine, theirs in ((hidden, h), (weight, w)):
+        assert (mine.grad.double().cpu() - theirs.grad).norm() <= 2e-2 * theirs.grad.norm()
 
 
 def plain_loss(hidden, weight, ids, mask, old, ref_hidden, ref_weight, advantages, loss_type, exact, temperature, entropy_coef, forbidden):
@@ -113,7 +122,7 @@ def plain_loss(hidden, weight, ids, mask, old, ref_hidden, ref_weight, advantage
 @pytest.mark.parametrize('K, exact, temperature, tied', [(1, False, 1.0, False), (3, True, 0.8, False), (2, True, 1.3, True)])
 def test_a_whole_loss_and_its_gradient(monkeypatch, way, loss_type, K, exact, temperature, tied):
     """Off-policy, both clips at work, shares over several chunks, padding that holds anything, g = 3, and gradients that add up where the head is tied."""
-    monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 8 * 37, 'cuda': 8 * 37})
+    monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 32 * 37, 'cuda': 32 * 37})
     torch.manual_seed(5)
     U, R, V, D = 6, 5, 37, 8
     hidden, weight = torch.randn(U, R, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64)
@@ -152,9 +161,14 @@ def test_a_whole_loss_and_its_gradient(monkeypatch, way, loss_type, K, exact, te
 
 
 def test_without_gradients_only_the_loss_is_made():
-    hidden, weight, ids = torch.randn(2, 3, 4), torch.randn(11, 4), torch.randint(11, (2, 1, 3))
+    hidden, weight, ids, wanted = torch.randn(2, 3, 4), torch.randn(11, 4, requires_grad=True), torch.randint(11, (2, 1, 3)), []
+
+    def loss_of(units, logps, entropy, kl):
+        wanted.append(logps.requires_grad)
+        return -logps.sum()
     with torch.no_grad():
-        loss = fused_loss(hidden, weight, ids, torch.ones(2, 1, 3, dtype=torch.bool), lambda units, logps, entropy, kl: -logps.sum())
+        loss = fused_loss(hidden, weight, ids, torch.ones(2, 1, 3, dtype=torch.bool), loss_of)
+    assert wanted == [False]
     torch.testing.assert_close(loss, -(hidden @ weight.T).log_softmax(-1).gather(-1, ids.transpose(1, 2)).sum())
     assert not loss.requires_grad
 
@@ -201,7 +215,7 @@ def test_memory_does_not_grow_with_the_vocabulary():
 
     def peak(way):
         hidden, weight, ids = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True), torch.randint(V, (N,))
-        with PeakMemory() as watched:
+        with PeakMemory('cpu') as watched:
             way(hidden, weight, ids).backward()
         return watched.bytes - 4 * (hidden.numel() + weight.numel())
     as_loss = lambda units, logps, entropy, kl: -logps.mean()
