@@ -130,8 +130,9 @@ for key in ('block_size', 'batch_size', 'num_epochs_per_rollout', 'unmask_steps'
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
 if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
     raise ValueError(f"temperature is {temperature}, top_p {top_p} and top_k {top_k}: temperature must be above 0, top_p above 0 and at most 1, top_k at least 0")
-if not 0 <= ema_alpha <= 1:
-    raise ValueError(f"ema_alpha is {ema_alpha}: it must be between 0 and 1")
+for key in ('ema_alpha', 'pretrain_until'):
+    if not 0 <= config[key] <= 1:
+        raise ValueError(f"{key} is {config[key]}: it must be between 0 and 1")
 if init_from == 'resume' and not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
     raise FileNotFoundError(f"there is no {os.path.join(out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
 if dual_clip is not None and dual_clip <= 1:

@@ -1,7 +1,6 @@
 # Sums like 12+34=46, character by character, from nothing: a short supervised start on the answers, then rewards alone.
 #
-# 2 CPU cores (AMD EPYC, fp32): held-out greedy accuracy after 600 iterations 0.34 -> 0.76 (stopped at 500) and 0.68 -> 0.89, two seeds that each
-# had one core for 5 minutes: where the supervised start ends differs from seed to seed. With both cores 400 iterations take 75 s.
+# 2 CPU cores (AMD EPYC, fp32), supervised start included: held-out greedy accuracy @A1@ in 3 min 30 s and @A2@ in @T2@ (seeds 1 and 2).
 # Not yet run on a GPU.
 task = 'completion'
 dataset = 'arithmetic'
@@ -21,9 +20,9 @@ loss_type = 'dapo'
 kl_beta = 0.0
 learning_rate = 4e-4
 min_lr = 0.0
-max_iters = 1200
+max_iters = 1600
 
-eval_interval = 200
+eval_interval = 400
 eval_prompts_n = 1000
-save_interval = 400
+save_interval = 800
 out_dir = 'out-arithmetic-grpo'

@@ -244,6 +244,12 @@ def test_pretrain_an_answerer(sums):
     refused(run(sums, *small, '--block_size=6', script='pretrain.py'), 'block_size 6')
 
 
+def test_a_supervised_start_ends_once_it_is_good_enough(sums):
+    done = run(sums, *SUMS, '--generator_checkpoint=soon.pt', '--pretrain_until=0.0', '--max_iters=1')
+    assert done.returncode == 0 and 'model 20/40: good enough' in done.stdout, done.stderr
+    refused(run(sums, *SUMS, '--pretrain_until=95'), 'pretrain_until')
+
+
 def test_help():
     done = run(ROOT, '--help')
     assert done.returncode == 0 and '--kl_beta=0.1' in done.stdout and 'the leash' in done.stdout
