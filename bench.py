@@ -233,7 +233,7 @@ def llama_gradient(theirs):
     return ours
 
 
-def step_ways(sizes, P, G, T, R):
+def step_ways(sizes, P, G, T, R, compiled=False):
     """
     Our whole step and TRL's on the same weights and prompts, as functions, after the gate: on TRL's own completions log-probs agree to 1e-5, the
     gradient to 1e-4 of its norm. Returns (ways, what the gate saw).
@@ -245,7 +245,9 @@ def step_ways(sizes, P, G, T, R):
     trainer.create_optimizer()
     theirs.train()
     examples = [{'prompt': ' '.join(f't{i}' for i in ids)} for ids in prompts for _ in range(G)]
-    policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R)
+    policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R, compile=compiled)
+    if compiled:
+        ours.compile_blocks()
     batch = prompt_batch(prompts, list(range(P)))
     policy_optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
 
@@ -279,9 +281,10 @@ def step_ways(sizes, P, G, T, R):
 def step():
     """Rollout, reward, loss, backward, clip, AdamW; answer tokens per second, fp32, beta 0, answers of equal length, no checkpointing."""
     print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
-    for size, P, G, T, R, rounds in (('tiny', 4, 8, 64, 64, 7), ('tiny', 2, 16, 256, 64, 7), ('tiny', 1, 16, 512, 64, 7), ('SmolLM2-size', 2, 8, 64, 64, 3), ('SmolLM2-size', 1, 16, 256, 64, 3)):
-        ways, gate = step_ways(SIZES[size], P, G, T, R)
-        report(f"{size}, {P} prompts of {T}, G = {G}, {R} tokens each ({gate})", compare(ways, rounds), P * G * R)
+    for size, P, G, T, R, rounds, compiled in (('tiny', 4, 8, 64, 64, 7, False), ('tiny', 4, 8, 64, 64, 7, True), ('tiny', 2, 16, 256, 64, 7, False), ('tiny', 1, 16, 512, 64, 7, False),
+                                               ('tiny', 1, 16, 512, 64, 7, True), ('SmolLM2-size', 2, 8, 64, 64, 3, False), ('SmolLM2-size', 1, 16, 256, 64, 3, False)):
+        ways, gate = step_ways(SIZES[size], P, G, T, R, compiled)
+        report(f"{size}{', compile=True' if compiled else ''}, {P} prompts of {T}, G = {G}, {R} tokens each ({gate})", compare(ways, rounds), P * G * R)
 
 
 def scale():

@@ -226,8 +226,8 @@ class Block(nn.Module):
 @functools.cache
 def compiled_halves():
     """
-    What lies between two attentions, fused by torch.compile: once for all layers and all sizes. For training alone; a sampler's few rows
-    gain nothing from it.
+    What lies between two attentions, fused by torch.compile: once for all layers and all sizes. For training alone; the sampler's whole step
+    is compiled in sample.py.
     """
     return tuple(torch.compile(half, dynamic=True) for half in (Block.before, Block.after))
 

@@ -102,33 +102,38 @@ def draw(logits, u, temperature, top_k, top_p, forbidden):
 class GroupCache:
     """
     Keys and values while answers grow. Each prompt's lie there once, (P, H_kv, d, T) and (P, H_kv, T, d); each row's own
-    behind them in slots that are the same for all rows, (B, H_kv, R, d). `place` says which of the P x G places of the
-    prompts' rectangle a row takes; None while none has left.
+    behind them in slots that are the same for all rows, (B, H_kv, R, d). `place` (B,) says which of the P x G places of the
+    prompts' rectangle a row takes, `row` (P G,) which row is at a place; None while none has left. With a window every batch goes through the same operations,
+    whatever its lengths and whoever has left, and shapes change once per window: something to compile.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
         P, T, H_kv, d = prefix[0][0].shape
         device = prompt_lengths.device
-        self.G, self.R, self.window, self.step = G, R, window, 0
-        self.at = torch.zeros(1, dtype=torch.long, device=device)               # the same number as step, where the device can count it
-        self.place = None
+        self.G, self.window = G, window
+        self.n = window                                                         # how many of its own slots a row looks at, see go_to
+        self.at = torch.zeros(1, dtype=torch.long, device=device)               # the slot of the newest token, where the device can count it
+        self.place = self.row = None
         self.prompt = torch.arange(P, device=device).repeat_interleave(G)       # (B,) each row's prompt
+        if window > 1:
+            self.arrange()
+            R = -(-R // window) * window + 1  # no slice is ever the whole, which would be another kind of tensor
         self.keys = [k.permute(0, 2, 3, 1).contiguous() for k, _ in prefix]
         self.values = [v.transpose(1, 2).contiguous() for _, v in prefix]
         self.own = [k.new_zeros(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
         absent = torch.arange(T, device=device) >= prompt_lengths[:, None]
         self.bias = torch.zeros(P, 1, 1, T, device=device).masked_fill_(absent[:, None, None], -torch.inf)
-        self.ragged = bool(absent.any())
+        self.ragged = window > 1 or bool(absent.any())
         self.slots = torch.arange(R, device=device)
 
-    def looked_at(self):
-        """How many of its own slots a row looks at: those that are written; with a window, that number rounded up."""
-        return min(self.R, -(-(self.step + 1) // self.window) * self.window)
+    def go_to(self, slot):
+        """Slot number `slot` is next: a row looks at those that are written; with a window, at their number rounded up."""
+        self.n = -(-(slot + 1) // self.window) * self.window
 
     def attend(self, layer, q, k, v):
         """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d)."""
         B, H, d = q.shape
-        keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.looked_at()
+        keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.n
         P, H_kv, _, T = keys.shape
         share = H // H_kv
         own.index_copy_(3, self.at, torch.stack((k, v)).unsqueeze(3))
@@ -149,11 +154,10 @@ class GroupCache:
         return (y + own_weights @ own[1, :, :, :n]).reshape(B, H, d)
 
     def to_rectangle(self, x):
-        """(B, ...) as (P, G, ...), zeros where a row has left."""
-        P = len(self.bias)
-        if self.place is not None:
-            x = x.new_zeros(P * self.G, *x.shape[1:]).index_copy_(0, self.place, x)
-        return x.view(P, self.G, *x.shape[1:])
+        """(B, ...) as (P, G, ...); where a row has left, that of another."""
+        if self.row is not None:
+            x = x[self.row]
+        return x.view(len(self.bias), self.G, *x.shape[1:])
 
     def from_rectangle(self, x):
         """(P, G, ...) as (B, ...)."""
@@ -163,12 +167,18 @@ class GroupCache:
     def keep(self, rows):
         """Only rows (B',) stay, in order; prompts none of whose rows stay leave too, and the rectangle narrows to the fullest group."""
         self.own = [x[:, rows] for x in self.own]
-        used, self.prompt, counts = self.prompt[rows].unique_consecutive(return_inverse=True, return_counts=True)
+        used, self.prompt = self.prompt[rows].unique_consecutive(return_inverse=True)
         if len(used) < len(self.bias):
             self.keys, self.values, self.bias = [x[used] for x in self.keys], [x[used] for x in self.values], self.bias[used]
-        self.G = int(counts.max())
-        first = counts.cumsum(0) - counts
-        self.place = self.prompt * self.G + torch.arange(len(rows), device=rows.device) - first[self.prompt]
+        self.arrange()
+
+    def arrange(self):
+        """The places of the rows there are, in a rectangle as narrow as the fullest group (but no narrower than 2, which would be compiled for apart)."""
+        counts = self.prompt.bincount()
+        self.G = max(2, int(counts.max()))
+        rows = torch.arange(len(self.prompt), device=self.prompt.device)
+        self.place = self.prompt * self.G + rows - (counts.cumsum(0) - counts)[self.prompt]
+        self.row = rows.new_zeros(len(counts) * self.G).index_copy_(0, self.place, rows)
 
 
 def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile):
@@ -215,10 +225,14 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
         at.add_(1)
         take(hidden)
 
+    if compile:
+        torch.fx.experimental._config.use_duck_shape = False  # sizes that are equal by chance stay apart: one compilation for all batches
+        go_on = torch.compile(go_on, dynamic=True)
     graphs = compile and device.type == 'cuda'
     graph, shape = None, None
     look_every = 16 if device.type == 'cuda' and not on_token else 1  # looking at how many still run makes the host wait for the GPU
     full = 0.5 if graphs else 0.85  # leaving costs a copy of the cache, about what one more step costs, and a new graph
+    fewest = 8 if compile else 1    # one row alone would be compiled for apart
     take(hidden)
     for step in range(R):
         if on_token:
@@ -230,12 +244,13 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
             alive = int(running.sum())
             if alive == 0:
                 break
-            if alive <= full * len(rows):
+            if alive <= full * len(rows) and alive >= fewest:
                 stay = running.nonzero().squeeze(-1)
                 cache.keep(stay)
                 rows, running, positions = rows[stay], running[stay], positions[stay]
-        if not graphs or shape != (len(rows), cache.looked_at()):
-            shape, graph = (len(rows), cache.looked_at()), None  # the first step of a shape warms up
+        cache.go_to(step)
+        if not graphs or shape != (len(rows), cache.n):
+            shape, graph = (len(rows), cache.n), None  # the first step of a shape warms up
             go_on()
         else:
             if graph is None:
@@ -243,7 +258,6 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
                 with torch.cuda.graph(graph):
                     go_on()
             graph.replay()
-        cache.step += 1
     if not torch.isfinite(logps).all():
         raise FloatingPointError("the model's logits are NaN: its weights are broken. Start from an earlier checkpoint with a lower learning_rate")
     R = int(counts.max())
@@ -259,8 +273,8 @@ def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, 
     group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
     greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
     on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
-    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. compile: on a GPU a step is recorded as a CUDA
-    graph and replayed; elsewhere only its fixed shapes remain, which change nothing but the last digits. Returns Answers. Raises ValueError
+    on_token(step, rows, tokens) is called after each step with the rows p G + g still running. compile: the step of all layers goes through
+    torch.compile (ten seconds per layer at its first use) and is, on a GPU, replayed as a CUDA graph; only last digits change. Returns Answers. Raises ValueError
     for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
     """
     with torch.inference_mode():

@@ -165,7 +165,7 @@ class Completion:
         return model
 
     def policy(self, model):
-        return CausalPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, compile=self.s.compile and self.device.startswith('cuda'))
+        return CausalPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile)
 
     def make_batch(self, records, indices, seed):
         batch = prompt_batch([records[i]['ids'] for i in indices], [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))], self.device)

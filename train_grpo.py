@@ -110,7 +110,7 @@ wandb_mode = 'online'                                # 'offline' needs no accoun
 seed = 1
 device = 'auto'                                      # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
 precision = 'auto'                                   # 'fp32' | 'bf16' | 'fp16', what is computed in; what learns is fp32 always. 'auto': bf16 where it is faster
-compile = False                                      # True: torch.compile for training (a minute at the start, then faster), and on a GPU CUDA graphs for sampling
+compile = False                                      # True: torch.compile for training and sampling (ten seconds per layer at first), and on a GPU CUDA graphs
 gradient_checkpointing = False                       # True: less memory in backward, a quarter more time
 config = configure(globals())
 

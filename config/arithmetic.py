@@ -19,11 +19,11 @@ batch_size = 256
 group_size = 8
 loss_type = 'dapo'
 kl_beta = 0.0
-learning_rate = 4e-4
+learning_rate = 7e-4
 min_lr = 0.0
-max_iters = 1600
+max_iters = 1200
 
 eval_interval = 400
 eval_prompts_n = 1000
-save_interval = 800
+save_interval = 600
 out_dir = 'out-arithmetic-grpo'
