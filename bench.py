@@ -176,21 +176,21 @@ def sample():
         ids = torch.tensor(prompts).repeat_interleave(G, dim=0)
         return theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=R, pad_token_id=1, top_k=0, top_p=1.0, temperature=1.0, **options)
 
-    for size, end_share, P, G, T, R, rounds in (('tiny', None, 4, 8, 64, 64, 7), ('tiny', None, 2, 16, 256, 64, 7), ('tiny', 1 / 24, 8, 8, 64, 128, 7),
-                                                ('SmolLM2-size', None, 4, 8, 64, 32, 3), ('SmolLM2-size', None, 1, 16, 256, 32, 3)):
+    for size, end_share, P, G, T, R, rounds, compiled in (('tiny', None, 4, 8, 64, 64, 7, False), ('tiny', None, 4, 8, 64, 64, 7, True), ('tiny', None, 2, 16, 256, 64, 7, False), ('tiny', 1 / 24, 8, 8, 64, 128, 7, False),
+                                                          ('tiny', 1 / 24, 8, 8, 64, 128, 7, True), ('SmolLM2-size', None, 4, 8, 64, 32, 3, False), ('SmolLM2-size', None, 1, 16, 256, 32, 3, False)):
         ours, theirs = llamas(SIZES[size], end_share)
         prompts = torch.randint(2, ours.config.vocab_size, (P, T)).tolist()
         same = generate(ours, prompts, max_new_tokens=16, temperature=0).tokens[:, 0]
         assert torch.equal(same, theirs_generate(theirs, prompts, 1, 16, do_sample=False, eos_token_id=None)[:, T:]), "greedy tokens differ"
         lengths = []  # of both ways: ends are drawn, so each way counts its own tokens
         if end_share:
-            ways = {'ours': lambda: lengths.append(generate(ours, prompts, G, R, eos_id=0).lengths.sum().item()),
+            ways = {'ours': lambda: lengths.append(generate(ours, prompts, G, R, eos_id=0, compile=compiled).lengths.sum().item()),
                     'transformers': lambda: lengths.append((theirs_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=0)[:, T:] > 1).sum().item())}
         else:
-            ways = {'ours': lambda: generate(ours, prompts, G, R), 'transformers': lambda: theirs_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=None, min_new_tokens=R)}
+            ways = {'ours': lambda: generate(ours, prompts, G, R, compile=compiled), 'transformers': lambda: theirs_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=None, min_new_tokens=R)}
         seconds = compare(ways, rounds)
         ends = f"ragged ends, mean length {statistics.mean(lengths) / (P * G):.0f} of {R}" if end_share else f"{R} tokens each"
-        report(f"{size}, {P} prompts of {T}, G = {G}, {ends}", seconds, statistics.mean(lengths) if end_share else P * G * R)
+        report(f"{size}{', compile=True' if compiled else ''}, {P} prompts of {T}, G = {G}, {ends}", seconds, statistics.mean(lengths) if end_share else P * G * R)
 
 
 class WordTokenizer(Tokenizer):

@@ -42,11 +42,15 @@ class CausalPolicy:
         other.hidden = hidden
         return other
 
+    def prefill(self, prompts, batch):
+        """Prompts (P, T) read once; see GPT.prefill."""
+        return self.model.prefill(prompts)
+
     def sample(self, batch, group_size):
         """Answers at the policy's temperature; each depends on its prompt, its seed and its place in the group, not on the rest of the batch."""
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
         answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p,
-                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden, compile=self.compile)
+                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden, compile=self.compile, prefill=lambda tokens: self.prefill(tokens, batch))
         return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths.cpu(), logps=answers.logps, ended=answers.ended.cpu(), allowed=answers.allowed)
 
     def greedy(self, batch):
@@ -59,7 +63,7 @@ class CausalPolicy:
         """Hidden states (P, G, R, D) that predict the answers' tokens; the first comes from the prompt's end, and all share its forward."""
         P, G, R = rollout.tokens.shape
         lengths, longest = rollout.batch['prompt_lengths'], int(rollout.lengths.max())
-        states, prefix = self.model.prefill(rollout.batch['prompts'][:, :int(lengths.max())])
+        states, prefix = self.prefill(rollout.batch['prompts'][:, :int(lengths.max())], rollout.batch)
         lengths = lengths.to(states.device, non_blocking=True)
         hidden = states[torch.arange(P, device=states.device), lengths - 1][:, None, None].expand(P, G, 1, -1)
         if longest > 1:
@@ -101,7 +105,7 @@ def tokenizer_of(path):
     characters, or in the run's tokenizer/ folder; else it lies beside the weights.
     """
     if path.endswith('.pt'):
-        saved = load_checkpoint(path, 'generator', 'run')
+        saved = load_checkpoint(path, 'generator', 'run', 'nla')
         if 'chars' in saved:
             return CharTokenizer(saved['chars'], end=saved.get('end', False))
         return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))

@@ -27,7 +27,7 @@ from kernels import fused_logps, fused_loss
 from sample import unpack
 
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
-ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo')
+ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo', 'gae')
 KL_ESTIMATORS = ('k1', 'k2', 'k3', 'exact')
 REFERENCE_MODES = ('static', 'ema', 'periodic', 'none')
 
@@ -45,7 +45,9 @@ class Rollout:
     ref_hidden: torch.Tensor | None = None          # for the exact KL instead: the reference's hidden states (P, H, R, D)
     rewards: torch.Tensor | None = None             # (P, G) weighted sum
     reward_parts: dict | None = None                # name -> (P, G), unweighted
-    advantages: torch.Tensor | None = None          # (P, G)
+    advantages: torch.Tensor | None = None          # (P, G); from a value head (P, G, R)
+    values: torch.Tensor | None = None              # (P, G, R) what a value head expected before each token
+    returns: torch.Tensor | None = None             # (P, G, R) what it should have expected
 
     @property
     def mask(self):
@@ -199,6 +201,36 @@ def compute_advantages(rewards, kind='grpo', all_rewards=None):
     raise ValueError(f"advantage is {kind!r}; it must be one of {', '.join(ADVANTAGES)}")
 
 
+def gae(rewards, values, mask, gamma=1.0, gae_lambda=0.95):
+    """
+    PPO's advantages from per-token rewards, values and mask (..., R): the sum of (gamma lambda)^l times the TD error of l tokens later, within the
+    answer (arXiv 1506.02438). Returns advantages (..., R), 0 in padding.
+    """
+    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    advantages, later, next_value = torch.zeros_like(rewards), 0.0, 0.0
+    for t in reversed(range(rewards.shape[-1])):
+        later = rewards[..., t] + gamma * next_value - values[..., t] + gamma * gae_lambda * later
+        advantages[..., t], next_value = later, values[..., t]
+    return advantages.masked_fill(~mask, 0.0)
+
+
+@torch.no_grad()
+def value_advantages(policy, rollout, token_rewards, gamma, gae_lambda, micro_batch_size=None):
+    """
+    Fills in values, returns and advantages (P, G, R), the latter whitened over the whole step, for PPO. The policy's model has a value_head, D -> 1.
+    token_rewards (P, G, R): what each token costs or earns by itself; the answer's reward comes on top at its last token.
+    """
+    mask = rollout.mask
+    rollout.values = torch.cat([policy.model.value_head(policy.hidden(part)).squeeze(-1).float() for part in micro_batches(rollout, micro_batch_size)]).masked_fill(~mask, 0.0)
+    last = (rollout.lengths.to(mask.device) - 1).clamp(min=0)[..., None]
+    token_rewards = token_rewards.scatter_add(-1, last, rollout.rewards[..., None])
+    advantages = gae(token_rewards, rollout.values, mask, gamma, gae_lambda)
+    rollout.returns = advantages + rollout.values
+    n, total, squares = all_reduce(torch.stack((mask.sum(), advantages.sum(), advantages.square().sum())))
+    mean = total / n
+    rollout.advantages = ((advantages - mean) / ((squares / n - mean.square()).clamp(min=0).sqrt() + 1e-8)).masked_fill(~mask, 0.0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # phase 4: the loss, and the step
 
@@ -222,13 +254,13 @@ def aggregate(values, mask, loss_type, n_answers, n_tokens, max_new_tokens=None)
 def policy_loss(logps, old_logps, advantages, mask, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
                 n_answers=None, n_tokens=None, max_new_tokens=None):
     """
-    The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...). n_answers and n_tokens: counts
+    The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...), or one for each token (..., R). n_answers and n_tokens: counts
     of the whole step (default: of these tensors). Returns (loss, stats); the stats, like the loss, are shares that add up
     over micro-batches. Sources: grpo 2402.03300, dapo 2503.14476, dr_grpo 2503.20783, gspo 2507.18071, cispo 2506.13585.
     """
     n_answers = mask.any(dim=-1).sum() if n_answers is None else n_answers
     n_tokens = mask.sum() if n_tokens is None else n_tokens
-    A = advantages[..., None]                                                   # (..., 1)
+    A = advantages if advantages.dim() == logps.dim() else advantages[..., None]  # (..., 1 or R)
     logps = logps.masked_fill(~mask, 0.0)
     log_ratio = logps - old_logps.masked_fill(~mask, 0.0)                       # (..., R)
     if loss_type == 'gspo':  # one ratio for the whole answer: the geometric mean of its tokens'
@@ -272,10 +304,11 @@ def kl_estimate(logps, ref_logps, kind):
 
 
 def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
-                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None, reference=None):
+                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None, reference=None, value_coef=0.5, value_clip=0.2):
     """
     The whole loss of a rollout or of a part of one: policy term + kl_beta * KL - entropy_coef * entropy, all aggregated
-    alike. reference: a policy, needed for the exact KL alone. Returns (loss, stats) as policy_loss does; stats['sampler_gap_max']
+    alike. reference: a policy, needed for the exact KL alone. A rollout with returns adds value_coef times the value head's squared error, clipped
+    around its old values as PPO does (value_clip None: not). Returns (loss, stats) as policy_loss does; stats['sampler_gap_max']
     alone is no share but a maximum. The gradient is made with the loss, see fused_loss.
     """
     hidden = policy.hidden(rollout)                                             # (P, H, R, D)
@@ -310,6 +343,15 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
                       None if rollout.allowed is None else rollout.allowed.flatten(0, 1),
                       *((rollout.ref_hidden.flatten(0, 1), reference.model.lm_head.weight.to(hidden.device)) if rollout.ref_hidden is not None else (None, None)),
                       counts=share_rows(rollout.lengths, H).amax(dim=1).tolist())
+    if rollout.returns is not None:
+        mask, values = rollout.mask, policy.model.value_head(hidden).squeeze(-1).float()  # (P, G, R)
+        error = (values - rollout.returns).square()
+        if value_clip is not None:
+            near = rollout.values + (values - rollout.values).clamp(-value_clip, value_clip)
+            error = torch.maximum(error, (near - rollout.returns).square())
+        value_loss = 0.5 * error.masked_fill(~mask, 0.0).sum() / n_tokens
+        stats['value_loss'] = value_loss.detach()
+        loss = loss + value_coef * value_loss
     return loss, stats
 
 
@@ -343,7 +385,7 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     n_answers, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
     # Answers with equal rewards pull nowhere: unless a KL or the entropy counts, they are in the counts but not in the forward.
     # Groups of like length go together, so that a micro-batch is as wide as its answers.
-    counts = (rollout.advantages != 0).any(dim=1) | bool(rollout.ref_log_probs is not None or rollout.ref_hidden is not None or loss_options.get('entropy_coef'))
+    counts = (rollout.advantages != 0).flatten(1).any(dim=1) | any((rollout.ref_log_probs is not None, rollout.ref_hidden is not None, rollout.returns is not None, loss_options.get('entropy_coef')))
     counts[0] |= ~counts.any()  # something has to be looked at
     prompts = counts.nonzero().squeeze(1).cpu()
     rollout = rollout.pick(prompts[rollout.lengths[prompts].amax(dim=1).argsort(stable=True)])
@@ -390,26 +432,38 @@ def gather_rewards(rewards):
     return torch.cat(everyone)
 
 
-def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo',
-                       kl_estimator='k3', micro_batch_size=None, mask_truncated=False, **training):
+def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo', kl_beta=0.0, kl_estimator='k3',
+                       kl_in_reward=False, micro_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
-    policy or None; mask_truncated: answers that were cut off are not trained on; training: the options of train_on_rollout and
-    rollout_loss. Returns (metrics, rollout).
+    policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; mask_truncated:
+    answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
+    training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
     clock = [time.perf_counter()]
     rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size)
     clock.append(time.perf_counter())
     compute_rewards(policy, rollout, rewards)
     clock.append(time.perf_counter())
-    everyone = gather_rewards(rollout.rewards)
-    rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
+    token_rewards = torch.zeros_like(rollout.logps)
+    if kl_in_reward and reference is not None:
+        token_rewards -= kl_beta * (rollout.logps - rollout.ref_log_probs).masked_fill(~rollout.mask, 0.0)
+        kl_beta = 0.0
+    if advantage == 'gae':
+        value_advantages(policy, rollout, token_rewards, gamma, gae_lambda, micro_batch_size)
+        everyone = gather_rewards(rollout.rewards)
+    else:
+        rollout.rewards += token_rewards.sum(dim=-1)
+        everyone = gather_rewards(rollout.rewards)
+        rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
     lengths = all_reduce(rollout.lengths.sum().float().to(rollout.tokens.device)).item()
     if mask_truncated and rollout.ended is not None:  # an answer of length 0 has no token in the loss and is in none of its counts
         kept = replace(rollout, lengths=rollout.lengths.masked_fill(~rollout.ended, 0))
     else:
         kept = rollout
-    metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_estimator=kl_estimator, reference=reference, **training)
+    metrics = {}
+    if learn:
+        metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_beta=kl_beta, kl_estimator=kl_estimator, reference=reference, **training)
     clock.append(time.perf_counter())
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1

@@ -254,12 +254,15 @@ class GPT(nn.Module):
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
 
-    def run(self, tokens, positions, attend):
+    def run(self, tokens, positions, attend, edit=None):
         """
         The transformer itself: tokens (...) at positions (...) broadcastable to them -> hidden (..., D) after the last norm.
-        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
+        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d). edit(i, x) may change what flows:
+        x (..., D) is the tokens' embeddings for i = 0, without positions, and what block number i puts out from 1 on.
         """
         x = self.wte(tokens)
+        if edit:
+            x = edit(0, x)
         rope = None
         if self.wpe is not None:
             x = x + self.wpe(positions)
@@ -269,6 +272,8 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             who = partial(attend, layer)
             x = checkpoint(block, x, rope, who, use_reentrant=False) if again else block(x, rope, who)
+            if edit:
+                x = edit(layer + 1, x)
         return self.norm_f(x)
 
     def compile_blocks(self):
@@ -285,10 +290,10 @@ class GPT(nn.Module):
         if n > self.config.block_size:
             raise ValueError(f"a text of {n} tokens does not fit into this model's block_size of {self.config.block_size}: shorten it, or train a model with a larger block_size")
 
-    def forward(self, tokens, lengths=None):
+    def forward(self, tokens, lengths=None, edit=None):
         """
         Whole texts. tokens (N, T) int64, right-padded; lengths (N,) true lengths, None when no row is padded. Returns hidden
-        states (N, T, D); what stands at padded positions means nothing.
+        states (N, T, D); what stands at padded positions means nothing. edit: see run.
         """
         T = tokens.shape[1]
         self.check_length(T)
@@ -296,17 +301,17 @@ class GPT(nn.Module):
         mask = None
         if lengths is not None and not self.config.causal:
             mask = (torch.arange(T, device=tokens.device) < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T) keys that exist
-        return self.run(tokens, torch.arange(T, device=tokens.device), lambda layer, q, k, v: self.attention(q, k, v, mask, self.config.causal and mask is None))
+        return self.run(tokens, torch.arange(T, device=tokens.device), lambda layer, q, k, v: self.attention(q, k, v, mask, self.config.causal and mask is None), edit)
 
     def attention(self, q, k, v, mask=None, is_causal=False):
         """q (N, T, H, d) against k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where a query may look -> (N, T, H, d)."""
         y = F.scaled_dot_product_attention(*(wide(x).transpose(1, 2) for x in (q, k, v)), attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[-2] != k.shape[-2])
         return y.transpose(1, 2).to(q.dtype)
 
-    def prefill(self, tokens):
+    def prefill(self, tokens, edit=None):
         """
         Prompts (P, T), right-padded, read once. Returns their hidden states (P, T, D) and the prefix that `answer` attends to:
-        for each layer the keys and values (P, T, H_kv, d).
+        for each layer the keys and values (P, T, H_kv, d). edit: see run.
         """
         T = tokens.shape[1]
         self.check_length(T)
@@ -316,7 +321,7 @@ class GPT(nn.Module):
             prefix[layer] = k, v
             return self.attention(q, k, v, is_causal=True)
 
-        return self.run(tokens, torch.arange(T, device=tokens.device), attend), prefix
+        return self.run(tokens, torch.arange(T, device=tokens.device), attend, edit), prefix
 
     def answer(self, tokens, prefix, prompt_lengths):
         """
@@ -355,7 +360,7 @@ class GPT(nn.Module):
         path = os.fspath(path)
         if os.path.isfile(path) and not path.endswith('.gguf'):
             saved = load_checkpoint(path, 'generator', 'run')
-            fields, state = saved['model_config'], saved['model']
+            fields, state = saved['model_config'], {name: p for name, p in saved['model'].items() if not name.startswith('value_head.')}
         else:
             fields, state = weights.read(path)
         with torch.device('meta'):

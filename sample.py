@@ -4,6 +4,7 @@ $ python sample.py --checkpoint=path/to/model                              # cha
 $ python sample.py --checkpoint=out-arithmetic/ckpt.pt --prompt="12+34=" --num_samples=4
 $ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"      # fill-in: each '?' is a slot
 $ python sample.py --text="import os, sys" --mask_ratio=0.3                # or mask a share of the text at random
+$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"        # an NLA: what its model thinks at the text's last token
 
 `generate` samples G answers to each of P prompts in one batch. A prompt is read once and its keys and values are kept
 once, whatever G is: all answers of a group attend to them with one matrix product, and to their own keys with another,
@@ -12,6 +13,7 @@ cumulated probabilities, which gives its log-prob too, and a row's numbers depen
 Shapes: P prompts · G answers · B rows still running, at most P G · T, R tokens · V vocabulary · H heads, H_kv of keys · d head width.
 """
 import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,7 +183,7 @@ class GroupCache:
         self.row = rows.new_zeros(len(counts) * self.G).index_copy_(0, self.place, rows)
 
 
-def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile):
+def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile, prefill):
     P, G, R, V = len(prompts), group_size, max_new_tokens, model.config.vocab_size
     device = model.wte.weight.device
     longest = max(map(len, prompts))
@@ -197,7 +199,7 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
 
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     padded = torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device)
-    hidden, prefix = model.prefill(padded)
+    hidden, prefix = (prefill or model.prefill)(padded)
     hidden = hidden[torch.arange(P, device=device), lengths - 1].repeat_interleave(G, dim=0)  # (P G, D): predicts each answer's first token
     cache = GroupCache(prefix, lengths, G, R, window=64 if compile else 1)
     del prefix
@@ -268,17 +270,18 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
 
 
 def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
-             forbidden=None, on_token=None, compile=False):
+             forbidden=None, on_token=None, compile=False, prefill=None):
     """
     group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
     greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
     on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
     on_token(step, rows, tokens) is called after each step with the rows p G + g still running. compile: the step of all layers goes through
-    torch.compile (ten seconds per layer at its first use) and is, on a GPU, replayed as a CUDA graph; only last digits change. Returns Answers. Raises ValueError
+    torch.compile (ten seconds per layer at its first use) and is, on a GPU, replayed as a CUDA graph; only last digits change. prefill
+    stands in for model.prefill. Returns Answers. Raises ValueError
     for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
     """
     with torch.inference_mode():
-        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile)
+        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile, prefill)
     return Answers(*(None if x is None else x.clone() for x in vars(answers).values()))  # tensors that autograd may keep again
 
 
@@ -364,6 +367,39 @@ def fill_text(model, saved, text, mask_char, mask_ratio, judge_checkpoint, num_s
         print(f"{logp:8.2f}   {'    -' if score is None else f'{score:.3f}'}  {filled}")
 
 
+def explain(saved, tokenizer, text, activations, row, num_samples, temperature, seed, device):
+    """Print explanations of the activation at a text's last token, or of row `row` of a file of activations: each with the fraction of its variance it explains, best first."""
+    from model import GPT
+    from nla import Activations, NLAPolicy, as_read, build_actor, build_critic, find_markers, marker_of, read_vectors, truncate
+    about = saved['nla']
+    actor, critic = build_actor(saved).to(device).eval().requires_grad_(False), build_critic(saved).to(device).eval().requires_grad_(False)
+    if activations:
+        vectors = read_vectors(activations)
+        if not 0 <= row < len(vectors):
+            raise ValueError(f"row is {row} and {activations} has {len(vectors)} activations")
+        vector = vectors[row:row + 1]
+    elif text:
+        ids = tokenizer.encode(text)[-about['context']:]
+        source = GPT.from_pretrained(about['source']).to(device).eval().requires_grad_(False)
+        vector = truncate(source, about['layer'])(torch.tensor([ids], device=device))[:, -1].float().cpu().numpy()
+    else:
+        raise ValueError('there is nothing to explain: give a --text="...", or --activations=FILE with --row=N')
+    if vector.shape[1] != len(critic.mean):
+        raise ValueError(f"the activation has width {vector.shape[1]} and this NLA explains those of width {len(critic.mean)}: it belongs to another model")
+    one = Activations(vector, prompts=[about['prompt']], slots=find_markers([about['prompt']], marker_of(tokenizer, about['injection_token'])))
+    batch, policy = one.batch([0], [seed], device), NLAPolicy(actor, tokenizer, about['max_new_tokens'], temperature or 1.0)
+    rollouts = [policy.greedy(batch)] + ([policy.sample(batch, num_samples)] if temperature > 0 else [])
+    rows = []
+    for how, rollout in zip(('greedy', 'sampled'), rollouts):
+        texts, lengths, h, whole = as_read(rollout, tokenizer.eos_id is not None, about['text_reversed'])
+        prediction, target = critic.standard(critic(texts, lengths), h)
+        values = 1 - (prediction - target).square().sum(dim=1) / target.square().sum(dim=1)
+        rows += [(value, how, tokenizer.decode(ids[:n]), ended) for value, ids, n, ended in zip(values.tolist(), texts.tolist(), lengths.tolist(), whole.tolist())]
+    print("   FVE  explanation")
+    for value, how, shown, ended in sorted(rows, reverse=True):
+        print(f"{value:6.3f}  {shown!r}" + ('  (greedy)' if how == 'greedy' else '') + ('' if ended else ' ...'))
+
+
 if __name__ == '__main__':
     from configurator import configure
     checkpoint = 'out-grpo/ckpt.pt'              # a run's checkpoint, a pretrained model, a Hugging Face directory, a .gguf file, a name on the hub
@@ -375,7 +411,9 @@ if __name__ == '__main__':
     mask_ratio = 0.0                             # above 0: mask this share of the text at random instead
     unmask_steps = 1                             # fill in so many steps, each seeing the fills before it
     judge_checkpoint: str | None = None          # None: the one the run learned from, or no score
-    num_samples: int | None = None               # None: 8 fills, or 1 completion as it comes
+    activations: str | None = None               # an NLA explains a row of this .npy, .pt or .safetensors file instead of a text
+    row = 0
+    num_samples: int | None = None               # None: 8 fills or explanations, or 1 completion as it comes
     max_new_tokens = 256
     temperature = 0.8                            # 0: the likeliest token each time
     top_k = 0
@@ -389,6 +427,11 @@ if __name__ == '__main__':
     from model import GPT, compute_in, load_checkpoint
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio is {mask_ratio}: it must be between 0 and 1")
+    if checkpoint.endswith('.pt'):
+        saved = load_checkpoint(checkpoint, 'generator', 'run', 'nla')
+        if 'nla' in saved:
+            explain(saved, tokenizer_of(checkpoint), text, activations, row, num_samples or 8, temperature, seed, device)
+            sys.exit()
     model = GPT.from_pretrained(checkpoint).to(device).eval().requires_grad_(False)
     compute_in(model, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
     if not model.config.causal:

@@ -3,7 +3,8 @@ What differs between the jobs that train_grpo.py can do: their data, their model
 class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it)` (the prompts of iteration `it`, all
 ranks together; a function of the seed and `it` alone, so there is no state to save), `rewards` (see compute_rewards),
 `evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `prompt_text(rollout)`,
-`max_answer_tokens`, and `saved()`, what a checkpoint holds beside the weights.
+`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights, and `restore(checkpoint)`, which takes it back. `actor_rests(it)`: the policy
+does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
 `s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
 """
 import copy
@@ -21,7 +22,14 @@ from pretrain import answerer_config, character_tokenizer, filler_config, masked
 from rewards import check_fields, resolve_rewards, score_answers
 
 
-class FillIn:
+class Job:
+    """What most jobs have no part in."""
+    def restore(self, checkpoint): pass
+    def actor_rests(self, it): return False
+    def learn_beside(self, rollout): return {}
+
+
+class FillIn(Job):
     """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
     headline = 'eval/judge_reward'
     max_answer_tokens = property(lambda self: self.s.block_size)
@@ -106,7 +114,7 @@ class FillIn:
         return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
 
 
-class Completion:
+class Completion(Job):
     """Prompts with verifiable rewards: a causal model answers, a function of the text says how well."""
     headline = 'eval/accuracy_greedy'
     max_answer_tokens = property(lambda self: self.s.max_new_tokens)

@@ -2,6 +2,7 @@
 Train a language model with GRPO. All settings are the globals below; a config file and --key=value override them.
 $ python train_grpo.py config/grpo_config.py                            # fill-in with a frozen judge, from an empty machine
 $ python train_grpo.py config/arithmetic.py                             # a causal model on verifiable rewards
+$ python train_grpo.py config/nla.py                                    # text that carries an activation
 $ python train_grpo.py config/arithmetic.py --kl_beta=0.02 --group_size=16
 $ python train_grpo.py config/arithmetic.py --init_from=resume          # go on where it stopped, bit for bit on a CPU
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
@@ -23,9 +24,10 @@ from configurator import configure
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
+from nla_task import NLA
 from tasks import Completion, FillIn
 
-task = 'fill_in'                                     # 'fill_in' | 'completion'
+task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla'
 # data: texts with masked slots, or prompts to answer
 dataset = 'stdlib_char'                              # a folder under data/, or a file: text to fill in, or prompts (.json, .jsonl, .txt)
 # fill-in
@@ -48,6 +50,29 @@ max_new_tokens = 64                                  # R: where an answer is cut
 rewards: list = ['exact_answer']                     # names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
 mask_truncated = False                               # True: answers that were cut off are not trained on
 retain_text = ''                                     # its log-prob is logged at each evaluation: does the model forget its language?
+# nla: an actor writes what an activation says, a critic rebuilds it from the text
+activations = 'out-{dataset}/activations'            # a folder of data/activations/prepare.py, made if missing; or .npy, .pt, .safetensors with train_prompts
+activation_layer: int | None = None                  # taken after this block of the source model, generator_checkpoint; None: two thirds up
+activations_n = 20000
+activation_context = 32                              # tokens that the source model sees, up to the place
+nla_checkpoint = 'out-{dataset}/nla.pt'              # actor and critic to start from; taught first if there is no such file
+injection_mode = 'project'                           # 'replace' | 'add' | 'project', a learned linear map
+injection_layers = (0,)                              # 0: the marker's embedding; i: what block i puts out there
+injection_scale: float | str | None = None           # 'raw', 'residual': the length of what stands there, or a length; None: that of an embedding at layer 0
+injection_token = '<INJECT>'                         # in a prompt, where the vector goes; one token (characters have [MASK] for it)
+injection_prompt = '<INJECT>'                        # the prompt of activations that come without one
+text_reversed = False                                # True: texts are written latest word first, and the critic reads them turned round
+warm_start_iters = 200                               # supervised steps of the actor
+critic_start_iters = 100                             # and of the critic
+nla_reward = 'mse'                                   # minus it; 'log_mse': minus its logarithm; 'cosine'
+truncated_reward = -2.0                              # of a text that was cut off or is empty
+critic_pooling = 'last'                              # 'last' | 'mean' | 'max'
+critic_head = 'linear'                               # 'linear' | 'mlp'; both start as the identity
+critic_target_norm = 'standard'                      # 'standard' | 'unit'
+critic_learning_rate = 3e-4
+critic_train_epochs = 1
+critic_warmup_iters = 0                              # the actor rests as long
+freeze_actor = False                                 # True: it rests all along; the control
 # the model we start from ({dataset} becomes the data set's name); a .pt file that does not exist yet is trained first
 init_from = 'generator'                              # 'generator': start from generator_checkpoint; 'resume': go on with out_dir
 generator_checkpoint = 'out-{dataset}/generator.pt'  # ours, a Hugging Face directory, a .gguf file, or a name on the hub
@@ -63,17 +88,22 @@ micro_batch_size: int | None = None                  # prompts of one forward; N
 max_iters = 200
 num_epochs_per_rollout = 1                           # mu: optimizer steps on one batch of answers
 loss_type = 'grpo'                                   # 'grpo' | 'dapo' | 'dr_grpo' | 'gspo' | 'cispo' | 'reinforce'
-advantage = 'grpo'                                   # 'grpo' | 'dr_grpo' | 'batch' | 'rloo'
+advantage = 'grpo'                                   # 'grpo' | 'dr_grpo' | 'batch' | 'rloo' | 'gae', PPO's, with a value head
 clip_low = 0.2
 clip_high = 0.2
 dual_clip: float | None = None                       # bounds the loss of bad answers that became likely; above 1
 kl_beta = 0.1                                        # the leash to the reference; 0 needs none
 kl_estimator = 'exact'                               # 'k1' | 'k2' | 'k3' | 'exact'
+kl_in_reward = False                                 # True: kl_beta times the log-ratio is taken off the reward, and the loss has no KL
 reference_mode = 'static'                            # 'static': where we started | 'ema' | 'periodic' | 'none'
 ema_alpha = 0.99                                     # ema: reference = alpha * reference + (1 - alpha) * policy after each iteration
 reference_update_freq = 500                          # periodic: reference = policy every so many iterations
 reference_offload = False                            # True: the reference waits in the CPU's memory
 entropy_coef = 0.0
+gamma = 1.0                                          # of 'gae', as are the next three
+gae_lambda = 0.95
+value_coef = 0.5
+value_clip: float | None = 0.2
 temperature = 0.8                                    # of sampling and of scoring alike
 top_k = 0                                            # 0 is off; what top_k and top_p leave over is kept for scoring
 top_p = 1.0
@@ -117,7 +147,7 @@ config = configure(globals())
 # ---------------------------------------------------------------------------------------------------------------------
 # check what can be checked before any time is spent
 
-for key, allowed in (('task', ('fill_in', 'completion')), ('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
+for key, allowed in (('task', ('fill_in', 'completion', 'nla')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
                      ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
                      ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop'))):
     if config[key] not in allowed:
@@ -125,7 +155,7 @@ for key, allowed in (('task', ('fill_in', 'completion')), ('loss_type', LOSS_TYP
 if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
 for key in ('block_size', 'batch_size', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
-            'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'save_interval'):
+            'critic_train_epochs', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'save_interval'):
     if config[key] < 1:
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
 if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
@@ -143,7 +173,11 @@ if task == 'fill_in' and (lora_r or top_k):
     raise ValueError(f"task fill_in takes neither lora_r ({lora_r}) nor top_k ({top_k}): its models are small, and top_p is there")
 if reference_offload and reference_mode in ('ema', 'periodic'):
     raise ValueError(f"reference_offload keeps the reference away from the policy, and reference_mode {reference_mode!r} moves it at each step: choose one")
-if kl_beta > 0 and kl_estimator == 'k1' and int(os.environ.get('RANK', 0)) == 0:
+if kl_in_reward and (kl_beta <= 0 or reference_mode == 'none' or kl_estimator == 'exact'):
+    raise ValueError(f"kl_in_reward takes kl_beta (now {kl_beta}) times the sampled tokens' log-ratio off the reward: kl_beta must be above 0, reference_mode ({reference_mode!r}) not 'none', kl_estimator ({kl_estimator!r}) one of k1, k2, k3")
+if advantage == 'gae' and task == 'fill_in':
+    raise ValueError("advantage gae needs a value for each token of an answer, and the slots of task fill_in share theirs: take grpo, dr_grpo, batch or rloo")
+if kl_beta > 0 and kl_estimator == 'k1' and not kl_in_reward and int(os.environ.get('RANK', 0)) == 0:
     print("warning: k1 in the loss has zero gradient on average, it only adds noise; k2 or exact do what is meant")
 
 # ranks: torchrun tells each process who it is; without it there is one
@@ -178,7 +212,7 @@ def once(make):
 # ---------------------------------------------------------------------------------------------------------------------
 # the job, the policy, the reference, the optimizer, and where a resumed run stopped
 
-job = {'fill_in': FillIn, 'completion': Completion}[task](types.SimpleNamespace(**config), device, rank, once, say)
+job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA}[task](types.SimpleNamespace(**config), device, rank, once, say)
 checkpoint_path, metrics_path, samples_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl'))
 model = job.load_model().eval()
 start_weights = sum(p.double().sum() for p in model.parameters()).item()  # tells one start from another
@@ -202,6 +236,11 @@ if with_reference and not (lora_r and reference_mode == 'static'):
     averages = compute_in(frozen, dtype)  # in fp32 where the reference moves: an average of bf16 numbers would stand still
     frozen.requires_grad_(False)
 
+if advantage == 'gae':  # after the reference, which needs none
+    model.value_head = torch.nn.Linear(model.config.n_embd, 1, device=device)
+    torch.nn.init.zeros_(model.value_head.weight)
+    torch.nn.init.zeros_(model.value_head.bias)
+
 start_iter, best, resumed = 0, -math.inf, None
 plain_config = json.loads(json.dumps(config, default=lambda function: function.__name__))  # functions by their names
 if init_from == 'resume':
@@ -211,7 +250,10 @@ if init_from == 'resume':
     for key, old in resumed['config'].items():
         if key != 'init_from' and json.dumps(old) != json.dumps(plain_config.get(key)):
             say(f"resuming with {key} = {plain_config.get(key)!r} (it was {old!r})")
+    job.restore(resumed)
     if lora_r:
+        value_head = {name: resumed['model'].pop(name) for name in list(resumed['model']) if name.startswith('value_head.')}
+        model.load_state_dict(value_head, strict=False)
         load_lora_state(model, resumed['model'])
     else:
         model.load_state_dict(resumed['model'])
@@ -219,6 +261,7 @@ masters = compute_in(model, dtype)
 if compile:
     model.compile_blocks()
 learning = [name for name, p in model.named_parameters() if p.requires_grad]
+followed = [name for name in learning if name in averages]  # a reference has no value head
 policy = job.policy(model)
 if with_reference:
     reference = policy.with_model(frozen) if averages else policy.without_adapters()
@@ -300,7 +343,7 @@ def save(it):
     save_checkpoint(checkpoint_path, {
         'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights,
         'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
-        'reference': {name: averages[name].detach() for name in learning} if averages and reference_mode != 'static' else {}, **job.saved()})
+        'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}, **job.saved()})
     if keep_checkpoints:
         kept = os.path.join(out_dir, f'ckpt_{it:06d}.pt')
         if os.path.exists(kept):
@@ -314,6 +357,8 @@ def export():
     """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/."""
     final = copy.deepcopy(model).float()
     final.load_state_dict(weights_to_keep(), strict=False)
+    if advantage == 'gae':
+        del final.value_head
     if lora_r:
         save_adapter(final, os.path.join(out_dir, 'adapter'), job.generator_path)
         merge_lora(final)
@@ -342,7 +387,7 @@ total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad o
 say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'loss_type', 'clip_low', 'clip_high',
-                                        'dual_clip', 'kl_beta', 'entropy_coef', 'grad_clip', 'mask_truncated')}
+                                        'dual_clip', 'kl_beta', 'kl_in_reward', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip')}
 for it in range(start_iter, max_iters + 1):
     metrics = {'iter': it}
     if master and (it % eval_interval == 0 or it == max_iters):
@@ -369,24 +414,31 @@ for it in range(start_iter, max_iters + 1):
             group['lr'] = lr
         batch = {key: value[my_rows] for key, value in job.batch(it).items()}
         stats, rollout = grpo_training_step(policy, batch, optimizer, job.rewards, reference, num_epochs=num_epochs_per_rollout,
-                                            max_new_tokens=job.max_answer_tokens, scaler=scaler, **options)
+                                            max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), **options)
+        stats |= job.learn_beside(rollout)
         if averages:
-            update_reference(reference_mode, it + 1, [averages[name].data for name in learning], [masters[name].data for name in learning], ema_alpha, reference_update_freq)
+            update_reference(reference_mode, it + 1, [averages[name].data for name in followed], [masters[name].data for name in followed], ema_alpha, reference_update_freq)
             copy_masters(averages, frozen)
         metrics |= stats | {'lr': lr}
     if master and (it % log_interval == 0 or job.headline in metrics):
         if it < max_iters:
-            kl_shown = f"kl {metrics['mean_kl']:.4f}" if reference else "no reference"
-            say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, length {metrics['mean_length']:.1f}, "
-                f"clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}, {metrics['tokens_per_s']:,.0f} tokens/s", flush=True)
+            learned = 'the policy rests'
+            if 'loss' in metrics:
+                kl_shown = f"kl {metrics['mean_kl']:.4f}" if reference else "no reference"
+                learned = (f"loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, "
+                           f"grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}")
+            say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, {learned}, length {metrics['mean_length']:.1f}, "
+                f"{metrics['tokens_per_s']:,.0f} tokens/s" + (f", critic loss {metrics['critic_loss']:.4f}" if 'critic_loss' in metrics else ''), flush=True)
             prompt, first = job.prompt_text(rollout), rollout.rows(0, 1)
             parts = [{f'reward/{name}': value for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
-            for text, part, advantage_ in zip(policy.texts(first)[0], parts, first.advantages[0].tolist()):
+            for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist()):
                 samples_file.write(json.dumps({'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}) + '\n')
         metrics_file.write(json.dumps(metrics) + '\n')
         metrics_file.flush()
         tracker.log(metrics, step=it)
 
+if master and task == 'nla' and not stopping:
+    say(job.table(metrics))
 if master and task == 'completion' and not stopping:
     export()
 tracker.finish()

@@ -101,6 +101,34 @@ def test_the_end_token_is_trained_and_shorter_pays():
     assert lengths[0] > 5 and lengths[-1] == 1.0, lengths
 
 
+def test_kl_in_reward_by_hand():
+    """kl_beta times the summed log-ratio comes off each answer's reward before the group is compared, and none of it is in the loss."""
+    model = tiny()
+    policy, reference = CausalPolicy(model, TOKENIZER, 12), CausalPolicy(tiny(seed=1), TOKENIZER, 12)
+    metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(model.parameters(), lr=0.0), [('length', lambda policy, rollout: rollout.lengths.float(), 1.0)], reference, group_size=4,
+                                          kl_beta=0.3, kl_estimator='k3', kl_in_reward=True, advantage='dr_grpo')
+    wanted = rollout.lengths - 0.3 * (rollout.logps - answer_log_probs(reference, rollout)[0]).masked_fill(~rollout.mask, 0.0).sum(-1)
+    torch.testing.assert_close(rollout.rewards, wanted, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(rollout.advantages, compute_advantages(wanted, 'dr_grpo'), atol=1e-4, rtol=1e-4)
+    assert metrics['kl_penalty'] == 0 and metrics['mean_kl'] > 0 and metrics['reward/length'] > metrics['mean_reward']
+
+
+def test_ppo_learns_when_to_stop():
+    """Shorter pays: with a value head and GAE the answers shrink, the value head learns what to expect, and a policy that rests stays as it is."""
+    model = tiny()
+    model.value_head = torch.nn.Linear(32, 1)
+    torch.nn.init.zeros_(model.value_head.weight)
+    policy, optimizer = CausalPolicy(model, TOKENIZER, 16), configure_optimizers(model.parameters(), 0.0, 1e-2, (0.9, 0.99))
+    reward = [('short', lambda policy, rollout: -rollout.lengths.float() / 16, 1.0)]
+    before = copy.deepcopy(model.state_dict())
+    metrics, rollout = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, advantage='gae', learn=False)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items()) and 'loss' not in metrics
+    whitened = rollout.advantages[rollout.mask]
+    assert whitened.mean().abs() < 1e-5 and whitened.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    history = [grpo_training_step(policy, batch(seed), optimizer, reward, group_size=8, advantage='gae', loss_type='dapo', micro_batch_size=2)[0] for seed in range(30)]
+    assert history[-1]['mean_length'] < 2 < history[0]['mean_length'] and history[-1]['value_loss'] < history[0]['value_loss'] / 4
+
+
 def test_answers_that_were_cut_off():
     """They count as truncated and are trained on as they are; with mask_truncated they leave the loss, N and L: the gradient is that of the others alone."""
     policy = CausalPolicy(tiny(), TOKENIZER, 6)

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from grpo import (LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gather_logps, head_log_probs, kl_estimate,
+from grpo import (LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gae, gather_logps, head_log_probs, kl_estimate,
                   policy_loss, train_on_rollout)
 
 torch.manual_seed(0)
@@ -53,6 +53,26 @@ def test_equal_rewards_give_exactly_zero(kind):
     rewards = torch.tensor([[0.1] * 7, [0.3, 0.1, 0.2, 0.3, 0.1, 0.2, 0.5]])
     advantages = compute_advantages(rewards, kind)
     assert (advantages[0] == 0).all() and (advantages[1] != 0).any()
+
+
+def test_gae_against_its_definition():
+    """The sum over all later tokens of an answer, O(R^2); lambda 0 leaves the TD error, gamma = lambda = 1 what is still to come minus what was expected. NaN in padding counts for nothing."""
+    lengths = torch.tensor([[5, 1], [3, 4]])
+    mask = torch.arange(5) < lengths[..., None]
+    rewards, values = torch.randn(2, 2, 5, 2, dtype=torch.double).masked_fill(~mask[..., None], torch.nan).unbind(-1)
+    found = {pair: gae(rewards, values, mask, *pair) for pair in ((0.9, 0.7), (0.9, 0.0), (1.0, 1.0))}
+    for p, g in itertools.product(range(2), repeat=2):
+        n, r, v = lengths[p, g], rewards[p, g], values[p, g]
+        td = [r[t] + 0.9 * (v[t + 1] if t + 1 < n else 0) - v[t] for t in range(n)]
+        for t in range(n):
+            assert found[0.9, 0.7][p, g, t].item() == pytest.approx(sum((0.9 * 0.7) ** (l - t) * td[l] for l in range(t, n)).item())
+            assert found[0.9, 0.0][p, g, t].item() == pytest.approx(td[t].item())
+            assert found[1.0, 1.0][p, g, t].item() == pytest.approx((r[t:n].sum() - v[t]).item())
+        assert all((x[p, g, n:] == 0).all() for x in found.values())
+    final, mean = torch.tensor([[1.0, 0.0, 0.0, 1.0]]), 0.5  # the reward at the end and the group's mean as value: Dr. GRPO's advantages at every token
+    last = torch.nn.functional.one_hot(torch.tensor(2), 3) * final[..., None]
+    everywhere = gae(last, torch.full_like(last, mean), torch.ones_like(last, dtype=torch.bool), 1.0, 1.0)
+    assert torch.equal(everywhere, compute_advantages(final, 'dr_grpo')[..., None].expand(1, 4, 3))
 
 
 def test_a_group_of_one_is_refused():
@@ -105,6 +125,27 @@ def test_gradient_equals_enumeration(loss_type, temperature):
     got, = torch.autograd.grad(loss, policy.model.table)
     scale = 1.0 if loss_type == 'reinforce' else 0.5
     torch.testing.assert_close(got, scale * wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_the_value_loss_by_hand():
+    """Half the squared error, or that of the value held within value_clip of the old one where this is more; averaged over tokens. An advantage for each token."""
+    policy = TablePolicy(1, 2, 3)
+    policy.model.value_head = torch.nn.Linear(3, 1, dtype=torch.double)
+    rollout = table_rollout(policy, 1 + 1)
+    with torch.no_grad():
+        policy.model.value_head.weight.zero_()
+        policy.model.value_head.bias.fill_(1.0)
+    policy.hidden = lambda rollout: policy.model.table[rollout.batch['row']][:, None].expand(-1, 2, -1, -1)
+    rollout.advantages = torch.tensor([[[1.0, -2.0], [0.5, 0.25]]], dtype=torch.double)
+    rollout.values, rollout.returns = torch.tensor([[[0.0, 1.1], [0.9, 5.0]]], dtype=torch.double), torch.tensor([[[2.0, 0.0], [0.0, 1.0]]], dtype=torch.double)
+    params = [policy.model.table, *policy.model.value_head.parameters()]
+    stats = train_on_rollout(policy, rollout, torch.optim.SGD(params, lr=0.0), grad_clip=0, loss_type='dapo', value_coef=0.1, value_clip=0.2)
+    # values all 1: errors 1 (held at 0.2: 3.24), 1, 1, 0 (held at 4.8: 14.44)
+    assert stats['value_loss'] == pytest.approx(0.5 * (3.24 + 1 + 1 + 14.44) / 4)
+    assert stats['pg_loss'] == pytest.approx(-(1 - 2 + 0.5 + 0.25) / 4, abs=1e-6)
+    assert policy.model.value_head.bias.grad.item() == pytest.approx(0.1 * (1 + 1) / 4)  # held values have no gradient
+    stats = train_on_rollout(policy, rollout, torch.optim.SGD(params, lr=0.0), grad_clip=0, loss_type='dapo', value_coef=0.1, value_clip=None)
+    assert stats['value_loss'] == pytest.approx(0.5 * 3 / 4)
 
 
 @pytest.mark.parametrize('loss_type', LOSS_TYPES)

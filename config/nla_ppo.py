@@ -1,0 +1,8 @@
+# The same autoencoder with PPO instead of groups: a value head on the actor, GAE, as many texts an iteration. It shares config/nla.py's models.
+from config.nla import *
+
+advantage = 'gae'
+loss_type = 'dapo'       # every token counts alike
+kl_in_reward = True      # as PPO for language models does
+gae_lambda = 0.95
+out_dir = 'out-nla/ppo'

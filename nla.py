@@ -1,0 +1,377 @@
+"""
+Natural Language Autoencoders: an actor puts an activation vector into words, a critic reads the words and rebuilds the vector, and GRPO makes
+the words carry it. Here: writing a vector into a model's residual stream, the policy that does so while it reads its prompt, the critic, and
+files of activations. The idea: transformer-circuits.pub (May 2026); what a text carries is measured as the fraction of variance explained (FVE).
+
+Where this differs from other implementations:
+1. The critic predicts (h - mean) / scale and its prediction is not normalised: FVE is 1 - MSE, 0 for a critic that knows nothing, and the reward
+   -MSE is a text's own FVE less 1. With both sides at unit length a small critic cannot even say "the mean" (target_norm='unit' does it all the same).
+2. A vector is written while the prompt is read and never after: in the cache it is there already, and a token that looks like the marker
+   later is just a token.
+3. The actor gets no gradient from the critic, the critic none from the actor. Most of a rising FVE is the critic getting used to the texts, so
+   no claim without the control: the same run with freeze_actor=True.
+Shapes: P prompts · T prompt tokens · K markers in a prompt · N texts · R text tokens · A width of the activation · D width of the model.
+"""
+import copy
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from completion import CausalPolicy, prompt_batch
+from model import GPT, GPTConfig
+
+MODES = ('replace', 'add', 'project')
+POOLINGS = ('last', 'mean', 'max')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# injection
+
+def inject(x, slots, vectors, mode='replace', scale='raw'):
+    """
+    x (P, T, D) with vectors (P, K, D) in the places slots (P, K); x itself stays as it is. mode: 'replace' (and 'project', whose map has been applied
+    before) or 'add'. scale: 'raw', 'residual' (each vector gets the length of what stands in its place) or a number, the length that all get.
+    """
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    here = x[rows, slots]                                                       # (P, K, D)
+    if scale != 'raw':
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        length = here.detach().to(vectors.dtype).norm(dim=-1, keepdim=True) if scale == 'residual' else scale
+        vectors = vectors * (length / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+    return x.index_put((rows, slots), (here + vectors if mode == 'add' else vectors).to(x.dtype))
+
+
+def find_markers(prompts, marker_id, count=1):
+    """Where the markers stand, (P, K) int64, in prompts (P lists of token ids). Raises ValueError naming the first prompt that has not `count` of them."""
+    found = [[i for i, token in enumerate(ids) if token == marker_id] for ids in prompts]
+    for p, places in enumerate(found):
+        if len(places) != count:
+            raise ValueError(f"prompt {p} has {len(places) or 'no'} injection marker{'s' if len(places) > 1 else ''} (token {marker_id}) for its {count} vector{'s' if count > 1 else ''}: "
+                             "put the injection_token where each vector belongs, and let max_prompt_length not cut it off")
+    return torch.tensor(found)
+
+
+def marker_of(tokenizer, injection_token):
+    """The id that marks where a vector goes: of characters [MASK], whatever the token's name. Raises ValueError unless the tokenizer has it as one token."""
+    if hasattr(tokenizer, 'mask_id'):
+        return tokenizer.mask_id
+    ids = tokenizer.encode(injection_token, special=True)
+    if len(ids) != 1:
+        raise ValueError(f"injection_token {injection_token!r} is {len(ids)} tokens of this tokenizer: name one that it has as a single token and that no text contains, for instance an unused special token")
+    return ids[0]
+
+
+def encode_around(tokenizer, prompt, injection_token, marker_id, chat_template=False):
+    """Token ids of a prompt with the marker's id wherever the text says injection_token. With chat_template the prompt is the user's turn."""
+    if chat_template:
+        return list(tokenizer.chat([{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt))
+    first, *others = prompt.split(injection_token)
+    ids = list(tokenizer.encode(first)) if first else []
+    for part in others:
+        ids += [marker_id] + (list(tokenizer.encode(part)) if part else [])
+    return ids
+
+
+class Injection(nn.Module):
+    """
+    How a model takes vectors of width A: at which layers (0: the embeddings, before positions; i: what block i puts out), in which mode, at what
+    length. A learned linear map for each layer stands before it in mode 'project', and wherever A is not the model's width; it starts as the identity if it can.
+    scale None: the mean length of an embedding at layer 0, elsewhere the length of the residual there.
+    """
+
+    def __init__(self, model, activation_dim, mode='project', layers=(0,), scale=None):
+        super().__init__()
+        D, n_layer = model.config.n_embd, model.config.n_layer
+        if mode not in MODES:
+            raise ValueError(f"injection_mode is {mode!r}; it must be one of {', '.join(MODES)}")
+        if not layers or not all(0 <= layer <= n_layer for layer in layers) or len(set(layers)) < len(layers):
+            raise ValueError(f"injection_layers is {tuple(layers)}: it takes different numbers from 0 (the embeddings) to {n_layer} (the last block's output)")
+        if not (scale in (None, 'raw', 'residual') or isinstance(scale, list) or not isinstance(scale, str) and scale > 0):
+            raise ValueError(f"injection_scale is {scale!r}; it must be 'raw', 'residual', a length above 0, or None")
+        self.settings = {'activation_dim': activation_dim, 'mode': mode, 'layers': list(layers)}
+        if scale is None:
+            typical = model.wte.weight.detach().float().norm(dim=1).mean().item()
+            scale = [typical if layer == 0 else 'residual' for layer in layers]
+        self.settings['scale'] = scale
+        self.project = None
+        if mode == 'project' or activation_dim != D:
+            self.project = nn.ModuleList(nn.Linear(activation_dim, D) for _ in layers)
+            for linear in self.project:
+                nn.init.zeros_(linear.bias)
+                if activation_dim == D:
+                    nn.init.eye_(linear.weight)
+
+    def edit(self, slots, vectors):
+        """
+        What GPT.run takes as `edit`: vectors (P, K, A), or (P, K, L, A) with one for each of the L layers, written at slots (P, K).
+        None, which changes nothing, when there are no vectors.
+        """
+        if vectors is None:
+            return None
+        mode, layers, scale, A = (self.settings[key] for key in ('mode', 'layers', 'scale', 'activation_dim'))
+        if vectors.shape[-1] != A or vectors.dim() == 4 and vectors.shape[2] != len(layers):
+            raise ValueError(f"activations of shape {tuple(vectors.shape)} do not fit an actor that takes width {A} at {len(layers)} layer{'s' if len(layers) > 1 else ''}: is the file another model's?")
+
+        def write(layer, x):
+            if layer not in layers:
+                return x
+            i = layers.index(layer)
+            v = (vectors[:, :, i] if vectors.dim() == 4 else vectors).to(x.dtype)
+            if self.project:
+                v = self.project[i](v)
+            return inject(x, slots, v, mode, scale[i] if isinstance(scale, list) else scale)
+
+        return write
+
+
+class NLAPolicy(CausalPolicy):
+    """A CausalPolicy whose prefill writes the batch's activations (P, K, A) at its slots (P, K); without 'activation' in the batch nothing is written."""
+
+    def prefill(self, prompts, batch):
+        return self.model.prefill(prompts, self.model.injection.edit(batch['slots'], batch.get('activation')))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the critic
+
+def truncate(model, layer):
+    """The first `layer` blocks of a GPT, sharing its weights: tokens -> the residual stream after them, no last norm, no head. Layer 0 is the embedding."""
+    if not 0 <= layer <= model.config.n_layer:
+        raise ValueError(f"activation_layer is {layer}: this model has blocks 1 to {model.config.n_layer}, and 0 means its embeddings")
+    trunk = copy.copy(model)
+    trunk._modules = dict(model._modules)
+    trunk._modules.pop('injection', None)
+    trunk.blocks, trunk.norm_f, trunk.lm_head = model.blocks[:layer], nn.Identity(), nn.Identity()
+    trunk.config = replace(model.config, n_layer=layer)
+    return trunk
+
+
+class Critic(nn.Module):
+    """
+    Reads a text and nothing else, and says which activation it is about: trunk (see `truncate`; a copy that may learn), pooled over the text,
+    and a head that starts as the identity where widths allow: given the very text that an activation came from, a new critic with
+    pooling 'last' returns it exactly. mean (A,) and scale: see `standard`.
+    """
+
+    def __init__(self, trunk, mean, scale, pooling='last', head='linear', target_norm='standard'):
+        super().__init__()
+        for name, value, allowed in (('pooling', pooling, POOLINGS), ('head', head, ('linear', 'mlp')), ('target_norm', target_norm, ('standard', 'unit'))):
+            if value not in allowed:
+                raise ValueError(f"critic_{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        D, A = trunk.config.n_embd, len(mean)
+        self.settings = {'pooling': pooling, 'head': head, 'target_norm': target_norm}
+        self.trunk = trunk
+        self.register_buffer('mean', mean.float())
+        self.register_buffer('scale', torch.as_tensor(scale, dtype=torch.float32))
+        self.linear = nn.Linear(D, A)
+        self.mlp = nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, A)) if head == 'mlp' else None
+        with torch.no_grad():
+            if A == D:
+                self.linear.weight.copy_(torch.eye(D) / self.scale)
+                self.linear.bias.copy_(-self.mean / self.scale)
+            if self.mlp:
+                self.mlp[2].weight.zero_()
+                self.mlp[2].bias.zero_()
+
+    def pool(self, hidden, lengths):
+        """(N, R, D), lengths (N,) at least 1 -> (N, D); what stands in padding has no influence."""
+        inside = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[..., None]
+        if self.settings['pooling'] == 'last':
+            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        if self.settings['pooling'] == 'mean':
+            return hidden.masked_fill(~inside, 0.0).sum(dim=1) / lengths[:, None]
+        return hidden.masked_fill(~inside, -torch.inf).amax(dim=1)
+
+    def forward(self, tokens, lengths):
+        """Texts (N, R) int64, right-padded, of lengths (N,) -> predictions (N, A), to be compared with `target`; a text without tokens counts as its first padding."""
+        inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        x = self.pool(self.trunk(tokens.masked_fill(~inside, 0)), lengths.clamp(min=1))
+        prediction = self.linear(x) + (self.mlp(x) if self.mlp else 0)
+        return self.at_unit_length(prediction) if self.settings['target_norm'] == 'unit' else prediction
+
+    def target(self, h):
+        """What a prediction is compared with: (h - mean) / scale, whose mean square is 1 over the training set; or h at length sqrt(A), with the same effect."""
+        return self.at_unit_length(h) if self.settings['target_norm'] == 'unit' else (h - self.mean) / self.scale
+
+    @staticmethod
+    def at_unit_length(x):
+        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+
+    def standard(self, prediction, h):
+        """Prediction and activation h (N, A) both as (x - mean) / scale, for `fve`; a prediction without a length gets the true one."""
+        if self.settings['target_norm'] == 'unit':
+            prediction = (prediction * (h.norm(dim=-1, keepdim=True) / h.shape[-1] ** 0.5) - self.mean) / self.scale
+        return prediction, (h - self.mean) / self.scale
+
+
+def turned_round(tokens, lengths):
+    """Rows (N, R) with their first lengths (N,) tokens in the opposite order; 0 behind them."""
+    index = lengths[:, None] - 1 - torch.arange(tokens.shape[1], device=tokens.device)
+    return tokens.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0)
+
+
+def as_read(rollout, ends, text_reversed):
+    """
+    The answers of a rollout as the critic reads them: texts (N, R) in reading order, right-padded, their lengths (N,) without the end token, the activations (N, A) they are
+    about, and which are whole: not empty and, where the tokenizer has an end token (`ends`), ended with it.
+    """
+    device = rollout.tokens.device
+    tokens, ended = rollout.tokens.flatten(0, 1), rollout.ended.flatten().to(device)
+    lengths = rollout.lengths.flatten().to(device) - (ended.long() if ends else 0)
+    h = rollout.batch['activation'][:, 0].repeat_interleave(rollout.tokens.shape[1], dim=0)
+    whole = (lengths > 0) & ended if ends else lengths > 0
+    return (turned_round(tokens, lengths) if text_reversed else tokens), lengths, h, whole
+
+
+def standardiser(vectors):
+    """mean (A,) and one scale of vectors (n, A): with them the mean square of (h - mean) / scale is 1. Raises ValueError where they are not finite or all equal."""
+    vectors = torch.as_tensor(np.array(vectors, dtype=np.float32))
+    if not torch.isfinite(vectors).all():
+        raise ValueError(f"activation {int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])} is NaN or infinite: the model or the file is broken")
+    mean = vectors.mean(dim=0)
+    scale = (vectors - mean).square().mean().sqrt().item()
+    if scale < 1e-12:
+        raise ValueError("all activations are equal: there is nothing to tell apart")
+    return mean, scale
+
+
+def fve(prediction, target, mean=0.0):
+    """Fraction of variance explained: 1 - sum |target - prediction|^2 / sum |target - mean|^2, both (B, D); mean is the training set's, 0 for standardised ones."""
+    return 1 - ((target - prediction).square().sum() / (target - mean).square().sum()).item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# actor and critic in a checkpoint: 'model' and 'critic', their weights, and 'nla', the settings to build them again
+
+def build_actor(saved):
+    """The GPT of a checkpoint with its injection."""
+    with torch.device('meta'):
+        model = GPT(GPTConfig(**saved['model_config']))
+        model.injection = Injection(model, **saved['nla']['injection'])
+    model.load_state_dict({name: p for name, p in saved['model'].items() if not name.startswith('value_head.')}, assign=True)
+    if model.config.tied:
+        model.lm_head.weight = model.wte.weight
+    return model
+
+
+def build_critic(saved):
+    state = saved['critic']
+    trunk = truncate(GPT(GPTConfig(**saved['model_config'] | {'n_layer': saved['nla']['layer']})), saved['nla']['layer'])
+    critic = Critic(trunk, state['mean'], state['scale'], **saved['nla']['critic'])
+    critic.load_state_dict(state)
+    return critic
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# activations: made here, or given
+
+@dataclass
+class Activations:
+    """One split. Made here they come with contexts and one prompt for all; given from outside, each with a prompt of its own and perhaps a text."""
+    vectors: np.ndarray                             # (n, A), mapped from the disk
+    contexts: np.ndarray | None = None              # (n, C) int32 token ids that led up to each and end where it was taken, right-padded
+    lengths: np.ndarray | None = None               # (n,)
+    prompts: list | None = None                     # n lists of token ids, or a single one
+    slots: torch.Tensor | None = None               # (n or 1, K): where in them the markers stand
+    texts: list | None = None                       # n texts (token ids) to learn from before GRPO
+
+    def __len__(self):
+        return len(self.vectors)
+
+    def text(self, i, n):
+        """A text of at most n tokens about activation i, in reading order: the one that was given, or the last n tokens of its context. None when there is neither."""
+        if self.texts is not None:
+            return self.texts[i][:n]
+        return None if self.contexts is None else self.contexts[i, :self.lengths[i]][-n:].tolist()
+
+    def batch(self, indices, seeds, device='cpu'):
+        """What an NLAPolicy samples from: prompts with slots (P, K) and activation (P, K, A), the same one for all K."""
+        prompts = [self.prompts[i if len(self.prompts) > 1 else 0] for i in indices]
+        slots = self.slots[indices] if len(self.slots) > 1 else self.slots.expand(len(indices), -1)
+        activation = torch.from_numpy(np.array(self.vectors[np.asarray(indices)], dtype=np.float32)).to(device)
+        return prompt_batch(prompts, seeds, device) | {'slots': slots.to(device), 'activation': activation[:, None].expand(-1, slots.shape[1], -1), 'record': torch.tensor(indices)}
+
+
+@torch.no_grad()
+def extract_activations(model, documents, layer, n, context, min_position, folder, split, dtype='float32', seed=1, batch_size=256):
+    """
+    n residuals after block `layer` at different random places of documents (lists of token ids), position min_position or later, each seeing at most
+    `context` tokens up to its own, into folder: {split}.npy (n, A) raw, {split}_contexts.npy, {split}_lengths.npy and {split}_where.npy (n, 2), document
+    and position. All there are when n is more. Returns how many. Raises ValueError when there is no place.
+    """
+    places = np.array([max(0, len(ids) - min_position) for ids in documents])
+    if places.sum() == 0:
+        raise ValueError(f"none of the {len(documents)} documents of split {split!r} is longer than min_position {min_position}: lower it, or give longer texts")
+    n = min(n, int(places.sum()))
+    starts = places.cumsum() - places
+    chosen = np.sort(np.random.default_rng([seed, split == 'val']).choice(places.sum(), n, replace=False))
+    where = np.empty((n, 2), dtype=np.int32)
+    where[:, 0] = np.searchsorted(starts, chosen, side='right') - 1
+    where[:, 1] = chosen - starts[where[:, 0]] + min_position
+    where = where[np.random.default_rng(seed).permutation(n)]
+    trunk, device = truncate(model, layer), model.wte.weight.device
+    path = lambda name: os.path.join(folder, f'{split}{name}.npy')
+    vectors = np.lib.format.open_memmap(path(''), mode='w+', dtype=dtype, shape=(n, model.config.n_embd))
+    contexts, lengths = np.zeros((n, context), dtype=np.int32), np.zeros(n, dtype=np.int32)
+    for i, (document, position) in enumerate(where):
+        ids = documents[document][max(0, position + 1 - context):position + 1]
+        contexts[i, :len(ids)], lengths[i] = ids, len(ids)
+    for start in range(0, n, batch_size):
+        part = slice(start, start + batch_size)
+        hidden = trunk(torch.from_numpy(contexts[part]).long().to(device))
+        vectors[part] = hidden[torch.arange(len(hidden)), torch.from_numpy(lengths[part]).long() - 1].float().cpu().numpy()
+    vectors.flush()
+    for name, array in (('_contexts', contexts), ('_lengths', lengths), ('_where', where)):
+        np.save(path(name), array)
+    return n
+
+
+def load_activations(path):
+    """
+    (header, {'train': Activations, 'val': Activations}) of a folder that data/activations/prepare.py wrote; the header says layer, width and which model. Raises FileNotFoundError and ValueError naming the file.
+    """
+    try:
+        with open(os.path.join(path, 'header.json'), encoding='utf-8') as f:
+            header = json.load(f)
+        splits = {split: Activations(*(np.load(os.path.join(path, f'{split}{name}.npy'), mmap_mode='r') for name in ('', '_contexts', '_lengths'))) for split in ('train', 'val')}
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{path} is no folder of activations, {os.path.basename(e.filename)} is missing: run data/activations/prepare.py, or name a folder that does not exist yet to have it made") from None
+    except ValueError as e:
+        raise ValueError(f"{path} holds a file that is torn or no array ({e}): delete the folder to have it made anew") from None
+    for split, part in splits.items():
+        if part.vectors.shape[1] != header['width'] or len(part.vectors) != len(part.contexts):
+            raise ValueError(f"{path}/{split}.npy is {part.vectors.shape}, its header says width {header['width']} and there are {len(part.contexts)} contexts: delete the folder to have it made anew")
+    return header, splits
+
+
+def read_vectors(path):
+    """Vectors (n, A) fp32 from a .npy, .pt or .safetensors file that holds one tensor. Raises ValueError naming the file and what is wrong with it."""
+    try:
+        if path.endswith('.npy'):
+            found = np.load(path, mmap_mode='r')
+        elif path.endswith('.pt'):
+            found = torch.load(path, map_location='cpu', weights_only=True)
+        elif path.endswith('.safetensors'):
+            from safetensors.torch import load_file
+            found = load_file(path)
+        else:
+            raise ValueError("activations come as a folder, .npy, .pt or .safetensors")
+        if isinstance(found, dict):
+            if len(found) != 1:
+                raise ValueError(f"it holds {len(found)} tensors ({', '.join(list(found)[:5])}), it must hold one")
+            found, = found.values()
+        found = np.asarray(found.float() if isinstance(found, torch.Tensor) else found, dtype=np.float32)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file of activations at {path}") from None
+    except Exception as e:
+        raise ValueError(f"{path}: {' '.join(str(e).split())[:200]}") from None
+    if found.ndim != 2:
+        raise ValueError(f"{path} has shape {found.shape}; it must be (how many, width)")
+    if not math.isfinite(found.sum(dtype=np.float64)):
+        raise ValueError(f"{path}: activation {int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])} is NaN or infinite")
+    return found
