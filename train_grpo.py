@@ -354,14 +354,21 @@ def save(it):
 
 
 def export():
-    """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/."""
+    """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/. An NLA's actor and critic in nla.pt, a start for others."""
     final = copy.deepcopy(model).float()
     final.load_state_dict(weights_to_keep(), strict=False)
     if advantage == 'gae':
         del final.value_head
-    if lora_r:
+    if lora_r and task == 'completion':
         save_adapter(final, os.path.join(out_dir, 'adapter'), job.generator_path)
+    if lora_r:
         merge_lora(final)
+    if task == 'nla':
+        path = os.path.join(out_dir, 'nla.pt')
+        quality = {key.removeprefix('eval/'): value for key, value in metrics.items() if key in ('eval/fve', 'eval/fve_greedy')}
+        save_checkpoint(path, {'kind': 'nla', 'model': final.state_dict(), 'model_config': vars(model.config), 'quality': quality} | {k: v for k, v in job.saved().items() if k != 'critic_optimizer'})
+        say(f"actor and critic saved in {path}")
+        return
     final.save_pretrained(os.path.join(out_dir, 'export'), eos_id=job.tokenizer.eos_id)
     job.tokenizer.save(os.path.join(out_dir, 'export'))
     say(f"exported to {os.path.join(out_dir, 'export')}")
@@ -439,7 +446,7 @@ for it in range(start_iter, max_iters + 1):
 
 if master and task == 'nla' and not stopping:
     say(job.table(metrics))
-if master and task == 'completion' and not stopping:
+if master and task != 'fill_in' and not stopping:
     export()
 tracker.finish()
 if dist.is_initialized():

@@ -400,3 +400,35 @@ def test_given_activations_with_texts(run):
     other = load_checkpoint(folder / 'given.pt', 'nla')
     torch.save(other | {'chars': other['chars'][::-1]}, folder / 'other.pt')
     assert fails('--nla_checkpoint=other.pt').startswith('error: other.pt was trained on another vocabulary')
+
+
+def test_two_processes_are_one(run):
+    """torchrun: each process its own prompts and the same critic; every metric as with one process."""
+    folder, _ = run
+    arguments = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(ROOT, 'train_grpo.py'), os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--out_dir=two']
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for one, two in list(zip(metrics_of(folder / 'out-nla' / 'grpo'), metrics_of(folder / 'two')))[:3]:
+        assert one.keys() == two.keys()
+        for key in one:
+            assert two[key] == pytest.approx(one[key], abs=1e-4, rel=1e-3), key
+
+
+def test_a_hugging_face_model_with_adapters(tmp_path):
+    """A tiny Llama with a tokenizer of its own: a special token marks the place; prompts longer than one token; LoRA on the actor; bf16."""
+    tokenizers, transformers = (pytest.importorskip(name) for name in ('tokenizers', 'transformers'))
+    texts = ['The value of an expression is what it says, and a name is what it means. ' * 3, 'A list holds values; a name holds one of them, or none at all. ' * 3]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    bpe.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<|end|>', '<empty>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|end|>').save_pretrained(tmp_path / 'llama')
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                                                           max_position_embeddings=64)).save_pretrained(tmp_path / 'llama')
+    (tmp_path / 'texts.jsonl').write_text(''.join(json.dumps({'text': f'{i} {text}'}) + '\n' for i in range(12) for text in texts))
+    train(tmp_path, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--generator_checkpoint=llama', '--dataset=texts.jsonl', "--column_mapping={'text': 'prompt'}", '--injection_token=<empty>',
+          '--injection_prompt=What is <empty>?', '--injection_layers=(0, 1)', '--critic_pooling=mean', '--critic_head=mlp', '--lora_r=4', '--load_in_8bit=True', '--precision=bf16', '--max_iters=3', '--out_dir=out')
+    assert metrics_of(tmp_path / 'out')[-1]['eval/fve'] < 1
+    about = load_checkpoint(tmp_path / 'out' / 'ckpt_best.pt', 'adapters')['nla']
+    assert about['prompt'] == bpe.encode('What is ').ids + [bpe.token_to_id('<empty>')] + bpe.encode('?').ids
+    assert '(greedy)' in train(tmp_path, '--checkpoint=out/nla.pt', '--text=The value of a name', script='sample.py')
+    assert "injection_token '<INJECT>' is" in train(tmp_path, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--generator_checkpoint=llama', '--dataset=texts.jsonl', "--column_mapping={'text': 'prompt'}", '--out_dir=bad', ok=False)
