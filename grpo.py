@@ -440,7 +440,7 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
     answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
     training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
-    clock = [time.perf_counter()]
+    clock, reference = [time.perf_counter()], reference if learn else None
     rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size)
     clock.append(time.perf_counter())
     compute_rewards(policy, rollout, rewards)

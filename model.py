@@ -360,6 +360,8 @@ class GPT(nn.Module):
         path = os.fspath(path)
         if os.path.isfile(path) and not path.endswith('.gguf'):
             saved = load_checkpoint(path, 'generator', 'run')
+            if 'nla' in saved:
+                raise ValueError(f"{path} holds the actor and critic of an autoencoder, not a plain model: `sample.py --checkpoint={path} --text=...` explains with them")
             fields, state = saved['model_config'], {name: p for name, p in saved['model'].items() if not name.startswith('value_head.')}
         else:
             fields, state = weights.read(path)
@@ -440,7 +442,7 @@ def load_checkpoint(path, *kinds):
         raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Delete it and run again to make it anew") from None
     found = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
     if found == 'adapters' and found not in kinds:
-        raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ beside it when the run is done")
+        raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ (an autoencoder's in nla.pt) beside it when the run is done")
     if found not in kinds:
         raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint where a {' or '.join(kinds)} is wanted: check which path belongs to which key")
     return checkpoint

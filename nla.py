@@ -14,7 +14,6 @@ Shapes: P prompts · T prompt tokens · K markers in a prompt · N texts · R te
 """
 import copy
 import json
-import math
 import os
 from dataclasses import dataclass, replace
 
@@ -67,14 +66,16 @@ def marker_of(tokenizer, injection_token):
 
 
 def encode_around(tokenizer, prompt, injection_token, marker_id, chat_template=False):
-    """Token ids of a prompt with the marker's id wherever the text says injection_token. With chat_template the prompt is the user's turn."""
+    """Token ids of a prompt with the marker's id wherever the text says injection_token. With chat_template the prompt is the user's turn, or a list of messages."""
     if chat_template:
-        return list(tokenizer.chat([{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt))
-    first, *others = prompt.split(injection_token)
-    ids = list(tokenizer.encode(first)) if first else []
-    for part in others:
-        ids += [marker_id] + (list(tokenizer.encode(part)) if part else [])
-    return ids
+        messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+        stand_in = '\ue0ff'  # of private use: goes through the template as it is
+        prompt = tokenizer.render_chat([m | {'content': m['content'].replace(injection_token, stand_in)} for m in messages])
+        injection_token = stand_in
+    elif not isinstance(prompt, str):
+        raise ValueError(f"the prompt {str(prompt)[:60]} is a list of chat messages: set chat_template=True")
+    first, *others = ([] if not part else list(tokenizer.encode(part, special=chat_template)) for part in prompt.split(injection_token))
+    return sum(([marker_id] + part for part in others), first)
 
 
 class Injection(nn.Module):
@@ -89,7 +90,7 @@ class Injection(nn.Module):
         D, n_layer = model.config.n_embd, model.config.n_layer
         if mode not in MODES:
             raise ValueError(f"injection_mode is {mode!r}; it must be one of {', '.join(MODES)}")
-        if not layers or not all(0 <= layer <= n_layer for layer in layers) or len(set(layers)) < len(layers):
+        if not layers or not all(isinstance(layer, int) and 0 <= layer <= n_layer for layer in layers) or len(set(layers)) < len(layers):
             raise ValueError(f"injection_layers is {tuple(layers)}: it takes different numbers from 0 (the embeddings) to {n_layer} (the last block's output)")
         if not (scale in (None, 'raw', 'residual') or isinstance(scale, list) or not isinstance(scale, str) and scale > 0):
             raise ValueError(f"injection_scale is {scale!r}; it must be 'raw', 'residual', a length above 0, or None")
@@ -135,6 +136,20 @@ class NLAPolicy(CausalPolicy):
     def prefill(self, prompts, batch):
         return self.model.prefill(prompts, self.model.injection.edit(batch['slots'], batch.get('activation')))
 
+    def without_adapters(self):
+        """The same, with the injection as it is now: it learns beside the adapters."""
+        start, plain = copy.deepcopy(self.model.injection).requires_grad_(False), super().without_adapters()
+
+        def hidden(rollout, through=plain.hidden):
+            learned, self.model.injection = self.model.injection, start
+            try:
+                return through(rollout)
+            finally:
+                self.model.injection = learned
+
+        plain.hidden = hidden
+        return plain
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the critic
@@ -171,7 +186,11 @@ class Critic(nn.Module):
         self.linear = nn.Linear(D, A)
         self.mlp = nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, A)) if head == 'mlp' else None
         with torch.no_grad():
-            if A == D:
+            self.linear.weight.zero_()  # where widths differ it starts by saying "the mean"
+            self.linear.bias.zero_()
+            if A == D and target_norm == 'unit':
+                self.linear.weight.copy_(torch.eye(D))
+            elif A == D:
                 self.linear.weight.copy_(torch.eye(D) / self.scale)
                 self.linear.bias.copy_(-self.mean / self.scale)
             if self.mlp:
@@ -228,11 +247,17 @@ def as_read(rollout, ends, text_reversed):
     return (turned_round(tokens, lengths) if text_reversed else tokens), lengths, h, whole
 
 
+def check_finite(vectors, path):
+    """Raises ValueError naming the first of vectors (n, A) with a NaN or an infinity in it."""
+    for start in range(0, len(vectors), 10000):
+        wrong = ~np.isfinite(vectors[start:start + 10000]).all(axis=1)
+        if wrong.any():
+            raise ValueError(f"{path}: activation {start + int(np.flatnonzero(wrong)[0])} is NaN or infinite: the model or the file is broken, or float16 too small for it")
+
+
 def standardiser(vectors):
-    """mean (A,) and one scale of vectors (n, A): with them the mean square of (h - mean) / scale is 1. Raises ValueError where they are not finite or all equal."""
+    """mean (A,) and one scale of vectors (n, A): with them the mean square of (h - mean) / scale is 1. Raises ValueError where they are all equal."""
     vectors = torch.as_tensor(np.array(vectors, dtype=np.float32))
-    if not torch.isfinite(vectors).all():
-        raise ValueError(f"activation {int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])} is NaN or infinite: the model or the file is broken")
     mean = vectors.mean(dim=0)
     scale = (vectors - mean).square().mean().sqrt().item()
     if scale < 1e-12:
@@ -306,7 +331,7 @@ def extract_activations(model, documents, layer, n, context, min_position, folde
     """
     places = np.array([max(0, len(ids) - min_position) for ids in documents])
     if places.sum() == 0:
-        raise ValueError(f"none of the {len(documents)} documents of split {split!r} is longer than min_position {min_position}: lower it, or give longer texts")
+        raise ValueError(f"none of the {len(documents)} documents of split {split!r} is longer than {min_position} tokens, where the first place would be: take a shorter context, or give longer texts")
     n = min(n, int(places.sum()))
     starts = places.cumsum() - places
     chosen = np.sort(np.random.default_rng([seed, split == 'val']).choice(places.sum(), n, replace=False))
@@ -344,6 +369,7 @@ def load_activations(path):
     except ValueError as e:
         raise ValueError(f"{path} holds a file that is torn or no array ({e}): delete the folder to have it made anew") from None
     for split, part in splits.items():
+        check_finite(part.vectors, os.path.join(path, f'{split}.npy'))
         if part.vectors.shape[1] != header['width'] or len(part.vectors) != len(part.contexts):
             raise ValueError(f"{path}/{split}.npy is {part.vectors.shape}, its header says width {header['width']} and there are {len(part.contexts)} contexts: delete the folder to have it made anew")
     return header, splits
@@ -360,7 +386,7 @@ def read_vectors(path):
             from safetensors.torch import load_file
             found = load_file(path)
         else:
-            raise ValueError("activations come as a folder, .npy, .pt or .safetensors")
+            raise ValueError("a file of activations is .npy, .pt or .safetensors")
         if isinstance(found, dict):
             if len(found) != 1:
                 raise ValueError(f"it holds {len(found)} tensors ({', '.join(list(found)[:5])}), it must hold one")
@@ -372,6 +398,5 @@ def read_vectors(path):
         raise ValueError(f"{path}: {' '.join(str(e).split())[:200]}") from None
     if found.ndim != 2:
         raise ValueError(f"{path} has shape {found.shape}; it must be (how many, width)")
-    if not math.isfinite(found.sum(dtype=np.float64)):
-        raise ValueError(f"{path}: activation {int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])} is NaN or infinite")
+    check_finite(found, path)
     return found

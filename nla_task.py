@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from completion import tokenizer_of
-from data.activations.prepare import load_documents
-from data.activations.prepare import main as write_activations
+from data.activations.prepare import load_documents, write_activations
 from data.prompts import draw_indices, load_prompts
 from data.text import dataset_name
 from data.tokenizer import CharTokenizer
@@ -32,6 +31,7 @@ class NLA(Job):
 
     def __init__(self, s, device, rank, once, say):
         self.s, self.device, self.rank, self.say = s, device, rank, say
+        self.check_settings()
         name = dataset_name(s.dataset)
         self.source_path, self.generator_path, self.activations_path = (path.format(dataset=name) for path in (s.generator_checkpoint, s.nla_checkpoint, s.activations))
         once(self.make_source)
@@ -46,8 +46,8 @@ class NLA(Job):
         self.text_length = s.max_new_tokens - self.ends
         if self.text_length < 1:
             raise ValueError(f"max_new_tokens is {s.max_new_tokens}: an explanation needs room for one token and its end")
-        self.about = {'layer': self.layer, 'source': self.source_path, 'context': s.activation_context, 'prompt': self.train.prompts[0], 'text_reversed': s.text_reversed, 'max_new_tokens': s.max_new_tokens,
-                      'injection_token': s.injection_token}
+        self.about = {'layer': self.layer, 'source': self.source_path, 'context': s.activation_context, 'prompt': self.train.prompts[0], 'max_new_tokens': s.max_new_tokens, 'settings': {
+            key: json.loads(json.dumps(getattr(s, key))) for key in ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling', 'critic_head', 'critic_target_norm', 'text_reversed')}}
         once(self.make_start)
         saved = load_checkpoint(self.generator_path, 'nla')
         if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
@@ -55,12 +55,27 @@ class NLA(Job):
         self.tokenizer.check_fits(saved['model_config']['vocab_size'], self.generator_path)
         if saved['critic']['mean'].shape[0] != self.train.vectors.shape[1]:
             raise ValueError(f"the actor and critic at {self.generator_path} are made for activations of width {saved['critic']['mean'].shape[0]} and those at {self.activations_path} have {self.train.vectors.shape[1]}: name another nla_checkpoint, or one that does not exist yet to have it made")
+        for key, now in (self.about['settings'] | {'activation_layer': self.layer}).items():
+            before = (saved['nla']['settings'] | {'activation_layer': saved['nla']['layer']})[key]
+            if before != now:
+                raise ValueError(f"the actor and critic at {self.generator_path} were made with {key} = {before!r} and it is {now!r} now: name another nla_checkpoint, or one that does not exist yet to have it made")
         self.about, self.critic = saved['nla'] | self.about, build_critic(saved).to(device).eval()
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=s.critic_learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
         self.source = GPT.from_pretrained(self.source_path).to(device).eval().requires_grad_(False)  # says how natural a text is
         say(f"{len(self.train):,} activations of width {self.train.vectors.shape[1]} to train on, {len(self.held_out):,} held out; actor and critic start from {self.generator_path}: "
             + ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items()))
+
+    def check_settings(self):
+        """What can be refused before a source model is trained."""
+        s = self.s
+        if not s.injection_layers or not all(isinstance(layer, int) for layer in s.injection_layers):
+            raise ValueError(f"injection_layers is {s.injection_layers}: it takes numbers of blocks, 0 for the embeddings")
+        if s.generator_checkpoint.endswith('.pt') and not os.path.exists(s.generator_checkpoint.format(dataset=dataset_name(s.dataset))):
+            if max(*s.injection_layers, s.activation_layer or 0) > s.n_layer:
+                raise ValueError(f"injection_layers is {s.injection_layers} and activation_layer {s.activation_layer}: the model that is to be trained has {s.n_layer} blocks")
+            if max(s.activation_context, s.max_new_tokens + 1) > s.block_size:
+                raise ValueError(f"activation_context is {s.activation_context} and max_new_tokens {s.max_new_tokens}: the model that is to be trained reads block_size {s.block_size} tokens, the prompt among them")
 
     def make_source(self):
         s = self.s
@@ -84,8 +99,9 @@ class NLA(Job):
         header, splits = load_activations(self.activations_path)
         if header['vocab_size'] != self.tokenizer.vocab_size or header['source'] != self.source_path:
             raise ValueError(f"the activations at {self.activations_path} are of {header['source']} and the model is {self.source_path}: name the folder that belongs to it, or one that does not exist yet to have it made")
-        if self.s.activation_layer not in (None, header['layer']):
-            raise ValueError(f"the activations at {self.activations_path} are of layer {header['layer']} and activation_layer is {self.s.activation_layer}: name another folder, or one that does not exist yet to have it made")
+        for key, before in (('activation_layer', header['layer']), ('activation_context', header['context'])):
+            if getattr(self.s, key) not in (None, before):
+                raise ValueError(f"the activations at {self.activations_path} were made with {key} = {before} and it is {getattr(self.s, key)} now: name another folder, or one that does not exist yet to have it made")
         self.layer = header['layer']
         prompt = encode_around(self.tokenizer, self.s.injection_prompt, self.s.injection_token, self.marker_id, self.s.chat_template)
         for split in splits.values():
@@ -99,12 +115,15 @@ class NLA(Job):
         vectors, records = read_vectors(self.activations_path), load_prompts(s.train_prompts, s.column_mapping)
         if len(vectors) != len(records):
             raise ValueError(f"{self.activations_path} has {len(vectors)} activations and {s.train_prompts} {len(records)} prompts: there must be one for each")
-        prompts = [encode_around(self.tokenizer, r['prompt'], s.injection_token, self.marker_id, s.chat_template)[:s.max_prompt_length] for r in records]
+        prompts = [encode_around(self.tokenizer, r['prompt'], s.injection_token, self.marker_id, s.chat_template) for r in records]
+        for i, ids in enumerate(prompts):
+            if s.max_prompt_length is not None and len(ids) > s.max_prompt_length:
+                raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is {s.max_prompt_length}: shorten it or raise the limit, for cutting could take its injection marker away")
         slots = find_markers(prompts, self.marker_id)
         texts = [self.tokenizer.encode(str(r['answer'])) for r in records] if all('answer' in r for r in records) else None
         names = [json.dumps(r.get('document', i)) for i, r in enumerate(records)]  # rows of one document stay on one side
         order = sorted(set(names))
-        random.Random(s.seed).shuffle(order)
+        random.Random('held out').shuffle(order)  # the same for every seed: a start may have been taught on the others
         kept = set(order[:max(1, min(s.eval_prompts_n, len(order) // 10))])
         if len(order) < 2:
             raise ValueError(f"{s.train_prompts} has one document: there must be another to hold out")
@@ -134,8 +153,10 @@ class NLA(Job):
         actor.to(self.device)
         quality = {}
         if self.train.text(0, 1) is not None:
-            quality = train_explainer(actor, self.train, self.held_out, self.explanation, s.warm_start_iters, seed=s.seed)
-            quality |= train_critic(critic, self.train, self.held_out, self.text_length, s.critic_start_iters, seed=s.seed)
+            quality = train_explainer(actor, self.train, self.held_out, self.explanation, s.warm_start_iters, learning_rate=s.warm_start_learning_rate, seed=s.seed)
+            quality |= train_critic(critic, self.train, self.held_out, self.text_length, s.critic_start_iters, learning_rate=s.warm_start_learning_rate, seed=s.seed)
+        if not hasattr(self.tokenizer, 'chars'):
+            self.tokenizer.save(os.path.join(os.path.dirname(self.generator_path), 'tokenizer'))
         save_checkpoint(self.generator_path, {'kind': 'nla', 'model': actor.state_dict(), 'model_config': vars(actor.config), 'critic': critic.state_dict(), 'quality': quality,
                                               'nla': self.about | {'injection': actor.injection.settings, 'critic': critic.settings},
                                               **({'chars': self.tokenizer.chars, 'end': self.ends} if hasattr(self.tokenizer, 'chars') else {})})
@@ -160,7 +181,7 @@ class NLA(Job):
         prediction, target = self.predict(texts, lengths), self.critic.target(h)
         mse = (prediction - target).square().mean(dim=1)
         reward = {'mse': -mse, 'log_mse': -mse.clamp(min=1e-6).log(), 'cosine': torch.cosine_similarity(prediction, target)}[self.s.nla_reward]
-        return torch.where(whole, reward, self.s.truncated_reward).view(rollout.lengths.shape)
+        return torch.where(whole, reward, reward.clamp(max=self.s.truncated_reward)).view(rollout.lengths.shape)
 
     def actor_rests(self, it):
         return self.s.freeze_actor or it < self.s.critic_warmup_iters
@@ -168,7 +189,9 @@ class NLA(Job):
     def learn_beside(self, rollout):
         """The critic's own steps on the whole texts. Its metrics are those before them."""
         texts, lengths, h, whole = as_read(rollout, self.ends, self.s.text_reversed)
-        n = all_reduce(whole.sum()).clamp(min=1)
+        n = all_reduce(whole.sum())
+        if n == 0:
+            return {}  # nothing to learn from
         target, metrics = self.critic.target(h), {}
         size = (self.s.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
         self.critic.train()
@@ -216,7 +239,7 @@ class NLA(Job):
     def evaluate(self, policy):
         """
         Held-out activations, one sampled and one greedy text each, with the same noise each time, and what to compare with: texts dealt to the wrong
-        activations, no injection, the mean activation, another activation of its length at random; the critic on the true text; PCA. text_nll is the source model's.
+        activations, no injection, the mean activation, a random vector as far from it as the own; the critic on the true text; PCA. text_nll is the source model's.
         """
         n, A = self.held_out.vectors.shape
         texts, lengths, h, whole = self.write(policy)
@@ -225,7 +248,7 @@ class NLA(Job):
             return fve(*self.critic.standard(self.predict(texts, lengths), h))
 
         prediction, target = self.critic.standard(self.predict(texts, lengths), h)
-        m = {'eval/fve': fve(prediction, target), 'eval/fve_greedy': value(*self.write(policy, greedy=True)[:3]), 'eval/fve_shuffled': fve(prediction.roll(1, 0), target),
+        m = {'eval/fve': fve(prediction, target), 'eval/fve_greedy': value(*self.write(policy, greedy=True)[:3]), 'eval/fve_shuffled': fve(prediction.roll(n // 2, 0), target),
              'eval/cosine': torch.cosine_similarity(prediction, target).mean().item(), 'eval/fve_no_injection': value(*self.write(policy, None)[:3]),
              'eval/fve_mean_injection': value(*self.write(policy, self.critic.mean.cpu().expand(n, A))[:3])}
         noise = torch.randn(n, A, generator=torch.Generator().manual_seed(0))
@@ -240,15 +263,17 @@ class NLA(Job):
             true = torch.tensor([row + [0] * (self.text_length - len(row)) for row in truth], device=self.device)
             m |= {'eval/fve_true_text': value(true, torch.tensor([len(row) for row in truth], device=self.device), h),
                   'eval/last_token': sum(a[-1:] == b[-1:] for a, b in zip(shown, truth)) / n}
-        if self.train.texts is None:
-            for i in range(min(self.s.eval_show, n)):
-                self.say(f"  {self.tokenizer.decode(self.held_out.text(i, 10 ** 6))!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE {1 - ((prediction[i] - target[i]).square().sum() / target[i].square().sum()).item():.3f}")
+        for i in range(min(self.s.eval_show, n)):
+            about = self.held_out.text(i, 10 ** 6) or self.held_out.prompts[i]
+            self.say(f"  {self.tokenizer.decode(about)!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE {1 - ((prediction[i] - target[i]).square().sum() / target[i].square().sum()).item():.3f}")
         return m
 
     @torch.no_grad()
     def nll(self, texts, lengths):
         """Nats per token, from the second on, that the texts cost the source model."""
         total, count = 0.0, 0
+        if texts.shape[1] < 2:
+            return 0.0
         for start in range(0, len(texts), self.s.eval_batch_size):
             rows, n = texts[start:start + self.s.eval_batch_size], lengths[start:start + self.s.eval_batch_size]
             inside = torch.arange(1, rows.shape[1], device=rows.device) < n[:, None]
@@ -264,7 +289,7 @@ class NLA(Job):
         directions = torch.linalg.eigh(train.T @ train)[1].flip(1)
         ranks = {k: (held_out @ directions[:, :k]).square().sum().item() / held_out.square().sum().item() for k in (1, 4, 8, 16, 32, 64) if k < held_out.shape[1]}
         names = {'fve': 'sampled text', 'fve_greedy': 'greedy text', 'fve_frozen_actor': '  this is the control: the actor rested', 'fve_shuffled': "another activation's text", 'fve_no_injection': 'nothing injected',
-                 'fve_mean_injection': 'the mean activation injected', 'fve_random_injection': 'a random activation injected', 'fve_true_text': 'the true text, through the same critic'}
+                 'fve_mean_injection': 'the mean activation injected', 'fve_random_injection': 'a random vector of the same length injected', 'fve_true_text': 'the true text, through the same critic'}
         lines = [f"  {m['eval/' + key]:6.3f}  {meaning}" for key, meaning in names.items() if f'eval/{key}' in m]
         lines += [f"   0.000  the mean activation, whatever the text"] + [f"  {value:6.3f}  PCA, {k} number{'s' if k > 1 else ''}" for k, value in ranks.items()]
         return "held-out fraction of variance explained (FVE) by\n" + '\n'.join(lines)

@@ -211,7 +211,7 @@ def train_explainer(model, activations, held_out, explanation, max_iters=200, ba
     model.eval()
     some = list(range(min(512, len(held_out))))
     with torch.no_grad():
-        return {'loss': loss_on(held_out, some).item(), 'with_another': loss_on(held_out, some, some[1:] + some[:1]).item()}
+        return {'loss': loss_on(held_out, some).item(), 'with_another': loss_on(held_out, some, some[len(some) // 2:] + some[:len(some) // 2]).item()}
 
 
 def train_critic(critic, activations, held_out, length, max_iters=100, batch_size=64, learning_rate=5e-4, seed=1):

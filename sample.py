@@ -175,9 +175,9 @@ class GroupCache:
         self.arrange()
 
     def arrange(self):
-        """The places of the rows there are, in a rectangle as narrow as the fullest group (but no narrower than 2, which would be compiled for apart)."""
+        """The places of the rows there are, in a rectangle as narrow as the fullest group; to be compiled, no narrower than 2: one would be compiled for apart."""
         counts = self.prompt.bincount()
-        self.G = max(2, int(counts.max()))
+        self.G = max(2 if self.window > 1 else 1, int(counts.max()))
         rows = torch.arange(len(self.prompt), device=self.prompt.device)
         self.place = self.prompt * self.G + rows - (counts.cumsum(0) - counts)[self.prompt]
         self.row = rows.new_zeros(len(counts) * self.G).index_copy_(0, self.place, rows)
@@ -386,12 +386,12 @@ def explain(saved, tokenizer, text, activations, row, num_samples, temperature, 
         raise ValueError('there is nothing to explain: give a --text="...", or --activations=FILE with --row=N')
     if vector.shape[1] != len(critic.mean):
         raise ValueError(f"the activation has width {vector.shape[1]} and this NLA explains those of width {len(critic.mean)}: it belongs to another model")
-    one = Activations(vector, prompts=[about['prompt']], slots=find_markers([about['prompt']], marker_of(tokenizer, about['injection_token'])))
+    one = Activations(vector, prompts=[about['prompt']], slots=find_markers([about['prompt']], marker_of(tokenizer, about['settings']['injection_token'])))
     batch, policy = one.batch([0], [seed], device), NLAPolicy(actor, tokenizer, about['max_new_tokens'], temperature or 1.0)
     rollouts = [policy.greedy(batch)] + ([policy.sample(batch, num_samples)] if temperature > 0 else [])
     rows = []
     for how, rollout in zip(('greedy', 'sampled'), rollouts):
-        texts, lengths, h, whole = as_read(rollout, tokenizer.eos_id is not None, about['text_reversed'])
+        texts, lengths, h, whole = as_read(rollout, tokenizer.eos_id is not None, about['settings']['text_reversed'])
         prediction, target = critic.standard(critic(texts, lengths), h)
         values = 1 - (prediction - target).square().sum(dim=1) / target.square().sum(dim=1)
         rows += [(value, how, tokenizer.decode(ids[:n]), ended) for value, ids, n, ended in zip(values.tolist(), texts.tolist(), lengths.tolist(), whole.tolist())]

@@ -24,6 +24,7 @@ from configurator import configure
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
+from nla import MODES, POOLINGS
 from nla_task import NLA
 from tasks import Completion, FillIn
 
@@ -62,10 +63,11 @@ injection_scale: float | str | None = None           # 'raw', 'residual': the le
 injection_token = '<INJECT>'                         # in a prompt, where the vector goes; one token (characters have [MASK] for it)
 injection_prompt = '<INJECT>'                        # the prompt of activations that come without one
 text_reversed = False                                # True: texts are written latest word first, and the critic reads them turned round
+warm_start_learning_rate = 5e-4
 warm_start_iters = 200                               # supervised steps of the actor
 critic_start_iters = 100                             # and of the critic
 nla_reward = 'mse'                                   # minus it; 'log_mse': minus its logarithm; 'cosine'
-truncated_reward = -2.0                              # of a text that was cut off or is empty
+truncated_reward = -2.0                              # the most that a text gets that was cut off or is empty
 critic_pooling = 'last'                              # 'last' | 'mean' | 'max'
 critic_head = 'linear'                               # 'linear' | 'mlp'; both start as the identity
 critic_target_norm = 'standard'                      # 'standard' | 'unit'
@@ -147,7 +149,8 @@ config = configure(globals())
 # ---------------------------------------------------------------------------------------------------------------------
 # check what can be checked before any time is spent
 
-for key, allowed in (('task', ('fill_in', 'completion', 'nla')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
+for key, allowed in (('task', ('fill_in', 'completion', 'nla')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('injection_mode', MODES),
+                     ('critic_pooling', POOLINGS), ('critic_head', ('linear', 'mlp')), ('critic_target_norm', ('standard', 'unit')), ('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
                      ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
                      ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop'))):
     if config[key] not in allowed:
@@ -221,6 +224,8 @@ if load_in_8bit:
 if lora_r:
     torch.manual_seed(seed)
     add_lora(model, lora_r, lora_alpha, lora_dropout, lora_targets)
+    if task == 'nla':
+        model.injection.requires_grad_(True)
 model.gradient_checkpointing = gradient_checkpointing
 if precision == 'auto':
     fast_bf16 = device_type == 'cuda' or (torch.cpu._is_avx512_bf16_supported() and model.config.n_embd >= 512)
@@ -250,10 +255,12 @@ if init_from == 'resume':
     for key, old in resumed['config'].items():
         if key != 'init_from' and json.dumps(old) != json.dumps(plain_config.get(key)):
             say(f"resuming with {key} = {plain_config.get(key)!r} (it was {old!r})")
+    if (resumed['config'].get('advantage') == 'gae') != (advantage == 'gae'):
+        raise ValueError(f"this run began with advantage {resumed['config'].get('advantage')!r} and advantage is {advantage!r} now: a value head cannot come or go on the way")
     job.restore(resumed)
     if lora_r:
-        value_head = {name: resumed['model'].pop(name) for name in list(resumed['model']) if name.startswith('value_head.')}
-        model.load_state_dict(value_head, strict=False)
+        beside = {name: resumed['model'].pop(name) for name in list(resumed['model']) if name.startswith(('value_head.', 'injection.'))}
+        model.load_state_dict(beside, strict=False)
         load_lora_state(model, resumed['model'])
     else:
         model.load_state_dict(resumed['model'])

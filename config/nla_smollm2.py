@@ -22,6 +22,7 @@ injection_token = '<empty_output>'   # a special token that no text contains
 injection_prompt = '<empty_output>'
 max_new_tokens = 17
 text_reversed = True
+warm_start_learning_rate = 5e-5
 warm_start_iters = 1000
 critic_start_iters = 500
 

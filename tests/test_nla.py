@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from completion import prompt_batch
-from data.activations.prepare import main as write_activations
+from data.activations.prepare import write_activations
 from data.tokenizer import CharTokenizer
 from grpo import answer_log_probs, train_on_rollout
 from lora import add_lora
@@ -146,8 +146,15 @@ def test_one_gradient_however_it_is_made(options):
     model = tiny(mode='project', layers=(0, 1), scale=None)
     if options.get('lora'):
         add_lora(model, 4, 8.0)
-        assert not any(p.requires_grad for p in model.injection.parameters())
+        model.injection.requires_grad_(True)
     policy, batch = policy_and_batch(model)
+    if options.get('lora'):  # the reference keeps the injection that it began with
+        reference = policy.without_adapters()
+        before = reference.hidden(policy.sample(batch, 4))
+        with torch.no_grad():
+            for p in model.injection.parameters():
+                p.add_(0.3)
+        assert torch.equal(reference.hidden(policy.sample(batch, 4))[:, :, 0], before[:, :, 0])
     rollout = policy.sample(batch, 4)
     rollout.advantages = torch.randn(2, 4)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -222,11 +229,13 @@ def test_scales():
     assert fve(0.5 * t, t) == pytest.approx(0.75, abs=1e-6) == 1 - ((0.5 * t - t).square().mean() / 1).item()
     _, critic = make_critic(target_norm='unit')
     tokens, lengths = torch.randint(16, (5, 6)), torch.full((5,), 6)
+    seen = {}
+    tiny()(tokens, edit=lambda i, x: seen.setdefault(i, x))
+    torch.testing.assert_close(critic(tokens, lengths), critic.target(seen[2][:, -1]), atol=1e-5, rtol=0)  # here too a new critic knows
+    assert fve(*critic.standard(critic(tokens, lengths), seen[2][:, -1])) > 1 - 1e-6
     prediction, h = critic(tokens, lengths), torch.randn(5, 16)
     cosine = torch.cosine_similarity(prediction, h)
     torch.testing.assert_close((prediction - critic.target(h)).square().mean(1), 2 * (1 - cosine))  # -MSE is -2 (1 - cos): 0 for equal, -2 for orthogonal
-    with pytest.raises(ValueError, match='activation 3 is NaN'):
-        standardiser(np.array([[0.0], [1], [2], [np.nan]]))
     with pytest.raises(ValueError, match='all activations are equal'):
         standardiser(np.ones((3, 4)))
 
@@ -264,10 +273,14 @@ def test_activations_are_the_residuals(tmp_path):
             model(torch.tensor([ids]), edit=lambda n, x: seen.setdefault(n, x))
             torch.testing.assert_close(torch.from_numpy(splits[split].vectors[i].copy()), seen[2][0, -1], atol=1e-6, rtol=1e-6)
             assert splits[split].text(i, 3) == ids[-3:] and splits[split].text(i, 99) == ids
+    with pytest.raises(FileExistsError, match='is there already'):
+        write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'))
+    train_vectors = torch.tensor(splits['train'].vectors)
+    torch.testing.assert_close(torch.tensor(header['mean']), train_vectors.mean(0))
     write_activations(model, TOKENIZER, documents, str(tmp_path / 'b'), layer=2, n=20, n_val=100, context=6, min_position=4, dtype='float16')
     again = load_activations(str(tmp_path / 'b'))[1]['train'].vectors
     assert again.dtype == np.float16 and np.allclose(again, splits['train'].vectors, atol=1e-2)
-    with pytest.raises(ValueError, match="none of the 1 documents of split 'val' is longer than min_position 12"):
+    with pytest.raises(ValueError, match="none of the 1 documents of split 'val' is longer than 12 tokens"):
         write_activations(model, TOKENIZER, documents, str(tmp_path / 'c'), layer=2, n=20, context=6, min_position=12)
     with pytest.raises(FileNotFoundError, match='header.json is missing'):
         load_activations(str(tmp_path / 'c'))
@@ -290,7 +303,7 @@ def test_vectors_from_files(tmp_path):
     np.save(tmp_path / 'bad.npy', v.numpy())
     np.save(tmp_path / 'flat.npy', np.ones(3))
     (tmp_path / 'torn.pt').write_bytes(b'PK')
-    for name, message in (('bad.npy', 'activation 2 is NaN or infinite'), ('flat.npy', r'shape \(3,\)'), ('torn.pt', 'torn.pt'), ('v.bin', 'come as a folder')):
+    for name, message in (('bad.npy', 'activation 2 is NaN or infinite'), ('flat.npy', r'shape \(3,\)'), ('torn.pt', 'torn.pt'), ('v.bin', 'is .npy, .pt or .safetensors')):
         with pytest.raises(ValueError, match=message):
             read_vectors(str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match='no file of activations'):
@@ -390,13 +403,17 @@ def test_given_activations_with_texts(run):
     assert fails('--train_prompts=none.jsonl').startswith('error: prompt 7 has no injection marker')
     write('two.jsonl', records[:3] + [{'prompt': '<INJECT> and <INJECT>'}] + records[4:])
     assert fails('--train_prompts=two.jsonl').startswith('error: prompt 3 has 2 injection markers')
-    assert fails('--max_prompt_length=5').startswith('error: prompt 0 has no injection marker')
+    assert fails('--max_prompt_length=5').startswith('error: prompt 0 has 15 tokens and max_prompt_length is 5')
     vectors = rng.normal(size=(60, 7)).astype(np.float32)
     vectors[41, 3] = np.nan
     np.save(folder / 'nan.npy', vectors)
-    assert fails('--activations=nan.npy') == 'error: nan.npy: activation 41 is NaN or infinite'
+    assert fails('--activations=nan.npy') == 'error: nan.npy: activation 41 is NaN or infinite: the model or the file is broken, or float16 too small for it'
     np.save(folder / 'wide.npy', rng.normal(size=(60, 9)).astype(np.float32))
     assert 'activations of width 7 and those at wide.npy have 9' in fails('--activations=wide.npy')
+    write('bare.jsonl', [{'prompt': r['prompt']} for r in records])
+    train(folder, *arguments, '--train_prompts=bare.jsonl', '--nla_checkpoint=bare.pt', '--out_dir=bare', '--max_iters=1')  # no texts: the actor starts unprepared
+    assert 'were made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add')
+    assert 'holds no texts' in train(folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--dataset=activations', '--generator_checkpoint=new.pt', ok=False)
     other = load_checkpoint(folder / 'given.pt', 'nla')
     torch.save(other | {'chars': other['chars'][::-1]}, folder / 'other.pt')
     assert fails('--nla_checkpoint=other.pt').startswith('error: other.pt was trained on another vocabulary')

@@ -14,7 +14,7 @@ if __name__ == '__main__':
 from completion import tokenizer_of
 from data.prompts import held_out_split, load_prompts
 from model import GPT
-from nla import extract_activations
+from nla import extract_activations, load_activations, standardiser
 
 
 def load_documents(dataset, column_mapping=None):
@@ -27,8 +27,12 @@ def load_documents(dataset, column_mapping=None):
     return {'train': [r['prompt'] for r in records], 'val': [r['prompt'] for r in held_out]}
 
 
-def main(model, tokenizer, documents, out, layer=None, n=20000, n_val=1000, context=32, min_position=None, dtype='float32', seed=1, source=''):
+def write_activations(model, tokenizer, documents, out, layer=None, n=20000, n_val=1000, context=32, min_position=None, dtype='float32', seed=1, source=''):
     """The folder `out`, whole or not at all. layer None: two thirds up. min_position None: the first with a full context. dtype: 'float32' or 'float16'."""
+    if os.path.exists(out):
+        raise FileExistsError(f"{out} is there already: delete it, or name another folder")
+    if dtype not in ('float32', 'float16'):
+        raise ValueError(f"activation_dtype is {dtype!r}; it must be float32 or float16")
     layer = round(2 / 3 * model.config.n_layer) if layer is None else layer
     folder = f'{out.rstrip("/")}.tmp'
     shutil.rmtree(folder, ignore_errors=True)
@@ -37,10 +41,21 @@ def main(model, tokenizer, documents, out, layer=None, n=20000, n_val=1000, cont
     for split, count in (('train', n), ('val', n_val)):
         ids = [tokenizer.encode(text) for text in documents[split]]
         header[f'n_{split}'] = extract_activations(model, ids, layer, count, context, context - 1 if min_position is None else min_position, folder, split, dtype, seed)
-    with open(os.path.join(folder, 'header.json'), 'w', encoding='utf-8') as f:
-        json.dump(header, f, indent=1)
+    def write_header():
+        with open(os.path.join(folder, 'header.json'), 'w', encoding='utf-8') as f:
+            json.dump(header, f, indent=1)
+
+    write_header()
+    mean, header['scale'] = standardiser(load_activations(folder)[1]['train'].vectors)
+    header['mean'] = mean.tolist()
+    write_header()
     os.rename(folder, out)
     print(f"{out}: {header['n_train']:,} activations after block {layer} to train on, {header['n_val']:,} of other documents")
+
+
+def main():
+    """What --dataset=activations would call."""
+    raise ValueError("data/activations makes activations, it holds no texts: name a corpus as the dataset, and the folder of activations in `activations`")
 
 
 if __name__ == '__main__':
@@ -59,5 +74,5 @@ if __name__ == '__main__':
     device = 'cpu'
     configure(globals())
     model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
-    main(model, tokenizer_of(generator_checkpoint), load_documents(dataset, column_mapping), out, activation_layer, activations_n, eval_prompts_n,
+    write_activations(model, tokenizer_of(generator_checkpoint), load_documents(dataset, column_mapping), out, activation_layer, activations_n, eval_prompts_n,
          activation_context, min_position, activation_dtype, seed, generator_checkpoint)
