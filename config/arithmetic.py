@@ -1,7 +1,6 @@
 # Sums like 12+34=46, character by character, from nothing: a short supervised start on the answers, then rewards alone.
 #
-# 2 CPU cores (AMD EPYC, fp32), supervised start included: held-out greedy accuracy 0.43 -> 0.97 in 3 min 30 s (seed 1, 1200 iterations) and
-# 0.44 -> 0.949 in 6 min 5 s (seed 2, 1600 iterations, on a busier machine).
+# 2 CPU cores (AMD EPYC, fp32), supervised start included: held-out greedy accuracy 0.425 -> 0.979 (seed 1) and 0.444 -> 0.953 (seed 2), each in 3 min 21 s.
 # Not yet run on a GPU.
 task = 'completion'
 dataset = 'arithmetic'
