@@ -338,6 +338,13 @@ def kernel(N=2048, D=576, V=49152):
             ways['Liger'] = lambda: Liger.apply(hidden, weight, ids)[0].backward()  # its own loss: the mean cross-entropy
         except ImportError:
             print("  Liger is not installed: left out")
+    logits = torch.randn(N, V, device=device).to(dtype)
+
+    def products():  # what none can do without
+        with torch.no_grad():
+            hidden @ weight.T, logits @ weight, logits.T @ hidden
+
+    ways['its three matrix products alone'] = products
     wanted = None
     peaks = {}
     for name, way in ways.items():
@@ -399,34 +406,39 @@ class PeakMemory:
         self.bytes = self.peak - self.start
 
 
-def memory(P=4, G=8, T=64, R=64):
-    """Bytes of each part that stays, and the peak of each phase above them, as multiples of N, the fp32 weights' size."""
-    size = 'SmolLM2-size'
+def memory():
+    """Bytes of each part that stays, and the peak of each phase above them, as multiples of N, the fp32 weights' size. Each case in a process of its own: memory once freed is used again."""
+    size, P, G, T, R = 'SmolLM2-size', 4, 8, 64, 64
     print(f"memory: {size}, {P} prompts of {T}, G = {G}, {R} tokens each, fp32, CPU; N = the weights")
-    for name, mode, r in (('no reference', 'none', 0), ('static reference', 'static', 0), ('ema reference', 'ema', 0), ('LoRA r = 16, static reference', 'static', 16)):
-        torch.manual_seed(0)
-        model = GPT(GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **SIZES[size])).eval()
-        N = sum(p.numel() * 4 for p in model.parameters())
-        reference = None
-        if r:
-            add_lora(model, r, 16.0)
-        policy = CausalPolicy(model, WordTokenizer(model.config.vocab_size), R)
-        if mode != 'none':
-            reference = policy.without_adapters() if r else policy.with_model(copy.deepcopy(model).requires_grad_(False))
-        batch = prompt_batch(torch.randint(model.config.vocab_size, (P, T)).tolist(), list(range(P)))
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = configure_optimizers(trained, 0.0, 1e-6, (0.9, 0.999))
-        with PeakMemory('cpu') as rolling:
-            rollout = generate_rollouts(policy, batch, G, reference, 'k3', 1)
-        rollout.advantages = compute_advantages(torch.rand(P, G))
-        with PeakMemory('cpu') as training:
-            train_on_rollout(policy, rollout, optimizer, micro_batch_size=1, kl_beta=0.1 if reference else 0.0, kl_estimator='k3')
-            if mode == 'ema':
-                update_reference('ema', 1, [p.data for p in reference.model.parameters()], [p.data for p in model.parameters()])
-        second = 0 if reference is None or r else 1
-        parts = {'weights': sum(p.numel() * 4 for p in model.parameters()), 'reference': second * N, 'gradients': sum(p.numel() * 4 for p in trained), 'Adam': 2 * sum(p.numel() * 4 for p in trained)}
-        print(f"  {name}: " + ', '.join(f"{part} {b / N:.2f} N" for part, b in parts.items())
-              + f"; the rollout adds at most {rolling.bytes / N:.2f} N, training with its gradients and Adam {training.bytes / N:.2f} N", flush=True)
+    with torch.multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        for case in (('no reference', 'none', 0), ('static reference', 'static', 0), ('ema reference', 'ema', 0), ('LoRA r = 16, static reference', 'static', 16)):
+            print(pool.apply(memory_of, (size, P, G, T, R, *case)), flush=True)
+
+
+def memory_of(size, P, G, T, R, name, mode, r):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **SIZES[size])).eval()
+    N = sum(p.numel() * 4 for p in model.parameters())
+    reference = None
+    if r:
+        add_lora(model, r, 16.0)
+    policy = CausalPolicy(model, WordTokenizer(model.config.vocab_size), R)
+    if mode != 'none':
+        reference = policy.without_adapters() if r else policy.with_model(copy.deepcopy(model).requires_grad_(False))
+    batch = prompt_batch(torch.randint(model.config.vocab_size, (P, T)).tolist(), list(range(P)))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = configure_optimizers(trained, 0.0, 1e-6, (0.9, 0.999))
+    with PeakMemory('cpu') as rolling:
+        rollout = generate_rollouts(policy, batch, G, reference, 'k3', 1)
+    rollout.advantages = compute_advantages(torch.rand(P, G))
+    with PeakMemory('cpu') as training:
+        train_on_rollout(policy, rollout, optimizer, micro_batch_size=1, kl_beta=0.1 if reference else 0.0, kl_estimator='k3')
+        if mode == 'ema':
+            update_reference('ema', 1, [p.data for p in reference.model.parameters()], [p.data for p in model.parameters()])
+    second = 0 if reference is None or r else 1
+    parts = {'weights': sum(p.numel() * 4 for p in model.parameters()), 'reference': second * N, 'gradients': sum(p.numel() * 4 for p in trained), 'Adam': 2 * sum(p.numel() * 4 for p in trained)}
+    return (f"  {name}: " + ', '.join(f"{part} {b / N:.2f} N" for part, b in parts.items())
+            + f"; the rollout adds at most {rolling.bytes / N:.2f} N, training with its gradients and Adam {training.bytes / N:.2f} N")
 
 
 BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale, 'memory': memory}

@@ -21,7 +21,7 @@ try:
 except ImportError:  # there are no wheels for some platforms
     triton = None
 
-CHUNK = {'cpu': 2 ** 26, 'cuda': 2 ** 32}  # bytes of logits held at once: 64 MB on a CPU, 4 GB on a GPU
+CHUNK = {'cpu': 2 ** 27, 'cuda': 2 ** 32}  # bytes of logits held at once: 128 MB on a CPU, 4 GB on a GPU
 BLOCK = 2 ** 19                            # of which a CPU looks at so many at a time: 2 MB stay in its cache
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # the kernels run on a CPU, for tests
 
