@@ -344,7 +344,6 @@ def kernel(N=2048, D=576, V=49152):
         with torch.no_grad():
             hidden @ weight.T, logits @ weight, logits.T @ hidden
 
-    ways['its three matrix products alone'] = products
     wanted = None
     peaks = {}
     for name, way in ways.items():
@@ -357,6 +356,8 @@ def kernel(N=2048, D=576, V=49152):
             wanted = found if wanted is None else wanted
             error = ((found - wanted).norm() / wanted.norm()).item()
             assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: gradients differ by {error:.1e}"
+
+    ways['its three matrix products alone'] = products
 
     def timed(way):
         def run():
