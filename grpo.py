@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from kernels import fused_logps, fused_loss
+from mirror import token_divergence
 from sample import unpack
 
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
@@ -304,11 +305,13 @@ def kl_estimate(logps, ref_logps, kind):
 
 
 def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
-                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None, reference=None, value_coef=0.5, value_clip=0.2):
+                 kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None, reference=None, value_coef=0.5, value_clip=0.2,
+                 divergence='kl', mirror_coefficient=1e-4, mirror_weighting='token', mirror=None):
     """
     The whole loss of a rollout or of a part of one: policy term + kl_beta * KL - entropy_coef * entropy, all aggregated
     alike. reference: a policy, needed for the exact KL alone. A rollout with returns adds value_coef times the value head's squared error, clipped
-    around its old values as PPO does (value_clip None: not). Returns (loss, stats) as policy_loss does; stats['sampler_gap_max']
+    around its old values as PPO does (value_clip None: not). divergence: 'kl', or another that is added with mirror_coefficient, see token_divergence, beside the KL
+    ('l2kl', 'prob_l2kl') or in its place; with mirror_weighting 'full' summed over the vocabulary. Returns (loss, stats) as policy_loss does; stats['sampler_gap_max']
     alone is no share but a maximum. The gradient is made with the loss, see fused_loss.
     """
     hidden = policy.hidden(rollout)                                             # (P, H, R, D)
@@ -326,8 +329,13 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
         if rollout.ref_hidden is not None or ref_log_probs is not None:  # without a reference the KL is not zero but unknown
             if rollout.ref_hidden is None:
                 kl = kl_estimate(logps, ref_log_probs[units].masked_fill(~mask, 0.0), kl_estimator)
-            kl_penalty = kl_beta * aggregate(kl.expand_as(logps), mask, loss_type, **counts)
+            kl_penalty = (kl_beta if divergence.endswith('kl') else 0.0) * aggregate(kl.expand_as(logps), mask, loss_type, **counts)
             loss = loss + kl_penalty
+            if divergence != 'kl' and mirror_weighting != 'full':
+                D = token_divergence(logps, ref_log_probs[units].masked_fill(~mask, 0.0), divergence, mirror_weighting, mirror)
+                shares['mirror_penalty'] = mirror_coefficient * aggregate(D, mask, loss_type, **counts)
+                loss = loss + shares['mirror_penalty']
+                shares['mirror_penalty'] = shares['mirror_penalty'].detach()
             shares['kl_penalty'], means['mean_kl'] = kl_penalty.detach(), kl.expand_as(logps)
         if entropy_coef:
             loss = loss - entropy_coef * aggregate(entropy.expand_as(logps), mask, loss_type, **counts)
@@ -343,6 +351,14 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
                       None if rollout.allowed is None else rollout.allowed.flatten(0, 1),
                       *((rollout.ref_hidden.flatten(0, 1), reference.model.lm_head.weight.to(hidden.device)) if rollout.ref_hidden is not None else (None, None)),
                       counts=share_rows(rollout.lengths, H).amax(dim=1).tolist())
+    if divergence != 'kl' and mirror_weighting == 'full' and rollout.ref_hidden is not None:  # the one place where whole rows of probabilities are held
+        log_probs = head_log_probs(policy, hidden, rollout.allowed)             # (P, H, R, V)
+        with torch.no_grad():
+            ref_log_probs = head_log_probs(reference, rollout.ref_hidden, rollout.allowed)
+        D = token_divergence(log_probs, ref_log_probs, divergence, 'full', mirror).sum(dim=-1).repeat_interleave(rollout.tokens.shape[1] // H, dim=1)
+        penalty = mirror_coefficient * aggregate(D, rollout.mask, loss_type, **counts)
+        stats['mirror_penalty'], stats['loss'] = penalty.detach(), stats['loss'] + penalty.detach()
+        loss = loss + penalty
     if rollout.returns is not None:
         mask, values = rollout.mask, policy.model.value_head(hidden).squeeze(-1).float()  # (P, G, R)
         error = (values - rollout.returns).square()

@@ -21,8 +21,10 @@ import torch
 import torch.distributed as dist
 
 from configurator import configure
+from es import es_training_step
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
+from mirror import DIVERGENCES, MIRROR_WEIGHTINGS, MirrorMap
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
 from nla import MODES, POOLINGS
 from nla_task import NLA
@@ -97,6 +99,12 @@ dual_clip: float | None = None                       # bounds the loss of bad an
 kl_beta = 0.1                                        # the leash to the reference; 0 needs none
 kl_estimator = 'exact'                               # 'k1' | 'k2' | 'k3' | 'exact'
 kl_in_reward = False                                 # True: kl_beta times the log-ratio is taken off the reward, and the loss has no KL
+divergence = 'kl'                                    # 'kl' | 'l2' of log-probs | 'prob_l2' | 'neural_mirror', with mirror_coefficient instead of kl_beta | 'l2kl', 'prob_l2kl': both
+mirror_coefficient = 1e-4
+mirror_weighting = 'token'                           # 'token' | 'is': divided by the token's probability | 'full': summed over the vocabulary, with kl_estimator 'exact'
+mirror_init_scale = 0.01                             # neural_mirror: 126 neurons, a line and a logarithm, parameters uniform in [0, this)
+mirror_seed = 42
+mirror_normalize = False                             # True: curvature 2 at probability 1/2, as the KL's: mirror_coefficient then compares with kl_beta
 reference_mode = 'static'                            # 'static': where we started | 'ema' | 'periodic' | 'none'
 ema_alpha = 0.99                                     # ema: reference = alpha * reference + (1 - alpha) * policy after each iteration
 reference_update_freq = 500                          # periodic: reference = policy every so many iterations
@@ -116,6 +124,9 @@ lora_dropout = 0.0                                   # leave at 0: with dropout 
 lora_targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 load_in_8bit = False                                 # frozen weights as int8
 # optimizer
+optimizer = 'adamw'                                  # 'adamw' | 'es': evolution strategies, the same rewards without gradients; see es.py
+es_pairs = 16                                        # directions tried both ways in an iteration, by all ranks together
+es_sigma = 0.02                                      # how far
 learning_rate = 6e-4
 min_lr = 6e-5
 lr_schedule = 'cosine'                               # 'cosine' | 'linear' | 'constant', after the warm-up
@@ -150,14 +161,14 @@ config = configure(globals())
 # check what can be checked before any time is spent
 
 for key, allowed in (('task', ('fill_in', 'completion', 'nla')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('injection_mode', MODES),
-                     ('critic_pooling', POOLINGS), ('critic_head', ('linear', 'mlp')), ('critic_target_norm', ('standard', 'unit')), ('loss_type', LOSS_TYPES), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
+                     ('critic_pooling', POOLINGS), ('critic_head', ('linear', 'mlp')), ('critic_target_norm', ('standard', 'unit')), ('loss_type', LOSS_TYPES), ('divergence', DIVERGENCES), ('optimizer', ('adamw', 'es')), ('mirror_weighting', MIRROR_WEIGHTINGS), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
                      ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
                      ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop'))):
     if config[key] not in allowed:
         raise ValueError(f"{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
 if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
-for key in ('block_size', 'batch_size', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
+for key in ('block_size', 'batch_size', 'es_pairs', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
             'critic_train_epochs', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'save_interval'):
     if config[key] < 1:
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
@@ -176,6 +187,14 @@ if task == 'fill_in' and (lora_r or top_k):
     raise ValueError(f"task fill_in takes neither lora_r ({lora_r}) nor top_k ({top_k}): its models are small, and top_p is there")
 if reference_offload and reference_mode in ('ema', 'periodic'):
     raise ValueError(f"reference_offload keeps the reference away from the policy, and reference_mode {reference_mode!r} moves it at each step: choose one")
+if divergence != 'kl' and (reference_mode == 'none' or mirror_coefficient < 0):
+    raise ValueError(f"divergence {divergence!r} compares with a reference: reference_mode ({reference_mode!r}) must not be 'none', and mirror_coefficient ({mirror_coefficient}) at least 0")
+if divergence != 'kl' and (kl_estimator == 'exact') != (mirror_weighting == 'full'):
+    raise ValueError(f"kl_estimator is {kl_estimator!r} and mirror_weighting {mirror_weighting!r}: 'full' goes with 'exact', which keeps what whole distributions are made of, and 'token' and 'is' with k1, k2 or k3")
+if mirror_weighting == 'full' and divergence not in ('kl', 'prob_l2', 'prob_l2kl', 'neural_mirror'):
+    raise ValueError(f"mirror_weighting 'full' sums over probabilities, and divergence {divergence!r} is one of log-probs: take token")
+if optimizer == 'es' and (kl_beta or divergence != 'kl' or entropy_coef or advantage == 'gae' or es_sigma <= 0):
+    raise ValueError(f"optimizer es sees rewards alone: kl_beta ({kl_beta}) and entropy_coef ({entropy_coef}) must be 0, divergence ({divergence!r}) kl, advantage ({advantage!r}) not gae, and es_sigma ({es_sigma}) above 0")
 if kl_in_reward and (kl_beta <= 0 or reference_mode == 'none' or kl_estimator == 'exact'):
     raise ValueError(f"kl_in_reward takes kl_beta (now {kl_beta}) times the sampled tokens' log-ratio off the reward: kl_beta must be above 0, reference_mode ({reference_mode!r}) not 'none', kl_estimator ({kl_estimator!r}) one of k1, k2, k3")
 if advantage == 'gae' and task == 'fill_in':
@@ -200,6 +219,8 @@ if compile and device_type == 'cpu' and not shutil.which(os.environ.get('CXX', '
     raise ValueError("compile on a CPU needs a C++ compiler, and there is no g++ here: install it, name yours in CXX, or leave compile at False")
 if batch_size % world_size:
     raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes: make it a multiple of {world_size}")
+if optimizer == 'es' and es_pairs % world_size:
+    raise ValueError(f"es_pairs {es_pairs} does not divide among {world_size} processes: make it a multiple of {world_size}")
 master = rank == 0
 say = print if master else lambda *args, **kwargs: None
 
@@ -215,7 +236,7 @@ def once(make):
 # ---------------------------------------------------------------------------------------------------------------------
 # the job, the policy, the reference, the optimizer, and where a resumed run stopped
 
-job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA}[task](types.SimpleNamespace(**config), device, rank, once, say)
+job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA}[task](types.SimpleNamespace(**config), device, rank if optimizer == 'adamw' else 0, once, say)  # es: every rank the same prompts and noise
 checkpoint_path, metrics_path, samples_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl'))
 model = job.load_model().eval()
 start_weights = sum(p.double().sum() for p in model.parameters()).item()  # tells one start from another
@@ -232,7 +253,7 @@ if precision == 'auto':
     precision = 'bf16' if fast_bf16 else 'fp32'
 dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
 
-with_reference = kl_beta > 0 and reference_mode != 'none'
+with_reference = (kl_beta > 0 or divergence != 'kl') and reference_mode != 'none'
 reference, averages = None, {}
 if with_reference and not (lora_r and reference_mode == 'static'):
     frozen = copy.deepcopy(model)
@@ -274,16 +295,17 @@ if with_reference:
     reference = policy.with_model(frozen) if averages else policy.without_adapters()
     if averages and reference_offload:
         frozen.to('cpu')
-optimizer = configure_optimizers(masters.values(), weight_decay, learning_rate, (beta1, beta2))
-optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
+mirror = MirrorMap(mirror_init_scale, mirror_seed, mirror_normalize).to(device)
+adamw = configure_optimizers(masters.values(), weight_decay, learning_rate, (beta1, beta2))
+adamw.register_step_post_hook(lambda *_: copy_masters(masters, model))
 scaler = torch.amp.GradScaler(device_type, enabled=precision == 'fp16')
 if resumed:
     start_iter, best = resumed['iter'], resumed['best']
     if start_iter > max_iters:
         raise ValueError(f"max_iters is {max_iters} and this run has {start_iter} iterations behind it already: raise max_iters to go on")
-    options_now = [{key: group[key] for key in ('weight_decay', 'betas')} for group in optimizer.param_groups]
-    optimizer.load_state_dict(resumed['optimizer'])
-    for group, now in zip(optimizer.param_groups, options_now):  # today's settings count, not those that were saved
+    options_now = [{key: group[key] for key in ('weight_decay', 'betas')} for group in adamw.param_groups]
+    adamw.load_state_dict(resumed['optimizer'])
+    for group, now in zip(adamw.param_groups, options_now):  # today's settings count, not those that were saved
         group.update(now)
     if resumed['scaler'] and scaler.is_enabled():
         scaler.load_state_dict(resumed['scaler'])
@@ -348,8 +370,8 @@ def save(it):
         file.flush()
         os.fsync(file.fileno())
     save_checkpoint(checkpoint_path, {
-        'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights,
-        'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
+        'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights, 'mirror': mirror.state_dict(),
+        'optimizer': adamw.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
         'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}, **job.saved()})
     if keep_checkpoints:
         kept = os.path.join(out_dir, f'ckpt_{it:06d}.pt')
@@ -401,7 +423,7 @@ total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad o
 say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'loss_type', 'clip_low', 'clip_high',
-                                        'dual_clip', 'kl_beta', 'kl_in_reward', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip')}
+                                        'dual_clip', 'kl_beta', 'kl_in_reward', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
 for it in range(start_iter, max_iters + 1):
     metrics = {'iter': it}
     if master and (it % eval_interval == 0 or it == max_iters):
@@ -424,11 +446,15 @@ for it in range(start_iter, max_iters + 1):
 
     if it < max_iters:
         lr = learning_rate_at(it)
-        for group in optimizer.param_groups:
+        for group in adamw.param_groups:
             group['lr'] = lr
-        batch = {key: value[my_rows] for key, value in job.batch(it).items()}
-        stats, rollout = grpo_training_step(policy, batch, optimizer, job.rewards, reference, num_epochs=num_epochs_per_rollout,
-                                            max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), **options)
+        if optimizer == 'es':
+            stats, rollout = es_training_step(policy, lambda: job.batch(it), [masters[name] for name in learning], job.rewards, group_size, seed=seed * 10 ** 6 + it, pairs=es_pairs,
+                                              sigma=es_sigma, learning_rate=lr, rank=rank, world_size=world_size, changed=lambda: copy_masters(masters, model))
+        else:
+            batch = {key: value[my_rows] for key, value in job.batch(it).items()}
+            stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
+                                                max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
         stats |= job.learn_beside(rollout)
         if averages:
             update_reference(reference_mode, it + 1, [averages[name].data for name in followed], [masters[name].data for name in followed], ema_alpha, reference_update_freq)
@@ -436,7 +462,7 @@ for it in range(start_iter, max_iters + 1):
         metrics |= stats | {'lr': lr}
     if master and (it % log_interval == 0 or job.headline in metrics):
         if it < max_iters:
-            learned = 'the policy rests'
+            learned = f"the best of {2 * es_pairs} {metrics['best_reward']:.4f}" if optimizer == 'es' else 'the policy rests'
             if 'loss' in metrics:
                 kl_shown = f"kl {metrics['mean_kl']:.4f}" if reference else "no reference"
                 learned = (f"loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, "

@@ -165,6 +165,44 @@ def test_micro_batches_do_not_change_the_gradient(loss_type, size):
     assert loss == pytest.approx(loss_of_parts, abs=1e-6) and whole.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize('divergence,weighting', [('neural_mirror', 'token'), ('neural_mirror', 'full'), ('prob_l2', 'is'), ('prob_l2', 'full'), ('l2kl', 'token')])
+def test_divergences_in_the_loss(divergence, weighting):
+    """The whole loss in float64 by hand, its gradient too; micro-batches change nothing; at the reference itself penalty and gradient are 0."""
+    from mirror import MirrorMap
+    mirror = MirrorMap(1.0, 3)
+
+    def gradient(micro_batch_size=None, moved=0.3):
+        torch.manual_seed(5)
+        policy, reference = TablePolicy(4, 3, 6), TablePolicy(4, 3, 6)
+        rollout = table_rollout(policy, 3, lengths=torch.randint(1, 4, (4, 3)))
+        rollout.advantages = torch.zeros(4, 3, dtype=torch.double)
+        with torch.no_grad():
+            reference.model.table.copy_(policy.model.table + moved * torch.randn(4, 3, 6, dtype=torch.double))
+        log_probs, ref = (head_log_probs(one, one.model.table[:, None]) for one in (policy, reference))
+        if weighting == 'full':
+            rollout.ref_hidden = reference.hidden(rollout).detach()
+        else:
+            rollout.ref_log_probs = gather_logps(ref, rollout.tokens).detach()
+        stats = train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=0.0), micro_batch_size=micro_batch_size, grad_clip=0, loss_type='dapo', kl_beta=0.2, kl_estimator='k2',
+                                 reference=reference, divergence=divergence, mirror_coefficient=0.7, mirror_weighting=weighting, mirror=mirror)
+        p, q = log_probs.exp(), ref.exp().detach()
+        if weighting == 'full':
+            D = (mirror.divergence(p, q) if divergence == 'neural_mirror' else (p - q).square()).sum(-1).expand(4, 3, 3)
+        else:
+            own, other = gather_logps(log_probs, rollout.tokens), gather_logps(ref, rollout.tokens).detach()
+            D = {'neural_mirror': lambda: mirror.divergence(own.exp(), other.exp()), 'prob_l2': lambda: (own.exp() - other.exp()).square() / own.exp().detach(),
+                 'l2kl': lambda: (own - other).square() + 0.2 / 0.7 * (own - other).square() / 2}[divergence]()
+        wanted = 0.7 * D[rollout.mask].sum() / rollout.mask.sum()
+        return policy.model.table.grad, stats, wanted, torch.autograd.grad(wanted, policy.model.table)[0]
+
+    found, stats, wanted, by_hand = gradient()
+    torch.testing.assert_close(found, by_hand, atol=1e-6, rtol=1e-4)
+    assert stats['loss'] == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1e-4
+    torch.testing.assert_close(gradient(1)[0], found, atol=1e-7, rtol=1e-5)
+    still, stats, _, _ = gradient(moved=0.0)
+    assert still.abs().max() < 1e-6 and stats['mirror_penalty'] == pytest.approx(0, abs=1e-9)
+
+
 def test_padding_may_hold_anything():
     """Random ids and NaN log-probs behind the true lengths change nothing."""
     def gradient(poison):

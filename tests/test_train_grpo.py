@@ -175,7 +175,8 @@ def test_torchrun_trains_and_resumes(copy):
 @pytest.mark.parametrize('more', [['--mask_kinds=("sticky","span")', '--top_p=0.9', '--unmask_steps=2', '--num_epochs_per_rollout=2', '--loss_type=gspo', '--micro_batch_size=3', '--lr_schedule=linear'],
                                   ['--loss_type=dapo', '--advantage=batch', '--kl_estimator=k2', '--entropy_coef=0.01', '--dual_clip=3'],
                                   ['--loss_type=reinforce', '--advantage=rloo', '--kl_beta=0', '--precision=bf16'], ['--loss_type=cispo', '--kl_estimator=k3', '--grad_clip=0', '--precision=fp16'],
-                                  ['--loss_type=dr_grpo', '--advantage=dr_grpo', '--kl_estimator=k1']])
+                                  ['--loss_type=dr_grpo', '--advantage=dr_grpo', '--kl_estimator=k1'], ['--divergence=neural_mirror', '--mirror_weighting=full', '--mirror_normalize=True', '--mirror_coefficient=0.1'],
+                                  ['--divergence=prob_l2kl', '--mirror_weighting=is', '--kl_estimator=k3']])
 def test_options(copy, more):
     done = run(copy, *TOY, '--max_iters=3', *more)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,91 @@
+"""Evolution strategies on functions whose gradient is known, on the state they must leave as it was, and on the real script."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from es import centred_ranks, directions, es_gradient, es_step, pair_weights
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def test_ranks_and_weights_by_hand():
+    assert centred_ranks(torch.tensor([[3.0, 1.0], [1e9, 2.0]])).tolist() == [[pytest.approx(1 / 6), -0.5], [0.5, pytest.approx(-1 / 6)]]
+    assert centred_ranks(torch.tensor([1.0, 1.0, 0.0])).tolist() == [0.25, 0.25, -0.5]
+    nan = float('nan')  # half a pair tells nothing
+    assert pair_weights(torch.tensor([[1.0, 0.0], [nan, 5.0], [2.0, 3.0]])).tolist() == pytest.approx([(-1 / 6 + 0.5) / 4, 0, (1 / 6 - 0.5) / 4])
+    assert pair_weights(torch.full((2, 2), nan)).tolist() == [0, 0]
+
+
+def test_constant_fitness_has_no_gradient():
+    assert (es_gradient(torch.randn(50, 20), torch.full((50, 2), 0.7)) == 0).all()
+
+
+def test_the_gradient_of_a_quadratic():
+    """1,000 pairs in 30 dimensions: the cosine with the true gradient is above 0.9."""
+    generator = torch.Generator().manual_seed(0)
+    x, scales = torch.randn(30, generator=generator), torch.rand(30, generator=generator) + 0.5
+    noise = torch.randn(1000, 30, generator=generator)
+    f = lambda x: -(scales * x.square()).sum(dim=-1)
+    found = es_gradient(noise, torch.stack((f(x + 0.1 * noise), f(x - 0.1 * noise)), dim=1))
+    assert torch.cosine_similarity(found, -2 * scales * x, dim=0) > 0.9
+
+
+def parameters():
+    return [torch.nn.Parameter(torch.full((3, 4), 1 / 3)), torch.nn.Parameter(torch.full((3, 4), 0.1)), torch.nn.Parameter(torch.ones(5))]
+
+
+def test_noise_differs_between_tensors_of_one_shape_and_comes_again():
+    a, b = list(directions(parameters(), 7)), list(directions(parameters(), 7))
+    assert all(torch.equal(x, y) for x, y in zip(a, b)) and not torch.equal(a[0], a[1]) and not torch.equal(a[0], next(directions(parameters(), 8)))
+
+
+def test_a_step_by_hand_and_exact_restoring():
+    """Both sides are what they should be; with equal rewards the parameters come back bit for bit; else the step is the weighted noise; each rank asks for its share."""
+    params, seen = parameters(), []
+    before = [p.detach().clone() for p in params]
+    es_step(params, lambda: seen.append([p.detach().clone() for p in params]) or 1.0, seed=3, pairs=4, sigma=0.05)
+    assert all(torch.equal(p, b) for p, b in zip(params, before)) and len(seen) == 8
+    for plus, minus in zip(seen[::2], seen[1::2]):
+        for p, m, b in zip(plus, minus, before):
+            torch.testing.assert_close(p + m, 2 * b)
+            assert not torch.equal(p, m)
+    value = lambda: params[0].sum().item() - params[2].square().sum().item()
+    fitness = es_step(params, value, seed=3, pairs=4, sigma=0.05, learning_rate=2.0)
+    weights = pair_weights(fitness)
+    for i, (p, b) in enumerate(zip(params, before)):
+        wanted = b + 2.0 * sum(w * list(directions(before, (3 * 1_000_003 + n) % 2 ** 62))[i] for n, w in enumerate(weights.tolist()))
+        torch.testing.assert_close(p.detach(), wanted)
+    asked = []
+    es_step(parameters(), lambda: asked.append(1) or 0.0, seed=3, pairs=4, rank=1, world_size=2)
+    assert len(asked) == 4
+
+
+ARITHMETIC = [os.path.join(ROOT, 'config', 'arithmetic.py'), '--optimizer=es', '--n_layer=1', '--n_embd=32', '--pretrain_iters=150', '--pretrain_until=1', '--batch_size=16', '--group_size=2', '--es_pairs=4',
+              '--learning_rate=0.05', '--max_iters=4', '--eval_interval=2', '--eval_prompts_n=20', '--save_interval=2', '--log_interval=1', '--lr_schedule=constant', '--generator_checkpoint=start.pt']
+
+
+def train(cwd, *arguments, launcher=(sys.executable,)):
+    result = subprocess.run([*launcher, os.path.join(ROOT, 'train_grpo.py'), *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def metrics_of(folder):
+    with open(folder / 'metrics.jsonl') as f:
+        return [{k: v for k, v in json.loads(line).items() if k != 'tokens_per_s'} for line in f]
+
+
+def test_the_script_resumes_and_shares_between_processes(tmp_path):
+    """Bit-identical after a stop, and with two processes."""
+    train(tmp_path, *ARITHMETIC, '--out_dir=one')
+    train(tmp_path, *ARITHMETIC, '--out_dir=parted', '--max_iters=2')
+    train(tmp_path, *ARITHMETIC, '--out_dir=parted', '--init_from=resume')
+    train(tmp_path, *ARITHMETIC, '--out_dir=two', launcher=(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
+    one, parted, two = (metrics_of(tmp_path / name) for name in ('one', 'parted', 'two'))
+    keep = lambda lines: [{k: v for k, v in line.items() if not k.startswith('eval/') and k != 'mean_length'} for line in lines]
+    assert keep(one) == keep(parted) == keep(two) and len(one) == 5
+    assert one[-1] == parted[-1] == two[-1] and len({line['mean_reward'] for line in one[:-1]}) > 1
