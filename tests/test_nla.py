@@ -433,7 +433,7 @@ def test_two_processes_are_one(run):
 
 def test_a_hugging_face_model_with_adapters(tmp_path):
     """A tiny Llama with a tokenizer of its own: a special token marks the place; prompts longer than one token; LoRA on the actor; bf16."""
-    tokenizers, transformers = (pytest.importorskip(name) for name in ('tokenizers', 'transformers'))
+    tokenizers, transformers = (pytest.importorskip(name, reason='a checkpoint is made with it: pip install -r requirements-dev.txt') for name in ('tokenizers', 'transformers'))
     texts = ['The value of an expression is what it says, and a name is what it means. ' * 3, 'A list holds values; a name holds one of them, or none at all. ' * 3]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
