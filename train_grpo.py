@@ -104,6 +104,7 @@ mirror_coefficient = 1e-4
 mirror_weighting = 'token'                           # 'token' | 'is': divided by the token's probability | 'full': summed over the vocabulary, with kl_estimator 'exact'
 mirror_init_scale = 0.01                             # neural_mirror: 126 neurons, a line and a logarithm, parameters uniform in [0, this)
 mirror_seed = 42
+mirror_checkpoint: str | None = None                 # a mirror that `python es.py config/learn_mirror.py` has learned, or another run's ckpt.pt, instead of a drawn one
 mirror_normalize = False                             # True: curvature 2 at probability 1/2, as the KL's: mirror_coefficient then compares with kl_beta
 reference_mode = 'static'                            # 'static': where we started | 'ema' | 'periodic' | 'none'
 ema_alpha = 0.99                                     # ema: reference = alpha * reference + (1 - alpha) * policy after each iteration
@@ -221,6 +222,9 @@ if batch_size % world_size:
     raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes: make it a multiple of {world_size}")
 if optimizer == 'es' and es_pairs % world_size:
     raise ValueError(f"es_pairs {es_pairs} does not divide among {world_size} processes: make it a multiple of {world_size}")
+mirror = MirrorMap(mirror_init_scale, mirror_seed, mirror_normalize).to(device)
+if mirror_checkpoint:
+    mirror.load_state_dict(load_checkpoint(mirror_checkpoint, 'mirror', 'run', 'adapters')['mirror'])
 master = rank == 0
 say = print if master else lambda *args, **kwargs: None
 
@@ -295,7 +299,6 @@ if with_reference:
     reference = policy.with_model(frozen) if averages else policy.without_adapters()
     if averages and reference_offload:
         frozen.to('cpu')
-mirror = MirrorMap(mirror_init_scale, mirror_seed, mirror_normalize).to(device)
 adamw = configure_optimizers(masters.values(), weight_decay, learning_rate, (beta1, beta2))
 adamw.register_step_post_hook(lambda *_: copy_masters(masters, model))
 scaler = torch.amp.GradScaler(device_type, enabled=precision == 'fp16')

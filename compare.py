@@ -1,0 +1,158 @@
+"""
+Several ways to train, several seeds each, side by side: a table and a picture, by one command that goes on where it was stopped.
+$ python compare.py config/compare_mirrors.py
+Runs of train_grpo.py, each in a process of its own, `processes` at a time with `threads` threads. A run that is finished, with the same settings, is not repeated.
+"""
+import concurrent.futures
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+from configurator import configure
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def train(arguments, out_dir, threads=1):
+    """
+    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished. Returns {'metrics': the objects of its metrics.jsonl, 'seconds'}, or
+    None if it failed; what it printed is in out_dir + '.log'.
+    """
+    command = [*arguments, f'--out_dir={out_dir}']
+    done_path = os.path.join(out_dir, 'done.json')
+    if os.path.exists(done_path):
+        with open(done_path, encoding='utf-8') as f:
+            done = json.load(f)
+        if done['arguments'] == command:
+            return done
+    os.makedirs(os.path.dirname(out_dir) or '.', exist_ok=True)
+    start = time.perf_counter()
+    with open(out_dir + '.log', 'w', encoding='utf-8') as log:
+        code = subprocess.run([sys.executable, os.path.join(HERE, 'train_grpo.py'), *command], env=os.environ | {'OMP_NUM_THREADS': str(threads)}, stdout=log, stderr=log).returncode
+    if code:
+        return None
+    seconds = time.perf_counter() - start
+    with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
+        metrics = [json.loads(line) for line in f]
+    with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
+        if metrics[-1]['iter'] != json.load(f)['max_iters']:
+            return None  # stopped by a signal, which is not a failure of its own
+    done = {'arguments': command, 'metrics': metrics, 'seconds': seconds}
+    with open(done_path + '.tmp', 'w', encoding='utf-8') as f:
+        json.dump(done, f)
+    os.replace(done_path + '.tmp', done_path)
+    return done
+
+
+def train_all(jobs, processes, threads=1, tell=lambda number, result: None):
+    """train() for each (arguments, out_dir) of jobs, several at a time; results in the order of the jobs. tell(number, result) hears of each when it ends."""
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        futures = {pool.submit(train, *job, threads): number for number, job in enumerate(jobs)}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                tell(futures[future], future.result())
+        except BaseException:  # Ctrl-C: what runs gets the signal too and saves; what waits does not begin
+            pool.shutdown(cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def value_of(result, column):
+    """A run's figure: of what is evaluated, and of the constraint, the last; of what each iteration gives, the mean over the last sixth of the run; None if it has none."""
+    if column == 'seconds':
+        return result['seconds']
+    last = result['metrics'][-1]['iter']
+    values = [m[column] for m in result['metrics'] if column in m and (column.startswith('eval/') or m['iter'] >= last * 5 / 6)]
+    return None if not values else values[-1] if column.startswith('eval/') else statistics.fmean(values)
+
+
+def table(results, columns):
+    """Markdown: a row for each arm, mean and standard deviation over its seeds. results: {arm: [what train() returned, ...]}."""
+    lines = ['| | ' + ' | '.join(columns.values()) + ' |', '|---' * (len(columns) + 1) + '|']
+    for arm, runs in results.items():
+        cells = []
+        for column in columns:
+            values = [value for value in (value_of(run, column) for run in runs) if value is not None]
+            digits = 0 if column == 'seconds' else 3
+            spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
+            cells.append(f'{statistics.fmean(values):.{digits}f}{spread}' if values else '')
+        lines.append(f'| {arm} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def plot(results, metric, label, path):
+    """A PNG: metric over the iterations, the mean of each arm's seeds, least and most as a band."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("a plot needs matplotlib: pip install matplotlib, or --plot_path=None") from None
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+    for arm, runs in results.items():
+        curves = [{m['iter']: m[metric] for m in run['metrics'] if metric in m} for run in runs]
+        at = sorted(set.intersection(*map(set, curves)))
+        if len(at) < 2:
+            continue
+        line, = axes.plot(at, [statistics.fmean(c[i] for c in curves) for i in at], marker='.', label=arm)
+        axes.fill_between(at, [min(c[i] for c in curves) for i in at], [max(c[i] for c in curves) for i in at], color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.set(xlabel='iteration', ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_into(path, text):
+    """Replace what stands between the lines <!-- figures --> and <!-- end of figures --> of the file."""
+    with open(path, encoding='utf-8') as f:
+        document = f.read()
+    found, n = re.subn(r'(<!-- figures -->\n).*?(<!-- end of figures -->)', lambda m: m[1] + text + '\n' + m[2], document, flags=re.DOTALL)
+    if n != 1:
+        raise ValueError(f"{path} must have one line <!-- figures --> and one <!-- end of figures --> after it, between which the table goes; it has {n} such places")
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write(found)
+
+
+if __name__ == '__main__':
+    base = ''                                            # the config file of all arms
+    arms: dict = {}                                      # {'name in the table': ['--key=value', ...]}
+    start_row = False                                    # True: a first row with the model before training
+    seeds = (1, 2, 3)
+    columns: dict = {'eval/reward': 'reward', 'seconds': 'seconds'}  # {metric: heading}
+    plot_metric = 'eval/reward'
+    plot_label = 'held-out reward'
+    plot_path: str | None = None                         # a .png
+    document: str | None = None                          # a text file with a place for the table; None: it is only printed
+    processes = 2                                        # runs at once
+    threads = 1                                          # of each
+    out_dir = 'out-compare'                              # the runs: out_dir/arm/seed
+    configure(globals())
+    if not base or not arms or not seeds or processes < 1:
+        raise ValueError(f"base ({base!r}), arms ({len(arms)}), seeds ({seeds}) and processes ({processes}) must be given: see config/compare_mirrors.py")
+    folder = lambda arm: os.path.join(out_dir, re.sub(r'\W+', '-', arm).strip('-'))
+    # What all arms start from is made once, before they run side by side.
+    start = train([base, f'--seed={seeds[0]}', '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)
+    if not start:
+        raise RuntimeError(f"the start failed; what it printed is in {os.path.join(out_dir, 'start.log')}")
+    jobs = [([base, *settings, f'--seed={seed}'], os.path.join(folder(arm), f'seed-{seed}')) for seed in seeds for arm, settings in arms.items()]
+
+    def tell(number, result):
+        print(f"{jobs[number][1]}: " + ('failed' if result is None else ', '.join(f'{heading} {value:.3f}' for column, heading in columns.items() if (value := value_of(result, column)) is not None)), flush=True)
+
+    found = train_all(jobs, processes, threads, tell)
+    failed = [job[1] for job, result in zip(jobs, found) if result is None]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs did not finish; what the first printed is in {failed[0]}.log. The finished ones are kept: run this again")
+    results = {arm: found[i::len(arms)] for i, arm in enumerate(arms)}
+    text = table(({'before training': [start]} if start_row else {}) | results, columns)
+    print(text)
+    if plot_path:
+        plot(results, plot_metric, plot_label, plot_path)
+        text += f'\n\n![{plot_label}]({os.path.relpath(plot_path, os.path.dirname(document or plot_path) or ".")})'
+    if document:
+        write_into(document, text)
