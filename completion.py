@@ -105,7 +105,7 @@ def tokenizer_of(path):
     characters, or in the run's tokenizer/ folder; else it lies beside the weights.
     """
     if path.endswith('.pt'):
-        saved = load_checkpoint(path, 'generator', 'run', 'nla')
+        saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')
         if 'chars' in saved:
             return CharTokenizer(saved['chars'], end=saved.get('end', False))
         return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))

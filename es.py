@@ -60,15 +60,17 @@ def es_step(params, fitness_of, seed, pairs=16, sigma=0.02, learning_rate=0.02, 
     here = [p.detach().clone() for p in params]
     seeds = [(seed * 1_000_003 + i) % 2 ** 62 for i in range(pairs)]
     fitness = torch.zeros(pairs, 2, dtype=torch.double)
-    for i in range(rank, pairs, world_size):
-        for side, sign in enumerate((1, -1)):
-            for p, origin, noise in zip(params, here, directions(params, seeds[i])):
-                p.copy_(origin).add_(noise, alpha=sign * sigma)
-            changed()
-            fitness[i, side] = fitness_of()
+    try:
+        for i in range(rank, pairs, world_size):
+            for side, sign in enumerate((1, -1)):
+                for p, origin, noise in zip(params, here, directions(params, seeds[i])):
+                    p.copy_(origin).add_(noise, alpha=sign * sigma)
+                changed()
+                fitness[i, side] = fitness_of()
+    finally:
+        for p, origin in zip(params, here):
+            p.copy_(origin)  # what was added is not subtracted again: that would round
     fitness = all_reduce(fitness.to(params[0].device)).cpu()
-    for p, origin in zip(params, here):
-        p.copy_(origin)  # what was added is not subtracted again: that would round
     for weight, pair_seed in zip(pair_weights(fitness).tolist(), seeds):
         for p, noise in zip(params, directions(params, pair_seed)):
             p.add_(noise, alpha=learning_rate * weight)
@@ -79,20 +81,28 @@ def es_step(params, fitness_of, seed, pairs=16, sigma=0.02, learning_rate=0.02, 
 def es_training_step(policy, batch_of, params, rewards, group_size, **options):
     """
     An iteration like grpo_training_step, by es_step: fitness is the mean reward of group_size answers to each prompt of batch_of(), the same prompts and noise
-    each time. Returns (metrics, the last rollout).
+    each time. Returns (metrics, rollout), both of the policy as it was before the step; weights that adapt see its answers alone.
     """
-    rollouts, start = [], time.perf_counter()
+    start = time.perf_counter()
+
+    def answers(rewards):
+        rollout = policy.sample(batch_of(), group_size)
+        return compute_rewards(policy, rollout, rewards), rollout
+
+    weights, rollout = answers(rewards)
+    fixed = [(name, function, weights[name]) for name, function, _ in rewards]
+    tokens = [0]
 
     def fitness():
-        rollouts[:] = [policy.sample(batch_of(), group_size)]
-        compute_rewards(policy, rollouts[0], rewards)
-        return rollouts[0].rewards.mean().item()
+        _, tried = answers(fixed)
+        tokens[0] += tried.lengths.sum().item()
+        return tried.rewards.mean().item()
 
     found = es_step(params, fitness, **options)
-    rollout, = rollouts
     rollout.advantages = compute_advantages(rollout.rewards, 'dr_grpo')
-    return {'mean_reward': found.mean().item(), 'std_reward': found.std().item(), 'best_reward': found.max().item(), 'mean_length': rollout.lengths.float().mean().item(),
-            'tokens_per_s': found.numel() * rollout.lengths.sum().item() / (time.perf_counter() - start)}, rollout
+    return {'mean_reward': rollout.rewards.mean().item(), 'std_reward': rollout.rewards.std().item(), 'mean_fitness': found.mean().item(), 'best_fitness': found.max().item(),
+            'mean_length': rollout.lengths.float().mean().item(), **{f'reward/{name}': value.mean().item() for name, value in rollout.reward_parts.items()},
+            'tokens_per_s': tokens[0] / (time.perf_counter() - start)}, rollout
 
 
 def learn_mirror(mirror, candidate_arguments, generations, pairs, sigma, learning_rate, seed, out_dir, fitness_metric='eval/reward', processes=2, threads=1, start=0):

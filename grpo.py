@@ -163,9 +163,10 @@ def micro_batches(rollout, size):
 def compute_rewards(policy, rollout, rewards):
     """
     Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts. rewards: [(name, function, weight)...]
-    with function(policy, rollout) -> (P, G). Raises FloatingPointError when one of them is not finite.
+    with function(policy, rollout) -> (P, G); a weight may also be a function of those values, for one that adapts. Returns the weights, {name: float}.
+    Raises FloatingPointError when a reward is not finite.
     """
-    rollout.reward_parts = {}
+    weights, rollout.reward_parts = {}, {}
     rollout.rewards = torch.zeros(rollout.lengths.shape, device=rollout.tokens.device)
     for name, function, weight in rewards:
         value = torch.as_tensor(function(policy, rollout), dtype=torch.float32, device=rollout.rewards.device)
@@ -173,8 +174,10 @@ def compute_rewards(policy, rollout, rewards):
             raise ValueError(f"reward {name!r} has shape {tuple(value.shape)}; it must be (prompts, answers) = {tuple(rollout.rewards.shape)}")
         if not torch.isfinite(value).all():
             raise FloatingPointError(f"reward {name!r} is NaN or infinite for {int((~torch.isfinite(value)).sum())} of {value.numel()} answers: mend the reward, training has stopped before using it")
+        weights[name] = weight(value) if callable(weight) else weight
         rollout.reward_parts[name] = value
-        rollout.rewards += weight * value
+        rollout.rewards += weights[name] * value
+    return weights
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,6 +203,15 @@ def compute_advantages(rewards, kind='grpo', all_rewards=None):
     if kind == 'rloo':
         return centred * (G / (G - 1))  # r - mean of the other G - 1
     raise ValueError(f"advantage is {kind!r}; it must be one of {', '.join(ADVANTAGES)}")
+
+
+def combined_advantages(parts, weights, kind='grpo'):
+    """
+    Each reward compared within its group by itself, then weighted: sum of w A / sum of |w|, (P, G), from parts {name: (P, G)} and weights {name: float}. With a reward
+    and a cost of weight -lambda this is Safe RLHF's (A_R - lambda A_C) / (1 + lambda) (arXiv 2310.12773): neither drowns the other by its scale.
+    """
+    total = sum(weights[name] * compute_advantages(values, kind, gather_rewards(values)) for name, values in parts.items())
+    return total / max(sum(map(abs, weights.values())), 1e-8)
 
 
 def gae(rewards, values, mask, gamma=1.0, gae_lambda=0.95):
@@ -449,17 +461,17 @@ def gather_rewards(rewards):
 
 
 def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo', kl_beta=0.0, kl_estimator='k3',
-                       kl_in_reward=False, micro_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
+                       kl_in_reward=False, reward_combination='rewards', micro_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
-    policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; mask_truncated:
-    answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
+    policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; reward_combination: 'rewards' are
+    weighted and then compared, or 'advantages' weighted (see combined_advantages); mask_truncated: answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
     training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
     clock, reference = [time.perf_counter()], reference if learn else None
     rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size)
     clock.append(time.perf_counter())
-    compute_rewards(policy, rollout, rewards)
+    weights = compute_rewards(policy, rollout, rewards)
     clock.append(time.perf_counter())
     token_rewards = torch.zeros_like(rollout.logps)
     if kl_in_reward and reference is not None:
@@ -471,7 +483,10 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
     else:
         rollout.rewards += token_rewards.sum(dim=-1)
         everyone = gather_rewards(rollout.rewards)
-        rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
+        if reward_combination == 'advantages':
+            rollout.advantages = combined_advantages(rollout.reward_parts, weights, advantage)
+        else:
+            rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
     lengths = all_reduce(rollout.lengths.sum().float().to(rollout.tokens.device)).item()
     if mask_truncated and rollout.ended is not None:  # an answer of length 0 has no token in the loss and is in none of its counts
         kept = replace(rollout, lengths=rollout.lengths.masked_fill(~rollout.ended, 0))

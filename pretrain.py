@@ -20,7 +20,7 @@ from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from data.tokenizer import CharTokenizer
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
-from judge import Judge
+from judge import Judge, ScoreModel
 from kernels import fused_loss
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
 from nla import fve
@@ -237,6 +237,58 @@ def train_critic(critic, activations, held_out, length, max_iters=100, batch_siz
         return {'fve': fve(*critic.standard(*predict(held_out, list(range(min(512, len(held_out)))))))}
 
 
+def load_preferences(source, column_mapping=None):
+    """
+    Pairs of answers with the fields of PKU-SafeRLHF: prompt, response_0, response_1, better_response_id, safer_response_id (0 or 1), is_response_0_safe and
+    is_response_1_safe. source: a file, or a folder under data/ whose preferences.jsonl it is. Raises ValueError naming the record and the field.
+    """
+    pairs = load_prompts(source, column_mapping, split='preferences')
+    for i, pair in enumerate(pairs):
+        for key, kinds in (('response_0', (str,)), ('response_1', (str,)), ('better_response_id', (int,)), ('safer_response_id', (int,)), ('is_response_0_safe', (bool,)), ('is_response_1_safe', (bool,))):
+            if type(pair.get(key)) not in kinds or (kinds == (int,) and pair[key] not in (0, 1)):
+                raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = {pair.get(key)!r}; it must be {'a text' if kinds == (str,) else '0 or 1' if kinds == (int,) else 'true or false'}")
+    return pairs
+
+
+def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=400, batch_size=32, learning_rate=1e-3, regularization=0.0, seed=1):
+    """
+    A reward or cost model (kind) that starts as the causal model `trunk`, from pairs of answers (see load_preferences; join(prompt, response) -> the text that is scored). Losses of
+    Safe RLHF (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins
+    what 0 means; regularization times the mean square on top. Returns (ScoreModel, quality): held-out accuracy on pairs, and for costs on the sign.
+    """
+    torch.manual_seed(seed)
+    model = ScoreModel(trunk.config, kind).to(trunk.wte.weight.device)
+    model.trunk.load_state_dict(trunk.state_dict())
+    torch.nn.init.zeros_(model.score_head.weight)
+    torch.nn.init.zeros_(model.score_head.bias)
+    device, room = trunk.wte.weight.device, trunk.config.block_size
+    generator = torch.Generator().manual_seed(seed)
+    rows_of = [[tokenizer.encode(join(pair['prompt'], pair[f'response_{i}']))[:room - 1] + [tokenizer.eos_id] for i in (0, 1)] for pair in pairs + held_out]
+
+    def scores(indices):
+        """(2, N): for rewards the better answer first; for costs the unsafer, with signs (2, N), 1 where it is unsafe and -1 where not."""
+        first = [(pairs + held_out)[i]['better_response_id'] if kind == 'reward' else 1 - (pairs + held_out)[i]['safer_response_id'] for i in indices]
+        rows = [rows_of[i][f] for i, f in zip(indices, first)] + [rows_of[i][1 - f] for i, f in zip(indices, first)]
+        signs = [[-1.0 if (pairs + held_out)[i][f'is_response_{f if side == 0 else 1 - f}_safe'] else 1.0 for i, f in zip(indices, first)] for side in (0, 1)]
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+        return model(tokens, torch.tensor([len(row) for row in rows], device=device)).view(2, -1), torch.tensor(signs, device=device)
+
+    def loss_of_batch():
+        (first, second), signs = scores(torch.randint(len(pairs), (batch_size,), generator=generator).tolist())
+        loss = -F.logsigmoid(first - second).mean() + regularization * (first.square() + second.square()).mean()
+        if kind == 'cost':
+            loss = loss - F.logsigmoid(signs * torch.stack((first, second))).mean(dim=1).sum()
+        return loss
+
+    supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, learning_rate, weight_decay=0.01)
+    model.eval().requires_grad_(False)
+    found, signs = zip(*(scores(list(range(start, min(start + 256, len(rows_of))))) for start in range(len(pairs), len(rows_of), 256)))
+    found, signs = torch.cat(found, dim=1), torch.cat(signs, dim=1)
+    model.mean.copy_(found.mean() if kind == 'reward' else 0.0)
+    model.var.copy_(found.var() if kind == 'reward' else found.square().mean())
+    return model, {'accuracy': (found[0] > found[1]).float().mean().item()} | ({'sign_accuracy': (found.sign() == signs).float().mean().item()} if kind == 'cost' else {})
+
+
 def syntheticity(share):
     """What a judge is taught to say of a text with this share of foreign characters: steep at first, 1 at 1 (0, .47, .81, .97, 1 at quarters)."""
     return share ** 4 - 2 * share ** 3 + 2 * share
@@ -295,8 +347,11 @@ def train_judge(generator_model, tokenizer, corpus, max_iters=500, batch_size=48
 
 
 def save_model(path, kind, model, config, tokenizer, quality):
-    save_checkpoint(path, {'kind': kind, 'model': model.state_dict(), 'model_config': asdict(config), 'chars': tokenizer.chars,
-                           'end': tokenizer.eos_id is not None, 'quality': quality})
+    """One of our checkpoint files. The tokenizer is in it, if it is one of characters; else it lies beside it in tokenizer/."""
+    own = {'chars': tokenizer.chars, 'end': tokenizer.eos_id is not None} if hasattr(tokenizer, 'chars') else {}
+    save_checkpoint(path, {'kind': kind, 'model': model.state_dict(), 'model_config': asdict(config), 'quality': quality, **own})
+    if not own:
+        tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
     print(f"  saved {path}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()), flush=True)
 
 

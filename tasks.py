@@ -121,7 +121,7 @@ class Completion(Job):
 
     def __init__(self, s, device, rank, once, say):
         self.s, self.device, self.rank, self.say = s, device, rank, say
-        self.reward_functions = resolve_rewards(s.rewards)
+        self.reward_functions = self.named_rewards()
         source = s.train_prompts or s.dataset
         once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
         self.records = load_prompts(source, s.column_mapping)
@@ -138,6 +138,9 @@ class Completion(Job):
         say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out" + (f"; {dropped} and {eval_dropped} dropped, longer than max_prompt_length {s.max_prompt_length}" if dropped + eval_dropped else ''))
         self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions]
         self.scored = None, None
+
+    def named_rewards(self):
+        return resolve_rewards(self.s.rewards)
 
     def encode(self, tokenizer):
         """Token ids for all prompts; how many of those to train on and of those held out were too long."""

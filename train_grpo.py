@@ -3,6 +3,7 @@ Train a language model with GRPO. All settings are the globals below; a config f
 $ python train_grpo.py config/grpo_config.py                            # fill-in with a frozen judge, from an empty machine
 $ python train_grpo.py config/arithmetic.py                             # a causal model on verifiable rewards
 $ python train_grpo.py config/nla.py                                    # text that carries an activation
+$ python train_grpo.py config/alignment.py                              # helpful, and safe: reward minus lambda times cost
 $ python train_grpo.py config/arithmetic.py --kl_beta=0.02 --group_size=16
 $ python train_grpo.py config/arithmetic.py --init_from=resume          # go on where it stopped, bit for bit on a CPU
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
@@ -20,9 +21,11 @@ import types
 import torch
 import torch.distributed as dist
 
+from alignment_task import Alignment
 from configurator import configure
 from es import es_training_step
 from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
+from judge import LAMBDA_RULES, ScorerUnavailable
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
 from mirror import DIVERGENCES, MIRROR_WEIGHTINGS, MirrorMap
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
@@ -30,7 +33,7 @@ from nla import MODES, POOLINGS
 from nla_task import NLA
 from tasks import Completion, FillIn
 
-task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla'
+task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla' | 'alignment'
 # data: texts with masked slots, or prompts to answer
 dataset = 'stdlib_char'                              # a folder under data/, or a file: text to fill in, or prompts (.json, .jsonl, .txt)
 # fill-in
@@ -53,6 +56,28 @@ max_new_tokens = 64                                  # R: where an answer is cut
 rewards: list = ['exact_answer']                     # names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
 mask_truncated = False                               # True: answers that were cut off are not trained on
 retain_text = ''                                     # its log-prob is logged at each evaluation: does the model forget its language?
+# alignment: prompts as for completion, and a scorer of reward and cost
+scorer_url: str | None = None                        # of `python judge.py serve` or another service of its kind; None: trained on preferences, and started as a child
+scorer_batch_size = 32                               # texts of a request
+scorer_timeout = 300.0                               # seconds that a request may take
+scorer_patience = 60.0                               # seconds that a failing request is tried again, before the run saves and stops
+scorer_template: str | None = None                   # '... {prompt} ... {response}', what is scored; None: the prompt as the policy reads it, then the answer
+scorer_device = 'cpu'                                # of the child
+preferences: str | None = None                       # pairs of answers with PKU-SafeRLHF's fields: a file or a folder under data/; None: where the prompts are
+reward_checkpoint = 'out-{dataset}/reward.pt'        # trained first if there is no such file; ours, or a Hugging Face folder
+cost_checkpoint = 'out-{dataset}/cost.pt'
+score_iters = 400                                    # supervised steps of each
+lambda_cost = 1.0                                    # lambda, where it starts
+lambda_adapt = True
+cost_threshold_d = 0.0                               # the mean cost shall be at most minus this
+lambda_lr = 0.005                                    # of ln lambda
+lambda_min = 1e-4
+lambda_max = 5.0
+lambda_rule = 'exponential'                          # ln lambda += lambda_lr * J | 'safe_rlhf': lambda_lr * lambda * J
+lambda_positive_only = False                         # True: J counts as max(J, 0), so that lambda never falls
+jc_ema_beta = 0.9                                    # J is averaged over iterations
+true_reward: types.FunctionType | None = None        # f(text, prompt=..., ...) -> float, what the reward model stands for, where that is known: only logged
+true_cost: types.FunctionType | None = None
 # nla: an actor writes what an activation says, a critic rebuilds it from the text
 activations = 'out-{dataset}/activations'            # a folder of data/activations/prepare.py, made if missing; or .npy, .pt, .safetensors with train_prompts
 activation_layer: int | None = None                  # taken after this block of the source model, generator_checkpoint; None: two thirds up
@@ -98,6 +123,7 @@ clip_high = 0.2
 dual_clip: float | None = None                       # bounds the loss of bad answers that became likely; above 1
 kl_beta = 0.1                                        # the leash to the reference; 0 needs none
 kl_estimator = 'exact'                               # 'k1' | 'k2' | 'k3' | 'exact'
+reward_combination = 'rewards'                       # several are weighted and then compared in the group | 'advantages': each compared by itself, then weighted
 kl_in_reward = False                                 # True: kl_beta times the log-ratio is taken off the reward, and the loss has no KL
 divergence = 'kl'                                    # 'kl' | 'l2' of log-probs | 'prob_l2' | 'neural_mirror', with mirror_coefficient instead of kl_beta | 'l2kl', 'prob_l2kl': both
 mirror_coefficient = 1e-4
@@ -143,6 +169,7 @@ eval_batch_size = 256                                # completion: prompts sampl
 eval_samples = 4                                     # completion: sampled answers to each, beside the greedy one
 eval_show = 3                                        # of which this many are printed
 log_interval = 10
+hist_interval = 25                                   # every so many iterations all rewards go to rewards.jsonl, part by part
 save_interval = 50
 keep_checkpoints = 0                                 # beside ckpt.pt and ckpt_best.pt, keep this many older ones
 out_dir = 'out-grpo'
@@ -161,7 +188,7 @@ config = configure(globals())
 # ---------------------------------------------------------------------------------------------------------------------
 # check what can be checked before any time is spent
 
-for key, allowed in (('task', ('fill_in', 'completion', 'nla')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('injection_mode', MODES),
+for key, allowed in (('task', ('fill_in', 'completion', 'nla', 'alignment')), ('lambda_rule', LAMBDA_RULES), ('reward_combination', ('rewards', 'advantages')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('injection_mode', MODES),
                      ('critic_pooling', POOLINGS), ('critic_head', ('linear', 'mlp')), ('critic_target_norm', ('standard', 'unit')), ('loss_type', LOSS_TYPES), ('divergence', DIVERGENCES), ('optimizer', ('adamw', 'es')), ('mirror_weighting', MIRROR_WEIGHTINGS), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
                      ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
                      ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop'))):
@@ -170,7 +197,7 @@ for key, allowed in (('task', ('fill_in', 'completion', 'nla')), ('nla_reward', 
 if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
 for key in ('block_size', 'batch_size', 'es_pairs', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
-            'critic_train_epochs', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'save_interval'):
+            'critic_train_epochs', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'hist_interval', 'save_interval'):
     if config[key] < 1:
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
 if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
@@ -198,6 +225,8 @@ if optimizer == 'es' and (kl_beta or divergence != 'kl' or entropy_coef or advan
     raise ValueError(f"optimizer es sees rewards alone: kl_beta ({kl_beta}) and entropy_coef ({entropy_coef}) must be 0, divergence ({divergence!r}) kl, advantage ({advantage!r}) not gae, and es_sigma ({es_sigma}) above 0")
 if kl_in_reward and (kl_beta <= 0 or reference_mode == 'none' or kl_estimator == 'exact'):
     raise ValueError(f"kl_in_reward takes kl_beta (now {kl_beta}) times the sampled tokens' log-ratio off the reward: kl_beta must be above 0, reference_mode ({reference_mode!r}) not 'none', kl_estimator ({kl_estimator!r}) one of k1, k2, k3")
+if reward_combination == 'advantages' and (kl_in_reward or advantage == 'gae' or optimizer == 'es'):
+    raise ValueError(f"reward_combination 'advantages' compares each reward by itself: kl_in_reward ({kl_in_reward}) must be False, advantage ({advantage!r}) not gae, optimizer ({optimizer!r}) not es")
 if advantage == 'gae' and task == 'fill_in':
     raise ValueError("advantage gae needs a value for each token of an answer, and the slots of task fill_in share theirs: take grpo, dr_grpo, batch or rloo")
 if kl_beta > 0 and kl_estimator == 'k1' and not kl_in_reward and int(os.environ.get('RANK', 0)) == 0:
@@ -240,8 +269,8 @@ def once(make):
 # ---------------------------------------------------------------------------------------------------------------------
 # the job, the policy, the reference, the optimizer, and where a resumed run stopped
 
-job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA}[task](types.SimpleNamespace(**config), device, rank if optimizer == 'adamw' else 0, once, say)  # es: every rank the same prompts and noise
-checkpoint_path, metrics_path, samples_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl'))
+job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA, 'alignment': Alignment}[task](types.SimpleNamespace(**config), device, rank if optimizer == 'adamw' else 0, once, say)  # es: every rank the same prompts and noise
+checkpoint_path, metrics_path, samples_path, rewards_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl', 'rewards.jsonl'))
 model = job.load_model().eval()
 start_weights = sum(p.double().sum() for p in model.parameters()).item()  # tells one start from another
 if load_in_8bit:
@@ -319,8 +348,9 @@ if resumed:
 
 if master:
     if resumed:  # forget what was logged after the checkpoint: it is about to be logged again
-        for path in (metrics_path, samples_path):
-            with open(path, encoding='utf-8') as f:
+        for path in (metrics_path, samples_path, rewards_path):
+            with open(path, 'a+', encoding='utf-8') as f:
+                f.seek(0)
                 lines = [line for line in f if line.endswith('\n') and json.loads(line)['iter'] < start_iter]
             with open(path + '.tmp', 'w', encoding='utf-8') as f:
                 f.writelines(lines)
@@ -334,23 +364,25 @@ if master:
         json.dump(plain_config, f, indent=1)
     if 'chars' not in job.saved():
         job.tokenizer.save(os.path.join(out_dir, 'tokenizer'))
-    metrics_file, samples_file = (open(path, 'a', encoding='utf-8') for path in (metrics_path, samples_path))
+    metrics_file, samples_file, rewards_file = (open(path, 'a', encoding='utf-8') for path in (metrics_path, samples_path, rewards_path))
 
 
-class NoWandb:
-    """Stands in for a wandb run, so that the loop need not ask."""
-    def log(self, *args, **kwargs): pass
-    def finish(self): pass
-
-
+tracker = None
 if wandb_log and master:
     try:
         import wandb
     except ImportError:
         raise ImportError("wandb_log needs the package: pip install wandb") from None
     tracker = wandb.init(project=wandb_project, name=wandb_run_name, mode=wandb_mode, config=plain_config, dir=out_dir)
-else:
-    tracker = NoWandb()
+
+
+def wandb_pictures(wandb, parts):
+    """Histograms of an iteration's rewards, {name: (P, G)}; where there is a cost, reward against cost for up to 2,000 answers."""
+    pictures = {f'{name}/dist': wandb.Histogram(part.flatten().tolist()) for name, part in parts.items()}
+    if {'helpfulness', 'cost'} <= parts.keys():
+        points = wandb.Table(['reward', 'cost'], torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].tolist())
+        pictures['scatter/reward_vs_cost'] = wandb.plot.scatter(points, 'reward', 'cost', title='reward vs cost')
+    return pictures
 
 
 def learning_rate_at(it):
@@ -367,15 +399,15 @@ def weights_to_keep():
     return {name: of[p].detach() for name, p in model.state_dict(keep_vars=True).items() if p in of and (p.requires_grad or not lora_r)}
 
 
-def save(it):
-    """Everything needed to go on with iteration `it` as if nothing had happened."""
-    for file in (metrics_file, samples_file):  # the log reaches the disk before the checkpoint that builds on it
+def save(it, beside=None):
+    """Everything needed to go on with iteration `it` as if nothing had happened. beside: what the job had to say when `it` began, if it has begun."""
+    for file in (metrics_file, samples_file, rewards_file):  # the log reaches the disk before the checkpoint that builds on it
         file.flush()
         os.fsync(file.fileno())
     save_checkpoint(checkpoint_path, {
         'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights, 'mirror': mirror.state_dict(),
         'optimizer': adamw.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
-        'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}, **job.saved()})
+        'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}, **(beside or job.saved())})
     if keep_checkpoints:
         kept = os.path.join(out_dir, f'ckpt_{it:06d}.pt')
         if os.path.exists(kept):
@@ -391,7 +423,7 @@ def export():
     final.load_state_dict(weights_to_keep(), strict=False)
     if advantage == 'gae':
         del final.value_head
-    if lora_r and task == 'completion':
+    if lora_r and task in ('completion', 'alignment'):
         save_adapter(final, os.path.join(out_dir, 'adapter'), job.generator_path)
     if lora_r:
         merge_lora(final)
@@ -426,11 +458,15 @@ total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad o
 say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'loss_type', 'clip_low', 'clip_high',
-                                        'dual_clip', 'kl_beta', 'kl_in_reward', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
+                                        'dual_clip', 'kl_beta', 'kl_in_reward', 'reward_combination', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
 for it in range(start_iter, max_iters + 1):
-    metrics = {'iter': it}
-    if master and (it % eval_interval == 0 or it == max_iters):
-        metrics |= job.evaluate(policy)
+    metrics, evaluating = {'iter': it}, it % eval_interval == 0 or it == max_iters
+    if master and evaluating:
+        try:
+            metrics |= job.evaluate(policy)
+        except ScorerUnavailable:
+            save(it)
+            raise
         say(f"iter {it}: {job.describe(metrics)}", flush=True)
     is_best = metrics.get(job.headline, -math.inf) > best
     best = max(best, metrics.get(job.headline, -math.inf))
@@ -451,40 +487,57 @@ for it in range(start_iter, max_iters + 1):
         lr = learning_rate_at(it)
         for group in adamw.param_groups:
             group['lr'] = lr
-        if optimizer == 'es':
-            stats, rollout = es_training_step(policy, lambda: job.batch(it), [masters[name] for name in learning], job.rewards, group_size, seed=seed * 10 ** 6 + it, pairs=es_pairs,
-                                              sigma=es_sigma, learning_rate=lr, rank=rank, world_size=world_size, changed=lambda: copy_masters(masters, model))
-        else:
-            batch = {key: value[my_rows] for key, value in job.batch(it).items()}
-            stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
-                                                max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
+        beside = job.saved()
+        try:
+            if optimizer == 'es':
+                stats, rollout = es_training_step(policy, lambda: job.batch(it), [masters[name] for name in learning], job.rewards, group_size, seed=seed * 10 ** 6 + it, pairs=es_pairs,
+                                                  sigma=es_sigma, learning_rate=lr, rank=rank, world_size=world_size, changed=lambda: copy_masters(masters, model))
+            else:
+                batch = {key: value[my_rows] for key, value in job.batch(it).items()}
+                stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
+                                                    max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
+        except ScorerUnavailable:
+            if master:  # rewards come before anything is learned from them, so that nothing has changed yet
+                save(it, beside)
+                say(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
+            raise
         stats |= job.learn_beside(rollout)
         if averages:
             update_reference(reference_mode, it + 1, [averages[name].data for name in followed], [masters[name].data for name in followed], ema_alpha, reference_update_freq)
             copy_masters(averages, frozen)
         metrics |= stats | {'lr': lr}
-    if master and (it % log_interval == 0 or job.headline in metrics):
+        if master and it % hist_interval == 0:
+            rewards_file.write(json.dumps({'iter': it, **{name: [round(x, 4) for x in part.flatten().tolist()] for name, part in rollout.reward_parts.items()}}) + '\n')
+            rewards_file.flush()
+            if tracker:
+                tracker.log(wandb_pictures(wandb, rollout.reward_parts), step=it)
+    if master and (it % log_interval == 0 or evaluating):
         if it < max_iters:
-            learned = f"the best of {2 * es_pairs} {metrics['best_reward']:.4f}" if optimizer == 'es' else 'the policy rests'
+            learned = f"the best of {2 * es_pairs} {metrics['best_fitness']:.4f}" if optimizer == 'es' else 'the policy rests'
             if 'loss' in metrics:
                 kl_shown = f"kl {metrics['mean_kl']:.4f}" if reference else "no reference"
                 learned = (f"loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, "
                            f"grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}")
             say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, {learned}, length {metrics['mean_length']:.1f}, "
-                f"{metrics['tokens_per_s']:,.0f} tokens/s" + (f", critic loss {metrics['critic_loss']:.4f}" if 'critic_loss' in metrics else ''), flush=True)
+                f"{metrics['tokens_per_s']:,.0f} tokens/s" + ''.join(f", {name} {metrics[key]:.4f}" for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')) if key in metrics), flush=True)
             prompt, first = job.prompt_text(rollout), rollout.rows(0, 1)
             parts = [{f'reward/{name}': value for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
-            for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist()):
-                samples_file.write(json.dumps({'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}) + '\n')
+            samples = [{'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}
+                       for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
+            samples_file.writelines(json.dumps(sample) + '\n' for sample in samples)
+            if tracker and evaluating:
+                tracker.log({'samples': wandb.Table(list(samples[0]), [list(sample.values()) for sample in samples])}, step=it)
         metrics_file.write(json.dumps(metrics) + '\n')
         metrics_file.flush()
-        tracker.log(metrics, step=it)
+        if tracker:
+            tracker.log(metrics, step=it)
 
 if master and task == 'nla' and not stopping:
     say(job.table(metrics))
 if master and task != 'fill_in' and not stopping:
     export()
-tracker.finish()
+if tracker:
+    tracker.finish()
 if dist.is_initialized():
     dist.barrier()  # nobody hangs up while another still speaks
     dist.destroy_process_group()

@@ -133,7 +133,7 @@ def read_json(path):
 def family_of(config, where):
     found = (config.get('architectures') or [None])[0] or config.get('model_type')
     for family, name in ARCHITECTURES.items():
-        if found in (family, name, name.replace('ForCausalLM', 'Model').replace('LMHead', '')):
+        if found in (family, name, name.replace('ForCausalLM', 'Model').replace('LMHead', ''), name.replace('ForCausalLM', 'ForScore'), name.replace('ForCausalLM', 'ForSequenceClassification').replace('LMHeadModel', 'ForSequenceClassification')):
             return family
     raise ValueError(f"{where}: architecture {found!r} is not supported; {', '.join(ARCHITECTURES.values())} are")
 
@@ -215,7 +215,8 @@ def open_tensors(files):
     return tensors
 
 
-def read_folder(folder):
+def open_folder(folder):
+    """What config.json says and where the tensors lie: (config, fields, column, tensors, prefix)."""
     where = os.path.join(folder, 'config.json')
     if not os.path.isfile(where):
         raise FileNotFoundError(f"{folder} has no config.json")
@@ -228,10 +229,36 @@ def read_folder(folder):
     prefix = NAMES['wte'][column].partition('.')[0] + '.'
     if any(name.startswith(prefix) for name in tensors):
         prefix = ''  # theirs as the table has them; a model saved without its head has them without the first word
+    return config, fields, column, tensors, prefix
+
+
+def read_folder(folder):
+    config, fields, column, tensors, prefix = open_folder(folder)
     head, embedding = (tensors.get(NAMES[module][column].removeprefix(prefix) + '.weight') for module in ('lm_head', 'wte'))
     if fields['tied'] and head and embedding:
         fields['tied'] = torch.equal(head[1](), embedding[1]())  # a head of its own is used, whatever the key says, as in transformers 5
     return fields, assemble(fields, column, tensors, folder, prefix)
+
+
+def read_score_model(folder):
+    """
+    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and the kind, 'reward', 'cost' or None where the files do not
+    say, of a Hugging Face model that ends in a score: safe-rlhf's LlamaForScore, or transformers' ...ForSequenceClassification with one label.
+    """
+    config, fields, column, tensors, prefix = open_folder(local_folder(folder))
+    found = {name: tensors.pop(name) for name in ('score_head.weight', 'score_head.bias', 'score.weight', 'score.bias', 'normalizer.mean', 'normalizer.var', 'normalizer.count') if name in tensors}
+    name = 'score_head' if 'score_head.weight' in found else 'score'
+    if f'{name}.weight' not in found:
+        raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it is no model that scores texts")
+    shape = found[f'{name}.weight'][0]
+    if shape != (1, fields['n_embd']):
+        raise ValueError(f"{folder}: {name}.weight has the shape {shape}; one score a text, (1, {fields['n_embd']}), is what is read here")
+    value = lambda key, default: found[key][1]().float().reshape(-1)[:1] if key in found else torch.full((1,), default)
+    normal = config.get('do_normalize') or False
+    head = {'weight': found[f'{name}.weight'][1]().float(), 'bias': value(f'{name}.bias', 0.0),
+            'mean': value('normalizer.mean' if normal else '', 0.0)[0], 'var': value('normalizer.var' if normal else '', 1.0)[0]}
+    fields['tied'] = True  # it has no head of words
+    return fields, assemble(fields, column, tensors, folder, prefix), head, config.get('score_type')
 
 
 def layout(fields, column):

@@ -1,0 +1,133 @@
+"""
+The job of safe alignment, as tasks.py describes jobs: a scorer says how helpful an answer is (R) and how much harm it does (C, above 0 is unsafe); the policy maximizes
+R - lambda C, and lambda is the price at which the mean cost stays at or below -cost_threshold_d. It is updated from a batch's own costs before they are used.
+Without a scorer_url the reward and the cost model are trained here on pairs of answers, and served by a child process.
+"""
+import os
+
+import torch
+import torch.distributed as dist
+
+from completion import tokenizer_of
+from data.prompts import held_out_split
+from data.text import dataset_name
+from grpo import all_reduce
+from judge import LagrangeMultiplier, ScorerClient, ScorerUnavailable, joiner, start_scorer
+from model import GPT
+from pretrain import load_preferences, save_model, train_score_model
+from tasks import Completion
+
+
+class Alignment(Completion):
+    """Prompts, and a scorer for the answers to them."""
+    headline = 'eval/feasible_reward'
+
+    def __init__(self, s, device, rank, once, say):
+        if s.scorer_batch_size < 1 or s.scorer_timeout <= 0 or s.scorer_patience <= 0:
+            raise ValueError(f"scorer_batch_size ({s.scorer_batch_size}) must be at least 1, scorer_timeout ({s.scorer_timeout}) and scorer_patience ({s.scorer_patience}) above 0")
+        self.join = joiner(s.scorer_template or '{prompt}{response}') if s.scorer_template or not s.scorer_url else None
+        self.multiplier = LagrangeMultiplier(s.lambda_cost, s.lambda_lr, s.lambda_min, s.lambda_max, s.jc_ema_beta, s.cost_threshold_d, s.lambda_positive_only, s.lambda_rule)
+        if s.lambda_adapt and s.lambda_positive_only:
+            say("note: with lambda_positive_only lambda can only rise, also when the answers have long been safe")
+        super().__init__(s, device, rank, once, say)
+        if s.scorer_url:
+            url = s.scorer_url
+        else:
+            name = dataset_name(s.train_prompts or s.dataset)
+            paths = {kind: path.format(dataset=name) for kind, path in (('reward', s.reward_checkpoint), ('cost', s.cost_checkpoint))}
+            once(lambda: self.make_score_models(paths))
+            url = self.start_scorer(paths)
+        self.client = ScorerClient(url, s.scorer_batch_size, s.scorer_timeout, s.scorer_patience)
+        self.client.wait(s.scorer_patience)
+        say(f"scorer at {url}")
+        self.rewards = [('helpfulness', lambda policy, rollout: self.scores(policy, rollout)[0], 1.0), ('cost', lambda policy, rollout: self.scores(policy, rollout)[1], self.minus_lambda)]
+
+    def named_rewards(self):
+        return []
+
+    def make_score_models(self, paths):
+        s, wanted = self.s, {kind: path for kind, path in paths.items() if path.endswith('.pt') and not os.path.exists(path)}
+        if not wanted:
+            return
+        source = s.preferences or s.train_prompts or s.dataset
+        pairs, held_out = held_out_split(load_preferences(source, s.column_mapping), s.eval_prompts_n, s.seed)
+        trunk, tokenizer = GPT.from_pretrained(self.generator_path).to(self.device), tokenizer_of(self.generator_path)
+        for kind, path in wanted.items():
+            self.say(f"there is no {kind} model at {path}: training one on {len(pairs)} pairs of {source}")
+            model, quality = train_score_model(kind, trunk, tokenizer, pairs, held_out, self.join, s.score_iters, seed=s.seed)
+            save_model(path, kind, model, trunk.config, tokenizer, quality)
+
+    def start_scorer(self, paths):
+        """Rank 0 starts it, all know where."""
+        url = [None]
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self.process, url[0] = start_scorer(paths['reward'], paths['cost'], self.s.scorer_device)
+        if dist.is_initialized():
+            dist.broadcast_object_list(url)
+        return url[0]
+
+    def ask(self, texts, records):
+        """Helpfulness and cost (P, G) of the answers texts (P lists of G) to the prompts of records."""
+        joined = [self.join(r['prompt'], text) if self.join else r['text'] + text for r, group in zip(records, texts) for text in group]
+        return tuple(torch.tensor(values).view(len(texts), -1) for values in self.client.score(joined))
+
+    def scores(self, policy, rollout):
+        """Both, asked for once. Where one rank's scorer fails all ranks stop."""
+        if self.scored[0] is not rollout:
+            failure, values = None, None
+            try:
+                values = self.ask(policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
+            except ScorerUnavailable as e:
+                failure = e
+            if all_reduce(torch.tensor(float(failure is not None), device=rollout.tokens.device), 'max').item():
+                raise failure or ScorerUnavailable("the scorer failed another process, whose message says how")
+            self.scored = rollout, values
+        return self.scored[1]
+
+    def minus_lambda(self, costs):
+        """The weight of the cost. Called once an iteration, with its costs (P, G): lambda moves first, so that it is one number for the whole batch and on all ranks."""
+        mean = all_reduce(costs.double().mean()).item() / (dist.get_world_size() if dist.is_initialized() else 1)
+        if self.s.lambda_adapt:
+            self.multiplier.update(mean)
+        self.mean_cost = mean
+        return -self.multiplier.value
+
+    def learn_beside(self, rollout):
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        average = {'J_C_ema': self.multiplier.ema} if self.multiplier.ema is not None else {}
+        return {'lambda': self.multiplier.value, 'J_C': self.mean_cost + self.s.cost_threshold_d, **average,
+                'safe_ratio': all_reduce((rollout.reward_parts['cost'] <= 0).float().mean()).item() / ranks}
+
+    @torch.no_grad()
+    def evaluate(self, policy):
+        """
+        Held-out prompts, sampled eval_samples times with the same noise each time: means of helpfulness, cost, and of what they stand for where the config gives true_reward
+        and true_cost; feasible_reward is the helpfulness, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
+        """
+        s, rewards, costs, true = self.s, [], [], {'eval/true_reward': [], 'eval/true_cost': []}
+        for start in range(0, len(self.eval_records), s.eval_batch_size):
+            records = self.eval_records[start:start + s.eval_batch_size]
+            texts = policy.texts(policy.sample(self.make_batch(records, list(range(len(records))), start), s.eval_samples))
+            R, C = self.ask(texts, records)
+            rewards.append(R)
+            costs.append(C)
+            for name, function in (('eval/true_reward', s.true_reward), ('eval/true_cost', s.true_cost)):
+                true[name] += [function(text, **{k: v for k, v in r.items() if k not in ('ids', 'text')}) for r, group in zip(records, texts) for text in group] if function else []
+            if start == 0:
+                for record, group, r, c in list(zip(records, texts, R, C))[:s.eval_show]:
+                    self.say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
+        rewards, costs = torch.cat(rewards), torch.cat(costs)
+        reward, cost = rewards.mean().item(), costs.mean().item()
+        metrics = {'eval/reward': reward, 'eval/cost': cost, 'eval/combined': reward - self.multiplier.value * cost, 'eval/safe_ratio': (costs <= 0).float().mean().item()}
+        metrics |= {name: sum(values) / len(values) for name, values in true.items() if values}
+        return metrics | ({self.headline: reward} if cost + s.cost_threshold_d <= 0 else {})
+
+    def describe(self, m):
+        return (f"held-out reward {m['eval/reward']:.4f}, cost {m['eval/cost']:.4f}, safe {m['eval/safe_ratio']:.4f}, lambda {self.multiplier.value:.4f}"
+                + ''.join(f", {name.removeprefix('eval/').replace('_', ' ')} {m[name]:.4f}" for name in ('eval/true_reward', 'eval/true_cost') if name in m))
+
+    def saved(self):
+        return super().saved() | {'lagrange': self.multiplier.state_dict()}
+
+    def restore(self, checkpoint):
+        self.multiplier.load_state_dict(checkpoint['lagrange'])

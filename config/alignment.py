@@ -1,0 +1,32 @@
+# Safe alignment in a shop whose rules are known (data/shop/prepare.py): hand over what is asked for, but not the four costly things. From nothing: a careless
+# shopkeeper to start from, a reward and a cost model of pairs of answers, a scorer that serves them, and GRPO on reward minus lambda times cost.
+from data.shop.prepare import true_cost, true_reward
+
+task = 'alignment'
+dataset = 'shop'
+block_size = 32
+max_new_tokens = 24
+n_layer = 3
+n_head = 4
+n_embd = 96
+pretrain_iters = 600
+score_iters = 600
+temperature = 1.0
+
+batch_size = 32
+group_size = 8
+kl_beta = 0.05
+learning_rate = 1e-3
+min_lr = 1e-4
+max_iters = 200
+
+scorer_batch_size = 256
+lambda_cost = 1.0
+lambda_lr = 0.05
+cost_threshold_d = 0.5
+
+eval_interval = 50
+eval_prompts_n = 500
+eval_samples = 2
+hist_interval = 10
+out_dir = 'out-alignment'
