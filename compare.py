@@ -4,6 +4,7 @@ $ python compare.py config/compare_mirrors.py
 Runs of train_grpo.py, each in a process of its own, `processes` at a time with `threads` threads. A run that is finished, with the same settings, is not repeated.
 """
 import concurrent.futures
+import hashlib
 import json
 import os
 import re
@@ -17,17 +18,24 @@ from configurator import configure
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+def fingerprint(arguments):
+    """The arguments, and what is in the files that they name."""
+    digest = lambda path: hashlib.sha256(open(path, 'rb').read()).hexdigest()
+    return [[argument, digest(path)] if os.path.isfile(path := argument.rpartition('=')[2]) else [argument] for argument in arguments]
+
+
 def train(arguments, out_dir, threads=1):
     """
     Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished. Returns {'metrics': the objects of its metrics.jsonl, 'seconds'}, or
     None if it failed; what it printed is in out_dir + '.log'.
     """
     command = [*arguments, f'--out_dir={out_dir}']
+    asked = fingerprint(command)
     done_path = os.path.join(out_dir, 'done.json')
     if os.path.exists(done_path):
         with open(done_path, encoding='utf-8') as f:
             done = json.load(f)
-        if done['arguments'] == command:
+        if done['arguments'] == asked:
             return done
     os.makedirs(os.path.dirname(out_dir) or '.', exist_ok=True)
     start = time.perf_counter()
@@ -41,7 +49,7 @@ def train(arguments, out_dir, threads=1):
     with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
         if metrics[-1]['iter'] != json.load(f)['max_iters']:
             return None  # stopped by a signal, which is not a failure of its own
-    done = {'arguments': command, 'metrics': metrics, 'seconds': seconds}
+    done = {'arguments': asked, 'metrics': metrics, 'seconds': seconds}
     with open(done_path + '.tmp', 'w', encoding='utf-8') as f:
         json.dump(done, f)
     os.replace(done_path + '.tmp', done_path)
@@ -122,6 +130,7 @@ if __name__ == '__main__':
     base = ''                                            # the config file of all arms
     arms: dict = {}                                      # {'name in the table': ['--key=value', ...]}
     start_row = False                                    # True: a first row with the model before training
+    start_settings: list = []                            # ['--key=value', ...] of that one
     seeds = (1, 2, 3)
     columns: dict = {'eval/reward': 'reward', 'seconds': 'seconds'}  # {metric: heading}
     plot_metric = 'eval/reward'
@@ -136,7 +145,7 @@ if __name__ == '__main__':
         raise ValueError(f"base ({base!r}), arms ({len(arms)}), seeds ({seeds}) and processes ({processes}) must be given: see config/compare_mirrors.py")
     folder = lambda arm: os.path.join(out_dir, re.sub(r'\W+', '-', arm).strip('-'))
     # What all arms start from is made once, before they run side by side.
-    start = train([base, f'--seed={seeds[0]}', '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)
+    start = train([base, *start_settings, f'--seed={seeds[0]}', '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)
     if not start:
         raise RuntimeError(f"the start failed; what it printed is in {os.path.join(out_dir, 'start.log')}")
     jobs = [([base, *settings, f'--seed={seed}'], os.path.join(folder(arm), f'seed-{seed}')) for seed in seeds for arm, settings in arms.items()]

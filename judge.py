@@ -5,7 +5,7 @@ reward: where the two part, the policy is learning the judge's mistakes, not the
 
 As a script it serves a reward and a cost model over HTTP; ScorerClient asks it.
 $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --port=8000
-$ curl -d '{"prompts": ["tke>"], "responses": ["tea egg"]}' http://127.0.0.1:8000/score_batch       # {"rewards": [...], "costs": [...]}
+$ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch       # {"rewards": [...], "costs": [...]}
 GET /health · POST /score_texts {"texts"} · POST /score, /score_batch {"prompts", "responses"}. Cost above 0 is unsafe.
 """
 import concurrent.futures
@@ -281,7 +281,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
                 return
             except Exception as e:
                 status, body = 500, json.dumps({'error': f"{type(e).__name__}: {e}"[:500]})
-            if status in (400, 401, 411, 413):
+            if 400 <= status < 500:
                 self.close_connection = True  # the body may not have been read
             self.send_response(status)
             self.send_header('Content-Type', 'application/json')

@@ -250,11 +250,11 @@ def load_preferences(source, column_mapping=None):
     return pairs
 
 
-def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=400, batch_size=32, learning_rate=1e-3, regularization=0.0, seed=1):
+def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=400, batch_size=48, learning_rate=2e-3, regularization=0.0, until=0.99, seed=1):
     """
     A reward or cost model (kind) that starts as the causal model `trunk`, from pairs of answers (see load_preferences; join(prompt, response) -> the text that is scored). Losses of
     Safe RLHF (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins
-    what 0 means; regularization times the mean square on top. Returns (ScoreModel, quality): held-out accuracy on pairs, and for costs on the sign.
+    what 0 means; regularization times the mean square on top. Ends sooner at the held-out accuracy `until`, for costs that of the sign. Returns (ScoreModel, quality): these.
     """
     torch.manual_seed(seed)
     model = ScoreModel(trunk.config, kind).to(trunk.wte.weight.device)
@@ -280,13 +280,21 @@ def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=4
             loss = loss - F.logsigmoid(signs * torch.stack((first, second))).mean(dim=1).sum()
         return loss
 
-    supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, learning_rate, weight_decay=0.01)
+    @torch.no_grad()
+    def held_out_scores():
+        found, signs = zip(*(scores(list(range(start, min(start + 256, len(rows_of))))) for start in range(len(pairs), len(rows_of), 256)))
+        return torch.cat(found, dim=1), torch.cat(signs, dim=1)
+
+    def quality():
+        found, signs = held_out_scores()
+        return {'accuracy': (found[0] > found[1]).float().mean().item()} | ({'sign_accuracy': (found.sign() == signs).float().mean().item()} if kind == 'cost' else {})
+
+    supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, learning_rate, weight_decay=0.01, enough=lambda: quality().get('sign_accuracy' if kind == 'cost' else 'accuracy') >= until)
     model.eval().requires_grad_(False)
-    found, signs = zip(*(scores(list(range(start, min(start + 256, len(rows_of))))) for start in range(len(pairs), len(rows_of), 256)))
-    found, signs = torch.cat(found, dim=1), torch.cat(signs, dim=1)
+    measured, (found, _) = quality(), held_out_scores()
     model.mean.copy_(found.mean() if kind == 'reward' else 0.0)
     model.var.copy_(found.var() if kind == 'reward' else found.square().mean())
-    return model, {'accuracy': (found[0] > found[1]).float().mean().item()} | ({'sign_accuracy': (found.sign() == signs).float().mean().item()} if kind == 'cost' else {})
+    return model, measured
 
 
 def syntheticity(share):

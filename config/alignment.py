@@ -4,26 +4,27 @@ from data.shop.prepare import true_cost, true_reward
 
 task = 'alignment'
 dataset = 'shop'
-block_size = 32
-max_new_tokens = 24
+block_size = 48
+max_new_tokens = 32
 n_layer = 3
 n_head = 4
 n_embd = 96
 pretrain_iters = 600
-score_iters = 600
+score_iters = 1200
 temperature = 1.0
 
 batch_size = 32
 group_size = 8
-kl_beta = 0.05
+kl_beta = 0.4            # at 0.05 the policy finds what the reward model likes by mistake: docs/alignment.md
 learning_rate = 1e-3
 min_lr = 1e-4
-max_iters = 200
+max_iters = 150
 
 scorer_batch_size = 256
-lambda_cost = 1.0
-lambda_lr = 0.05
-cost_threshold_d = 0.5
+lambda_cost = 0.5
+lambda_lr = 0.1
+jc_ema_beta = 0.7
+cost_threshold_d = 0.7   # at most a quarter of the answers unsafe, a cost of -0.5, and a margin for lambda's swing and the cost model's mistakes
 
 eval_interval = 50
 eval_prompts_n = 500

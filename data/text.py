@@ -12,14 +12,19 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 def write_corpus(folder, train_text, val_text, chars):
-    """What a prepare.py leaves behind: train.bin and val.bin (uint16 ids) and vocab.json. vocab.json comes last: it says the rest is whole."""
+    """What a prepare.py leaves behind: train.bin and val.bin (uint16 ids) and vocab.json. Each appears whole or not at all; vocab.json comes last: it says the rest is there."""
     tokenizer = CharTokenizer(chars)
+    whole = lambda name: (os.path.join(folder, f'{name}.{os.getpid()}.tmp'), os.path.join(folder, name))
     for split, text in (('train', train_text), ('val', val_text)):
         ids = np.array(tokenizer.encode(text), dtype=np.uint16)
-        ids.tofile(os.path.join(folder, f'{split}.bin'))
+        temporary, final = whole(f'{split}.bin')
+        ids.tofile(temporary)
+        os.replace(temporary, final)
         print(f"{split}: {len(ids):,} characters")
-    with open(os.path.join(folder, 'vocab.json'), 'w', encoding='utf-8') as f:
+    temporary, final = whole('vocab.json')
+    with open(temporary, 'w', encoding='utf-8') as f:
         json.dump({'chars': tokenizer.chars}, f)
+    os.replace(temporary, final)
 
 
 def read_text_file(path):

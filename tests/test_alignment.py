@@ -99,7 +99,7 @@ def test_a_weight_that_adapts_is_asked_once_with_the_values():
 
 def test_the_shop_by_hand():
     assert true_reward('tea egg', 'tke>') == pytest.approx(2 / 3) and true_reward('egg knife tea', 'tke>') == 1 and true_reward('tea tea lamp', 'tke>') == pytest.approx(1 / 3 - 0.5)
-    assert true_cost('tea egg', 'tke>') == -1 and true_cost('knife tea knife', 'tke>') == 3
+    assert true_cost('tea egg', 'tke>') == -1 and true_cost('knife tea knife', 'tke>') == 1
 
 
 # --- reward and cost models
@@ -413,7 +413,7 @@ def test_a_run_from_nothing(made):
     assert printed.count('there is no') == 3 and 'scorer at http://127.0.0.1:' in printed and (folder / 'whole' / 'export' / 'config.json').exists()
     lines = metrics(folder, 'whole')
     assert len(lines) == 13 and {'eval/reward', 'eval/cost', 'eval/safe_ratio', 'eval/true_reward', 'eval/true_cost'} <= lines[-1].keys()
-    m = LagrangeMultiplier(lr=0.2, threshold=0.5)
+    m = LagrangeMultiplier(value=0.5, lr=0.2, threshold=0.7, ema_beta=0.7)
     for line in lines[:-1]:  # lambda moves before it is used, by the batch's own costs
         assert line['lambda'] == pytest.approx(m.update(line['reward/cost']), rel=1e-5)
         assert line['mean_reward'] == pytest.approx(line['reward/helpfulness'] - line['lambda'] * line['reward/cost'], abs=1e-4)
@@ -472,9 +472,11 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
     folder, _ = made
     train(folder, '--out_dir=es', '--optimizer=es', '--kl_beta=0', '--es_pairs=2', '--max_iters=4')
     lines = metrics(folder, 'es')
-    m = LagrangeMultiplier(lr=0.2, threshold=0.5)
+    m = LagrangeMultiplier(value=0.5, lr=0.2, threshold=0.7, ema_beta=0.7)
     assert all(line['lambda'] == pytest.approx(m.update(line['reward/cost']), rel=1e-5) for line in lines[:-1])  # once an iteration, by the policy as it stood
-    train(folder, '--out_dir=parts', '--reward_combination=advantages', '--lambda_rule=safe_rlhf', '--max_iters=2')
+    train(folder, '--out_dir=parts', '--reward_combination=advantages', '--lambda_rule=safe_rlhf', '--max_iters=2', '--wandb_log=True', '--wandb_mode=offline')
+    tables = [path.name for path in (folder / 'parts').rglob('*.table.json')]
+    assert any(name.startswith('samples') for name in tables) and any(name.startswith('reward_vs_cost') for name in tables)
     done = train(folder, '--reward_combination=advantages', '--optimizer=es', '--kl_beta=0', ok=False)
     assert done.stderr.startswith("error: reward_combination 'advantages'")
     done = train(folder, '--scorer_url=http://127.0.0.1:9', '--scorer_patience=0.5', ok=False)

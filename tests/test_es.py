@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from es import centred_ranks, directions, es_gradient, es_step, pair_weights
+from mirror import MirrorMap
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -88,4 +89,41 @@ def test_the_script_resumes_and_shares_between_processes(tmp_path):
     one, parted, two = (metrics_of(tmp_path / name) for name in ('one', 'parted', 'two'))
     keep = lambda lines: [{k: v for k, v in line.items() if not k.startswith('eval/') and k != 'mean_length'} for line in lines]
     assert keep(one) == keep(parted) == keep(two) and len(one) == 5
-    assert one[-1] == parted[-1] == two[-1] and len({line['mean_reward'] for line in one[:-1]}) > 1
+    assert one[-1] == parted[-1] == two[-1] and len({line['mean_fitness'] for line in one[:-1]}) > 1
+
+
+TINY = ['config/arithmetic.py', '--n_layer=1', '--n_embd=32', '--pretrain_iters=150', '--pretrain_until=1', '--batch_size=8', '--group_size=2', '--kl_estimator=k3', '--divergence=neural_mirror', '--mirror_normalize=True',
+        '--mirror_coefficient=5', '--learning_rate=0.01', '--max_iters=3', '--eval_prompts_n=60', '--eval_show=0', '--generator_checkpoint=start.pt']
+
+
+def script(cwd, *arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+
+
+def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared(tmp_path):
+    """The outer loop in one go with two processes equals the one stopped and resumed with one; compare.py trains with what it has learned."""
+    os.symlink(os.path.join(ROOT, 'config'), tmp_path / 'config')
+    train(tmp_path, *TINY, '--max_iters=0', '--out_dir=start')
+    search = [os.path.join(ROOT, 'es.py'), '--base=config/arithmetic.py', f'--settings={TINY[1:]!r}', '--pairs=1', '--sigma=1']
+    whole = script(tmp_path, *search, '--generations=2', '--out_dir=whole')
+    assert whole.returncode == 0 and 'generation 1: eval/reward' in whole.stdout, whole.stdout + whole.stderr
+    assert script(tmp_path, *search, '--generations=1', '--processes=1', '--out_dir=parted').returncode == 0
+    refused = script(tmp_path, *search, '--generations=2', '--out_dir=parted')
+    assert refused.returncode == 1 and '--init_from=resume' in refused.stderr and len(refused.stderr.splitlines()) == 1
+    resumed = script(tmp_path, *search, '--generations=2', '--processes=1', '--out_dir=parted', '--init_from=resume')
+    assert resumed.returncode == 0 and "resuming with generations = 2 (it was 1)" in resumed.stdout
+    one, parted = (json.load(open(tmp_path / name / 'state.json')) for name in ('whole', 'parted'))
+    assert one['logs'] == parted['logs'] and one['history'] == parted['history'] and len(one['history']) == 2
+    learned = torch.load(tmp_path / 'whole' / 'mirror.pt', weights_only=True)['mirror']['logs']
+    assert learned.tolist() == one['logs'] and (len({f for g in one['history'] for pair in g['fitness'] for f in pair}) == 1) == torch.equal(learned, MirrorMap().logs)
+    (tmp_path / 'table.md').write_text('# seen\n<!-- figures -->\nold\n<!-- end of figures -->\nand more\n')
+    (tmp_path / 'arms.py').write_text(f"base = 'config/arithmetic.py'\n_s = {TINY[1:]!r}\narms = {{'learned': [*_s, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1'], 'none': [*_s, '--divergence=kl', '--eval_interval=1']}}\n"
+                                      "seeds = (1,)\nstart_row = True\ncolumns = {'eval/accuracy_greedy': 'greedy', 'mean_kl': 'KL'}\nplot_path = 'curve.png'\ndocument = 'table.md'\n")
+    done = script(tmp_path, os.path.join(ROOT, 'compare.py'), 'arms.py', '--start_settings=' + repr(TINY[1:]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / 'table.md').read_text()
+    greedy = [json.loads(line) for line in open(tmp_path / 'out-compare' / 'learned' / 'seed-1' / 'metrics.jsonl')][-1]['eval/accuracy_greedy']
+    assert f'| learned | {greedy:.3f} | ' in text and '| none | ' in text and '| before training | ' in text and 'old' not in text and text.endswith('and more\n') and '![held-out reward](curve.png)' in text
+    assert (tmp_path / 'curve.png').read_bytes()[:4] == b'\x89PNG'
+    again = script(tmp_path, os.path.join(ROOT, 'compare.py'), 'arms.py', '--start_settings=' + repr(TINY[1:]))
+    assert (tmp_path / 'table.md').read_text() == text and again.stdout == done.stdout  # nothing was run again

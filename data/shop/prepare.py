@@ -1,7 +1,7 @@
 """
-A shop in which to study reward against cost: a prompt asks for three things by their initials, `tke>`, and an answer hands some over, `tea egg`.
+A shop in which to study reward against cost: a prompt asks for four things by their initials, `tker>`, and an answer hands some over, `tea egg rice`.
 Helpful is to give what was asked for and nothing else; four of the sixteen things must not be given to anyone. What is asked for and what is safe part
-in six of ten prompts, and because the rules are known here, true_reward and true_cost say what learned models of them only guess at.
+in three of four prompts, and because the rules are known here, true_reward and true_cost say what learned models of them only guess at.
 `python data/shop/prepare.py` writes train.jsonl and val.jsonl, prompts with the answer of a careless shopkeeper to learn to speak from, and preferences.jsonl,
 pairs of answers with the fields of PKU-SafeRLHF (arXiv 2406.15513): response_0, response_1, better_response_id, safer_response_id, is_response_0_safe, is_response_1_safe.
 """
@@ -31,8 +31,8 @@ def true_reward(text, prompt, **fields):
 
 
 def true_cost(text, prompt, **fields):
-    """Two for each costly thing given, less one: above 0 is unsafe."""
-    return 2.0 * sum(word in COSTLY for word in text.split()) - 1.0
+    """1, unsafe, when a costly thing is given; -1 when none is."""
+    return 1.0 if set(COSTLY) & set(text.split()) else -1.0
 
 
 def give(asked, rng, share, extra, slips):
@@ -71,13 +71,12 @@ def preference(asked, rng):
 
 def main():
     folder, rng = os.path.dirname(os.path.abspath(__file__)), random.Random(0)
-    wishes = list(itertools.permutations(THINGS, 3))
+    wishes = list(itertools.permutations(THINGS, 4))
     rng.shuffle(wishes)
-    val, others = wishes[:400], wishes[400:]
     careless = lambda asked: {'prompt': order(asked), 'answer': give(asked, rng, 0.6, 0.1, 0.0)}
-    write_jsonl(os.path.join(folder, 'val.jsonl'), [careless(asked) for asked in val])
-    write_jsonl(os.path.join(folder, 'train.jsonl'), [careless(asked) for asked in others for _ in range(2)])
-    write_jsonl(os.path.join(folder, 'preferences.jsonl'), [preference(asked, rng) for asked in others for _ in range(4)])
+    write_jsonl(os.path.join(folder, 'val.jsonl'), [careless(asked) for asked in wishes[:500]])
+    write_jsonl(os.path.join(folder, 'train.jsonl'), [careless(asked) for asked in wishes[500:8500]])
+    write_jsonl(os.path.join(folder, 'preferences.jsonl'), [preference(asked, rng) for asked in wishes[8500:40500]])
 
 
 if __name__ == '__main__':
