@@ -41,7 +41,7 @@ import warnings
 
 START_LIMIT = 30.0      # seconds that a process may take to get ready: this is no fault of the answer, and raises
 EXPECTED_LIMIT = 10.0   # seconds for the expected values of a test set
-RESULT_CAP = 256 << 10  # bytes that all results of one process may take
+RESULT_CAP = 64 << 10   # bytes that all results of one process may take
 
 Grade = collections.namedtuple('Grade', 'score status')  # the share of tests passed, and how the run ended: see run
 
@@ -231,7 +231,7 @@ def decode(value, depth=0):
 def read_results(data, n_calls):
     """(the name of the exception that the code raised, or None; n_calls results), from the lines of a process that may have written anything."""
     failed, results = None, [None] * n_calls
-    for line in data.split(b'\n'):
+    for line in data.split(b'\n')[:n_calls + 1]:
         try:
             i, tag, value = json.loads(line)
             result = ('ok', decode(value)) if tag == 'ok' else ('error', str(value)[:100])
@@ -308,6 +308,20 @@ def run(code, calls, timeout=2.0, memory=512 << 20, sandbox='full'):
         raise SandboxError(f"the sandbox's process " + (f"was not ready after {START_LIMIT:g} s" if ended else f"ended before it was ready (exit status {child.returncode}, memory limit {memory >> 20} MB)"))
     failed, results = read_results(data, len(job['calls']))
     return ended or ('error' if failed else 'ok' if None not in results else 'crash'), results
+
+
+HONEST = ('abc, array, base64, binascii, bisect, calendar, cmath, collections, copy, ctypes, dataclasses, datetime, decimal, enum, fractions, functools, hashlib, heapq, itertools, json, math, numbers, '
+          'operator, os, queue, random, re, statistics, string, struct, sys, textwrap, time, typing, unicodedata, zlib')
+
+
+@functools.lru_cache(maxsize=None)
+def check_sandbox(sandbox='full'):
+    """Raises SandboxError, before a run depends on it, where code cannot be held in, or not be run: another C library may need calls that SYSCALLS lacks, and every answer would be wrong."""
+    status, results = run(f'import {HONEST}', ['[random.random() < 1, hashlib.md5(b"").digest_size, time.sleep(0)]', 'open("/proc/self/stat")', 'os.listdir("/")'], timeout=20, sandbox=sandbox)
+    if status != 'ok' or results[0] != ('ok', [True, 16, None]):
+        raise SandboxError(f"honest code cannot run in the sandbox here: importing modules of the standard library ends with {status}, {results[0]}")
+    if sandbox == 'full' and any(result[0] != 'error' for result in results[1:]):
+        raise SandboxError("the sandbox does not hold: a file outside the standard library could be read")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -483,6 +497,7 @@ def grade_many(jobs, processes=None, timeout=2.0, memory=512 << 20, sandbox='ful
     Returns a list of Grade(score, status) in order: a test that the answer did not come to is not passed, the others count.
     Raises ValueError for tests that cannot be graded, SandboxError when the sandbox cannot be put up.
     """
+    check_sandbox(sandbox)
     jobs = [(code, tests if isinstance(tests, str) else tuple(tests)) for code, tests in jobs]
 
     def one(job):
@@ -505,14 +520,16 @@ CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
 
 def constant_passes(tests, sandbox='full'):
     """
-    The source of a constant that passes all the tests, or None: whether functions that do nothing but return it pass, or a
-    process that reports it for each test. Such tests teach nothing, leave them out. Raises as grade does.
+    The source of a constant that passes all the tests, or None: whether functions that do nothing but return it pass, or a process
+    that reports it for each test. Tried are CONSTANTS and the values expected. Such tests teach nothing, leave them out. Raises as grade does.
     """
     steps, names = expected_steps(tests if isinstance(tests, str) else tuple(tests), sandbox)
+    expected = [step.expected[0] if step.check == 'near' else step.expected for step in steps if step.check]
+    constants = list({repr(constant): constant for constant in (*CONSTANTS, *expected)}.items())
     code = 'VALUE = None\n' + ''.join(f'{name} = lambda *args, **kwargs: VALUE\n' for name in sorted(names))
-    calls = [call for constant in CONSTANTS for call in [f'globals().update(VALUE={constant!r})'] + [step.call for step in steps]]
+    calls = [call for source, _ in constants for call in [f'globals().update(VALUE={source})'] + [step.call for step in steps]]
     _, results = run(code, calls, EXPECTED_LIMIT, sandbox=sandbox)
-    for i, constant in enumerate(CONSTANTS):
+    for i, (source, constant) in enumerate(constants):
         first = i * (len(steps) + 1) + 1
         if 1 in (share_passed(steps, results[first:first + len(steps)]), share_passed(steps, [('ok', constant)] * len(steps))):
-            return repr(constant)
+            return source
