@@ -6,14 +6,15 @@ Runs model-written Python where it cannot get out, and says which share of the t
     grade_many(jobs)         -> [Grade(score, status)], many (code, tests) at once
     as_asserts(tests, name)  -> a list of statements, from HumanEval's `def check(candidate)` too
     constant_passes(tests)   -> a constant that passes them all, or None: such tests are worth nothing
+    check_sandbox()          raises SandboxError here and now, where nothing can be run
 
 Each answer gets one fresh process that may compute, import the standard library, and write its results to one pipe. What holds it, each layer enough for most attacks:
   seccomp    no system call but those of SYSCALLS: no process or thread, no signal, no socket, no opening of a file for writing
-  Landlock   of the file system it reads the standard library and the shared libraries, without installed packages (some hold the answers)
+  Landlock   it reads the standard library and the shared libraries, without installed packages (some hold the answers), and no other file, though it can ask whether one exists
   rlimits    processor time, memory, no bytes into files, no core; no capabilities even for root, an environment of two harmless variables
   the parent a wall clock, a cap on results, SIGKILL to the process group
 Linux 5.13 or newer on x86-64 (aarch64: as the tables say, not tried). No root, no container, nothing to install. It is not a virtual machine: a hole in the
-kernel ends it, so train as an unprivileged user. A layer that cannot be put up raises SandboxError; a score of 0 always means a wrong answer.
+kernel ends it, so train as an unprivileged user. A layer that cannot be put up raises SandboxError, and is never a score of 0. Code gets by without threads, asyncio and numpy.
 
 The answer's process never learns what is expected, and its word is never taken for a verdict: `assert f(2) == 3 + 1` becomes f(2), evaluated beside the answer, and 3 + 1,
 evaluated once per test set in a sandbox without it. Both come back as JSON of exact built-in types (no subclass with an __eq__ of its own) and are compared here.
@@ -303,9 +304,12 @@ def run(code, calls, timeout=2.0, memory=512 << 20, sandbox='full'):
             pass
         child.wait()
         child.stdout.close()
-        child.stdin.close()
+        try:
+            child.stdin.close()
+        except BrokenPipeError:  # of what it did not read
+            pass
     if not ready:
-        raise SandboxError(f"the sandbox's process " + (f"was not ready after {START_LIMIT:g} s" if ended else f"ended before it was ready (exit status {child.returncode}, memory limit {memory >> 20} MB)"))
+        raise SandboxError("the sandbox's process " + (f"was not ready after {START_LIMIT:g} s" if ended else f"ended before it was ready (exit status {child.returncode}, memory limit {memory >> 20} MB)"))
     failed, results = read_results(data, len(job['calls']))
     return ended or ('error' if failed else 'ok' if None not in results else 'crash'), results
 
@@ -397,7 +401,7 @@ def is_distance(node):
 
 
 def split(test, asks):
-    """The Steps for a condition. What comes apart in no other way is asked as a whole, and True is expected."""
+    """The Steps for a condition, one for each part that `and` joins. What comes apart in no other way is asked as a whole, and True is expected."""
     if not asks(test):
         return []  # `assert True` and its like would be given away
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
@@ -452,7 +456,7 @@ def take_apart(statements):
             steps += split(statement.test, asks)
             names |= asks(statement.test)
         elif isinstance(statement, (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)) and not asks(statement):
-            known |= bound_names(statement)
+            known |= {statement.name} if isinstance(statement, ast.FunctionDef) else set().union(*map(bound_names, getattr(statement, 'targets', [statement])))  # not what is local inside
             prepare = f'exec({ast.unparse(statement)!r})'
             steps.append(Step(prepare, None, prepare))
         else:

