@@ -1,0 +1,437 @@
+"""The sandbox: nothing gets out, nothing outstays its time, and no answer grades itself. Then the data sets of programs that it grades."""
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+import sandbox
+from data.humaneval.prepare import convert as convert_humaneval
+from data.mbpp.prepare import convert as convert_mbpp
+from data.pyfunc.prepare import make_problems
+from sandbox import Grade, SandboxError, as_asserts, constant_passes, grade, grade_many, run
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ['assert f(2) == 3', 'assert f(5) == 3 + 3', 'assert f(-1) == 0']
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attacks. attack() returns something true where it got through; DIRECTORY is writable to all and holds the file `kept`
+
+ESCAPES = {
+    'write to cwd': "return open('escaped', 'w')",
+    'write absolute': "return open(DIRECTORY + '/escaped', 'w')",
+    'write to /tmp': "return open('/tmp/escaped', 'w')",
+    'write to /dev/shm': "return open('/dev/shm/escaped', 'w')",
+    'append': "return open(DIRECTORY + '/kept', 'a')",
+    'truncate while reading': "return os.open(DIRECTORY + '/kept', os.O_RDONLY | os.O_TRUNC)",
+    'truncate': "return os.truncate(DIRECTORY + '/kept', 0) is None",
+    'unnamed file': "return os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR)",
+    'symlink': "return os.symlink('/etc/passwd', DIRECTORY + '/escaped') is None",
+    'hard link': "return os.link(DIRECTORY + '/kept', DIRECTORY + '/escaped') is None",
+    'mkdir': "return os.mkdir(DIRECTORY + '/escaped') is None",
+    'fifo': "return os.mkfifo(DIRECTORY + '/escaped') is None",
+    'unlink': "return os.unlink(DIRECTORY + '/kept') is None",
+    'rename': "return os.rename(DIRECTORY + '/kept', DIRECTORY + '/escaped') is None",
+    'chmod': "return os.chmod(DIRECTORY + '/kept', 0) is None",
+    'utime': "return os.utime(DIRECTORY + '/kept', (0, 0)) is None",
+    'read a file of all': "return open(DIRECTORY + '/kept').read()",
+    'read /etc/passwd': "return open('/etc/passwd').read()",
+    'read the sandbox': "return open(DIRECTORY + '/../sandbox.py').read()",
+    'read its own environment': "return open('/proc/self/environ', 'rb').read()",
+    'read its own memory map': "return open('/proc/self/maps').read()",
+    "read the parent's environment": "return open(f'/proc/{PARENT}/environ', 'rb').read()",
+    "read the parent's memory": "return open(f'/proc/{PARENT}/mem', 'rb')",
+    'list the root': "return os.listdir('/')",
+    'list a directory': "return os.listdir(DIRECTORY)",
+    'installed packages': """import sysconfig
+for folder in (sysconfig.get_path('purelib'), '/usr/lib/python3/dist-packages'):
+    for path, _, names in os.walk(folder):
+        for name in names[:3]:
+            try:
+                return open(os.path.join(path, name), 'rb').read(1)
+            except OSError:
+                pass
+        if path.count('/') > folder.count('/') + 1:
+            break""",
+    'a secret in the environment': "return 'SECRET' in os.environ or 'hunter2' in str(os.environ)",
+    'inet socket': "import socket; return socket.socket(socket.AF_INET)",
+    'inet6 socket': "import socket; return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)",
+    'unix socket': "import socket; return socket.socket(socket.AF_UNIX)",
+    'socket pair': "import socket; return socket.socketpair()",
+    'netlink socket': "import socket; return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    'packet socket': "import socket; return socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+    'kill the parent': "return os.kill(PARENT, 9) is None",
+    'kill everything': "return os.kill(-1, 9) is None",
+    'kill the group': "return os.kill(0, 9) is None",
+    'kill init': "return os.kill(1, 0) is None",
+    'pidfd': "import signal; return signal.pidfd_send_signal(os.pidfd_open(PARENT), 9) is None",
+    'SIGIO to the parent': "import fcntl\nreturn any(fcntl.fcntl(fd, command, PARENT if command == 8 else 9) is not None for command in (8, 10, 15) for fd in range(16))",
+    'fork': "return os.fork() + 1",
+    'fork bomb': "while True:\n    os.fork()",
+    'fork and leave the session': "pid = os.fork()\nif pid == 0:\n    os.setsid()\n    import time\n    time.sleep(60)\nreturn pid",
+    'threads': "import threading\nthread = threading.Thread(target=int)\nthread.start()\nreturn thread",
+    'multiprocessing': "import multiprocessing; return multiprocessing.Pool(1)",
+    'os.system': "return os.system('true') == 0",
+    'subprocess': "import subprocess; return subprocess.run(['/bin/true']).returncode == 0",
+    'exec': "os.execv('/bin/echo', ['echo', '[0, \"ok\", true]'])",
+    'posix_spawn': "return os.posix_spawn('/bin/true', ['true'], {})",
+    'memfd': "return os.memfd_create('x')",
+    'pipe': "return os.pipe()",
+    'more memory': "import resource; return resource.setrlimit(resource.RLIMIT_AS, (-1, -1)) is None",
+    'more files': "import resource; return resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)) is None",
+    'setuid': "return os.setuid(os.getuid()) is None",
+    'setgroups': "return os.setgroups([0]) is None",
+    'chroot': "return os.chroot('/') is None",
+    'chdir': "return os.chdir('/tmp') is None",
+    'nice': "return os.nice(-5)",
+    # whatever does not fail with EPERM has gone through, be it with a complaint about the arguments; names as in the kernel's table for x86-64
+    'raw system calls': """import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+calls = dict(open=2, socket=41, clone=56, fork=57, vfork=58, execve=59, kill=62, shmget=29, semget=64, msgget=68, fcntl=72, ptrace=101, capset=126, prctl=157, mount=165, tkill=200,
+             io_setup=206, tgkill=234, mq_open=240, add_key=248, keyctl=250, inotify_init=253, unshare=272, perf_event_open=298, prlimit64=302, setns=308, process_vm_readv=310,
+             process_vm_writev=311, kcmp=312, seccomp=317, memfd_create=319, bpf=321, execveat=322, userfaultfd=323, pidfd_send_signal=424, io_uring_setup=425, io_uring_enter=426,
+             open_tree=428, fsopen=430, pidfd_open=434, clone3=435, openat2=437, pidfd_getfd=438, process_madvise=440, landlock_create_ruleset=444, ioctl=16)
+return [name for name, number in calls.items() if libc.syscall(number, *[ctypes.c_long(0)] * 6) != -1 or ctypes.get_errno() != errno.EPERM]""",
+    'x32 system call': "import ctypes; return ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 + 39)) > 0",
+    '32-bit system call': """import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=7)
+code.write(bytes.fromhex('b814000000cd80c3'))  # mov eax, 20 (getpid); int 0x80; ret
+return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))() > 0""",
+}
+EXHAUSTION = {  # name: (code, the statuses it may end with)
+    'loop': ("while True:\n    pass", 'timeout'),
+    'sleep': ("import time; time.sleep(60)", 'timeout'),
+    'loop that ignores signals': ("import signal\nfor s in range(1, 65):\n    try:\n        signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError):\n        pass\nwhile True:\n    pass", 'timeout'),
+    'loop that swallows all': ("while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass", 'timeout'),
+    'loop behind a closed pipe': ("os.closerange(0, 64)\nwhile True:\n    pass", 'crash'),
+    'power': ("return 9 ** 9 ** 9 > 0 and None", 'timeout ok'),
+    'regular expression': ("import re; re.match('(a+)+$', 'a' * 64 + 'b')", 'timeout'),
+    'large allocation': ("bytearray(8 << 30)", 'ok'),
+    'growing list': ("x = [0]\nwhile True:\n    x += x", 'ok crash timeout'),
+    'deep recursion': ("import sys\nsys.setrecursionlimit(10 ** 9)\ng = lambda: g()\ng()", 'ok crash timeout'),
+    'segfault': ("import ctypes; ctypes.string_at(0)", 'crash'),
+    'abort': ("os.abort()", 'crash'),
+    'stdout flood': ("while True:\n    print('x' * 65536)", 'timeout'),
+    'result flood': ("while True:\n    for fd in range(3, 32):\n        try:\n            os.write(fd, b'x' * 65536)\n        except OSError:\n            pass", 'flood'),
+    'garbage on the results': ("for fd in range(3, 32):\n    try:\n        os.write(fd, bytes(range(256)) + b'\\n[0, \"ok\", {\"set\": [[1]]}]\\n[0, \"ok\", {\"a\": 1, \"b\": 2}]\\n[0, \"ok\", ' + b'[' * 9999 + b'\\n[0]\\n[0, \"ok\", ' + b'1' * 5000 + b']\\n')\n    except OSError:\n        pass", 'ok crash'),
+    '100 MB result': ("return 'x' * 10 ** 8", 'ok flood timeout'),
+    'deep result': ("x = []\nfor _ in range(10 ** 5):\n    x = [x]\nreturn x", 'ok'),
+    'result that holds itself': ("x = []\nx.append(x)\nreturn x", 'ok'),
+    '5000 digits': ("return 10 ** 5000", 'ok'),
+}
+AT_IMPORT = {'loop at import': ('while True:\n    pass', 'timeout'), 'code that nests too deep': ('(' * 10 ** 5, 'error crash'), 'NUL': ('x = "\0"', 'error'), 'lone surrogate': ('x = "\ud800"', 'error'),
+             'sys.exit': ('import sys\nsys.exit(0)', 'error'), 'os._exit as if the sandbox had failed': ('import os\nos._exit(1)', 'crash')}
+
+DRIVER = """
+import concurrent.futures, json, os, sys, time
+folder, attacks, timeout = json.load(sys.stdin)
+sys.path.insert(0, folder)
+import sandbox
+token = f'attacked by {os.getpid()}'
+sandbox.CHILD += '# ' + token
+def one(attack):
+    start = time.monotonic()
+    status, (result,) = sandbox.run(attack.replace('PARENT', str(os.getpid())), ['attack()'], timeout)
+    return status, repr(result), result is not None and result[0] == 'ok' and bool(result[1]), time.monotonic() - start
+with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    outcomes = dict(zip(attacks, pool.map(one, attacks.values())))
+left = []
+for pid in filter(str.isdigit, os.listdir('/proc')):
+    try:
+        left += [pid] if token in open(f'/proc/{pid}/cmdline').read() else []
+    except OSError:
+        pass
+print(json.dumps([outcomes, left, os.getuid()]))
+"""
+
+
+def processes(token):
+    """The ids of the processes that have the token on their command line."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            found += [pid] if token in Path('/proc', pid, 'cmdline').read_text(errors='replace') else []
+        except OSError:
+            pass
+    return found
+
+
+def can_run(python, user):
+    try:
+        return subprocess.run([python, '-c', 'import ctypes'], user=user, group=user, extra_groups=[], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.fixture(params=['this user', 'nobody'])
+def besieged(request):
+    """{attack: (status, result, got through, seconds)}, each run once as this user, once as uid 65534."""
+    python, user = sys.executable, None
+    if request.param == 'nobody':
+        if os.getuid() != 0:
+            pytest.skip("running as uid 65534 takes root to become it")
+        user = 65534
+        python = next((p for p in (sys.executable, '/usr/bin/python3', '/usr/local/bin/python3') if can_run(p, user)), None)
+        if python is None:
+            pytest.skip(f"uid 65534 can run neither {sys.executable} nor a system Python")
+    folder = tempfile.mkdtemp()  # not pytest's own, which others cannot enter
+    try:
+        os.chmod(folder, 0o755)
+        shutil.copy(ROOT / 'sandbox.py', folder)
+        watched = Path(folder, 'watched')
+        watched.mkdir()
+        (watched / 'kept').write_text('as it was')
+        watched.chmod(0o777)
+        (watched / 'kept').chmod(0o666)
+        before = (watched / 'kept').stat()
+        bodies = {name: body for name, body in ESCAPES.items()} | {name: body for name, (body, _) in EXHAUSTION.items()}
+        attacks = {name: f'import os\nDIRECTORY = {str(watched)!r}\ndef attack():\n    ' + body.replace('\n', '\n    ') for name, body in bodies.items()}
+        attacks |= {name: code for name, (code, _) in AT_IMPORT.items()} | {'control': 'def attack():\n    return [1, "two"]'}
+        done = subprocess.run([python, '-c', DRIVER], input=json.dumps([folder, attacks, 1.0]), env=os.environ | {'SECRET': 'hunter2'}, capture_output=True, text=True, cwd='/',
+                              user=user, group=user, extra_groups=[] if user else None, timeout=120)
+        assert done.returncode == 0, done.stderr  # the parent survives
+        outcomes, left, uid = json.loads(done.stdout)
+        assert uid == (user or os.getuid()) and not left, f"processes left behind: {left}"
+        after = (watched / 'kept').stat()
+        assert os.listdir(watched) == ['kept'] and (watched / 'kept').read_text() == 'as it was' and (after.st_mode, after.st_mtime, after.st_nlink) == (before.st_mode, before.st_mtime, 1)
+        assert not any(os.path.exists(path) for path in ('/escaped', '/tmp/escaped', '/dev/shm/escaped'))
+        yield outcomes
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_no_attack_gets_through(besieged):
+    status, result, _, _ = besieged['control']
+    assert (status, result) == ('ok', "('ok', [1, 'two'])")
+    for name in ESCAPES:
+        status, result, through, seconds = besieged[name]
+        assert not through and status == ('crash' if 'system call' in name and 'raw' not in name else 'ok'), f"{name}: {status}, {result}"  # other architectures are death
+        assert seconds < 3, f"{name} took {seconds:.1f} s"
+    for name, (_, statuses) in (EXHAUSTION | AT_IMPORT).items():
+        status, result, through, seconds = besieged[name]
+        assert not through and status in statuses.split(), f"{name}: {status}, {result}"
+        assert seconds < 3, f"{name} took {seconds:.1f} s"
+
+
+CHEATS = {
+    'exit at import': 'import sys\nsys.exit(0)',
+    'exit': 'import sys\ndef f(x):\n    sys.exit(0)',
+    '_exit at import': 'import os\nos._exit(0)',
+    '_exit': 'import os\ndef f(x):\n    os._exit(0)',
+    'printed verdict': 'print("PASS")\ndef f(x):\n    print("ok", True)',
+    'always equal': 'class Equal:\n    def __eq__(self, other):\n        return True\ndef f(x):\n    return Equal()',
+    'int subclass': 'class Int(int):\n    def __eq__(self, other):\n        return True\n    __hash__ = int.__hash__\ndef f(x):\n    return Int(1000)',
+    'disguised class': 'class Int(int):\n    __eq__ = lambda self, other: True\n    __class__ = int\nInt.__name__ = "int"\ndef f(x):\n    return Int(1000)',
+    'patched json': 'import json\njson.dumps = lambda line: "[0, \\"ok\\", true]\\n[1, \\"ok\\", true]\\n[2, \\"ok\\", true]"\ndef f(x):\n    return 1000',
+    'patched built-ins': 'import builtins\nbuiltins.eval = lambda *a: True\nbuiltins.compile = builtins.type = builtins.isinstance = lambda *a, **k: True\ndef f(x):\n    return True',
+    'forged lines': 'import os\nfor fd in range(3, 32):\n    try:\n        for i in range(3):\n            for line in (f\'[{i}, "ok", true]\', f\'[{i}, "ok", {{"pass": []}}]\', f\'[{i}, "passed", 1]\', f\'[{i}, "ok", NaN]\'):\n                os.write(fd, line.encode() + b"\\n")\n    except OSError:\n        pass\n'
+                    'os._exit(0)',
+    # whatever in the process looks like a test: text that says what f(x) is to equal, or an object that holds 3, 6 and 0 together
+    'search for the expected values': """import gc, re, sys
+def f(x):
+    frame, seen = sys._getframe(), gc.get_objects()
+    while frame:
+        seen += [frame.f_locals, frame.f_globals]
+        frame = frame.f_back
+    texts = [t for o in seen if type(o) in (dict, list, tuple) for t in (o.values() if type(o) is dict else o) if type(t) is str and 'f(2)' in t and len(t) < 500]
+    for text in texts:
+        found = re.search(re.escape(f'f({x})') + r'\\s*==\\s*(.*)', text)
+        if found and 're.search' not in text:
+            return eval(found[1])
+    raise LookupError""",
+}
+
+
+def test_no_answer_grades_itself():
+    for name, got in zip(CHEATS, grade_many([(code, TESTS) for code in CHEATS.values()])):
+        assert got.score == 0, f"{name}: {got}"
+    # a number that math.isclose cannot take, and one longer than Python reads, are wrong answers and no errors
+    assert grade_many([('f = lambda x: 10 ** 400', ['assert f(1) == 0.5']), ('f = lambda x: 10 ** 5000', TESTS)]) == [(0, 'ok'), (0, 'ok')]
+
+
+def test_honest_answers_get_their_share():
+    assert grade('def f(x):\n    return x + 1', TESTS) == 1.0
+    assert grade('def f(x):\n    return 3', TESTS) == pytest.approx(1 / 3)
+    assert grade_many([('def f(x):\n    while x < 0:\n        pass\n    return x + 1', TESTS), ('def f(x: return', TESTS), ('', TESTS), ('def f(x):\n    return x + 1', '\n'.join(TESTS))], timeout=0.5) == \
+        [Grade(2 / 3, 'timeout'), Grade(0, 'error'), Grade(0, 'ok'), Grade(1, 'ok')]
+    assert run('import collections, re, dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int', ['P(3).x', 're.findall("a", "banana")', 'P(3)', '1 / 0']) == \
+        ('ok', [('ok', 3), ('ok', ['a', 'a', 'a']), ('error', 'TypeError'), ('error', 'ZeroDivisionError')])
+    values = [None, True, -3, 1.5, 'ü\n\ud800', b'\x00', 1 + 2j, [1, (2, {3})], {(1, 'a'): [{}]}, frozenset({4}), float('inf')]
+    assert run('', [repr(v) if v != float('inf') else 'float("inf")' for v in values])[1] == [('ok', v) for v in values]
+
+
+@pytest.mark.parametrize('test, right, wrong', [
+    ('f(1) == 0.3', '0.1 + 0.2', '0.31'),
+    ('f(1) == [1, (2, 3)]', '[1, (2, 3)]', '[1, [2, 3]]'),
+    ('{1: 0.3} == f(1)', '{1: 0.1 + 0.2}', '{1: 0.3, 2: 0}'),
+    ('set(f(1)) == {1, 2}', '[2, 1, 1]', '[1]'),
+    ('f(1) != 3', '4', '3'),
+    ('f(1) < 3', '2', '"x"'),
+    ('3 < f(1)', '4', '2'),
+    ('f(1) in (3, 4)', '4', '5'),
+    ('3 in f(1)', '[3]', '[4]'),
+    ('f(1) not in (3, 4)', '5', '4'),
+    ('f(1) is None', 'None', '0'),
+    ('not f(1)', '[]', '[0]'),
+    ('f(1)', '[0]', '[]'),
+    ('f(1) == 1 and f(1) == True', '1', '2'),  # counts as two tests
+    ('abs(f(1) - 0.5) < 1e-3', '0.5001', '0.502'),
+    ('abs(0.5 - f(1)) <= 1e-3', '0.5001', '0.502'),
+    ('math.isclose(f(1), math.pi, rel_tol=0.01)', '3.14', '3'),
+    ('[f(x) for x in range(2)] == [7, 7]', '7', '8'),
+    ('sorted(f(1)) == sorted(given)', '[2, 1]', '[1]'),
+])
+def test_each_kind_of_assert(test, right, wrong):
+    tests = ['import math', 'given = [1, 2]', f'assert {test}, "a message"']
+    assert [g.score for g in grade_many([(f'def f(x):\n    return {value}', tests) for value in (right, wrong)])] == [1, 0]
+
+
+HUMANEVAL = "METADATA = {'author': 'jt'}\n\ndef check(candidate):\n    '''All of it.'''\n    import math\n    assert candidate(2) == 3, 'small'\n    assert True\n    assert math.isclose(candidate(0.5), 1.5)\n"
+
+
+def test_humaneval_style():
+    asserts = as_asserts(HUMANEVAL, 'f')
+    assert asserts == ["METADATA = {'author': 'jt'}", 'import math', 'assert f(2) == 3', 'assert True', 'assert math.isclose(f(0.5), 1.5)']
+    assert grade('def f(x):\n    return x + 1', asserts) == grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1  # `assert True` does not count:
+    assert grade('def f(x):\n    return 3', asserts) == 0.5
+    helped = ['def same(f, x):\n    return [f for y in (f, x)]', 'given = [f for f in (2, 3)]', 'assert f(given[0]) == 3', 'assert same(f(2), 0) == same(3, 0)']  # other things called f inside
+    assert grade('def f(x):\n    return x + 1', helped) == 1 and grade('def f(x):\n    return 4', helped) == 0
+    for tests, why in (('assert f(1) ==', 'not Python'), ('for x in range(3):\n    assert f(x) == x', 'outside a plain assert'), ('y = f(3)\nassert y == 3', 'calls f outside a plain assert'),
+                       ('assert True', 'no assert calls'), ([], 'no assert calls'), (HUMANEVAL, 'entry_point'), ('while True:\n    pass', 'only asserts'), ('assert f(1) == 1 / 0', 'ZeroDivisionError'),
+                       ('assert f(1) == object()', 'TypeError')):
+        with pytest.raises(ValueError, match=why) as e:
+            grade('', tests)
+        assert len(str(e.value).splitlines()) == 1
+
+
+def test_constants_that_pass():
+    assert constant_passes(TESTS) is None
+    assert constant_passes(['assert f(2) == []', 'assert f(3) == []']) == '[]'
+    assert constant_passes(['assert list(f(2)) == []', 'assert f(3) * 2 == ()']) == '()'
+    assert constant_passes(['assert f(2) == 12', 'assert f(3) == 12']) == '12'
+    assert constant_passes(['assert f(f(2)) == f(2)']) is not None
+    assert constant_passes(['assert f(2)', 'assert f(3) == 1']) == 'True'
+    assert constant_passes(['assert f(2)', 'assert not f(3)']) is None
+    assert constant_passes('assert f(2) != 7') == 'None'
+
+
+def test_a_missing_layer_raises_and_is_no_zero(monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(sandbox, 'landlock_ruleset', lambda: os.open('/dev/null', os.O_RDONLY))  # not a ruleset
+        with pytest.raises(SandboxError, match='Landlock failed'):
+            grade('def f(x):\n    return x + 1', TESTS)
+    with monkeypatch.context() as m:
+        m.setattr(sandbox, 'seccomp_filter', lambda: bytes(16))  # not a program
+        with pytest.raises(SandboxError, match='seccomp failed'):
+            run('', ['1'])
+    with monkeypatch.context() as m:
+        m.setattr(sandbox, 'CHILD', 'raise SystemExit(3)')
+        with pytest.raises(SandboxError, match='ended before it was ready .exit status 3'):
+            run('#' * 10 ** 6, ['1'])  # more than a pipe holds, and nobody reads it
+    with monkeypatch.context() as m:
+        m.setattr(sandbox, 'CHILD', 'import time; time.sleep(60)')
+        m.setattr(sandbox, 'START_LIMIT', 0.1)
+        with pytest.raises(SandboxError, match='not ready after 0.1 s'):
+            run('', ['1'])
+    with monkeypatch.context() as m:
+        m.setattr(sandbox.platform, 'machine', lambda: 'riscv64')
+        with pytest.raises(SandboxError, match='riscv64'):
+            sandbox.machine()
+    for wrong in ({'sandbox': 'off'}, {'timeout': 0}, {'memory': 1000}):
+        with pytest.raises(ValueError, match=f'{next(iter(wrong))} is|memory {wrong.get("memory")}'):
+            run('', ['1'], **wrong)
+
+
+def test_a_sandbox_that_honest_code_cannot_run_in_raises(monkeypatch):
+    sandbox.check_sandbox()
+    for name, changed in (('SYSCALLS', sandbox.SYSCALLS | {'getdents64': (None, None)}), ('readable_paths', lambda: [])):
+        with monkeypatch.context() as m:
+            for cached in (sandbox.check_sandbox, sandbox.seccomp_filter, sandbox.landlock_ruleset):
+                cached.cache_clear()
+            m.setattr(sandbox, name, changed)
+            with pytest.raises(SandboxError, match='honest code cannot run'):
+                grade('def f(x):\n    return x + 1', TESTS)
+    for cached in (sandbox.check_sandbox, sandbox.seccomp_filter, sandbox.landlock_ruleset):
+        cached.cache_clear()
+    with monkeypatch.context() as m:
+        m.setattr(sandbox, 'readable_paths', lambda: [('/', 12)])  # as a hole in the layer would be
+        with pytest.raises(SandboxError, match='does not hold'):
+            sandbox.check_sandbox()
+    sandbox.landlock_ruleset.cache_clear()
+
+
+def test_a_process_dies_with_its_parent():
+    code = "import sandbox, sys\nsandbox.CHILD += '# orphan ' + sys.argv[1]\nsandbox.run('import time; time.sleep(60)', [], timeout=60)"
+    token = f'{os.getpid()} {time.time()}'
+    parent = subprocess.Popen([sys.executable, '-c', code, token], cwd=ROOT)
+    deadline = time.monotonic() + 20
+    while not (there := processes('# orphan ' + token)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert there
+    time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    while processes('# orphan ' + token) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes('# orphan ' + token)
+
+
+def test_no_sandbox_must_be_asked_for_and_warns_once():
+    sandbox.warn_unprotected.cache_clear()
+    with pytest.warns(UserWarning, match="sandbox='none'"):
+        assert grade('def f(x):\n    return x + 1', TESTS, sandbox='none') == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert run('while True:\n    pass', ['1'], timeout=0.3, sandbox='none') == ('timeout', [None])
+
+
+def test_many_answers_at_once():
+    """256 answers with 3 tests each take 20 s at most on 2 processors; the expected values are worked out once."""
+    sandbox.expected_steps.cache_clear()
+    start = time.monotonic()
+    got = grade_many([(f'def f(x):\n    return x + {i % 4}', TESTS) for i in range(256)])
+    seconds = time.monotonic() - start
+    print(f"256 answers in {seconds:.1f} s")
+    assert [g.score for g in got] == [float(i % 4 == 1) for i in range(256)] and {g.status for g in got} == {'ok'}
+    assert sandbox.expected_steps.cache_info().misses == 1 and seconds < 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# data sets
+
+def test_pyfunc():
+    train, val, _ = made = make_problems(n=300, n_val=60, seed=0)
+    assert (len(train), len(val)) == (300, 60) and make_problems(300, 60, 0) == made != make_problems(300, 60, 1)
+    assert len({p['prompt'] for p in train + val}) == 360
+    shown = grade_many([(p['answer'], p['tests']) for p in val[:30]])
+    hidden = grade_many([(p['answer'], p['hidden_tests']) for p in val[:30]])
+    assert set(shown + hidden) == {Grade(1.0, 'ok')}
+    for problem in random.Random(0).sample(train, 15):
+        assert not set(problem['tests']) & set(problem['hidden_tests']) and len(problem['tests']) >= 2 and len(problem['hidden_tests']) >= 3
+        assert constant_passes(problem['tests']) is None and all(test.removeprefix('assert ') in problem['prompt'] for test in problem['tests'])
+
+
+def test_humaneval_records(tmp_path):
+    problem = {'task_id': 'HumanEval/0', 'prompt': 'def f(x):\n    """ One more. """\n', 'entry_point': 'f', 'canonical_solution': '    return x + 1\n', 'test': HUMANEVAL}
+    loop = problem | {'task_id': 'HumanEval/1', 'test': 'def check(candidate):\n    for x in range(9):\n        assert candidate(x) == x + 1\n'}
+    weak = problem | {'task_id': 'HumanEval/2', 'test': 'def check(candidate):\n    assert candidate(0)\n'}
+    unsound = problem | {'task_id': 'HumanEval/3', 'canonical_solution': '    return x\n'}
+    records, dropped = convert_humaneval([problem, loop, weak, unsound])
+    assert [r['tests'] for r in records] == [as_asserts(HUMANEVAL, 'f')] and problem['prompt'] in records[0]['prompt'] and grade(records[0]['answer'], records[0]['tests']) == 1
+    assert dropped == {'their tests cannot be graded': 1, 'a constant passes their tests': 1, 'their own solution fails': 1}
+
+
+def test_mbpp_records():
+    problem = {'task_id': 601, 'text': 'Write a function to add one.', 'code': 'def f(x):\r\n  return x + 1', 'test_setup_code': '', 'test_list': TESTS, 'challenge_test_list': ['assert f(8) == 9']}
+    weak = problem | {'task_id': 602, 'test_list': ['assert f(1) == 2', 'assert f(2) == 2'], 'code': 'def f(x):\n  return 2'}
+    records, dropped = convert_mbpp([problem, weak, problem | {'code': 'def f(x):\n  return 1'}])
+    assert dropped == {'a constant passes their tests': 1, 'their own solution fails': 1} and len(records) == 1
+    assert records[0]['tests'] == TESTS and records[0]['hidden_tests'] == ['assert f(8) == 9'] and '\r' not in records[0]['answer']
+    assert 'Write a function to add one.' in records[0]['prompt'] and all(test in records[0]['prompt'] for test in TESTS)
