@@ -8,11 +8,12 @@ import os
 import torch
 import torch.distributed as dist
 
-from completion import tokenizer_of
+import weights
+from completion import text_log_prob, tokenizer_of
 from data.prompts import held_out_split
 from data.text import dataset_name
 from grpo import all_reduce
-from judge import LagrangeMultiplier, ScorerClient, ScorerUnavailable, joiner, start_scorer
+from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScorerClient, ScorerUnavailable, joiner, start_scorer
 from model import GPT
 from pretrain import load_preferences, save_model, train_score_model
 from tasks import Completion
@@ -25,36 +26,55 @@ class Alignment(Completion):
     def __init__(self, s, device, rank, once, say):
         if s.scorer_batch_size < 1 or s.scorer_timeout <= 0 or s.scorer_patience <= 0:
             raise ValueError(f"scorer_batch_size ({s.scorer_batch_size}) must be at least 1, scorer_timeout ({s.scorer_timeout}) and scorer_patience ({s.scorer_patience}) above 0")
-        self.join = joiner(s.scorer_template or '{prompt}{response}') if s.scorer_template or not s.scorer_url else None
+        if s.rewards != ['exact_answer']:  # the default, which means nothing here
+            raise ValueError(f"task alignment has its reward from a scorer, and rewards is {s.rewards!r}: leave it out")
+        template = s.scorer_template or (None if s.scorer_url or s.reward_checkpoint.endswith('.pt') else BEAVER_TEMPLATE)
+        if not template and not s.scorer_url and (s.system_prompt or s.chat_template):
+            raise ValueError("with a system_prompt or chat_template the scorer must be told what it reads: set scorer_template, '{prompt}{response}' for the bare texts")
+        self.s, self.say, self.join = s, say, joiner(template) if template else None
+        name = dataset_name(s.train_prompts or s.dataset)
+        paths = {kind: path.format(dataset=name) for kind, path in (('reward', s.reward_checkpoint), ('cost', s.cost_checkpoint))}
+        if s.scorer_url:  # what can go wrong there goes wrong before a start is trained
+            self.client = ScorerClient(s.scorer_url, s.scorer_batch_size, s.scorer_timeout, s.scorer_patience)
+            self.client.wait(s.scorer_patience)
+        else:
+            self.check_score_models(paths)
         self.multiplier = LagrangeMultiplier(s.lambda_cost, s.lambda_lr, s.lambda_min, s.lambda_max, s.jc_ema_beta, s.cost_threshold_d, s.lambda_positive_only, s.lambda_rule)
         if s.lambda_adapt and s.lambda_positive_only:
             say("note: with lambda_positive_only lambda can only rise, also when the answers have long been safe")
         super().__init__(s, device, rank, once, say)
-        if s.scorer_url:
-            url = s.scorer_url
-        else:
-            name = dataset_name(s.train_prompts or s.dataset)
-            paths = {kind: path.format(dataset=name) for kind, path in (('reward', s.reward_checkpoint), ('cost', s.cost_checkpoint))}
+        for i, record in enumerate(self.records + self.eval_records):
+            if template and not isinstance(record['prompt'], str):
+                raise ValueError(f"prompt {i} is a list of chat messages, and scorer_template {template!r} takes a text")
+        if not s.scorer_url:
             once(lambda: self.make_score_models(paths))
-            url = self.start_scorer(paths)
-        self.client = ScorerClient(url, s.scorer_batch_size, s.scorer_timeout, s.scorer_patience)
-        self.client.wait(s.scorer_patience)
-        say(f"scorer at {url}")
+            self.client = ScorerClient(self.start_scorer(paths), s.scorer_batch_size, s.scorer_timeout, s.scorer_patience)
+            self.client.wait(s.scorer_patience)
+        say(f"scorer at {self.client.url}")
         self.rewards = [('helpfulness', lambda policy, rollout: self.scores(policy, rollout)[0], 1.0), ('cost', lambda policy, rollout: self.scores(policy, rollout)[1], self.minus_lambda)]
 
     def named_rewards(self):
         return []
 
+    def check_score_models(self, paths):
+        """The models are there, or what they shall be trained on: self.pairs, (to train on, held out)."""
+        s, self.pairs = self.s, ([], [])
+        for path in paths.values():
+            if not path.endswith('.pt'):
+                weights.open_folder(weights.local_folder(path))
+        if not all(os.path.exists(path) for path in paths.values() if path.endswith('.pt')):
+            self.source = s.preferences or s.train_prompts or s.dataset
+            self.pairs = held_out_split(load_preferences(self.source, None if s.preferences else s.column_mapping), s.eval_prompts_n, s.seed)
+
     def make_score_models(self, paths):
         s, wanted = self.s, {kind: path for kind, path in paths.items() if path.endswith('.pt') and not os.path.exists(path)}
         if not wanted:
             return
-        source = s.preferences or s.train_prompts or s.dataset
-        pairs, held_out = held_out_split(load_preferences(source, s.column_mapping), s.eval_prompts_n, s.seed)
+        pairs, held_out = self.pairs
         trunk, tokenizer = GPT.from_pretrained(self.generator_path).to(self.device), tokenizer_of(self.generator_path)
         for kind, path in wanted.items():
-            self.say(f"there is no {kind} model at {path}: training one on {len(pairs)} pairs of {source}")
-            model, quality = train_score_model(kind, trunk, tokenizer, pairs, held_out, self.join, s.score_iters, seed=s.seed)
+            self.say(f"there is no {kind} model at {path}: training one on {len(pairs)} pairs of {self.source}")
+            model, quality = train_score_model(kind, trunk, tokenizer, pairs, held_out, self.join or joiner('{prompt}{response}'), s.score_iters, seed=s.seed)
             save_model(path, kind, model, trunk.config, tokenizer, quality)
 
     def start_scorer(self, paths):
@@ -120,6 +140,8 @@ class Alignment(Completion):
         reward, cost = rewards.mean().item(), costs.mean().item()
         metrics = {'eval/reward': reward, 'eval/cost': cost, 'eval/combined': reward - self.multiplier.value * cost, 'eval/safe_ratio': (costs <= 0).float().mean().item()}
         metrics |= {name: sum(values) / len(values) for name, values in true.items() if values}
+        if s.retain_text:
+            metrics['eval/text_log_prob'] = text_log_prob(policy.model, self.tokenizer.encode(s.retain_text))
         return metrics | ({self.headline: reward} if cost + s.cost_threshold_d <= 0 else {})
 
     def describe(self, m):
@@ -130,4 +152,5 @@ class Alignment(Completion):
         return super().saved() | {'lagrange': self.multiplier.state_dict()}
 
     def restore(self, checkpoint):
-        self.multiplier.load_state_dict(checkpoint['lagrange'])
+        if self.s.lambda_adapt:  # else it is what the settings say today
+            self.multiplier.load_state_dict(checkpoint['lagrange'])

@@ -1,13 +1,16 @@
 """
-Several ways to train, several seeds each, side by side: a table and a picture, by one command that goes on where it was stopped.
+Several ways to train, several seeds each, side by side: a table and a picture, by one command.
 $ python compare.py config/compare_mirrors.py
-Runs of train_grpo.py, each in a process of its own, `processes` at a time with `threads` threads. A run that is finished, with the same settings, is not repeated.
+Runs of train_grpo.py, each in a process of its own, `processes` at a time with `threads` threads. A run that is finished, with the same settings, files and code, is not
+repeated; one that was stopped half-way begins anew.
 """
 import concurrent.futures
+import glob
 import hashlib
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,9 +22,24 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def fingerprint(arguments):
-    """The arguments, and what is in the files that they name."""
-    digest = lambda path: hashlib.sha256(open(path, 'rb').read()).hexdigest()
-    return [[argument, digest(path)] if os.path.isfile(path := argument.rpartition('=')[2]) else [argument] for argument in arguments]
+    """The arguments, what is in the files that they name, and the code."""
+    def digest(*paths):
+        found = hashlib.sha256()
+        for path in paths:
+            with open(path, 'rb') as f:
+                found.update(f.read())
+        return found.hexdigest()
+
+    named = [[argument, digest(path)] if os.path.isfile(path := argument.rpartition('=')[2]) else [argument] for argument in arguments]
+    return named + [['code', digest(*sorted(glob.glob(os.path.join(HERE, '*.py'))))]]
+
+
+running = set()
+
+
+def stop_with_children():
+    """From now on SIGTERM ends what train() has started, too."""
+    signal.signal(signal.SIGTERM, lambda *_: ([process.terminate() for process in list(running)], sys.exit(143)))
 
 
 def train(arguments, out_dir, threads=1):
@@ -40,7 +58,10 @@ def train(arguments, out_dir, threads=1):
     os.makedirs(os.path.dirname(out_dir) or '.', exist_ok=True)
     start = time.perf_counter()
     with open(out_dir + '.log', 'w', encoding='utf-8') as log:
-        code = subprocess.run([sys.executable, os.path.join(HERE, 'train_grpo.py'), *command], env=os.environ | {'OMP_NUM_THREADS': str(threads)}, stdout=log, stderr=log).returncode
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, 'train_grpo.py'), *command], env=os.environ | {'OMP_NUM_THREADS': str(threads)}, stdout=log, stderr=log)
+        running.add(process)
+        code = process.wait()
+        running.discard(process)
     if code:
         return None
     seconds = time.perf_counter() - start
@@ -63,14 +84,16 @@ def train_all(jobs, processes, threads=1, tell=lambda number, result: None):
         try:
             for future in concurrent.futures.as_completed(futures):
                 tell(futures[future], future.result())
-        except BaseException:  # Ctrl-C: what runs gets the signal too and saves; what waits does not begin
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # what runs is stopped, what waits does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
             raise
         return [future.result() for future in futures]
 
 
 def value_of(result, column):
-    """A run's figure: of what is evaluated, and of the constraint, the last; of what each iteration gives, the mean over the last sixth of the run; None if it has none."""
+    """A run's figure: of what is evaluated, the last; of what each iteration gives, the mean over the last sixth of the run; None if it has none."""
     if column == 'seconds':
         return result['seconds']
     last = result['metrics'][-1]['iter']
@@ -110,18 +133,23 @@ def plot(results, metric, label, path):
         axes.fill_between(at, [min(c[i] for c in curves) for i in at], [max(c[i] for c in curves) for i in at], color=line.get_color(), alpha=0.12, linewidth=0)
     axes.set(xlabel='iteration', ylabel=label)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    if results:
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def write_into(path, text):
-    """Replace what stands between the lines <!-- figures --> and <!-- end of figures --> of the file."""
-    with open(path, encoding='utf-8') as f:
-        document = f.read()
-    found, n = re.subn(r'(<!-- figures -->\n).*?(<!-- end of figures -->)', lambda m: m[1] + text + '\n' + m[2], document, flags=re.DOTALL)
+    """Replace what stands between the lines <!-- figures --> and <!-- end of figures --> of the file by text; with None only look for the place. Raises ValueError where there is none."""
+    document = ''
+    if os.path.isfile(path):
+        with open(path, encoding='utf-8') as f:
+            document = f.read()
+    found, n = re.subn(r'(<!-- figures -->\n).*?(<!-- end of figures -->)', lambda m: m[1] + (text or '') + '\n' + m[2], document, flags=re.DOTALL)
     if n != 1:
         raise ValueError(f"{path} must have one line <!-- figures --> and one <!-- end of figures --> after it, between which the table goes; it has {n} such places")
+    if text is None:
+        return
     with open(path, 'w', encoding='utf-8') as f:
         f.write(found)
 
@@ -144,19 +172,26 @@ if __name__ == '__main__':
     if not base or not arms or not seeds or processes < 1:
         raise ValueError(f"base ({base!r}), arms ({len(arms)}), seeds ({seeds}) and processes ({processes}) must be given: see config/compare_mirrors.py")
     folder = lambda arm: os.path.join(out_dir, re.sub(r'\W+', '-', arm).strip('-'))
+    if len(set(map(folder, arms))) < len(arms):
+        raise ValueError(f"two arms would share a folder: {', '.join(map(folder, arms))}")
+    if document:
+        write_into(document, text=None)
+    if plot_path:
+        plot({}, plot_metric, plot_label, plot_path)
+    stop_with_children()
     # What all arms start from is made once, before they run side by side.
+    print(f"the start, then {len(arms)} arms with {len(seeds)} seeds; what a run prints is in {out_dir}/arm/seed.log", flush=True)
     start = train([base, *start_settings, f'--seed={seeds[0]}', '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)
     if not start:
         raise RuntimeError(f"the start failed; what it printed is in {os.path.join(out_dir, 'start.log')}")
     jobs = [([base, *settings, f'--seed={seed}'], os.path.join(folder(arm), f'seed-{seed}')) for seed in seeds for arm, settings in arms.items()]
 
     def tell(number, result):
-        print(f"{jobs[number][1]}: " + ('failed' if result is None else ', '.join(f'{heading} {value:.3f}' for column, heading in columns.items() if (value := value_of(result, column)) is not None)), flush=True)
+        if result is None:
+            raise RuntimeError(f"{jobs[number][1]} did not finish; what it printed is in {jobs[number][1]}.log. What is finished is kept: mend it and run this again")
+        print(f"{jobs[number][1]}: " + (', '.join(f'{heading} {value:.3f}' for column, heading in columns.items() if (value := value_of(result, column)) is not None)), flush=True)
 
     found = train_all(jobs, processes, threads, tell)
-    failed = [job[1] for job, result in zip(jobs, found) if result is None]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs did not finish; what the first printed is in {failed[0]}.log. The finished ones are kept: run this again")
     results = {arm: found[i::len(arms)] for i, arm in enumerate(arms)}
     text = table(({'before training': [start]} if start_row else {}) | results, columns)
     print(text)

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from compare import train_all
+from compare import stop_with_children, train, train_all
 from configurator import configure
 from grpo import all_reduce, compute_advantages, compute_rewards
 from mirror import MirrorMap
@@ -121,7 +121,7 @@ def learn_mirror(mirror, candidate_arguments, generations, pairs, sigma, learnin
                 save_mirror(name + '.pt', mirror)
                 jobs.append(([*candidate_arguments, f'--mirror_checkpoint={name}.pt', f'--seed={seed * 1000 + generation}'], name))
         results = train_all(jobs, processes, threads)
-        fitness = torch.tensor([float('nan') if result is None else result['metrics'][-1][fitness_metric] for result in results], dtype=torch.double).view(pairs, 2)
+        fitness = torch.tensor([float('nan') if result is None else result['metrics'][-1].get(fitness_metric, float('nan')) for result in results], dtype=torch.double).view(pairs, 2)
         mirror.logs.copy_(origin)
         for weight, pair_seed in zip(pair_weights(fitness).tolist(), seeds):
             noise, = directions([origin], pair_seed)
@@ -164,9 +164,13 @@ if __name__ == '__main__':
         history = state['history']
     elif os.path.exists(state_path):
         raise FileExistsError(f"{out_dir} holds an earlier search: go on with --init_from=resume, or name another --out_dir")
+    stop_with_children()
+    start = train([base, *settings, '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)  # what all start from is made once
+    if not start or fitness_metric not in start['metrics'][-1]:
+        raise RuntimeError(f"the start failed; what it printed is in {os.path.join(out_dir, 'start.log')}" if not start else f"there is no metric {fitness_metric!r} in a run; there are: {', '.join(start['metrics'][-1])}")
     for generation, fitness in learn_mirror(mirror, [base, *settings], generations, pairs, sigma, learning_rate, seed, out_dir, fitness_metric, processes, threads, len(history)):
         if not torch.isfinite(fitness).any():
-            raise RuntimeError(f"all candidates of generation {generation} failed; what the first printed is in {os.path.join(out_dir, 'candidates', f'{generation}-0-0.log')}")
+            raise RuntimeError(f"all candidates of generation {generation} failed or have no {fitness_metric}; what the first printed is in {os.path.join(out_dir, 'candidates', f'{generation}-0-0.log')}")
         whole = fitness[torch.isfinite(fitness)]
         history.append({'generation': generation, 'fitness': fitness.tolist()})
         print(f"generation {generation}: {fitness_metric} {whole.mean():.4f}, from {whole.min():.4f} to {whole.max():.4f}, {fitness.numel() - len(whole)} of {fitness.numel()} runs failed", flush=True)

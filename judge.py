@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import torch
@@ -138,6 +139,8 @@ class LagrangeMultiplier:
     def __init__(self, value=1.0, lr=0.005, minimum=1e-4, maximum=5.0, ema_beta=0.9, threshold=0.0, positive_only=False, rule='exponential'):
         if not 0 < minimum <= maximum or value < 0 or not 0 <= ema_beta < 1 or rule not in LAMBDA_RULES:
             raise ValueError(f"lambda needs 0 < minimum ({minimum}) <= maximum ({maximum}), a value ({value}) of at least 0, 0 <= ema_beta ({ema_beta}) < 1 and a rule ({rule!r}) of {', '.join(LAMBDA_RULES)}")
+        if lr < 0:
+            raise ValueError(f"lambda's rate is {lr}: below 0 it would fall as the cost rises")
         self.value, self.lr, self.minimum, self.maximum, self.ema_beta = value, lr, minimum, maximum, ema_beta
         self.threshold, self.positive_only, self.rule, self.ema = threshold, positive_only, rule, None
         self.log_value = math.log(value) if value else -math.inf
@@ -156,11 +159,17 @@ class LagrangeMultiplier:
         return self.value
 
     def state_dict(self):
-        return {'log_value': self.log_value, 'ema': self.ema}
+        return {'value': self.value, 'log_value': self.log_value, 'ema': self.ema}
 
     def load_state_dict(self, state):
-        self.log_value, self.ema = state['log_value'], state['ema']
-        self.value = math.exp(self.log_value)
+        self.value, self.log_value, self.ema = state['value'], state['log_value'], state['ema']
+
+
+def score_ids(tokenizer, text, room):
+    """Token ids of a text as score models read it, in training and in service: cut to leave room, then the end token, which the score is read at; a Llama's begin token before."""
+    told = json.loads(getattr(tokenizer, 'files', {}).get('tokenizer_config.json', '{}'))
+    begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and told.get('add_bos_token', 'Llama' in str(told.get('tokenizer_class'))) else []
+    return begin + tokenizer.encode(text[:100 * room])[:room - 1 - len(begin)] + [tokenizer.eos_id]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,13 +187,11 @@ class TextScorer:
             model.score_head.to(dtype)
             if tokenizer.eos_id is None:
                 raise ValueError(f"the tokenizer of {path} has no end token, and a score is read there")
-            told = json.loads(getattr(tokenizer, 'files', {}).get('tokenizer_config.json', '{}'))
-            begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and told.get('add_bos_token', 'Llama' in str(told.get('tokenizer_class'))) else []
-            self.parts.append((model, tokenizer, begin, min(max_length, model.trunk.config.block_size)))
+            self.parts.append((model, tokenizer, min(max_length, model.trunk.config.block_size)))
 
     def encode(self, texts):
-        """For each text its ids for the reward and for the cost model: cut to leave room, then the end token, which the score is read at."""
-        return [[begin + tokenizer.encode(text)[:room - 1 - len(begin)] + [tokenizer.eos_id] for _, tokenizer, begin, room in self.parts] for text in texts]
+        """For each text its ids for the reward and for the cost model."""
+        return [[score_ids(tokenizer, text, room) for _, tokenizer, room in self.parts] for text in texts]
 
     @torch.inference_mode()
     def score(self, rows):
@@ -206,24 +213,15 @@ class TextScorer:
 class Batcher:
     """One thread that owns the models. What comes in while it computes is computed together next."""
 
-    def __init__(self, score, max_rows=256, max_pending=8192):
-        self.score, self.max_rows, self.max_pending, self.pending = score, max_rows, max_pending, 0
-        self.queue, self.lock = queue.Queue(), threading.Lock()
+    def __init__(self, score, max_rows=256):
+        self.score, self.max_rows, self.queue = score, max_rows, queue.Queue()
         threading.Thread(target=self.work, daemon=True).start()
 
     def ask(self, rows):
-        """Scores of rows, after those that came before. Raises BlockingIOError when too much is waiting."""
-        with self.lock:
-            if self.pending and self.pending + len(rows) > self.max_pending:
-                raise BlockingIOError(f"{self.pending} texts are waiting already")
-            self.pending += len(rows)
+        """Scores of rows, after those that came before."""
         future = concurrent.futures.Future()
         self.queue.put((rows, future))
-        try:
-            return future.result()
-        finally:
-            with self.lock:
-                self.pending -= len(rows)
+        return future.result()
 
     def work(self):
         while True:
@@ -242,6 +240,9 @@ class Batcher:
                         future.set_exception(e)
 
 
+ROUTES = 'GET /health, POST /score_texts, /score, /score_batch'
+
+
 class Refused(Exception):
     """A request that gets an error status and one line that says why."""
 
@@ -251,86 +252,83 @@ class Refused(Exception):
 
 
 class ScorerHandler(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    timeout = 60  # of a silent client
+    """One request, one connection. At most max_busy are read and computed at once; a client beyond that is told to come back."""
+    timeout = 60  # seconds of a silent client
 
     def log_message(self, *args): pass
 
     def do_GET(self):
-        self.reply(lambda: {'status': 'healthy', 'device': self.server.scorer.device} if self.path == '/health' else self.refuse(404, f"there is no {self.path}: GET /health, POST /score_texts, /score, /score_batch"))
+        self.reply(self.health)
 
     def do_POST(self):
         self.reply(self.scores)
 
-    def refuse(self, status, why):
-        raise Refused(status, why)
-
     def reply(self, make):
-        with self.server.busy:
+        with self.server.lock:
             self.server.n_busy += 1
+            too_many = self.server.n_busy > self.server.max_busy
         try:
             try:
-                status, answer = 200, make()
-                body = json.dumps(answer, allow_nan=False)
+                if too_many:
+                    raise Refused(503, f"{self.server.max_busy} requests are being answered already")
+                status, body = 200, json.dumps(make(), allow_nan=False)
             except Refused as e:
                 status, body = e.status, json.dumps({'error': str(e)})
-            except BlockingIOError as e:
-                status, body = 503, json.dumps({'error': f"busy: {e}"})
-            except (ConnectionError, TimeoutError):  # the client went away
-                self.close_connection = True
-                return
             except Exception as e:
                 status, body = 500, json.dumps({'error': f"{type(e).__name__}: {e}"[:500]})
-            if 400 <= status < 500:
-                self.close_connection = True  # the body may not have been read
             self.send_response(status)
             self.send_header('Content-Type', 'application/json')
             self.send_header('Content-Length', str(len(body)))
             if status == 503:
                 self.send_header('Retry-After', '1')
-            if self.close_connection:
-                self.send_header('Connection', 'close')
             self.end_headers()
             self.wfile.write(body.encode())
-        except OSError:  # it went away while we answered
-            self.close_connection = True
+        except OSError:  # the client went away
+            pass
         finally:
-            with self.server.busy:
+            with self.server.lock:
                 self.server.n_busy -= 1
+
+    def health(self):
+        if self.path != '/health':
+            raise Refused(404, f"there is no {self.path}: {ROUTES}")
+        return {'status': 'healthy', 'device': self.server.scorer.device}
 
     def scores(self):
         server = self.server
         if self.path not in ('/score', '/score_batch', '/score_texts'):
-            self.refuse(404, f"there is no {self.path}: GET /health, POST /score_texts, /score, /score_batch")
+            raise Refused(404, f"there is no {self.path}: {ROUTES}")
         if server.token and not hmac.compare_digest(self.headers.get('Authorization', '').encode(), f'Bearer {server.token}'.encode()):
-            self.refuse(401, "the header 'Authorization: Bearer ...' with the service's SCORER_TOKEN is wanted")
+            raise Refused(401, "the header 'Authorization: Bearer ...' with the service's SCORER_TOKEN is wanted")
         length = self.headers.get('Content-Length', '')
-        if not (length.isascii() and length.isdigit()):
-            self.refuse(411, "the header Content-Length is wanted")
+        if not (length.isascii() and length.isdigit() and len(length) < 13):
+            raise Refused(411, "the header Content-Length is wanted")
         if int(length) > server.max_bytes:
-            self.refuse(413, f"the request has {length} bytes, more than {server.max_bytes}: send fewer texts at a time")
+            for _ in range(min(int(length), 4 * server.max_bytes) >> 16):  # a client hears of it only when it has sent its own
+                self.rfile.read(1 << 16)
+            raise Refused(413, f"the request has {length} bytes, more than {server.max_bytes}: send fewer texts at a time")
         try:
             asked = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError) as e:
-            self.refuse(400, f"the request is no JSON: {str(e)[:200]}")
+            raise Refused(400, f"the request is no JSON: {str(e)[:200]}")
         names = ('texts',) if self.path == '/score_texts' else ('prompts', 'responses')
         if not isinstance(asked, dict):
-            self.refuse(400, f"the request must be an object with {' and '.join(names)}, not a {type(asked).__name__}")
+            raise Refused(400, f"the request must be an object with {' and '.join(names)}, not a {type(asked).__name__}")
         lists = [asked.get(name) for name in names]
         for name, texts in zip(names, lists):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                self.refuse(400, f"{name!r} must be a list of strings")
+                raise Refused(400, f"{name!r} must be a list of strings")
         if len(set(map(len, lists))) > 1:
-            self.refuse(400, f"there are {len(lists[0])} prompts and {len(lists[1])} responses")
+            raise Refused(400, f"there are {len(lists[0])} prompts and {len(lists[1])} responses")
         if len(lists[0]) > server.max_items:
-            self.refuse(413, f"the request has {len(lists[0])} texts, more than {server.max_items}: send fewer at a time")
+            raise Refused(413, f"the request has {len(lists[0])} texts, more than {server.max_items}: send fewer at a time")
         texts = lists[0] if self.path == '/score_texts' else [server.join(*pair) for pair in zip(*lists)]
         if not texts:
             return {'rewards': [], 'costs': []}
         try:
             rows = server.scorer.encode(texts)
         except ValueError as e:
-            self.refuse(400, str(e))
+            raise Refused(400, str(e))
         rewards, costs = server.batcher.ask(rows)
         if not all(map(math.isfinite, rewards + costs)):
             raise ArithmeticError("a model gave NaN or infinity")
@@ -349,10 +347,10 @@ def joiner(template):
 class ScorerServer(http.server.ThreadingHTTPServer):
     request_queue_size, daemon_threads = 128, True
 
-    def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None, max_items=4096, max_bytes=16 << 20):
+    def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None, max_items=4096, max_bytes=16 << 20, max_busy=64):
         super().__init__((host, port), ScorerHandler)
         self.scorer, self.batcher, self.join, self.token, self.max_items, self.max_bytes = scorer, Batcher(scorer.score), joiner(template), token, max_items, max_bytes
-        self.busy, self.n_busy = threading.Lock(), 0
+        self.lock, self.n_busy, self.max_busy = threading.Lock(), 0, max_busy
 
     def stop(self, *_):
         """Take no more connections, answer what is being answered, at most 10 s long."""
@@ -380,6 +378,9 @@ class ScorerClient:
     """
 
     def __init__(self, url, batch_size=32, timeout=300.0, patience=60.0, token=os.environ.get('SCORER_TOKEN')):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ('http', 'https') or not parts.hostname:
+            raise ValueError(f"scorer_url is {url!r}; it must be like http://127.0.0.1:8000")
         self.url, self.batch_size, self.timeout, self.patience = url.rstrip('/'), batch_size, timeout, patience
         self.headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
@@ -402,16 +403,16 @@ class ScorerClient:
         return [found[text][0] for text in texts], [found[text][1] for text in texts]
 
     def ask(self, path, content, usable, patience):
-        deadline, pause = time.monotonic() + patience, 0.5
+        deadline, pause = None, 0.5  # from the first trouble on
         body = None if content is None else json.dumps(content).encode()
         while True:
             wanted = None
             try:
-                with self.opener.open(urllib.request.Request(self.url + path, body, self.headers), timeout=self.timeout) as response:
+                with self.opener.open(urllib.request.Request(self.url + path, body, self.headers), timeout=self.timeout if content else min(self.timeout, patience)) as response:
                     answer = json.loads(response.read())
                 if isinstance(answer, dict) and usable(answer):
                     return answer
-                trouble = "its answer is not a list of finite numbers for each text"
+                trouble = "its answer is not what was asked for: finite numbers, one of a kind for each text"
             except urllib.error.HTTPError as e:
                 with e:
                     why = e.read(500).decode(errors='replace')
@@ -420,10 +421,11 @@ class ScorerClient:
                     raise ScorerUnavailable(f"the scorer at {self.url} refuses {path}, {trouble}" + (": lower scorer_batch_size" if e.code == 413 else '')) from None
             except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: no JSON
                 trouble = f"{type(e).__name__}: {e}"
-            pause = float(wanted) if wanted and wanted.isdigit() else pause * random.uniform(0.8, 1.2)
-            if time.monotonic() + pause > deadline:
+            wait = float(wanted) if wanted and wanted.isdecimal() else pause * random.uniform(0.8, 1.2)
+            deadline = deadline or time.monotonic() + patience
+            if time.monotonic() + wait > deadline:
                 raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer to {path} for {patience:.0f} s ({trouble}). Is it running? `curl {self.url}/health` asks it; `python judge.py serve` starts one")
-            time.sleep(pause)
+            time.sleep(wait)
             pause = min(2 * pause, 10.0)
 
 
@@ -454,9 +456,11 @@ if __name__ == '__main__':
     with_parent = False                        # True: stop when standard input closes, as it does when the program that started this one ends
     arguments = [a for a in sys.argv[1:] if a != 'serve']
     configure(globals(), arguments)
-    if sys.argv[1:2] != ['serve'] or not reward or not cost or precision not in ('fp32', 'bf16'):
+    if precision not in ('fp32', 'bf16') or max_length < 3:
+        raise ValueError(f"precision is {precision!r} and max_length {max_length}: fp32 or bf16, and at least 3")
+    if sys.argv[1:2] != ['serve'] or not reward or not cost:
         raise ValueError("usage: python judge.py serve --reward=DIR --cost=DIR [--port=8000]; --help lists the settings")
-    if not os.environ.get('SCORER_TOKEN') and host not in ('127.0.0.1', 'localhost', '::1'):
+    if not os.environ.get('SCORER_TOKEN') and host not in ('127.0.0.1', 'localhost'):
         print(f"warning: anyone who reaches {host} may ask; set SCORER_TOKEN in the environment", file=sys.stderr)
     scorer = TextScorer(reward, cost, device, max_length, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
     try:

@@ -20,7 +20,7 @@ from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from data.tokenizer import CharTokenizer
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
-from judge import Judge, ScoreModel
+from judge import Judge, ScoreModel, score_ids
 from kernels import fused_loss
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
 from nla import fve
@@ -250,32 +250,33 @@ def load_preferences(source, column_mapping=None):
     return pairs
 
 
-def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=400, batch_size=48, learning_rate=2e-3, regularization=0.0, until=0.99, seed=1):
+def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=400, batch_size=48, learning_rate=2e-3, until=0.99, max_length=512, seed=1):
     """
     A reward or cost model (kind) that starts as the causal model `trunk`, from pairs of answers (see load_preferences; join(prompt, response) -> the text that is scored). Losses of
     Safe RLHF (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins
-    what 0 means; regularization times the mean square on top. Ends sooner at the held-out accuracy `until`, for costs that of the sign. Returns (ScoreModel, quality): these.
+    what 0 means. Ends sooner at the held-out accuracy `until`, for costs that of the sign. Returns (ScoreModel, quality): these.
     """
     torch.manual_seed(seed)
     model = ScoreModel(trunk.config, kind).to(trunk.wte.weight.device)
     model.trunk.load_state_dict(trunk.state_dict())
     torch.nn.init.zeros_(model.score_head.weight)
     torch.nn.init.zeros_(model.score_head.bias)
-    device, room = trunk.wte.weight.device, trunk.config.block_size
+    device, room = trunk.wte.weight.device, min(max_length, trunk.config.block_size)
     generator = torch.Generator().manual_seed(seed)
-    rows_of = [[tokenizer.encode(join(pair['prompt'], pair[f'response_{i}']))[:room - 1] + [tokenizer.eos_id] for i in (0, 1)] for pair in pairs + held_out]
+    everyone = pairs + held_out
+    rows_of = [[score_ids(tokenizer, join(pair['prompt'], pair[f'response_{i}']), room) for i in (0, 1)] for pair in everyone]
 
     def scores(indices):
         """(2, N): for rewards the better answer first; for costs the unsafer, with signs (2, N), 1 where it is unsafe and -1 where not."""
-        first = [(pairs + held_out)[i]['better_response_id'] if kind == 'reward' else 1 - (pairs + held_out)[i]['safer_response_id'] for i in indices]
+        first = [everyone[i]['better_response_id'] if kind == 'reward' else 1 - everyone[i]['safer_response_id'] for i in indices]
         rows = [rows_of[i][f] for i, f in zip(indices, first)] + [rows_of[i][1 - f] for i, f in zip(indices, first)]
-        signs = [[-1.0 if (pairs + held_out)[i][f'is_response_{f if side == 0 else 1 - f}_safe'] else 1.0 for i, f in zip(indices, first)] for side in (0, 1)]
+        signs = [[-1.0 if everyone[i][f'is_response_{f if side == 0 else 1 - f}_safe'] else 1.0 for i, f in zip(indices, first)] for side in (0, 1)]
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
         return model(tokens, torch.tensor([len(row) for row in rows], device=device)).view(2, -1), torch.tensor(signs, device=device)
 
     def loss_of_batch():
         (first, second), signs = scores(torch.randint(len(pairs), (batch_size,), generator=generator).tolist())
-        loss = -F.logsigmoid(first - second).mean() + regularization * (first.square() + second.square()).mean()
+        loss = -F.logsigmoid(first - second).mean()
         if kind == 'cost':
             loss = loss - F.logsigmoid(signs * torch.stack((first, second))).mean(dim=1).sum()
         return loss
@@ -293,7 +294,7 @@ def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=4
     model.eval().requires_grad_(False)
     measured, (found, _) = quality(), held_out_scores()
     model.mean.copy_(found.mean() if kind == 'reward' else 0.0)
-    model.var.copy_(found.var() if kind == 'reward' else found.square().mean())
+    model.var.copy_((found.var() if kind == 'reward' else found.square().mean()).clamp(min=1e-6))
     return model, measured
 
 

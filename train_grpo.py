@@ -24,7 +24,7 @@ import torch.distributed as dist
 from alignment_task import Alignment
 from configurator import configure
 from es import es_training_step
-from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, grpo_training_step, update_reference
+from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, gather_rewards, grpo_training_step, update_reference
 from judge import LAMBDA_RULES, ScorerUnavailable
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
 from mirror import DIVERGENCES, MIRROR_WEIGHTINGS, MirrorMap
@@ -61,7 +61,7 @@ scorer_url: str | None = None                        # of `python judge.py serve
 scorer_batch_size = 32                               # texts of a request
 scorer_timeout = 300.0                               # seconds that a request may take
 scorer_patience = 60.0                               # seconds that a failing request is tried again, before the run saves and stops
-scorer_template: str | None = None                   # '... {prompt} ... {response}', what is scored; None: the prompt as the policy reads it, then the answer
+scorer_template: str | None = None                   # '... {prompt} ... {response}', what is scored; None: what the policy reads, then its answer, and safe-rlhf's for a Hugging Face folder
 scorer_device = 'cpu'                                # of the child
 preferences: str | None = None                       # pairs of answers with PKU-SafeRLHF's fields: a file or a folder under data/; None: where the prompts are
 reward_checkpoint = 'out-{dataset}/reward.pt'        # trained first if there is no such file; ours, or a Hugging Face folder
@@ -197,7 +197,7 @@ for key, allowed in (('task', ('fill_in', 'completion', 'nla', 'alignment')), ('
 if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
 for key in ('block_size', 'batch_size', 'es_pairs', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
-            'critic_train_epochs', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'hist_interval', 'save_interval'):
+            'critic_train_epochs', 'score_iters', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'hist_interval', 'save_interval'):
     if config[key] < 1:
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
 if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
@@ -221,6 +221,8 @@ if divergence != 'kl' and (kl_estimator == 'exact') != (mirror_weighting == 'ful
     raise ValueError(f"kl_estimator is {kl_estimator!r} and mirror_weighting {mirror_weighting!r}: 'full' goes with 'exact', which keeps what whole distributions are made of, and 'token' and 'is' with k1, k2 or k3")
 if mirror_weighting == 'full' and divergence not in ('kl', 'prob_l2', 'prob_l2kl', 'neural_mirror'):
     raise ValueError(f"mirror_weighting 'full' sums over probabilities, and divergence {divergence!r} is one of log-probs: take token")
+if mirror_checkpoint and divergence != 'neural_mirror':
+    raise ValueError(f"mirror_checkpoint is for divergence 'neural_mirror', and divergence is {divergence!r}")
 if optimizer == 'es' and (kl_beta or divergence != 'kl' or entropy_coef or advantage == 'gae' or es_sigma <= 0):
     raise ValueError(f"optimizer es sees rewards alone: kl_beta ({kl_beta}) and entropy_coef ({entropy_coef}) must be 0, divergence ({divergence!r}) kl, advantage ({advantage!r}) not gae, and es_sigma ({es_sigma}) above 0")
 if kl_in_reward and (kl_beta <= 0 or reference_mode == 'none' or kl_estimator == 'exact'):
@@ -252,7 +254,7 @@ if batch_size % world_size:
 if optimizer == 'es' and es_pairs % world_size:
     raise ValueError(f"es_pairs {es_pairs} does not divide among {world_size} processes: make it a multiple of {world_size}")
 mirror = MirrorMap(mirror_init_scale, mirror_seed, mirror_normalize).to(device)
-if mirror_checkpoint:
+if mirror_checkpoint and init_from != 'resume':  # a resumed run keeps its own, whatever has become of the file
     mirror.load_state_dict(load_checkpoint(mirror_checkpoint, 'mirror', 'run', 'adapters')['mirror'])
 master = rank == 0
 say = print if master else lambda *args, **kwargs: None
@@ -333,6 +335,8 @@ adamw.register_step_post_hook(lambda *_: copy_masters(masters, model))
 scaler = torch.amp.GradScaler(device_type, enabled=precision == 'fp16')
 if resumed:
     start_iter, best = resumed['iter'], resumed['best']
+    if mirror_checkpoint:
+        mirror.load_state_dict(resumed['mirror'])
     if start_iter > max_iters:
         raise ValueError(f"max_iters is {max_iters} and this run has {start_iter} iterations behind it already: raise max_iters to go on")
     options_now = [{key: group[key] for key in ('weight_decay', 'betas')} for group in adamw.param_groups]
@@ -417,6 +421,12 @@ def save(it, beside=None):
             os.remove(os.path.join(out_dir, old))
 
 
+def save_and_say_so(it, beside=None):
+    """When the scorer is gone."""
+    save(it, beside)
+    print(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
+
+
 def export():
     """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/. An NLA's actor and critic in nla.pt, a start for others."""
     final = copy.deepcopy(model).float()
@@ -465,7 +475,7 @@ for it in range(start_iter, max_iters + 1):
         try:
             metrics |= job.evaluate(policy)
         except ScorerUnavailable:
-            save(it)
+            save_and_say_so(it)
             raise
         say(f"iter {it}: {job.describe(metrics)}", flush=True)
     is_best = metrics.get(job.headline, -math.inf) > best
@@ -498,19 +508,22 @@ for it in range(start_iter, max_iters + 1):
                                                     max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
         except ScorerUnavailable:
             if master:  # rewards come before anything is learned from them, so that nothing has changed yet
-                save(it, beside)
-                say(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
+                save_and_say_so(it, beside)
+            if world_size > 1:
+                dist.barrier()  # who leaves first takes the others along
             raise
         stats |= job.learn_beside(rollout)
         if averages:
             update_reference(reference_mode, it + 1, [averages[name].data for name in followed], [masters[name].data for name in followed], ema_alpha, reference_update_freq)
             copy_masters(averages, frozen)
         metrics |= stats | {'lr': lr}
-        if master and it % hist_interval == 0:
-            rewards_file.write(json.dumps({'iter': it, **{name: [round(x, 4) for x in part.flatten().tolist()] for name, part in rollout.reward_parts.items()}}) + '\n')
-            rewards_file.flush()
+        if it % hist_interval == 0:
+            parts = {name: gather_rewards(part) if optimizer == 'adamw' else part for name, part in rollout.reward_parts.items()}  # es: every rank has the same
+            if master:
+                rewards_file.write(json.dumps({'iter': it, **{name: [round(x, 4) for x in part.flatten().tolist()] for name, part in parts.items()}}) + '\n')
+                rewards_file.flush()
             if tracker:
-                tracker.log(wandb_pictures(wandb, rollout.reward_parts), step=it)
+                tracker.log(wandb_pictures(wandb, parts), step=it)
     if master and (it % log_interval == 0 or evaluating):
         if it < max_iters:
             learned = f"the best of {2 * es_pairs} {metrics['best_fitness']:.4f}" if optimizer == 'es' else 'the policy rests'

@@ -16,7 +16,7 @@ from data.text import FOLDER, read_text_file
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
-HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test')}  # what data sets call the held-out part
+HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}  # what data sets call the held-out part, and pairs of answers
 
 
 def write_jsonl(path, records):

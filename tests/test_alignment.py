@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import torch
 from data.shop.prepare import true_cost, true_reward
 from data.tokenizer import CharTokenizer
 from grpo import combined_advantages, compute_advantages, compute_rewards
-from judge import LagrangeMultiplier, ScoreModel, ScorerClient, ScorerServer, ScorerUnavailable, TextScorer, joiner
+from judge import LagrangeMultiplier, ScoreModel, ScorerClient, ScorerServer, ScorerUnavailable, TextScorer, joiner, score_ids
 from model import GPT, GPTConfig
 from pretrain import load_preferences, save_model, train_score_model
 
@@ -65,6 +66,9 @@ def test_lambda_resumes_bit_for_bit():
     for c in (1.0, 0.3, -0.2):
         one.update(c)
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    kept = LagrangeMultiplier(value=0.03)  # exp(ln x) is not x for this one
+    kept.load_state_dict(kept.state_dict())
+    assert kept.value == 0.03
     assert other.value == one.value and [one.update(c) for c in (0.5, -3.0)] == [other.update(c) for c in (0.5, -3.0)]
 
 
@@ -182,6 +186,16 @@ def test_preferences_are_checked(tmp_path):
 
 # --- the service
 
+def test_training_reads_what_the_service_reads():
+    """A Llama's begin token, the cut and the end token: one function for both."""
+    tokenizer = CharTokenizer(CHARS, end=True)
+    assert score_ids(tokenizer, 'abc', 10) == tokenizer.encode('abc') + [tokenizer.eos_id] and len(score_ids(tokenizer, 'a' * 50, 10)) == 10
+    tokenizer.bos_id, tokenizer.files = 99, {'tokenizer_config.json': '{"tokenizer_class": "LlamaTokenizer"}'}
+    assert score_ids(tokenizer, 'abc', 4) == [99, *tokenizer.encode('ab'), tokenizer.eos_id]
+    tokenizer.files = {'tokenizer_config.json': '{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}'}
+    assert score_ids(tokenizer, 'abc', 9)[0] != 99
+
+
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
     """Paths of a reward and a cost model of letters, not trained."""
@@ -240,6 +254,19 @@ def test_what_is_refused(serve, path, content, status, word):
     assert post(server.url + '/score_texts', {'texts': ['fine']})[0] == 200
 
 
+def test_one_connection_one_request(serve):
+    """What follows a request is never taken for another one."""
+    server = serve()
+    for head in ('GET /health HTTP/1.1\r\nContent-Length: 9\r\n\r\n', 'POST /score HTTP/1.1\r\nContent-Length: ' + '9' * 5000 + '\r\n\r\n', 'POST /score HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}'):
+        with socket.create_connection(server.server_address) as connection:
+            connection.sendall(head.encode() + b'GET /health HTTP/1.1\r\n\r\n')
+            connection.shutdown(socket.SHUT_WR)
+            answer = b''
+            while some := connection.recv(1 << 16):
+                answer += some
+        assert answer.count(b'HTTP/1.0 ') == 1
+
+
 def test_a_token_is_asked_for(serve):
     url = serve(token='secret').url
     assert post(url + '/score_texts', {'texts': ['a']})[0] == 401 and post(url + '/score_texts', {'texts': ['a']}, {'Authorization': 'Bearer wrong'})[0] == 401
@@ -252,8 +279,7 @@ def test_nan_is_an_error_and_too_much_at_once_is_busy(serve):
     server.scorer.parts[1][0].score_head.bias.fill_(float('nan'))
     status, answer = post(server.url + '/score_texts', {'texts': ['a']})
     assert status == 500 and 'NaN' in answer['error']
-    server = serve()
-    server.batcher.pending = server.batcher.max_pending
+    server = serve(max_busy=0)
     with pytest.raises(urllib.error.HTTPError) as e:
         urllib.request.urlopen(urllib.request.Request(server.url + '/score_texts', b'{"texts": ["a"]}'))
     assert e.value.code == 503 and e.value.headers['Retry-After'] == '1'
@@ -350,11 +376,24 @@ def test_what_passes_is_tried_again(spoil, fault):
     assert spoil.seen == [['ab', 'c']] * 3  # one spoiled, one right, and one without the fault: each text once
 
 
+def test_pauses_grow_whatever_a_header_says_and_a_slow_answer_is_tried_again(spoil):
+    """Patience is counted from the first trouble; Retry-After: 0 does not make the next pauses 0."""
+    with pytest.raises(ScorerUnavailable):
+        ScorerClient(spoil(FAULTS['status 503'], *[FAULTS['status 500']] * 99), patience=1.0).score(['a'])
+    assert len(spoil.seen) <= 4
+    assert len(ScorerClient(spoil(FAULTS['slow']), timeout=1.0, patience=0.9).score(['a'])[0]) == 1
+
+
 def test_what_does_not_pass_is_raised(spoil, serve):
     with pytest.raises(ScorerUnavailable, match='gave no usable answer.*500.*oops'):
         ScorerClient(spoil(*[FAULTS['status 500']] * 9), patience=1.0).score(['a'])
     with pytest.raises(ScorerUnavailable, match='413.*lower scorer_batch_size'):
         ScorerClient(serve(max_items=3).url).score(['a', 'b', 'c', 'd'])
+    with pytest.raises(ScorerUnavailable, match='413'):  # more than the sockets hold: it is read before it is refused
+        ScorerClient(serve(max_bytes=1 << 20).url).score(['a' * (3 << 20)])
+    for wrong in ('localhost:8000', 'http:/x', '127.0.0.1'):
+        with pytest.raises(ValueError, match='like http'):
+            ScorerClient(wrong)
     assert len(ScorerClient(serve(max_items=3).url, batch_size=3).score(['a', 'b', 'c', 'd'])[0]) == 4
     with pytest.raises(ScorerUnavailable, match='400'):
         ScorerClient(serve().url).score(['UPPER'])
@@ -443,6 +482,7 @@ def test_a_scorer_that_dies(made):
         wait_for(lambda: path.exists() and path.read_text().count('\n') >= 3 or run.poll() is not None)
         service.kill()
         service.wait()
+        assert run.poll() is None, 'the run was over before its scorer was killed'
         return run
 
     try:
@@ -479,5 +519,9 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
     assert any(name.startswith('samples') for name in tables) and any(name.startswith('reward_vs_cost') for name in tables)
     done = train(folder, '--reward_combination=advantages', '--optimizer=es', '--kl_beta=0', ok=False)
     assert done.stderr.startswith("error: reward_combination 'advantages'")
+    for wrong, word in (('--preferences=nowhere.jsonl', 'nowhere.jsonl'), ('--reward_checkpoint=nowhere/x', 'nowhere/x'), ('--system_prompt=hello', 'scorer_template'), ("--rewards=['length']", 'scorer'),
+                        ('--lambda_lr=-1', 'rate')):
+        done = train(folder, wrong, '--generator_checkpoint=new.pt', '--reward_checkpoint=new2.pt' if 'reward_ch' not in wrong else wrong, ok=False)
+        assert done.stderr.startswith('error: ') and word in done.stderr and len(done.stderr.splitlines()) == 1 and not (folder / 'new.pt').exists(), done.stderr
     done = train(folder, '--scorer_url=http://127.0.0.1:9', '--scorer_patience=0.5', ok=False)
     assert done.stderr.startswith('error: the scorer at http://127.0.0.1:9') and len(done.stderr.splitlines()) == 1

@@ -14,7 +14,7 @@ if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from data.prompts import write_jsonl
 
-HARMLESS = ('book', 'cup', 'egg', 'fig', 'ham', 'jam', 'lamp', 'milk', 'oil', 'pen', 'rice', 'tea') 
+HARMLESS = ('book', 'cup', 'egg', 'fig', 'ham', 'jam', 'lamp', 'milk', 'oil', 'pen', 'rice', 'tea')
 COSTLY = ('acid', 'gun', 'knife', 'venom')
 THINGS = HARMLESS + COSTLY
 
