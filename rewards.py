@@ -362,7 +362,7 @@ def bind(name, function, params, provided=None):
         return every([[text]], [dict.fromkeys(FIELDS) | fields])[0][0]
 
     bound.all, bound.needs, bound.cheap = every, getattr(function, 'needs', ()), getattr(function, 'cheap', False)
-    bound.hackable = getattr(function, 'hackable', False) and not any(params.get(key) for key in ('model', 'scorer', 'start_log_probs'))
+    bound.hackable = getattr(function, 'hackable', False) and not (params.get('model') or params.get('scorer'))
     return bound
 
 
@@ -422,11 +422,11 @@ def not_applicable(name, function, record, index):
     return ValueError(f"reward {name!r} does not apply to prompt {index} ({shorten(str(record['prompt']))}): {why}")
 
 
-def check_fields(rewards, records):
+def check_fields(rewards, records, errors='raise'):
     """
     Before any time is spent: try each reward on an empty completion, which does happen, for every record where that is cheap
     and else for the first that has the fields. Raises ValueError naming reward, prompt and field for a reward that applies to no record and a record to which no
-    reward does, and whatever a reward raises. Returns the gaps that are left, {name: {number of the record: why}}: there the other rewards judge alone.
+    reward does, and, unless errors is 'drop', whatever a reward raises. Returns the gaps that are left, {name: {number of the record: why}}: there the other rewards judge alone.
     """
     gaps = {name: {} for name, _, _ in rewards}
     for name, function, _ in rewards:
@@ -434,9 +434,13 @@ def check_fields(rewards, records):
         for i, record in enumerate(records):
             fields = fields_of(record)
             missing = any(fields[need] is None for need in function.needs)
-            if missing or ((function.cheap or not tried) and function('', **fields) is None):
+            if missing:
                 gaps[name][i] = not_applicable(name, function, record, i)
-            tried = tried or not missing
+            elif function.cheap or not tried:
+                failed = None if errors == 'raise' else set()
+                if function.all([['']], [fields], failed) == [[None]] and not failed:
+                    gaps[name][i] = not_applicable(name, function, record, i)
+                tried = True
         if len(gaps[name]) == len(records):
             raise gaps[name][0]
     for i in range(len(records)):

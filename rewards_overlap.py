@@ -57,30 +57,30 @@ def tokens_13a(text):
     return text.split()
 
 
-def sentence_bleu(tokens, references, order=4):
+def bleu_of(matches, length, reference_length):
     """
-    BLEU of tokens against lists of reference tokens: clipped precisions of 1- to 4-grams (those the text is long enough for), where the k-th without a match counts
-    as 1/2^k matches, and the brevity penalty against the reference of the nearest length. Chen & Cherry 2014, smoothing 3; sacrebleu's 'exp'.
+    BLEU from the clipped n-gram matches of n = 1, 2, ..., for a text of `length` tokens: the geometric mean of the precisions (of the orders that the text is long enough for), where the
+    k-th without a match counts as 1/2^k matches, and the brevity penalty. Chen & Cherry 2014, smoothing 3; sacrebleu's 'exp'.
     """
-    logs, halvings = [], 0
-    for n in range(1, min(order, len(tokens)) + 1):
-        found, allowed = ngrams(tokens, n), functools.reduce(lambda a, b: a | b, (ngrams(reference, n) for reference in references))
-        matches = (found & allowed).total()
-        if n == 1 and not matches:
-            return 0.0
-        halvings += not matches
-        logs.append(math.log((matches or 0.5 ** halvings) / found.total()))
-    if not logs:
+    if not length or not matches[0]:
         return 0.0
-    nearest = min((abs(len(reference) - len(tokens)), len(reference)) for reference in references)[1]
-    return min(1.0, math.exp(min(0.0, 1 - nearest / len(tokens)) + sum(logs) / len(logs)))
+    logs, halvings = [], 0
+    for n, found in enumerate(matches[:length]):
+        halvings += not found
+        logs.append(math.log((found or 0.5 ** halvings) / (length - n)))
+    return min(1.0, math.exp(min(0.0, 1 - reference_length / length) + sum(logs) / len(logs)))
 
 
 @reward('bleu', needs=('reference',))
 def bleu(text, *, reference=None):
     """BLEU of the text against the reference, or a list of them; 1 is sacrebleu's 100."""
     references = [tokens for tokens in map(tokens_13a, map(str, reference if isinstance(reference, (list, tuple)) else [reference])) if tokens]
-    return sentence_bleu(tokens_13a(text), references) if references else None
+    if not references:
+        return None
+    tokens = tokens_13a(text)
+    allowed = [functools.reduce(lambda a, b: a | b, (ngrams(r, n) for r in references)) for n in range(1, 5)]
+    nearest = min((abs(len(r) - len(tokens)), len(r)) for r in references)[1]
+    return bleu_of([(ngrams(tokens, n) & allowed[n - 1]).total() for n in range(1, 5)], len(tokens), nearest)
 
 
 def common_subsequence(a, b):
@@ -119,12 +119,16 @@ def meteor(text, *, reference=None):
         return None
     n, m, pairs = len(got), len(wanted), []
     for key in (str, stem):
-        for i, word in got[::-1]:
-            match = next(((j, other) for j, other in wanted[::-1] if key(word) == key(other)), None)
-            if match:
-                pairs.append((i, match[0]))
-                got.remove((i, word))
-                wanted.remove(match)
+        places, left = {}, []
+        for j, word in wanted:
+            places.setdefault(key(word), []).append((j, word))
+        for i, word in got[::-1]:  # from the end, as nltk does
+            same = places.get(key(word))
+            if same:
+                pairs.append((i, same.pop()[0]))
+            else:
+                left.append((i, word))
+        wanted, got = sorted(sum(places.values(), [])), left[::-1]
     if not pairs:
         return 0.0
     pairs.sort()
@@ -240,9 +244,18 @@ def context_relevance(text, *, context=None):
 def diversity(texts):
     """For each text of a group: the mean of its shares of different words and word pairs, times 1 - the BLEU of the text against the other ones (self-BLEU, arXiv 1802.01886). A text alone has the first factor only."""
     tokens = [words(text) for text in texts]
+    matches = [[0] * 4 for _ in tokens]
+    for n in range(1, 5):
+        counts, most = [ngrams(own, n) for own in tokens], {}  # most: an n-gram's largest count, in which text, and the largest count of the others
+        for i, found in enumerate(counts):
+            for gram, count in found.items():
+                best, where, second = most.get(gram, (0, None, 0))
+                most[gram] = (count, i, best) if count > best else (best, where, max(second, count))
+        for i, found in enumerate(counts):
+            matches[i][n - 1] = sum(min(count, most[gram][2] if most[gram][1] == i else most[gram][0]) for gram, count in found.items())
     values = []
     for i, own in enumerate(tokens):
-        others = [other for j, other in enumerate(tokens) if j != i and other]
+        lengths = [(abs(len(other) - len(own)), len(other)) for j, other in enumerate(tokens) if j != i and other]
         varied = sum(len(found) / found.total() if found else 0.0 for found in (ngrams(own, 1), ngrams(own, 2))) / 2
-        values.append(varied * (1 - sentence_bleu(own, others) if others and own else 1.0))
+        values.append(varied * (1 - (bleu_of(matches[i], len(own), min(lengths)[1]) if lengths else 0.0)))
     return values

@@ -195,10 +195,17 @@ HEDGED = re.compile(r"\b(?:perhaps|maybe|possibly|might be|i (?:think|believe|gu
 UNSURE = 0.3  # what honest ignorance is worth beside a right answer's 1: more, and a policy stops trying
 
 
+@functools.lru_cache(maxsize=4096)
+def gist(sentence):
+    """(content words, all words, numbers, is it negated)."""
+    return frozenset(content_words(sentence) or words(sentence)), frozenset(content_words(sentence) + words(sentence)), frozenset(numbers_in(sentence)), bool(NEGATION.search(sentence))
+
+
 def states(sentence, fact):
     """Does the sentence say the fact: its numbers, four fifths of its content words, and no other denial?"""
-    content, said = set(content_words(fact) or words(fact)), set(content_words(sentence) + words(sentence))
-    return len(content & said) >= 0.8 * len(content) and set(numbers_in(fact)) <= set(numbers_in(sentence)) and bool(NEGATION.search(fact)) == bool(NEGATION.search(sentence))
+    content, _, numbers, negated = gist(fact)
+    _, said, their_numbers, denied = gist(sentence)
+    return len(content & said) >= 0.8 * len(content) and numbers <= their_numbers and negated == denied
 
 
 def is_right(text, reference):

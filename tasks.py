@@ -9,6 +9,7 @@ does not learn in this iteration; `learn_beside(rollout)`: what else learns from
 """
 import copy
 import os
+import warnings
 
 import torch
 
@@ -131,8 +132,8 @@ class Completion(Job):
         else:  # a file has one split
             self.records, self.eval_records = held_out_split(self.records, s.eval_prompts_n, s.seed)
         for records in (self.records, self.eval_records):
-            for name, gap in check_fields(self.reward_functions, records).items():
-                say(f"reward {name!r} does not apply to {len(gap)} of {len(records)} prompts, where the others judge alone; the first: {next(iter(gap.values()))}")
+            for name, gap in check_fields(self.reward_functions, records, s.reward_errors).items():
+                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {next(iter(gap.values()))}")
         self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
         once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
@@ -142,7 +143,12 @@ class Completion(Job):
         self.scored = None, None
 
     def named_rewards(self):
-        return resolve_rewards(self.s.rewards, {'start_log_probs': self.start_log_probs})
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter('always')
+            resolved = resolve_rewards(self.s.rewards, {'start_log_probs': self.start_log_probs})
+        for doubt in doubts:  # said once, not on every rank
+            self.say(f"note: {doubt.message}")
+        return resolved
 
     def start_log_probs(self, texts):
         """What the model that the run starts from thinks of texts, see text_log_probs: for rewards that ask for it, and loaded when they first do."""

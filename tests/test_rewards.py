@@ -247,6 +247,8 @@ def test_check_fields():
         check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
     with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):  # a reward that would judge nothing
         check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
+    with pytest.warns(UserWarning, match="answers left out: reward 'divides' raised"):
+        assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
     assert check_fields([], RECORDS) == {}
     with pytest.raises(RuntimeError, match="reward 'divides' raised ZeroDivisionError"):
         check_fields(resolve_rewards([divides]), RECORDS)

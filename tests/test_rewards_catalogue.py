@@ -224,6 +224,17 @@ def test_conciseness_relevance_and_diversity_by_hand():
     assert group.all([['red fox sat', a]], [{}])[0][0] == pytest.approx(1 - (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3))
 
 
+def test_diversity_is_one_minus_the_bleu_against_the_rest_of_the_group():
+    rng = random.Random(0)
+    group = [' '.join(rng.choices('red fox sat ran on in'.split(), k=rng.randint(1, 9))) for _ in range(7)] + ['red fox sat', 'red fox sat', '']
+    (_, diversity, _), = resolve_rewards(['diversity'])
+    for i, (text, value) in enumerate(zip(group, diversity.all([group], [{}])[0])):
+        alone = diversity(text)
+        others = [other for j, other in enumerate(group) if j != i and other]
+        assert value == pytest.approx(alone * (1 - score('bleu', text, reference=others))), text
+    assert alone == 0 and value == 0
+
+
 def test_similarity_by_hand():
     """ab and ac: token vectors e_a, e_b and e_a, e_c. The means' cosine is 1/2; half of each text's tokens find their like, so BERTScore's F1 is 1/2."""
     assert score('semantic_similarity', 'ab', reference='ac', model=letters) == pytest.approx(0.5)
