@@ -177,9 +177,10 @@ def weighted_reward(parts, weights):
     The sum of w r, (P, G), from parts {name: (P, G)} and weights {name: float}. Where parts are NaN the others judge alone, with the weight of all: their sum times
     the sum of all |w| over that of theirs. NaN where none is left that counts.
     """
-    total = sum(weights[name] * part.nan_to_num(0.0) for name, part in parts.items())
-    if not any(part.isnan().any() for part in parts.values()):
+    total = sum(weights[name] * part for name, part in parts.items())
+    if not total.isnan().any():
         return total
+    total = sum(weights[name] * part.nan_to_num(0.0) for name, part in parts.items())
     there = sum(abs(weights[name]) * (~part.isnan()) for name, part in parts.items())
     return (total * sum(map(abs, weights.values())) / there).masked_fill(there == 0, torch.nan)
 

@@ -67,8 +67,7 @@ NEGATION = re.compile(r"\b(?:not|no|never|none|cannot|without)\b|n['’]t\b", re
 
 def clashing_pairs(text):
     """[(sentence, sentence)] of nearly the same content words, one of which is negated."""
-    told = [(s, set(content_words(s)) - {'never', 'cannot', 'without'}, bool(NEGATION.search(s))) for s in sentences(text)]
-    told = [(s, {w for w in content if not NEGATION.search(w)}, negated) for s, content, negated in told]
+    told = [(s, {w for w in content_words(s) if not NEGATION.search(w)}, bool(NEGATION.search(s))) for s in sentences(text)]
     return [(a, b) for i, (a, x, m) in enumerate(told) for b, y, n in told[:i] if m != n and x and y and len(x & y) / len(x | y) >= 0.7]
 
 

@@ -3,13 +3,13 @@ import math
 import random
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import rewards
 import rewards_code
-import rewards_math
 import rewards_overlap
 import rewards_text
 from completion import text_log_prob, text_log_probs
@@ -176,7 +176,7 @@ def test_bleu_by_hand():
 def test_bleu_is_sacrebleus():
     sacrebleu = pytest.importorskip('sacrebleu', reason="pip install sacrebleu: the oracle of bleu")
     metric = sacrebleu.metrics.BLEU(effective_order=True)
-    for text, reference in random_texts(300):
+    for text, reference in random_texts(150):
         assert score('bleu', text, reference=reference) == pytest.approx(metric.sentence_score(text, [reference]).score / 100, abs=1e-9), (text, reference)
     for text, (first, second) in zip('the cat sat on mats .|a cat, dogs|It\'s 3.5'.split('|'), random_texts(3, seed=1)):
         assert score('bleu', text, reference=[first, second]) == pytest.approx(metric.sentence_score(text, [first, second]).score / 100, abs=1e-9)
@@ -186,7 +186,7 @@ def test_rouge():
     """Longest common subsequence of a b c d and a x c d: 3, of 4 and 4 words: F1 6/8. One of three pairs is common: 2/6."""
     assert score('rouge', 'a b c d', reference='A x c, d!') == 0.75 and score('rouge', 'a b c d', reference='a x c d', variant=2) == pytest.approx(1 / 3) and score('rouge', 'a a', reference='a', variant=1) == pytest.approx(2 / 3)
     scorer = pytest.importorskip('rouge_score.rouge_scorer', reason="pip install rouge-score: the oracle of rouge").RougeScorer(['rouge1', 'rouge2', 'rougeL'])
-    for text, reference in random_texts(200):
+    for text, reference in random_texts(60):
         wanted = scorer.score('the ' + reference, text)
         for variant in (1, 2, 'L'):
             assert score('rouge', text, reference='the ' + reference, variant=variant) == pytest.approx(wanted[f'rouge{variant}'].fmeasure), (text, reference)
@@ -198,7 +198,7 @@ def test_meteor():
     assert score('meteor', 'cats running', reference='cat runs') == pytest.approx(10 * 0.25 / (0.5 + 4.5) * 0.5)  # cats is cat by its stem, running is no runs
     translate = pytest.importorskip('nltk.translate.meteor_score', reason="pip install nltk: the oracle of meteor")
     stemmer, no_synonyms = types.SimpleNamespace(stem=rewards_overlap.stem), types.SimpleNamespace(synsets=lambda word: [])
-    for text, reference in random_texts(200):
+    for text, reference in random_texts(60):
         wanted = translate.single_meteor_score(rewards_overlap.words(reference), rewards_overlap.words(text), stemmer=stemmer, wordnet=no_synonyms) if rewards_overlap.words(reference) else None
         assert score('meteor', text, reference=reference) == pytest.approx(wanted), (text, reference)
 
@@ -255,7 +255,7 @@ def test_math_reasoning(text, value):
 
 @pytest.mark.parametrize('text, reference, value', [
     (r'\boxed{42}', '42', 1), ('so 42 eggs', '42 eggs', 1), ('The answer is 42, and 7 are left.', '42', 1), ('The answer is 7.\n#### 42', '42', 1), ('42 or 43', '42', 0), (r'\boxed{\frac{1}{2}}', '0.5', 1), ('The answer is Tuesday.', 'tuesday', 1),
-    ('Tuesday or Friday', 'tuesday', 0), (r'The answer is (B)', 'B', 1), (r'The answer is C', 'B', 0), (r'\boxed{x^2+1}', 'x^2 + 1', 1), ('', '42', 0), ('x', ' ', None)])
+    ('Tuesday or Friday', 'tuesday', 0), ('The answer is yes.', 'no', 0), ('No.', 'no', 1), (r'The answer is (B)', 'B', 1), (r'The answer is C', 'B', 0), (r'\boxed{x^2+1}', 'x^2 + 1', 1), ('', '42', 0), ('x', ' ', None)])
 def test_math_correctness(text, reference, value):
     assert score('math_correctness', text, reference=reference) == value
 
@@ -267,12 +267,16 @@ def test_math_correctness_of_expressions():
     assert score('math_correctness', r'\boxed{1+x^2}', reference='x^2 + 1') == 1 and score('math_correctness', r'\boxed{x^2-1}', reference='x^2 + 1') == 0
     assert score('math_correctness', r'\boxed{\frac{2\sqrt{2}}{4}}', reference=r'\frac{1}{\sqrt{2}}') == 1
     assert score('math_correctness', r"\boxed{__import__('os').getpid()}", reference='x^2 + 1') == 0
+    with ThreadPoolExecutor(1) as elsewhere:  # its alarm works in the main thread alone: a wrapper that swallows that scores everything 0
+        assert elsewhere.submit(score, 'math_correctness', r'\boxed{1+x^2}', reference='x^2 + 1').result() == 1
 
 
 def test_math_verify_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'math_verify', None)
     with pytest.raises(RuntimeError, match="'math_correctness' raised ImportError: the reference 'x\\^2 \\+ 1' is no number; .* pip install math-verify"):
         score('math_correctness', r'\boxed{1+x^2}', reference='x^2 + 1')
+    for endless in ('9^{9^{9}}', 'x^x^x', '2^{99999}', '2^9999', '1000!', 'x' * 301, ''):  # never reach it
+        assert score('math_correctness', rf'\boxed{{{endless}}}', reference='x^2 + 1') == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
