@@ -4,8 +4,10 @@ Code is what stands in the fenced blocks (```python or bare ```), else the whole
 """
 import ast
 import builtins
+import os
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 from rewards import reward
 
@@ -126,26 +128,30 @@ def code_completeness(text):
     return whole / 2 if re.search(r'#.*\b(TODO|FIXME|your code here|rest of)\b', code, re.IGNORECASE) else whole
 
 
-def graded(texts, tests):
-    """The share of its tests that each text's code passes, all of them in the sandbox, several at once; 0 for what is no program, which is not run."""
-    import sandbox
-    programs = [(i, code) for i, text in enumerate(texts) for code, tree in [parse(text)] if tree is not None]
-    shares = [0.0] * len(texts)
-    if programs:
-        for (i, _), (fraction, status) in zip(programs, sandbox.grade_many([(code, tests[i]) for i, code in programs])):
-            if status == 'refused':
-                raise RuntimeError("this machine does not allow the sandbox, and code is not run without it")
-            shares[i] = fraction
-    return shares
+def programs_in(texts):
+    """[(index, code)] of the texts that are programs; the others have 0 and are not run."""
+    return [(i, code) for i, text in enumerate(texts) for code, tree in [parse(text)] if tree is not None]
 
 
 @reward('code_execution', cheap=False, hackable=True, batched=True)
-def code_execution(texts):
-    """1 when the module runs to its end in the sandbox: it raises nothing and does not leave by itself."""
-    return graded(texts, [['assert True']] * len(texts))  # which is reached only then
+def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
+    """1 when the module runs to its end in the sandbox (see sandbox.run): it raises nothing and does not leave by itself."""
+    from sandbox import run
+    values = [0.0] * len(texts)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
+        for i, status in pool.map(lambda program: (program[0], run(program[1], [], timeout, memory, sandbox)[0]), programs_in(texts)):
+            values[i] = float(status == 'ok')
+    return values
 
 
-@reward('code_correctness', needs=('tests',), cheap=False, batched=True)
-def code_correctness(texts, *, tests):
-    """The share of the record's tests (assert statements, a list of texts) that the code passes in the sandbox. Keep them out of the prompt: what is shown can be written down as the answer."""
-    return graded(texts, [[test] if isinstance(test, str) else test for test in tests])
+@reward('code_correctness', needs=('tests',), batched=True)
+def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
+    """The share of the record's tests (assert statements, a list of texts or one) that the code passes in the sandbox (see sandbox.grade_many). Keep them out of the prompt: what is shown can be written down as the answer."""
+    from sandbox import as_asserts, grade_many
+    for asserts in tests:
+        as_asserts(asserts)  # says what cannot be graded before any time is spent: nothing of an empty completion is run
+    programs, values = programs_in(texts), [0.0] * len(texts)
+    if programs:
+        for (i, _), (share_passed, _) in zip(programs, grade_many([(code, tests[i]) for i, code in programs], None, timeout, memory, sandbox)):
+            values[i] = share_passed
+    return values

@@ -15,7 +15,7 @@ import rewards_text
 from completion import text_log_prob, text_log_probs
 from data.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
-from rewards import REWARDS, resolve_rewards, score, score_answers
+from rewards import REWARDS, check_fields, resolve_rewards, score, score_answers
 
 NAMES = {  # as the catalogue that people know lists them
     'math': 'math_correctness math_reasoning logical_consistency causal_reasoning counterfactual_reasoning',
@@ -32,7 +32,7 @@ NAMES = ' '.join(NAMES.values()).split()
 @pytest.fixture
 def stub_sandbox(monkeypatch):
     """Runs the code of this file, and of this file alone, here: what sandbox.py keeps out is not tried with it."""
-    def passes(code, test):
+    def passes(code, test=''):
         space = {'__name__': 'sandbox'}
         try:
             exec(code, space)
@@ -41,10 +41,16 @@ def stub_sandbox(monkeypatch):
             return False
         return True
 
-    def grade_many(jobs, processes=None):
+    def as_asserts(tests):
+        return [tests] if isinstance(tests, str) else list(tests)
+
+    def grade_many(jobs, processes=None, *limits):
         stub.jobs += jobs
-        return [(sum(passes(code, test) for test in tests) / len(tests), 'done') for code, tests in jobs]
-    stub = types.SimpleNamespace(grade_many=grade_many, jobs=[])
+        return [(sum(passes(code, test) for test in as_asserts(tests)) / len(as_asserts(tests)), 'ok') for code, tests in jobs]
+
+    def run(code, calls, *limits):
+        return 'ok' if passes(code) else 'error', []
+    stub = types.SimpleNamespace(as_asserts=as_asserts, grade_many=grade_many, run=run, jobs=[])
     monkeypatch.setitem(sys.modules, 'sandbox', stub)
     return stub
 
@@ -303,16 +309,14 @@ def test_code_completeness(code, value):
     assert score('code_completeness', code) == pytest.approx(value)
 
 
-def test_code_goes_to_the_sandbox_all_at_once(stub_sandbox, monkeypatch):
+def test_code_goes_to_the_sandbox_all_at_once(stub_sandbox):
     """One call for all groups, each different program of a prompt once, what does not parse never; tests stay with their prompt."""
     one, two = 'def f(x): return x', 'def f(x): return -x'
     resolved = resolve_rewards([('code_correctness', 1.0)])
     records = [{'prompt': 'p', 'tests': ['assert f(1) == 1', 'assert f(0) == 0']}, {'prompt': 'q'}, {'prompt': 'r', 'tests': 'assert f(1) == -1'}]
     assert score_answers(resolved, [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
-    assert stub_sandbox.jobs == [(one, records[0]['tests']), (two, records[0]['tests']), (one, ['assert f(1) == -1']), (two, ['assert f(1) == -1'])]
-    monkeypatch.setattr(stub_sandbox, 'grade_many', lambda jobs: [(0.0, 'refused')] * len(jobs))
-    with pytest.raises(RuntimeError, match="'code_execution' raised RuntimeError: this machine does not allow the sandbox"):
-        score('code_execution', one)
+    assert stub_sandbox.jobs == [(one, records[0]['tests']), (two, records[0]['tests']), (one, 'assert f(1) == -1'), (two, 'assert f(1) == -1')]
+    assert list(check_fields(resolved + resolve_rewards([('length', 1.0)]), records)['code_correctness']) == [1] and len(stub_sandbox.jobs) == 4
 
 
 def test_code_that_cheats_in_the_real_sandbox():
@@ -321,7 +325,12 @@ def test_code_that_cheats_in_the_real_sandbox():
     for code in (equal, 'def f(x): return 2\nprint("PASS")\nimport sys\nsys.exit(0)', 'import os\ndef f(x): os._exit(0)'):
         assert score('code_correctness', code, tests=['assert f(1) == 2']) == 0
     assert score('code_correctness', 'def f(x): return 2 * x', tests=['assert f(1) == 2', 'assert f(2) == 5']) == 0.5
-    assert score('code_execution', 'def f(x): return 2 * x') == 1 and score('code_execution', 'x = print\n1 / 0\nx()') == score('code_execution', 'print("PASS")\nx = 1\nimport sys\nsys.exit(0)') == 0
+    assert score('code_execution', 'def f(x): return 2 * x') == 1
+    for code in ('x = print\n1 / 0\nx()', 'print("PASS")\nx = 1\nimport sys\nsys.exit(0)', 'x = print\nx()\nwhile True: pass'):
+        assert score('code_execution', code, timeout=0.5) == 0
+    resolved = resolve_rewards([('code_correctness', 0.5), ('length', 0.5)])
+    with pytest.raises(RuntimeError, match="'code_correctness' raised ValueError: .* cannot be graded"):  # before training, and in any record
+        check_fields(resolved, [{'prompt': 'p', 'tests': ['assert f(1) == 2']}, {'prompt': 'q', 'tests': ['assert True']}])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
