@@ -320,7 +320,6 @@ def test_code_goes_to_the_sandbox_all_at_once(stub_sandbox):
 
 
 def test_code_that_cheats_in_the_real_sandbox():
-    pytest.importorskip('sandbox', reason="sandbox.py is not there yet")
     equal = 'class Equal(int):\n    def __eq__(self, other): return True\ndef f(x): return Equal()'
     for code in (equal, 'def f(x): return 2\nprint("PASS")\nimport sys\nsys.exit(0)', 'import os\ndef f(x): os._exit(0)'):
         assert score('code_correctness', code, tests=['assert f(1) == 2']) == 0
