@@ -99,6 +99,20 @@ def text_log_prob(model, ids):
     return log_probs.gather(-1, torch.tensor(ids[1:], device=log_probs.device)[:, None]).mean().item()
 
 
+@torch.no_grad()
+def text_log_probs(model, tokenizer, texts, batch_size=16):
+    """For each text the mean log-prob per character, in nats, of what follows its first token; -inf when nothing does. What is longer than the model reads is cut."""
+    rows, found = [tokenizer.encode(text)[:model.config.block_size] for text in texts], [-float('inf')] * len(texts)
+    order = sorted((i for i, ids in enumerate(rows) if len(ids) > 1), key=lambda i: len(rows[i]))  # like lengths together
+    for some in (order[start:start + batch_size] for start in range(0, len(order), batch_size)):
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[i]) for i in some], batch_first=True).to(model.wte.weight.device)  # (N, T); the model is causal, so padding on the right is not seen
+        log_probs = model.logits(tokens)[:, :-1].float().log_softmax(dim=-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+        for i, row in zip(some, log_probs.cpu()):
+            ids = rows[i]
+            found[i] = row[:len(ids) - 1].sum().item() / max(1, len(tokenizer.decode(ids)) - len(tokenizer.decode(ids[:1])))
+    return found
+
+
 def tokenizer_of(path):
     """
     The tokenizer that belongs to the model at path (see GPT.from_pretrained): of one of our checkpoint files it is in there, for

@@ -17,7 +17,7 @@ import torch
 
 from compare import stop_with_children, train, train_all
 from configurator import configure
-from grpo import all_reduce, compute_advantages, compute_rewards
+from grpo import all_reduce, compute_advantages, compute_rewards, part_means
 from mirror import MirrorMap
 from model import save_checkpoint
 
@@ -96,12 +96,12 @@ def es_training_step(policy, batch_of, params, rewards, group_size, **options):
     def fitness():
         _, tried = answers(fixed)
         tokens[0] += tried.lengths.sum().item()
-        return tried.rewards.mean().item()
+        return tried.rewards.nanmean().item()
 
     found = es_step(params, fitness, **options)
     rollout.advantages = compute_advantages(rollout.rewards, 'dr_grpo')
-    return {'mean_reward': rollout.rewards.mean().item(), 'std_reward': rollout.rewards.std().item(), 'mean_fitness': found.mean().item(), 'best_fitness': found.max().item(),
-            'mean_length': rollout.lengths.float().mean().item(), **{f'reward/{name}': value.mean().item() for name, value in rollout.reward_parts.items()},
+    return {'mean_reward': rollout.rewards.nanmean().item(), 'std_reward': rollout.rewards[~rollout.rewards.isnan()].std().item(), 'mean_fitness': found.mean().item(), 'best_fitness': found.max().item(),
+            'mean_length': rollout.lengths.float().mean().item(), **part_means(rollout.reward_parts),
             'tokens_per_s': tokens[0] / (time.perf_counter() - start)}, rollout
 
 

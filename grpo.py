@@ -44,8 +44,8 @@ class Rollout:
     allowed: torch.Tensor | None = None             # (P, H, R, V / 8) bits (sample.pack): what top_k and top_p left when sampling; None is everything
     ref_log_probs: torch.Tensor | None = None       # the reference's (P, G, R)
     ref_hidden: torch.Tensor | None = None          # for the exact KL instead: the reference's hidden states (P, H, R, D)
-    rewards: torch.Tensor | None = None             # (P, G) weighted sum
-    reward_parts: dict | None = None                # name -> (P, G), unweighted
+    rewards: torch.Tensor | None = None             # (P, G) weighted sum; NaN where no reward applies: such an answer is not trained on
+    reward_parts: dict | None = None                # name -> (P, G), unweighted; NaN where it does not apply
     advantages: torch.Tensor | None = None          # (P, G); from a value head (P, G, R)
     values: torch.Tensor | None = None              # (P, G, R) what a value head expected before each token
     returns: torch.Tensor | None = None             # (P, G, R) what it should have expected
@@ -160,23 +160,48 @@ def micro_batches(rollout, size):
 # ---------------------------------------------------------------------------------------------------------------------
 # phase 2: rewards
 
+def reward_tensor(name, values, device=None):
+    """(P, G) fp32 of a reward's values, a tensor or lists; None in a list is NaN: the reward does not apply. Raises FloatingPointError for any other NaN, and for what is infinite."""
+    gaps = isinstance(values, list) and any(None in row for row in values)
+    if gaps:
+        gaps = torch.tensor([[value is None for value in row] for row in values], device=device)
+        values = [[0.0 if value is None else value for value in row] for row in values]
+    tensor = torch.as_tensor(values, dtype=torch.float32, device=device)
+    if not torch.isfinite(tensor).all():
+        raise FloatingPointError(f"reward {name!r} is NaN or infinite for {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} answers: mend the reward, training has stopped before using it")
+    return tensor if gaps is False else tensor.masked_fill(gaps, torch.nan)
+
+
+def weighted_reward(parts, weights):
+    """
+    The sum of w r, (P, G), from parts {name: (P, G)} and weights {name: float}. Where parts are NaN the others judge alone, with the weight of all: their sum times
+    the sum of all |w| over that of theirs. NaN where none is left that counts.
+    """
+    total = sum(weights[name] * part for name, part in parts.items())
+    if not total.isnan().any():
+        return total
+    total = sum(weights[name] * part.nan_to_num(0.0) for name, part in parts.items())
+    there = sum(abs(weights[name]) * (~part.isnan()) for name, part in parts.items())
+    return (total * sum(map(abs, weights.values())) / there).masked_fill(there == 0, torch.nan)
+
+
 def compute_rewards(policy, rollout, rewards):
     """
     Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts. rewards: [(name, function, weight)...]
-    with function(policy, rollout) -> (P, G); a weight may also be a function of those values, for one that adapts. Returns the weights, {name: float}.
-    Raises FloatingPointError when a reward is not finite.
+    with function(policy, rollout) -> (P, G), or lists with None where it does not apply (see weighted_reward); a weight may also be a function of those values, for one that adapts. Returns the
+    weights, {name: float}. Raises FloatingPointError when a reward is not finite, ValueError when none applies to any answer.
     """
     weights, rollout.reward_parts = {}, {}
-    rollout.rewards = torch.zeros(rollout.lengths.shape, device=rollout.tokens.device)
+    shape, device = tuple(rollout.lengths.shape), rollout.tokens.device
     for name, function, weight in rewards:
-        value = torch.as_tensor(function(policy, rollout), dtype=torch.float32, device=rollout.rewards.device)
-        if value.shape != rollout.rewards.shape:
-            raise ValueError(f"reward {name!r} has shape {tuple(value.shape)}; it must be (prompts, answers) = {tuple(rollout.rewards.shape)}")
-        if not torch.isfinite(value).all():
-            raise FloatingPointError(f"reward {name!r} is NaN or infinite for {int((~torch.isfinite(value)).sum())} of {value.numel()} answers: mend the reward, training has stopped before using it")
+        value = reward_tensor(name, function(policy, rollout), device)
+        if value.shape != shape:
+            raise ValueError(f"reward {name!r} has shape {tuple(value.shape)}; it must be (prompts, answers) = {shape}")
         weights[name] = weight(value) if callable(weight) else weight
         rollout.reward_parts[name] = value
-        rollout.rewards += weights[name] * value
+    rollout.rewards = weighted_reward(rollout.reward_parts, weights)
+    if rollout.rewards.isnan().all():
+        raise ValueError(f"none of the rewards {', '.join(map(repr, weights))} applies to any of the {rollout.rewards.numel()} answers")
     return weights
 
 
@@ -185,12 +210,19 @@ def compute_rewards(policy, rollout, rewards):
 
 def compute_advantages(rewards, kind='grpo', all_rewards=None):
     """
-    Advantages (P, G) from rewards (P, G). Sources: grpo arXiv 2402.03300, dr_grpo 2503.20783, rloo 2402.14740; batch divides by
+    Advantages (P, G) from rewards (P, G); an answer whose reward is NaN takes no part, and has 0. Sources: grpo arXiv 2402.03300, dr_grpo 2503.20783, rloo 2402.14740; batch divides by
     the std of the whole step (all_rewards, when other ranks hold some of it). Raises ValueError for groups of one answer.
     """
     P, G = rewards.shape
     if G < 2:
         raise ValueError("group_size is 1: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
+    missing = rewards.isnan()
+    if missing.any():
+        everyone, advantages = rewards if all_rewards is None else all_rewards, torch.zeros_like(rewards)
+        for row, there in enumerate(~missing):
+            if there.sum() > 1:
+                advantages[row, there] = compute_advantages(rewards[row, there][None], kind, everyone[~everyone.isnan()])[0]
+        return advantages
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     # Equal rewards carry no signal; say so exactly, before rounding residue is divided by a tiny std.
     centred = centred.masked_fill((rewards == rewards[:, :1]).all(dim=1, keepdim=True), 0.0)
@@ -233,7 +265,7 @@ def value_advantages(policy, rollout, token_rewards, gamma, gae_lambda, micro_ba
     Fills in values, returns and advantages (P, G, R), the latter whitened over the whole step, for PPO. The policy's model has a value_head, D -> 1.
     token_rewards (P, G, R): what each token costs or earns by itself; the answer's reward comes on top at its last token.
     """
-    mask = rollout.mask
+    mask = rollout.mask & ~rollout.rewards.isnan()[..., None]
     rollout.values = torch.cat([policy.model.value_head(policy.hidden(part)).squeeze(-1).float() for part in micro_batches(rollout, micro_batch_size)]).masked_fill(~mask, 0.0)
     last = (rollout.lengths.to(mask.device) - 1).clamp(min=0)[..., None]
     token_rewards = token_rewards.scatter_add(-1, last, rollout.rewards[..., None])
@@ -460,6 +492,16 @@ def gather_rewards(rewards):
     return torch.cat(everyone)
 
 
+def part_means(parts):
+    """{'reward/<name>': its mean over the answers of all ranks that it applies to, 'reward_missing/<name>': the share of those that it does not}, from parts {name: (P, G)}."""
+    metrics = {}
+    for name, part in parts.items():
+        total, missing, n = all_reduce(torch.stack((part.nansum(), part.isnan().sum().float(), torch.ones_like(part).sum()))).tolist()
+        metrics |= {f'reward/{name}': total / (n - missing)} if missing < n else {}
+        metrics[f'reward_missing/{name}'] = missing / n
+    return metrics
+
+
 def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo', kl_beta=0.0, kl_estimator='k3',
                        kl_in_reward=False, reward_combination='rewards', micro_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
     """
@@ -488,10 +530,11 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
         else:
             rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
     lengths = all_reduce(rollout.lengths.sum().float().to(rollout.tokens.device)).item()
-    if mask_truncated and rollout.ended is not None:  # an answer of length 0 has no token in the loss and is in none of its counts
-        kept = replace(rollout, lengths=rollout.lengths.masked_fill(~rollout.ended, 0))
-    else:
-        kept = rollout
+    left_out = rollout.rewards.isnan().cpu()
+    if mask_truncated and rollout.ended is not None:
+        left_out |= ~rollout.ended
+    # an answer of length 0 has no token in the loss and is in none of its counts
+    kept = replace(rollout, lengths=rollout.lengths.masked_fill(left_out, 0)) if left_out.any() else rollout
     metrics = {}
     if learn:
         metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_beta=kl_beta, kl_estimator=kl_estimator, reference=reference, **training)
@@ -499,12 +542,12 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean().to(rollout.tokens.device)).item() / ranks
-    metrics |= {'mean_reward': everyone.mean().item(), 'std_reward': everyone.std().item(),
-                'frac_reward_zero_std': (everyone == everyone[:, :1]).all(dim=1).float().mean().item(),
+    rewarded = everyone[~everyone.isnan()]
+    metrics |= {'mean_reward': rewarded.mean().item(), 'std_reward': rewarded.std().item(),
+                'frac_reward_zero_std': (everyone.nan_to_num(torch.inf).amin(dim=1) >= everyone.nan_to_num(-torch.inf).amax(dim=1)).float().mean().item(),
                 'mean_advantage': all_reduce(rollout.advantages.mean()).item() / ranks,
                 'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
-    for name, value in rollout.reward_parts.items():
-        metrics[f'reward/{name}'] = all_reduce(value.mean()).item() / ranks
+    metrics |= part_means(rollout.reward_parts)
     times = [b - a for a, b in zip(clock, clock[1:])]
     metrics |= dict(zip(('time_rollout', 'time_reward', 'time_train'), times), tokens_per_s=lengths / sum(times))
     return metrics, rollout

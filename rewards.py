@@ -1,12 +1,17 @@
 """
-Rewards that can be checked: plain functions from a completion to a number in [0, 1].
+The catalogue of rewards: plain functions from a completion to a number in [0, 1].
 
     @reward('name', needs=('reference',))
     def name(text, *, prompt=None, reference=None, tests=None, context=None, **params) -> float | None
 
-A reward names the fields and the params it uses and no others; None means that it does not apply to this prompt. What it
-cannot compute it raises, and the error comes out with the reward's name: a score is never made up.
-A custom reward is any function with a completion as its first argument; it may return any finite number.
+A reward names the fields and the params it uses and no others. None means that it does not apply, and then the others judge alone; of ours it
+depends on the record and never on the text, for else a policy would choose what it is judged by. What a reward cannot compute it raises, and the
+error comes out with its name: a score is never made up. One that is `hackable` can be had without a good answer: weigh it beside one that looks at the content.
+A custom reward is any function with a completion as its first argument; it may return any finite number. With the attribute `group = True` it gets the list of a
+group's texts, with `batched = True` those of the whole step (then each field is a list too), and returns a list.
+Here: the contract, right or wrong, and form. The others enter the same REWARDS from rewards_math.py, rewards_overlap.py, rewards_text.py and rewards_code.py.
+
+$ python rewards.py "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """
 import difflib
 import functools
@@ -15,7 +20,9 @@ import json
 import math
 import os
 import re
+import sys
 import traceback
+import warnings
 from fractions import Fraction
 from xml.parsers import expat
 
@@ -23,13 +30,24 @@ REWARDS = {}
 FIELDS = ('prompt', 'reference', 'tests', 'context')
 
 
-def reward(name, needs=(), cheap=True):
-    """Enter a function into REWARDS. needs: the fields without which it returns None; cheap: check_fields may try every record."""
+def reward(name, needs=(), cheap=True, hackable=False, group=False, batched=False):
+    """
+    Enter a function into REWARDS. needs: the fields without which it does not apply; cheap: check_fields may try every record; hackable: a text without
+    worth can have it; group: it gets the texts of a group; batched: the different texts of all groups, and for each field a list.
+    """
     def enter(function):
-        function.needs, function.cheap, function.bounds = needs, cheap, (0.0, 1.0)
+        function.needs, function.cheap, function.hackable, function.group, function.batched = needs, cheap, hackable, group, batched
+        function.bounds = (0.0, 1.0)
         REWARDS[name] = function
         return function
     return enter
+
+
+def plain_text(value):
+    """A prompt, reference or context as one text: that of chat messages is what their last says, that of a list its items."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        return str(value[-1].get('content', ''))
+    return '\n'.join(map(str, value)) if isinstance(value, (list, tuple)) else '' if value is None else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,12 +90,16 @@ LATEX_FRACTION = re.compile(r'([0-9]?)\\[dt]?frac\s*\{\s*([0-9.]+)\s*\}\s*\{\s*(
 LONGEST_NUMBER = 1000  # characters; Python refuses to read integers of more than 4,300 digits
 
 
+def plain_numbers(text):
+    """A text whose numbers are no longer written in LaTeX."""
+    text = text.replace('{,}', ',').replace('\\,', '').replace('\\!', '').replace('\\$', '$').replace('\\%', '%')
+    return LATEX_FRACTION.sub(lambda m: f'{m[1]}{" " if m[1] else ""}{m[2]}/{m[3]}', text)
+
+
 def numbers_in(text):
     """All numbers of a text in order, exact, as Fractions."""
-    text = text.replace('{,}', ',').replace('\\,', '').replace('\\!', '').replace('\\$', '$').replace('\\%', '%')
-    text = LATEX_FRACTION.sub(lambda m: f'{m[1]}{" " if m[1] else ""}{m[2]}/{m[3]}', text)
     numbers = []
-    for match in NUMBER.finditer(text):
+    for match in NUMBER.finditer(plain_numbers(text)):
         top, bottom = match['top'].replace(',', ''), (match['bottom'] or '1').replace(',', '')
         if max(len(top), len(bottom)) <= LONGEST_NUMBER and Fraction(bottom) != 0:  # what is divided by zero is no number
             negative = ((match['sign'] or '') + (match['sign2'] or '')) in ('-', '−')
@@ -162,9 +184,9 @@ def reasoning_gym(text, *, context=None, partial=False, after=None, tag=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# form. These are easily had without a good answer: weigh them beside a reward that looks at the content
+# form
 
-@reward('format_tag')
+@reward('format_tag', hackable=True)
 def format_tag(text, *, tags=('think', 'answer')):
     """1 when the text is <tag>...</tag> for each of tags in order, once, with something inside, and nothing between them; else 0. No partial credit: a policy collects it and stays there."""
     tags = (tags,) if isinstance(tags, str) else tags
@@ -192,7 +214,7 @@ def refuse(*what):
     raise ValueError(f"refused: {what[0]!r}")
 
 
-@reward('format_json')
+@reward('format_json', hackable=True)
 def format_json(text, *, keys=None):
     """1 when the text, or the one fenced block in it, is a JSON object or array; with keys, an object that has them all. NaN and Infinity are not JSON."""
     if isinstance(keys, str):
@@ -204,7 +226,7 @@ def format_json(text, *, keys=None):
     return float(isinstance(value, (dict, list)) if keys is None else isinstance(value, dict) and set(keys) <= set(value))
 
 
-@reward('format_xml')
+@reward('format_xml', hackable=True)
 def format_xml(text):
     """1 when the text, or the one fenced block in it, is a well-formed XML document. A DTD scores 0 unread: entities are where XML bombs hide."""
     parser = expat.ParserCreate(encoding='utf-8')
@@ -216,7 +238,7 @@ def format_xml(text):
     return 1.0
 
 
-@reward('length')
+@reward('length', hackable=True)
 def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
     """
     1 with min_length to max_length words, falling linearly to 0 over `ramp` words outside (0: at once). With target_length:
@@ -240,13 +262,8 @@ def shorten(text, limit=80):
     return repr(text if len(text) <= limit else text[:limit - 3] + '...')
 
 
-def run_reward(name, function, takes, params, text, **fields):
-    """The reward of one text as a float, or None. Raises RuntimeError (function's own error is its cause) and ValueError, with the reward's name."""
-    try:
-        value = function(text, **{k: v for k, v in fields.items() if k in takes}, **params)
-    except Exception as e:
-        frame = traceback.extract_tb(e.__traceback__)[-1]
-        raise RuntimeError(f"reward {name!r} raised {type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno}) for completion {shorten(text)}") from e
+def checked(name, function, value, text):
+    """A reward's value as a float, or None. Raises ValueError, with the reward's name, for what is no number or out of bounds."""
     if value is None:
         return None
     low, high = getattr(function, 'bounds', (-math.inf, math.inf))
@@ -260,15 +277,65 @@ def run_reward(name, function, takes, params, text, **fields):
     return number
 
 
+def call(name, function, texts, argument, fields, params):
+    """The values (a list of float | None) of texts, for which function(argument) is called once. Raises RuntimeError (function's own error is its cause) and ValueError, with the reward's name."""
+    several = isinstance(argument, list)
+    try:
+        values = function(argument, **fields, **params)
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        raise RuntimeError(f"reward {name!r} raised {type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno}) for completion {shorten(texts[0])}"
+                           + (f" and {len(texts) - 1} more" if len(texts) > 1 else '')) from e
+    if several and (isinstance(values, (str, int, float)) or not hasattr(values, '__len__') or len(values) != len(texts)):
+        raise ValueError(f"reward {name!r} returned {shorten(repr(values))} for {len(texts)} texts: it must be a list with a value for each")
+    return [checked(name, function, value, text) for value, text in zip(values if several else [values], texts)]
+
+
+def call_all(name, function, takes, params, groups, records, failed=None):
+    """
+    The values of all answers: groups is P lists of G texts, records P dicts of fields. Returns P lists of G float | None. Where `failed` is a set, an error
+    of one answer or group is warned of and its (p, g) put there; one of a whole batch is raised all the same.
+    """
+    needs = getattr(function, 'needs', ())
+    fields = [{k: v for k, v in record.items() if k in takes} for record in records]
+    applies = [p for p, record in enumerate(records) if all(record[need] is not None for need in needs)]
+    values = [[None] * len(group) for group in groups]
+    if getattr(function, 'batched', False):
+        slots = list(dict.fromkeys((p, text) for p in applies for text in groups[p]))  # each different text of a prompt once
+        if slots:
+            found = call(name, function, [text for _, text in slots], [text for _, text in slots], {k: [fields[p][k] for p, _ in slots] for k in fields[0]}, params)
+            found = dict(zip(slots, found))
+            values = [[found.get((p, text)) for text in group] for p, group in enumerate(groups)]
+        return values
+    together = getattr(function, 'group', False)
+    for p in applies:
+        for places in ([list(range(len(groups[p])))] if together else [[g] for g in range(len(groups[p]))]):
+            texts = [groups[p][g] for g in places]
+            try:
+                found = call(name, function, texts, texts if together else texts[0], fields[p], params)
+            except (RuntimeError, ValueError) as e:
+                if failed is None:
+                    raise
+                warnings.warn(f"answers left out: {e}")
+                failed.update((p, g) for g in places)
+                continue
+            for g, value in zip(places, found):
+                values[p][g] = value
+    return values
+
+
 def find_reward(name):
     if name not in REWARDS:
         near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.5)
-        raise ValueError(f"there is no reward {name!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" (there are: {', '.join(sorted(REWARDS))})")
+        raise ValueError(f"there is no reward {name!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" (there are: {', '.join(REWARDS)})")
     return REWARDS[name]
 
 
-def bind(name, function, params):
-    """function(text, **fields) -> float | None, which passes on the fields that the reward takes. Raises ValueError when its arguments do not fit."""
+def bind(name, function, params, provided=None):
+    """
+    function(text, **fields) -> float | None, which passes on the fields that the reward takes; its attribute all(groups, records) is call_all. provided: arguments
+    for those rewards that name them. Raises ValueError when its arguments do not fit.
+    """
     try:
         arguments = list(inspect.signature(function).parameters.values())
     except ValueError:  # some built-ins do not tell
@@ -279,6 +346,7 @@ def bind(name, function, params):
         raise ValueError(f"reward {name!r} takes {arguments[0].name!r} first: its first argument is the completion, call it text")
     named = [a for a in arguments[1:] if a.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)]
     takes = {a.name for a in named}
+    params = {k: v for k, v in (provided or {}).items() if k in takes} | params
     anything = any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments)
     for key in params:
         if key in FIELDS or (key not in takes and not anything):
@@ -288,8 +356,13 @@ def bind(name, function, params):
     for a in named:
         if a.default is a.empty and a.name not in FIELDS and a.name not in params:
             raise ValueError(f"reward {name!r} needs the argument {a.name!r}: give it in params (from a record come {', '.join(FIELDS)})")
-    bound = functools.partial(run_reward, name, function, FIELDS if anything else takes, params)
-    bound.needs, bound.cheap = getattr(function, 'needs', ()), getattr(function, 'cheap', False)
+    every = functools.partial(call_all, name, function, FIELDS if anything else takes, params)
+
+    def bound(text, **fields):
+        return every([[text]], [dict.fromkeys(FIELDS) | fields])[0][0]
+
+    bound.all, bound.needs, bound.cheap = every, getattr(function, 'needs', ()), getattr(function, 'cheap', False)
+    bound.hackable = getattr(function, 'hackable', False) and not (params.get('model') or params.get('scorer'))
     return bound
 
 
@@ -298,10 +371,10 @@ def score(name, text, prompt=None, reference=None, tests=None, context=None, **p
     return bind(name, find_reward(name), params)(text, prompt=prompt, reference=reference, tests=tests, context=context)
 
 
-def resolve_rewards(spec):
+def resolve_rewards(spec, provided=None):
     """
     spec: a list of name | function | (name or function, weight) | (name or function, weight, params) | {'type', 'weight', 'params'};
-    a weight left out is 1. Returns [(name, function(text, **fields) -> float | None, weight)] with no name twice. Raises ValueError.
+    a weight left out is 1. provided: see bind. Returns [(name, function(text, **fields) -> float | None, weight)] with no name twice. Raises ValueError.
     """
     if not isinstance(spec, (list, tuple)) or not spec:
         raise ValueError(f"rewards is {spec!r}: it must be a list with at least one reward, like [('number_answer', 1.0), ('length', 0.1, {{'max_length': 200}})]")
@@ -326,7 +399,12 @@ def resolve_rewards(spec):
         base = what if isinstance(what, str) else getattr(what, '__name__', type(what).__name__).strip('<>')
         name = next(n for n in [base] + [f'{base}_{i}' for i in range(2, len(spec) + 2)] if n not in names)
         names.add(name)
-        resolved.append((name, bind(name, find_reward(what) if isinstance(what, str) else what, params), float(weight)))
+        resolved.append((name, bind(name, find_reward(what) if isinstance(what, str) else what, params, provided), float(weight)))
+    total = sum(weight for _, _, weight in resolved)
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        warnings.warn(f"the weights of the rewards sum to {total:g}, not to 1: mean_reward is then not between 0 and 1")
+    if len(resolved) == 1 and resolved[0][1].hackable:
+        warnings.warn(f"the only reward, {resolved[0][0]!r}, can be had without a good answer, and a policy will find out how: weigh it beside one that looks at the content")
     return resolved
 
 
@@ -344,28 +422,73 @@ def not_applicable(name, function, record, index):
     return ValueError(f"reward {name!r} does not apply to prompt {index} ({shorten(str(record['prompt']))}): {why}")
 
 
-def check_fields(rewards, records):
+def check_fields(rewards, records, errors='raise'):
     """
     Before any time is spent: try each reward on an empty completion, which does happen, for every record where that is cheap
-    and else for the first. Raises ValueError naming reward, prompt and field where it does not apply, and whatever the reward raises.
+    and else for the first that has the fields. Raises ValueError naming reward, prompt and field for a reward that applies to no record and a record to which no
+    reward does, and, unless errors is 'drop', whatever a reward raises. Returns the gaps that are left, {name: {number of the record: why}}: there the other rewards judge alone.
     """
+    gaps = {name: {} for name, _, _ in rewards}
     for name, function, _ in rewards:
+        tried = False
         for i, record in enumerate(records):
             fields = fields_of(record)
             missing = any(fields[need] is None for need in function.needs)
-            if missing or ((function.cheap or i == 0) and function('', **fields) is None):
-                raise not_applicable(name, function, record, i)
+            if missing:
+                gaps[name][i] = not_applicable(name, function, record, i)
+            elif function.cheap or not tried:
+                failed = None if errors == 'raise' else set()
+                if function.all([['']], [fields], failed) == [[None]] and not failed:
+                    gaps[name][i] = not_applicable(name, function, record, i)
+                tried = True
+        if len(gaps[name]) == len(records):
+            raise gaps[name][0]
+    for i in range(len(records)):
+        if rewards and all(i in gap for gap in gaps.values()):
+            raise gaps[rewards[0][0]][i]
+    return {name: gap for name, gap in gaps.items() if gap}
 
 
-def score_answers(rewards, texts, records):
-    """texts: P lists of G completions, one list for each of the P records. Returns {name: P lists of G floats}. Raises ValueError where a reward does not apply."""
+def score_answers(rewards, texts, records, errors='raise'):
+    """
+    texts: P lists of G completions, one list for each of the P records. Returns {name: P lists of G float | None}, None where a reward does not apply. With errors 'drop' an
+    answer for which a reward raises is warned of, and has None for all rewards.
+    """
     if len(texts) != len(records):
         raise ValueError(f"there are {len(texts)} groups of completions for {len(records)} prompts")
-    scores = {name: [] for name, _, _ in rewards}
-    for name, function, _ in rewards:
-        for i, (group, record) in enumerate(zip(texts, records)):
-            row = [function(text, **fields_of(record)) for text in group]
-            if None in row:
-                raise not_applicable(name, function, record, i)
-            scores[name].append(row)
+    fields, failed = [fields_of(record) for record in records], set()
+    scores = {name: function.all(texts, fields, None if errors == 'raise' else failed) for name, function, _ in rewards}
+    for values in scores.values():
+        for p, g in failed:
+            values[p][g] = None
     return scores
+
+
+def main(arguments):
+    """python rewards.py "a text" --names=bleu,fluency --reference="..." [--prompt= --context= --tests=]: what each reward says of a text. Without names, all that can be had."""
+    options = dict(a[2:].partition('=')[::2] for a in arguments if a.startswith('--'))
+    texts = [a for a in arguments if not a.startswith('--')]
+    unknown = set(options) - {'names', *FIELDS}
+    if len(texts) != 1 or unknown:
+        raise SystemExit(f"{'unknown option --' + unknown.pop() if unknown else f'there are {len(texts)} texts, not one'}: python rewards.py \"the text\" --names=bleu,readability " + ' '.join(f'--{f}=...' for f in FIELDS))
+    fields = {k: v for k, v in options.items() if k in FIELDS}
+    if 'tests' in fields:
+        fields['tests'] = fields['tests'].split('\n')
+    names = options['names'].split(',') if 'names' in options else list(REWARDS)
+    for name in names:
+        try:
+            function = find_reward(name)
+            value = score(name, texts[0], **fields)
+        except (RuntimeError, ValueError) as e:
+            print(f"{name:24} cannot be computed: {e}" if name in REWARDS else e)
+            continue
+        needs = [need for need in function.needs if need not in fields]
+        why = f"needs {' and '.join(needs)}" if needs else f"it can do nothing with the {' and '.join(function.needs) or 'record'}"
+        print(f"{name:24} " + (f"not applicable ({why})" if value is None else f"{value:.4f}") + ('  hackable' if function.hackable else ''))
+
+
+import rewards_code, rewards_math, rewards_overlap, rewards_text  # noqa: E401, E402: they take `reward` from here, and enter theirs
+
+if __name__ == '__main__':
+    from rewards import main  # of the module that they entered theirs into
+    main(sys.argv[1:])

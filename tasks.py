@@ -9,13 +9,15 @@ does not learn in this iteration; `learn_beside(rollout)`: what else learns from
 """
 import copy
 import os
+import warnings
 
 import torch
 
-from completion import CausalPolicy, prompt_batch, text_log_prob, tokenizer_of
+from completion import CausalPolicy, prompt_batch, text_log_prob, text_log_probs, tokenizer_of
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
+from grpo import reward_tensor, weighted_reward
 from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
@@ -120,7 +122,7 @@ class Completion(Job):
     max_answer_tokens = property(lambda self: self.s.max_new_tokens)
 
     def __init__(self, s, device, rank, once, say):
-        self.s, self.device, self.rank, self.say = s, device, rank, say
+        self.s, self.device, self.rank, self.say, self.start_model = s, device, rank, say, None
         self.reward_functions = self.named_rewards()
         source = s.train_prompts or s.dataset
         once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
@@ -130,7 +132,8 @@ class Completion(Job):
         else:  # a file has one split
             self.records, self.eval_records = held_out_split(self.records, s.eval_prompts_n, s.seed)
         for records in (self.records, self.eval_records):
-            check_fields(self.reward_functions, records)
+            for name, gap in check_fields(self.reward_functions, records, s.reward_errors).items():
+                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {next(iter(gap.values()))}")
         self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
         once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
@@ -140,7 +143,17 @@ class Completion(Job):
         self.scored = None, None
 
     def named_rewards(self):
-        return resolve_rewards(self.s.rewards)
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter('always')
+            resolved = resolve_rewards(self.s.rewards, {'start_log_probs': self.start_log_probs})
+        for doubt in doubts:  # said once, not on every rank
+            self.say(f"note: {doubt.message}")
+        return resolved
+
+    def start_log_probs(self, texts):
+        """What the model that the run starts from thinks of texts, see text_log_probs: for rewards that ask for it, and loaded when they first do."""
+        self.start_model = self.start_model or self.load_model().eval().requires_grad_(False)
+        return text_log_probs(self.start_model, self.tokenizer, texts)
 
     def encode(self, tokenizer):
         """Token ids for all prompts; how many of those to train on and of those held out were too long."""
@@ -188,14 +201,14 @@ class Completion(Job):
     def scores(self, policy, rollout):
         """{reward name: (P, G)} of a training rollout, worked out once for all names."""
         if self.scored[0] is not rollout:
-            values = score_answers(self.reward_functions, policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
+            values = score_answers(self.reward_functions, policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()], self.s.reward_errors)
             self.scored = rollout, values
         return self.scored[1]
 
     def evaluate(self, policy):
         """
         The held-out prompts, answered greedily once and sampled eval_samples times with the same noise each time. Accuracy is
-        the first reward's mean; pass_at_k the share of prompts of which a sampled answer gets 1; reward the weighted sum.
+        the first reward's mean, where it applies; pass_at_k the share of prompts of which a sampled answer gets 1; reward the weighted sum.
         """
         s, first = self.s, self.reward_functions[0][0]
         greedy, sampled, total = [], [], []
@@ -203,16 +216,18 @@ class Completion(Job):
             records = self.eval_records[start:start + s.eval_batch_size]
             batch = self.make_batch(records, list(range(len(records))), start)
             texts = policy.texts(policy.greedy(batch))
-            greedy += score_answers(self.reward_functions, texts, records)[first]
+            greedy.append(reward_tensor(first, score_answers(self.reward_functions[:1], texts, records, s.reward_errors)[first]))
             if start == 0:
                 for record, (text,) in list(zip(records, texts))[:s.eval_show]:
                     self.say(f"  {record['text']!r}\n    -> {text!r}" + (f" (wanted {record['answer']!r})" if 'answer' in record else ''))
-            values = score_answers(self.reward_functions, policy.texts(policy.sample(batch, s.eval_samples)), records)
-            sampled += values[first]
-            total.append(sum(weight * torch.tensor(values[name], dtype=torch.float32) for name, _, weight in self.reward_functions))
-        sampled = torch.tensor(sampled, dtype=torch.float32)
-        metrics = {'eval/accuracy_greedy': torch.tensor(greedy, dtype=torch.float32).mean().item(), 'eval/accuracy_sampled': sampled.mean().item(),
-                   'eval/pass_at_k': (sampled >= 1).any(dim=1).float().mean().item(), 'eval/reward': torch.cat(total).mean().item()}
+            values = score_answers(self.reward_functions, policy.texts(policy.sample(batch, s.eval_samples)), records, s.reward_errors)
+            parts = {name: reward_tensor(name, value) for name, value in values.items()}
+            sampled.append(parts[first])
+            total.append(weighted_reward(parts, {name: weight for name, _, weight in self.reward_functions}))
+        sampled = torch.cat(sampled)
+        judged = ~sampled.isnan().all(dim=1)
+        metrics = {'eval/accuracy_greedy': torch.cat(greedy).nanmean().item(), 'eval/accuracy_sampled': sampled.nanmean().item(),
+                   'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(), 'eval/reward': torch.cat(total).nanmean().item()}
         if s.retain_text:
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, self.tokenizer.encode(s.retain_text))
         return metrics

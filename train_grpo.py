@@ -54,6 +54,7 @@ max_prompt_length: int | None = None                 # in tokens
 too_long = 'error'                                   # what to do with a longer one: 'error' | 'drop'
 max_new_tokens = 64                                  # R: where an answer is cut off
 rewards: list = ['exact_answer']                     # names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
+reward_errors = 'raise'                              # 'drop': an answer for which a reward raises is warned of and left out
 mask_truncated = False                               # True: answers that were cut off are not trained on
 retain_text = ''                                     # its log-prob is logged at each evaluation: does the model forget its language?
 # alignment: prompts as for completion, and a scorer of reward and cost
@@ -191,7 +192,7 @@ config = configure(globals())
 for key, allowed in (('task', ('fill_in', 'completion', 'nla', 'alignment')), ('lambda_rule', LAMBDA_RULES), ('reward_combination', ('rewards', 'advantages')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('injection_mode', MODES),
                      ('critic_pooling', POOLINGS), ('critic_head', ('linear', 'mlp')), ('critic_target_norm', ('standard', 'unit')), ('loss_type', LOSS_TYPES), ('divergence', DIVERGENCES), ('optimizer', ('adamw', 'es')), ('mirror_weighting', MIRROR_WEIGHTINGS), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
                      ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
-                     ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop'))):
+                     ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop')), ('reward_errors', ('raise', 'drop'))):
     if config[key] not in allowed:
         raise ValueError(f"{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
 if group_size < 2:
@@ -380,9 +381,14 @@ if wandb_log and master:
     tracker = wandb.init(project=wandb_project, name=wandb_run_name, mode=wandb_mode, config=plain_config, dir=out_dir)
 
 
+def number_or_none(x):
+    """JSON has no NaN, which a reward is where it does not apply."""
+    return None if math.isnan(x) else x
+
+
 def wandb_pictures(wandb, parts):
     """Histograms of an iteration's rewards, {name: (P, G)}; where there is a cost, reward against cost for up to 2,000 answers."""
-    pictures = {f'{name}/dist': wandb.Histogram(part.flatten().tolist()) for name, part in parts.items()}
+    pictures = {f'{name}/dist': wandb.Histogram(part[~part.isnan()].tolist()) for name, part in parts.items()}
     if {'helpfulness', 'cost'} <= parts.keys():
         points = wandb.Table(['reward', 'cost'], torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].tolist())
         pictures['scatter/reward_vs_cost'] = wandb.plot.scatter(points, 'reward', 'cost', title='reward vs cost')
@@ -520,7 +526,7 @@ for it in range(start_iter, max_iters + 1):
         if it % hist_interval == 0:
             parts = {name: gather_rewards(part) if optimizer == 'adamw' else part for name, part in rollout.reward_parts.items()}  # es: every rank has the same
             if master:
-                rewards_file.write(json.dumps({'iter': it, **{name: [round(x, 4) for x in part.flatten().tolist()] for name, part in parts.items()}}) + '\n')
+                rewards_file.write(json.dumps({'iter': it, **{name: [number_or_none(round(x, 4)) for x in part.flatten().tolist()] for name, part in parts.items()}}) + '\n')
                 rewards_file.flush()
             if tracker:
                 tracker.log(wandb_pictures(wandb, parts), step=it)
@@ -534,7 +540,7 @@ for it in range(start_iter, max_iters + 1):
             say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, {learned}, length {metrics['mean_length']:.1f}, "
                 f"{metrics['tokens_per_s']:,.0f} tokens/s" + ''.join(f", {name} {metrics[key]:.4f}" for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')) if key in metrics), flush=True)
             prompt, first = job.prompt_text(rollout), rollout.rows(0, 1)
-            parts = [{f'reward/{name}': value for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
+            parts = [{f'reward/{name}': number_or_none(value) for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
             samples = [{'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}
                        for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
             samples_file.writelines(json.dumps(sample) + '\n' for sample in samples)

@@ -1,5 +1,6 @@
 """The policy of completion: what is sampled is what is trained, a prompt read once is a prompt read G times, and rewards move it."""
 import copy
+import math
 
 import pytest
 import torch
@@ -127,6 +128,30 @@ def test_ppo_learns_when_to_stop():
     assert whitened.mean().abs() < 1e-5 and whitened.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     history = [grpo_training_step(policy, batch(seed), optimizer, reward, group_size=8, advantage='gae', loss_type='dapo', micro_batch_size=2)[0] for seed in range(30)]
     assert history[-1]['mean_length'] < 2 < history[0]['mean_length'] and history[-1]['value_loss'] < history[0]['value_loss'] / 4
+
+
+def test_answers_that_no_reward_applies_to_are_not_trained_on():
+    """Every third answer has none: the gradient is that of the others alone, by hand as in grpo's formula, and the metrics are theirs; with a value head they are as little in the loss."""
+    policy = CausalPolicy(tiny(), TOKENIZER, 6)
+    rows = lambda rollout: [[None if (p + g) % 3 == 0 else float(rollout.tokens[p, g, 0]) for g in range(8)] for p in range(4)]
+    reward = [('some', lambda policy, rollout: rows(rollout), 1.0)]
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+    metrics, rollout = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, grad_clip=0, loss_type='dapo', micro_batch_size=3)
+    whole = gradient(policy.model)
+    there = ~rollout.rewards.isnan()
+    assert rollout.rewards.isnan().sum() == 11 and metrics['reward_missing/some'] == pytest.approx(11 / 32) and metrics['mean_reward'] == pytest.approx(rollout.rewards[there].mean().item())
+    logps, loss = answer_log_probs(policy, rollout)[0], 0
+    for p in range(4):
+        rewards = rollout.rewards[p, there[p]]
+        for logp, mask, A in zip(logps[p, there[p]], rollout.mask[p, there[p]], (rewards - rewards.mean()) / (rewards.std() + 1e-4)):
+            loss = loss - A * logp[mask].sum()
+    policy.model.zero_grad()
+    (loss / rollout.mask[there].sum()).backward()
+    assert whole.norm() > 0.01 and (gradient(policy.model) - whole).norm() < 1e-4 * whole.norm()
+    policy.model.value_head = torch.nn.Linear(32, 1)
+    metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(policy.model.parameters(), lr=0.0), reward, group_size=8, advantage='gae', kl_in_reward=True)
+    left_out = rollout.rewards.isnan()
+    assert left_out.sum() == 11 and (rollout.advantages[left_out] == 0).all() and all(math.isfinite(value) for value in metrics.values())
 
 
 def test_answers_that_were_cut_off():

@@ -1,12 +1,13 @@
 """The arithmetic of the step against hand-worked numbers and brute-force enumeration (float64)."""
 import itertools
+import math
 import types
 
 import pytest
 import torch
 
 from grpo import (LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gae, gather_logps, head_log_probs, kl_estimate,
-                  policy_loss, train_on_rollout)
+                  part_means, policy_loss, train_on_rollout)
 
 torch.manual_seed(0)
 
@@ -245,6 +246,36 @@ def test_a_reward_that_is_nan_is_named():
         compute_rewards(None, rollout, [('mine', lambda p, r: [[0.0, 1.0], [float('nan'), 0.5]], 1.0)])
     compute_rewards(None, rollout, [('a', lambda p, r: torch.ones(2, 2), 0.5), ('b', lambda p, r: torch.eye(2), 2.0)])
     assert rollout.rewards.tolist() == [[2.5, 0.5], [0.5, 2.5]]
+
+
+def test_a_reward_that_does_not_apply_leaves_its_weight_to_the_others():
+    """a and b weigh 1 and 3: where b is None a answers for both, 4 a; where both are, the answer has no reward. NaN is still an error."""
+    rollout = types.SimpleNamespace(lengths=torch.ones(2, 2), tokens=torch.zeros(2, 2, 1))
+    rewards = [('a', lambda p, r: [[0.5, 1.0], [None, None]], 1.0), ('b', lambda p, r: [[1.0, None], [None, 0.5]], 3.0)]
+    assert compute_rewards(None, rollout, rewards) == {'a': 1.0, 'b': 3.0}
+    assert rollout.rewards[0].tolist() == [3.5, 4.0] and rollout.rewards[1, 0].isnan() and rollout.rewards[1, 1] == 2.0
+    assert part_means(rollout.reward_parts) == {'reward/a': 0.75, 'reward_missing/a': 0.5, 'reward/b': 0.75, 'reward_missing/b': 0.5}
+    compute_rewards(None, rollout, [('a', lambda p, r: [[0.5, 1.0], [None, 1.0]], 1.0), ('cost', lambda p, r: [[2.0, None], [1.0, 1.0]], -1.0)])
+    assert rollout.rewards.tolist() == [[-1.5, 2.0], [-2.0, 0.0]]  # sizes of weights count: 1 * 2 / 1, -1 * 2 / 1
+    compute_rewards(None, rollout, [('a', lambda p, r: [[0.5, 1.0], [None, 1.0]], 1.0), ('seen', lambda p, r: torch.ones(2, 2), 0.0)])
+    assert rollout.rewards[1].isnan().tolist() == [True, False]  # what weighs nothing does not judge
+    with pytest.raises(ValueError, match="none of the rewards 'a' applies to any of the 4 answers"):
+        compute_rewards(None, rollout, [('a', lambda p, r: [[None] * 2] * 2, 1.0)])
+    assert part_means({'a': torch.full((2, 2), torch.nan)}) == {'reward_missing/a': 1.0}
+    with pytest.raises(FloatingPointError, match="'a' is NaN or infinite for 1 of 4"):
+        compute_rewards(None, rollout, [('a', lambda p, r: [[None, math.nan], [0.0, 1.0]], 1.0)])
+    with pytest.raises(FloatingPointError, match="'a' is NaN or infinite for 1 of 4"):
+        compute_rewards(None, rollout, [('a', lambda p, r: [[None, math.inf], [0.0, 1.0]], 1.0)])
+
+
+@pytest.mark.parametrize('kind', ['grpo', 'dr_grpo', 'batch', 'rloo'])
+def test_answers_without_a_reward_take_no_part_in_the_comparison(kind):
+    rewards = torch.tensor([[1.0, math.nan, 3.0, 2.0], [0.0, 1.0, 0.0, 5.0], [math.nan, 4.0, math.nan, math.nan]])
+    advantages = compute_advantages(rewards, kind)
+    everyone = rewards[~rewards.isnan()]
+    assert advantages[0, [0, 2, 3]].tolist() == compute_advantages(torch.tensor([[1.0, 3.0, 2.0]]), kind, everyone)[0].tolist()
+    assert advantages[1].tolist() == compute_advantages(rewards[1:2], kind, everyone)[0].tolist()
+    assert advantages[0, 1] == 0 and (advantages[2] == 0).all()
 
 
 # --- KL

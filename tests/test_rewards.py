@@ -1,6 +1,8 @@
 """Rewards: what they score, and what is said when they cannot. Every expected number is written out."""
 import math
+import re
 import sys
+import warnings
 import types
 from fractions import Fraction
 
@@ -129,9 +131,9 @@ def test_length():
 # calling them
 
 def test_every_reward_stays_in_its_range_on_anything():
-    for name in set(REWARDS) - {'reasoning_gym'}:
+    for name in set(REWARDS) - {'reasoning_gym', 'bertscore', 'semantic_similarity', 'code_execution', 'code_correctness', 'fluency'}:  # which need more than a text; see test_rewards_catalogue.py
         for text in ('', ' ', 'x', '42', '{}', '<a/>', '\x00\ud800', '####', '\\boxed{', '```', '-' * 1000):
-            value = score(name, text, prompt='p', reference='42')
+            value = score(name, text, prompt='Use two words.', reference='42', context='The sea, 42.')
             assert value is None or 0 <= value <= 1, (name, text)
 
 
@@ -232,22 +234,79 @@ def test_score_answers():
     assert score_answers(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]], 'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
     with pytest.raises(ValueError, match='1 groups of completions for 2 prompts'):
         score_answers(resolved, [['2']], RECORDS)
-    with pytest.raises(ValueError, match=r"'exact_answer' does not apply to prompt 0 \('1\+1='\): it needs the field 'answer' \(or 'reference'\), and there are: prompt, tests"):
-        score_answers(resolved, [['2']], [{'prompt': '1+1=', 'tests': []}])
+    assert score_answers(resolved, [['2']], [{'prompt': '1+1=', 'tests': []}]) == {'exact_answer': [[None]], 'length': [[0.5]]}
 
 
 def test_check_fields():
-    resolved = resolve_rewards(['number_answer', 'length'])
-    check_fields(resolved, RECORDS + [{'prompt': '0+0=', 'answer': 0}])
-    with pytest.raises(ValueError, match=r"'number_answer' does not apply to prompt 2 \('3\+3='\): it needs the field 'answer'"):
-        check_fields(resolved, RECORDS + [{'prompt': '3+3='}])
-    with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):
-        check_fields(resolved, RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
+    resolved = resolve_rewards([('number_answer', 0.5), ('length', 0.5)])
+    assert check_fields(resolved, RECORDS + [{'prompt': '0+0=', 'answer': 0}]) == {}
+    gaps = check_fields(resolved, RECORDS + [{'prompt': '3+3='}, {'prompt': '3+3=', 'answer': 'six'}])  # length judges them alone
+    assert list(gaps) == ['number_answer'] and list(gaps['number_answer']) == [2, 3]
+    assert re.match(r"reward 'number_answer' does not apply to prompt 2 \('3\+3='\): it needs the field 'answer' \(or 'reference'\), and there are: prompt$", str(gaps['number_answer'][2]))
+    with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):  # nothing would judge this one
+        check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
+    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):  # a reward that would judge nothing
+        check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
+    with pytest.warns(UserWarning, match="answers left out: reward 'divides' raised"):
+        assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
+    assert check_fields([], RECORDS) == {}
     with pytest.raises(RuntimeError, match="reward 'divides' raised ZeroDivisionError"):
         check_fields(resolve_rewards([divides]), RECORDS)
     with pytest.raises(ValueError, match="'never' does not apply to prompt 0 .*: it returned None"):
         def never(text): return None
         check_fields(resolve_rewards([never]), RECORDS)
+
+
+def test_a_group_and_a_batch_at_once():
+    """A function with group gets the texts of a group and the fields of its record; one with batched the different texts of all prompts that it applies to, and lists of fields."""
+    seen = []
+
+    def rank(texts, *, prompt):
+        seen.append((list(texts), prompt))
+        return [sorted(texts).index(text) for text in texts]
+    rank.group = True
+
+    def whole(texts, reference):
+        seen.append((list(texts), reference))
+        return torch.tensor([len(text) + r for text, r in zip(texts, reference)])
+    whole.batched, whole.needs = True, ('reference',)
+    texts, records = [['b', 'a', 'b'], ['x', 'y', 'z'], ['b', 'c', 'c']], [{'prompt': 'p', 'answer': 1}, {'prompt': 'q'}, {'prompt': 'r', 'answer': 2}]
+    values = score_answers(resolve_rewards([(rank, 0.5), (whole, 0.5)]), texts, records)
+    assert values == {'rank': [[1, 0, 1], [0, 1, 2], [0, 1, 1]], 'whole': [[2, 2, 2], [None] * 3, [3, 3, 3]]}
+    assert seen == [(['b', 'a', 'b'], 'p'), (['x', 'y', 'z'], 'q'), (['b', 'c', 'c'], 'r'), (['b', 'a', 'b', 'c'], [1, 1, 2, 2])]
+    with pytest.raises(ValueError, match=r"'short' returned '\[1.0\]' for 3 texts: it must be a list with a value for each"):
+        def short(texts): return [1.0]
+        short.group = True
+        score_answers(resolve_rewards([short]), texts[:1], records[:1])
+
+
+def test_errors_stop_or_drop_the_answer():
+    resolved = resolve_rewards([(divides, 0.5), ('length', 0.5, {'target_length': 1})])
+    with pytest.raises(RuntimeError, match="'divides' raised ZeroDivisionError"):
+        score_answers(resolved, [['z', 'a']], [{'prompt': 'p'}])
+    with pytest.warns(UserWarning, match="answers left out: reward 'divides' raised ZeroDivisionError: division by zero .* for completion 'a'"):
+        values = score_answers(resolved, [['z', 'a'], ['zz', 'z']], [{'prompt': 'p'}] * 2, errors='drop')
+    assert values == {'divides': [[1, None], [0.5, 1]], 'length': [[1, None], [1, 1]]}
+
+    def broken(texts): raise OSError('no model')
+    broken.batched = True
+    with pytest.raises(RuntimeError, match="'broken' raised OSError: no model .* for completion 'z' and 1 more"):  # nothing of it is one answer's fault
+        score_answers(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop')
+
+
+def test_weights_that_do_not_sum_to_1_are_told():
+    with pytest.warns(UserWarning, match='weights of the rewards sum to 1.2, not to 1'):
+        resolve_rewards([('number_answer', 1.0), ('length', 0.2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        resolve_rewards([('number_answer', 0.7), ('length', 0.2), ('format_json', 0.1)])
+
+
+def test_arguments_that_a_job_provides():
+    def asks(text, start_log_probs): return start_log_probs([text])[0]
+    provided = {'start_log_probs': lambda texts: [-len(text) for text in texts]}
+    assert resolve_rewards([asks], provided)[0][1]('abc') == -3 and resolve_rewards(['exact_answer'], provided)[0][1]('a', reference='a') == 1
+    assert resolve_rewards([(asks, 1, {'start_log_probs': lambda texts: [7]})], provided)[0][1]('abc') == 7  # what the config gives comes first
 
 
 # ---------------------------------------------------------------------------------------------------------------------

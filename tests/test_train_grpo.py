@@ -297,6 +297,28 @@ def test_completion_run(answered):
     assert samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/number_answer', 'advantage'} and re.fullmatch(r'\d\+\d=', samples[0]['prompt'])
 
 
+def test_rewards_of_the_catalogue(sums):
+    """A function, a dict and names in one list; fluency under the model that the run starts from; prompts that one reward does not apply to, and answers for which one raises."""
+    lines = (sums / 'sums.jsonl').read_text().splitlines()
+    (sums / 'mixed.jsonl').write_text('\n'.join(lines[:60] + [json.dumps({'prompt': f'{a}+{b}='}) for a in (7, 8, 9) for b in range(10)]))
+    (sums / 'mixed.py').write_text("""
+def my_custom_reward(text, reference=None, **kwargs):
+    return len(text) / 50 + 1 / (1 - text.startswith('1'))
+
+rewards = [('math_correctness', 0.5), ('fluency', 0.2), {'type': 'diversity', 'weight': 0.1, 'params': {}}, {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': my_custom_reward}}]
+train_prompts, eval_prompts, reward_errors = 'mixed.jsonl', 'held_out.jsonl', 'drop'
+""")
+    done = run(sums, 'mixed.py', *(a for a in SUMS if not a.startswith(('--rewards=', '--train_prompts=', '--eval_prompts='))), '--max_iters=3')
+    assert done.returncode == 0, done.stderr
+    assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout and "30 of 90 prompts are judged without 'math_correctness'; the first: reward 'math_correctness' does not apply to prompt 60 ('7+0=')" in done.stdout
+    assert "answers left out: reward 'my_custom_reward' raised ZeroDivisionError" in done.stderr
+    logged = metrics(sums)[:-1]
+    assert len(logged) == 3 and all(0 < line['reward/fluency'] < 1 for line in logged)
+    assert all(line['reward_missing/math_correctness'] >= line['reward_missing/fluency'] == line['reward_missing/my_custom_reward'] for line in logged)
+    assert sum(line['reward_missing/math_correctness'] > line['reward_missing/fluency'] for line in logged) and sum(line['reward_missing/fluency'] > 0 for line in logged)
+    assert 'NaN' not in ''.join((sums / 'out-grpo' / name).read_text() for name in ('metrics.jsonl', 'samples.jsonl', 'rewards.jsonl'))
+
+
 def test_the_export_is_what_was_trained(answered):
     """export/ in transformers: logits of the checkpoint; and our own reader takes it back, tokenizer included."""
     transformers = pytest.importorskip('transformers')
