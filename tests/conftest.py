@@ -1,5 +1,7 @@
 import os
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # two test processes share the cores, and each starts more
+
 import torch
 
 if not torch.cuda.is_available():
