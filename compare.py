@@ -96,9 +96,11 @@ def value_of(result, column):
     """A run's figure: of what is evaluated, the last; of what each iteration gives, the mean over the last sixth of the run; None if it has none."""
     if column == 'seconds':
         return result['seconds']
-    last = result['metrics'][-1]['iter']
-    values = [m[column] for m in result['metrics'] if column in m and (column.startswith('eval/') or m['iter'] >= last * 5 / 6)]
-    return None if not values else values[-1] if column.startswith('eval/') else statistics.fmean(values)
+    found = [(m['iter'], m[column]) for m in result['metrics'] if column in m]
+    if not found or column.startswith('eval/'):
+        return found[-1][1] if found else None
+    late = [value for it, value in found if it >= result['metrics'][-1]['iter'] * 5 / 6]
+    return statistics.fmean(late or [found[-1][1]])
 
 
 def table(results, columns):

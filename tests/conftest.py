@@ -6,3 +6,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # before any kernel is defined: they run on the CPU then
+
+
+def pytest_collection_modifyitems(items):
+    """Files that start many processes come first, so that no core is idle in the end."""
+    slow = ('test_train_grpo', 'test_alignment', 'test_nla', 'test_es')
+    items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
