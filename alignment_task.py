@@ -61,7 +61,7 @@ class Alignment(Completion):
         s, self.pairs = self.s, ([], [])
         for path in paths.values():
             if not path.endswith('.pt'):
-                weights.open_folder(weights.local_folder(path))
+                weights.open_folder(weights.local_folder(path), scores=True)
         if not all(os.path.exists(path) for path in paths.values() if path.endswith('.pt')):
             self.source = s.preferences or s.train_prompts or s.dataset
             self.pairs = held_out_split(load_preferences(self.source, None if s.preferences else s.column_mapping), s.eval_prompts_n, s.seed)

@@ -130,10 +130,12 @@ def read_json(path):
     return content
 
 
-def family_of(config, where):
+def family_of(config, where, scores=False):
     found = (config.get('architectures') or [None])[0] or config.get('model_type')
     for family, name in ARCHITECTURES.items():
-        if found in (family, name, name.replace('ForCausalLM', 'Model').replace('LMHead', ''), name.replace('ForCausalLM', 'ForScore'), name.replace('ForCausalLM', 'ForSequenceClassification').replace('LMHeadModel', 'ForSequenceClassification')):
+        if scores and found in (name.replace('ForCausalLM', 'ForScore'), name.replace('ForCausalLM', 'ForSequenceClassification').replace('LMHeadModel', 'ForSequenceClassification')):
+            return family
+        if found in (family, name, name.replace('ForCausalLM', 'Model').replace('LMHead', '')):
             return family
     raise ValueError(f"{where}: architecture {found!r} is not supported; {', '.join(ARCHITECTURES.values())} are")
 
@@ -215,13 +217,13 @@ def open_tensors(files):
     return tensors
 
 
-def open_folder(folder):
-    """What config.json says and where the tensors lie: (config, fields, column, tensors, prefix)."""
+def open_folder(folder, scores=False):
+    """What config.json says and where the tensors lie: (config, fields, column, tensors, prefix). scores: a head that gives a score is welcome, too."""
     where = os.path.join(folder, 'config.json')
     if not os.path.isfile(where):
         raise FileNotFoundError(f"{folder} has no config.json")
     config = read_json(where)
-    family = family_of(config, where)
+    family = family_of(config, where, scores)
     fields, column = read_fields(config, family, family, where), COLUMN.get(family, HF)
     if fields['position'] == 'rope':
         fields |= read_rope(config, where)
@@ -245,7 +247,7 @@ def read_score_model(folder):
     fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and the kind, 'reward', 'cost' or None where the files do not
     say, of a Hugging Face model that ends in a score: safe-rlhf's LlamaForScore, or transformers' ...ForSequenceClassification with one label.
     """
-    config, fields, column, tensors, prefix = open_folder(local_folder(folder))
+    config, fields, column, tensors, prefix = open_folder(local_folder(folder), scores=True)
     found = {name: tensors.pop(name) for name in ('score_head.weight', 'score_head.bias', 'score.weight', 'score.bias', 'normalizer.mean', 'normalizer.var', 'normalizer.count') if name in tensors}
     name = 'score_head' if 'score_head.weight' in found else 'score'
     if f'{name}.weight' not in found:
