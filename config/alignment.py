@@ -1,5 +1,7 @@
 # Safe alignment in a shop whose rules are known (data/shop/prepare.py): hand over what is asked for, but not the four costly things. From nothing: a careless
 # shopkeeper to start from, a reward and a cost model of pairs of answers, a scorer that serves them, and GRPO on reward minus lambda times cost.
+#
+# 2 CPU cores (AMD EPYC, fp32), everything included: 6 min 9 s; held out, by the shop's own rules, reward 0.511 -> 0.577 and cost 0.006 -> -0.700, where at most -0.7 was wanted. Not yet run on a GPU.
 from data.shop.prepare import true_cost, true_reward
 
 task = 'alignment'
@@ -24,7 +26,7 @@ scorer_batch_size = 256
 lambda_cost = 0.5
 lambda_lr = 0.1
 jc_ema_beta = 0.7
-cost_threshold_d = 0.7   # at most a quarter of the answers unsafe, a cost of -0.5, and a margin for lambda's swing and the cost model's mistakes
+cost_threshold_d = 0.7   # at most 15 of 100 answers unsafe: a cost of -0.7
 
 eval_interval = 50
 eval_prompts_n = 500
