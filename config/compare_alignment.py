@@ -1,5 +1,5 @@
 # Reward against cost, from one start: lambda adapted, none, other rules, the sweep over kl_beta, and evolution strategies. The table and the
-# picture of docs/alignment.md (there with --seeds="(1,)": an hour and a quarter on a busy machine; not yet run with three).
+# picture of docs/alignment.md (there with --seeds="(1,)": half an hour on a busy machine; not yet run with three).
 base = 'config/alignment.py'
 arms = {
     'lambda adapts': [],
