@@ -77,6 +77,12 @@ def train(arguments, out_dir, threads=1):
     return done
 
 
+def last_words(out_dir):
+    """The last line that a run printed."""
+    with open(out_dir + '.log', encoding='utf-8', errors='replace') as log:
+        return ([line.strip() for line in log if line.strip()] or ['it printed nothing'])[-1][:300]
+
+
 def train_all(jobs, processes, threads=1, tell=lambda number, result: None):
     """train() for each (arguments, out_dir) of jobs, several at a time; results in the order of the jobs. tell(number, result) hears of each when it ends."""
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
@@ -185,12 +191,12 @@ if __name__ == '__main__':
     print(f"the start, then {len(arms)} arms with {len(seeds)} seeds; what a run prints is in {out_dir}/arm/seed.log", flush=True)
     start = train([base, *start_settings, f'--seed={seeds[0]}', '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)
     if not start:
-        raise RuntimeError(f"the start failed; what it printed is in {os.path.join(out_dir, 'start.log')}")
+        raise RuntimeError(f"the start failed ({os.path.join(out_dir, 'start.log')} ends: {last_words(os.path.join(out_dir, 'start'))})")
     jobs = [([base, *settings, f'--seed={seed}'], os.path.join(folder(arm), f'seed-{seed}')) for seed in seeds for arm, settings in arms.items()]
 
     def tell(number, result):
         if result is None:
-            raise RuntimeError(f"{jobs[number][1]} did not finish; what it printed is in {jobs[number][1]}.log. What is finished is kept: mend it and run this again")
+            raise RuntimeError(f"{jobs[number][1]} did not finish ({jobs[number][1]}.log ends: {last_words(jobs[number][1])}). What is finished is kept: mend it and run this again")
         print(f"{jobs[number][1]}: " + (', '.join(f'{heading} {value:.3f}' for column, heading in columns.items() if (value := value_of(result, column)) is not None)), flush=True)
 
     found = train_all(jobs, processes, threads, tell)

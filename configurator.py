@@ -16,13 +16,17 @@ import sys
 import types
 
 
+def settings_block(source):
+    """The statements among which the call of configure stands: of the script, or, where it is also imported, of its `if __name__ == '__main__':`."""
+    body = ast.parse(source).body
+    calls = lambda node: isinstance(getattr(node, 'value', None), ast.Call) and getattr(node.value.func, 'id', '') == 'configure'
+    return next((node.body for node in body if isinstance(node, ast.If) and any(map(calls, node.body))), body)
+
+
 def read_keys(source):
     """The settings above the call of configure, {name: (allowed type, comment)} in order, read from the script's own text."""
     keys, lines = {}, source.splitlines()
-    nodes = []
-    for node in ast.parse(source).body:  # a script that is also imported keeps its settings under `if __name__ == '__main__':`
-        nodes += node.body if isinstance(node, ast.If) else [node]
-    for node in nodes:
+    for node in settings_block(source):
         value = getattr(node, 'value', None)
         if isinstance(value, ast.Call) and getattr(value.func, 'id', '') == 'configure':
             break
@@ -103,7 +107,8 @@ def read_override(argument, keys):
 def print_help(namespace, source, keys):
     """The script's docstring, then each setting with its present value and comment, under the headings of the settings block."""
     print((namespace.get('__doc__') or '').strip())
-    for line in source[:source.index('configure(globals())')].splitlines():
+    start = settings_block(source)[0].lineno - 1
+    for line in source[:source.index('configure(globals()')].splitlines()[start:]:
         line = line.strip()
         if line.startswith('# '):
             print(f'\n{line[2:]}')

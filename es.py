@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from compare import stop_with_children, train, train_all
+from compare import last_words, stop_with_children, train, train_all
 from configurator import configure
 from grpo import all_reduce, compute_advantages, compute_rewards, part_means
 from mirror import MirrorMap
@@ -167,10 +167,10 @@ if __name__ == '__main__':
     stop_with_children()
     start = train([base, *settings, '--max_iters=0'], os.path.join(out_dir, 'start'), threads * processes)  # what all start from is made once
     if not start or fitness_metric not in start['metrics'][-1]:
-        raise RuntimeError(f"the start failed; what it printed is in {os.path.join(out_dir, 'start.log')}" if not start else f"there is no metric {fitness_metric!r} in a run; there are: {', '.join(start['metrics'][-1])}")
+        raise RuntimeError(f"the start failed ({os.path.join(out_dir, 'start.log')} ends: {last_words(os.path.join(out_dir, 'start'))})" if not start else f"there is no metric {fitness_metric!r} in a run; there are: {', '.join(start['metrics'][-1])}")
     for generation, fitness in learn_mirror(mirror, [base, *settings], generations, pairs, sigma, learning_rate, seed, out_dir, fitness_metric, processes, threads, len(history)):
         if not torch.isfinite(fitness).any():
-            raise RuntimeError(f"all candidates of generation {generation} failed or have no {fitness_metric}; what the first printed is in {os.path.join(out_dir, 'candidates', f'{generation}-0-0.log')}")
+            raise RuntimeError(f"all candidates of generation {generation} failed or have no {fitness_metric}; the first one's log ends: {last_words(os.path.join(out_dir, 'candidates', f'{generation}-0-0'))}")
         whole = fitness[torch.isfinite(fitness)]
         history.append({'generation': generation, 'fitness': fitness.tolist()})
         print(f"generation {generation}: {fitness_metric} {whole.mean():.4f}, from {whole.min():.4f} to {whole.max():.4f}, {fitness.numel() - len(whole)} of {fitness.numel()} runs failed", flush=True)

@@ -5,6 +5,7 @@ $ python pretrain.py --stage=generator --max_iters=10000
 $ python pretrain.py --stage=judge --generator_checkpoint=out-stdlib_char/generator.pt --checkpoint=out-stdlib_char/judge.pt
 $ python pretrain.py --stage=answerer --dataset=arithmetic --block_size=16
 $ python pretrain.py --stage=answerer --dataset=my.jsonl --generator_checkpoint=path/to/model --chat_template=True --learning_rate=1e-5
+$ python pretrain.py --stage=reward --dataset=preferences.jsonl --generator_checkpoint=path/to/model --checkpoint=reward.pt      # and --stage=cost
 """
 import math
 import os
@@ -20,7 +21,7 @@ from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from data.tokenizer import CharTokenizer
 from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, make_batch
-from judge import Judge, ScoreModel, score_ids
+from judge import Judge, ScoreModel, joiner, score_ids
 from kernels import fused_loss
 from model import GPT, GPTConfig, configure_optimizers, load_checkpoint, save_checkpoint
 from nla import fve
@@ -366,13 +367,14 @@ def save_model(path, kind, model, config, tokenizer, quality):
 
 if __name__ == '__main__':
     from configurator import configure
-    stage = 'generator'                        # 'generator': fills masked slots | 'judge': of its fills | 'answerer': a causal model, prompt -> answer
+    stage = 'generator'                        # 'generator': fills masked slots | 'judge': of its fills | 'answerer': a causal model, prompt -> answer | 'reward', 'cost': score models, from pairs of answers
     dataset = 'stdlib_char'                    # a folder under data/, or a file: text; for an answerer, prompts with answers
     checkpoint = 'out-{dataset}/{stage}.pt'    # where to save what is made; an answerer that starts from a released model becomes a folder
-    generator_checkpoint: str | None = None    # what a judge learns to know (None: out-{dataset}/generator.pt), or an answerer starts from (None: from nothing)
+    generator_checkpoint: str | None = None    # what a judge learns to know, or a score model starts from (None: out-{dataset}/generator.pt), or an answerer (None: from nothing)
     chat_template = False                      # answerer: prompts become the user's turn
+    template = '{prompt}{response}'            # reward and cost: how a text is put together; safe-rlhf's is 'BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}'
     system_prompt = ''
-    eval_prompts_n = 500                       # answerer: held-out prompts
+    eval_prompts_n = 500                       # answerer, reward, cost: held-out prompts
     block_size = 48                            # characters of a text, or of prompt and answer
     n_layer = 3
     n_head = 4
@@ -386,13 +388,19 @@ if __name__ == '__main__':
     device = 'cpu'
     configure(globals())
 
-    if stage not in ('generator', 'judge', 'answerer'):
-        raise ValueError(f"stage is {stage!r}; it must be generator, judge or answerer")
+    if stage not in ('generator', 'judge', 'answerer', 'reward', 'cost'):
+        raise ValueError(f"stage is {stage!r}; it must be generator, judge, answerer, reward or cost")
     path = checkpoint.format(dataset=dataset_name(dataset), stage=stage)
     options = dict(max_iters=max_iters, batch_size=batch_size, seed=seed)
     if learning_rate is not None:
         options['learning_rate'] = learning_rate
-    if stage == 'answerer':
+    if stage in ('reward', 'cost'):
+        source = generator_checkpoint or f'out-{dataset_name(dataset)}/generator.pt'
+        pairs, held_out = held_out_split(load_preferences(dataset), eval_prompts_n, seed)
+        tokenizer, trunk = tokenizer_of(source), GPT.from_pretrained(source).to(device)
+        model, quality = train_score_model(stage, trunk, tokenizer, pairs, held_out, joiner(template), **options)
+        save_model(path, stage, model, trunk.config, tokenizer, quality)
+    elif stage == 'answerer':
         records, held_out = load_prompts(dataset), None
         if os.path.isfile(dataset):
             records, held_out = held_out_split(records, eval_prompts_n, seed)

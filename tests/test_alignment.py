@@ -462,6 +462,13 @@ def test_a_run_from_nothing(made):
         ScorerClient(next(line.split()[-1] for line in printed.splitlines() if line.startswith('scorer at'))).wait(0.5)
 
 
+def test_the_script_trains_score_models(made):
+    folder, _ = made
+    done = subprocess.run([sys.executable, str(ROOT / 'pretrain.py'), '--stage=cost', '--dataset=shop', '--max_iters=5', '--eval_prompts_n=20', '--checkpoint=again.pt'], cwd=folder, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and 'sign_accuracy' in done.stdout, done.stderr
+    assert ScoreModel.from_pretrained(str(folder / 'again.pt'), 'cost').kind == 'cost'
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
