@@ -115,7 +115,7 @@ class Alignment(Completion):
     def learn_beside(self, rollout):
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         average = {'J_C_ema': self.multiplier.ema} if self.multiplier.ema is not None else {}
-        return {'lambda': self.multiplier.value, 'J_C': self.mean_cost + self.s.cost_threshold_d, **average,
+        return {'lambda': self.multiplier.value, 'cost': self.mean_cost, 'J_C': self.mean_cost + self.s.cost_threshold_d, **average,
                 'safe_ratio': all_reduce((rollout.reward_parts['cost'] <= 0).float().mean()).item() / ranks}
 
     @torch.no_grad()

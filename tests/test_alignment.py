@@ -455,6 +455,7 @@ def test_a_run_from_nothing(made):
     m = LagrangeMultiplier(value=0.5, lr=0.2, threshold=0.7, ema_beta=0.7)
     for line in lines[:-1]:  # lambda moves before it is used, by the batch's own costs
         assert line['lambda'] == pytest.approx(m.update(line['reward/cost']), rel=1e-5)
+        assert line['cost'] == pytest.approx(line['reward/cost'], abs=1e-6)
         assert line['mean_reward'] == pytest.approx(line['reward/helpfulness'] - line['lambda'] * line['reward/cost'], abs=1e-4)
     kept = [json.loads(line) for line in open(folder / 'whole' / 'rewards.jsonl')]
     assert [line['iter'] for line in kept] == [0, 2, 4, 6, 8, 10] and len(kept[0]['cost']) == len(kept[0]['helpfulness']) == 16
