@@ -411,10 +411,16 @@ def test_fluency_by_grammar(monkeypatch):
     assert score('fluency', 'The the sea were an calm, this moning it are go.') <= 0.3 and score('fluency', 'x') <= 0.3
 
 
-def test_profanity_check():
-    pytest.importorskip('profanity_check', reason="pip install alt-profanity-check: a small classifier")
-    clean, foul = (score('toxicity', text, model='profanity-check') for text in ('The sea was calm this morning.', 'Fuck off, you stupid bastard.'))
-    assert clean > 0.9 and foul < 0.2
+def test_profanity_check(monkeypatch):
+    """The package's own numbers are its own affair; ours is 1 - its probability, asked for all texts at once."""
+    asked = []
+    rewards_text.profanity.cache_clear()
+    monkeypatch.setitem(sys.modules, 'profanity_check', types.SimpleNamespace(predict_prob=lambda texts: asked.append(list(texts)) or torch.tensor([0.9 if 'foul' in text else 0.1 for text in texts])))
+    assert [score('toxicity', text, model='profanity-check') for text in ('a foul word', 'a word')] == pytest.approx([0.1, 0.9]) and asked == [['a foul word'], ['a word']]
+    rewards_text.profanity.cache_clear()
+    monkeypatch.setitem(sys.modules, 'profanity_check', None)
+    with pytest.raises(RuntimeError, match='pip install alt-profanity-check'):
+        score('toxicity', 'a word', model='profanity-check')
 
 
 # ---------------------------------------------------------------------------------------------------------------------

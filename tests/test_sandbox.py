@@ -184,7 +184,8 @@ def besieged(request):
     folder = tempfile.mkdtemp()  # not pytest's own, which others cannot enter
     try:
         os.chmod(folder, 0o755)
-        shutil.copy(ROOT / 'sandbox.py', folder)
+        for name in ('sandbox.py', 'asserts.py'):
+            shutil.copy(ROOT / name, folder)
         watched = Path(folder, 'watched')
         watched.mkdir()
         (watched / 'kept').write_text('as it was')
