@@ -8,6 +8,7 @@ arms = {
     "lambda adapts, Safe RLHF's rule": ['--lambda_rule=safe_rlhf'],
     'lambda only rises': ['--lambda_positive_only=True'],
     'kl_beta 0.01': ['--kl_beta=0.01'],
+    'kl_beta 0.05': ['--kl_beta=0.05'],
     'kl_beta 0.1': ['--kl_beta=0.1'],
     'kl_beta 0.15': ['--kl_beta=0.15'],
     'evolution strategies': ['--optimizer=es', '--kl_beta=0', '--es_pairs=8', '--learning_rate=0.05', '--max_iters=40'],
