@@ -14,6 +14,7 @@ from grpo import Rollout
 from lora import adapters_off
 from model import load_checkpoint
 from sample import generate
+from shard import is_sharded
 
 
 class CausalPolicy:
@@ -50,7 +51,7 @@ class CausalPolicy:
         """Answers at the policy's temperature; each depends on its prompt, its seed and its place in the group, not on the rest of the batch."""
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
         answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p,
-                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden, compile=self.compile, prefill=lambda tokens: self.prefill(tokens, batch))
+                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden, compile=self.compile, prefill=lambda tokens: self.prefill(tokens, batch), lockstep=is_sharded(self.model))
         return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths.cpu(), logps=answers.logps, ended=answers.ended.cpu(), allowed=answers.allowed)
 
     def greedy(self, batch):
@@ -62,12 +63,12 @@ class CausalPolicy:
     def hidden(self, rollout):
         """Hidden states (P, G, R, D) that predict the answers' tokens; the first comes from the prompt's end, and all share its forward."""
         P, G, R = rollout.tokens.shape
-        lengths, longest = rollout.batch['prompt_lengths'], int(rollout.lengths.max())
+        lengths, steps = rollout.batch['prompt_lengths'], max(int(rollout.lengths.max()) - 1, int(is_sharded(self.model)))  # the ranks of a sharded model do alike
         states, prefix = self.prefill(rollout.batch['prompts'][:, :int(lengths.max())], rollout.batch)
         lengths = lengths.to(states.device, non_blocking=True)
         hidden = states[torch.arange(P, device=states.device), lengths - 1][:, None, None].expand(P, G, 1, -1)
-        if longest > 1:
-            tokens = rollout.tokens[:, :, :longest - 1].masked_fill(~rollout.mask[:, :, :longest - 1], 0)
+        if steps:
+            tokens = rollout.tokens[:, :, :steps].masked_fill(~rollout.mask[:, :, :steps], 0)
             hidden = torch.cat((hidden, self.model.answer(tokens, prefix, lengths)), dim=2)
         return torch.nn.functional.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
 

@@ -22,10 +22,12 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from kernels import fused_logps, fused_loss
 from mirror import token_divergence
 from sample import unpack
+from shard import drop_collected, gathered, is_sharded, whole_norm
 
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
 ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo', 'gae')
@@ -126,15 +128,18 @@ def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k
     G answers to each prompt of batch (P rows), with the sampler's log-probs and, when a reference policy is given, that
     one's, computed once here however many epochs follow.
     """
-    rollout = policy.sample(batch, group_size)
+    with gathered(policy) as sampler:
+        rollout = sampler.sample(batch, group_size)
     if reference is not None:
         home, device = reference.model.wte.weight.device, rollout.tokens.device
-        reference.model.to(device)  # an offloaded reference is lent to the GPU while it is needed
+        if home != device:
+            reference.model.to(device)  # an offloaded reference is lent to the GPU while it is needed
         if kl_estimator == 'exact':
             rollout.ref_hidden = torch.cat([reference.hidden(part) for part in micro_batches(rollout, micro_batch_size)])
         else:
             rollout.ref_log_probs = torch.cat([answer_log_probs(reference, part)[0] for part in micro_batches(rollout, micro_batch_size)])
-        reference.model.to(home)
+        if home != device:
+            reference.model.to(home)
     return rollout
 
 
@@ -423,10 +428,11 @@ def all_reduce(tensor, op='sum'):
 
 
 def sum_gradients(params):
-    """Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged."""
+    """Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged. Shards are summed in backward already."""
     for p in params:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    if dist.is_initialized():
+    params = [p for p in params if not isinstance(p, DTensor)]
+    if dist.is_initialized() and params:
         flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
         for p, grad in zip(params, flat.split([p.numel() for p in params])):
             p.grad.copy_(grad.view_as(p))
@@ -437,20 +443,25 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     num_epochs optimizer steps on a rollout that has its advantages, each over micro-batches of micro_batch_size prompts.
     loss_options: those of rollout_loss. grad_clip 0 is off. scaler: a torch.amp.GradScaler, for fp16, whose gradients underflow
     without one. Returns stats as floats, averaged over epochs and summed over ranks; the sampler gap is that of the first epoch, before
-    any step. Raises FloatingPointError, before the step, when the gradient is not finite (with a scaler the step is skipped instead).
+    any step. A step whose gradient is not finite is skipped, and counted in bad_steps (with a scaler, which tries such, it is not counted).
     """
     params = [p for group in optimizer.param_groups for p in group['params']]  # fp32, whatever the model computes in
+    drop_collected(policy.model)
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     mask = rollout.mask
     n_answers, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
     # Answers with equal rewards pull nowhere: unless a KL or the entropy counts, they are in the counts but not in the forward.
     # Groups of like length go together, so that a micro-batch is as wide as its answers.
     counts = (rollout.advantages != 0).flatten(1).any(dim=1) | any((rollout.ref_log_probs is not None, rollout.ref_hidden is not None, rollout.returns is not None, loss_options.get('entropy_coef')))
-    counts[0] |= ~counts.any()  # something has to be looked at
-    prompts = counts.nonzero().squeeze(1).cpu()
+    here, total, most = counts.sum(), all_reduce(counts.sum()), all_reduce(counts.sum(), 'max')
+    if total == 0 and (not dist.is_initialized() or dist.get_rank() == 0):
+        counts[0] = True  # something has to be looked at
+    rollout = replace(rollout, lengths=rollout.lengths.masked_fill(~counts.cpu()[:, None], 0))
+    # The ranks of a sharded model go through the same forwards: who has fewer prompts that count looks at others, that have no token left.
+    prompts = (~counts).int().argsort(stable=True)[:int(most if is_sharded(policy.model) else here) or 1].cpu()
     rollout = rollout.pick(prompts[rollout.lengths[prompts].amax(dim=1).argsort(stable=True)])
     n_seen = all_reduce(rollout.mask.sum()).clamp(min=1)
-    totals, gap_max, grad_norms = {}, None, []
+    totals, gap_max, grad_norms, bad_steps = {}, None, [], 0
     policy.model.train()  # no more than an adapter's dropout depends on it
     for epoch in range(num_epochs):
         optimizer.zero_grad(set_to_none=True)
@@ -467,19 +478,20 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
         sum_gradients(params)
         scaler.unscale_(optimizer)
         # clipped after the sum over ranks: the norm that counts is the whole step's
-        grad_norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or torch.inf)
+        grad_norm = whole_norm(torch.nn.utils.clip_grad_norm_(params, grad_clip or torch.inf))
+        grad_norms.append(grad_norm)
         if not torch.isfinite(grad_norm) and not scaler.is_enabled():
-            raise FloatingPointError("NaN or infinity in the loss or its gradient; the weights were not touched. Lower learning_rate or raise kl_beta, and go on from the last checkpoint with --init_from=resume")
+            bad_steps += 1
+            continue
         scaler.step(optimizer)
         scaler.update()
-        grad_norms.append(grad_norm)
     policy.model.eval()
     summed = all_reduce(torch.stack([v.float() for v in totals.values()]))
     result = dict(zip(totals, summed.tolist()))
     for name in {'mean_log_prob', 'entropy', 'sampler_gap_mean', 'mean_kl'} & result.keys():
         result[name] *= (n_tokens / n_seen).item()  # a mean over what was looked at
     result['sampler_gap_max'] = all_reduce(gap_max, 'max').item()
-    result['grad_norm'] = torch.stack(grad_norms).mean().item()
+    result |= {'grad_norm': torch.stack(grad_norms).mean().item(), 'bad_steps': bad_steps}
     return result
 
 
@@ -538,6 +550,8 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
     metrics = {}
     if learn:
         metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_beta=kl_beta, kl_estimator=kl_estimator, reference=reference, **training)
+    if reference is not None:
+        drop_collected(reference.model)  # its head was needed until now
     clock.append(time.perf_counter())
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1

@@ -419,14 +419,22 @@ def configure_optimizers(params, weight_decay, learning_rate, betas):
 # checkpoints: one file, written whole or not at all, read without running any code that may be inside
 
 def save_checkpoint(path, checkpoint):
-    """Write to a temporary file beside `path`, flush it to the disk, rename: a reader sees the old file or the new one."""
+    """
+    Write to a temporary file beside `path`, flush it to the disk, rename: a reader sees the old file or the new one. Raises OSError, and leaves what
+    was there, when the disk is full.
+    """
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.tmp'
-    with open(temporary, 'wb') as f:
-        torch.save(checkpoint, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, 'wb') as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + (f"the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
 
 
 def load_checkpoint(path, *kinds):

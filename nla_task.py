@@ -210,7 +210,7 @@ class NLA(Job):
             sum_gradients(list(self.critic.parameters()))
             norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0)
             if not torch.isfinite(norm):
-                raise FloatingPointError("NaN or infinity in the critic's loss or its gradient: lower critic_learning_rate, and go on from the last checkpoint with --init_from=resume")
+                return metrics | {'critic_bad_steps': 1}
             self.critic_optimizer.step()
             if epoch == 0:
                 loss, cosine, error = all_reduce(shares).tolist()

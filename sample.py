@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 
 @dataclass
@@ -183,7 +184,7 @@ class GroupCache:
         self.row = rows.new_zeros(len(counts) * self.G).index_copy_(0, self.place, rows)
 
 
-def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile, prefill):
+def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile, prefill, lockstep):
     P, G, R, V = len(prompts), group_size, max_new_tokens, model.config.vocab_size
     device = model.wte.weight.device
     longest = max(map(len, prompts))
@@ -235,6 +236,12 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
     look_every = 16 if device.type == 'cuda' and not on_token else 1  # looking at how many still run makes the host wait for the GPU
     full = 0.5 if graphs else 0.85  # leaving costs a copy of the cache, about what one more step costs, and a new graph
     fewest = 8 if compile else 1    # one row alone would be compiled for apart
+    def anyone(alive):
+        """Has anyone to go on? In lockstep a rank whose answers have all ended keeps step with the others."""
+        if lockstep:
+            dist.all_reduce(alive := torch.tensor(alive, device=device))
+        return int(alive) > 0
+
     take(hidden)
     for step in range(R):
         if on_token:
@@ -244,7 +251,7 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
             break
         if eos_id is not None and step % look_every == 0:
             alive = int(running.sum())
-            if alive == 0:
+            if not anyone(alive):
                 break
             if alive <= full * len(rows) and alive >= fewest:
                 stay = running.nonzero().squeeze(-1)
@@ -270,18 +277,18 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
 
 
 def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
-             forbidden=None, on_token=None, compile=False, prefill=None):
+             forbidden=None, on_token=None, compile=False, prefill=None, lockstep=False):
     """
     group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
     greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends
     on its prompt, its seed and its place in the group, and on nothing else in the batch), or None: different each time.
     on_token(step, rows, tokens) is called after each step with the rows p G + g still running. compile: the step of all layers goes through
     torch.compile (ten seconds per layer at its first use) and is, on a GPU, replayed as a CUDA graph; only last digits change. prefill
-    stands in for model.prefill. Returns Answers. Raises ValueError
+    stands in for model.prefill. lockstep: the model is sharded (shard.py), and all ranks, each with prompts of its own, take every step together. Returns Answers. Raises ValueError
     for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
     """
-    with torch.inference_mode():
-        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile, prefill)
+    with torch.no_grad() if lockstep else torch.inference_mode():  # weights collected in inference mode could not be trained with
+        answers = run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, eos_id, seed, forbidden, on_token, compile, prefill, lockstep)
     return Answers(*(None if x is None else x.clone() for x in vars(answers).values()))  # tensors that autograd may keep again
 
 

@@ -26,6 +26,8 @@ from rewards import check_fields, resolve_rewards, score_answers
 
 class Job:
     """What most jobs have no part in."""
+    home = property(lambda self: 'cpu' if self.s.shard else self.device)  # where the model is loaded to: a GPU would not hold all of one that is to be sharded
+
     def restore(self, checkpoint): pass
     def actor_rests(self, it): return False
     def learn_beside(self, rollout): return {}
@@ -68,13 +70,13 @@ class FillIn(Job):
         for number, path in enumerate(self.judge_paths):
             if not os.path.exists(path):
                 self.say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
-                generator = self.load_model()
+                generator = self.load_model().to(self.device)
                 judge, quality = train_judge(generator, self.tokenizer, self.corpus, s.judge_iters, mask_kinds=s.mask_kinds, seed=s.seed + 1000 * number)
                 save_model(path, 'judge', judge, generator.config, self.tokenizer, quality)
 
     def load_model(self):
         self.tokenizer.check_same(load_checkpoint(self.generator_path, 'generator', 'run')['chars'], self.generator_path)
-        model = GPT.from_pretrained(self.generator_path).to(self.device)
+        model = GPT.from_pretrained(self.generator_path).to(self.home)
         if model.config.block_size < self.s.block_size:
             raise ValueError(f"the generator at {self.generator_path} reads texts of at most {model.config.block_size} characters and block_size is {self.s.block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
         return model
@@ -153,7 +155,7 @@ class Completion(Job):
 
     def start_log_probs(self, texts):
         """What the model that the run starts from thinks of texts, see text_log_probs: for rewards that ask for it, and loaded when they first do."""
-        self.start_model = self.start_model or self.load_model().eval().requires_grad_(False)
+        self.start_model = self.start_model or self.load_model().to(self.device).eval().requires_grad_(False)
         return text_log_probs(self.start_model, self.tokenizer, texts)
 
     def encode(self, tokenizer):
@@ -182,7 +184,7 @@ class Completion(Job):
             save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
 
     def load_model(self):
-        model = GPT.from_pretrained(self.generator_path).to(self.device)
+        model = GPT.from_pretrained(self.generator_path).to(self.home)
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
         self.check_room(model.config.block_size)
         if self.s.retain_text:

@@ -9,7 +9,6 @@ $ python train_grpo.py config/arithmetic.py --init_from=resume          # go on 
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
 """
 import copy
-import datetime
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import types
 import torch
 import torch.distributed as dist
 
+import ranks
 from alignment_task import Alignment
 from configurator import configure
 from es import es_training_step
@@ -31,6 +31,7 @@ from mirror import DIVERGENCES, MIRROR_WEIGHTINGS, MirrorMap
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
 from nla import MODES, POOLINGS
 from nla_task import NLA
+from shard import collect_model, drop_collected, gathered, local_part, optimizer_parts, part_of, shard_model, whole
 from tasks import Completion, FillIn
 
 task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla' | 'alignment'
@@ -172,7 +173,8 @@ eval_show = 3                                        # of which this many are pr
 log_interval = 10
 hist_interval = 25                                   # every so many iterations all rewards go to rewards.jsonl, part by part
 save_interval = 50
-keep_checkpoints = 0                                 # beside ckpt.pt and ckpt_best.pt, keep this many older ones
+keep_checkpoints = 1                                 # beside ckpt.pt and ckpt_best.pt, keep this many older ones; where ckpt.pt turns out to be damaged, the last of them serves
+max_bad_steps = 5                                    # a step whose gradient is not finite is skipped; so many in a row stop the run
 out_dir = 'out-grpo'
 wandb_log = False
 wandb_project = 'grpo'
@@ -181,9 +183,12 @@ wandb_mode = 'online'                                # 'offline' needs no accoun
 # system
 seed = 1
 device = 'auto'                                      # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
+rank_timeout = 1800.0                                # seconds after which a process that hangs is given up; one that dies is noticed at once
 precision = 'auto'                                   # 'fp32' | 'bf16' | 'fp16', what is computed in; what learns is fp32 always. 'auto': bf16 where it is faster
 compile = False                                      # True: torch.compile for training and sampling (ten seconds per layer at first), and on a GPU CUDA graphs
 gradient_checkpointing = False                       # True: less memory in backward, a quarter more time
+shard = False                                        # True: weights, gradients and Adam are spread over all ranks (FSDP2), for models that no GPU holds alone
+gather_to_sample = True                              # shard: every rank holds the whole model while it samples | False: it is collected block by block for every token
 config = configure(globals())
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ for key, allowed in (('task', ('fill_in', 'completion', 'nla', 'alignment')), ('
 if group_size < 2:
     raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
 for key in ('block_size', 'batch_size', 'es_pairs', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
-            'critic_train_epochs', 'score_iters', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'hist_interval', 'save_interval'):
+            'critic_train_epochs', 'score_iters', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'hist_interval', 'save_interval', 'max_bad_steps'):
     if config[key] < 1:
         raise ValueError(f"{key} is {config[key]}: it must be at least 1")
 if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
@@ -244,12 +249,14 @@ elif device == 'auto':
 device_type = 'cuda' if device.startswith('cuda') else 'cpu'
 if device_type == 'cuda' and not torch.cuda.is_available():
     raise ValueError(f"device is {device!r} and this machine has no GPU that torch can use: leave it at 'auto' or take 'cpu'")
-if world_size > 1:
-    dist.init_process_group('nccl' if device_type == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))  # the others wait while rank 0 pretrains or evaluates
+if world_size > 1 or shard:
+    ranks.join('nccl' if device_type == 'cuda' else 'gloo', rank_timeout)
 if device_type == 'cuda':
     torch.cuda.set_device(device)
 if compile and device_type == 'cpu' and not shutil.which(os.environ.get('CXX', 'g++')):
     raise ValueError("compile on a CPU needs a C++ compiler, and there is no g++ here: install it, name yours in CXX, or leave compile at False")
+if shard and (task not in ('fill_in', 'completion', 'alignment') or optimizer != 'adamw' or load_in_8bit or reference_offload or precision == 'fp16' or compile):
+    raise ValueError(f"shard spreads one model's weights: task ({task}) must be fill_in, completion or alignment, optimizer ({optimizer}) adamw, load_in_8bit ({load_in_8bit}), reference_offload ({reference_offload}) and compile ({compile}) off, and precision ({precision}) not fp16")
 if batch_size % world_size:
     raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes: make it a multiple of {world_size}")
 if optimizer == 'es' and es_pairs % world_size:
@@ -265,8 +272,7 @@ def once(make):
     """Call make() on rank 0 while the others wait: files are made once."""
     if master:
         make()
-    if world_size > 1:
-        dist.barrier()
+    ranks.wait()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,7 +301,7 @@ if with_reference and not (lora_r and reference_mode == 'static'):
     frozen = copy.deepcopy(model)
     if reference_mode == 'static':
         frozen.requires_grad_(False)
-    averages = compute_in(frozen, dtype)  # in fp32 where the reference moves: an average of bf16 numbers would stand still
+    averages = shard_model(frozen, dtype, device) if shard else compute_in(frozen, dtype)  # in fp32 where the reference moves: an average of bf16 numbers would stand still
     frozen.requires_grad_(False)
 
 if advantage == 'gae':  # after the reference, which needs none
@@ -303,10 +309,36 @@ if advantage == 'gae':  # after the reference, which needs none
     torch.nn.init.zeros_(model.value_head.weight)
     torch.nn.init.zeros_(model.value_head.bias)
 
-start_iter, best, resumed = 0, -math.inf, None
+
+
+def older_checkpoints():
+    """The newest first."""
+    return sorted((os.path.join(out_dir, name) for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt')), reverse=True)
+
+
+def newest_checkpoint():
+    """ckpt.pt, or when that is damaged the newest older one that is not."""
+    failures = []
+    for path in [checkpoint_path, *older_checkpoints()]:
+        try:
+            checkpoint = load_checkpoint(path, 'adapters' if lora_r else 'run')
+        except ValueError as e:
+            failures.append(e)
+            continue
+        for failure in failures:
+            say(f"warning: {failure}")
+        if failures:
+            say(f"warning: going on from {path} instead, iteration {checkpoint['iter']}")
+        return checkpoint
+    raise failures[0]
+
+
+start_iter, best, saved_at, bad_steps, resumed = 0, -math.inf, None, 0, None
 plain_config = json.loads(json.dumps(config, default=lambda function: function.__name__))  # functions by their names
 if init_from == 'resume':
-    resumed = load_checkpoint(checkpoint_path, 'adapters' if lora_r else 'run')
+    resumed = newest_checkpoint()
+    if resumed['config'].get('task') != task:
+        raise ValueError(f"the run in {out_dir} has task {resumed['config'].get('task')!r} and task is {task!r} now: give it the config it began with, or name another out_dir")
     if not math.isclose(resumed['start_weights'], start_weights, rel_tol=1e-9, abs_tol=1e-6):  # a sum's last digits depend on the number of threads
         raise ValueError(f"the model at {job.generator_path} is not the one this run started from: restore it, for the reference and a LoRA run's frozen weights come from there")
     for key, old in resumed['config'].items():
@@ -321,7 +353,7 @@ if init_from == 'resume':
         load_lora_state(model, resumed['model'])
     else:
         model.load_state_dict(resumed['model'])
-masters = compute_in(model, dtype)
+masters = shard_model(model, dtype, device, gather_to_sample) if shard else compute_in(model, dtype)
 if compile:
     model.compile_blocks()
 learning = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -335,20 +367,20 @@ adamw = configure_optimizers(masters.values(), weight_decay, learning_rate, (bet
 adamw.register_step_post_hook(lambda *_: copy_masters(masters, model))
 scaler = torch.amp.GradScaler(device_type, enabled=precision == 'fp16')
 if resumed:
-    start_iter, best = resumed['iter'], resumed['best']
+    start_iter, best, saved_at, bad_steps = resumed['iter'], resumed['best'], resumed['iter'], resumed['bad_steps']
     if mirror_checkpoint:
         mirror.load_state_dict(resumed['mirror'])
     if start_iter > max_iters:
         raise ValueError(f"max_iters is {max_iters} and this run has {start_iter} iterations behind it already: raise max_iters to go on")
     options_now = [{key: group[key] for key in ('weight_decay', 'betas')} for group in adamw.param_groups]
-    adamw.load_state_dict(resumed['optimizer'])
+    adamw.load_state_dict(optimizer_parts(resumed['optimizer'], [p for group in adamw.param_groups for p in group['params']]))
     for group, now in zip(adamw.param_groups, options_now):  # today's settings count, not those that were saved
         group.update(now)
     if resumed['scaler'] and scaler.is_enabled():
         scaler.load_state_dict(resumed['scaler'])
     if averages and reference_mode != 'static':
         for name, value in resumed['reference'].items():
-            averages[name].data.copy_(value)
+            averages[name].data.copy_(part_of(value, averages[name]))
         copy_masters(averages, frozen)
 
 if master:
@@ -382,8 +414,8 @@ if wandb_log and master:
 
 
 def number_or_none(x):
-    """JSON has no NaN, which a reward is where it does not apply."""
-    return None if math.isnan(x) else x
+    """JSON has no NaN, which a reward is where it does not apply, and no infinity."""
+    return x if math.isfinite(x) else None
 
 
 def wandb_pictures(wandb, parts):
@@ -404,39 +436,54 @@ def learning_rate_at(it):
 
 
 def weights_to_keep():
-    """The fp32 masters, under the model's names; with LoRA the adapters alone."""
+    """The fp32 masters, under the model's names; with LoRA the adapters alone. Shards, where the model is sharded."""
+    drop_collected(model)
     of = {p: masters[name] for name, p in model.named_parameters()}
     return {name: of[p].detach() for name, p in model.state_dict(keep_vars=True).items() if p in of and (p.requires_grad or not lora_r)}
 
 
+def run_kind():
+    return {'kind': 'adapters' if lora_r else 'run', 'model_config': vars(model.config), 'config': plain_config}
+
+
+def save_best(it):
+    kept = whole({'model': weights_to_keep()})
+    if master:
+        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), run_kind() | {'iter': it, 'best': best, **kept, **job.saved()})
+
+
 def save(it, beside=None):
-    """Everything needed to go on with iteration `it` as if nothing had happened. beside: what the job had to say when `it` began, if it has begun."""
+    """Everything needed to go on with iteration `it` as if nothing had happened; all ranks call it. beside: what the job had to say when `it` began, if it has begun."""
+    global saved_at
+    kept = whole({'model': weights_to_keep(), 'optimizer': adamw.state_dict(), 'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}})
+    if not master:
+        return
     for file in (metrics_file, samples_file, rewards_file):  # the log reaches the disk before the checkpoint that builds on it
         file.flush()
         os.fsync(file.fileno())
-    save_checkpoint(checkpoint_path, {
-        'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config), 'start_weights': start_weights, 'mirror': mirror.state_dict(),
-        'optimizer': adamw.state_dict(), 'scaler': scaler.state_dict(), 'config': plain_config,
-        'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}, **(beside or job.saved())})
-    if keep_checkpoints:
-        kept = os.path.join(out_dir, f'ckpt_{it:06d}.pt')
-        if os.path.exists(kept):
-            os.remove(kept)
-        os.link(checkpoint_path, kept)
-        for old in sorted(name for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt'))[:-keep_checkpoints]:
-            os.remove(os.path.join(out_dir, old))
+    older = os.path.join(out_dir, f'ckpt_{saved_at or 0:06d}.pt')
+    if keep_checkpoints and saved_at not in (None, it) and not os.path.exists(older):
+        os.link(checkpoint_path, older)
+    save_checkpoint(checkpoint_path, run_kind() | {'iter': it, 'best': best, 'bad_steps': bad_steps, 'start_weights': start_weights, 'mirror': mirror.state_dict(), 'scaler': scaler.state_dict(),
+                                                   **kept, **(beside or job.saved())})
+    saved_at = it
+    for path in older_checkpoints()[keep_checkpoints:]:
+        os.remove(path)
 
 
 def save_and_say_so(it, beside=None):
     """When the scorer is gone."""
     save(it, beside)
-    print(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
+    say(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
 
 
 def export():
     """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/. An NLA's actor and critic in nla.pt, a start for others."""
-    final = copy.deepcopy(model).float()
-    final.load_state_dict(weights_to_keep(), strict=False)
+    final = collect_model(model, torch.float32) if shard else copy.deepcopy(model).float()
+    if not master:
+        return
+    if not shard:
+        final.load_state_dict(weights_to_keep(), strict=False)
     if advantage == 'gae':
         del final.value_head
     if lora_r and task in ('completion', 'alignment'):
@@ -476,23 +523,29 @@ my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // worl
 options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'loss_type', 'clip_low', 'clip_high',
                                         'dual_clip', 'kl_beta', 'kl_in_reward', 'reward_combination', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
 for it in range(start_iter, max_iters + 1):
-    metrics, evaluating = {'iter': it}, it % eval_interval == 0 or it == max_iters
-    if master and evaluating:
-        try:
-            metrics |= job.evaluate(policy)
-        except ScorerUnavailable:
-            save_and_say_so(it)
-            raise
-        say(f"iter {it}: {job.describe(metrics)}", flush=True)
-    is_best = metrics.get(job.headline, -math.inf) > best
+    metrics, evaluating, scorer_lost = {'iter': it}, it % eval_interval == 0 or it == max_iters, None
+    if evaluating:
+        with gathered(policy) as whole_policy:
+            if master or (shard and not gather_to_sample):  # else the others wait for rank 0 below
+                try:
+                    metrics |= job.evaluate(whole_policy)
+                except ScorerUnavailable as e:
+                    scorer_lost = e
+    is_best = master and metrics.get(job.headline, -math.inf) > best
     best = max(best, metrics.get(job.headline, -math.inf))
-    if is_best:  # before save(), which remembers its value
-        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), {'kind': 'adapters' if lora_r else 'run', 'iter': it, 'best': best, 'model': weights_to_keep(), 'model_config': vars(model.config),
-                                                               'config': plain_config, **job.saved()})
 
-    # All ranks stop together: one that got the signal tells the others.
-    stopping = all_reduce(torch.tensor(float(bool(stop_signals)), device=device), 'max').item() > 0
-    if master and (stopping or it == max_iters or (it % save_interval == 0 and it > start_iter)):
+    # All ranks go the same way: one that got a signal, or has lost the scorer, tells the others.
+    if evaluating:
+        ranks.wait()
+    stopping, someone_lost, is_best = (flag > 0 for flag in all_reduce(torch.tensor([bool(stop_signals), scorer_lost is not None, is_best], dtype=torch.float, device=device), 'max').tolist())
+    if someone_lost:
+        save_and_say_so(it)
+        raise scorer_lost or ScorerUnavailable("the scorer failed rank 0, whose message says how")
+    if evaluating and master:
+        say(f"iter {it}: {job.describe(metrics)}", flush=True)
+    if is_best:  # before save(), which remembers its value
+        save_best(it)
+    if stopping or it == max_iters or (it % save_interval == 0 and it > start_iter):
         save(it)
     if stopping:
         arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
@@ -513,14 +566,14 @@ for it in range(start_iter, max_iters + 1):
                 stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
                                                     max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
         except ScorerUnavailable:
-            if master:  # rewards come before anything is learned from them, so that nothing has changed yet
-                save_and_say_so(it, beside)
+            save_and_say_so(it, beside)  # rewards come before anything is learned from them, so that nothing has changed yet
             if world_size > 1:
                 dist.barrier()  # who leaves first takes the others along
             raise
         stats |= job.learn_beside(rollout)
+        bad_steps = bad_steps + 1 if stats.get('bad_steps', 0) + stats.get('critic_bad_steps', 0) else 0
         if averages:
-            update_reference(reference_mode, it + 1, [averages[name].data for name in followed], [masters[name].data for name in followed], ema_alpha, reference_update_freq)
+            update_reference(reference_mode, it + 1, *([local_part(of[name]) for name in followed] for of in (averages, masters)), ema_alpha, reference_update_freq)
             copy_masters(averages, frozen)
         metrics |= stats | {'lr': lr}
         if it % hist_interval == 0:
@@ -546,19 +599,18 @@ for it in range(start_iter, max_iters + 1):
             samples_file.writelines(json.dumps(sample) + '\n' for sample in samples)
             if tracker and evaluating:
                 tracker.log({'samples': wandb.Table(list(samples[0]), [list(sample.values()) for sample in samples])}, step=it)
-        metrics_file.write(json.dumps(metrics) + '\n')
+        metrics_file.write(json.dumps({name: number_or_none(value) for name, value in metrics.items()}) + '\n')
         metrics_file.flush()
         if tracker:
             tracker.log(metrics, step=it)
+    if bad_steps >= max_bad_steps:
+        raise FloatingPointError(f"NaN or infinity in the loss or its gradient in {bad_steps} iterations in a row; their steps were skipped. Lower learning_rate or raise kl_beta, and go on from the last checkpoint with --init_from=resume")
 
 if master and task == 'nla' and not stopping:
     say(job.table(metrics))
-if master and task != 'fill_in' and not stopping:
+if task != 'fill_in' and not stopping:
     export()
 if tracker:
     tracker.finish()
 if dist.is_initialized():
-    dist.barrier()  # nobody hangs up while another still speaks
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads sometimes abort an ordinary exit, long after the work is saved (pytorch issue 190489)
+    ranks.leave()

@@ -12,10 +12,11 @@ task = 'completion'
 generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
 dataset = 'pyfunc'       # the prompt shows three tests, which are those of the reward; five others are run at evaluation only
 chat_template = True
-max_prompt_length = 200
+system_prompt = 'You write Python.'
+max_prompt_length = 128  # most have about 90; what is longer is dropped
 too_long = 'drop'
 rewards = [('code_correctness', 0.6), ('code_execution', 0.2), ('code_quality', 0.2)]
-max_new_tokens = 40      # the function has 17 to 32, and what follows it is not read
+max_new_tokens = 32      # the function has 17 to 32 with its fence, and what follows it is not read
 temperature = 1.0
 
 batch_size = 32
@@ -27,9 +28,9 @@ learning_rate = 3e-5
 min_lr = 0.0
 lr_schedule = 'linear'
 warmup_iters = 2
-max_iters = 24
+max_iters = 20
 
-eval_interval = 24
+eval_interval = 20
 eval_prompts_n = 200
 eval_samples = 1
 log_interval = 1

@@ -230,14 +230,18 @@ def test_several_epochs_clip():
     assert twice['clip_frac_low'] + twice['clip_frac_high'] > 0
 
 
-def test_nan_stops_before_the_weights_are_touched():
+def test_a_step_with_nan_is_skipped_and_counted():
+    """Two epochs on a rollout with a NaN advantage: neither steps, both are counted, and the next rollout is learned from as if nothing had been."""
     policy = TablePolicy(1, 2, 3)
     rollout = table_rollout(policy, 2)
-    before = policy.model.table.clone()
-    rollout.advantages[0, 0] = float('nan')
-    with pytest.raises(FloatingPointError, match='learning_rate'):
-        train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=1.0))
-    assert torch.equal(policy.model.table, before)
+    before, optimizer = policy.model.table.clone(), torch.optim.SGD([policy.model.table], lr=1.0, momentum=0.9)
+    good = rollout.advantages.clone()
+    rollout.advantages = good.index_fill(1, torch.tensor([0]), float('nan'))
+    stats = train_on_rollout(policy, rollout, optimizer, num_epochs=2)
+    assert stats['bad_steps'] == 2 and torch.equal(policy.model.table, before) and not optimizer.state
+    rollout.advantages = good
+    stats = train_on_rollout(policy, rollout, optimizer)
+    assert stats['bad_steps'] == 0 and torch.isfinite(policy.model.table).all() and not torch.equal(policy.model.table, before)
 
 
 def test_a_reward_that_is_nan_is_named():

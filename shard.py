@@ -1,0 +1,118 @@
+"""
+One model spread over all ranks, for those that no GPU holds alone: torch's own fully_shard (FSDP2), block by block, used so that the rest of the code does not know of it.
+
+    shard_model(model, dtype) -> {name: parameter}      what the optimizer steps: fp32 shards, DTensors, each rank a part of every weight
+    whole(tree)               -> the same on the CPU    what a checkpoint holds: the same file whatever the number of ranks
+    part_of(value, p)         -> this rank's part of it, to load a checkpoint
+    gathered(policy)          -> a context: the policy with a plain model, whole on every rank, to sample from
+Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of all ranks together for each token.
+
+In forward and backward a block's weights are collected just before they are used and dropped after; its gradient is summed over the ranks in fp32, each rank keeps its
+part. All ranks must therefore go through the same forwards: grpo.py gives each the same number of micro-batches. N weights on W ranks in bf16 cost 16 N / W bytes for
+weights, gradients and Adam, and two blocks and the embeddings at 2 bytes a weight while they are at work; gathered() adds 2 N bytes while it samples.
+"""
+import copy
+import warnings
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')  # keys and values are views; nothing is changed in place
+
+
+def is_sharded(model):
+    return isinstance(model, FSDPModule)
+
+
+def skeleton_of(model):
+    """A copy without weights: its parameters are on the meta device, its buffers shared."""
+    memo = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo | {id(b): b for b in model.buffers()})
+
+
+def shard_model(model, dtype, device, gather_to_sample=True):
+    """
+    Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered. Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
+    """
+    skeleton = skeleton_of(model)
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    options = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32))
+    for block in model.blocks:
+        fully_shard(block, **options)
+    fully_shard(model, **options, reshard_after_forward=False)  # the head is used after the model's forward, see grpo.rollout_loss
+    for method in ('prefill', 'answer'):
+        register_fsdp_forward_method(model, method)
+    for module in [*model.blocks, model]:
+        module.set_gradient_divide_factor(1.0)  # each rank holds its share of one loss: gradients are summed
+        module.set_force_sum_reduction_for_comms(True)
+    model.skeleton, model.dtype = [skeleton], dtype  # in a list: it is no part of the model
+    model.gather_to_sample = gather_to_sample
+    model.to(device)  # its buffers
+    return dict(model.named_parameters())
+
+
+def drop_collected(model):
+    """Only the shards stay. Weights that a forward without a backward has collected would else be used again after the optimizer has moved on."""
+    for module in model.modules():
+        if is_sharded(module):
+            module.reshard()
+
+
+def whole(tree):
+    """Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0; on the others empty. All ranks must call it."""
+    def collect(tensor):
+        value = tensor.detach().full_tensor()
+        return value.cpu() if dist.get_rank() == 0 else value.new_empty(0, device='cpu')
+    return tree_map_only(DTensor, collect, tree)
+
+
+def whole_norm(norm):
+    """A norm over shards as the number it is, on every rank."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def part_of(value, p):
+    """A whole tensor cut as the parameter p is: this rank's part, or all of it when p is not sharded."""
+    return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else value
+
+
+def local_part(p):
+    """What of p lies on this rank, sharing its memory; all of it when p is not sharded."""
+    return p.detach().to_local() if isinstance(p, DTensor) else p.detach()
+
+
+def optimizer_parts(state, params):
+    """The state_dict of an optimizer, with whole tensors, cut as its parameters are."""
+    cut = {i: {key: part_of(value, params[i]) if torch.is_tensor(value) and value.dim() else value for key, value in of_one.items()} for i, of_one in state['state'].items()}
+    return state | {'state': cut}
+
+
+@torch.no_grad()
+def collect_model(model, dtype):
+    """A plain model with all weights in dtype, whole on every rank. All ranks must call it."""
+    drop_collected(model)
+    plain = model.skeleton[0]
+    state = {name: value.to(dtype).full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()}
+    plain.load_state_dict(state, assign=True)
+    if plain.config.tied:
+        plain.lm_head.weight = plain.wte.weight
+    return plain.requires_grad_(False).eval()
+
+
+@contextmanager
+def gathered(policy):
+    """The policy with a plain model, whole on every rank, as long as the context lasts. A policy whose model is not sharded, or shall not be collected, as it is."""
+    if not (is_sharded(policy.model) and policy.model.gather_to_sample):
+        yield policy
+        return
+    plain = collect_model(policy.model, policy.model.dtype)
+    try:
+        yield policy.with_model(plain)
+    finally:
+        plain.to_empty(device='meta')

@@ -1,0 +1,119 @@
+"""
+The same run, the same numbers: on 1, 2 and 4 processes, sharded or not, in micro-batches of any size, with and without gradient checkpointing; and what happens
+to the others when one process dies or hangs. Real processes, gloo on the CPU.
+"""
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).parent.parent
+ENV = os.environ | {'OMP_NUM_THREADS': '1'}
+
+WORKER = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+import copy, itertools, types
+import torch, torch.distributed as dist
+from completion import CausalPolicy
+from grpo import LOSS_TYPES, Rollout, gae, train_on_rollout
+from lora import add_lora
+from model import GPT, GPTConfig
+from shard import shard_model, whole
+
+sharded, ranks = sys.argv[3] == 'shard', sys.argv[3] != 'one'
+if ranks:
+    dist.init_process_group('gloo')
+rank, world = (dist.get_rank(), dist.get_world_size()) if ranks else (0, 1)
+
+def fresh(tied=True, value_head=False, r=0):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=23, block_size=32, n_layer=2, n_head=2, n_embd=16, tied=tied, **(dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False) if not tied else {})))
+    if r:
+        add_lora(model, r, 2 * r)
+    if value_head:
+        model.value_head = torch.nn.Linear(16, 1)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+def policy_of(model):
+    return CausalPolicy(model, types.SimpleNamespace(eos_id=0, vocab_size=23, special_ids=[]), 6)
+
+def rollout_of(policy, value_head):
+    """4 prompts with 3 answers each; the answers to the first all got the same reward, and one answer is empty but for its end."""
+    g = torch.Generator().manual_seed(1)
+    tokens, lengths = torch.randint(1, 23, (4, 3, 6), generator=g), torch.tensor([[6, 2, 4], [1, 3, 6], [5, 5, 1], [1, 1, 1]])
+    rollout = Rollout(batch={'prompts': torch.randint(1, 23, (4, 5), generator=g), 'prompt_lengths': torch.tensor([5, 2, 3, 4])}, tokens=tokens, lengths=lengths,
+                      logps=-3 + torch.randn(4, 3, 6, generator=g) * 0.3, ref_log_probs=-3 + torch.randn(4, 3, 6, generator=g) * 0.3)
+    rollout.advantages = torch.randn(4, 3, generator=g)
+    rollout.advantages[0] = 0.0
+    if value_head:
+        rollout.values, rollout.advantages = torch.randn(4, 3, 6, generator=g), torch.randn(4, 3, 6, generator=g)
+        rollout.returns = rollout.values + rollout.advantages
+    return rollout
+
+kinds = [(loss, {}, {}) for loss in LOSS_TYPES]
+kinds += [('dapo', dict(kl_beta=0.3, entropy_coef=0.1), {}), ('grpo', {}, dict(value_head=True)), ('dr_grpo', {}, dict(r=2)), ('grpo', dict(kl_beta=0.1), dict(tied=False))]
+results = {}
+for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumerate(kinds), ((None, False), (1, False), (3, True))):
+    model = fresh(**made)
+    model.gradient_checkpointing = again
+    params = shard_model(model, torch.float32, 'cpu') if sharded else dict(model.named_parameters())
+    params = {name: p for name, p in params.items() if p.requires_grad}
+    policy = policy_of(model)
+    rollout = rollout_of(policy, 'value_head' in made)
+    if 'kl_beta' not in options:
+        rollout.ref_log_probs = None
+    mine = rollout.rows(rank * 4 // world, (rank + 1) * 4 // world)
+    optimizer, gradients = torch.optim.SGD(params.values(), lr=0.1), {}
+    def keep_first(*_):
+        if not gradients:
+            gradients.update(whole({name: p.grad.clone() for name, p in params.items()}))
+    optimizer.register_step_pre_hook(keep_first)
+    stats = train_on_rollout(policy, mine, optimizer, num_epochs=2, micro_batch_size=micro, grad_clip=1.0, loss_type=loss_type, max_new_tokens=6, kl_estimator='k3', **options)
+    results[n, micro, again] = {'gradients': gradients, 'params': whole({name: p.detach().clone() for name, p in params.items()}), 'stats': stats}
+if rank == 0:
+    torch.save(results, sys.argv[2])
+if ranks:
+    dist.barrier()
+    dist.destroy_process_group()
+'''
+
+
+def torchrun(n):
+    return sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}'
+
+
+def test_any_number_of_ranks_makes_the_same_step(tmp_path):
+    """
+    A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one micro-batch, for all loss types,
+    a KL with entropy, a value head, LoRA and a Llama, micro-batches of 1 and 3 prompts, checkpointing, 2 and 4 ranks, sharded and not. One group is dead, so that ranks differ in what counts.
+    """
+    script = tmp_path / 'worker.py'
+    script.write_text(WORKER)
+    ways = [((sys.executable,), 'one')] + [(torchrun(n), kind) for n in (2, 4) for kind in ('whole', 'shard')]
+    results = []
+    for i, (launcher, kind) in enumerate(ways):
+        done = subprocess.run([*launcher, str(script), str(ROOT), str(tmp_path / f'{i}.pt'), kind], env=ENV, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(tmp_path / f'{i}.pt'))
+    worst = {'gradients': 0.0, 'params': 0.0, 'stats': 0.0}
+    for (_, kind), result in zip(ways, results):
+        assert len(result) == 10 * 3
+        for (n, micro, again), found in result.items():
+            wanted = results[0][n, None, False]
+            assert wanted['gradients'].keys() == found['gradients'].keys() and any(g.abs().max() > 1e-3 for g in wanted['gradients'].values())
+            for what in ('gradients', 'params'):
+                scale = max(t.abs().max() for t in wanted[what].values())
+                worst[what] = max(worst[what], *((a - b).abs().max().item() / scale for a, b in zip(found[what].values(), wanted[what].values())))
+            assert found['stats'].keys() == wanted['stats'].keys()
+            worst['stats'] = max(worst['stats'], *(abs(found['stats'][k] - v) / max(1.0, abs(v)) for k, v in wanted['stats'].items()))
+    assert worst['gradients'] < 1e-6 and worst['params'] < 1e-6 and worst['stats'] < 1e-5, worst
