@@ -5,6 +5,7 @@ A collective waits `timeout` seconds at most for a rank that hangs; one that die
 for days if need be, asleep. When a wait was in vain, who still runs checks in with the others, and the message names those who do not.
 """
 import datetime
+import itertools
 import os
 import socket
 import sys
@@ -14,31 +15,38 @@ from functools import partial
 
 import torch.distributed as dist
 
-CHECK_IN = 10.0  # seconds that those who are left have to report, after one of them has lost somebody
-patient = []     # the group that waits for rank 0
+CHECK_IN = 5.0   # seconds that those who are left have to report, after one of them has lost somebody
+turns = itertools.count()
 
 
 def join(backend, timeout):
     """Meet the others, by the environment that torchrun sets. timeout: seconds that a collective may take."""
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
-    patient.append(dist.new_group(backend='gloo', timeout=datetime.timedelta(days=7)))
-    store = dist.distributed_c10d._get_default_store()
-    store.set(f'who/{dist.get_rank()}', f"process {os.getpid()} on {socket.gethostname()}")
-    sys.excepthook = partial(say_who_is_lost, store, sys.excepthook)
+    the_store().set(f'who/{dist.get_rank()}', f"process {os.getpid()} on {socket.gethostname()}")
+    sys.excepthook = partial(say_who_is_lost, sys.excepthook)
 
 
-def wait():
-    """Until all ranks are here, however long one of them takes. One process alone does not wait."""
+def the_store():
+    """The keys and values that all ranks share."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def wait_for_rank_0():
+    """Until rank 0 comes here too, however long that takes. It does not wait for the others."""
     if dist.is_initialized():
-        dist.barrier(group=patient[0])
+        turn = f'turn/{next(turns)}'
+        if dist.get_rank() == 0:
+            the_store().set(turn, '')
+        else:
+            the_store().wait([turn], datetime.timedelta(days=7))
 
 
-def say_who_is_lost(store, say_what, kind, error, trace):
+def say_who_is_lost(say_what, kind, error, trace):
     """The last act of a rank that an error ends. When it came out of a collective, it is another's fault: whose?"""
     say_what(kind, error, trace)
     here = os.path.dirname(dist.__file__)
     if isinstance(error, RuntimeError) and any(frame.filename.startswith(here) for frame in traceback.extract_tb(trace)):
-        rank, world = dist.get_rank(), dist.get_world_size()
+        rank, world, store = dist.get_rank(), dist.get_world_size(), the_store()
         lost, until = set(range(world)), time.monotonic() + CHECK_IN
         try:
             store.set(f'left/{rank}', '')
@@ -57,7 +65,8 @@ def say_who_is_lost(store, say_what, kind, error, trace):
 
 def leave():
     """The end of a run that went well."""
-    wait()  # nobody hangs up while another still speaks
+    wait_for_rank_0()
+    dist.barrier()  # nobody hangs up while another still speaks
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads sometimes abort an ordinary exit, long after the work is saved (pytorch issue 190489)

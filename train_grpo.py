@@ -213,6 +213,11 @@ for key in ('ema_alpha', 'pretrain_until'):
         raise ValueError(f"{key} is {config[key]}: it must be between 0 and 1")
 if init_from == 'resume' and not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
     raise FileNotFoundError(f"there is no {os.path.join(out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
+if init_from == 'resume':
+    with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
+        began_with = json.load(f)['task']
+    if began_with != task:
+        raise ValueError(f"the run in {out_dir} has task {began_with!r} and task is {task!r} now: give the config it began with, or name another out_dir")
 if dual_clip is not None and dual_clip <= 1:
     raise ValueError(f"dual_clip is {dual_clip}: it must be above 1, or None")
 if load_in_8bit and not lora_r:
@@ -272,7 +277,7 @@ def once(make):
     """Call make() on rank 0 while the others wait: files are made once."""
     if master:
         make()
-    ranks.wait()
+    ranks.wait_for_rank_0()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -337,8 +342,6 @@ start_iter, best, saved_at, bad_steps, resumed = 0, -math.inf, None, 0, None
 plain_config = json.loads(json.dumps(config, default=lambda function: function.__name__))  # functions by their names
 if init_from == 'resume':
     resumed = newest_checkpoint()
-    if resumed['config'].get('task') != task:
-        raise ValueError(f"the run in {out_dir} has task {resumed['config'].get('task')!r} and task is {task!r} now: give it the config it began with, or name another out_dir")
     if not math.isclose(resumed['start_weights'], start_weights, rel_tol=1e-9, abs_tol=1e-6):  # a sum's last digits depend on the number of threads
         raise ValueError(f"the model at {job.generator_path} is not the one this run started from: restore it, for the reference and a LoRA run's frozen weights come from there")
     for key, old in resumed['config'].items():
@@ -536,7 +539,7 @@ for it in range(start_iter, max_iters + 1):
 
     # All ranks go the same way: one that got a signal, or has lost the scorer, tells the others.
     if evaluating:
-        ranks.wait()
+        ranks.wait_for_rank_0()
     stopping, someone_lost, is_best = (flag > 0 for flag in all_reduce(torch.tensor([bool(stop_signals), scorer_lost is not None, is_best], dtype=torch.float, device=device), 'max').tolist())
     if someone_lost:
         save_and_say_so(it)

@@ -12,3 +12,12 @@ def pytest_collection_modifyitems(items):
     """Files that start many processes come first, so that no core is idle in the end."""
     slow = ('test_train_grpo', 'test_alignment', 'test_nla', 'test_es')
     items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests/test_faults.py tried and survived."""
+    survived = [value for report in terminalreporter.stats.get('passed', []) if report.when == 'call' for name, value in report.user_properties if name == 'survived']
+    if survived:
+        terminalreporter.section('tried and survived')
+        for line in survived:
+            terminalreporter.write_line('  ' + line)

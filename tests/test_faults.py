@@ -1,0 +1,334 @@
+"""
+A machine that fails: kills, signals, lost and hanging ranks, a full disk, damaged checkpoints, NaN, and rewards that raise, each with real processes. At the end of the
+session the terminal lists what was tried and survived: `python -m pytest tests/test_faults.py`.
+"""
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+TOY = ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--block_size=16', '--max_new_tokens=4', '--n_layer=1', '--n_head=2', '--n_embd=16',
+       '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_samples=1', '--eval_show=0', '--log_interval=1', '--hist_interval=2', '--eval_interval=4',
+       '--save_interval=2', '--max_iters=12', '--kl_estimator=k2', '--reference_mode=ema', '--device=cpu', '--precision=fp32', 'ones.py']
+
+
+def command(*arguments, launcher=(sys.executable, '-u')):
+    return [*launcher, str(ROOT / 'train_grpo.py'), *TOY, *arguments]
+
+
+def run(folder, *arguments, launcher=(sys.executable, '-u')):
+    return subprocess.run(command(*arguments, launcher=launcher), cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
+
+
+def log_of(folder, out_dir='out-grpo'):
+    """metrics.jsonl without its times, samples.jsonl and rewards.jsonl."""
+    lines = {name: [json.loads(line) for line in open(folder / out_dir / f'{name}.jsonl')] for name in ('metrics', 'samples', 'rewards')}
+    return lines | {'metrics': [{k: v for k, v in line.items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in lines['metrics']]}
+
+
+def weights_of(folder, out_dir='out-grpo'):
+    return torch.load(folder / out_dir / 'ckpt.pt', weights_only=True)['model']
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """A folder with the data, the start and a run that nobody disturbs."""
+    folder, rng = tmp_path_factory.mktemp('undisturbed'), random.Random(0)
+    for name, n in (('sums', 40), ('held_out', 8)):
+        (folder / f'{name}.jsonl').write_text(''.join(json.dumps({'prompt': f'{a}+{b}=', 'answer': str(a + b)}) + '\n' for a, b in ((rng.randrange(50), rng.randrange(50)) for _ in range(n))))
+    (folder / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(undisturbed, tmp_path):
+    for name in ('sums.jsonl', 'held_out.jsonl', 'ones.py', 'start.pt'):
+        os.link(undisturbed / name, tmp_path / name)
+    return tmp_path
+
+
+def same(folder, undisturbed):
+    assert log_of(folder) == log_of(undisturbed)
+    ours, theirs = weights_of(folder), weights_of(undisturbed)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# One process that has loaded everything forks a child for each attempt, which is killed (SIGKILL) by itself at the n-th time that it comes to a place, or by a clock.
+KILLED = '''
+import json, os, random, runpy, signal, sys, threading
+root, seed, attempts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+arguments = sys.argv[4:]
+sys.path.insert(0, root)
+import torch
+torch.set_num_threads(1)
+import alignment_task, es, model, sample
+rng = random.Random(seed)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at_call(owner, name, n, before=lambda *_: None):
+    real, calls = getattr(owner, name), iter(range(n))
+    def counted(*arguments, **options):
+        if next(calls, None) is None:
+            before(*arguments)
+            die()
+        return real(*arguments, **options)
+    setattr(owner, name, counted)
+
+def half_a_file(checkpoint, f):
+    import io
+    real_save(checkpoint, whole := io.BytesIO())
+    f.write(whole.getvalue()[:rng.randrange(len(whole.getvalue()))])
+    f.flush()
+    os.fsync(f.fileno())
+
+real_save = torch.save
+PLACES = {
+    'a rollout': lambda: at_call(sample, 'draw', rng.randrange(12)),
+    'backward': lambda: at_call(model.GroupAttention, 'backward', rng.randrange(4)),
+    'a checkpoint half written': lambda: at_call(torch, 'save', rng.randrange(3), half_a_file),
+    'a checkpoint not yet renamed': lambda: at_call(model.os, 'replace', rng.randrange(4)),
+    'any moment': lambda: threading.Timer(rng.uniform(0.05, 0.6), die).start(),
+}
+places = [place for place in PLACES for _ in range(attempts // len(PLACES))]
+rng.shuffle(places)
+killed = []
+for place in places + [None]:
+    child = os.fork()
+    if child == 0:
+        sys.argv = ['train_grpo.py', *arguments] + (['--init_from=resume'] if os.path.exists('out-grpo/ckpt.pt') else [])
+        rng.seed(seed * 1000 + len(killed))
+        os.dup2(os.open('log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(1, 2)
+        if place:
+            PLACES[place]()
+        runpy.run_path(os.path.join(root, 'train_grpo.py'), run_name='__main__')
+        sys.stdout.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if place is None:
+        print(json.dumps({'killed': killed, 'last': os.waitstatus_to_exitcode(status)}))
+    elif os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+        killed.append(place)
+    else:
+        sys.exit(f'{place}: it ended with {os.waitstatus_to_exitcode(status)}')
+'''
+
+
+def test_killed_thirty_times(folder, undisturbed, record_property):
+    """
+    kill -9 in rollouts, in backward, in the middle of a checkpoint's bytes, before its rename and at moments that a clock chooses, thirty times in one run of 60 iterations; each time it is taken up again.
+    In the end its log, its samples and its weights are those of the run that nobody disturbed, to the last bit.
+    """
+    longer = ['--max_iters=60', '--save_interval=1']
+    calm = folder / 'calm'
+    calm.mkdir()
+    for name in ('sums.jsonl', 'held_out.jsonl', 'ones.py', 'start.pt'):
+        os.link(folder / name, calm / name)
+    assert run(calm, *longer).returncode == 0
+    script = folder / 'killed.py'
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, str(script), str(ROOT), '1', '30', *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-1000:] + open(folder / 'log.txt').read()[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(result['killed']) == 30 and result['last'] == 0, result
+    same(folder, calm)
+    assert not [name for name in os.listdir(folder / 'out-grpo') if name.endswith('.tmp')]
+    counts = {place: result['killed'].count(place) for place in sorted(set(result['killed']))}
+    record_property('survived', f"kill -9, 30 times in one run: {', '.join(f'{n} in {place}' for place, n in counts.items())}; log, samples and weights equal to the undisturbed run's")
+
+
+# --- signals, and ranks that are lost
+
+def ranks_of(folder, *arguments):
+    """Two ranks started as a cluster does it, without torchrun: [process of rank 0, of rank 1]. Rank 0 says when the first iteration is over."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    meet = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    processes = [subprocess.Popen(command('--max_iters=2000', '--save_interval=1', *arguments), cwd=folder, env=ENV | meet | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
+    for line in processes[0].stdout:
+        if line.startswith('iter 1: reward'):
+            return processes
+    raise AssertionError(processes[1].communicate()[0][-2000:])
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_is_named(folder, number, record_property):
+    """Rank 1 dies, or hangs: rank 0 stops within seconds, or after rank_timeout, and says which process on which machine no longer answers."""
+    first, second = ranks_of(folder, '--rank_timeout=5')
+    try:
+        second.send_signal(number)
+        since = time.monotonic()
+        rest = first.communicate(timeout=60)[0]
+        took = time.monotonic() - since
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+    assert first.returncode == 1 and re.search(rf"rank 0 stops: rank 1 \(process {second.pid} on .+\) no longer answers", rest), rest[-2000:]
+    record_property('survived', f"rank 1 of 2 {'dies' if number == signal.SIGKILL else 'hangs (rank_timeout 5 s)'}: rank 0 stops after {took:.0f} s and names it")
+
+
+def test_torchrun_ends_when_a_rank_dies(folder, record_property):
+    """Under torchrun the same, and the run goes on from its checkpoint, with two ranks, with one, and sharded."""
+    process = subprocess.Popen(command('--max_iters=2000', '--save_interval=1', launcher=TORCHRUN), cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    printed = ''
+    for line in process.stdout:
+        printed += line
+        if line.startswith('iter 2: reward'):
+            workers = [int(pid) for pid in open(f'/proc/{process.pid}/task/{process.pid}/children').read().split()]
+            os.kill(next(pid for pid in workers if b'RANK=1\0' in open(f'/proc/{pid}/environ', 'rb').read().replace(b'LOCAL_RANK', b'').replace(b'GROUP_RANK', b'').replace(b'ROLE_RANK', b'')), signal.SIGKILL)
+            break
+    printed += process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and re.search(r'rank +: 1', printed), printed[-2000:]
+    iterations = torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True)['iter']
+    for n, (launcher, more) in enumerate(((TORCHRUN, []), ((sys.executable,), []), (TORCHRUN, ['--shard=True']), ((sys.executable,), ['--shard=False'])), 1):
+        done = run(folder, *more, '--init_from=resume', f'--max_iters={iterations + 2 * n}', launcher=launcher)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert [line['iter'] for line in log_of(folder)['metrics']] == list(range(iterations + 9))
+    record_property('survived', 'a rank dies under torchrun, which ends and names it; the run goes on with 2 ranks, with 1, with 2 sharded and with 1 again')
+
+
+@pytest.mark.parametrize('launcher', [(sys.executable, '-u'), TORCHRUN])
+def test_sigterm_saves(folder, undisturbed, launcher, record_property):
+    """As a cluster ends a job: it saves, says how to go on, and one process exits with 0 (torchrun itself reports the signal); the run then goes on as if nothing had happened."""
+    process = subprocess.Popen(command(launcher=launcher), cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    printed = ''
+    for line in process.stdout:
+        printed += line
+        if line.startswith('iter 3: reward'):
+            process.send_signal(signal.SIGTERM)
+            since = time.monotonic()
+    process.wait(timeout=30)
+    took = time.monotonic() - since
+    assert 'stopped before iteration' in printed and took < 30, printed[-2000:]
+    assert process.returncode == 0 or launcher == TORCHRUN
+    done = run(folder, '--init_from=resume', launcher=launcher)
+    assert done.returncode == 0, done.stderr[-2000:]
+    if launcher != TORCHRUN:
+        same(folder, undisturbed)
+    assert [line['iter'] for line in log_of(folder)['metrics']] == list(range(13))
+    record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'}: saved and gone after {took:.1f} s")
+
+
+# --- disks and files
+
+@pytest.mark.parametrize('what', ['no room', 'too large a file'])
+def test_a_full_disk(folder, undisturbed, what, record_property):
+    """
+    The disk is full when the second checkpoint comes (a small tmpfs, where one can be mounted; a limit on the size of a file, which anyone can set): the run stops with one
+    line, no torn file is left, the checkpoint from before is whole, and with room again the run goes on to the undisturbed end.
+    """
+    out = folder / 'out-grpo'
+    out.mkdir()
+    size = os.path.getsize(undisturbed / 'out-grpo' / 'ckpt.pt')
+    if what == 'no room':
+        if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size * 6}', 'tmpfs', str(out)], capture_output=True).returncode:
+            pytest.skip('a tmpfs can be mounted by root alone')
+    try:
+        process = subprocess.Popen(command('--max_iters=400', '--save_interval=2', '--eval_interval=400', '--hist_interval=400', '--log_interval=100', '--keep_checkpoints=0'), cwd=folder, env=ENV, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while not (out / 'ckpt.pt').exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        if what == 'no room':
+            while process.poll() is None:  # whatever becomes free is taken
+                try:
+                    with open(out / 'filler', 'ab') as f:
+                        f.write(bytes(16384))
+                except OSError:
+                    time.sleep(0.005)
+        else:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        printed, errors = process.communicate(timeout=60)
+        assert process.returncode == 1 and 'could not be written' in errors and 'make room' in errors and len(errors.strip().splitlines()) == 1, errors
+        assert not [name for name in os.listdir(out) if name.endswith('.tmp')]
+        saved = torch.load(out / 'ckpt.pt', weights_only=True)
+        if what == 'no room':
+            (out / 'filler').unlink()
+        done = run(folder, '--init_from=resume', f"--max_iters={saved['iter'] + 4}", '--keep_checkpoints=0')
+        assert done.returncode == 0, done.stderr
+        assert [line['iter'] for line in log_of(folder)['metrics']][-1] == saved['iter'] + 4
+    finally:
+        process.kill()
+        if what == 'no room':
+            subprocess.run(['umount', '-l', str(out)])
+    record_property('survived', f"a disk that is full while saving ({what}): one line, the checkpoint from before whole, no torn file, and on from it")
+
+
+def test_a_damaged_checkpoint(folder, undisturbed, record_property):
+    """ckpt.pt cut short, empty, its end or its middle overwritten with zeros: the older one serves, with a warning, and the end is the same. Without an older one the run stops and names the file."""
+    whole = (undisturbed / 'out-grpo' / 'ckpt.pt').read_bytes()
+    damages = {'cut to half': whole[:len(whole) // 2], 'its last byte gone': whole[:-1], 'empty': b'', 'its end zero': whole[:-600] + bytes(600), 'not a checkpoint': b'GIF89a' + bytes(200)}
+    for name, damaged in damages.items():
+        shutil.rmtree(folder / 'out-grpo', ignore_errors=True)
+        shutil.copytree(undisturbed / 'out-grpo', folder / 'out-grpo')
+        (folder / 'out-grpo' / 'ckpt.pt').write_bytes(damaged)
+        done = run(folder, '--init_from=resume')
+        assert done.returncode == 0 and 'warning' in done.stdout and 'going on from out-grpo/ckpt_000010.pt instead, iteration 10' in done.stdout, (name, done.stdout, done.stderr)
+        same(folder, undisturbed)
+    (folder / 'out-grpo' / 'ckpt.pt').write_bytes(b'')
+    for older in folder.glob('out-grpo/ckpt_0*'):
+        older.unlink()
+    done = run(folder, '--init_from=resume')
+    assert done.returncode == 1 and done.stderr.startswith('error: out-grpo/ckpt.pt cannot be read as a checkpoint'), done.stderr
+    record_property('survived', f"a damaged ckpt.pt ({', '.join(damages)}): the older one serves, and the end is the same")
+
+
+# --- settings, numbers and rewards
+
+def test_resume_with_other_settings(folder, undisturbed, record_property):
+    """Differences are printed; another task, LoRA where there was none, a value head, or another start are refused."""
+    shutil.copytree(undisturbed / 'out-grpo', folder / 'out-grpo')
+    done = run(folder, '--init_from=resume', '--max_iters=13', '--learning_rate=1e-5', '--group_size=2')
+    assert done.returncode == 0 and 'resuming with learning_rate = 1e-05 (it was 0.0006)' in done.stdout and 'resuming with group_size = 2 (it was 4)' in done.stdout, done.stderr
+    for more, words in ((['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "has task 'completion'"), (['--lora_r=2'], 'adapters'), (['--advantage=gae'], 'value head'),
+                        (['--generator_checkpoint=other.pt', '--seed=7'], 'not the one this run started from'), (['--max_iters=5'], 'max_iters')):
+        done = run(folder, '--init_from=resume', '--max_iters=20', *more)
+        assert done.returncode == 1 and done.stderr.startswith('error: ') and words in done.stderr, (more, done.stderr[-1000:])
+    record_property('survived', 'resuming with other settings: told of, and another task, start, LoRA or a value head refused')
+
+
+def test_a_gradient_that_is_not_finite(folder, record_property):
+    """In three iterations of a run the loss is NaN: their steps are skipped and counted, and the run ends well; five in a row end it, with its weights untouched."""
+    broken = ('import grpo as _grpo\n_real, _calls = _grpo.policy_loss, [0]\n\ndef _broken(*arguments, **options):\n    _calls[0] += 1\n    loss, stats = _real(*arguments, **options)\n'
+              '    return (loss * float("nan") if _calls[0] in BAD else loss), stats\n\n_grpo.policy_loss = _broken\n')
+    (folder / 'now_and_then.py').write_text(broken.replace('BAD', '(2, 3, 7)'))
+    (folder / 'from_then_on.py').write_text(broken.replace('BAD', 'range(4, 100)'))
+    done = run(folder, 'now_and_then.py')
+    assert done.returncode == 0, done.stderr
+    lines = log_of(folder)['metrics']
+    assert [line['bad_steps'] for line in lines[:-1]] == [0, 1, 1, 0, 0, 0, 1] + [0] * 5 and lines[1]['loss'] is None and all(torch.isfinite(v).all() for v in weights_of(folder).values())
+    done = run(folder, 'from_then_on.py', '--out_dir=worse', '--save_interval=1')
+    assert done.returncode == 1 and 'NaN or infinity' in done.stderr and '5 iterations in a row' in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert [line['bad_steps'] for line in log_of(folder, 'worse')['metrics']] == [0, 0, 0] + [1] * 5
+    assert all(torch.isfinite(v).all() for v in weights_of(folder, 'worse').values())
+    record_property('survived', 'NaN in the loss of 3 of 12 iterations: skipped and counted; in 5 in a row: the run stops, its weights untouched')
+
+
+def test_a_reward_that_raises_in_one_rank(folder, record_property):
+    """The rank says which reward raised what on which answer; the other stops too, and nothing hangs."""
+    (folder / 'raises.py').write_text('import os\n\ndef touchy(text, **_):\n    if os.environ.get("RANK") == "1":\n        raise KeyError("colour")\n    return 0.5\n\nrewards = [touchy]\n')
+    since = time.monotonic()
+    done = run(folder, 'raises.py', '--eval_interval=100', launcher=TORCHRUN)
+    assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr, done.stderr[-2000:]
+    record_property('survived', f"a reward that raises in one of two ranks: named, both end, after {time.monotonic() - since:.0f} s with their start")
