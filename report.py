@@ -248,12 +248,11 @@ select { font: inherit; max-width: 60vw; }
 .card > b { display: block; overflow-wrap: anywhere; }
 .text { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; margin: 6px 0; }
 .text span { border-radius: 2px; cursor: help; }
-.prompt { max-height: 14em; overflow: auto; }
+.text { max-height: 24em; overflow: auto; }
 .wide { overflow-x: auto; }
-th { white-space: nowrap; } table.facts { border-collapse: collapse; font-size: .85rem; } .facts td, .facts th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-.facts .text { margin: 0; max-height: 9em; overflow: auto; min-width: 130px; }
+th { white-space: nowrap; } table.facts { border-collapse: collapse; font-size: .85rem; } .facts td, .facts th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); } .facts td { overflow-wrap: anywhere; min-width: 3.5em; }
 .u-legend { font-size: 12px !important; text-align: left !important; margin: 0 !important; color: var(--ink); } .u-legend th { font-weight: 400 !important; overflow-wrap: anywhere; }
-.u-legend .u-series:first-child { color: var(--dim); } .quiet { display: none !important; } .u-inline tr { margin-right: 8px !important; }
+.u-legend .u-series:first-child { color: var(--dim); } .u-legend .u-series:first-child .u-marker { display: none !important; }  .quiet { display: none !important; } .u-inline tr { margin-right: 8px !important; }
 .u-cursor-x, .u-cursor-y { border-color: var(--dim) !important; } .u-select { background: color-mix(in srgb, var(--up) 18%, transparent) !important; }
 '''
 
@@ -336,7 +335,7 @@ function curves() {
       }
       tables.push(lines);
     }));
-    if (tables.length) plot(box, {series, bands, cursor: {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest}}, uPlot.join(tables));
+    if (tables.length) plot(box, {series, bands, legend: {markers: {width: 2, dash: (u, i) => series[i].dash?.length ? 'dashed' : 'solid'}}, cursor: {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest}}, uPlot.join(tables));
     else { plots = plots.filter(([old, u]) => old !== box || u.destroy()); box.replaceChildren(el('p', {textContent: 'nothing to draw'})); }
   }
 }
@@ -390,19 +389,22 @@ function answerText(a, scale, detail) {
 }
 function groupCards(run) {
   if (!run.groups.length) return;
-  const prompt = el('div', {className: 'text prompt'}), cards = el('div', {className: 'group'}), detail = el('p', {textContent: 'Touch a token for its numbers.'}), note = el('p');
+  const score = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · '), prompt = el('div', {className: 'text'}), cards = el('div', {className: 'group'}), detail = el('p', {textContent: 'Touch a token for its numbers.'}), note = el('p');
   const [control, draw] = slider(run.groups.map(g => g.iter), at => {
     const group = run.groups[at], sizes = group.answers.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b), scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 1e-3);
     prompt.textContent = group.prompt;
     note.textContent = (sizes.length ? `Blue: likelier after the iteration’s step; orange: less likely; full colour at a change of log-prob of ±${show(scale)}. ` : '') + (group.of > group.answers.length ? `${group.answers.length} of ${group.of} answers.` : '');
     cards.replaceChildren(...group.answers.map((a, i) => el('div', {className: 'card'}, el('b', {textContent: `${i + 1}: advantage ${a.advantage > 0 ? '+' : ''}${show(a.advantage)}`}),
-      el('p', {textContent: Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · ')}), answerText(a, scale, detail))));
+      el('p', {textContent: score(a)}), answerText(a, scale, detail))));
   });
   answers.append(el('h3', {textContent: 'A group: one prompt, its answers'}), control, prompt, note, detail, cards);
   redraw.push(draw);
-  const score = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · '), text = (s, end) => el('div', {className: 'text', textContent: end && s.length > 300 ? '… ' + s.slice(-300) : s});
-  answers.append(el('h3', {textContent: run.nla ? 'Explanations' : 'Best and worst answers'}), el('p', {textContent: run.nla ? 'What the actor wrote about an activation (of the last token of the text on the left), and how well the critic rebuilt it from that: reconstruction is the reward.' : 'Of each group shown above.'}),
-    table(['iteration', run.nla ? 'activation of' : 'prompt', 'best', '', 'worst', ''], [...run.groups].reverse().map(g => { const order = [...g.answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0)), [best, worst] = [order[0], order.at(-1)]; return [String(g.iter), text(g.prompt, true), text(best.text), score(best), text(worst.text), score(worst)]; })));
+  const text = (s, end) => el('div', {className: 'text', textContent: end && s.length > 300 ? '… ' + s.slice(-300) : s});
+  answers.append(el('h3', {textContent: run.nla ? 'Explanations' : 'Best and worst answers'}), el('p', {textContent: run.nla ? 'What the actor wrote about an activation (of the last token of the text above it), and how well the critic rebuilt it from that: reconstruction is the reward.' : 'By advantage, in each group of the slider above.'}),
+    el('div', {className: 'grid'}, ...[...run.groups].reverse().map(g => {
+      const order = [...g.answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0)), said = (word, a) => [el('p', {textContent: `${word}: ${score(a)}`}), text(a.text)];
+      return el('div', {className: 'card'}, el('b', {textContent: `iteration ${g.iter}`}), text(g.prompt, true), ...said('best', order[0]), ...(order.length > 1 ? said('worst', order.at(-1)) : []));
+    })));
 }
 function choice(r) {
   plots = plots.filter(([box, u]) => !answers.contains(box) || u.destroy());
