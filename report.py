@@ -21,7 +21,7 @@ from configurator import one_line_errors
 
 VENDOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'vendor', 'uplot')
 POINTS, HISTOGRAMS, BINS, DOTS = 250, 40, 24, 200        # of a curve; iterations with their rewards, bars of each, answers of each in the scatter
-GROUPS, ANSWERS, TOKENS = 24, 16, 20_000                 # groups to look into, answers of each, tokens of all
+GROUPS, ANSWERS, TOKENS = 24, 16, 40_000                 # groups to look into, answers of each, about how many tokens of all
 PROMPT, ANSWER = 2000, 4000                              # characters of a text
 
 # Section -> charts: title, what it says, metrics that share its axes. A metric that stands nowhere here gets a chart of its own.
@@ -68,7 +68,7 @@ CHARTS = {
 
 
 def finite(x):
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300  # far enough from the edge for sums and differences
 
 
 def short(x):
@@ -189,7 +189,7 @@ def groups(out_dir):
     """Groups spread over the run, and fewer of them when answers are long."""
     found = [{'iter': it, 'prompt': clipped(samples[0].get('prompt', ''), PROMPT, keep_end=True), 'of': len(samples), 'answers': [answer_of(s) for s in samples[:ANSWERS]]}
              for it, samples in picked(out_dir, 'samples.jsonl', GROUPS).items()]
-    tokens = sum(len(a.get('tokens', ())) for group in found for a in group['answers'])
+    tokens = sum(len(a.get('tokens', ())) + len(a['text']) // 4 for group in found for a in group['answers'])
     return evenly(found, max(4, GROUPS * TOKENS // tokens)) if tokens > TOKENS else found
 
 
@@ -252,7 +252,7 @@ select { font: inherit; max-width: 60vw; }
 .wide { overflow-x: auto; }
 th { white-space: nowrap; } table.facts { border-collapse: collapse; font-size: .85rem; } .facts td, .facts th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); } .facts td { overflow-wrap: anywhere; min-width: 3.5em; }
 .u-legend { font-size: 12px !important; text-align: left !important; margin: 0 !important; color: var(--ink); } .u-legend th { font-weight: 400 !important; overflow-wrap: anywhere; }
-.u-legend .u-series:first-child { color: var(--dim); } .u-legend .u-series:first-child .u-marker { display: none !important; }  .quiet { display: none !important; } .u-inline tr { margin-right: 8px !important; }
+.u-legend .u-series:first-child { color: var(--dim); } .u-legend .u-series:first-child .u-marker { display: none !important; }  section { scroll-margin-top: 50px; } .quiet { display: none !important; } .u-inline tr { margin-right: 8px !important; }
 .u-cursor-x, .u-cursor-y { border-color: var(--dim) !important; } .u-select { background: color-mix(in srgb, var(--up) 18%, transparent) !important; }
 '''
 
@@ -263,6 +263,7 @@ addEventListener('error', e => { root.dataset.error = e.message; document.body.p
 const page = JSON.parse(document.getElementById('data').textContent), runs = page.runs, shown = runs.map(() => true);
 const el = (tag, props, ...children) => { const node = Object.assign(document.createElement(tag), props); node.append(...children); return node; };  // text nodes only: nothing is parsed as HTML
 const show = v => v == null ? '–' : v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(2).replace(/\.?0*e/, 'e') : String(+v.toPrecision(4));
+const signed = v => (v > 0 ? '+' : '') + show(v);
 const ink = name => getComputedStyle(root).getPropertyValue(name).trim();
 const colour = i => ink('--c' + i % 8), dashes = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
 const header = document.body.appendChild(el('header')), main = document.body.appendChild(el('main')), nav = el('nav');
@@ -297,7 +298,7 @@ if (runs.length > 1) runs.forEach((run, r) => {
 const table = (head, rows) => el('div', {className: 'wide'}, el('table', {className: 'facts'}, el('tr', {}, ...head.map(text => el('th', {textContent: text}))), ...rows.map(row => el('tr', {}, ...row.map(cell => el('td', {}, cell))))));
 const figures = [...new Set(page.sections.flatMap(s => s.charts).flatMap(c => c.names))].filter(name => name.startsWith('eval/') || ['mean_reward', 'mean_kl', 'entropy', 'mean_length', 'lambda'].includes(name));
 if (figures.length) section('Figures').append(runs.length > 1
-  ? table(['first → last', ...runs.map(run => run.name)], figures.map(name => [name, ...runs.map(run => { const c = run.metrics[name]; return c && c.x.length ? `${show(c.first)} → ${show(c.last)}` : '–'; })]))
+  ? table(['first → last', ...runs.map(run => run.name)], figures.map(name => [name, ...runs.map(run => { const c = run.metrics[name]; return c?.x?.length ? `${show(c.first)} → ${show(c.last)}` : '–'; })]))
   : table(['', 'first', 'last', 'least', 'most'], figures.map(name => [name, ...['first', 'last', 'least', 'most'].map(key => show(runs[0].metrics[name][key]))])));
 else main.append(el('p', {textContent: 'There are no metrics yet.'}));
 
@@ -322,12 +323,12 @@ function curves() {
     const tables = [], series = [{label: 'iteration', value: (u, v) => show(v)}], bands = [];
     runs.forEach((run, r) => names.forEach((name, m) => {
       const c = run.metrics[name];
-      if (!shown[r] || !c || !c.x.length) return;
+      if (!shown[r] || !c?.x?.length) return;
       const stroke = colour(several ? r : m + r * names.length), soft = smoothing.value > 0 && c.x.length > 20, common = {dash: several ? dashes[m % 4] : [], spanGaps: true, value: (u, v) => show(v), points: {show: c.x.length < 40, size: 5}};
       const label = several ? run.name + (names.length > 1 ? ' ' + name.replace('eval/', '') : '') : name.replace('eval/', '');
       const lines = [c.x, c.y];
       series.push({...common, label, stroke: soft ? stroke + '50' : stroke, width: soft ? 1 : 2, class: soft ? 'quiet' : null});
-      if (soft) { lines.push(smooth(c.y, smoothing.value / 100)); series.push({...common, label, stroke, width: 2}); }
+      if (soft) { lines.push(smooth(c.y, smoothing.value / 100)); series.push({...common, label, stroke, width: 2, value: (u, v, s, i) => show(i == null ? v : u.data[s - 1][i])}); }  // the legend tells what was logged
       if (c.lo) {  // thinned: least to most of what a point stands for
         lines.push(c.lo, c.hi);
         series.push(...['least', 'most'].map(label => ({...common, label, stroke: 'transparent', width: 0, class: 'quiet', points: {show: false}})));
@@ -378,7 +379,7 @@ function answerText(a, scale, detail) {
   const box = el('div', {className: 'text'});
   if (!a.tokens) { box.append(a.text); return box; }
   const [up, down] = [ink('--up'), ink('--down')], token = i => {
-    const change = a.changes[i], said = `${JSON.stringify(a.tokens[i])}: log-prob ${show(a.logps[i])}, change ${change > 0 ? '+' : ''}${show(change)}`;
+    const change = a.changes[i], said = `${JSON.stringify(a.tokens[i])}: log-prob ${show(a.logps[i])}, change ${signed(change)}`;
     const span = el('span', {textContent: a.tokens[i] === '' ? '∎' : a.tokens[i].replace(/\n/g, '⏎\n'), title: said, onclick: () => { detail.textContent = said; }});
     if (change) span.style.background = (change > 0 ? up : down) + Math.round(20 + 160 * Math.min(1, Math.abs(change) / scale)).toString(16).padStart(2, '0');
     return span;
@@ -393,14 +394,14 @@ function groupCards(run) {
   const [control, draw] = slider(run.groups.map(g => g.iter), at => {
     const group = run.groups[at], sizes = group.answers.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b), scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 1e-3);
     prompt.textContent = group.prompt;
-    note.textContent = (sizes.length ? `Blue: likelier after the iteration’s step; orange: less likely; full colour at a change of log-prob of ±${show(scale)}. ` : '') + (group.of > group.answers.length ? `${group.answers.length} of ${group.of} answers.` : '');
-    cards.replaceChildren(...group.answers.map((a, i) => el('div', {className: 'card'}, el('b', {textContent: `${i + 1}: advantage ${a.advantage > 0 ? '+' : ''}${show(a.advantage)}`}),
-      el('p', {textContent: score(a)}), answerText(a, scale, detail))));
+    note.textContent = (sizes.length ? `Blue: likelier after the iteration’s step; orange: less likely; full colour at a change of log-prob of ±${show(scale)}. The change of a whole answer stands above it. ` : '') + (group.of > group.answers.length ? `${group.answers.length} of ${group.of} answers.` : '');
+    cards.replaceChildren(...group.answers.map((a, i) => el('div', {className: 'card'}, el('b', {textContent: `${i + 1}: advantage ${signed(a.advantage)}`}),
+      el('p', {textContent: score(a) + (a.changes ? ` · log-prob ${signed(a.changes.reduce((sum, c) => sum + c, 0))}` : '')}), answerText(a, scale, detail))));
   });
   answers.append(el('h3', {textContent: 'A group: one prompt, its answers'}), control, prompt, note, detail, cards);
   redraw.push(draw);
-  const text = (s, end) => el('div', {className: 'text', textContent: end && s.length > 300 ? '… ' + s.slice(-300) : s});
-  answers.append(el('h3', {textContent: run.nla ? 'Explanations' : 'Best and worst answers'}), el('p', {textContent: run.nla ? 'What the actor wrote about an activation (of the last token of the text above it), and how well the critic rebuilt it from that: reconstruction is the reward.' : 'By advantage, in each group of the slider above.'}),
+  const text = (s, end) => el('div', {className: 'text', textContent: !s.trim() ? JSON.stringify(s) : end && s.length > 300 ? '… ' + s.slice(-300) : s});
+  answers.append(el('h3', {textContent: run.nla ? 'Explanations' : 'Best and worst answers'}), el('p', {textContent: run.nla ? 'What the actor wrote about an activation (of the last token of the text above it), and how well the critic rebuilt it from that: reconstruction is the reward.' + (run.config.text_reversed === 'true' ? ' Latest token first: read from the end.' : '') : 'By advantage, in each group of the slider above.'}),
     el('div', {className: 'grid'}, ...[...run.groups].reverse().map(g => {
       const order = [...g.answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0)), said = (word, a) => [el('p', {textContent: `${word}: ${score(a)}`}), text(a.text)];
       return el('div', {className: 'card'}, el('b', {textContent: `iteration ${g.iter}`}), text(g.prompt, true), ...said('best', order[0]), ...(order.length > 1 ? said('worst', order.at(-1)) : []));
@@ -433,8 +434,8 @@ def write_report(out_dirs, path=None):
     """The page of the runs in out_dirs, at path (report.html in the first of them); returns the path. Raises FileNotFoundError where there is no run, OSError where the page cannot be written."""
     runs = [read_run(out_dir) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
-    for run, name, out_dir in zip(runs, names, out_dirs):
-        run['name'] = name if names.count(name) == 1 else os.path.normpath(out_dir)
+    for run, name, given in zip(runs, names, map(os.path.normpath, out_dirs)):
+        run['name'] = name if given == '.' or (os.path.isabs(given) and names.count(name) == 1) else given
     vendored = []
     for name in ('uPlot.min.css', 'uPlot.iife.min.js'):
         with open(os.path.join(VENDOR, name), encoding='utf-8') as f:

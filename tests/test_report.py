@@ -204,13 +204,13 @@ def test_torn_odd_and_empty_logs(browser, tmp_path):
     (tmp_path / 'empty' / 'config.json').write_text('{"task": "completion", "max_iters": 5')
     (tmp_path / 'odd').mkdir()
     (tmp_path / 'odd' / 'metrics.jsonl').write_bytes(b'{"iter": 0, "loss": NaN, "mean_reward": 1}\n[1, 2]\nnull\n\xff\xfe\n{"iter": "x"}\n{"iter": 1, "loss": null, "mean_reward": -Infinity, "note": "text", "flag": true}\n'
-                                                     b'{"iter": 2, "loss": 3, "mean_reward": 2}\n{"iter": 2, "loss": 4, "mean_reward": 2e300}\n{"iter": 3, "lo')
+                                                     b'{"iter": 2, "loss": 3, "mean_reward": 2}\n{"iter": 2, "loss": 4, "mean_reward": 2e299}\n{"iter": 3, "lo')
     (tmp_path / 'odd' / 'rewards.jsonl').write_text('{"iter": 0, "a": [1, null, NaN], "b": []}\n{"iter": 1, "a": 5, "c": [2, 2]}\n{"iter": 2, "a": [1')
     (tmp_path / 'odd' / 'samples.jsonl').write_text('{"iter": 0, "prompt": ["a", "list"], "completion": "old, without tokens", "reward/a": null, "advantage": NaN}\n'
                                                     '{"iter": 0, "completion": "b", "tokens": ["b"], "logps": [NaN], "logp_changes": [null], "slots": [99]}\n{"iter": 1, "prompt"')
     run = read_run(str(tmp_path / 'odd'))
     assert run['metrics']['loss'] == {'x': [2], 'y': [4], 'gaps': 2, 'first': 4, 'last': 4, 'least': 4, 'most': 4} and run['last'] == 2
-    assert run['metrics']['mean_reward']['y'] == [1, 2e300] and not {'note', 'flag'} & run['metrics'].keys()
+    assert run['metrics']['mean_reward']['y'] == [1, 2e299] and not {'note', 'flag'} & run['metrics'].keys()
     assert run['rewards']['iters'] == [0, 1] and [sum(bars) for bars in run['rewards']['parts']['a']['counts']] == [1, 0] and run['rewards']['parts']['a']['missing'] == [2, 0]
     assert len(run['groups']) == 1 and len(run['groups'][0]['answers']) == 2
     for folders in (['empty'], ['odd'], ['empty', 'odd']):

@@ -68,6 +68,7 @@ def test_first_run(made):
     samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
     assert len(samples) == 8 * 4 and samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/judge', 'advantage', 'tokens', 'logps', 'logp_changes', 'slots'}
     assert all(''.join(s['tokens']) == ''.join(s['completion'][i] for i in s['slots']) and len(s['logps']) == len(s['logp_changes']) == len(s['tokens']) for s in samples)
+    assert sum(s['advantage'] * sum(s['logp_changes']) for s in samples) > 0  # what was good became likelier
     assert json.load(open(folder / 'out-grpo' / 'config.json'))['group_size'] == 4
     assert {'ckpt.pt', 'ckpt_best.pt', 'report.html'} <= set(os.listdir(folder / 'out-grpo'))
 
