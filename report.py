@@ -336,7 +336,8 @@ function curves() {
       }
       tables.push(lines);
     }));
-    if (tables.length) plot(box, {series, bands, legend: {markers: {width: 2, dash: (u, i) => series[i].dash?.length ? 'dashed' : 'solid'}}, cursor: {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest}}, uPlot.join(tables));
+    const range = (u, low, high) => low == null || low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);  // without it, all 0 is drawn on a scale to 100
+    if (tables.length) plot(box, {series, bands, scales: {y: {range}}, legend: {markers: {width: 2, dash: (u, i) => series[i].dash?.length ? 'dashed' : 'solid'}}, cursor: {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest}}, uPlot.join(tables));
     else { plots = plots.filter(([old, u]) => old !== box || u.destroy()); box.replaceChildren(el('p', {textContent: 'nothing to draw'})); }
   }
 }
