@@ -5,7 +5,7 @@ $ python report.py out-a out-b --out=both.html                           # sever
 train_grpo.py writes it at each evaluation and at its end. Curves (smoothing is a slider of the page), each part of the reward answer by answer, reward against cost, what each answer of
 a group was worth and which of its tokens the step made likelier, best and worst answers, settings. A run may be going on, resumed or torn; what is missing is left out.
 
-A long run is thinned before it is written down: a curve to 250 points, each with the mean of its iterations and a band from least to most, so 10,000 iterations stay half a megabyte.
+A long run is thinned before it is written down: a curve to 250 points, each with the mean of its iterations and a band from least to most, so 10,000 iterations are a third of a megabyte, and one with long answers.
 The charts are uPlot's (vendor/uplot, MIT licence, 50 kB, inlined). Texts of a run are strangers' texts: they go in as JSON without a '<', are shown as text nodes alone, and the
 page's Content-Security-Policy runs only the scripts whose hashes it names and loads nothing.
 """
@@ -138,7 +138,7 @@ def metric_curves(out_dir):
     points = {}
     for it in sorted(rows):
         for name, value in rows[it].items():
-            if name != 'iter' and (value is None or finite(value) or isinstance(value, float)):
+            if name != 'iter' and type(value) in (int, float, type(None)):
                 points.setdefault(name, []).append((it, value))
     return {name: curve(found) for name, found in points.items()}, max(rows, default=None)
 
@@ -252,7 +252,7 @@ select { font: inherit; max-width: 60vw; }
 .wide { overflow-x: auto; }
 th { white-space: nowrap; } table.facts { border-collapse: collapse; font-size: .85rem; } .facts td, .facts th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); } .facts td { overflow-wrap: anywhere; min-width: 3.5em; }
 .u-legend { font-size: 12px !important; text-align: left !important; margin: 0 !important; color: var(--ink); } .u-legend th { font-weight: 400 !important; overflow-wrap: anywhere; }
-.u-legend .u-series:first-child { color: var(--dim); } .u-legend .u-series:first-child .u-marker { display: none !important; }  section { scroll-margin-top: 50px; } .quiet { display: none !important; } .u-inline tr { margin-right: 8px !important; }
+.u-live .u-series:first-child { color: var(--dim); } .u-live .u-series:first-child .u-marker { display: none !important; } section { scroll-margin-top: 50px; } .quiet { display: none !important; } .u-inline tr { margin-right: 8px !important; }
 .u-cursor-x, .u-cursor-y { border-color: var(--dim) !important; } .u-select { background: color-mix(in srgb, var(--up) 18%, transparent) !important; }
 '''
 
@@ -393,7 +393,7 @@ function groupCards(run) {
   if (!run.groups.length) return;
   const score = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · '), prompt = el('div', {className: 'text'}), cards = el('div', {className: 'group'}), detail = el('p', {textContent: 'Touch a token for its numbers.'}), note = el('p');
   const [control, draw] = slider(run.groups.map(g => g.iter), at => {
-    const group = run.groups[at], sizes = group.answers.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b), scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 1e-3);
+    const group = run.groups[at], sizes = group.answers.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b), scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 0.02);
     prompt.textContent = group.prompt;
     note.textContent = (sizes.length ? `Blue: likelier after the iteration’s step; orange: less likely; full colour at a change of log-prob of ±${show(scale)}. The change of a whole answer stands above it. ` : '') + (group.of > group.answers.length ? `${group.answers.length} of ${group.of} answers.` : '');
     cards.replaceChildren(...group.answers.map((a, i) => el('div', {className: 'card'}, el('b', {textContent: `${i + 1}: advantage ${signed(a.advantage)}`}),

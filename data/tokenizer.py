@@ -389,8 +389,9 @@ class PackageTokenizer(FileTokenizer):
         return self.package.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def token_text(self, i):
-        """As the vocabulary writes it: alone, decode would take its space away."""
-        return (self.package.id_to_token(i) or '').replace('▁', ' ')
+        """What it looks like behind another: from the first token decode may take its space."""
+        first = self.decode([i], special=True)
+        return self.decode([i, i], special=True)[len(first):] or first
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -181,25 +181,34 @@ def test_hostile_texts_are_only_texts(browser, tmp_path):
     assert js('window.hacked') is None and any('Content Security Policy' in str(m) for m in browser.complaints())
 
 
-def test_long_run_is_thinned(browser, tmp_path):
-    """10,000 iterations: few points, a small file, and every spike still inside its band."""
-    folder = write_run(tmp_path / 'long', 10_000)
+@pytest.fixture(scope='module')
+def long(tmp_path_factory):
+    """10,000 iterations and one more, in which something explodes."""
+    folder = write_run(tmp_path_factory.mktemp('runs') / 'long', 10_000)
     with open(folder + '/metrics.jsonl', 'a') as f:
         f.write(json.dumps({'iter': 10_001, 'loss': 7.0, 'grad_norm': float('nan')}) + '\n')
-    page = write_report([folder])
-    assert os.path.getsize(page) < 700_000
-    run = read_run(folder)
+    return folder
+
+
+def test_a_long_run_is_thinned(long):
+    """Few points, a small file, and every spike still inside its band."""
+    run = read_run(long)
     loss = run['metrics']['loss']
     assert len(loss['x']) <= POINTS and loss['x'] == sorted(loss['x']) and loss['hi'][-1] == loss['last'] == loss['most'] == 7.0 and min(loss['lo']) == loss['least']
     assert all(lo <= y <= hi for lo, y, hi in zip(loss['lo'], loss['y'], loss['hi'])) and run['metrics']['grad_norm']['gaps'] == 1
     assert len(run['groups']) <= 24 and [run['groups'][0]['iter'], run['groups'][-1]['iter']] == [0, 9990] and len(run['rewards']['iters']) <= 40
-    ask, js = browser.open(page)
+    assert os.path.getsize(write_report([long])) < 500_000
+
+
+def test_a_long_run_in_the_browser(browser, long):
+    ask, js = browser.open(write_report([long]))
     assert js('plots.every(([, u]) => u.data[0].length <= 1000)') and js(BLANK) == 0 and browser.complaints() == []
     assert '1 values are no numbers' in js('document.body.innerText')
 
 
-def test_torn_odd_and_empty_logs(browser, tmp_path):
-    """A run that is going on (a torn line), values that are no numbers, lines that are something else, an iteration logged twice, files that are missing."""
+@pytest.fixture
+def odd(tmp_path):
+    """Two runs, `empty` and `odd`: one that goes on (a torn line), values that are no numbers, lines that are something else, an iteration logged twice, files that are missing."""
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'empty' / 'config.json').write_text('{"task": "completion", "max_iters": 5')
     (tmp_path / 'odd').mkdir()
@@ -208,13 +217,22 @@ def test_torn_odd_and_empty_logs(browser, tmp_path):
     (tmp_path / 'odd' / 'rewards.jsonl').write_text('{"iter": 0, "a": [1, null, NaN], "b": []}\n{"iter": 1, "a": 5, "c": [2, 2]}\n{"iter": 2, "a": [1')
     (tmp_path / 'odd' / 'samples.jsonl').write_text('{"iter": 0, "prompt": ["a", "list"], "completion": "old, without tokens", "reward/a": null, "advantage": NaN}\n'
                                                     '{"iter": 0, "completion": "b", "tokens": ["b"], "logps": [NaN], "logp_changes": [null], "slots": [99]}\n{"iter": 1, "prompt"')
-    run = read_run(str(tmp_path / 'odd'))
+    return tmp_path
+
+
+def test_torn_odd_and_empty_logs(odd):
+    run = read_run(str(odd / 'odd'))
     assert run['metrics']['loss'] == {'x': [2], 'y': [4], 'gaps': 2, 'first': 4, 'last': 4, 'least': 4, 'most': 4} and run['last'] == 2
     assert run['metrics']['mean_reward']['y'] == [1, 2e299] and not {'note', 'flag'} & run['metrics'].keys()
     assert run['rewards']['iters'] == [0, 1] and [sum(bars) for bars in run['rewards']['parts']['a']['counts']] == [1, 0] and run['rewards']['parts']['a']['missing'] == [2, 0]
     assert len(run['groups']) == 1 and len(run['groups'][0]['answers']) == 2
+    empty = read_run(str(odd / 'empty'))
+    assert empty['last'] is None and empty['metrics'] == empty['config'] == {} and empty['groups'] == []
+
+
+def test_torn_odd_and_empty_logs_in_the_browser(browser, odd):
     for folders in (['empty'], ['odd'], ['empty', 'odd']):
-        ask, js = browser.open(write_report([str(tmp_path / folder) for folder in folders], str(tmp_path / 'page.html')))
+        ask, js = browser.open(write_report([str(odd / folder) for folder in folders]))
         js('choice(runs.length - 1), 0')
         assert browser.complaints() == [] and js('document.documentElement.dataset.error') is None
         text = js('document.body.innerText')
