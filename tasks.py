@@ -136,7 +136,7 @@ class Completion(Job):
         for records in (self.records, self.eval_records):
             for name, gap in check_fields(self.reward_functions, records, s.reward_errors).items():
                 say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {next(iter(gap.values()))}")
-        self.has_hidden_tests = 'tests' in self.reward_functions[0][1].needs and any(record.get('hidden_tests') for record in self.eval_records)
+        self.has_hidden_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1]) and any(record.get('hidden_tests') for record in self.eval_records)
         self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
         once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)

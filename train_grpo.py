@@ -8,6 +8,7 @@ $ python train_grpo.py config/arithmetic.py --kl_beta=0.02 --group_size=16
 $ python train_grpo.py config/arithmetic.py --init_from=resume          # go on where it stopped, bit for bit on a CPU
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
 """
+import contextlib
 import copy
 import json
 import math
@@ -24,13 +25,14 @@ import ranks
 from alignment_task import Alignment
 from configurator import configure
 from es import es_training_step
-from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, gather_rewards, grpo_training_step, update_reference
+from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, answer_log_probs, gather_rewards, grpo_training_step, update_reference
 from judge import LAMBDA_RULES, ScorerUnavailable
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
 from mirror import DIVERGENCES, MIRROR_WEIGHTINGS, MirrorMap
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
 from nla import MODES, POOLINGS
 from nla_task import NLA
+from report import write_report
 from shard import collect_model, drop_collected, gathered, local_part, optimizer_parts, part_of, shard_model, whole
 from tasks import Completion, FillIn
 
@@ -421,6 +423,26 @@ def number_or_none(x):
     return x if math.isfinite(x) else None
 
 
+@torch.no_grad()
+def token_columns(group):
+    """For each answer to a prompt: the texts of its first 256 tokens, the sampler's log-probs of them, how far this iteration has moved those, and for fill_in the slots that they fill."""
+    with torch.compiler.set_stance('force_eager') if compile else contextlib.nullcontext():  # a single prompt would be compiled for apart
+        changes = group.logps * math.nan if shard else answer_log_probs(policy, group)[0] - group.logps  # (1, G, R); a forward of a sharded model would take all ranks
+    slots, columns = group.batch['slots'][0].tolist() if task == 'fill_in' else None, []
+    for ids, n, *values in zip(group.tokens[0].tolist(), group.lengths[0].clamp(max=256).tolist(), group.logps[0].tolist(), changes[0].tolist()):
+        logps, moved = ([number_or_none(round(x, 4)) for x in row[:n]] for row in values)
+        columns.append({'tokens': [policy.tokenizer.token_text(i) for i in ids[:n]], 'logps': logps, 'logp_changes': moved} | ({'slots': slots[:n]} if slots else {}))
+    return columns
+
+
+def report():
+    """report.html in out_dir, for whoever looks; whatever goes wrong with it is none of the run's business."""
+    try:
+        write_report([out_dir])
+    except Exception as e:
+        say(f"there is no new report.html: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}")
+
+
 def wandb_pictures(wandb, parts):
     """Histograms of an iteration's rewards, {name: (P, G)}; where there is a cost, reward against cost for up to 2,000 answers."""
     pictures = {f'{name}/dist': wandb.Histogram(part[~part.isnan()].tolist()) for name, part in parts.items()}
@@ -599,16 +621,21 @@ for it in range(start_iter, max_iters + 1):
             parts = [{f'reward/{name}': number_or_none(value) for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
             samples = [{'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}
                        for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
-            samples_file.writelines(json.dumps(sample) + '\n' for sample in samples)
+            samples_file.writelines(json.dumps(sample | columns) + '\n' for sample, columns in zip(samples, token_columns(first)))
+            samples_file.flush()
             if tracker and evaluating:
                 tracker.log({'samples': wandb.Table(list(samples[0]), [list(sample.values()) for sample in samples])}, step=it)
         metrics_file.write(json.dumps({name: number_or_none(value) for name, value in metrics.items()}) + '\n')
         metrics_file.flush()
         if tracker:
             tracker.log(metrics, step=it)
+        if evaluating:
+            report()
     if bad_steps >= max_bad_steps:
         raise FloatingPointError(f"NaN or infinity in the loss or its gradient in {bad_steps} iterations in a row; their steps were skipped. Lower learning_rate or raise kl_beta, and go on from the last checkpoint with --init_from=resume")
 
+if master and stopping:
+    report()
 if master and task == 'nla' and not stopping:
     say(job.table(metrics))
 if task != 'fill_in' and not stopping:

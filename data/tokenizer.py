@@ -57,6 +57,10 @@ class Tokenizer:
     bos_id = eos_id = pad_id = None
     has_chat_template = False
 
+    def token_text(self, i):
+        """What token i looks like by itself; a piece of a character shows as U+FFFD."""
+        return self.decode([i], special=True)
+
     def check_fits(self, vocab_size, path):
         """Raises ValueError when the model at path, with vocab_size rows in its embedding, lacks rows for our ids. More rows are padding."""
         if self.vocab_size > vocab_size:
@@ -383,6 +387,11 @@ class PackageTokenizer(FileTokenizer):
     def decode(self, ids, special=False):
         """As BPETokenizer.decode."""
         return self.package.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def token_text(self, i):
+        """What it looks like behind another: from the first token decode may take its space."""
+        first = self.decode([i], special=True)
+        return self.decode([i, i], special=True)[len(first):] or first
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def test_other_kinds_go_through_the_package(tmp_path, monkeypatch):
     ours, package = load_tokenizer(str(folder)), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     assert type(ours) is PackageTokenizer and ours.vocab_size == max(package.get_vocab().values()) + 1
     assert_same_ids(ours, package, NASTY)
+    assert ''.join(map(ours.token_text, ours.encode('for x in range<think>'))) == ' for x in range<think>'
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     with pytest.raises(ImportError, match='pip install tokenizers'):
         load_tokenizer(str(folder))
@@ -131,6 +132,7 @@ def test_sentencepiece_type(tmp_path):
     assert type(ours) is PackageTokenizer and ours.eos_id == 5 and ours.vocab_size == 6 and ours.special_ids == [5]
     assert ours.encode('a b</s>', special=True) == [2, 1, 3, 5] and ours.decode([2, 1, 3, 5]) == 'a b'
     assert 5 not in ours.encode('a b</s>')
+    assert [ours.token_text(i) for i in (2, 1, 3, 5)] == [' a', ' ', 'b', '</s>']
 
 
 def test_text_that_is_not_unicode_is_refused(tmp_path):
@@ -283,7 +285,7 @@ def test_characters_with_an_end(tmp_path):
     plain, ending = CharTokenizer('abc'), CharTokenizer('abc', end=True)
     assert plain.vocab_size == 6 and plain.eos_id is None and plain.special_ids == [3, 4, 5]  # fill-in checkpoints have this size
     assert ending.vocab_size == 7 and ending.eos_id == 6 and ending.special_ids == [3, 4, 5, 6]
-    assert ending.chat([{'role': 'user', 'content': 'ab'}, {'role': 'user', 'content': 'c'}]) == [0, 1, 2] and ending.decode([0, 6, 4, 3]) == 'a_'
+    assert ending.chat([{'role': 'user', 'content': 'ab'}, {'role': 'user', 'content': 'c'}]) == [0, 1, 2] and ending.decode([0, 6, 4, 3]) == 'a_' and [ending.token_text(i) for i in (0, 6)] == ['a', '']
     for tokenizer in (plain, ending):
         tokenizer.save(str(tmp_path))
         loaded = load_tokenizer(str(tmp_path))
@@ -307,6 +309,7 @@ def test_smollm2_from_its_gguf(smollm2):
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (49152, 1, 2, 2) and tokenizer.special_ids == list(range(17))
     assert type(load_tokenizer(str(folder))) is BPETokenizer and load_tokenizer(os.path.dirname(GGUF)).vocab_size == 49152
     assert tokenizer.decode(tokenizer.encode('What is 12 + 30?')) == 'What is 12 + 30?' and len(tokenizer.encode('1234')) == 4  # digits one by one
+    assert '\ufffd' in map(tokenizer.token_text, tokenizer.encode('\U0001f1e9'))  # a character in pieces
     assert_same_ids(tokenizer, tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')), NASTY + list(random_texts(500, seed=1)) + [inspect.getsource(argparse)])
 
 

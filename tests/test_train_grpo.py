@@ -66,9 +66,11 @@ def test_first_run(made):
     assert {'eval/judge_reward', 'eval/exact_match_greedy', 'eval/exact_match_sampled'} <= lines[-1].keys()
     assert lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6) and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
     samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
-    assert len(samples) == 8 * 4 and samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/judge', 'advantage'}
+    assert len(samples) == 8 * 4 and samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/judge', 'advantage', 'tokens', 'logps', 'logp_changes', 'slots'}
+    assert all(''.join(s['tokens']) == ''.join(s['completion'][i] for i in s['slots']) and len(s['logps']) == len(s['logp_changes']) == len(s['tokens']) for s in samples)
+    assert sum(s['advantage'] * sum(s['logp_changes']) for s in samples) > 0  # what was good became likelier
     assert json.load(open(folder / 'out-grpo' / 'config.json'))['group_size'] == 4
-    assert {'ckpt.pt', 'ckpt_best.pt'} <= set(os.listdir(folder / 'out-grpo'))
+    assert {'ckpt.pt', 'ckpt_best.pt', 'report.html'} <= set(os.listdir(folder / 'out-grpo'))
 
 
 def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
@@ -91,8 +93,10 @@ def test_kill_and_resume_is_bit_identical(made, copy):
     process.communicate()
     with open(copy / 'out-grpo' / 'metrics.jsonl', 'a') as f:
         f.write('{"iter": 6, "lo')  # a line torn by the kill
+    os.remove(copy / 'out-grpo' / 'report.html')
+    (copy / 'out-grpo' / 'report.html').mkdir()  # a report that cannot be written is no reason to stop
     done = run(copy, *TOY, '--init_from=resume')
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "there is no new report.html: OSError: cannot write 'out-grpo/report.html': Is a directory" in done.stdout, done.stderr
     assert metrics(copy) == metrics(made[0]) and 'resuming with' not in done.stdout
     a, b = (torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True) for folder in (copy, made[0]))
     assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
@@ -294,7 +298,7 @@ def test_completion_run(answered):
     assert {'reward/number_answer', 'frac_truncated', 'mean_length', 'mean_kl', 'sampler_gap_max'} <= lines[0].keys() and lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6)
     assert {'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k', 'eval/reward'} <= lines[4].keys() and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
     samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
-    assert samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/number_answer', 'advantage'} and re.fullmatch(r'\d\+\d=', samples[0]['prompt'])
+    assert samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/number_answer', 'advantage', 'tokens', 'logps', 'logp_changes'} and re.fullmatch(r'\d\+\d=', samples[0]['prompt'])
 
 
 def test_rewards_of_the_catalogue(sums):
