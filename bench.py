@@ -6,6 +6,7 @@ $ python bench.py step           # a whole GRPO step of a causal model, against 
 $ python bench.py kernel         # the head's log-probs with their backward, against plain torch, torch.compile, TRL and Liger
 $ python bench.py scale          # how a step's cost grows with G, T, R, V and width, ours and TRL's
 $ python bench.py memory         # peak bytes of rollout and of training, per part and reference mode
+$ python bench.py ranks          # bytes that stay on a rank, and that it sends, whole and sharded
 $ python bench.py kernel step --json=results.json
 sample, step and scale need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 keeps a busy machine's noise down.
 """
@@ -21,6 +22,8 @@ import threading
 import time
 
 import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from completion import CausalPolicy, prompt_batch
 from data.tokenizer import CharTokenizer, Tokenizer
@@ -29,9 +32,10 @@ from grpo import Rollout, answer_log_probs, compute_advantages, compute_rewards,
 from judge import Judge
 from kernels import fused_logps, fused_loss
 from lora import add_lora
-from model import GPT, GPTConfig, configure_optimizers
+from model import GPT, GPTConfig, compute_in, configure_optimizers, copy_masters
 from pretrain import filler_config
 from sample import generate
+from shard import local_part, shard_model
 
 ROUNDS, WARM_UPS = 9, 2
 RESULTS = []  # what was printed, for --json
@@ -442,7 +446,74 @@ def memory_of(size, P, G, T, R, name, mode, r):
             + f"; the rollout adds at most {rolling.bytes / N:.2f} N, training with its gradients and Adam {training.bytes / N:.2f} N")
 
 
-BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale, 'memory': memory}
+class SentBytes(TorchDispatchMode):
+    """Counts what a rank sends within, by kind, in bytes of a ring: (W - 1) / W of what is gathered or scattered, twice that of what is reduced for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result, name = func(*args, **(kwargs or {})), func._schema.name
+        if 'c10d' in name:
+            W, of = dist.get_world_size(), lambda tensors: sum(t.numel() * t.element_size() for t in (tensors if isinstance(tensors, (list, tuple)) else [tensors]))
+            if 'reduce_scatter' in name:
+                self.add('reduce-scatter', of(args[1]) * (W - 1) / W)
+            elif 'allreduce' in name or 'all_reduce' in name:
+                self.add('all-reduce', of(args[0]) * 2 * (W - 1) / W)
+            elif name.startswith('_c10d_functional') and 'all_gather' in name:
+                self.add('all-gather', of(args[0]) * (W - 1))
+            elif 'allgather' in name or 'all_gather' in name:
+                self.add('all-gather', of(args[1]) * (W - 1))
+        return result
+
+    def add(self, kind, n):
+        self.kinds[kind] = self.kinds.get(kind, 0.0) + n
+
+
+def rank_step(rank, W, way, folder, P=8, G=4, T=16, R=16):
+    """One rank's part of one step: bytes that stay, bytes sent while sampling and while training; all as multiples of N, the number of weights."""
+    dist.init_process_group('gloo', init_method=f'file://{folder}/{way}-{W}', rank=rank, world_size=W)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=256, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **SIZES['tiny'])).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    N = sum(p.numel() for p in model.parameters())
+    if way == 'LoRA':
+        add_lora(model, 8, 16.0)
+    masters = shard_model(model, torch.bfloat16, 'cpu', way == 'sharded') if way.startswith('sharded') else compute_in(model, torch.bfloat16)
+    trained = [p for p in masters.values() if p.requires_grad]
+    optimizer = configure_optimizers(trained, 0.0, 1e-6, (0.9, 0.999))
+    optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
+    policy, batch = CausalPolicy(model, WordTokenizer(model.config.vocab_size), R), prompt_batch(torch.randint(model.config.vocab_size, (P // W, T)).tolist(), list(range(P // W)))
+    with SentBytes() as sampling:
+        rollout = generate_rollouts(policy, batch, G)
+    rollout.advantages = compute_advantages(torch.rand(P // W, G))
+    with SentBytes() as training:
+        train_on_rollout(policy, rollout, optimizer, micro_batch_size=2)
+    local = lambda tensors: sum(x.numel() * x.element_size() for x in map(local_part, tensors))
+    stay = {id(p): p for p in [*model.parameters(), *masters.values()]}.values()
+    stays = local(stay) + local(p.grad for p in trained) + local(x for state in optimizer.state.values() for x in state.values() if x.dim())
+    if rank == 0:
+        torch.save([stays / N] + [{kind: n / N for kind, n in counted.kinds.items() if n > 0.01 * N} for counted in (sampling, training)], f'{folder}/{way}-{W}.pt')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def ranks():
+    """What docs/scaling.md has formulas for, counted: one step of 8 prompts, bf16 with fp32 masters, micro-batches of 2 prompts."""
+    print(f"ranks: {SIZES['tiny']}, bytes per weight of each rank: what stays; what a ring sends while sampling; while training")
+    with tempfile.TemporaryDirectory() as folder:
+        for way in ('whole', 'LoRA', 'sharded', 'sharded, collected block by block'):
+            for W in (1, 2, 4):
+                torch.multiprocessing.spawn(rank_step, (W, way, folder), W)
+                stays, *sent = torch.load(f'{folder}/{way}-{W}.pt')
+                RESULTS.append({'what': f'ranks {way} {W}', 'stays': stays, 'sent': sent})
+                print(f"  {way}, {W}: {stays:.2f}; " + '; '.join(', '.join(f"{kind} {n:.2f}" for kind, n in kinds.items()) or 'nothing' for kinds in sent), flush=True)
+
+
+BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale, 'memory': memory, 'ranks': ranks}
 
 if __name__ == '__main__':
     names = [a for a in sys.argv[1:] if not a.startswith('--json=')]

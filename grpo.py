@@ -17,7 +17,9 @@ Where this differs from the paper and from common practice:
 4. With one epoch per rollout the ratio is 1: the loss prints about 0 and its gradient is REINFORCE's. That is no bug.
 Shapes: P prompts · G answers each · R answer tokens · V vocabulary · D width.
 """
+import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -122,14 +124,32 @@ def answer_log_probs(policy, rollout):
 # ---------------------------------------------------------------------------------------------------------------------
 # phase 1: rollouts
 
+def join(parts):
+    """The rollout of all prompts from those of some each."""
+    longest = max(part.tokens.shape[2] for part in parts)
+
+    def put_together(name, values):
+        if isinstance(values[0], dict):
+            return {key: put_together('batch', [value[key] for value in values]) for key in values[0]}
+        if name in ('tokens', 'logps', 'allowed') and values[0] is not None:
+            values = [torch.nn.functional.pad(v, (0, 0) * (v.dim() - 3) + (0, longest - v.shape[2])) for v in values]
+        return None if values[0] is None else torch.cat(values)
+    return Rollout(**{f.name: put_together(f.name, [getattr(part, f.name) for part in parts]) for f in fields(Rollout)}) if len(parts) > 1 else parts[0]
+
+
 @torch.no_grad()
-def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k3', micro_batch_size=None):
+def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k3', micro_batch_size=None, rollout_batch_size=None, sampled=lambda part: None):
     """
     G answers to each prompt of batch (P rows), with the sampler's log-probs and, when a reference policy is given, that
-    one's, computed once here however many epochs follow.
+    one's, computed once here however many epochs follow. rollout_batch_size: prompts sampled at once, None is all; sampled(part) is called with the rollout of each such part.
     """
+    parts, P = [], len(next(iter(batch.values())))
+    size = rollout_batch_size or P
     with gathered(policy) as sampler:
-        rollout = sampler.sample(batch, group_size)
+        for start in range(0, P, size):
+            parts.append(sampler.sample({key: rows[start:start + size] for key, rows in batch.items()}, group_size))
+            sampled(parts[-1])
+    rollout = join(parts)
     if reference is not None:
         home, device = reference.model.wte.weight.device, rollout.tokens.device
         if home != device:
@@ -190,20 +210,26 @@ def weighted_reward(parts, weights):
     return (total * sum(map(abs, weights.values())) / there).masked_fill(there == 0, torch.nan)
 
 
-def compute_rewards(policy, rollout, rewards):
+@torch.no_grad()
+def reward_values(policy, rollout, rewards):
+    """{name: (P, G)} of [(name, function, weight)...]: what the functions say, unweighted. Raises as compute_rewards does."""
+    shape, values = tuple(rollout.lengths.shape), {}
+    for name, function, _ in rewards:
+        values[name] = reward_tensor(name, function(policy, rollout), rollout.tokens.device)
+        if values[name].shape != shape:
+            raise ValueError(f"reward {name!r} has shape {tuple(values[name].shape)}; it must be (prompts, answers) = {shape}")
+    return values
+
+
+def compute_rewards(policy, rollout, rewards, values=None):
     """
     Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts. rewards: [(name, function, weight)...]
-    with function(policy, rollout) -> (P, G), or lists with None where it does not apply (see weighted_reward); a weight may also be a function of those values, for one that adapts. Returns the
+    with function(policy, rollout) -> (P, G), or lists with None where it does not apply (see weighted_reward); a weight may also be a function of those values, for one that adapts.
+    values: what reward_values has found already. Returns the
     weights, {name: float}. Raises FloatingPointError when a reward is not finite, ValueError when none applies to any answer.
     """
-    weights, rollout.reward_parts = {}, {}
-    shape, device = tuple(rollout.lengths.shape), rollout.tokens.device
-    for name, function, weight in rewards:
-        value = reward_tensor(name, function(policy, rollout), device)
-        if value.shape != shape:
-            raise ValueError(f"reward {name!r} has shape {tuple(value.shape)}; it must be (prompts, answers) = {shape}")
-        weights[name] = weight(value) if callable(weight) else weight
-        rollout.reward_parts[name] = value
+    rollout.reward_parts = reward_values(policy, rollout, rewards) if values is None else values
+    weights = {name: weight(rollout.reward_parts[name]) if callable(weight) else weight for name, _, weight in rewards}
     rollout.rewards = weighted_reward(rollout.reward_parts, weights)
     if rollout.rewards.isnan().all():
         raise ValueError(f"none of the rewards {', '.join(map(repr, weights))} applies to any of the {rollout.rewards.numel()} answers")
@@ -427,15 +453,20 @@ def all_reduce(tensor, op='sum'):
     return tensor
 
 
-def sum_gradients(params):
-    """Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged. Shards are summed in backward already."""
+def sum_gradients(params, bucket=1 << 25):
+    """
+    Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged. Shards are summed in backward already. bucket: numbers that
+    are sent at once, for which there is a second copy.
+    """
     for p in params:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    params = [p for p in params if not isinstance(p, DTensor)]
-    if dist.is_initialized() and params:
-        flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
-        for p, grad in zip(params, flat.split([p.numel() for p in params])):
-            p.grad.copy_(grad.view_as(p))
+    waiting = [p.grad for p in params if not isinstance(p, DTensor)] if dist.is_initialized() else []
+    while waiting:
+        n = max(1, sum(total <= bucket for total in itertools.accumulate(grad.numel() for grad in waiting)))
+        flat = all_reduce(torch.cat([grad.flatten() for grad in waiting[:n]]))
+        for grad, summed in zip(waiting, flat.split([grad.numel() for grad in waiting[:n]])):
+            grad.copy_(summed.view_as(grad))
+        waiting = waiting[n:]
 
 
 def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=None, grad_clip=1.0, scaler=None, **loss_options):
@@ -515,17 +546,21 @@ def part_means(parts):
 
 
 def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo', kl_beta=0.0, kl_estimator='k3',
-                       kl_in_reward=False, reward_combination='rewards', micro_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
+                       kl_in_reward=False, reward_combination='rewards', micro_batch_size=None, rollout_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
     policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; reward_combination: 'rewards' are
-    weighted and then compared, or 'advantages' weighted (see combined_advantages); mask_truncated: answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
+    weighted and then compared, or 'advantages' weighted (see combined_advantages); rollout_batch_size: prompts sampled at once, and then their rewards are worked out beside the sampling of the next; mask_truncated: answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
     training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
     clock, reference = [time.perf_counter()], reference if learn else None
-    rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size)
-    clock.append(time.perf_counter())
-    weights = compute_rewards(policy, rollout, rewards)
+    with ThreadPoolExecutor(1) as beside:
+        parts = []  # with rollout_batch_size the rewards of a part are worked out beside what follows
+        rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size, rollout_batch_size,
+                                    lambda part: parts.append(beside.submit(reward_values, policy, part, rewards)) if rollout_batch_size else None)
+        clock.append(time.perf_counter())
+        parts = [part.result() for part in parts]
+    weights = compute_rewards(policy, rollout, rewards, {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else None)
     clock.append(time.perf_counter())
     token_rewards = torch.zeros_like(rollout.logps)
     if kl_in_reward and reference is not None:

@@ -118,6 +118,7 @@ pretrain_until = 1.0                                 # completion: that start en
 batch_size = 32                                      # P: prompts of an iteration, all ranks together
 group_size = 8                                       # G: answers to each
 micro_batch_size: int | None = None                  # prompts of one forward; None: all at once. Changes memory, not the result
+rollout_batch_size: int | None = None                # prompts sampled at once; their rewards (a sandbox's, a scorer's) are then worked out beside the sampling of the next. None: all at once
 max_iters = 200
 num_epochs_per_rollout = 1                           # mu: optimizer steps on one batch of answers
 loss_type = 'grpo'                                   # 'grpo' | 'dapo' | 'dr_grpo' | 'gspo' | 'cispo' | 'reinforce'
@@ -545,7 +546,7 @@ for s in (signal.SIGINT, signal.SIGTERM):
 total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) / 1e6 for everything in (True, False))
 say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'loss_type', 'clip_low', 'clip_high',
+options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'rollout_batch_size', 'loss_type', 'clip_low', 'clip_high',
                                         'dual_clip', 'kl_beta', 'kl_in_reward', 'reward_combination', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
 for it in range(start_iter, max_iters + 1):
     metrics, evaluating, scorer_lost = {'iter': it}, it % eval_interval == 0 or it == max_iters, None

@@ -1,5 +1,6 @@
 """The policy of completion: what is sampled is what is trained, a prompt read once is a prompt read G times, and rewards move it."""
 import copy
+import threading
 import math
 
 import pytest
@@ -201,6 +202,38 @@ def test_the_reference_of_lora_is_the_model_without_its_adapters():
     rollouts = [generate_rollouts(policy, batch(), 4, reference) for reference in (policy.without_adapters(), policy.with_model(frozen))]
     torch.testing.assert_close(rollouts[0].ref_log_probs, rollouts[1].ref_log_probs)
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_rewards_beside_the_sampling_change_nothing():
+    """
+    Prompts sampled in parts, each part's rewards in a thread: answers, rewards and weights after the step are those of all at once. The first reward of a part but the last waits until the next
+    part's sampling has begun: were they not side by side, nothing would ever go on.
+    """
+    results = []
+    for size in (None, 2, 3):
+        model = tiny()
+        policy, begun = CausalPolicy(model, TOKENIZER, 10), []
+        sample, events = policy.sample, [threading.Event() for _ in range(5)]
+
+        def counted(batch, group_size):
+            events[len(begun)].set()
+            begun.append(len(batch['prompts']))
+            return sample(batch, group_size)
+
+        def patient(policy, rollout, parts=iter(range(4))):
+            assert size is None or sum(begun) == 4 or events[next(parts) + 1].wait(60), 'the sampler waits for the reward'
+            return rollout.tokens[..., 0].float()
+
+        policy.sample = counted
+        optimizer = configure_optimizers(model.parameters(), 0, 1e-2, (0.9, 0.99))
+        metrics, rollout = grpo_training_step(policy, batch(), optimizer, [('first', patient, 1.0), ('length', lambda p, r: r.lengths.float(), 0.5)], group_size=4, rollout_batch_size=size)
+        assert begun == {None: [4], 2: [2, 2], 3: [3, 1]}[size]
+        results.append((metrics, rollout, copy.deepcopy(model.state_dict())))
+    for metrics, rollout, weights in results[1:]:
+        assert torch.equal(rollout.tokens, results[0][1].tokens) and torch.equal(rollout.rewards, results[0][1].rewards) and rollout.batch.keys() == results[0][1].batch.keys()
+        torch.testing.assert_close(rollout.logps, results[0][1].logps, atol=1e-6, rtol=0)
+        assert metrics['grad_norm'] == pytest.approx(results[0][0]['grad_norm'], rel=1e-4)
+        assert all(torch.allclose(weights[name], p, atol=1e-4) for name, p in results[0][2].items())
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
