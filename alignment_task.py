@@ -13,7 +13,7 @@ from completion import text_log_prob, tokenizer_of
 from data.prompts import held_out_split
 from data.text import dataset_name
 from grpo import all_reduce
-from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScorerClient, ScorerUnavailable, joiner, start_scorer
+from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScorerClient, joiner, start_scorer
 from model import GPT
 from pretrain import load_preferences, save_model, train_score_model
 from tasks import Completion
@@ -90,19 +90,6 @@ class Alignment(Completion):
         """Helpfulness and cost (P, G) of the answers texts (P lists of G) to the prompts of records."""
         joined = [self.join(r['prompt'], text) if self.join else r['text'] + text for r, group in zip(records, texts) for text in group]
         return tuple(torch.tensor(values).view(len(texts), -1) for values in self.client.score(joined))
-
-    def scores(self, policy, rollout):
-        """Both, asked for once. Where one rank's scorer fails all ranks stop."""
-        if self.scored[0] is not rollout:
-            failure, values = None, None
-            try:
-                values = self.ask(policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
-            except ScorerUnavailable as e:
-                failure = e
-            if all_reduce(torch.tensor(float(failure is not None), device=rollout.tokens.device), 'max').item():
-                raise failure or ScorerUnavailable("the scorer failed another process, whose message says how")
-            self.scored = rollout, values
-        return self.scored[1]
 
     def minus_lambda(self, costs):
         """The weight of the cost. Called once an iteration, with its costs (P, G): lambda moves first, so that it is one number for the whole batch and on all ranks."""

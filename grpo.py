@@ -562,6 +562,9 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
         parts = [part.result() for part in parts]
     weights = compute_rewards(policy, rollout, rewards, {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else None)
     clock.append(time.perf_counter())
+    if dist.is_initialized():
+        all_reduce(torch.zeros(1, device=rollout.tokens.device)).item()  # here the ranks meet, and who was quicker waits
+    clock.append(time.perf_counter())
     token_rewards = torch.zeros_like(rollout.logps)
     if kl_in_reward and reference is not None:
         token_rewards -= kl_beta * (rollout.logps - rollout.ref_log_probs).masked_fill(~rollout.mask, 0.0)
@@ -598,5 +601,5 @@ def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_
                 'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
     metrics |= part_means(rollout.reward_parts)
     times = [b - a for a, b in zip(clock, clock[1:])]
-    metrics |= dict(zip(('time_rollout', 'time_reward', 'time_train'), times), tokens_per_s=lengths / sum(times))
+    metrics |= dict(zip(('time_rollout', 'time_reward', 'time_wait', 'time_train'), times), tokens_per_s=lengths / sum(times))
     return metrics, rollout

@@ -63,7 +63,7 @@ CHARTS = {
         ('answer length', 'In tokens, the mean.', ['mean_length']),
         ('cut off', 'Share of answers that max_new_tokens ended.', ['frac_truncated'])],
     'Speed': [
-        ('seconds an iteration', 'By phase.', ['time_rollout', 'time_reward', 'time_train']),
+        ('seconds an iteration', 'By phase.', ['time_rollout', 'time_reward', 'time_wait', 'time_train', 'time_eval', 'time_save']),
         ('tokens per second', '', ['tokens_per_s'])]}
 
 

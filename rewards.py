@@ -278,10 +278,12 @@ def checked(name, function, value, text):
 
 
 def call(name, function, texts, argument, fields, params):
-    """The values (a list of float | None) of texts, for which function(argument) is called once. Raises RuntimeError (function's own error is its cause) and ValueError, with the reward's name."""
+    """The values (a list of float | None) of texts, for which function(argument) is called once. Raises RuntimeError (function's own error is its cause), ConnectionError and ValueError, with the reward's name."""
     several = isinstance(argument, list)
     try:
         values = function(argument, **fields, **params)
+    except ConnectionError as e:  # a service that is gone is no fault of the reward: the run saves and stops
+        raise ConnectionError(f"reward {name!r}: {e}") from e
     except Exception as e:
         frame = traceback.extract_tb(e.__traceback__)[-1]
         raise RuntimeError(f"reward {name!r} raised {type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno}) for completion {shorten(texts[0])}"

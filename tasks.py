@@ -17,7 +17,7 @@ from completion import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
-from grpo import reward_tensor, weighted_reward
+from grpo import all_reduce, reward_tensor, weighted_reward
 from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
@@ -201,10 +201,20 @@ class Completion(Job):
     def batch(self, it):
         return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, self.s.seed), self.s.seed * 10 ** 5 + it)
 
+    def ask(self, texts, records):
+        """{reward name: (P, G)} of the answers texts (P lists of G) to the prompts of records."""
+        return score_answers(self.reward_functions, texts, records, self.s.reward_errors)
+
     def scores(self, policy, rollout):
-        """{reward name: (P, G)} of a training rollout, worked out once for all names."""
+        """What `ask` says of a training rollout, asked once for all names. Where one rank's scorer is gone all ranks stop."""
         if self.scored[0] is not rollout:
-            values = score_answers(self.reward_functions, policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()], self.s.reward_errors)
+            failure, values = None, None
+            try:
+                values = self.ask(policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
+            except ConnectionError as e:
+                failure = e
+            if all_reduce(torch.tensor(float(failure is not None), device=rollout.tokens.device), 'max').item():
+                raise failure or ConnectionError("the scorer failed another process, whose message says how")
             self.scored = rollout, values
         return self.scored[1]
 

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import types
 
 import torch
@@ -23,14 +24,13 @@ import torch.distributed as dist
 
 import ranks
 from alignment_task import Alignment
+from checks import check_settings
 from configurator import configure
 from es import es_training_step
-from grpo import ADVANTAGES, KL_ESTIMATORS, LOSS_TYPES, REFERENCE_MODES, all_reduce, answer_log_probs, gather_rewards, grpo_training_step, update_reference
-from judge import LAMBDA_RULES, ScorerUnavailable
+from grpo import all_reduce, answer_log_probs, gather_rewards, grpo_training_step, update_reference
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
-from mirror import DIVERGENCES, MIRROR_WEIGHTINGS, MirrorMap
+from mirror import MirrorMap
 from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
-from nla import MODES, POOLINGS
 from nla_task import NLA
 from report import write_report
 from shard import collect_model, drop_collected, gathered, local_part, optimizer_parts, part_of, shard_model, whole
@@ -194,60 +194,9 @@ shard = False                                        # True: weights, gradients 
 gather_to_sample = True                              # shard: every rank holds the whole model while it samples | False: it is collected block by block for every token
 config = configure(globals())
 
+check_settings(types.SimpleNamespace(**config))
+
 # ---------------------------------------------------------------------------------------------------------------------
-# check what can be checked before any time is spent
-
-for key, allowed in (('task', ('fill_in', 'completion', 'nla', 'alignment')), ('lambda_rule', LAMBDA_RULES), ('reward_combination', ('rewards', 'advantages')), ('nla_reward', ('mse', 'log_mse', 'cosine')), ('injection_mode', MODES),
-                     ('critic_pooling', POOLINGS), ('critic_head', ('linear', 'mlp')), ('critic_target_norm', ('standard', 'unit')), ('loss_type', LOSS_TYPES), ('divergence', DIVERGENCES), ('optimizer', ('adamw', 'es')), ('mirror_weighting', MIRROR_WEIGHTINGS), ('advantage', ADVANTAGES), ('kl_estimator', KL_ESTIMATORS),
-                     ('reference_mode', REFERENCE_MODES), ('init_from', ('generator', 'resume')), ('lr_schedule', ('cosine', 'linear', 'constant')),
-                     ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('too_long', ('error', 'drop')), ('reward_errors', ('raise', 'drop'))):
-    if config[key] not in allowed:
-        raise ValueError(f"{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
-if group_size < 2:
-    raise ValueError(f"group_size is {group_size}: a group's advantage compares its answers, so it needs at least 2 (8 is a good start)")
-for key in ('block_size', 'batch_size', 'es_pairs', 'num_epochs_per_rollout', 'unmask_steps', 'max_new_tokens', 'reference_update_freq',
-            'critic_train_epochs', 'score_iters', 'activations_n', 'activation_context', 'eval_prompts_n', 'eval_batch_size', 'eval_samples', 'eval_interval', 'log_interval', 'hist_interval', 'save_interval', 'max_bad_steps'):
-    if config[key] < 1:
-        raise ValueError(f"{key} is {config[key]}: it must be at least 1")
-if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
-    raise ValueError(f"temperature is {temperature}, top_p {top_p} and top_k {top_k}: temperature must be above 0, top_p above 0 and at most 1, top_k at least 0")
-for key in ('ema_alpha', 'pretrain_until'):
-    if not 0 <= config[key] <= 1:
-        raise ValueError(f"{key} is {config[key]}: it must be between 0 and 1")
-if init_from == 'resume' and not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
-    raise FileNotFoundError(f"there is no {os.path.join(out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
-if init_from == 'resume':
-    with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
-        began_with = json.load(f)['task']
-    if began_with != task:
-        raise ValueError(f"the run in {out_dir} has task {began_with!r} and task is {task!r} now: give the config it began with, or name another out_dir")
-if dual_clip is not None and dual_clip <= 1:
-    raise ValueError(f"dual_clip is {dual_clip}: it must be above 1, or None")
-if load_in_8bit and not lora_r:
-    raise ValueError("load_in_8bit freezes the weights, so something else has to learn: set lora_r, for instance --lora_r=16")
-if task == 'fill_in' and (lora_r or top_k):
-    raise ValueError(f"task fill_in takes neither lora_r ({lora_r}) nor top_k ({top_k}): its models are small, and top_p is there")
-if reference_offload and reference_mode in ('ema', 'periodic'):
-    raise ValueError(f"reference_offload keeps the reference away from the policy, and reference_mode {reference_mode!r} moves it at each step: choose one")
-if divergence != 'kl' and (reference_mode == 'none' or mirror_coefficient < 0):
-    raise ValueError(f"divergence {divergence!r} compares with a reference: reference_mode ({reference_mode!r}) must not be 'none', and mirror_coefficient ({mirror_coefficient}) at least 0")
-if divergence != 'kl' and (kl_estimator == 'exact') != (mirror_weighting == 'full'):
-    raise ValueError(f"kl_estimator is {kl_estimator!r} and mirror_weighting {mirror_weighting!r}: 'full' goes with 'exact', which keeps what whole distributions are made of, and 'token' and 'is' with k1, k2 or k3")
-if mirror_weighting == 'full' and divergence not in ('kl', 'prob_l2', 'prob_l2kl', 'neural_mirror'):
-    raise ValueError(f"mirror_weighting 'full' sums over probabilities, and divergence {divergence!r} is one of log-probs: take token")
-if mirror_checkpoint and divergence != 'neural_mirror':
-    raise ValueError(f"mirror_checkpoint is for divergence 'neural_mirror', and divergence is {divergence!r}")
-if optimizer == 'es' and (kl_beta or divergence != 'kl' or entropy_coef or advantage == 'gae' or es_sigma <= 0):
-    raise ValueError(f"optimizer es sees rewards alone: kl_beta ({kl_beta}) and entropy_coef ({entropy_coef}) must be 0, divergence ({divergence!r}) kl, advantage ({advantage!r}) not gae, and es_sigma ({es_sigma}) above 0")
-if kl_in_reward and (kl_beta <= 0 or reference_mode == 'none' or kl_estimator == 'exact'):
-    raise ValueError(f"kl_in_reward takes kl_beta (now {kl_beta}) times the sampled tokens' log-ratio off the reward: kl_beta must be above 0, reference_mode ({reference_mode!r}) not 'none', kl_estimator ({kl_estimator!r}) one of k1, k2, k3")
-if reward_combination == 'advantages' and (kl_in_reward or advantage == 'gae' or optimizer == 'es'):
-    raise ValueError(f"reward_combination 'advantages' compares each reward by itself: kl_in_reward ({kl_in_reward}) must be False, advantage ({advantage!r}) not gae, optimizer ({optimizer!r}) not es")
-if advantage == 'gae' and task == 'fill_in':
-    raise ValueError("advantage gae needs a value for each token of an answer, and the slots of task fill_in share theirs: take grpo, dr_grpo, batch or rloo")
-if kl_beta > 0 and kl_estimator == 'k1' and not kl_in_reward and int(os.environ.get('RANK', 0)) == 0:
-    print("warning: k1 in the loss has zero gradient on average, it only adds noise; k2 or exact do what is meant")
-
 # ranks: torchrun tells each process who it is; without it there is one
 rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
@@ -263,8 +212,6 @@ if device_type == 'cuda':
     torch.cuda.set_device(device)
 if compile and device_type == 'cpu' and not shutil.which(os.environ.get('CXX', 'g++')):
     raise ValueError("compile on a CPU needs a C++ compiler, and there is no g++ here: install it, name yours in CXX, or leave compile at False")
-if shard and (task not in ('fill_in', 'completion', 'alignment') or optimizer != 'adamw' or load_in_8bit or reference_offload or precision == 'fp16' or compile):
-    raise ValueError(f"shard spreads one model's weights: task ({task}) must be fill_in, completion or alignment, optimizer ({optimizer}) adamw, load_in_8bit ({load_in_8bit}), reference_offload ({reference_offload}) and compile ({compile}) off, and precision ({precision}) not fp16")
 if batch_size % world_size:
     raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes: make it a multiple of {world_size}")
 if optimizer == 'es' and es_pairs % world_size:
@@ -551,12 +498,14 @@ options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator
 for it in range(start_iter, max_iters + 1):
     metrics, evaluating, scorer_lost = {'iter': it}, it % eval_interval == 0 or it == max_iters, None
     if evaluating:
+        began = time.perf_counter()
         with gathered(policy) as whole_policy:
             if master or (shard and not gather_to_sample):  # else the others wait for rank 0 below
                 try:
                     metrics |= job.evaluate(whole_policy)
-                except ScorerUnavailable as e:
+                except ConnectionError as e:
                     scorer_lost = e
+        metrics['time_eval'] = time.perf_counter() - began
     is_best = master and metrics.get(job.headline, -math.inf) > best
     best = max(best, metrics.get(job.headline, -math.inf))
 
@@ -566,13 +515,15 @@ for it in range(start_iter, max_iters + 1):
     stopping, someone_lost, is_best = (flag > 0 for flag in all_reduce(torch.tensor([bool(stop_signals), scorer_lost is not None, is_best], dtype=torch.float, device=device), 'max').tolist())
     if someone_lost:
         save_and_say_so(it)
-        raise scorer_lost or ScorerUnavailable("the scorer failed rank 0, whose message says how")
+        raise scorer_lost or ConnectionError("the scorer failed rank 0, whose message says how")
     if evaluating and master:
         say(f"iter {it}: {job.describe(metrics)}", flush=True)
     if is_best:  # before save(), which remembers its value
         save_best(it)
     if stopping or it == max_iters or (it % save_interval == 0 and it > start_iter):
+        began = time.perf_counter()
         save(it)
+        metrics['time_save'] = time.perf_counter() - began
     if stopping:
         arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
         say(f"stopped before iteration {it}; saved {checkpoint_path}. To go on:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume")
@@ -591,7 +542,7 @@ for it in range(start_iter, max_iters + 1):
                 batch = {key: value[my_rows] for key, value in job.batch(it).items()}
                 stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
                                                     max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
-        except ScorerUnavailable:
+        except ConnectionError:
             save_and_say_so(it, beside)  # rewards come before anything is learned from them, so that nothing has changed yet
             if world_size > 1:
                 dist.barrier()  # who leaves first takes the others along

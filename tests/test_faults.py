@@ -294,6 +294,24 @@ def test_a_damaged_checkpoint(folder, undisturbed, record_property):
     record_property('survived', f"a damaged ckpt.pt ({', '.join(damages)}): the older one serves, and the end is the same")
 
 
+def test_two_thousand_iterations(folder, record_property):
+    """Memory and open files at iteration 500 are those at 2,000, older checkpoints go, and metrics.jsonl can be read at any moment."""
+    process = subprocess.Popen(command('--max_iters=2010', '--save_interval=100', '--log_interval=10', '--eval_interval=500', '--hist_interval=100', '--keep_checkpoints=2'), cwd=folder, env=ENV, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen = {}
+    for line in process.stdout:
+        found = re.match(r'iter (500|1000|1500|2000): reward', line)
+        if found:
+            status = open(f'/proc/{process.pid}/status').read()
+            seen[int(found[1])] = int(re.search(r'VmRSS:\s+(\d+) kB', status)[1]), len(os.listdir(f'/proc/{process.pid}/fd'))
+            assert [json.loads(line)['iter'] for line in open(folder / 'out-grpo' / 'metrics.jsonl')][-1] >= int(found[1]) - 10
+    assert process.wait() == 0, process.stderr.read()
+    assert sorted(name for name in os.listdir(folder / 'out-grpo') if name.endswith('.pt')) == ['ckpt.pt', 'ckpt_001900.pt', 'ckpt_002000.pt', 'ckpt_best.pt']
+    (first, files), (last, files_last) = seen[500], seen[2000]
+    assert last < 1.03 * first and files_last == files, seen
+    record_property('survived', f"2,000 iterations: {first / 1024:.0f} MB at 500, {last / 1024:.0f} MB at 2,000 ({100 * (last / first - 1):+.1f} %), {files} and {files_last} open files")
+
+
 # --- settings, numbers and rewards
 
 def test_resume_with_other_settings(folder, undisturbed, record_property):
@@ -332,3 +350,16 @@ def test_a_reward_that_raises_in_one_rank(folder, record_property):
     done = run(folder, 'raises.py', '--eval_interval=100', launcher=TORCHRUN)
     assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr, done.stderr[-2000:]
     record_property('survived', f"a reward that raises in one of two ranks: named, both end, after {time.monotonic() - since:.0f} s with their start")
+
+
+def test_a_scorer_that_is_gone_for_one_rank(folder, record_property):
+    """A reward whose service one of two ranks cannot reach: both save and stop with one line, nothing is learned from half an answer, and the run goes on to the end it would have had."""
+    (folder / 'gone.py').write_text('import os as _os\n_calls = [0]\n\ndef _scorer(texts):\n    _calls[0] += 1\n    if _calls[0] > 4 and _os.environ.get("RANK") == "1" and not _os.path.exists("back"):\n'
+                                    '        raise ConnectionError("nobody listens")\n    return [len(text) for text in texts]\n\nrewards = [("helpfulness", 1.0, {"scorer": _scorer})]\n')
+    done = run(folder, 'gone.py', launcher=TORCHRUN)
+    assert done.returncode != 0 and "reward 'helpfulness': nobody listens" in done.stderr and 'stopped in iteration' in done.stdout, done.stderr[-2000:]
+    (folder / 'back').touch()
+    assert run(folder, 'gone.py', '--init_from=resume', launcher=TORCHRUN).returncode == 0
+    assert run(folder, 'gone.py', '--out_dir=whole', launcher=TORCHRUN).returncode == 0
+    assert log_of(folder) == log_of(folder, 'whole')
+    record_property('survived', 'a scorer that one of two ranks cannot reach: both save and stop, and go on to the same end')
