@@ -67,3 +67,5 @@ def check_settings(s):
         raise ValueError(f"shard spreads one model's weights: task ({s.task}) must be fill_in, completion or alignment, optimizer ({s.optimizer}) adamw, load_in_8bit ({s.load_in_8bit}), reference_offload ({s.reference_offload}) and compile ({s.compile}) off, and precision ({s.precision}) not fp16")
     if s.rollout_batch_size and s.shard and not s.gather_to_sample:
         raise ValueError("rollout_batch_size works out rewards beside the sampling, and with gather_to_sample False all ranks must keep step: leave one of them")
+    if s.shard and 'RANK' not in os.environ:
+        raise ValueError("shard spreads the model over processes, and this is one alone: start it with torchrun --standalone --nproc_per_node=N")
