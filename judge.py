@@ -377,11 +377,12 @@ class ScorerClient:
     is tried again for `patience` seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is raised: never a made-up score.
     """
 
-    def __init__(self, url, batch_size=32, timeout=300.0, patience=60.0, token=os.environ.get('SCORER_TOKEN')):
+    def __init__(self, url, batch_size=32, timeout=300.0, patience=60.0, token=None):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ('http', 'https') or not parts.hostname:
             raise ValueError(f"scorer_url is {url!r}; it must be like http://127.0.0.1:8000")
         self.url, self.batch_size, self.timeout, self.patience = url.rstrip('/'), batch_size, timeout, patience
+        token = token or os.environ.get('SCORER_TOKEN')
         self.headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
 
