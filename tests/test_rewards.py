@@ -2,8 +2,8 @@
 import math
 import re
 import sys
-import warnings
 import types
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -11,7 +11,6 @@ import torch
 
 import rewards
 from rewards import REWARDS, check_fields, final_number, resolve_rewards, score, score_answers
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
