@@ -50,7 +50,7 @@ def stub_sandbox(monkeypatch):
 
     def run(code, calls, *limits):
         return 'ok' if passes(code) else 'error', []
-    stub = types.SimpleNamespace(as_asserts=as_asserts, grade_many=grade_many, run=run, jobs=[])
+    stub = types.SimpleNamespace(as_asserts=as_asserts, check_sandbox=lambda sandbox: None, grade_many=grade_many, run=run, jobs=[])
     monkeypatch.setitem(sys.modules, 'sandbox', stub)
     return stub
 
@@ -312,11 +312,11 @@ def test_code_completeness(code, value):
 def test_code_goes_to_the_sandbox_all_at_once(stub_sandbox):
     """One call for all groups, each different program of a prompt once, what does not parse never; tests stay with their prompt."""
     one, two = 'def f(x): return x', 'def f(x): return -x'
-    resolved = resolve_rewards([('code_correctness', 1.0)])
+    resolved = resolve_rewards([('code_correctness', 0.5), ('length', 0.5)])
     records = [{'prompt': 'p', 'tests': ['assert f(1) == 1', 'assert f(0) == 0']}, {'prompt': 'q'}, {'prompt': 'r', 'tests': 'assert f(1) == -1'}]
-    assert score_answers(resolved, [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
+    assert score_answers(resolved[:1], [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
     assert stub_sandbox.jobs == [(one, records[0]['tests']), (two, records[0]['tests']), (one, 'assert f(1) == -1'), (two, 'assert f(1) == -1')]
-    assert list(check_fields(resolved + resolve_rewards([('length', 1.0)]), records)['code_correctness']) == [1] and len(stub_sandbox.jobs) == 4
+    assert list(check_fields(resolved, records)['code_correctness']) == [1] and len(stub_sandbox.jobs) == 4
 
 
 def test_code_that_cheats_in_the_real_sandbox():
