@@ -38,7 +38,7 @@ def patched(tmp_path):
         environment = {**os.environ, 'GIT_CEILING_DIRECTORIES': str(tmp_path.parent)}  # inside some other checkout, git would apply nothing and say nothing
         for option in ('--numstat', '--verbose'):
             done = subprocess.run(['git', 'apply', option, patch], cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{patch.name} no longer applies, make it anew: {done.stderr}"
+            assert done.returncode == 0, f"{patch.name} no longer applies; make the change by hand and keep `git diff -U1`: {done.stderr}"
             if option == '--numstat':
                 lines = [line.split('\t') for line in done.stdout.splitlines()]
         return tmp_path, {file: int(added) for added, _, file in lines}
