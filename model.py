@@ -434,7 +434,7 @@ def save_checkpoint(path, checkpoint):
     except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + (f"the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
+        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + ("the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
 
 
 def load_checkpoint(path, *kinds):
