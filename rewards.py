@@ -366,7 +366,7 @@ def bind(name, function, params, provided=None):
     return bound
 
 
-def score(name, text, prompt=None, reference=None, tests=None, context=None, **params):
+def score(name: str, text: str, prompt=None, reference=None, tests=None, context=None, **params) -> float | None:
     """One completion's reward by name, a float in [0, 1], or None when it does not apply. Raises ValueError for an unknown name or parameter, RuntimeError for what the reward raises."""
     return bind(name, find_reward(name), params)(text, prompt=prompt, reference=reference, tests=tests, context=context)
 

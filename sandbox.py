@@ -245,7 +245,7 @@ def read_results(data, n_calls):
     return failed, results
 
 
-def run(code, calls, timeout=2.0, memory=512 << 20, sandbox='full'):
+def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20, sandbox: str = 'full') -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls one after the other, all in one process of its own.
     timeout: seconds for all of it, from when the process is ready; memory: bytes of address space.
@@ -362,7 +362,7 @@ def grade_many(jobs, processes=None, timeout=2.0, memory=512 << 20, sandbox='ful
         return list(pool.map(one, jobs))
 
 
-def grade(code, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
+def grade(code: str, tests: str | list[str], timeout: float = 2.0, memory: int = 512 << 20, sandbox: str = 'full') -> float:
     """The share of the tests that the code passes, a float from 0 to 1. See grade_many."""
     return grade_many([(code, tests)], 1, timeout, memory, sandbox)[0].score
 
