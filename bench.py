@@ -214,7 +214,7 @@ def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'<end>': 0, '<pad>': 1} | {f't{i}': i for i in range(2, theirs.config.vocab_size)}, unk_token='<end>'))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     arguments = trl.GRPOConfig(output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, max_completion_length=R, temperature=1.0, top_k=0, top_p=1.0,
-                               scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
+                               scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0, activation_checkpointing=False, bf16=False, use_cpu=True,
                                report_to='none', disable_tqdm=True, generation_kwargs={'min_new_tokens': R}, beta=0.0, **{'loss_type': 'dapo', **options})
     trainer = trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
                               train_dataset=datasets.Dataset.from_dict({'prompt': [' '.join(f't{i}' for i in ids) for ids in prompts]}),

@@ -12,6 +12,7 @@ Shapes: N pairs of directions · d numbers in all parameters.
 import json
 import os
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -39,7 +40,7 @@ def pair_weights(fitness):
     return weights
 
 
-def es_gradient(noise, fitness):
+def es_gradient(noise: torch.Tensor, fitness: torch.Tensor) -> torch.Tensor:
     """The direction of rising fitness (d,) from noise (N, d) and the fitness (N, 2) at + and - each: zero when all fitness is equal."""
     return pair_weights(fitness) @ noise
 
@@ -52,7 +53,8 @@ def directions(params, seed):
 
 
 @torch.no_grad()
-def es_step(params, fitness_of, seed, pairs=16, sigma=0.02, learning_rate=0.02, rank=0, world_size=1, changed=lambda: None):
+def es_step(params: list[torch.Tensor], fitness_of: Callable[[], float], seed: int, pairs: int = 16, sigma: float = 0.02, learning_rate: float = 0.02, rank: int = 0, world_size: int = 1,
+            changed: Callable[[], None] = lambda: None) -> torch.Tensor:
     """
     One step on params, in place: fitness_of() -> float is asked 2 `pairs` times, with the parameters moved by sigma; each rank asks for its share and all
     make the same step. changed() is called whenever the parameters are others. Returns fitness (pairs, 2).

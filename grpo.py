@@ -239,7 +239,7 @@ def compute_rewards(policy, rollout, rewards, values=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # phase 3: advantages
 
-def compute_advantages(rewards, kind='grpo', all_rewards=None):
+def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo', all_rewards: torch.Tensor | None = None) -> torch.Tensor:
     """
     Advantages (P, G) from rewards (P, G); an answer whose reward is NaN takes no part, and has 0. Sources: grpo arXiv 2402.03300, dr_grpo 2503.20783, rloo 2402.14740; batch divides by
     the std of the whole step (all_rewards, when other ranks hold some of it). Raises ValueError for groups of one answer.
@@ -327,8 +327,8 @@ def aggregate(values, mask, loss_type, n_answers, n_tokens, max_new_tokens=None)
     raise ValueError(f"loss_type is {loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")
 
 
-def policy_loss(logps, old_logps, advantages, mask, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
-                n_answers=None, n_tokens=None, max_new_tokens=None):
+def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, loss_type: str = 'grpo', clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None,
+                n_answers: torch.Tensor | int | None = None, n_tokens: torch.Tensor | int | None = None, max_new_tokens: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
     The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...), or one for each token (..., R). n_answers and n_tokens: counts
     of the whole step (default: of these tensors). Returns (loss, stats); the stats, like the loss, are shares that add up
@@ -360,7 +360,7 @@ def policy_loss(logps, old_logps, advantages, mask, loss_type='grpo', clip_low=0
     return loss, {'clip_frac_low': too_low.sum() / n_tokens, 'clip_frac_high': too_high.sum() / n_tokens}
 
 
-def kl_estimate(logps, ref_logps, kind):
+def kl_estimate(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str) -> torch.Tensor:
     """
     KL(policy || reference) per token. k1, k2, k3 (joschu.net/blog/kl-approx.html) take log-probs (..., R) of the sampled
     tokens; 'exact' takes whole distributions (..., R, V) and returns (..., R). In the loss the gradient of k1 is zero on average,
@@ -545,8 +545,9 @@ def part_means(parts):
     return metrics
 
 
-def grpo_training_step(policy, batch, optimizer, rewards, reference=None, group_size=8, advantage='grpo', kl_beta=0.0, kl_estimator='k3',
-                       kl_in_reward=False, reward_combination='rewards', micro_batch_size=None, rollout_batch_size=None, mask_truncated=False, gamma=1.0, gae_lambda=0.95, learn=True, **training):
+def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, rewards: list, reference=None, group_size: int = 8, advantage: str = 'grpo', kl_beta: float = 0.0, kl_estimator: str = 'k3',
+                       kl_in_reward: bool = False, reward_combination: str = 'rewards', micro_batch_size: int | None = None, rollout_batch_size: int | None = None, mask_truncated: bool = False, gamma: float = 1.0, gae_lambda: float = 0.95,
+                       learn: bool = True, **training) -> tuple[dict[str, float], Rollout]:
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
     policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; reward_combination: 'rewards' are

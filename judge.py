@@ -71,12 +71,12 @@ class Judge(nn.Module):
         return self.score_head(torch.cat((hidden[:, 0], share.logit(eps=1e-4)), dim=1)).squeeze(-1), slots
 
     @torch.inference_mode()
-    def score(self, tokens, lengths=None):
+    def score(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """How machine-filled each text looks: (N,) in (0, 1)."""
         return self(tokens, lengths)[0].sigmoid()
 
     @classmethod
-    def from_pretrained(cls, path, tokenizer):
+    def from_pretrained(cls, path: str, tokenizer) -> 'Judge':
         """
         The judge in a checkpoint file, on the CPU, frozen, with `quality`, how well it told held-out texts apart (auc, r2).
         Raises as load_checkpoint does, and ValueError when it was trained on another vocabulary than the tokenizer's.
@@ -136,7 +136,7 @@ class LagrangeMultiplier:
     2310.12773; it averages the last 128 episodes, as ema_beta 0 does with batches of that size). positive_only: J counts as max(J, 0), and lambda never falls again.
     """
 
-    def __init__(self, value=1.0, lr=0.005, minimum=1e-4, maximum=5.0, ema_beta=0.9, threshold=0.0, positive_only=False, rule='exponential'):
+    def __init__(self, value: float = 1.0, lr: float = 0.005, minimum: float = 1e-4, maximum: float = 5.0, ema_beta: float = 0.9, threshold: float = 0.0, positive_only: bool = False, rule: str = 'exponential'):
         if not 0 < minimum <= maximum or value < 0 or not 0 <= ema_beta < 1 or rule not in LAMBDA_RULES:
             raise ValueError(f"lambda needs 0 < minimum ({minimum}) <= maximum ({maximum}), a value ({value}) of at least 0, 0 <= ema_beta ({ema_beta}) < 1 and a rule ({rule!r}) of {', '.join(LAMBDA_RULES)}")
         if lr < 0:
@@ -145,7 +145,7 @@ class LagrangeMultiplier:
         self.threshold, self.positive_only, self.rule, self.ema = threshold, positive_only, rule, None
         self.log_value = math.log(value) if value else -math.inf
 
-    def update(self, mean_cost):
+    def update(self, mean_cost: float) -> float:
         """Takes in a batch's mean cost, the same on all ranks, and returns the new lambda. Raises FloatingPointError when the cost is not finite."""
         if not math.isfinite(mean_cost):
             raise FloatingPointError(f"the mean cost is {mean_cost}: lambda was not touched")
@@ -158,7 +158,7 @@ class LagrangeMultiplier:
         self.value = math.exp(self.log_value)
         return self.value
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {'value': self.value, 'log_value': self.log_value, 'ema': self.ema}
 
     def load_state_dict(self, state):
@@ -377,11 +377,12 @@ class ScorerClient:
     is tried again for `patience` seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is raised: never a made-up score.
     """
 
-    def __init__(self, url, batch_size=32, timeout=300.0, patience=60.0, token=os.environ.get('SCORER_TOKEN')):
+    def __init__(self, url: str, batch_size: int = 32, timeout: float = 300.0, patience: float = 60.0, token: str | None = None):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ('http', 'https') or not parts.hostname:
             raise ValueError(f"scorer_url is {url!r}; it must be like http://127.0.0.1:8000")
         self.url, self.batch_size, self.timeout, self.patience = url.rstrip('/'), batch_size, timeout, patience
+        token = token or os.environ.get('SCORER_TOKEN')
         self.headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
 
@@ -389,7 +390,7 @@ class ScorerClient:
         """Return when /health answers. Raises ScorerUnavailable after so many seconds."""
         self.ask('/health', None, lambda answer: answer.get('status') == 'healthy', seconds)
 
-    def score(self, texts):
+    def score(self, texts: list[str]) -> tuple[list[float], list[float]]:
         """(rewards, costs), two lists of floats, one of each for each text."""
         found, different = {}, list(dict.fromkeys(texts))
         for start in range(0, len(different), self.batch_size):

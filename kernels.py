@@ -276,7 +276,8 @@ class FusedLogps(torch.autograd.Function):
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
-def fused_logps(hidden, weight, ids, temperature=1.0, forbidden=None, allowed=None):
+def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0, forbidden: torch.Tensor | None = None,
+                allowed: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Log-probs like ids, (N,) or (N, K), of tokens ids in [0, V), and entropy (N,), both fp32, under softmax(hidden (N, D) @ weight
     (V, D).T / temperature) without the forbidden (V,) bool tokens and, where allowed (N, V / 8) uint8 bits are given, restricted to those.

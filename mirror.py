@@ -23,7 +23,7 @@ class MirrorMap(torch.nn.Module):
     learns inside a run: the gradient would only make the leash shorter or longer.
     """
 
-    def __init__(self, init_scale=0.01, seed=42, normalize=False):
+    def __init__(self, init_scale: float = 0.01, seed: int = 42, normalize: bool = False):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.cat([torch.rand(n, generator=generator) * init_scale for n in COUNTS])
@@ -35,7 +35,7 @@ class MirrorMap(torch.nn.Module):
         v, w, b, a, c = self.logs.to(dtype).exp().split(COUNTS)
         return v.view(6, 21), w.view(6, 21), b.view(6, 21), a, c
 
-    def divergence(self, p, p_ref):
+    def divergence(self, p: torch.Tensor, p_ref: torch.Tensor) -> torch.Tensor:
         """D(p, p_ref) (...) of probabilities (...), in their precision: at least 0, and 0 where they are equal."""
         v, w, b, a, c = self.parameters_of(p.dtype)
         p, p_ref = p.clamp(min=1e-10), p_ref.clamp(min=1e-10)
@@ -55,7 +55,7 @@ class MirrorMap(torch.nn.Module):
         D = neurons + a * d.square() / 2 + c * p_ref * relative_entropy(d / p_ref)
         return D * self.factor(p.dtype)
 
-    def gradient_map(self, p):
+    def gradient_map(self, p: torch.Tensor) -> torch.Tensor:
         """h'(p), the mirror map itself."""
         v, w, b, a, c = self.parameters_of(p.dtype)
         u = (w * p[..., None, None] + b).unbind(-2)

@@ -12,6 +12,7 @@ Shapes: N rows · P prompts · G answers of each · T and R tokens · D width ·
 """
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -290,7 +291,7 @@ class GPT(nn.Module):
         if n > self.config.block_size:
             raise ValueError(f"a text of {n} tokens does not fit into this model's block_size of {self.config.block_size}: shorten it, or train a model with a larger block_size")
 
-    def forward(self, tokens, lengths=None, edit=None):
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, edit: Callable | None = None) -> torch.Tensor:
         """
         Whole texts. tokens (N, T) int64, right-padded; lengths (N,) true lengths, None when no row is padded. Returns hidden
         states (N, T, D); what stands at padded positions means nothing. edit: see run.
@@ -346,12 +347,12 @@ class GPT(nn.Module):
 
         return self.run(tokens, prompt_lengths[:, None, None] + torch.arange(R, device=tokens.device), attend)
 
-    def logits(self, tokens, lengths=None):
+    def logits(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (N, T, V) at every position; for a few positions take the hidden states and call lm_head on those."""
         return self.lm_head(self(tokens, lengths))
 
     @classmethod
-    def from_pretrained(cls, path):
+    def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
         """
         The model at path, fp32, on the CPU: one of our checkpoint files, a Hugging Face directory (config.json and *.safetensors;
         GPT-2, Llama, Qwen2, Qwen3, SmolLM2), a .gguf file of Llama type, or a name on the Hugging Face hub. Raises as load_checkpoint
@@ -372,7 +373,7 @@ class GPT(nn.Module):
             model.lm_head.weight = model.wte.weight
         return model
 
-    def save_pretrained(self, folder, eos_id=None):
+    def save_pretrained(self, folder: str, eos_id: int | None = None) -> None:
         """config.json and model.safetensors as `transformers` reads them. Raises ValueError when no architecture there is this one."""
         weights.write(folder, vars(self.config), self.state_dict(), eos_id)
 
@@ -434,7 +435,7 @@ def save_checkpoint(path, checkpoint):
     except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + (f"the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
+        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + ("the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
 
 
 def load_checkpoint(path, *kinds):

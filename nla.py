@@ -31,7 +31,7 @@ POOLINGS = ('last', 'mean', 'max')
 # ---------------------------------------------------------------------------------------------------------------------
 # injection
 
-def inject(x, slots, vectors, mode='replace', scale='raw'):
+def inject(x: torch.Tensor, slots: torch.Tensor, vectors: torch.Tensor, mode: str = 'replace', scale: str | float = 'raw') -> torch.Tensor:
     """
     x (P, T, D) with vectors (P, K, D) in the places slots (P, K); x itself stays as it is. mode: 'replace' (and 'project', whose map has been applied
     before) or 'add'. scale: 'raw', 'residual' (each vector gets the length of what stands in its place) or a number, the length that all get.
@@ -173,7 +173,7 @@ class Critic(nn.Module):
     pooling 'last' returns it exactly. mean (A,) and scale: see `standard`.
     """
 
-    def __init__(self, trunk, mean, scale, pooling='last', head='linear', target_norm='standard'):
+    def __init__(self, trunk: nn.Module, mean: torch.Tensor, scale: float | torch.Tensor, pooling: str = 'last', head: str = 'linear', target_norm: str = 'standard'):
         super().__init__()
         for name, value, allowed in (('pooling', pooling, POOLINGS), ('head', head, ('linear', 'mlp')), ('target_norm', target_norm, ('standard', 'unit'))):
             if value not in allowed:
@@ -206,7 +206,7 @@ class Critic(nn.Module):
             return hidden.masked_fill(~inside, 0.0).sum(dim=1) / lengths[:, None]
         return hidden.masked_fill(~inside, -torch.inf).amax(dim=1)
 
-    def forward(self, tokens, lengths):
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Texts (N, R) int64, right-padded, of lengths (N,) -> predictions (N, A), to be compared with `target`; a text without tokens counts as its first padding."""
         inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         x = self.pool(self.trunk(tokens.masked_fill(~inside, 0)), lengths.clamp(min=1))
@@ -265,7 +265,7 @@ def standardiser(vectors):
     return mean, scale
 
 
-def fve(prediction, target, mean=0.0):
+def fve(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor | float = 0.0) -> float:
     """Fraction of variance explained: 1 - sum |target - prediction|^2 / sum |target - mean|^2, both (B, D); mean is the training set's, 0 for standardised ones."""
     return 1 - ((target - prediction).square().sum() / (target - mean).square().sum()).item()
 

@@ -291,7 +291,7 @@ class NLA(Job):
         names = {'fve': 'sampled text', 'fve_greedy': 'greedy text', 'fve_frozen_actor': '  this is the control: the actor rested', 'fve_shuffled': "another activation's text", 'fve_no_injection': 'nothing injected',
                  'fve_mean_injection': 'the mean activation injected', 'fve_random_injection': 'a random vector of the same length injected', 'fve_true_text': 'the true text, through the same critic'}
         lines = [f"  {m['eval/' + key]:6.3f}  {meaning}" for key, meaning in names.items() if f'eval/{key}' in m]
-        lines += [f"   0.000  the mean activation, whatever the text"] + [f"  {value:6.3f}  PCA, {k} number{'s' if k > 1 else ''}" for k, value in ranks.items()]
+        lines += ["   0.000  the mean activation, whatever the text"] + [f"  {value:6.3f}  PCA, {k} number{'s' if k > 1 else ''}" for k, value in ranks.items()]
         return "held-out fraction of variance explained (FVE) by\n" + '\n'.join(lines)
 
     def describe(self, m):

@@ -151,7 +151,7 @@ ARITHMETIC_ANSWERS = ('countdown', 'puzzle24')  # so do these, but there an answ
 ARITHMETIC = re.compile(r'(?!.*\*\s*\*)[0-9+\-*/() ]{1,200}')  # no powers: 9**9**9 does not end
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def reasoning_gym_task(task, options):
     try:
         import reasoning_gym
@@ -368,7 +368,7 @@ def bind(name, function, params, provided=None):
     return bound
 
 
-def score(name, text, prompt=None, reference=None, tests=None, context=None, **params):
+def score(name: str, text: str, prompt=None, reference=None, tests=None, context=None, **params) -> float | None:
     """One completion's reward by name, a float in [0, 1], or None when it does not apply. Raises ValueError for an unknown name or parameter, RuntimeError for what the reward raises."""
     return bind(name, find_reward(name), params)(text, prompt=prompt, reference=reference, tests=tests, context=context)
 
@@ -489,7 +489,7 @@ def main(arguments):
         print(f"{name:24} " + (f"not applicable ({why})" if value is None else f"{value:.4f}") + ('  hackable' if function.hackable else ''))
 
 
-import rewards_code, rewards_math, rewards_overlap, rewards_text  # noqa: E401, E402: they take `reward` from here, and enter theirs
+import rewards_code, rewards_math, rewards_overlap, rewards_text  # noqa: E401, E402, F401, I001  they take `reward` from here, and enter theirs
 
 if __name__ == '__main__':
     from rewards import main  # of the module that they entered theirs into

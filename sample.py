@@ -14,6 +14,7 @@ Shapes: P prompts · G answers · B rows still running, at most P G · T, R toke
 """
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -276,8 +277,8 @@ def run(model, prompts, group_size, max_new_tokens, temperature, top_k, top_p, e
     return Answers(shape(tokens), shape(counts), shape(logps), shape(ended), shape(None if allowed is None else allowed[:, :R]))
 
 
-def generate(model, prompts, group_size=1, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, eos_id=None, seed=None,
-             forbidden=None, on_token=None, compile=False, prefill=None, lockstep=False):
+def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int = 1, max_new_tokens: int = 256, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, eos_id: int | None = None,
+             seed: int | list[int] | None = None, forbidden: torch.Tensor | None = None, on_token: Callable | None = None, compile: bool = False, prefill: Callable | None = None, lockstep: bool = False) -> Answers:
     """
     group_size answers to each of the prompts (P lists of token ids), each until eos_id or max_new_tokens. temperature 0 is
     greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled. seed: an int, a list of P ints (an answer then depends

@@ -79,7 +79,7 @@ def machine():
     return MACHINES[platform.machine()]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def seccomp_filter():
     """The BPF program (linux/filter.h, seccomp(2)) as bytes."""
     column, arch, openat, _ = machine()
@@ -105,7 +105,7 @@ def readable_paths():
     return paths + [(path, READ_FILE) for path in ('/etc/ld.so.cache', '/dev/null', '/dev/urandom')]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def landlock_ruleset():
     """A file descriptor, made once, that each process inherits and puts into force: read what readable_paths says, and nothing else. See landlock(7)."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -131,7 +131,7 @@ def landlock_ruleset():
     return ruleset
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def warn_unprotected():
     warnings.warn("sandbox='none': model-written code runs with your rights, its files and network open to it; do this only inside a container of its own", stacklevel=4)
 
@@ -245,7 +245,7 @@ def read_results(data, n_calls):
     return failed, results
 
 
-def run(code, calls, timeout=2.0, memory=512 << 20, sandbox='full'):
+def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20, sandbox: str = 'full') -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls one after the other, all in one process of its own.
     timeout: seconds for all of it, from when the process is ready; memory: bytes of address space.
@@ -318,7 +318,7 @@ HONEST = ('abc, array, base64, binascii, bisect, calendar, cmath, collections, c
           'operator, os, queue, random, re, statistics, string, struct, sys, textwrap, time, typing, unicodedata, zlib')
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def check_sandbox(sandbox='full'):
     """Raises SandboxError, before a run depends on it, where code cannot be held in, or not be run: another C library may need calls that SYSCALLS lacks, and every answer would be wrong."""
     status, results = run(f'import {HONEST}', ['[random.random() < 1, hashlib.md5(b"").digest_size, time.sleep(0)]', 'open("/proc/self/stat")', 'os.listdir("/")'], timeout=20, sandbox=sandbox)
@@ -362,7 +362,7 @@ def grade_many(jobs, processes=None, timeout=2.0, memory=512 << 20, sandbox='ful
         return list(pool.map(one, jobs))
 
 
-def grade(code, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
+def grade(code: str, tests: str | list[str], timeout: float = 2.0, memory: int = 512 << 20, sandbox: str = 'full') -> float:
     """The share of the tests that the code passes, a float from 0 to 1. See grade_many."""
     return grade_many([(code, tests)], 1, timeout, memory, sandbox)[0].score
 

@@ -222,11 +222,11 @@ def serve(models):
         server.shutdown()
 
 
-def post(url, content, headers={}):
+def post(url, content, headers=None):
     """(status, answer)"""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=30) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as e:
         return e.code, json.loads(e.read())
@@ -267,11 +267,14 @@ def test_one_connection_one_request(serve):
         assert answer.count(b'HTTP/1.0 ') == 1
 
 
-def test_a_token_is_asked_for(serve):
+def test_a_token_is_asked_for(serve, monkeypatch):
+    """The client takes it from the environment when it is made (it once did when judge.py was imported)."""
     url = serve(token='secret').url
     assert post(url + '/score_texts', {'texts': ['a']})[0] == 401 and post(url + '/score_texts', {'texts': ['a']}, {'Authorization': 'Bearer wrong'})[0] == 401
     assert post(url + '/score_texts', {'texts': ['a']}, {'Authorization': 'Bearer secret'})[0] == 200
     assert len(ScorerClient(url, token='secret').score(['a'])[0]) == 1
+    monkeypatch.setenv('SCORER_TOKEN', 'secret')
+    assert len(ScorerClient(url).score(['a'])[0]) == 1
 
 
 def test_nan_is_an_error_and_too_much_at_once_is_busy(serve):

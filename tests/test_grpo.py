@@ -6,8 +6,7 @@ import types
 import pytest
 import torch
 
-from grpo import (LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gae, gather_logps, head_log_probs, kl_estimate,
-                  part_means, policy_loss, train_on_rollout)
+from grpo import LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gae, gather_logps, head_log_probs, kl_estimate, part_means, policy_loss, train_on_rollout
 
 torch.manual_seed(0)
 
@@ -66,7 +65,7 @@ def test_gae_against_its_definition():
         n, r, v = lengths[p, g], rewards[p, g], values[p, g]
         td = [r[t] + 0.9 * (v[t + 1] if t + 1 < n else 0) - v[t] for t in range(n)]
         for t in range(n):
-            assert found[0.9, 0.7][p, g, t].item() == pytest.approx(sum((0.9 * 0.7) ** (l - t) * td[l] for l in range(t, n)).item())
+            assert found[0.9, 0.7][p, g, t].item() == pytest.approx(sum((0.9 * 0.7) ** (s - t) * td[s] for s in range(t, n)).item())
             assert found[0.9, 0.0][p, g, t].item() == pytest.approx(td[t].item())
             assert found[1.0, 1.0][p, g, t].item() == pytest.approx((r[t:n].sum() - v[t]).item())
         assert all((x[p, g, n:] == 0).all() for x in found.values())

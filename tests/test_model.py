@@ -107,7 +107,7 @@ def test_checkpoints(tmp_path):
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = str(tmp_path / 'model.pt')
     save_checkpoint(path, {'kind': 'run', 'iter': 1})
-    with pytest.raises(Exception):
+    with pytest.raises(TypeError, match='pickle'):
         save_checkpoint(path, {'kind': 'run', 'iter': (i for i in range(3))})  # cannot be written
     assert load_checkpoint(path, 'run')['iter'] == 1
 

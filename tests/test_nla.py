@@ -15,8 +15,7 @@ from data.tokenizer import CharTokenizer
 from grpo import answer_log_probs, train_on_rollout
 from lora import add_lora
 from model import GPT, GPTConfig, load_checkpoint
-from nla import (Activations, Critic, Injection, NLAPolicy, as_read, encode_around, find_markers, fve, inject, load_activations, marker_of, read_vectors, standardiser,
-                 truncate, turned_round)
+from nla import Critic, Injection, NLAPolicy, as_read, encode_around, find_markers, fve, inject, load_activations, marker_of, read_vectors, standardiser, truncate, turned_round
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2)}
@@ -387,7 +386,7 @@ def test_given_activations_with_texts(run):
     folder, _ = run
     rng = np.random.default_rng(0)
     np.save(folder / 'given.npy', rng.normal(size=(60, 7)).astype(np.float32))
-    records = [{'prompt': f'What is <INJECT> like?', 'answer': 'abc' if i % 2 else 'the def', 'document': i // 3} for i in range(60)]
+    records = [{'prompt': 'What is <INJECT> like?', 'answer': 'abc' if i % 2 else 'the def', 'document': i // 3} for i in range(60)]
 
     def write(name, records):
         (folder / name).write_text(''.join(json.dumps(r) + '\n' for r in records))

@@ -2,16 +2,11 @@
 The same run, the same numbers: on 1, 2 and 4 processes, sharded or not, in micro-batches of any size, with and without gradient checkpointing; and what happens
 to the others when one process dies or hangs. Real processes, gloo on the CPU.
 """
-import json
 import os
 import pathlib
-import re
-import signal
 import subprocess
 import sys
-import time
 
-import pytest
 import torch
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 from report import POINTS, evenly, picked, read_run, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><svg onload=window.hacked=3>\u202eabc\ud800 {{x}} <!--<script> \u2028'

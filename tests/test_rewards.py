@@ -2,8 +2,8 @@
 import math
 import re
 import sys
-import warnings
 import types
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -11,7 +11,6 @@ import torch
 
 import rewards
 from rewards import REWARDS, check_fields, final_number, resolve_rewards, score, score_answers
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
@@ -195,7 +194,7 @@ def test_a_function_gets_the_fields_that_it_takes():
     class Scorer:
         def __call__(self, text, reference): return float(reference == 'r')
     assert one(Scorer(), **fields) == 1.0
-    assert [name for name, _, _ in resolve_rewards([Scorer(), lambda text: 0])] == ['Scorer', 'lambda']
+    assert [name for name, _, _ in resolve_rewards([(Scorer(), 0.5), (lambda text: 0, 0.5)])] == ['Scorer', 'lambda']
 
 
 def test_a_function_whose_arguments_do_not_fit_is_refused_early():
@@ -209,7 +208,8 @@ def test_resolve_rewards():
     def mine(text): return 0.25
     spec = ['number_answer', ('length', 0.5), ['length', 0.1, {'min_length': 1}], mine, (mine, 2), (mine, 0, {}), {'type': 'format_xml', 'weight': 0.3, 'params': {}}, {'type': 'format_json'},
             {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': mine}}]
-    resolved = resolve_rewards(spec)
+    with pytest.warns(UserWarning, match='the weights of the rewards sum to 6.4, not to 1'):
+        resolved = resolve_rewards(spec)
     assert [(name, weight) for name, _, weight in resolved] == [
         ('number_answer', 1.0), ('length', 0.5), ('length_2', 0.1), ('mine', 1.0), ('mine_2', 2.0), ('mine_3', 0.0), ('format_xml', 0.3), ('format_json', 1.0), ('mine_4', 0.5)]
     functions = {name: function for name, function, _ in resolved}
@@ -230,7 +230,7 @@ RECORDS = [{'prompt': '1+1=', 'answer': '2'}, {'prompt': '2+2=', 'reference': 4}
 
 
 def test_score_answers():
-    resolved = resolve_rewards(['exact_answer', ('length', 1, {'target_length': 2})])
+    resolved = resolve_rewards([('exact_answer', 0.5), ('length', 0.5, {'target_length': 2})])
     assert score_answers(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]], 'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
     with pytest.raises(ValueError, match='1 groups of completions for 2 prompts'):
         score_answers(resolved, [['2']], RECORDS)

@@ -50,7 +50,7 @@ def stub_sandbox(monkeypatch):
 
     def run(code, calls, *limits):
         return 'ok' if passes(code) else 'error', []
-    stub = types.SimpleNamespace(as_asserts=as_asserts, grade_many=grade_many, run=run, jobs=[])
+    stub = types.SimpleNamespace(as_asserts=as_asserts, check_sandbox=lambda sandbox: None, grade_many=grade_many, run=run, jobs=[])
     monkeypatch.setitem(sys.modules, 'sandbox', stub)
     return stub
 
@@ -224,7 +224,7 @@ def test_conciseness_relevance_and_diversity_by_hand():
     assert score('conciseness', 'the red boat in the big sea and then some more', reference='red boat in the big sea') == 6 / 11
     assert score('relevance', 'boat storm', prompt='boat sea') == pytest.approx(1 / 2)  # cosine of (1, 1, 0) and (1, 0, 1)
     a, b, c = 'red fox ran', 'red fox ran', 'one two three'
-    (_, group, _), = resolve_rewards(['diversity'])
+    (_, group, _), _ = resolve_rewards([('diversity', 0.5), ('length', 0.5)])
     assert group.all([[a, b, c]], [{}])[0] == pytest.approx([0, 0, 1]) and group(a) == 1
     # two of its three words, in one pair of two, are another's: precisions 2/3, 1/2, 1/2 of the only triple
     assert group.all([['red fox sat', a]], [{}])[0][0] == pytest.approx(1 - (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3))
@@ -233,7 +233,7 @@ def test_conciseness_relevance_and_diversity_by_hand():
 def test_diversity_is_one_minus_the_bleu_against_the_rest_of_the_group():
     rng = random.Random(0)
     group = [' '.join(rng.choices('red fox sat ran on in'.split(), k=rng.randint(1, 9))) for _ in range(7)] + ['red fox sat', 'red fox sat', '']
-    (_, diversity, _), = resolve_rewards(['diversity'])
+    (_, diversity, _), _ = resolve_rewards([('diversity', 0.5), ('length', 0.5)])
     for i, (text, value) in enumerate(zip(group, diversity.all([group], [{}])[0])):
         alone = diversity(text)
         others = [other for j, other in enumerate(group) if j != i and other]
@@ -312,11 +312,11 @@ def test_code_completeness(code, value):
 def test_code_goes_to_the_sandbox_all_at_once(stub_sandbox):
     """One call for all groups, each different program of a prompt once, what does not parse never; tests stay with their prompt."""
     one, two = 'def f(x): return x', 'def f(x): return -x'
-    resolved = resolve_rewards([('code_correctness', 1.0)])
+    resolved = resolve_rewards([('code_correctness', 0.5), ('length', 0.5)])
     records = [{'prompt': 'p', 'tests': ['assert f(1) == 1', 'assert f(0) == 0']}, {'prompt': 'q'}, {'prompt': 'r', 'tests': 'assert f(1) == -1'}]
-    assert score_answers(resolved, [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
+    assert score_answers(resolved[:1], [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
     assert stub_sandbox.jobs == [(one, records[0]['tests']), (two, records[0]['tests']), (one, 'assert f(1) == -1'), (two, 'assert f(1) == -1')]
-    assert list(check_fields(resolved + resolve_rewards([('length', 1.0)]), records)['code_correctness']) == [1] and len(stub_sandbox.jobs) == 4
+    assert list(check_fields(resolved, records)['code_correctness']) == [1] and len(stub_sandbox.jobs) == 4
 
 
 def test_code_that_cheats_in_the_real_sandbox():
@@ -396,7 +396,7 @@ def test_fluency_under_a_language_model():
     found = text_log_probs(model, tokenizer, texts, batch_size=2)
     wanted = [text_log_prob(model, tokenizer.encode(text)[:16]) if len(text) > 1 else -math.inf for text in texts]
     assert found == pytest.approx(wanted, abs=1e-5)
-    resolved = resolve_rewards(['fluency'], {'start_log_probs': lambda texts: text_log_probs(model, tokenizer, texts)})
+    resolved = resolve_rewards([('fluency', 0.5), ('length', 0.5)], {'start_log_probs': lambda texts: text_log_probs(model, tokenizer, texts)})
     assert score_answers(resolved, [texts + ['']], [{'prompt': 'p'}])['fluency'][0] == pytest.approx([math.exp(found[0]), 0, math.exp(found[2]), math.exp(found[3]), math.exp(found[4]) * (1 - 3 / 4), 0], abs=1e-5)
 
 

@@ -48,7 +48,7 @@ def test_log_probs_are_those_of_a_whole_forward(kind, options):
 def test_greedy_is_the_argmax_of_a_whole_forward():
     model = tiny()
     answers = generate(model, PROMPTS, max_new_tokens=12, temperature=0)
-    for p, g, tokens, _ in each(answers):
+    for p, _, tokens, _ in each(answers):
         ids = list(PROMPTS[p])
         for _ in range(12):
             ids.append(model.logits(torch.tensor(ids)[None])[0, -1].argmax().item())

@@ -1,0 +1,29 @@
+"""pyproject.toml says what the requirements files say, and knows every package that an error message asks for."""
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+def required(name):
+    lines = [line.strip() for line in (ROOT / name).read_text().splitlines()]
+    return [line for line in lines if line and not line.startswith(('#', '-r'))]
+
+
+def test_the_requirements_are_the_same():
+    assert PROJECT['dependencies'] == required('requirements.txt')
+    assert PROJECT['optional-dependencies']['dev'] == required('requirements-dev.txt')
+
+
+def test_what_an_error_message_asks_for_is_an_extra():
+    named = lambda requirement: re.match(r'[\w-]+', requirement)[0].replace('_', '-')
+    sources = [path for folder, pattern in (('.', '*.py'), ('data', '**/*.py')) for path in (ROOT / folder).glob(pattern)]
+    asked = {named(name) for path in sources for name in re.findall(r'pip install ([a-z][\w-]+)', path.read_text())}
+    extras = {named(r) for name, extra in PROJECT['optional-dependencies'].items() if name != 'dev' for r in extra}
+    assert 'gguf' in asked and asked - extras <= {named(r) for r in PROJECT['dependencies']}
+    versions = {named(r): r for r in required('requirements-dev.txt')}
+    for name, extra in PROJECT['optional-dependencies'].items():
+        for requirement in extra:
+            assert versions.get(named(requirement), requirement) == requirement, f"{requirement} of the extra {name} is another in requirements-dev.txt"
