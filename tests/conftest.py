@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 def pytest_collection_modifyitems(items):
     """Files that start many processes come first, so that no core is idle in the end."""
-    slow = ('test_train_grpo', 'test_alignment', 'test_nla', 'test_es')
+    slow = ('test_train_grpo', 'test_faults', 'test_alignment', 'test_ranks', 'test_nla', 'test_es', 'test_walkthrough', 'test_hacking', 'test_report', 'test_fuzz')
     items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
 
 

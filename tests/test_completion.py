@@ -1,7 +1,7 @@
 """The policy of completion: what is sampled is what is trained, a prompt read once is a prompt read G times, and rewards move it."""
 import copy
-import threading
 import math
+import threading
 
 import pytest
 import torch
