@@ -65,10 +65,14 @@ def drop_collected(model):
 
 
 def whole(tree):
-    """Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0; on the others empty. All ranks must call it."""
+    """Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0; on the others empty. One that is there twice is collected once. All ranks must call it."""
+    found = {}
+
     def collect(tensor):
-        value = tensor.detach().full_tensor()
-        return value.cpu() if dist.get_rank() == 0 else value.new_empty(0, device='cpu')
+        if id(tensor) not in found:
+            value = tensor.detach().full_tensor()
+            found[id(tensor)] = value.cpu() if dist.get_rank() == 0 else value.new_empty(0, device='cpu')
+        return found[id(tensor)]
     return tree_map_only(DTensor, collect, tree)
 
 
@@ -98,8 +102,8 @@ def collect_model(model, dtype):
     """A plain model with all weights in dtype, whole on every rank. All ranks must call it."""
     drop_collected(model)
     plain = model.skeleton[0]
-    state = {name: value.to(dtype).full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()}
-    plain.load_state_dict(state, assign=True)
+    state = {name: value.to(dtype).full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items() if not (name == 'lm_head.weight' and plain.config.tied)}
+    plain.load_state_dict({'lm_head.weight': state['wte.weight']} | state, assign=True)
     if plain.config.tied:
         plain.lm_head.weight = plain.wte.weight
     return plain.requires_grad_(False).eval()

@@ -411,8 +411,8 @@ def learning_rate_at(it):
 def weights_to_keep():
     """The fp32 masters, under the model's names; with LoRA the adapters alone. Shards, where the model is sharded."""
     drop_collected(model)
-    of = {p: masters[name] for name, p in model.named_parameters()}
-    return {name: of[p].detach() for name, p in model.state_dict(keep_vars=True).items() if p in of and (p.requires_grad or not lora_r)}
+    of = {p: masters[name].detach() for name, p in model.named_parameters()}
+    return {name: of[p] for name, p in model.state_dict(keep_vars=True).items() if p in of and (p.requires_grad or not lora_r)}
 
 
 def run_kind():
