@@ -112,7 +112,7 @@ def read_override(argument, keys):
         raise ValueError(f"{argument}: overrides are written --key=value, with an equals sign")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # what its documentation lists
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError):  # what its documentation lists, and a sum of numbers
         value = text
     if key in keys and keys[key][0] is str and not isinstance(value, str):
         value = text  # --wandb_run_name=7 means the string

@@ -371,7 +371,7 @@ class ScorerUnavailable(ConnectionError):
 
 class ScorerClient:
     """
-    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection, 408, 429, 5xx, an answer that is no list of as many finite numbers)
+    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection, 408, 429, 5xx, an answer that is no list of as many numbers, finite in fp32)
     is tried again for `patience` seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is raised: never a made-up score.
     """
 
@@ -394,7 +394,7 @@ class ScorerClient:
             some = different[start:start + self.batch_size]
 
             def usable(answer):
-                return all(isinstance(answer.get(key), list) and len(answer[key]) == len(some) and all(type(x) in (int, float) and -sys.float_info.max <= x <= sys.float_info.max for x in answer[key]) for key in ('rewards', 'costs'))
+                return all(isinstance(answer.get(key), list) and len(answer[key]) == len(some) and all(type(x) in (int, float) and abs(x) <= torch.finfo(torch.float32).max for x in answer[key]) for key in ('rewards', 'costs'))
 
             answer = self.ask('/score_texts', {'texts': some}, usable, self.patience)
             found |= dict(zip(some, zip(map(float, answer['rewards']), map(float, answer['costs']))))

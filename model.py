@@ -11,7 +11,6 @@ memory goes. There is no left padding anywhere: rows are right-padded with true 
 Shapes: N rows · P prompts · G answers of each · T and R tokens · D width · V vocabulary · H heads (H_kv of keys) · d head width.
 """
 import functools
-import math
 import os
 import pickletools
 import re
@@ -72,7 +71,7 @@ class GPTConfig:
             raise ValueError(f"a head is {self.head_dim} wide; RoPE turns pairs, so n_embd / n_head must be even")
         numbers = {'norm_eps': self.norm_eps, 'rope_theta': self.rope_theta} | {f'rope_scaling {key}': (self.rope_scaling or {}).get(key) for key in weights.LLAMA3 if self.rope_scaling is not None}
         for key, value in numbers.items():
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if type(value) not in (int, float) or not 0 < value < 1e18:
                 raise ValueError(f"{key} is {value!r}; it must be a positive number")
         if self.rope_scaling is not None and not self.rope_scaling['low_freq_factor'] < self.rope_scaling['high_freq_factor']:
             raise ValueError(f"rope_scaling is {self.rope_scaling}; its low_freq_factor must be below its high_freq_factor")

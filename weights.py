@@ -6,7 +6,6 @@ Four families differ in little but names, so most of this file is tables. What m
 name: a model that loads is a model whose logits are right. Every error is one line.
 """
 import json
-import math
 import os
 import re
 from functools import partial
@@ -160,7 +159,7 @@ def read_fields(config, family, kind, where):
         types, wanted = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a positive number')}.get(ours, ((int,), 'a positive whole number'))
         if value is None and key and key not in DEFAULTS[kind]:
             raise ValueError(f"{where} lacks {key}")
-        if value is not None and (type(value) not in types or not 0 <= value < math.inf or (value == 0 and ours != 'tied')):
+        if value is not None and (type(value) not in types or not 0 <= value < 1e18 or (value == 0 and ours != 'tied')):
             raise ValueError(f"{where}: {key} is {value!r}; it must be {wanted}")
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
@@ -188,7 +187,7 @@ def read_rope(config, where):
     theta = rope.get('rope_theta') or config.get('rope_theta') or 10000.0
     numbers = {'rope_theta': theta} | {key: rope[key] for key in LLAMA3 if kind == 'llama3'}
     for key, value in numbers.items():
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value < 1e18:
             raise ValueError(f"{where}: {key} is {value!r}; it must be a positive number")
     return dict(rope_theta=float(theta), rope_scaling={key: rope[key] for key in LLAMA3} if kind == 'llama3' else None)
 
@@ -345,12 +344,15 @@ def llama3_scaling(divisors, fields, where):
     GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it. Llama 3.1, 3.2 and 3.3 differ
     in the factor alone; anything else raises ValueError.
     """
-    scaling = dict(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     d = fields['head_dim']
+    wrong = ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be computed here")
+    if divisors.shape != (d // 2,) or d < 2:
+        raise wrong
+    scaling = dict(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     turns = 8192 / (2 * torch.pi) * fields['rope_theta'] ** -(torch.arange(0, d, 2) / d)
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    if len(divisors) != d // 2 or not torch.allclose(divisors, 1 / (smooth + (1 - smooth) / scaling['factor']), rtol=1e-3):
-        raise ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be computed here")
+    if not torch.allclose(divisors, 1 / (smooth + (1 - smooth) / scaling['factor']), rtol=1e-3):
+        raise wrong
     return scaling
 
 
@@ -401,9 +403,9 @@ def read_gguf(path):
         raise ValueError(f"{path}: GGUF architecture {family!r} is not supported; llama, qwen2, qwen3 are")
     shapes = {tensor.name: tuple(int(n) for n in tensor.shape[::-1]) for tensor in reader.tensors}
     config['tied'] = 'output.weight' not in shapes
-    config.setdefault('vocab_size', shapes.get('token_embd.weight', [None])[0])
+    config.setdefault('vocab_size', (shapes.get('token_embd.weight') or [None])[0])
     fields = read_fields(config, family, 'gguf', path)
-    fields |= dict(rope_theta=config.get('rope.freq_base', 10000.0), rope_scaling=None)
+    fields |= read_rope({'rope_theta': config.get('rope.freq_base')}, path)
     for key in ('rope.dimension_count', 'attention.value_length'):
         if config.get(key, fields['head_dim']) != fields['head_dim']:
             raise ValueError(f"{path}: {key} is {config[key]}; only the head's width, {fields['head_dim']}, can be computed here")

@@ -13,7 +13,6 @@ import re
 import resource
 import signal
 import struct
-import sys
 import threading
 import types
 import urllib.error
@@ -21,19 +20,18 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import configurator
 import weights
-from configurator import check, one_line_errors, read_config_file, read_keys, read_override
 from completion import tokenizer_of
+from configurator import check, one_line_errors, read_config_file, read_keys, read_override
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
 from data.tokenizer import GPT2_STEP, PRINTABLE, CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, ScorerClient, ScorerServer, ScorerUnavailable, TextScorer
-from lora import add_lora, load_adapter, merge_lora, save_adapter
+from lora import add_lora, load_adapter, save_adapter
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from nla import read_vectors
 
@@ -49,16 +47,14 @@ def too_long(*_):
 
 @pytest.fixture(autouse=True)
 def bounds():
-    """No more than 1 GB beyond what the process has, and a minute: what believes a header that lies fails here, and not in the machine."""
+    """No more than 1 GB beyond what the process has, and in read_cleanly 5 s of its own time for an input: what believes a header that lies fails here, and not in the machine."""
     pages = int(open('/proc/self/statm').read().split()[0]) if os.path.exists('/proc/self/statm') else None
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if pages:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), hard))
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(120)
+    before = signal.signal(signal.SIGPROF, too_long)
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGPROF, before)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -67,12 +63,16 @@ def read_cleanly(read, *names):
     (True, read()) or (False, message). It fails unless the error is one that configurator prints in one line, without a traceback, that holds one of
     names, and unless memory was not what stopped it.
     """
+    signal.setitimer(signal.ITIMER_PROF, 5)
     try:
         return True, read()
     except (ValueError, FileNotFoundError, ImportError, ScorerUnavailable) as e:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         printed, error = io.StringIO(), e
         with contextlib.redirect_stderr(printed):
             one_line_errors(type(e), e, e.__traceback__)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     line = printed.getvalue()
     if not (line.startswith('error: ') and line.count('\n') == 1 and line.endswith('\n') and len(line) < 2100):
         raise AssertionError(f"not one line for a user, but: {line}") from error
@@ -91,8 +91,7 @@ def write(path, content):
 # spoiled values
 
 ODD = st.sampled_from([None, True, False, 0, -1, 1, 3, 1.5, float('nan'), float('inf'), -float('inf'), 2 ** 31, 2 ** 63, 2 ** 64 + 1, 10 ** 30, '', ' ', 'a', '\n', 'x' * 3000, '\x1b[2J', '\u2028', '0', '-1', '²',
-                       [], {}, [[]], [None], [0], ['a'], ['a', 'b', 'c'], {'content': 1}, {'a': None}, {'type': 'Sequence'}, [{}], [[1]]])
-JSON_VALUES = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(['prompt', 'prompts', 'role', 'content', 'id', 'type', 'a', '\n']), inner, max_size=3), max_leaves=8)
+                       [], {}, [[]], [None], [0], ['a'], ['a', 'b', 'c'], {'content': 1}, {'a': None}, {'type': 'Sequence'}, [{}], [[1]], [{'content': 'a', 'role': 'user'}], {'a': {'a': [1, {'id': -1}]}}])
 
 
 def places(value, path=()):
@@ -111,7 +110,7 @@ def spoiled(draw, whole):
         path = draw(st.sampled_from(places(value)))
         if not path:
             if draw(st.integers(0, 9)) == 0:
-                value = copy.deepcopy(draw(JSON_VALUES))
+                value = copy.deepcopy(draw(ODD))
             continue
         inner = value
         for key in path[:-1]:
@@ -120,7 +119,7 @@ def spoiled(draw, whole):
         if what == 'remove':
             del inner[path[-1]]
         elif what == 'replace':
-            inner[path[-1]] = copy.deepcopy(draw(JSON_VALUES))
+            inner[path[-1]] = copy.deepcopy(draw(ODD))
         elif isinstance(inner, list):
             inner.append(copy.deepcopy(inner[path[-1]]) if what == 'double' else copy.deepcopy(draw(ODD)))
         else:
@@ -181,7 +180,7 @@ hook: object = None
 config = configure(globals())
 """)
 KINDS = {'lr': float, 'steps': int, 'flag': bool, 'name': str, 'pair': tuple, 'items': list, 'limit': (float, type(None)), 'hook': object}
-LITERALS = st.sampled_from(['1', '1.5', '-3', 'nan', '1e999', '9' * 5000, '0x' + 'f' * 5000, '1' + '0' * 400, '(1,', '[' * 300, '(' * 100000, '-' * 100000 + '1', '{[]: 1}', '{{}}', '{1: [2]}', "'a", "'\\ud800'", "b'\\xff'",
+LITERALS = st.sampled_from(['1', '0x' + 'f' * 300 + '+1j', '1.5', '-3', 'nan', '1e999', '9' * 5000, '0x' + 'f' * 5000, '1' + '0' * 400, '(1,', '[' * 300, '(' * 100000, '-' * 100000 + '1', '{[]: 1}', '{{}}', '{1: [2]}', "'a", "'\\ud800'", "b'\\xff'",
                             "'\\N{nothing}'", '\x00', '\udc80', '\n', '1\n2', 'None', 'True', '...', '1+2j', '"' * 7, "f'{1}'", 'a.b', '#', '\\', '1_0', '٣', '', '()', '[]', '{}', 'set()', '\u2028', '\x1b[2J'])
 
 
@@ -223,9 +222,9 @@ def test_config_files(tmp_path_factory, statements, more, broken):
 # ---------------------------------------------------------------------------------------------------------------------
 # prompts and texts
 
-def byte_level(folder):
-    """A small byte-level BPE as transformers saves it: 256 bytes, a few merges, two special tokens and a chat template."""
-    letters = [chr(c) for c in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
+def byte_level(letters):
+    """A small byte-level BPE as transformers saves it: these bytes, a few merges, two special tokens and a chat template."""
+    letters = list(letters)
     merges = [['t', 'h'], ['th', 'e'], ['a', 'n'], ['Ġ', 'the']]
     vocab = {token: i for i, token in enumerate(letters + [left + right for left, right in merges])}
     added = [{'id': len(vocab) + i, 'content': content, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True} for i, content in enumerate(('<|end|>', '<|start|>'))]
@@ -233,7 +232,11 @@ def byte_level(folder):
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'ignore_merges': False, 'vocab': vocab, 'merges': merges}}
     config = {'eos_token': '<|end|>', 'pad_token': {'content': '<|end|>'}, 'added_tokens_decoder': {str(t['id']): {'content': t['content'], 'special': True} for t in added},
               'chat_template': "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"}
-    return {'tokenizer.json': spec, 'tokenizer_config.json': config, 'special_tokens_map.json': {'eos_token': '<|end|>'}, 'config.json': {'eos_token_id': 260, 'vocab_size': 262}, 'generation_config.json': {'eos_token_id': [260, 261]}}
+    return {'tokenizer.json': spec, 'tokenizer_config.json': config, 'special_tokens_map.json': {'eos_token': '<|end|>'}, 'config.json': {'eos_token_id': len(vocab), 'vocab_size': len(vocab) + 2}, 'generation_config.json': {'eos_token_id': [len(vocab), len(vocab) + 1]}}
+
+
+ALL_BYTES = ''.join(map(chr, PRINTABLE)) + ''.join(chr(256 + n) for n in range(256 - len(PRINTABLE)))
+FEW_BYTES = 'theanĠĊ12'  # others are left out of a text: the smaller the file, the likelier a fault hits what matters
 
 
 def write_folder(folder, files):
@@ -247,7 +250,7 @@ def write_folder(folder, files):
 
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
-    return load_tokenizer(write_folder(tmp_path_factory.mktemp('bpe'), byte_level('')))
+    return load_tokenizer(write_folder(tmp_path_factory.mktemp('bpe'), byte_level(ALL_BYTES)))
 
 
 CHAT = [{'role': 'system', 'content': 'short'}, {'role': 'user', 'content': 'a question'}]
@@ -260,7 +263,7 @@ PROMPT_FILES = st.one_of(
     st.tuples(st.sampled_from(['.txt', '.json', '.jsonl']), st.binary(max_size=30) | st.text(max_size=20).map(lambda text: text.encode('utf-8', 'surrogatepass'))))
 
 
-@inputs(1200)
+@inputs(700)
 @given(PROMPT_FILES, st.booleans(), st.sampled_from([None, {'prompt': 'prompt'}, {'more': 'prompt'}, {'nothing': 'prompt'}]))
 def test_prompt_files(tmp_path_factory, tokenizer, file, chat_template, column_mapping):
     """What load_prompts lets through can be split, encoded and written: nothing is found out later, with an hour of training gone."""
@@ -321,11 +324,11 @@ def try_tokenizer(folder):
     return tokenizer
 
 
-@inputs(1200)
+@inputs(600)
 @given(st.data())
 def test_tokenizer_folders(tmp_path_factory, data):
     """One of the five files spoiled: the tokenizer works, or the file or key is named."""
-    files = byte_level('')
+    files = byte_level(FEW_BYTES)
     name = data.draw(st.sampled_from(['tokenizer.json'] * 3 + ['tokenizer_config.json'] * 2 + list(files)))
     files[name] = data.draw(spoiled(files[name]) | spoiled(files[name]) | spoiled_text(json.dumps(files[name])))
     if name == 'tokenizer.json' and data.draw(st.booleans()):  # fewer texts in the way of the structure
@@ -336,12 +339,19 @@ def test_tokenizer_folders(tmp_path_factory, data):
 
 OTHER_SPECS = [  # what the package tokenizers reads
     {'added_tokens': [], 'model': {'type': 'WordLevel', 'vocab': {'the': 0, '12': 1, '[UNK]': 2}, 'unk_token': '[UNK]'}, 'pre_tokenizer': {'type': 'Whitespace'}, 'normalizer': None, 'decoder': None},
-    {'added_tokens': [{'id': 0, 'content': '<unk>', 'special': True}], 'model': {'type': 'Unigram', 'unk_id': 0, 'vocab': [['<unk>', 0.0], ['▁', -1.0], ['t', -2.0], ['the', -1.5]]},
+    {'added_tokens': [{'id': 0, 'content': '<unk>', 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}], 'model': {'type': 'Unigram', 'unk_id': 0, 'vocab': [['<unk>', 0.0], ['▁', -1.0], ['t', -2.0], ['the', -1.5]]},
      'pre_tokenizer': {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always', 'split': True}, 'normalizer': {'type': 'NFKC'}, 'decoder': {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always', 'split': True}},
     {'added_tokens': [], 'model': {'type': 'WordPiece', 'vocab': {'the': 0, '##a': 1, '[UNK]': 2}, 'unk_token': '[UNK]', 'max_input_chars_per_word': 100, 'continuing_subword_prefix': '##'}, 'pre_tokenizer': {'type': 'BertPreTokenizer'}}]
 
 
-@inputs(300)
+@pytest.mark.parametrize('spec', OTHER_SPECS)
+def test_the_others_are_read_when_they_are_whole(tmp_path, spec):
+    """Else the next test would show nothing."""
+    pytest.importorskip('tokenizers', reason='not installed: pip install tokenizers')
+    assert try_tokenizer(write_folder(tmp_path / 'whole', {'tokenizer.json': spec})).encode('the')
+
+
+@inputs(200)
 @given(st.sampled_from(OTHER_SPECS).flatmap(spoiled))
 def test_other_tokenizers(tmp_path_factory, spec):
     """The same through the package tokenizers, whose errors are of no kind."""
@@ -392,17 +402,17 @@ MODEL_KEYS = {'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_f
 SIZES = st.sampled_from([0, -1, 1, 2, 3, 4, 7, 8, 16, 2 ** 24, 2 ** 31, 2 ** 40, 2 ** 63, 10 ** 30, 10 ** 400, 1e400, 0.5, '8', None, True])
 
 
-@inputs(500)
+@inputs(300)
 @given(st.data())
 def test_model_configs(tmp_path_factory, exports, data):
     """config.json spoiled: the model computes, or the file is named with the key, before a plan for 2**63 layers is made."""
     family = data.draw(st.sampled_from(list(FAMILIES)))
     whole = json.loads(exports[family]['config.json'])
     config = whole | (MODEL_KEYS if family == 'qwen3' and data.draw(st.booleans()) else {})
-    how = data.draw(st.sampled_from(['sizes', 'structure', 'text']))
-    if how == 'sizes':
-        numbers = [key for key, value in config.items() if type(value) in (int, float)] + ['head_dim', 'partial_rotary_factor']
-        config |= data.draw(st.dictionaries(st.sampled_from(numbers), SIZES, min_size=1, max_size=3))
+    how = data.draw(st.sampled_from(['keys', 'keys', 'structure', 'text']))
+    if how == 'keys':
+        keys = [*config, 'head_dim', 'partial_rotary_factor', 'rope_theta', 'rope_scaling', 'rope_parameters']
+        config |= data.draw(st.dictionaries(st.sampled_from(keys), SIZES | ODD, min_size=1, max_size=3))
     elif how == 'structure':
         config = data.draw(spoiled(config))
     content = data.draw(spoiled_text(json.dumps(config))) if how == 'text' else json.dumps(config)
@@ -415,7 +425,7 @@ def safetensors(header, data):
     return struct.pack('<Q', len(text)) + text + data
 
 
-@inputs(400)
+@inputs(300)
 @given(st.data())
 def test_safetensors_headers(tmp_path_factory, exports, data):
     """A header that lies about types, shapes and offsets, a file that is torn: one line with the file's name."""
@@ -434,7 +444,7 @@ def test_safetensors_headers(tmp_path_factory, exports, data):
     read_cleanly(lambda: try_model(folder), 'fuzzed_model')
 
 
-@inputs(150)
+@inputs(100)
 @given(st.data())
 def test_safetensors_indexes(tmp_path_factory, exports, data):
     """model.safetensors.index.json names shards beside it and nothing else."""
@@ -456,8 +466,8 @@ U32, F32, TEXT, LIST, U64 = 4, 6, 8, 9, 10  # types of a value in a GGUF file
 
 def gguf_value(kind, value):
     if kind == LIST:
-        inner, values = value
-        return struct.pack('<IIQ', LIST, inner, len(values)) + b''.join(gguf_value(inner, v)[4:] for v in values)
+        inner, values, *lie = value
+        return struct.pack('<IIQ', LIST, inner, *(lie or [len(values)])) + b''.join(gguf_value(inner, v)[4:] for v in values)
     return struct.pack('<I', kind) + (gguf_text(value) if kind == TEXT else struct.pack({U32: '<I', F32: '<f', U64: '<Q'}[kind], value))
 
 
@@ -471,7 +481,8 @@ def gguf_file(values, tensors, counts=None):
 
 def gguf_parts():
     """A tiny Qwen3 and its tokenizer as llama.cpp's converter lays them out."""
-    files, fields = byte_level(''), vars(GPTConfig(**FAMILIES['qwen3'] | {'vocab_size': 262}))
+    files = byte_level(FEW_BYTES)
+    fields = vars(GPTConfig(**FAMILIES['qwen3'] | {'vocab_size': files['config.json']['vocab_size']}))
     vocab = files['tokenizer.json']['model']['vocab']
     values = {'general.architecture': (TEXT, 'qwen3'), 'general.alignment': (U32, 32)}
     for ours, keys in weights.KEYS.items():
@@ -479,7 +490,7 @@ def gguf_parts():
             values[f'qwen3.{keys[weights.GGUF]}'] = (F32, fields[ours]) if ours == 'norm_eps' else (U32, fields[ours])
     values |= {'qwen3.rope.freq_base': (F32, 1e4), 'tokenizer.ggml.model': (TEXT, 'gpt2'), 'tokenizer.ggml.pre': (TEXT, 'qwen2'), 'tokenizer.ggml.tokens': (LIST, (TEXT, [*vocab, '<|end|>', '<|start|>'])),
                'tokenizer.ggml.token_type': (LIST, (U32, [1] * len(vocab) + [3, 3])), 'tokenizer.ggml.merges': (LIST, (TEXT, [' '.join(m) for m in files['tokenizer.json']['model']['merges']])),
-               'tokenizer.ggml.eos_token_id': (U32, 260), 'tokenizer.chat_template': (TEXT, files['tokenizer_config.json']['chat_template'])}
+               'tokenizer.ggml.eos_token_id': (U32, len(vocab)), 'tokenizer.chat_template': (TEXT, files['tokenizer_config.json']['chat_template'])}
     tensors, offset = {}, 0
     for parts in weights.layout(fields, weights.GGUF).values():
         for name, shape in parts:
@@ -501,10 +512,10 @@ def spoiled_gguf(draw, parts):
         if what == 'value':
             key = draw(st.sampled_from(sorted(values)))
             new = draw(st.one_of(HUGE.map(lambda n: (U64, n)), st.sampled_from([(TEXT, ''), (TEXT, 'qwen2'), (TEXT, b'\xff\xfe'), (TEXT, 'a\nb'), (F32, float('nan')), (F32, -1.0), (F32, float('inf')), (LIST, (TEXT, [])), (LIST, (TEXT, ['a', 'b'])),
-                                  (LIST, (TEXT, ['a b c'])), (LIST, (U32, [])), (LIST, (U32, [1, 2])), (LIST, (LIST, [(U32, [1])])), (LIST, (TEXT, [b'\xff'])), None])))
+                                  (LIST, (TEXT, ['a b c'])), (LIST, (U32, [])), (LIST, (U32, [1, 2])), (LIST, (LIST, [(U32, [1])])), (LIST, (TEXT, [b'\xff'])), (LIST, (0, [], 2 ** 60)), (LIST, (LIST, [], 2 ** 40)), (LIST, (U64, [1], 10 ** 9)), None])))
             values.pop(key) if new is None else values.update({key: new})
         elif what == 'tensor' and tensors:
-            name = draw(st.sampled_from(sorted(tensors)))
+            name = draw(st.sampled_from(sorted(tensors, key=str)))
             shape, kind, offset, content = tensors.pop(name)
             change = draw(st.sampled_from(['shape', 'kind', 'offset', 'name', 'away']))
             shape = tuple(draw(st.lists(HUGE, max_size=4))) if change == 'shape' else shape
@@ -523,10 +534,11 @@ def test_the_gguf_that_is_spoiled_is_whole(tmp_path):
     """Else the next test would show nothing."""
     pytest.importorskip('gguf', reason='not installed: pip install gguf')
     path = write(tmp_path / 'whole.gguf', gguf_file(*gguf_parts()))
-    assert try_model(path).config.n_layer == 2 and try_tokenizer(path).eos_id == 260
+    assert try_model(path).config.n_layer == 2 and try_tokenizer(path).eos_id == len(FEW_BYTES) + 4
 
 
-@inputs(500)
+@pytest.mark.filterwarnings('ignore:overflow encountered')
+@inputs(350)
 @given(spoiled_gguf(gguf_parts()))
 def test_gguf_files(tmp_path_factory, content):
     """The model and the tokenizer of a file that lies, each read or refused: gguf alone counts to 2**60 where a header says so."""
@@ -564,7 +576,7 @@ def same(a, b):
     return type(a) is type(b) and (a.keys() == b.keys() and all(same(a[key], b[key]) for key in a) if isinstance(a, dict) else a == b)
 
 
-@inputs(700)
+@inputs(500)
 @given(st.data())
 def test_checkpoint_bytes(tmp_path_factory, checkpoint, data):
     """A byte changed anywhere, or a file cut anywhere, is refused, or what it holds is untouched: no other weights are ever read."""
@@ -574,7 +586,7 @@ def test_checkpoint_bytes(tmp_path_factory, checkpoint, data):
     assert not fine or same(dict(found), entries)
 
 
-@inputs(400)
+@inputs(200)
 @given(st.data())
 def test_checkpoint_configs(tmp_path_factory, checkpoint, data):
     """Any size may be claimed for a model, and any other kind of thing: nothing is allocated for it, and the file is named."""
@@ -592,7 +604,17 @@ def test_checkpoint_configs(tmp_path_factory, checkpoint, data):
     assert kind == 'generator' or not fine
 
 
-@inputs(200)
+def test_millions_of_layers(tmp_path, exports, checkpoint):
+    """A plan, or an empty module, for each of 16 million layers takes minutes and gigabytes: the number is compared with what the file holds before that."""
+    config = json.loads(exports['qwen3']['config.json']) | {'num_hidden_layers': 1 << 24}
+    folder, path = write_folder(tmp_path / 'layers', exports['qwen3'] | {'config.json': config}), str(tmp_path / 'layers.pt')
+    torch.save(checkpoint[0] | {'model_config': checkpoint[0]['model_config'] | {'n_layer': 1 << 24}}, path)
+    for path in (folder, path):
+        fine, message = read_cleanly(lambda: try_model(path), 'layers')
+        assert not fine and str(1 << 24) in message
+
+
+@inputs(120)
 @given(st.data())
 def test_checkpoint_entries(tmp_path_factory, checkpoint, data):
     """Tensors and entries missing, of another kind, or of another shape, whoever asks for them."""
@@ -629,8 +651,9 @@ class Call:
         return self.function, self.arguments
 
 
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 def test_checkpoints_that_would_do_harm(tmp_path, checkpoint):
-    """A pickle that runs a program or asks for memory, a zip of a gigabyte in a megabyte, tensors of a terabyte in a kilobyte: refused, and nothing was run."""
+    """A pickle that runs a program or asks for memory, a zip of 100 MB in 100 kB, tensors of a terabyte in a kilobyte: refused, and nothing was run."""
     with zipfile.ZipFile(io.BytesIO(checkpoint[1])) as archive:
         parts = {name.partition('/')[2]: archive.read(name) for name in archive.namelist()}
     path, mark = str(tmp_path / 'evil.pt'), tmp_path / 'it ran'
@@ -651,14 +674,14 @@ def test_checkpoints_that_would_do_harm(tmp_path, checkpoint):
     stored(path, parts | {'data.pkl': deep})
     refused()
     number = next(name for name in parts if name.startswith('data/'))
-    stored(path, parts | {number: bytes(300 << 20)}, zipfile.ZIP_DEFLATED)
-    assert os.path.getsize(path) < 1 << 20
+    stored(path, parts | {number: bytes(100 << 20)}, zipfile.ZIP_DEFLATED)
+    assert os.path.getsize(path) < 1 << 18
     refused('not the zip file')
     write(path, bytes(100_000))
     refused()
     torch.save({'kind': 'generator', 'model': {'wte.weight': torch.zeros(1).expand(1 << 20, 1 << 20)}}, path)
     refused('claim')
-    for prefix in (b'#!', pickle.dumps({'kind': Call(os.system, f"touch '{mark}'")}, 2)):  # zipfile looks from the end, torch from the start
+    for prefix in (b'#!', pickle.dumps(Call(os.system, f"touch '{mark}'"), 2), pickle.dumps(Call(bytearray, 8 << 30), 2)):  # zipfile looks from the end, torch from the start
         write(path, prefix + checkpoint[1])
         refused()
 
@@ -675,20 +698,27 @@ def test_activations_that_would_do_harm(tmp_path):
         assert not read_cleanly(lambda: read_vectors(str(tmp_path / name)), name)[0]
 
 
-@inputs(150)
-@given(st.data())
-def test_adapters(tmp_path_factory, data):
-    """A PEFT folder spoiled: adapters or one line."""
-    torch.manual_seed(0)
-    model, folder = GPT(GPTConfig(**FAMILIES['qwen3'] | {'qk_norm': False})), tmp_path_factory.getbasetemp() / 'fuzzed_adapter'
+LLAMA = GPTConfig(**FAMILIES['qwen3'] | {'qk_norm': False})
+
+
+@pytest.fixture(scope='module')
+def adapter(tmp_path_factory):
+    """{file name: bytes} of a PEFT folder."""
+    model, folder = GPT(LLAMA), tmp_path_factory.mktemp('adapter')
     add_lora(model, 2, 4.0)
     save_adapter(model, str(folder))
-    merge_lora(model)
-    files = {name: (folder / name).read_bytes() for name in ('adapter_config.json', 'adapter_model.safetensors')}
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@inputs(100)
+@given(st.data())
+def test_adapters(tmp_path_factory, adapter, data):
+    """A PEFT folder spoiled: adapters or one line."""
+    files, folder = dict(adapter), tmp_path_factory.getbasetemp() / 'fuzzed_adapter'
     name = data.draw(st.sampled_from(sorted(files)))
     files[name] = data.draw(spoiled_bytes(files[name])) if 'model' in name else json.dumps(data.draw(spoiled(json.loads(files[name])))).encode()
     write_folder(folder, files)
-    read_cleanly(lambda: load_adapter(model, str(folder)), 'fuzzed_adapter')
+    read_cleanly(lambda: load_adapter(GPT(LLAMA), str(folder)), 'fuzzed_adapter', 'LoRA')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -711,7 +741,7 @@ GOOD_ANSWER = {'rewards': [0.5, -1.5], 'costs': [1.0, 2]}
 NUMBERS = st.lists(st.sampled_from([0.5, -1, 2, 1e308, float('nan'), float('inf'), 10 ** 400, -10 ** 400, True, None, '1', [1.0]]), max_size=3)
 
 
-@inputs(1000)
+@inputs(800)
 @given(st.one_of(spoiled(GOOD_ANSWER).map(json.dumps), st.builds(lambda a, b: json.dumps({'rewards': a, 'costs': b}), NUMBERS, NUMBERS), spoiled_text(json.dumps(GOOD_ANSWER)), st.binary(max_size=30)),
        st.sampled_from([200] * 8 + [400, 413, 429, 500, 503]), st.sampled_from([{}, {'Retry-After': '9' * 400}, {'Retry-After': '-1'}, {'Retry-After': '²'}, {'Retry-After': '٣'}]))
 def test_answers_of_a_scorer(body, status, headers):
@@ -777,7 +807,7 @@ def ask_service(port, path, body, headers={}):
 ASKED = {'/score_texts': {'texts': ['good', 'bad']}, '/score': {'prompts': ['a', 'b'], 'responses': ['c', 'd']}}
 
 
-@inputs(400)
+@inputs(250)
 @given(st.data())
 def test_requests_to_the_service(service, data):
     """Each request gets scores, or a status from 400 on with one line that says why; 500, which is for our own mistakes, never."""
