@@ -138,6 +138,7 @@ def spoiled_text(draw, text):
     for _ in range(draw(st.integers(1, 2))):
         old, new = draw(st.sampled_from(TEXT_FAULTS))
         at = text.find(old, draw(st.integers(0, len(text))))
+        at = text.find(old) if at < 0 else at
         if at >= 0:
             text = text[:at] + new + text[at + len(old):]
     data = text.encode('utf-8', 'surrogatepass')
