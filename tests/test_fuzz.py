@@ -412,7 +412,7 @@ def test_model_configs(tmp_path_factory, exports, data):
     config = whole | (MODEL_KEYS if family == 'qwen3' and data.draw(st.booleans()) else {})
     how = data.draw(st.sampled_from(['keys', 'keys', 'structure', 'text']))
     if how == 'keys':
-        keys = [*config, 'head_dim', 'partial_rotary_factor', 'rope_theta', 'rope_scaling', 'rope_parameters']
+        keys = [*config, 'head_dim', 'partial_rotary_factor', 'rope_theta', *['rope_scaling', 'rope_parameters', 'architectures'] * 3]
         config |= data.draw(st.dictionaries(st.sampled_from(keys), SIZES | ODD, min_size=1, max_size=3))
     elif how == 'structure':
         config = data.draw(spoiled(config))
@@ -504,6 +504,9 @@ def gguf_parts():
 HUGE = st.sampled_from([0, 1, 2, 3, 10, 2 ** 16, 2 ** 31, 2 ** 32 - 1, 2 ** 40, 2 ** 60, 2 ** 63, 2 ** 64 - 1])
 
 
+LIES = (LIST, (0, [], 2 ** 60)), (LIST, (LIST, [], 2 ** 40)), (LIST, (U64, [1], 10 ** 9))  # as many things as no file holds
+
+
 @st.composite
 def spoiled_gguf(draw, parts):
     values, tensors = dict(parts[0]), dict(parts[1])
@@ -513,7 +516,7 @@ def spoiled_gguf(draw, parts):
         if what == 'value':
             key = draw(st.sampled_from(sorted(values)))
             new = draw(st.one_of(HUGE.map(lambda n: (U64, n)), st.sampled_from([(TEXT, ''), (TEXT, 'qwen2'), (TEXT, b'\xff\xfe'), (TEXT, 'a\nb'), (F32, float('nan')), (F32, -1.0), (F32, float('inf')), (LIST, (TEXT, [])), (LIST, (TEXT, ['a', 'b'])),
-                                  (LIST, (TEXT, ['a b c'])), (LIST, (U32, [])), (LIST, (U32, [1, 2])), (LIST, (LIST, [(U32, [1])])), (LIST, (TEXT, [b'\xff'])), (LIST, (0, [], 2 ** 60)), (LIST, (LIST, [], 2 ** 40)), (LIST, (U64, [1], 10 ** 9)), None])))
+                                  (LIST, (TEXT, ['a b c'])), (LIST, (U32, [])), (LIST, (U32, [1, 2])), (LIST, (LIST, [(U32, [1])])), (LIST, (TEXT, [b'\xff'])), *LIES, *LIES, None])))
             values.pop(key) if new is None else values.update({key: new})
         elif what == 'tensor' and tensors:
             name = draw(st.sampled_from(sorted(tensors, key=str)))
