@@ -9,7 +9,7 @@ import os
 import torch
 
 import weights
-from data.tokenizer import CharTokenizer, load_tokenizer
+from data.tokenizer import char_tokenizer, load_tokenizer
 from grpo import Rollout
 from lora import adapters_off
 from model import load_checkpoint
@@ -122,6 +122,6 @@ def tokenizer_of(path):
     if path.endswith('.pt'):
         saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')
         if 'chars' in saved:
-            return CharTokenizer(saved['chars'], end=saved.get('end', False))
+            return char_tokenizer(saved, path)
         return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))
     return load_tokenizer(weights.local_folder(path))

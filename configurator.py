@@ -53,6 +53,14 @@ def name_of(kind):
     return str(kind) if isinstance(kind, types.UnionType) else kind.__name__
 
 
+def shown(value):
+    """repr, which fails of a number with thousands of digits, of lists nested a thousand deep, and where a class of the config's own says so."""
+    try:
+        return repr(value)
+    except Exception:
+        return 'a value that cannot be printed'
+
+
 def check(key, value, keys, where):
     """The value, with int made float and list made tuple (or back) where the key wants that. Raises ValueError naming the key."""
     if key not in keys:
@@ -62,12 +70,12 @@ def check(key, value, keys, where):
     kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in kinds or object in kinds:
         return value
-    if type(value) is int and float in kinds:
+    if type(value) is int and float in kinds and abs(value) <= sys.float_info.max:
         return float(value)
     for sequence in {list, tuple} & set(kinds):
         if type(value) in (list, tuple):
             return sequence(value)
-    raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {value!r} ({type(value).__name__})")
+    raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {shown(value)} ({type(value).__name__})")
 
 
 def read_config_file(path, keys):
@@ -75,12 +83,19 @@ def read_config_file(path, keys):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no config file {path!r} (overrides are written --key=value)")
     names = {'__file__': path, '__name__': 'config'}
-    with open(path, encoding='utf-8') as f:
-        source = f.read()
     try:
-        exec(compile(source, path, 'exec'), names)
+        with open(path, encoding='utf-8') as f:
+            source = f.read()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+    try:
+        program = compile(source, path, 'exec')
     except SyntaxError as e:
         raise ValueError(f"{path}, line {e.lineno}: {e.msg}") from None
+    except (ValueError, MemoryError, RecursionError):
+        raise ValueError(f"{path} is no Python that can be read: it holds a NUL character, or is nested too deep") from None
+    try:
+        exec(program, names)
     except Exception as e:
         line, trace = 0, e.__traceback__
         while trace:
@@ -97,7 +112,7 @@ def read_override(argument, keys):
         raise ValueError(f"{argument}: overrides are written --key=value, with an equals sign")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError):  # what its documentation lists, and a sum of numbers
         value = text
     if key in keys and keys[key][0] is str and not isinstance(value, str):
         value = text  # --wandb_run_name=7 means the string
@@ -130,7 +145,9 @@ def one_line_errors(kind, error, trace):
     file = last.tb_frame.f_code.co_filename if last else ''
     ours = 'site-packages' not in file and os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.abspath(__file__)))
     if ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise') and not issubclass(kind, AssertionError):
-        print(f'error: {error}', file=sys.stderr)
+        # a name in someone's file may hold a line break, or what moves a terminal's cursor; a value may be a book
+        line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print('error:', line if len(line) < 2000 else f'{line[:1200]} ... {line[-600:]}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -31,7 +31,7 @@ import torch.nn as nn
 
 import weights
 from completion import tokenizer_of
-from model import GPT, GPTConfig, load_checkpoint
+from model import GPT, build, entry, load_checkpoint
 
 LAMBDA_RULES = ('exponential', 'safe_rlhf')
 BEAVER_TEMPLATE = 'BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}'  # what safe-rlhf's models were trained on
@@ -82,10 +82,9 @@ class Judge(nn.Module):
         Raises as load_checkpoint does, and ValueError when it was trained on another vocabulary than the tokenizer's.
         """
         checkpoint = load_checkpoint(path, 'judge')
-        tokenizer.check_same(checkpoint['chars'], path)
-        judge = cls(GPTConfig(**checkpoint['model_config']), tokenizer.cls_id)
-        judge.load_state_dict(checkpoint['model'])
-        judge.quality = checkpoint['quality']
+        tokenizer.check_same(entry(checkpoint, 'chars', list, path), path)
+        judge = build(lambda config: cls(config, tokenizer.cls_id), entry(checkpoint, 'model_config', dict, path), entry(checkpoint, 'model', dict, path), path)
+        judge.quality = entry(checkpoint, 'quality', dict, path)
         return judge.eval().requires_grad_(False)
 
 
@@ -115,17 +114,13 @@ class ScoreModel(nn.Module):
         """The model of that kind at path, frozen, on the CPU: our checkpoint, or a folder that weights.read_score_model takes. Raises as load_checkpoint does."""
         if path.endswith('.pt'):
             checkpoint = load_checkpoint(path, kind)
-            model = cls(GPTConfig(**checkpoint['model_config']), kind)
-            model.load_state_dict(checkpoint['model'])
+            model = build(lambda config: cls(config, kind), entry(checkpoint, 'model_config', dict, path), entry(checkpoint, 'model', dict, path), path)
         else:
             fields, state, head, found = weights.read_score_model(path)
             if found not in (None, kind):
                 raise ValueError(f"{path} holds a {found} model where a {kind} model is wanted: check which path belongs to which key")
-            model = cls(GPTConfig(**fields), kind)
-            model.trunk.load_state_dict(state)
-            model.score_head.load_state_dict({'weight': head['weight'], 'bias': head['bias']})
-            model.mean.copy_(head['mean'])
-            model.var.copy_(head['var'])
+            state = {f'trunk.{name}': tensor for name, tensor in state.items()} | {'score_head.weight': head['weight'], 'score_head.bias': head['bias'], 'mean': head['mean'], 'var': head['var']}
+            model = build(lambda config: cls(config, kind), fields, state, path)
         return model.eval().requires_grad_(False)
 
 
@@ -367,13 +362,16 @@ class ScorerServer(http.server.ThreadingHTTPServer):
 # ---------------------------------------------------------------------------------------------------------------------
 # the client
 
+LARGEST_ANSWER = 16 << 20  # bytes; two numbers for each of 4096 texts are far less
+
+
 class ScorerUnavailable(ConnectionError):
     """The scorer gave no usable answer for as long as we were patient."""
 
 
 class ScorerClient:
     """
-    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection, 408, 429, 5xx, an answer that is no list of as many finite numbers)
+    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection, 408, 429, 5xx, an answer that is no list of as many numbers, finite in fp32)
     is tried again for `patience` seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is raised: never a made-up score.
     """
 
@@ -397,7 +395,7 @@ class ScorerClient:
             some = different[start:start + self.batch_size]
 
             def usable(answer):
-                return all(isinstance(answer.get(key), list) and len(answer[key]) == len(some) and all(type(x) in (int, float) and math.isfinite(x) for x in answer[key]) for key in ('rewards', 'costs'))
+                return all(isinstance(answer.get(key), list) and len(answer[key]) == len(some) and all(type(x) in (int, float) and abs(x) <= torch.finfo(torch.float32).max for x in answer[key]) for key in ('rewards', 'costs'))
 
             answer = self.ask('/score_texts', {'texts': some}, usable, self.patience)
             found |= dict(zip(some, zip(map(float, answer['rewards']), map(float, answer['costs']))))
@@ -410,17 +408,20 @@ class ScorerClient:
             wanted = None
             try:
                 with self.opener.open(urllib.request.Request(self.url + path, body, self.headers), timeout=self.timeout if content else min(self.timeout, patience)) as response:
-                    answer = json.loads(response.read())
+                    answer = json.loads(response.read(LARGEST_ANSWER))
                 if isinstance(answer, dict) and usable(answer):
                     return answer
                 trouble = "its answer is not what was asked for: finite numbers, one of a kind for each text"
             except urllib.error.HTTPError as e:
                 with e:
-                    why = e.read(500).decode(errors='replace')
+                    try:
+                        why = e.read(500).decode(errors='replace')
+                    except (OSError, http.client.HTTPException) as broken:
+                        why = type(broken).__name__
                 trouble, wanted = f"status {e.code}: {why}", e.headers.get('Retry-After', '')
                 if e.code not in (408, 429) and e.code < 500:
                     raise ScorerUnavailable(f"the scorer at {self.url} refuses {path}, {trouble}" + (": lower scorer_batch_size" if e.code == 413 else '')) from None
-            except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: no JSON
+            except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:  # ValueError: no JSON; RecursionError: a thousand brackets
                 trouble = f"{type(e).__name__}: {e}"
             wait = float(wanted) if wanted and wanted.isdecimal() else pause * random.uniform(0.8, 1.2)
             deadline = deadline or time.monotonic() + patience

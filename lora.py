@@ -19,8 +19,11 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional as F
+
+from model import check_fit
+from weights import open_tensors, read_json
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
@@ -201,10 +204,7 @@ def load_lora_state(model, state):
 
 def copy_tensors(source, target, where):
     """Copy source into target's tensors of the same names, all or none. Raises ValueError when names or shapes differ."""
-    there, here = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (source, target))
-    wrong = [f"{name} is {there.get(name, 'missing')}, wanted {here.get(name, 'none')}" for name in sorted(there | here) if there.get(name) != here.get(name)]
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
+    check_fit(source, target, where)
     for name, tensor in target.items():
         tensor.copy_(source[name])
 
@@ -269,12 +269,15 @@ def load_adapter(model, folder):
             raise FileNotFoundError(f"there is no {file}: a PEFT adapter is a folder with adapter_config.json and adapter_model.safetensors")
     if not is_llama(model.config):
         raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read, as q, k and v may share one A in it")
-    with open(config_path, encoding='utf-8') as f:
-        config = json.load(f)
+    config = read_json(config_path)
+    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', (int, float), 0), ('lora_dropout', (int, float), 0)):
+        value = config.get(key, 0 if key == 'lora_dropout' else None)
+        if type(value) not in kinds or not least <= value < 1 << 24:
+            raise ValueError(f"{config_path}: {key} is {value!r}; it must be a number from {least} on")
     odd = {key: config[key] for key in ('use_rslora', 'alpha_pattern', 'alora_invocation_tokens') if config.get(key)}
     if odd or config.get('init_lora_weights', True) not in (True, False, 'gaussian'):  # PiSSA and its like change the base too
         raise ValueError(f"{config_path} has {odd or config['init_lora_weights']}: only plain LoRA can be read")
-    saved = load_file(path)
+    saved = {name: read() for name, (shape, read) in open_tensors([path]).items()}
     found = [target for target, module in LLAMA.items() if any(f'.{module}.lora_A.' in name for name in saved)]
     add_lora(model, config['r'], config['lora_alpha'], config.get('lora_dropout', 0.0), found or TARGETS)
     copy_tensors(saved, peft_tensors(model), path)

@@ -12,8 +12,11 @@ Shapes: N rows · P prompts · G answers of each · T and R tokens · D width ·
 """
 import functools
 import os
+import pickletools
+import re
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -22,6 +25,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import weights
+
+LARGEST = 1 << 24  # of any size: no model's is larger, and a product of two never overflows
 
 
 @dataclass
@@ -47,6 +52,10 @@ class GPTConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
+        for key in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'mlp_hidden'):
+            value = getattr(self, key)
+            if value is not None and not 0 < value <= LARGEST:
+                raise ValueError(f"{key} is {value}; it must be between 1 and {LARGEST}")
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 4 * self.n_embd
         self.qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
@@ -56,8 +65,16 @@ class GPTConfig:
         if self.n_head % self.n_kv_head or (self.head_dim is None and self.n_embd % self.n_head):
             raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}, and n_head of n_kv_head {self.n_kv_head}")
         self.head_dim = self.head_dim or self.n_embd // self.n_head
+        if self.n_head * self.head_dim > LARGEST:
+            raise ValueError(f"n_head {self.n_head} heads of width {self.head_dim} are more than {LARGEST} together")
         if self.position == 'rope' and self.head_dim % 2:
             raise ValueError(f"a head is {self.head_dim} wide; RoPE turns pairs, so n_embd / n_head must be even")
+        numbers = {'norm_eps': self.norm_eps, 'rope_theta': self.rope_theta} | {f'rope_scaling {key}': (self.rope_scaling or {}).get(key) for key in weights.LLAMA3 if self.rope_scaling is not None}
+        for key, value in numbers.items():
+            if type(value) not in (int, float) or not 0 < value < 1e18:
+                raise ValueError(f"{key} is {value!r}; it must be a positive number")
+        if self.rope_scaling is not None and not self.rope_scaling['low_freq_factor'] < self.rope_scaling['high_freq_factor']:
+            raise ValueError(f"rope_scaling is {self.rope_scaling}; its low_freq_factor must be below its high_freq_factor")
 
 
 class RMSNorm(nn.Module):
@@ -363,15 +380,8 @@ class GPT(nn.Module):
             saved = load_checkpoint(path, 'generator', 'run')
             if 'nla' in saved:
                 raise ValueError(f"{path} holds the actor and critic of an autoencoder, not a plain model: `sample.py --checkpoint={path} --text=...` explains with them")
-            fields, state = saved['model_config'], {name: p for name, p in saved['model'].items() if not name.startswith('value_head.')}
-        else:
-            fields, state = weights.read(path)
-        with torch.device('meta'):
-            model = cls(GPTConfig(**fields))
-        model.load_state_dict(state, assign=True)
-        if model.config.tied:
-            model.lm_head.weight = model.wte.weight
-        return model
+            return build(cls, entry(saved, 'model_config', dict, path), {name: p for name, p in entry(saved, 'model', dict, path).items() if not str(name).startswith('value_head.')}, path)
+        return build(cls, *weights.read(path), path)
 
     def save_pretrained(self, folder: str, eos_id: int | None = None) -> None:
         """config.json and model.safetensors as `transformers` reads them. Raises ValueError when no architecture there is this one."""
@@ -438,6 +448,51 @@ def save_checkpoint(path, checkpoint):
         raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + ("the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
 
 
+# What a checkpoint's pickle may name. weights_only allows more, and with some of that (bytearray(n), torch.Tensor(n)) a hundred bytes ask for gigabytes.
+PICKLED = re.compile(r'collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|torch (Size|[A-Z][A-Za-z0-9]*Storage|b?float\w+|u?int\w+|bool)|torch\.storage UntypedStorage')
+
+
+def tensors_in(value):
+    """Every tensor in nested dicts, lists and tuples, once. They may be nested deep, or in themselves: a file says how."""
+    seen, left = set(), [value]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
+
+
+def load_pt(path):
+    """
+    What torch.save wrote to path, on the CPU. Before anything is made of it: its parts are no larger than the file, none has changed since it was written (their
+    checksums), and its pickle names tensors and containers alone. Raises what zipfile, pickletools and torch.load raise, of every kind; its callers say which file it was.
+    """
+    size = os.path.getsize(path)
+    with open(path, 'rb') as f, zipfile.ZipFile(f) as archive:
+        f.seek(0)
+        parts, names = archive.infolist(), [name.lower() for name in archive.namelist()]
+        if f.read(4) != b'PK\3\4' or len(set(names)) < len(names) or sum(part.file_size for part in parts) > size:
+            raise ValueError("it is not the zip file that torch.save writes")
+        changed = archive.testzip()
+        if changed:
+            raise ValueError(f"its part {changed!r} is not as it was written")
+        for name in archive.namelist():
+            odd = name.lower().endswith('.pkl') and [str(what) for kind, what, _ in pickletools.genops(archive.read(name)) if kind.name == 'GLOBAL' and not PICKLED.fullmatch(what)]
+            if odd:
+                raise ValueError(f"it is no plain data: its pickle names {odd[0]}")
+    found = torch.load(path, map_location='cpu', weights_only=True)
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(found))
+    if claimed > 2 * size:  # twice, for a tied head is in it under two names
+        raise ValueError(f"its tensors claim {claimed} bytes, and it has {size}")
+    return found
+
+
 def load_checkpoint(path, *kinds):
     """
     The checkpoint's dict, on the CPU. kinds: what its 'kind' entry may be ('generator', 'judge', 'run').
@@ -446,12 +501,63 @@ def load_checkpoint(path, *kinds):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = load_pt(path)
     except Exception as e:
         raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Delete it and run again to make it anew") from None
     found = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
+    found = found if isinstance(found, str) else None
     if found == 'adapters' and found not in kinds:
         raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ (an autoencoder's in nla.pt) beside it when the run is done")
     if found not in kinds:
         raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint where a {' or '.join(kinds)} is wanted: check which path belongs to which key")
     return checkpoint
+
+
+def entry(checkpoint, key, kind, path):
+    """What stands under key in the checkpoint of path. Raises ValueError when there is nothing of that kind."""
+    if not isinstance(checkpoint.get(key), kind):
+        raise ValueError(f"{path} has no {kind.__name__} {key!r} in it: it is not one of ours, or of another version")
+    return checkpoint[key]
+
+
+def read_config(config, path):
+    """GPTConfig(**config), where config comes from the file at path. Raises ValueError naming the file and the key."""
+    kinds = {field.name: getattr(field.type, '__args__', (field.type,)) for field in fields(GPTConfig)}
+    for key, value in config.items():
+        if key not in kinds:
+            raise ValueError(f"{path}: its model_config has the key {key!r}, which no model has here")
+        if type(value) not in kinds[key] and not (type(value) is int and float in kinds[key]):
+            raise ValueError(f"{path}: {key} is {value!r}; it must be {' or '.join(kind.__name__ for kind in kinds[key])}")
+    try:
+        return GPTConfig(**config)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def check_fit(source, target, where):
+    """Raises ValueError unless the tensors of two dicts have the same names and shapes; where: what source is."""
+    there, here = ({name: tuple(getattr(tensor, 'shape', ())) for name, tensor in tensors.items()} for tensors in (source, target))
+    wrong = [f"{name} is {there.get(name, 'missing')}, wanted {here.get(name, 'none')}" for name in sorted(there | here, key=str) if there.get(name) != here.get(name)]
+    if wrong:
+        raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
+    odd = [name for name, tensor in source.items() if not isinstance(tensor, torch.Tensor) or tensor.is_floating_point() != target[name].is_floating_point()]
+    if odd:
+        raise ValueError(f"{where}: {odd[0]} is not a tensor of numbers of the kind that this model has")
+
+
+def build(make, config, state, path):
+    """
+    make(GPTConfig) with the weights of state, both from the file at path, the trunk's head tied where the config says so. That they fit is
+    known before memory is taken: a file may claim any size. Raises ValueError naming the file.
+    """
+    config = read_config(config, path)
+    if config.n_layer > len(state):
+        raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
+    with torch.device('meta'):
+        model = make(config)
+    check_fit(state, model.state_dict(), path)
+    model.load_state_dict(state, assign=True)
+    trunk = getattr(model, 'trunk', model)
+    if config.tied:
+        trunk.lm_head.weight = trunk.wte.weight
+    return model

@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 
 from completion import CausalPolicy, prompt_batch
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, load_pt
 
 MODES = ('replace', 'add', 'project')
 POOLINGS = ('last', 'mean', 'max')
@@ -381,7 +381,7 @@ def read_vectors(path):
         if path.endswith('.npy'):
             found = np.load(path, mmap_mode='r')
         elif path.endswith('.pt'):
-            found = torch.load(path, map_location='cpu', weights_only=True)
+            found = load_pt(path)
         elif path.endswith('.safetensors'):
             from safetensors.torch import load_file
             found = load_file(path)

@@ -10,6 +10,7 @@ import os
 import re
 from functools import partial
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -125,13 +126,16 @@ def read_json(path):
         raise ValueError(f"{path}, line {e.lineno}: broken JSON: {e.msg}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
+        raise ValueError(f"{path} cannot be read as JSON: {first_line(e)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
 
 
 def family_of(config, where, scores=False):
-    found = (config.get('architectures') or [None])[0] or config.get('model_type')
+    listed = config.get('architectures')
+    found = (listed[0] if isinstance(listed, list) and listed else None) or config.get('model_type')
     for family, name in ARCHITECTURES.items():
         if scores and found in (name.replace('ForCausalLM', 'ForScore'), name.replace('ForCausalLM', 'ForSequenceClassification').replace('LMHeadModel', 'ForSequenceClassification')):
             return family
@@ -155,10 +159,12 @@ def read_fields(config, family, kind, where):
         types, wanted = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a positive number')}.get(ours, ((int,), 'a positive whole number'))
         if value is None and key and key not in DEFAULTS[kind]:
             raise ValueError(f"{where} lacks {key}")
-        if value is not None and (type(value) not in types or value < 0 or (value == 0 and ours != 'tied')):
+        if value is not None and (type(value) not in types or not 0 <= value < 1e18 or (value == 0 and ours != 'tied')):
             raise ValueError(f"{where}: {key} is {value!r}; it must be {wanted}")
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
+    if not fields['head_dim'] and fields['n_embd'] % fields['n_head']:
+        raise ValueError(f"{where}: {KEYS['n_embd'][column]} {fields['n_embd']} must be a multiple of {KEYS['n_head'][column]} {fields['n_head']}")
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
     fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields
@@ -167,6 +173,8 @@ def read_fields(config, family, kind, where):
 def read_rope(config, where):
     """RoPE as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) writes it -> the fields rope_theta, rope_scaling."""
     rope = config.get('rope_scaling') or config.get('rope_parameters') or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{where}: the rope scaling is {rope!r}; it must be an object in {{...}}")
     kind = rope.get('rope_type') or rope.get('type') or 'default'
     if kind not in ('default', 'llama3'):
         raise ValueError(f"{where}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
@@ -177,6 +185,10 @@ def read_rope(config, where):
     if lacking:
         raise ValueError(f"{where}: the llama3 rope scaling lacks {', '.join(lacking)}")
     theta = rope.get('rope_theta') or config.get('rope_theta') or 10000.0
+    numbers = {'rope_theta': theta} | {key: rope[key] for key in LLAMA3 if kind == 'llama3'}
+    for key, value in numbers.items():
+        if type(value) not in (int, float) or not 0 < value < 1e18:
+            raise ValueError(f"{where}: {key} is {value!r}; it must be a positive number")
     return dict(rope_theta=float(theta), rope_scaling={key: rope[key] for key in LLAMA3} if kind == 'llama3' else None)
 
 
@@ -189,6 +201,9 @@ def tensor_files(folder):
         shards = read_json(index).get('weight_map')
         if not isinstance(shards, dict):
             raise ValueError(f"{index} lacks weight_map")
+        for name in shards.values():
+            if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith('.safetensors'):
+                raise ValueError(f"{index}: weight_map names {name!r}, which is no *.safetensors beside it")
         files = [os.path.join(folder, name) for name in sorted(set(shards.values()))]
         absent = [os.path.basename(file) for file in files if not os.path.isfile(file)]
         if absent:
@@ -298,6 +313,8 @@ def assemble(fields, column, tensors, where, prefix=''):
     The state dict of `fields` out of {their name less prefix: (shape, function that reads it)}, fp32, one tensor at a time.
     Raises ValueError naming the tensors that are missing, left over or of another shape, before any is read.
     """
+    if fields['n_layer'] > len(tensors):  # before a plan is made for each
+        raise ValueError(f"{where} lacks most of its tensors: its configuration asks for {fields['n_layer']} layers, and there are {len(tensors)} tensors")
     plan = {ours: [(theirs.removeprefix(prefix), shape) for theirs, shape in parts] for ours, parts in layout(fields, column).items()}
     turned = {theirs for ours, parts in plan.items() for theirs, _ in parts if column == GPT2 and ours.startswith('blocks.')}
     wanted = {theirs: shape[::-1] if theirs in turned else shape for parts in plan.values() for theirs, shape in parts}
@@ -327,12 +344,15 @@ def llama3_scaling(divisors, fields, where):
     GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it. Llama 3.1, 3.2 and 3.3 differ
     in the factor alone; anything else raises ValueError.
     """
-    scaling = dict(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     d = fields['head_dim']
+    wrong = ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be computed here")
+    if divisors.shape != (d // 2,) or d < 2:
+        raise wrong
+    scaling = dict(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     turns = 8192 / (2 * torch.pi) * fields['rope_theta'] ** -(torch.arange(0, d, 2) / d)
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    if len(divisors) != d // 2 or not torch.allclose(divisors, 1 / (smooth + (1 - smooth) / scaling['factor']), rtol=1e-3):
-        raise ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be computed here")
+    if not torch.allclose(divisors, 1 / (smooth + (1 - smooth) / scaling['factor']), rtol=1e-3):
+        raise wrong
     return scaling
 
 
@@ -347,13 +367,34 @@ def decode(tensor, heads, where):
     return w.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else w
 
 
-def read_gguf(path):
+def open_gguf(path):
+    """
+    gguf's reader of the file, whose lengths and counts are known to lie within it: gguf itself reads past the end as if nothing were there, and so counts to
+    2**60 where a header says so. Raises ImportError without gguf, ValueError when the file is torn or is none.
+    """
     try:
         import gguf
     except ImportError:
         raise ImportError(f"reading {path} takes a package: pip install gguf") from None
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, **order):
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data)}, within what its header lists")
+            return super()._get(int(offset), dtype, count, **order)
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
+        if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
+            raise ValueError("its tensors together are larger than the file")
+    except (ValueError, KeyError, IndexError, OverflowError, OSError, RecursionError) as e:  # numpy's and gguf's
+        raise ValueError(f"{path} cannot be read as GGUF (torn, or not one): {first_line(e)}") from None
+    return reader
+
+
+def read_gguf(path):
+    reader = open_gguf(path)
+    try:
         family = reader.fields['general.architecture'].contents()
         config = {key.removeprefix(family + '.'): field.contents() for key, field in reader.fields.items() if key.startswith(family + '.')}
     except Exception as e:
@@ -362,9 +403,9 @@ def read_gguf(path):
         raise ValueError(f"{path}: GGUF architecture {family!r} is not supported; llama, qwen2, qwen3 are")
     shapes = {tensor.name: tuple(int(n) for n in tensor.shape[::-1]) for tensor in reader.tensors}
     config['tied'] = 'output.weight' not in shapes
-    config.setdefault('vocab_size', shapes.get('token_embd.weight', [None])[0])
+    config.setdefault('vocab_size', (shapes.get('token_embd.weight') or [None])[0])
     fields = read_fields(config, family, 'gguf', path)
-    fields |= dict(rope_theta=config.get('rope.freq_base', 10000.0), rope_scaling=None)
+    fields |= read_rope({'rope_theta': config.get('rope.freq_base')}, path)
     for key in ('rope.dimension_count', 'attention.value_length'):
         if config.get(key, fields['head_dim']) != fields['head_dim']:
             raise ValueError(f"{path}: {key} is {config[key]}; only the head's width, {fields['head_dim']}, can be computed here")

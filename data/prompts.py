@@ -13,6 +13,7 @@ import random
 import re
 
 from data.text import FOLDER, read_text_file
+from data.tokenizer import check_pairs
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
@@ -31,9 +32,13 @@ def write_jsonl(path, records):
 def parse_json(text, where, first_line=1):
     """The value of a JSON text. Raises ValueError naming file, line and column."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"{where}, line {first_line + e.lineno - 1}, column {e.colno}: not JSON ({e.msg})") from None
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
+        raise ValueError(f"{where}, line {first_line}: JSON that cannot be read ({e})") from None
+    check_pairs(value, text, f'{where}, line {first_line}')
+    return value
 
 
 def check_prompt(prompt, where):

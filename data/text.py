@@ -53,6 +53,8 @@ def load_corpus(dataset):
     if os.path.isfile(dataset):
         text = read_text_file(dataset)
         tokenizer = CharTokenizer(sorted(set(text)))
+        if len(tokenizer.chars) > 1 << 16:
+            raise ValueError(f"{dataset} has {len(tokenizer.chars)} different characters, and ids of a corpus have 16 bits: {1 << 16} at most")
         return tokenizer, {split: np.array(tokenizer.encode(part), dtype=np.uint16) for split, part in zip(('train', 'val'), split_text(text))}
     folder = os.path.join(FOLDER, dataset)
     if not os.path.isfile(os.path.join(folder, 'prepare.py')):

@@ -25,12 +25,27 @@ def read_text(file):
         raise ValueError(f"{file} is not UTF-8 text (byte {e.start})") from None
 
 
+HALF_PAIR = re.compile(r'\\u[dD][89a-fA-F]')  # how JSON writes half of a character beyond U+FFFF: with its other half it is fine, alone no file takes it
+
+
+def check_pairs(value, text, where):
+    """Raises ValueError when the value of a JSON text holds half a surrogate pair."""
+    if HALF_PAIR.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f"{where}: {e.object[e.start]!r} is half a surrogate pair: this is not Unicode text") from None
+
+
 def parse_json(text, path, name):
     """The object in text. Raises ValueError naming file and line."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"{os.path.join(path, name)}, line {e.lineno}: {e.msg}") from None
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
+        raise ValueError(f"{os.path.join(path, name)} cannot be read as JSON: {e}") from None
+    check_pairs(value, text, os.path.join(path, name))
     if not isinstance(value, dict):
         raise ValueError(f"{os.path.join(path, name)} holds a {type(value).__name__}; it should be an object in {{...}}")
     return value
@@ -109,6 +124,14 @@ class CharTokenizer(Tokenizer):
         write_files(folder, {'vocab.json': json.dumps({'chars': self.chars} | ({'end': True} if self.eos_id is not None else {}))})
 
 
+def char_tokenizer(saved, where):
+    """The CharTokenizer that a file's 'chars' and 'end' say. Raises ValueError naming the file."""
+    chars = saved.get('chars')
+    if not isinstance(chars, list) or not all(isinstance(c, str) and len(c) == 1 for c in chars) or len(set(chars)) < len(chars):
+        raise ValueError(f"{where}: its 'chars' must be a list of characters, each once")
+    return CharTokenizer(chars, end=bool(saved.get('end', False)))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Byte-level BPE. A text is cut into pieces by a regular expression; in each piece, neighbours are merged in the order of
 # the file's list of merges, down from single bytes. tokenizer.json writes the bytes as printable characters:
@@ -125,6 +148,32 @@ DIGIT_STEP = {'type': 'Digits', 'individual_digits': True}
 GGUF_CUTS = {'gpt-2': GPT2_STEP, 'smollm': {'type': 'Sequence', 'pretokenizers': [DIGIT_STEP, GPT2_STEP]}} | {
     name: {'type': 'Sequence', 'pretokenizers': [{'type': 'Split', 'pattern': {'Regex': regex}, 'behavior': 'Isolated', 'invert': False}, GPT2_STEP | {'use_regex': False}]}
     for name, regex in (('llama-bpe', LLAMA3), ('qwen2', QWEN2))}
+
+
+def check_spec(spec, file):
+    """Raises ValueError unless what is read here of a tokenizer.json has the types that it should. Of what only the package `tokenizers` reads, the package decides."""
+    def check(fine, what):
+        if not fine:
+            raise ValueError(f"{file}: {what}")
+
+    is_id = lambda i: type(i) is int and 0 <= i < 1 << 31
+    check(isinstance(spec.get('model'), dict) and 'vocab' in spec['model'], "it has no model with a vocab: it is not a tokenizer of the Hugging Face kind")
+    vocab, merges, added = spec['model']['vocab'], spec['model'].get('merges', []), spec.get('added_tokens') or []
+    check(isinstance(vocab, dict) or isinstance(vocab, list) and 'merges' not in spec['model'], "the model's vocab must be an object of tokens and their ids")
+    for token, i in vocab.items() if isinstance(vocab, dict) else ():
+        check(is_id(i), f"the token {token!r} has the id {i!r}; it must be a whole number from 0 on")
+    check(isinstance(merges, list), "the model's merges must be a list")
+    for n, merge in enumerate(merges):
+        pair = merge.split(' ') if isinstance(merge, str) else merge
+        check(isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair), f"merge {n} is {merge!r}; it must be a pair of tokens")
+    check(isinstance(added, list), "added_tokens must be a list")
+    for token in added:
+        check(isinstance(token, dict) and isinstance(token.get('content'), str) and is_id(token.get('id')), f"the added token {token!r} must have a text 'content' and an 'id' from 0 on")
+    for key in ('normalizer', 'pre_tokenizer', 'decoder'):
+        check(spec.get(key) is None or isinstance(spec[key], dict), f"{key} must be an object or null")
+    cut = spec.get('pre_tokenizer') or {}
+    steps = cut.get('pretokenizers') if cut.get('type') == 'Sequence' else [cut]
+    check(isinstance(steps, list) and all(isinstance(step, dict) and isinstance(step.get('pattern', {}), dict) for step in steps), "pre_tokenizer must be a step, or a Sequence with a list of pretokenizers")
 
 
 def cutting_regex(spec):
@@ -175,6 +224,8 @@ def byte_ranks(vocab, merges, added, whole_words):
     would be alone, so their last merge is the file's. A token that does not end as itself cannot come from merging and gets no rank, unless the file
     looks up whole words first (ignore_merges, Llama-3): then it is harmless if three or more parts of it remain.
     """
+    if max(map(len, vocab), default=0) > 1000:  # merging it alone takes its length squared, and no vocabulary that says so was seen
+        return None
     order = {}
     for n, merge in enumerate(merges):
         left, right = merge.split(' ') if isinstance(merge, str) else merge
@@ -196,6 +247,21 @@ def byte_ranks(vocab, merges, added, whole_words):
     return {bytes(BYTE_OF[c] for c in token): rank for rank, token in enumerate(tokens)}, [vocab[token] for token in tokens]
 
 
+def check_config(config, model, path):
+    """Raises ValueError unless what is read here of tokenizer_config.json and special_tokens_map.json (config), config.json and generation_config.json (model) has the types it should."""
+    decoder, template, eos = config.get('added_tokens_decoder') or {}, config.get('chat_template'), model.get('eos_token_id')
+    named = template if isinstance(template, list) else []
+    if not isinstance(decoder, dict) or not all(i.isascii() and i.isdigit() and len(i) < 10 and isinstance(t, dict) and isinstance(t.get('content'), str) for i, t in decoder.items()):
+        raise ValueError(f"{path}: added_tokens_decoder of tokenizer_config.json must give each id an object with a text 'content'")
+    if not isinstance(template, (str, list, type(None))) or not all(isinstance(t, dict) and isinstance(t.get('name'), str) and isinstance(t.get('template'), str) for t in named):
+        raise ValueError(f"{path}: chat_template of tokenizer_config.json must be a text, or a list of objects with a 'name' and a 'template'")
+    for key, value in config.items():
+        if key.endswith('_token') and isinstance(value, dict) and value and not isinstance(value.get('content'), str):
+            raise ValueError(f"{path}: {key} of tokenizer_config.json is {value!r}; it must be a text, or an object with a text 'content'")
+    if not all(type(i) is int for i in (eos if isinstance(eos, list) else [] if eos is None else [eos])):
+        raise ValueError(f"{path}: eos_token_id is {eos!r}; it must be an id or a list of ids")
+
+
 class FileTokenizer(Tokenizer):
     """
     What tokenizer.json and its companions say beside the vocabulary: added and special tokens, chat template. files: {name: text}; path is for messages.
@@ -206,13 +272,14 @@ class FileTokenizer(Tokenizer):
     def __init__(self, spec, files, path):
         self.files, self.path = {name: text for name, text in files.items() if name in TOKENIZER_FILES}, path
         special_map, own, model, generation = (parse_json(files.get(name, '{}'), path, name) for name in ('special_tokens_map.json', 'tokenizer_config.json', 'config.json', 'generation_config.json'))
+        check_config(special_map | own, model | generation, path)
         config, vocab = special_map | own, spec['model']['vocab'] if isinstance(spec['model']['vocab'], dict) else {}
         template = config.get('chat_template')
         if isinstance(template, list):
             template = {t['name']: t['template'] for t in template}.get('default')
         self.template = files.get('chat_template.jinja', template)
         self.has_chat_template = self.template is not None
-        in_config = [t | {'id': int(i)} for i, t in config.get('added_tokens_decoder', {}).items()]
+        in_config = [t | {'id': int(i)} for i, t in (config.get('added_tokens_decoder') or {}).items()]
         self.added = {t['content']: t for t in in_config + (spec.get('added_tokens') or []) if t['content']}
         self.names = {key: v['content'] if isinstance(v, dict) else v for key, v in config.items() if key.endswith('_token') and isinstance(v, (str, dict)) and v}
         ids = (model | generation).get('eos_token_id')
@@ -268,6 +335,14 @@ class FileTokenizer(Tokenizer):
 
 SPACE = '\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'  # Unicode's; Python's \s has four more
 LONG_RUN = re.compile(f'(?<![{SPACE}])[{SPACE}]{{100000}}')
+
+
+def check_unicode(text):
+    """Raises ValueError for half a surrogate pair, which no UTF-8 text holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"character {text[e.start]!r} at position {e.start} is half a surrogate pair: this is not Unicode text") from None
 
 
 def matcher(contents):
@@ -333,10 +408,7 @@ class BPETokenizer(FileTokenizer):
         smuggle one in; special=True: it is that token. Tokens added without the special flag (Qwen's <think>) are recognised both ways, as in
         transformers. `mark` is a character to leave out (see chat). Raises ValueError for half a surrogate pair, which no UTF-8 text holds.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise ValueError(f"character {text[e.start]!r} at position {e.start} is half a surrogate pair: this is not Unicode text") from None
+        check_unicode(text)
         normalize = functools.partial(unicodedata.normalize, 'NFC') if self.nfc else str
         ids = []
         for raw, raw_id in self.cut_added(self.raw_added, text, special):
@@ -356,9 +428,12 @@ class BPETokenizer(FileTokenizer):
         Token ids of render_chat. The template's special tokens are recognised; what looks like one inside a message stays ordinary text:
         such text goes through the template with a private-use character behind each of its characters, and that character is left out when encoding.
         """
-        written = json.dumps([messages, variables], ensure_ascii=False, default=str)
-        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in written)
-        messages, variables = guard(messages, self.special, mark), guard(variables, self.special, mark)
+        try:
+            written = json.dumps([messages, variables], ensure_ascii=False, default=str)
+            mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in written)
+            messages, variables = guard(messages, self.special, mark), guard(variables, self.special, mark)
+        except RecursionError:
+            raise ValueError("the chat messages are nested too deep") from None
         return self.encode(self.render_chat(messages, add_generation_prompt, **variables), special=True, mark=mark)
 
 
@@ -377,12 +452,16 @@ class PackageTokenizer(FileTokenizer):
             raise ValueError(f"{path}: the package tokenizers cannot read its tokenizer.json: {e}") from None
         self.package.no_truncation()
         self.package.no_padding()
-        self.vocab_size = max(self.package.get_vocab().values()) + 1
+        self.vocab_size = max(self.package.get_vocab().values(), default=-1) + 1
 
     def encode(self, text, special=False):
         """As BPETokenizer.encode."""
+        check_unicode(text)
         self.package.encode_special_tokens = not special
-        return self.package.encode(text, add_special_tokens=False).ids
+        try:
+            return self.package.encode(text, add_special_tokens=False).ids
+        except Exception as e:  # the package raises bare Exceptions: a word that the vocabulary lacks, with no token for such
+            raise ValueError(f"the tokenizer of {self.path} cannot read this text: {e}") from None
 
     def decode(self, ids, special=False):
         """As BPETokenizer.decode."""
@@ -399,16 +478,24 @@ class PackageTokenizer(FileTokenizer):
 
 def files_of_gguf(path):
     """The tokenizer in a GGUF file's metadata, as {'tokenizer.json': text, 'tokenizer_config.json': text}."""
-    gguf = package('gguf', f"reading {path}")
+    from weights import open_gguf  # here, for the scripts in data/ need nothing outside of it
+
+    fields = open_gguf(path).fields
     try:
-        fields = gguf.GGUFReader(path).fields
-    except Exception as e:  # a torn file fails in numpy, a wrong one in gguf
-        raise ValueError(f"{path} is not a readable GGUF file: {e}") from None
-    read = {key.removeprefix('tokenizer.'): field.contents() for key, field in fields.items() if key.startswith('tokenizer.')}
-    if read.get('ggml.model') != 'gpt2' or read.get('ggml.pre') not in GGUF_CUTS or 'ggml.merges' not in read:
+        read = {key.removeprefix('tokenizer.'): field.contents() for key, field in fields.items() if key.startswith('tokenizer.')}
+    except (ValueError, IndexError) as e:  # bytes that are no text, a value that has no parts
+        raise ValueError(f"{path}: the metadata of its tokenizer cannot be read: {e}") from None
+    if read.get('ggml.model') != 'gpt2' or read.get('ggml.pre') not in list(GGUF_CUTS) or 'ggml.merges' not in read:
         raise ValueError(f"{path} has a tokenizer of type {read.get('ggml.model')!r} with the cut {read.get('ggml.pre')!r}; from GGUF files 'gpt2' is read with {', '.join(GGUF_CUTS)}: give the model's Hugging Face folder")
-    pre, tokens = read['ggml.pre'], read['ggml.tokens']
+    pre, tokens = read['ggml.pre'], read.get('ggml.tokens')
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError(f"{path}: tokenizer.ggml.tokens must be a list of texts")
     types = read.get('ggml.token_type', [1] * len(tokens))  # 1 normal, 3 control, 4 added by a user, 5 unused
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"{path}: tokenizer.ggml.token_type must be a list of as many numbers as there are tokens, {len(tokens)}")
+    for key in ('ggml.bos_token_id', 'ggml.eos_token_id', 'ggml.padding_token_id', 'ggml.unknown_token_id'):
+        if type(read.get(key, 0)) is not int or not 0 <= read.get(key, 0) < max(len(tokens), 1):
+            raise ValueError(f"{path}: tokenizer.{key} is {read[key]!r}; it must be one of the {len(tokens)} tokens")
     added = [{'id': i, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': kind == 3}
              for i, (token, kind) in enumerate(zip(tokens, types)) if kind in (3, 4)]
     byte_level = GPT2_STEP | {'use_regex': pre in ('gpt-2', 'smollm')}
@@ -424,8 +511,7 @@ def files_of_gguf(path):
 
 def tokenizer_from_files(files, path):
     spec = parse_json(files['tokenizer.json'], path, 'tokenizer.json')
-    if not isinstance(spec.get('model'), dict) or 'vocab' not in spec['model']:
-        raise ValueError(f"{os.path.join(path, 'tokenizer.json')} has no model with a vocab: it is not a tokenizer of the Hugging Face kind")
+    check_spec(spec, os.path.join(path, 'tokenizer.json'))
     regex = cutting_regex(spec)
     if regex:
         added = {t['content'] for t in spec.get('added_tokens') or []}
@@ -456,7 +542,7 @@ def load_tokenizer(path):
         vocab = parse_json(read_text(os.path.join(path, 'vocab.json')), path, 'vocab.json')
         if not isinstance(vocab.get('chars'), list):
             raise ValueError(f"{os.path.join(path, 'vocab.json')} has no list 'chars', and there is no tokenizer.json beside it: save the tokenizer with transformers, which writes one")
-        return CharTokenizer(vocab['chars'], vocab.get('end', False))
+        return char_tokenizer(vocab, os.path.join(path, 'vocab.json'))
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
         return load_tokenizer(os.path.join(path, ggufs[0]))

