@@ -54,8 +54,9 @@ class GPTConfig:
     def __post_init__(self):
         for key in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'mlp_hidden'):
             value = getattr(self, key)
-            if value is not None and not 0 < value <= LARGEST:
-                raise ValueError(f"{key} is {value}; it must be between 1 and {LARGEST}")
+            least = 0 if key == 'n_layer' else 1  # no block at all is what nla.truncate leaves of a model at layer 0
+            if value is not None and not least <= value <= LARGEST:
+                raise ValueError(f"{key} is {value}; it must be between {least} and {LARGEST}")
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 4 * self.n_embd
         self.qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias

@@ -354,7 +354,7 @@ def test_a_reward_that_raises_in_one_rank(folder, record_property):
 
 def test_a_scorer_that_is_gone_for_one_rank(folder, record_property):
     """A reward whose service one of two ranks cannot reach: both save and stop with one line, nothing is learned from half an answer, and the run goes on to the end it would have had."""
-    (folder / 'gone.py').write_text('import os as _os\n_calls = [0]\n\ndef _scorer(texts):\n    _calls[0] += 1\n    if _calls[0] > 4 and _os.environ.get("RANK") == "1" and not _os.path.exists("back"):\n'
+    (folder / 'gone.py').write_text('import os as _os\n_calls = [0]\n\ndef _scorer(texts):\n    _calls[0] += len(texts) > 1  # not when it is tried, text by text\n    if _calls[0] > 2 and _os.environ.get("RANK") == "1" and not _os.path.exists("back"):\n'
                                     '        raise ConnectionError("nobody listens")\n    return [len(text) for text in texts]\n\nrewards = [("helpfulness", 1.0, {"scorer": _scorer})]\n')
     done = run(folder, 'gone.py', launcher=TORCHRUN)
     assert done.returncode != 0 and "reward 'helpfulness': nobody listens" in done.stderr and 'stopped in iteration' in done.stdout, done.stderr[-2000:]

@@ -613,8 +613,8 @@ def test_millions_of_layers(tmp_path, exports, checkpoint):
     config = json.loads(exports['qwen3']['config.json']) | {'num_hidden_layers': 1 << 24}
     folder, path = write_folder(tmp_path / 'layers', exports['qwen3'] | {'config.json': config}), str(tmp_path / 'layers.pt')
     torch.save(checkpoint[0] | {'model_config': checkpoint[0]['model_config'] | {'n_layer': 1 << 24}}, path)
-    for path in (folder, path):
-        fine, message = read_cleanly(lambda: try_model(path), 'layers')
+    for place in (folder, path):
+        fine, message = read_cleanly(lambda place=place: try_model(place), 'layers')
         assert not fine and str(1 << 24) in message
 
 
@@ -728,12 +728,12 @@ def test_adapters(tmp_path_factory, adapter, data):
 # ---------------------------------------------------------------------------------------------------------------------
 # the scorer: its answers, and what it is asked
 
-def answers(body, status=200, headers={}):
+def answers(body, status=200, headers=()):
     """What stands in for urllib: an answer, or the error that it makes of a status."""
     def opened(request, timeout):
         if status != 200:
             message = http.client.HTTPMessage()
-            for key, value in headers.items():
+            for key, value in dict(headers).items():
                 message[key] = value
             raise urllib.error.HTTPError(request.full_url, status, 'no', message, io.BytesIO(body))
         return io.BytesIO(body)
@@ -797,11 +797,11 @@ def service(tmp_path_factory):
     server.shutdown()
 
 
-def ask_service(port, path, body, headers={}):
+def ask_service(port, path, body, headers=()):
     """(status, answer)"""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)
     try:
-        connection.request('POST', path, body, headers)
+        connection.request('POST', path, body, dict(headers))
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
