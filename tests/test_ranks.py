@@ -1,12 +1,14 @@
 """
-The same run, the same numbers: on 1, 2 and 4 processes, sharded or not, in micro-batches of any size, with and without gradient checkpointing; and what happens
-to the others when one process dies or hangs. Real processes, gloo on the CPU.
+The same run, the same numbers: on 1, 2 and 4 processes, sharded or not, in micro-batches of any size, with and without gradient checkpointing.
+Real processes, gloo on the CPU. What happens to the others when one process dies or hangs is in test_faults.py.
 """
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
 import torch
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -112,3 +114,26 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path):
             assert found['stats'].keys() == wanted['stats'].keys()
             worst['stats'] = max(worst['stats'], *(abs(found['stats'][k] - v) / max(1.0, abs(v)) for k, v in wanted['stats'].items()))
     assert worst['gradients'] < 1e-6 and worst['params'] < 1e-6 and worst['stats'] < 1e-5, worst
+
+
+def test_a_sharded_run_is_the_same_run(tmp_path):
+    """Answers, rewards, metrics and weights of a whole run, whose reference moves and whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
+    sums = [{'prompt': f'{a}+{b}=', 'answer': str(a + b)} for a in range(8) for b in range(5)]
+    for name, records in (('sums', sums), ('held_out', sums[::5])):
+        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    (tmp_path / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
+    toy = ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--block_size=16', '--max_new_tokens=4', '--n_layer=2', '--n_head=2', '--n_embd=16',
+           '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_samples=1', '--eval_show=0', '--log_interval=1', '--eval_interval=2', '--max_iters=3',
+           '--micro_batch_size=1', '--advantage=gae', '--reference_mode=ema', '--kl_estimator=exact', '--kl_beta=0.1', '--device=cpu', '--precision=fp32', 'ones.py']
+    logs, weights = [], []
+    for name, launcher, more in (('one', (sys.executable,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):
+        done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *toy, f'--out_dir={name}', *more], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs.append([{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(tmp_path / name / 'metrics.jsonl')])
+        saved = torch.load(tmp_path / name / 'ckpt.pt', weights_only=True)
+        weights.append({**saved['model'], **{f'reference {k}': v for k, v in saved['reference'].items()}})
+    assert any(line['grad_norm'] > 0.01 for line in logs[0][:-1])
+    for log, weight in zip(logs[1:], weights[1:]):
+        for ours, theirs in zip(log, logs[0], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        assert weight.keys() == weights[0].keys() and all(torch.allclose(weight[k], v, atol=1e-5) for k, v in weights[0].items())
