@@ -445,9 +445,10 @@ def save(it, beside=None):
 
 
 def save_and_say_so(it, beside=None):
-    """When the scorer is gone."""
+    """When the scorer is gone; all ranks call it, and who leaves first would take the others along."""
     save(it, beside)
     say(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
+    ranks.wait_for_rank_0()
 
 
 def export():
@@ -544,8 +545,6 @@ for it in range(start_iter, max_iters + 1):
                                                     max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
         except ConnectionError:
             save_and_say_so(it, beside)  # rewards come before anything is learned from them, so that nothing has changed yet
-            if world_size > 1:
-                dist.barrier()  # who leaves first takes the others along
             raise
         stats |= job.learn_beside(rollout)
         bad_steps = bad_steps + 1 if stats.get('bad_steps', 0) + stats.get('critic_bad_steps', 0) else 0
