@@ -24,12 +24,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from kernels import fused_logps, fused_loss
 from mirror import token_divergence
 from sample import unpack
-from shard import drop_collected, gathered, is_sharded, whole_norm
+from shard import drop_collected, gathered, is_shard, is_sharded, whole_norm
 
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
 ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo', 'gae')
@@ -460,7 +459,7 @@ def sum_gradients(params, bucket=1 << 25):
     """
     for p in params:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    waiting = [p.grad for p in params if not isinstance(p, DTensor)] if dist.is_initialized() else []
+    waiting = [p.grad for p in params if not is_shard(p)] if dist.is_initialized() else []
     while waiting:
         n = max(1, sum(total <= bucket for total in itertools.accumulate(grad.numel() for grad in waiting)))
         flat = all_reduce(torch.cat([grad.flatten() for grad in waiting[:n]]))

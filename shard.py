@@ -18,16 +18,18 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')  # keys and values are views; nothing is changed in place
 
 
 def is_sharded(model):
-    return isinstance(model, FSDPModule)
+    return hasattr(model, 'skeleton')
+
+
+def is_shard(tensor):
+    """A DTensor? Asked so, because to import that class takes as long as to import torch, and most runs have none."""
+    return hasattr(tensor, 'full_tensor')
 
 
 def skeleton_of(model):
@@ -40,6 +42,8 @@ def shard_model(model, dtype, device, gather_to_sample=True):
     """
     Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered. Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     skeleton = skeleton_of(model)
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     options = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32))
@@ -59,8 +63,8 @@ def shard_model(model, dtype, device, gather_to_sample=True):
 
 def drop_collected(model):
     """Only the shards stay. Weights that a forward without a backward has collected would else be used again after the optimizer has moved on."""
-    for module in model.modules():
-        if is_sharded(module):
+    if is_sharded(model):
+        for module in [*model.blocks, model]:
             module.reshard()
 
 
@@ -69,26 +73,31 @@ def whole(tree):
     found = {}
 
     def collect(tensor):
+        if not is_shard(tensor):
+            return tensor
         if id(tensor) not in found:
             value = tensor.detach().full_tensor()
             found[id(tensor)] = value.cpu() if dist.get_rank() == 0 else value.new_empty(0, device='cpu')
         return found[id(tensor)]
-    return tree_map_only(DTensor, collect, tree)
+    return tree_map(collect, tree)
 
 
 def whole_norm(norm):
     """A norm over shards as the number it is, on every rank."""
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_shard(norm) else norm
 
 
 def part_of(value, p):
     """A whole tensor cut as the parameter p is: this rank's part, or all of it when p is not sharded."""
-    return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else value
+    if not is_shard(p):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
 
 
 def local_part(p):
     """What of p lies on this rank, sharing its memory; all of it when p is not sharded."""
-    return p.detach().to_local() if isinstance(p, DTensor) else p.detach()
+    return p.detach().to_local() if is_shard(p) else p.detach()
 
 
 def optimizer_parts(state, params):
@@ -102,7 +111,7 @@ def collect_model(model, dtype):
     """A plain model with all weights in dtype, whole on every rank. All ranks must call it."""
     drop_collected(model)
     plain = model.skeleton[0]
-    state = {name: value.to(dtype).full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items() if not (name == 'lm_head.weight' and plain.config.tied)}
+    state = {name: value.to(dtype).full_tensor() if is_shard(value) else value for name, value in model.state_dict().items() if not (name == 'lm_head.weight' and plain.config.tied)}
     plain.load_state_dict({'lm_head.weight': state['wte.weight']} | state, assign=True)
     if plain.config.tied:
         plain.lm_head.weight = plain.wte.weight
