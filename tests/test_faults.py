@@ -1,6 +1,6 @@
 """
-A machine that fails: kills, signals, lost and hanging ranks, a full disk, damaged checkpoints, NaN, and rewards that raise, each with real processes. At the end of the
-session the terminal lists what was tried and survived: `python -m pytest tests/test_faults.py`.
+A machine that fails: kills, signals, lost and hanging ranks, a full disk, damaged checkpoints, NaN, and rewards that raise, each with real processes. At the end
+the terminal lists what was tried and survived: `python -m pytest tests/test_faults.py`.
 """
 import json
 import os
