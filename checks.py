@@ -32,7 +32,7 @@ def check_settings(s):
             raise ValueError(f"{key} is {getattr(s, key)}: it must be between 0 and 1")
     if s.init_from == 'resume' and not os.path.exists(os.path.join(s.out_dir, 'ckpt.pt')):
         raise FileNotFoundError(f"there is no {os.path.join(s.out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
-    if s.init_from == 'resume':
+    if s.init_from == 'resume' and os.path.exists(os.path.join(s.out_dir, 'config.json')):
         with open(os.path.join(s.out_dir, 'config.json'), encoding='utf-8') as f:
             began_with = json.load(f)['task']
         if began_with != s.task:

@@ -350,8 +350,10 @@ if master:
         os.rename(out_dir, f'{out_dir}.{number}')
         say(f"{out_dir} held an earlier run: moved to {out_dir}.{number}")
     os.makedirs(out_dir, exist_ok=True)
-    with open(os.path.join(out_dir, 'config.json'), 'w', encoding='utf-8') as f:
+    config_path = os.path.join(out_dir, 'config.json')
+    with open(config_path + '.tmp', 'w', encoding='utf-8') as f:
         json.dump(plain_config, f, indent=1)
+    os.replace(config_path + '.tmp', config_path)  # a resumed run reads it: whole or not at all
     if 'chars' not in job.saved():
         job.tokenizer.save(os.path.join(out_dir, 'tokenizer'))
     metrics_file, samples_file, rewards_file = (open(path, 'a', encoding='utf-8') for path in (metrics_path, samples_path, rewards_path))
