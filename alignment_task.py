@@ -23,7 +23,7 @@ class Alignment(Completion):
     """Prompts, and a scorer for the answers to them."""
     headline = 'eval/feasible_reward'
 
-    def __init__(self, s, device, rank, once, say):
+    def __init__(self, s, device, once, say):
         if s.scorer_batch_size < 1 or s.scorer_timeout <= 0 or s.scorer_patience <= 0:
             raise ValueError(f"scorer_batch_size ({s.scorer_batch_size}) must be at least 1, scorer_timeout ({s.scorer_timeout}) and scorer_patience ({s.scorer_patience}) above 0")
         if s.rewards != ['exact_answer']:  # the default, which means nothing here
@@ -42,7 +42,7 @@ class Alignment(Completion):
         self.multiplier = LagrangeMultiplier(s.lambda_cost, s.lambda_lr, s.lambda_min, s.lambda_max, s.jc_ema_beta, s.cost_threshold_d, s.lambda_positive_only, s.lambda_rule)
         if s.lambda_adapt and s.lambda_positive_only:
             say("note: with lambda_positive_only lambda can only rise, also when the answers have long been safe")
-        super().__init__(s, device, rank, once, say)
+        super().__init__(s, device, once, say)
         for i, record in enumerate(self.records + self.eval_records):
             if template and not isinstance(record['prompt'], str):
                 raise ValueError(f"prompt {i} is a list of chat messages, and scorer_template {template!r} takes a text")

@@ -55,7 +55,7 @@ def straightforward_step(policy, reference, judge, batch, group_size, optimizer,
 
     with torch.no_grad():
         if texts is None:
-            drawn = torch.multinomial(log_probs_of(policy.model).exp().flatten(0, 1), 1, generator=policy.generator).view_as(prompts)
+            drawn = torch.multinomial(log_probs_of(policy.model).exp().flatten(0, 1), 1).view_as(prompts)
             texts = torch.where(is_slot, drawn, prompts)
         rewards = 1 - judge.score(texts)
         ref_log_probs = log_probs_of(reference.model)

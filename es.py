@@ -16,9 +16,10 @@ from collections.abc import Callable
 
 import torch
 
+import ranks
 from compare import last_words, stop_with_children, train, train_all
 from configurator import configure
-from grpo import all_reduce, compute_advantages, compute_rewards, part_means
+from grpo import all_reduce, compute_advantages, compute_rewards, part_means, reward_values
 from mirror import MirrorMap
 from model import save_checkpoint
 
@@ -35,8 +36,8 @@ def pair_weights(fitness):
     whole = torch.isfinite(fitness).all(dim=1)
     weights = torch.zeros(len(fitness))
     if whole.any():
-        ranks = centred_ranks(fitness[whole].double())
-        weights[whole] = (ranks[:, 0] - ranks[:, 1]).float() / (2 * whole.sum())
+        places = centred_ranks(fitness[whole].double())
+        weights[whole] = (places[:, 0] - places[:, 1]).float() / (2 * whole.sum())
     return weights
 
 
@@ -63,12 +64,13 @@ def es_step(params: list[torch.Tensor], fitness_of: Callable[[], float], seed: i
     seeds = [(seed * 1_000_003 + i) % 2 ** 62 for i in range(pairs)]
     fitness = torch.zeros(pairs, 2, dtype=torch.double)
     try:
-        for i in range(rank, pairs, world_size):
-            for side, sign in enumerate((1, -1)):
-                for p, origin, noise in zip(params, here, directions(params, seeds[i])):
-                    p.copy_(origin).add_(noise, alpha=sign * sigma)
-                changed()
-                fitness[i, side] = fitness_of()
+        with ranks.together(params[0].device):
+            for i in range(rank, pairs, world_size):
+                for side, sign in enumerate((1, -1)):
+                    for p, origin, noise in zip(params, here, directions(params, seeds[i])):
+                        p.copy_(origin).add_(noise, alpha=sign * sigma)
+                    changed()
+                    fitness[i, side] = fitness_of()
     finally:
         for p, origin in zip(params, here):
             p.copy_(origin)  # what was added is not subtracted again: that would round
@@ -80,23 +82,23 @@ def es_step(params: list[torch.Tensor], fitness_of: Callable[[], float], seed: i
     return fitness
 
 
-def es_training_step(policy, batch_of, params, rewards, group_size, **options):
+def es_training_step(policy, batch, params, rewards, group_size, **options):
     """
-    An iteration like grpo_training_step, by es_step: fitness is the mean reward of group_size answers to each prompt of batch_of(), the same prompts and noise
+    An iteration like grpo_training_step, by es_step: fitness is the mean reward of group_size answers to each prompt of batch, the same prompts and noise
     each time. Returns (metrics, rollout), both of the policy as it was before the step; weights that adapt see its answers alone.
     """
     start = time.perf_counter()
 
-    def answers(rewards):
-        rollout = policy.sample(batch_of(), group_size)
-        return compute_rewards(policy, rollout, rewards), rollout
-
-    weights, rollout = answers(rewards)
+    with ranks.together(policy.model.wte.weight.device):
+        rollout = policy.sample(batch, group_size)
+        values = reward_values(policy, rollout, rewards)
+    weights = compute_rewards(policy, rollout, rewards, values)
     fixed = [(name, function, weights[name]) for name, function, _ in rewards]
     tokens = [0]
 
     def fitness():
-        _, tried = answers(fixed)
+        tried = policy.sample(batch, group_size)
+        compute_rewards(policy, tried, fixed)
         tokens[0] += tried.lengths.sum().item()
         return tried.rewards.nanmean().item()
 

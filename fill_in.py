@@ -10,7 +10,7 @@ import copy
 import torch
 
 from grpo import Rollout, gather_logps, head_log_probs
-from sample import choices, pack
+from sample import choices, pack, uniforms
 
 MASK_KINDS = ('random', 'sticky', 'span')
 
@@ -61,10 +61,10 @@ def corrupt_like_bert(tokens, chosen, tokenizer, generator):
     return torch.where(chosen & (u >= 0.8) & (u < 0.9), noise, inputs)
 
 
-def make_batch(tokens, lengths, chosen, mask_id):
+def make_batch(tokens, lengths, chosen, mask_id, seed=0):
     """
     The prompts of a fill-in step: tokens (P, T) with every chosen position (P, T) bool masked. Returns a dict of tensors:
-    tokens (P, T) masked, lengths (P,), slots (P, M) positions in reading order, n_slots (P,), original (P, T).
+    tokens (P, T) masked, lengths (P,), slots (P, M) positions in reading order, n_slots (P,), original (P, T), and of `seed` each text's own, seeds (P,).
     """
     n_slots = chosen.sum(dim=1)
     if (n_slots == 0).any():
@@ -72,7 +72,8 @@ def make_batch(tokens, lengths, chosen, mask_id):
     M = int(n_slots.max())
     slots = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :M]         # masked positions first, in reading order
     slots = slots.masked_fill(torch.arange(M, device=slots.device) >= n_slots[:, None], 0)
-    return {'tokens': tokens.masked_fill(chosen, mask_id), 'lengths': lengths, 'slots': slots, 'n_slots': n_slots, 'original': tokens}
+    seeds = torch.tensor([(seed * 10 ** 5 + p) % 2 ** 62 for p in range(len(tokens))])
+    return {'tokens': tokens.masked_fill(chosen, mask_id), 'lengths': lengths, 'slots': slots, 'n_slots': n_slots, 'original': tokens, 'seeds': seeds}
 
 
 class FillInPolicy:
@@ -84,12 +85,11 @@ class FillInPolicy:
     on each of the G fills has a forward of its own. The order does not depend on the policy, so the log-probs stay exact.
     """
 
-    def __init__(self, model, tokenizer, temperature=1.0, top_p=1.0, unmask_steps=1, generator=None):
+    def __init__(self, model, tokenizer, temperature=1.0, top_p=1.0, unmask_steps=1):
         if temperature <= 0 or not 0 < top_p <= 1 or unmask_steps < 1:
             raise ValueError(f"temperature {temperature} must be above 0, top_p {top_p} in (0, 1], unmask_steps {unmask_steps} at least 1")
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.top_p, self.unmask_steps = temperature, top_p, unmask_steps
-        self.generator = generator  # of the sampling noise, on the model's device; None is torch's own
         device = model.wte.weight.device
         self.forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=device)
         self.forbidden[tokenizer.special_ids] = True
@@ -128,10 +128,12 @@ class FillInPolicy:
 
     @torch.no_grad()
     def sample(self, batch, group_size):
+        """Fills at the policy's temperature; each depends on its text, its seed and its place in the group, not on the rest of the batch."""
         P, M = batch['slots'].shape
         step_of_slot = torch.zeros_like(batch['slots'])
+        noise, *u = uniforms(batch['seeds'].tolist(), 1 + group_size, M).to(step_of_slot.device).unbind(1)
+        u = torch.stack(u, dim=1)                                               # (P, G, M)
         if self.unmask_steps > 1:
-            noise = torch.rand(P, M, generator=self.generator, device=step_of_slot.device)
             noise.masked_fill_(torch.arange(M, device=noise.device) >= batch['n_slots'][:, None], 2.0)
             rank = noise.argsort(dim=1).argsort(dim=1)
             step_of_slot = rank * self.unmask_steps // batch['n_slots'][:, None]  # padding lands beyond the last step
@@ -149,8 +151,10 @@ class FillInPolicy:
                 log_probs = log_probs.masked_fill(~keep, -torch.inf).log_softmax(dim=-1)
                 allowed = pack(keep) if allowed is None else torch.where(now[..., None], pack(keep), allowed)
             draws = group_size // log_probs.shape[1]
-            drawn = torch.multinomial(log_probs.exp().flatten(0, 2), draws, replacement=True, generator=self.generator)
-            drawn = drawn.view(P, -1, M, draws).transpose(2, 3).reshape(P, group_size, M)
+            mass = log_probs.double().exp().cumsum(dim=-1)                                    # (P, H, M, V)
+            target = u.view(P, -1, draws, M).transpose(2, 3).contiguous() * mass[..., -1:]    # (P, H, M, draws)
+            drawn = torch.searchsorted(mass, target, right=True)  # the first whose cumulated mass lies above: never one of probability 0
+            drawn = drawn.transpose(2, 3).reshape(P, group_size, M)
             fills = torch.where(now, drawn, fills)
             logps = torch.where(now, gather_logps(log_probs, drawn), logps)
         lengths = batch['n_slots'].cpu()[:, None].expand(P, group_size)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.distributed as dist
 
+import ranks
 from kernels import fused_logps, fused_loss
 from mirror import token_divergence
 from sample import unpack
@@ -495,16 +496,17 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     policy.model.train()  # no more than an adapter's dropout depends on it
     for epoch in range(num_epochs):
         optimizer.zero_grad(set_to_none=True)
-        for part in micro_batches(rollout, micro_batch_size):
-            loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
-            scaler.scale(loss).backward()
-            largest = stats.pop('sampler_gap_max')
-            if epoch == 0:
-                gap_max = largest if gap_max is None else torch.maximum(gap_max, largest)
-            for name, value in stats.items():
-                if name == 'sampler_gap_mean':
-                    value = value * num_epochs if epoch == 0 else 0.0
-                totals[name] = totals.get(name, 0.0) + value / num_epochs
+        with ranks.breakable(epoch == 0 and not dist.is_initialized()):
+            for part in micro_batches(rollout, micro_batch_size):
+                loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
+                scaler.scale(loss).backward()
+                largest = stats.pop('sampler_gap_max')
+                if epoch == 0:
+                    gap_max = largest if gap_max is None else torch.maximum(gap_max, largest)
+                for name, value in stats.items():
+                    if name == 'sampler_gap_mean':
+                        value = value * num_epochs if epoch == 0 else 0.0
+                    totals[name] = totals.get(name, 0.0) + value / num_epochs
         sum_gradients(params)
         scaler.unscale_(optimizer)
         # clipped after the sum over ranks: the norm that counts is the whole step's
@@ -554,17 +556,19 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
     training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
     clock, reference = [time.perf_counter()], reference if learn else None
-    with ThreadPoolExecutor(1) as beside:
-        parts = []  # with rollout_batch_size the rewards of a part are worked out beside what follows
-        rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size, rollout_batch_size,
-                                    lambda part: parts.append(beside.submit(reward_values, policy, part, rewards)) if rollout_batch_size else None)
-        clock.append(time.perf_counter())
-        parts = [part.result() for part in parts]
-    weights = compute_rewards(policy, rollout, rewards, {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else None)
+    beside = ThreadPoolExecutor(1)
+    try:
+        with ranks.together(policy.model.wte.weight.device, not is_sharded(policy.model)):
+            parts = []  # with rollout_batch_size the rewards of a part are worked out beside what follows
+            rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size, rollout_batch_size,
+                                        lambda part: parts.append(beside.submit(reward_values, policy, part, rewards)) if rollout_batch_size else None)
+            clock.append(time.perf_counter())
+            parts = [part.result() for part in parts] or [reward_values(policy, rollout, rewards)]
+            clock.append(time.perf_counter())
+    finally:
+        beside.shutdown(cancel_futures=True)
     clock.append(time.perf_counter())
-    if dist.is_initialized():
-        all_reduce(torch.zeros(1, device=rollout.tokens.device)).item()  # here the ranks meet, and who was quicker waits
-    clock.append(time.perf_counter())
+    weights = compute_rewards(policy, rollout, rewards, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     token_rewards = torch.zeros_like(rollout.logps)
     if kl_in_reward and reference is not None:
         token_rewards -= kl_beta * (rollout.logps - rollout.ref_log_probs).masked_fill(~rollout.mask, 0.0)
@@ -592,12 +596,12 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
         drop_collected(reference.model)  # its head was needed until now
     clock.append(time.perf_counter())
 
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean().to(rollout.tokens.device)).item() / ranks
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean().to(rollout.tokens.device)).item() / world_size
     rewarded = everyone[~everyone.isnan()]
     metrics |= {'mean_reward': rewarded.mean().item(), 'std_reward': rewarded.std().item(),
                 'frac_reward_zero_std': (everyone.nan_to_num(torch.inf).amin(dim=1) >= everyone.nan_to_num(-torch.inf).amax(dim=1)).float().mean().item(),
-                'mean_advantage': all_reduce(rollout.advantages.mean()).item() / ranks,
+                'mean_advantage': all_reduce(rollout.advantages.mean()).item() / world_size,
                 'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
     metrics |= part_means(rollout.reward_parts)
     times = [b - a for a, b in zip(clock, clock[1:])]

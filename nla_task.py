@@ -29,8 +29,8 @@ class NLA(Job):
     headline = 'eval/fve'
     max_answer_tokens = property(lambda self: self.s.max_new_tokens)
 
-    def __init__(self, s, device, rank, once, say):
-        self.s, self.device, self.rank, self.say = s, device, rank, say
+    def __init__(self, s, device, once, say):
+        self.s, self.device, self.say = s, device, say
         self.check_settings()
         name = dataset_name(s.dataset)
         self.source_path, self.generator_path, self.activations_path = (path.format(dataset=name) for path in (s.generator_checkpoint, s.nla_checkpoint, s.activations))

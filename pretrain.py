@@ -28,13 +28,13 @@ from nla import fve
 from sample import generate
 
 
-def masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator):
-    """n random texts, an equal share masked in each kind: the batch of make_batch and chosen (n, block_size) bool."""
+def masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator, seed=0):
+    """n random texts, an equal share masked in each kind: the batch of make_batch and chosen (n, block_size) bool. seed: of their fills."""
     tokens = random_windows(ids, n, block_size, generator)
     lengths = torch.full((n,), block_size)
     chosen = torch.cat([choose_slots(kind, lengths[i::len(mask_kinds)], block_size, mask_ratio, generator)
                         for i, kind in enumerate(mask_kinds)])
-    return make_batch(tokens, lengths, chosen, tokenizer.mask_id), chosen
+    return make_batch(tokens, lengths, chosen, tokenizer.mask_id, seed), chosen
 
 
 def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):

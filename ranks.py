@@ -1,22 +1,36 @@
 """
-Several processes as one. torchrun starts them; here they join, wait for rank 0 where it works alone, and say who is lost.
+Several processes as one. torchrun starts them; here they join, wait for rank 0 where it works alone, meet where each has worked alone, stop when they are told to,
+and say who is lost.
 
 A collective waits `timeout` seconds at most for a rank that hangs; one that died is noticed at once. Where rank 0 pretrains, evaluates or exports the others wait
 for days if need be, asleep. When a wait was in vain, who still runs checks in with the others, and the message names those who do not.
+
+SIGINT or SIGTERM asks to stop, and a second one insists. As long as an iteration has changed nothing (an evaluation, rollouts, rewards, and with one process the first
+backward) it is broken off, for it may last minutes and a cluster waits half a minute; else it is finished first.
 """
 import datetime
 import itertools
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from functools import partial
 
+import torch
 import torch.distributed as dist
 
 CHECK_IN = 5.0   # seconds that those who are left have to report, after one of them has lost somebody
 turns = itertools.count()
+stop_signals = []       # those that came
+previous_handlers = {}
+may_break = False       # a signal breaks off what goes on
+
+
+class Stopped(BaseException):
+    """A signal has broken off what had changed nothing yet. Not an Exception: who catches those, of a reward for instance, must let it pass."""
 
 
 def join(backend, timeout):
@@ -39,6 +53,51 @@ def wait_for_rank_0():
             the_store().set(turn, '')
         else:
             the_store().wait([turn], datetime.timedelta(days=7))
+
+
+def listen():
+    """From now on a first SIGINT or SIGTERM only asks to stop."""
+    for s in (signal.SIGINT, signal.SIGTERM):
+        previous_handlers[s] = signal.signal(s, asked_to_stop)
+
+
+def asked_to_stop(number, frame):
+    global may_break
+    stop_signals.append(number)
+    for s, handler in previous_handlers.items():  # a second one stops at once
+        signal.signal(s, handler)
+    if may_break:
+        may_break = False
+        raise Stopped
+
+
+@contextmanager
+def breakable(really=True):
+    """As long as the context lasts nothing is changed that counts, so that a signal breaks it off, raising Stopped. really: whether it is so."""
+    global may_break
+    if really and stop_signals:
+        raise Stopped
+    may_break = really
+    try:
+        yield
+    finally:
+        may_break = False
+
+
+@contextmanager
+def together(device, really=True):
+    """What every rank does by itself, breakable; at the end they meet, and who was quicker waits. Where one has lost its scorer (ConnectionError) or was told to stop (Stopped), all raise that."""
+    failure = None
+    try:
+        with breakable(really):
+            yield
+    except (ConnectionError, Stopped) as e:
+        failure = e
+    worst = torch.tensor(0 if failure is None else 1 if isinstance(failure, Stopped) else 2, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
+    if worst > 0:
+        raise failure if isinstance(failure, ConnectionError) or worst == 1 and failure else Stopped() if worst == 1 else ConnectionError("the scorer failed another process, whose message says how")
 
 
 def say_who_is_lost(say_what, kind, error, trace):

@@ -7,7 +7,6 @@ ranks together; a function of the seed and `it` alone, so there is no state to s
 does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
 `s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
 """
-import copy
 import os
 import warnings
 
@@ -17,7 +16,7 @@ from completion import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
-from grpo import all_reduce, reward_tensor, weighted_reward
+from grpo import reward_tensor, weighted_reward
 from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
@@ -38,13 +37,13 @@ class FillIn(Job):
     headline = 'eval/judge_reward'
     max_answer_tokens = property(lambda self: self.s.block_size)
 
-    def __init__(self, s, device, rank, once, say):
+    def __init__(self, s, device, once, say):
         if len(s.mask_ratio) != 2 or not 0 < s.mask_ratio[0] <= s.mask_ratio[1] <= 1:
             raise ValueError(f"mask_ratio is {s.mask_ratio}: it must be (low, high) with 0 < low <= high <= 1, for instance (0.25, 0.35); at 0 there is nothing to fill in")
         for kind in s.mask_kinds:
             if kind not in MASK_KINDS:
                 raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
-        self.s, self.device, self.rank, self.say = s, device, rank, say
+        self.s, self.device, self.say = s, device, say
         once(lambda: load_corpus(s.dataset))  # prepares it on first use
         self.tokenizer, self.corpus = load_corpus(s.dataset)
         for ids in self.corpus.values():
@@ -56,7 +55,6 @@ class FillIn(Job):
             if one.trunk.config.block_size < s.block_size + 1:
                 raise ValueError(f"the judge at {path} reads texts of at most {one.trunk.config.block_size - 1} characters and block_size is {s.block_size}: lower block_size, or name a judge that does not exist yet to have it trained")
         say(f"judge: held-out AUC {self.judge.quality['auc']:.3f}, R2 {self.judge.quality['r2']:.3f}; gold judge: AUC {self.gold.quality['auc']:.3f}, R2 {self.gold.quality['r2']:.3f}")
-        self.noise = torch.Generator(device)
         self.rewards = [('judge', lambda policy, rollout: 1 - score_fills(self.judge, rollout.batch, rollout.tokens), 1.0)]
         self.eval_batch = self.draw('val', s.eval_prompts_n, 0)
 
@@ -82,20 +80,17 @@ class FillIn(Job):
         return model
 
     def policy(self, model):
-        return FillInPolicy(model, self.tokenizer, self.s.temperature, self.s.top_p, self.s.unmask_steps, self.noise)
+        return FillInPolicy(model, self.tokenizer, self.s.temperature, self.s.top_p, self.s.unmask_steps)
 
     def draw(self, split, n, seed):
-        batch, _ = masked_windows(self.corpus[split], n, self.s.block_size, self.tokenizer, self.s.mask_kinds, self.s.mask_ratio, torch.Generator().manual_seed(seed))
+        batch, _ = masked_windows(self.corpus[split], n, self.s.block_size, self.tokenizer, self.s.mask_kinds, self.s.mask_ratio, torch.Generator().manual_seed(seed), seed)
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def batch(self, it):
-        self.noise.manual_seed((self.s.seed * 10 ** 9 + it * 1000 + self.rank) % 2 ** 62)  # every rank draws its own fills
         return self.draw('train', self.s.batch_size, (self.s.seed * 10 ** 9 + it) % 2 ** 62)
 
     def evaluate(self, policy):
         """The same held-out texts with the same noise each time. The gold judge is never a reward."""
-        policy = copy.copy(policy)
-        policy.generator = torch.Generator(self.device).manual_seed(0)
         rollout = policy.sample(self.eval_batch, 2)
         if self.s.eval_show:
             self.say(describe_fills(self.tokenizer, self.eval_batch, rollout.tokens, self.s.eval_show))
@@ -123,8 +118,8 @@ class Completion(Job):
     headline = 'eval/accuracy_greedy'
     max_answer_tokens = property(lambda self: self.s.max_new_tokens)
 
-    def __init__(self, s, device, rank, once, say):
-        self.s, self.device, self.rank, self.say, self.start_model = s, device, rank, say, None
+    def __init__(self, s, device, once, say):
+        self.s, self.device, self.say, self.start_model = s, device, say, None
         self.reward_functions = self.named_rewards()
         source = s.train_prompts or s.dataset
         once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
@@ -206,16 +201,9 @@ class Completion(Job):
         return score_answers(self.reward_functions, texts, records, self.s.reward_errors)
 
     def scores(self, policy, rollout):
-        """What `ask` says of a training rollout, asked once for all names. Where one rank's scorer is gone all ranks stop."""
+        """What `ask` says of a training rollout, asked once for all names."""
         if self.scored[0] is not rollout:
-            failure, values = None, None
-            try:
-                values = self.ask(policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
-            except ConnectionError as e:
-                failure = e
-            if all_reduce(torch.tensor(float(failure is not None), device=rollout.tokens.device), 'max').item():
-                raise failure or ConnectionError("the scorer failed another process, whose message says how")
-            self.scored = rollout, values
+            self.scored = rollout, self.ask(policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
         return self.scored[1]
 
     def evaluate(self, policy):

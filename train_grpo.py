@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 import types
@@ -233,7 +232,7 @@ def once(make):
 # ---------------------------------------------------------------------------------------------------------------------
 # the job, the policy, the reference, the optimizer, and where a resumed run stopped
 
-job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA, 'alignment': Alignment}[task](types.SimpleNamespace(**config), device, rank if optimizer == 'adamw' else 0, once, say)  # es: every rank the same prompts and noise
+job = {'fill_in': FillIn, 'completion': Completion, 'nla': NLA, 'alignment': Alignment}[task](types.SimpleNamespace(**config), device, once, say)
 checkpoint_path, metrics_path, samples_path, rewards_path = (os.path.join(out_dir, name) for name in ('ckpt.pt', 'metrics.jsonl', 'samples.jsonl', 'rewards.jsonl'))
 model = job.load_model().eval()
 start_weights = sum(p.double().sum() for p in model.parameters()).item()  # tells one start from another
@@ -446,10 +445,11 @@ def save(it, beside=None):
         os.remove(path)
 
 
-def save_and_say_so(it, beside=None):
-    """When the scorer is gone; all ranks call it, and who leaves first would take the others along."""
+def save_and_say_so(it, beside=None, when=''):
+    """When the run was told to stop, or the scorer is gone; all ranks call it, and who leaves first would take the others along."""
     save(it, beside)
-    say(f"stopped in iteration {it}; saved {checkpoint_path}: go on with --init_from=resume when the scorer is back", flush=True)
+    arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
+    say(f"stopped in iteration {it}; saved {checkpoint_path}. To go on{when}:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume", flush=True)
     ranks.wait_for_rank_0()
 
 
@@ -477,18 +477,7 @@ def export():
     say(f"exported to {os.path.join(out_dir, 'export')}")
 
 
-stop_signals = []
-previous_handlers = {}
-
-
-def ask_to_stop(number, frame):
-    stop_signals.append(number)
-    for s, handler in previous_handlers.items():  # a second one stops at once
-        signal.signal(s, handler)
-
-
-for s in (signal.SIGINT, signal.SIGTERM):
-    previous_handlers[s] = signal.signal(s, ask_to_stop)
+ranks.listen()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the loop
@@ -505,9 +494,12 @@ for it in range(start_iter, max_iters + 1):
         with gathered(policy) as whole_policy:
             if master or (shard and not gather_to_sample):  # else the others wait for rank 0 below
                 try:
-                    metrics |= job.evaluate(whole_policy)
+                    with ranks.breakable(not shard or gather_to_sample):
+                        metrics |= job.evaluate(whole_policy)
                 except ConnectionError as e:
                     scorer_lost = e
+                except ranks.Stopped:  # as the flags say that the ranks exchange now
+                    pass
         metrics['time_eval'] = time.perf_counter() - began
     is_best = master and metrics.get(job.headline, -math.inf) > best
     best = max(best, metrics.get(job.headline, -math.inf))
@@ -515,22 +507,21 @@ for it in range(start_iter, max_iters + 1):
     # All ranks go the same way: one that got a signal, or has lost the scorer, tells the others.
     if evaluating:
         ranks.wait_for_rank_0()
-    stopping, someone_lost, is_best = (flag > 0 for flag in all_reduce(torch.tensor([bool(stop_signals), scorer_lost is not None, is_best], dtype=torch.float, device=device), 'max').tolist())
+    stopping, someone_lost, is_best = (flag > 0 for flag in all_reduce(torch.tensor([bool(ranks.stop_signals), scorer_lost is not None, is_best], dtype=torch.float, device=device), 'max').tolist())
     if someone_lost:
-        save_and_say_so(it)
+        save_and_say_so(it, when=' when the scorer is back')
         raise scorer_lost or ConnectionError("the scorer failed rank 0, whose message says how")
-    if evaluating and master:
+    if evaluating and master and not stopping:
         say(f"iter {it}: {job.describe(metrics)}", flush=True)
     if is_best:  # before save(), which remembers its value
         save_best(it)
-    if stopping or it == max_iters or (it % save_interval == 0 and it > start_iter):
+    if stopping:
+        save_and_say_so(it)
+        break
+    if it == max_iters or (it % save_interval == 0 and it > start_iter):
         began = time.perf_counter()
         save(it)
         metrics['time_save'] = time.perf_counter() - began
-    if stopping:
-        arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
-        say(f"stopped before iteration {it}; saved {checkpoint_path}. To go on:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume")
-        break
 
     if it < max_iters:
         lr = learning_rate_at(it)
@@ -539,15 +530,19 @@ for it in range(start_iter, max_iters + 1):
         beside = job.saved()
         try:
             if optimizer == 'es':
-                stats, rollout = es_training_step(policy, lambda: job.batch(it), [masters[name] for name in learning], job.rewards, group_size, seed=seed * 10 ** 6 + it, pairs=es_pairs,
+                stats, rollout = es_training_step(policy, job.batch(it), [masters[name] for name in learning], job.rewards, group_size, seed=seed * 10 ** 6 + it, pairs=es_pairs,
                                                   sigma=es_sigma, learning_rate=lr, rank=rank, world_size=world_size, changed=lambda: copy_masters(masters, model))
             else:
                 batch = {key: value[my_rows] for key, value in job.batch(it).items()}
                 stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
                                                     max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
         except ConnectionError:
-            save_and_say_so(it, beside)  # rewards come before anything is learned from them, so that nothing has changed yet
+            save_and_say_so(it, beside, ' when the scorer is back')  # rewards come before anything is learned from them, so that nothing has changed yet
             raise
+        except ranks.Stopped:  # nor has it here
+            save_and_say_so(it, beside)
+            stopping = True
+            break
         stats |= job.learn_beside(rollout)
         bad_steps = bad_steps + 1 if stats.get('bad_steps', 0) + stats.get('critic_bad_steps', 0) else 0
         if averages:

@@ -59,7 +59,7 @@ def settings(*arguments):
 torch.set_num_threads(1)
 folder = tempfile.TemporaryDirectory()
 s = settings(os.path.join(ROOT, 'config', 'arithmetic.py'), '--n_layer=2', '--n_embd=64', '--pretrain_iters=60', '--eval_prompts_n=50', '--kl_beta=0.05', '--kl_estimator=k3', f'--generator_checkpoint={folder.name}/start.pt')
-job = Completion(s, 'cpu', 0, once=lambda make: make(), say=lambda *_: None)
+job = Completion(s, 'cpu', once=lambda make: make(), say=lambda *_: None)
 model = job.load_model().eval()
 policy, reference = job.policy(model), job.policy(copy.deepcopy(model).requires_grad_(False))
 rate = s.learning_rate / (s.warmup_iters + 1)  # of iteration 0

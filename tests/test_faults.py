@@ -221,7 +221,7 @@ def test_sigterm_saves(folder, undisturbed, launcher, record_property):
             since = time.monotonic()
     process.wait(timeout=30)
     took = time.monotonic() - since
-    assert 'stopped before iteration' in printed and took < 30, printed[-2000:]
+    assert 'stopped in iteration' in printed and took < 30, printed[-2000:]
     assert process.returncode == 0 or launcher == TORCHRUN
     done = run(folder, '--init_from=resume', launcher=launcher)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -229,6 +229,33 @@ def test_sigterm_saves(folder, undisturbed, launcher, record_property):
         same(folder, undisturbed)
     assert [line['iter'] for line in log_of(folder)['metrics']] == list(range(13))
     record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'}: saved and gone after {took:.1f} s")
+
+
+@pytest.mark.parametrize('launcher, phase', [((sys.executable, '-u'), 'reward_values'), ((sys.executable, '-u'), 'evaluate'), ((sys.executable, '-u'), 'policy_loss'), (TORCHRUN, 'reward_values'), (TORCHRUN, 'evaluate')])
+def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, record_property):
+    """The signal comes while a reward, an evaluation or the loss takes forever: it is broken off, as nothing has changed yet, and the run then goes on as if nothing had happened."""
+    (folder / 'slow.py').write_text('import os as _os, time as _time, traceback as _traceback\nimport grpo as _grpo\n_calls, _real = [0], _grpo.policy_loss\n\n'
+                                    'def _wait(phase):\n    _calls[0] += _os.environ.get("SLOW") == phase\n    while _calls[0] > 20:\n        print("waiting", flush=True)\n        _time.sleep(0.1)\n\n'
+                                    'def ones(text, **_):\n    _wait(next((f.name for f in _traceback.extract_stack() if f.name in ("evaluate", "reward_values")), None))\n    return text.count("1") / 4\n\n'
+                                    'def _loss(*arguments, **options):\n    _wait("policy_loss")\n    return _real(*arguments, **options)\n\n_grpo.policy_loss = _loss\nrewards = [ones]\n')
+    slow = ('slow.py', '--micro_batch_size=1', '--out_dir=slow')
+    process = subprocess.Popen(command(*slow, launcher=launcher), cwd=folder, env=ENV | {'SLOW': phase}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    printed, since = '', None
+    for line in process.stdout:
+        printed += line
+        if line == 'waiting\n' and since is None:
+            process.send_signal(signal.SIGTERM)
+            since = time.monotonic()
+    process.wait(timeout=30)
+    took = time.monotonic() - since
+    assert re.search(r'stopped in iteration [1-9]', printed) and took < 30 and (process.returncode == 0 or launcher == TORCHRUN), printed[-2000:]
+    assert run(folder, *slow, '--init_from=resume', launcher=launcher).returncode == 0
+    if launcher != TORCHRUN:
+        assert run(folder, *slow, '--out_dir=calm').returncode == 0
+        assert log_of(folder, 'slow') == log_of(folder, 'calm') and all(torch.equal(v, weights_of(folder, 'calm')[k]) for k, v in weights_of(folder, 'slow').items())
+    assert [line['iter'] for line in log_of(folder, 'slow')['metrics']] == list(range(13))
+    where = {'reward_values': 'a reward', 'evaluate': 'an evaluation', 'policy_loss': 'the loss'}[phase]
+    record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'} while {where} takes forever: saved and gone after {took:.1f} s")
 
 
 # --- disks and files

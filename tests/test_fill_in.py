@@ -10,6 +10,7 @@ from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, 
 from grpo import gather_logps, generate_rollouts, grpo_training_step, head_log_probs
 from model import GPT, configure_optimizers
 from pretrain import filler_config
+from sample import uniforms
 
 TOKENIZER = CharTokenizer('abcdefgh')
 
@@ -19,14 +20,14 @@ def tiny_policy(tokenizer=TOKENIZER, seed=0, **options):
     model = GPT(filler_config(tokenizer, 16, 2, 2, 16)).eval()
     for p in model.parameters():  # blocks start as the identity; make them do something
         torch.nn.init.normal_(p, std=0.3)
-    return FillInPolicy(model, tokenizer, generator=torch.Generator().manual_seed(seed), **options)
+    return FillInPolicy(model, tokenizer, **options)
 
 
-def tiny_batch(P=4, T=12, lengths=None, ratio=(0.3, 0.6), kind='random', tokenizer=TOKENIZER):
+def tiny_batch(P=4, T=12, lengths=None, ratio=(0.3, 0.6), kind='random', tokenizer=TOKENIZER, seed=0):
     generator = torch.Generator().manual_seed(1)
     lengths = torch.full((P,), T) if lengths is None else torch.tensor(lengths)
     tokens = torch.randint(len(tokenizer.chars), (P, T), generator=generator)
-    return make_batch(tokens, lengths, choose_slots(kind, lengths, T, ratio, generator), tokenizer.mask_id)
+    return make_batch(tokens, lengths, choose_slots(kind, lengths, T, ratio, generator), tokenizer.mask_id, seed)
 
 
 @pytest.mark.parametrize('kind', ['random', 'sticky', 'span'])
@@ -98,15 +99,31 @@ def test_sampler_and_trainer_agree(top_p, unmask_steps):
     assert not (texts == TOKENIZER.mask_id).any()
 
 
-def test_one_step_is_the_plain_case_bit_for_bit():
-    """unmask_steps=1 written out: softmax of the tempered logits at the slots, one draw for each fill."""
+def test_one_step_is_the_plain_case():
+    """unmask_steps=1 written out: softmax of the tempered logits at the slots; a fill is the first character whose cumulated probability lies above its number."""
     policy = tiny_policy(temperature=0.8)
     batch = tiny_batch(lengths=[12, 12, 12, 12])
     rollout = policy.sample(batch, 5)
     hidden = policy.model(batch['tokens']).gather(1, batch['slots'][..., None].expand(-1, -1, 16))
     probs = (policy.model.lm_head(hidden) / 0.8).masked_fill(policy.forbidden, -torch.inf).log_softmax(-1).exp()
-    drawn = torch.multinomial(probs.flatten(0, 1), 5, replacement=True, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(rollout.tokens, drawn.view(4, -1, 5).transpose(1, 2))
+    u = uniforms(batch['seeds'].tolist(), 6, probs.shape[1])[:, 1:]             # the first row deals slots into steps
+    for p, g, m in itertools.product(range(4), range(5), range(probs.shape[1])):
+        below = [sum(probs[p, m, :v + 1].tolist()) for v in range(len(TOKENIZER.chars))]
+        assert rollout.tokens[p, g, m] == next(v for v, mass in enumerate(below) if mass > u[p, g, m])
+
+
+@pytest.mark.parametrize('unmask_steps', [1, 3])
+def test_a_fill_depends_on_its_text_its_seed_and_its_place_alone(unmask_steps):
+    """Some of the texts, in another order and padded otherwise, with more fills each, get the fills that they got among the others: so ranks and parts of a rollout do not matter."""
+    policy = tiny_policy(unmask_steps=unmask_steps)
+    batch = tiny_batch(lengths=[12, 5, 9, 7])
+    together = policy.sample(batch, 3)
+    some = torch.tensor([3, 1])
+    M = int(batch['n_slots'][some].max())
+    alone = policy.sample({k: v[some][:, :M] if k == 'slots' else v[some] for k, v in batch.items()}, 4)
+    mask = alone.mask[:, :3]
+    assert M < batch['slots'].shape[1] and torch.equal(alone.tokens[:, :3][mask], together.tokens[some][:, :, :M][mask])
+    assert not torch.equal(together.tokens[0, 0], together.tokens[0, 1])
 
 
 def test_steps_see_earlier_fills():
@@ -160,7 +177,7 @@ def test_learns_what_is_rewarded_and_moves_every_parameter():
     before = [p.clone() for p in policy.model.parameters()]
     reward = [('a', lambda policy, rollout: (rollout.tokens == 0).where(rollout.mask, False).sum(-1) / rollout.lengths, 1.0)]
     assert 'mean_kl' not in grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]  # unknown, not 0
-    first, *_, last = [grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]['mean_reward'] for _ in range(40)]
+    first, *_, last = [grpo_training_step(policy, tiny_batch(seed=i), optimizer, reward, None, 8)[0]['mean_reward'] for i in range(40)]
     assert first < 0.4 and last > 0.9
     assert all(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters()))
 

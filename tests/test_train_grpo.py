@@ -110,7 +110,7 @@ def test_interrupt_saves_and_says_how_to_go_on(made, copy, number):
         printed += line
         if line.startswith('iter 1: reward'):
             process.send_signal(number)
-    assert process.wait() == 0 and '--init_from=resume' in printed and 'stopped before iteration' in printed
+    assert process.wait() == 0 and '--init_from=resume' in printed and 'stopped in iteration' in printed
     assert run(copy, *TOY, '--init_from=resume').returncode == 0
     assert metrics(copy) == metrics(made[0])
 
