@@ -24,9 +24,9 @@ def check_settings(s):
             raise ValueError(f"{key} is {getattr(s, key)}: it must be at least 1")
     if s.temperature <= 0 or not 0 < s.top_p <= 1 or s.top_k < 0:
         raise ValueError(f"temperature is {s.temperature}, top_p {s.top_p} and top_k {s.top_k}: temperature must be above 0, top_p above 0 and at most 1, top_k at least 0")
-    for key in ('micro_batch_size', 'rollout_batch_size'):
+    for key in ('micro_batch_size', 'rollout_batch_size', 'train_prompts_n'):
         if getattr(s, key) is not None and getattr(s, key) < 1:
-            raise ValueError(f"{key} is {getattr(s, key)}: it must be at least 1, or None for all at once")
+            raise ValueError(f"{key} is {getattr(s, key)}: it must be at least 1, or None for all")
     for key in ('ema_alpha', 'pretrain_until'):
         if not 0 <= getattr(s, key) <= 1:
             raise ValueError(f"{key} is {getattr(s, key)}: it must be between 0 and 1")

@@ -123,7 +123,7 @@ class Completion(Job):
         self.reward_functions = self.named_rewards()
         source = s.train_prompts or s.dataset
         once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
-        self.records = load_prompts(source, s.column_mapping)
+        self.records = load_prompts(source, s.column_mapping)[:s.train_prompts_n]
         if s.eval_prompts or not os.path.isfile(source):
             self.eval_records = load_prompts(s.eval_prompts or source, s.column_mapping, split='val')[:s.eval_prompts_n]
         else:  # a file has one split

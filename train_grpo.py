@@ -49,7 +49,8 @@ judge_iters = 500
 # completion
 train_prompts: str | None = None                     # a .json, .jsonl or .txt file, a folder under data/, a Hugging Face data set; None: dataset
 eval_prompts: str | None = None                      # the same; None: what the data set holds out, or eval_prompts_n of a file's
-column_mapping: dict | None = None                   # {'question': 'prompt'}: what the file calls our fields
+column_mapping: dict | types.FunctionType | None = None  # {'question': 'prompt'}: what the file calls our fields; or a function that makes of its record one with our fields
+train_prompts_n: int | None = None                   # no more than the first so many
 system_prompt = ''
 chat_template = False                                # True: prompts become the user's turn in the model's own chat template
 max_prompt_length: int | None = None                 # in tokens

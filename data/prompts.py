@@ -65,6 +65,14 @@ def as_record(item, column_mapping, where):
     record = {'prompt': item} if isinstance(item, str) else item
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {item!r} ({type(item).__name__}) is neither a text nor an object with a 'prompt'")
+    if callable(column_mapping):
+        try:
+            record = column_mapping(dict(record))
+        except Exception as e:
+            raise ValueError(f"{where}: {column_mapping.__name__} raised {type(e).__name__}: {e}") from e
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: {column_mapping.__name__} returned {record!r} ({type(record).__name__}); it must return a record, a dict with a 'prompt'")
+        column_mapping = {}
     for theirs, ours in column_mapping.items():
         if theirs not in record:
             turned = f"; it reads {{their column: ours}}, did you mean {{{ours!r}: {theirs!r}}}?" if ours in record else ''
@@ -142,11 +150,12 @@ def load_prompts(source, column_mapping=None, split='train'):
     """
     source: a file (.json {"prompts": [...]} or a bare list, .jsonl, .txt with a prompt a line; split plays no part), the
     name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and val.jsonl, or a Hugging Face
-    data set, 'owner/name' or 'owner/name:config'. A local path wins. column_mapping renames, {their column: our field}.
+    data set, 'owner/name' or 'owner/name:config'. A local path wins. column_mapping renames, {their column: our field}, or is a function of a record that returns
+    another.
     Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError and ImportError, one line each.
     """
     column_mapping, name = column_mapping or {}, source.rstrip('/')
-    if len(set(column_mapping.values())) < len(column_mapping):
+    if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
     if os.path.isfile(source):
         return read_prompt_file(source, column_mapping)

@@ -69,6 +69,11 @@ def test_column_mapping(file):
         load_prompts(path, {'prompt': 'question'})
     with says('gives two columns the same new name'):
         load_prompts(path, {'a': 'prompt', 'b': 'prompt'})
+    assert load_prompts(path, lambda r: {'prompt': f"Question: {r['question']}"}) == [{'prompt': 'Question: one'}]
+    with pytest.raises(ValueError, match=r"line 1: <lambda> raised KeyError: 'problem'"):
+        load_prompts(path, lambda r: {'prompt': r['problem']})
+    with pytest.raises(ValueError, match="line 1: <lambda> returned None"):
+        load_prompts(path, lambda r: None)
 
 
 @pytest.mark.parametrize('name, content, parts', [

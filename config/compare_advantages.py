@@ -1,0 +1,15 @@
+# Three ways to say how good an answer was, from one supervised start: the picture of the README.
+base = 'config/arithmetic.py'
+_same = ['--max_iters=600', '--eval_interval=50', '--eval_prompts_n=500', '--eval_samples=1']
+arms = {
+    'GRPO': _same,
+    'RLOO': [*_same, '--advantage=rloo', '--loss_type=reinforce'],
+    'PPO (a value head, GAE)': [*_same, '--advantage=gae'],
+}
+seeds = (1, 2)
+start_row = True
+columns = {'eval/accuracy_greedy': 'greedy', 'eval/accuracy_sampled': 'sampled', 'entropy': 'entropy', 'seconds': 'seconds'}
+plot_metric = 'eval/accuracy_greedy'
+plot_label = 'held-out sums that are right, greedy'
+plot_path = 'docs/advantages.png'
+out_dir = 'out-compare-advantages'
