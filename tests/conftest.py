@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # two test processes share the cores, and each starts more
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -10,8 +11,24 @@ if not torch.cuda.is_available():
 
 def pytest_collection_modifyitems(items):
     """Files that start many processes come first, so that no core is idle in the end."""
-    slow = ('test_train_grpo', 'test_faults', 'test_alignment', 'test_ranks', 'test_nla', 'test_es', 'test_walkthrough', 'test_hacking', 'test_report', 'test_fuzz')
+    slow = ('test_readme', 'test_train_grpo', 'test_faults', 'test_alignment', 'test_ranks', 'test_nla', 'test_es', 'test_walkthrough', 'test_hacking', 'test_report', 'test_fuzz')
     items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
+
+
+@pytest.fixture(scope='session')
+def tiny_qwen(tmp_path_factory):
+    """A Hugging Face folder of Qwen2's shape, with random weights, bytes as tokens and a chat template."""
+    tokenizers, transformers = (pytest.importorskip(name) for name in ('tokenizers', 'transformers'))
+    folder = tmp_path_factory.mktemp('tiny') / 'qwen'
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<|im_start|>', '<|im_end|>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(['Ann has 3 apples and buys 4 more. How many has she?', '3 + 4 = <<3+4=7>>7\n#### 7'], trainer)
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|im_end|>', chat_template=template).save_pretrained(folder)
+    config = transformers.Qwen2Config(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):

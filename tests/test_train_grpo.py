@@ -430,31 +430,22 @@ def test_sample_completes_and_chats(answered):
     assert chat.returncode == 0 and chat.stdout.count('> ') == 2, chat.stderr
 
 
-def test_gsm8k_config_with_a_tiny_qwen(tmp_path):
+def test_gsm8k_config_with_a_tiny_qwen(tmp_path, tiny_qwen):
     """config/gsm8k.py on a Hugging Face directory with its own tokenizer and chat template; LoRA, exported for transformers and peft alike."""
-    tokenizers, transformers, peft = (pytest.importorskip(name) for name in ('tokenizers', 'transformers', 'peft'))
+    transformers, peft = (pytest.importorskip(name) for name in ('transformers', 'peft'))
     problem = {'question': 'Ann has 3 apples and buys 4 more. How many has she?', 'answer': '3 + 4 = <<3+4=7>>7\n#### 7'}
     for name in ('train', 'val'):
         (tmp_path / f'{name}.jsonl').write_text((json.dumps(problem) + '\n') * 6)
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<|im_start|>', '<|im_end|>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator([problem['question'], problem['answer']], trainer)
-    folder = tmp_path / 'tiny-qwen'
-    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|im_end|>', chat_template=template).save_pretrained(folder)
-    config = transformers.Qwen2Config(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
-    done = run(tmp_path, str(ROOT / 'config' / 'gsm8k.py'), '--train_prompts=train.jsonl', '--eval_prompts=val.jsonl', '--column_mapping={"question": "prompt"}', '--generator_checkpoint=tiny-qwen',
+    done = run(tmp_path, str(ROOT / 'config' / 'gsm8k.py'), '--train_prompts=train.jsonl', '--eval_prompts=val.jsonl', '--column_mapping={"question": "prompt"}', f'--generator_checkpoint={tiny_qwen}',
                '--max_new_tokens=8', '--batch_size=4', '--group_size=2', '--max_iters=2', '--lora_r=4', '--loss_type=grpo', '--learning_rate=1e-2', '--precision=fp32', '--device=cpu')
     assert done.returncode == 0 and '6 prompts to train on, 6 held out' in done.stdout, done.stderr
     out = tmp_path / 'out-gsm8k'
     sample = json.loads(open(out / 'samples.jsonl').readline())
     assert sample['prompt'].startswith('<|im_start|>system\nReason step by step') and sample['prompt'].endswith('<|im_start|>assistant\n')
     merged = transformers.AutoModelForCausalLM.from_pretrained(out / 'export').eval()
-    adapted = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), out / 'adapter').eval()
+    adapted = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tiny_qwen), out / 'adapter').eval()
     tokens = torch.randint(300, (2, 9))
     torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits, atol=1e-5, rtol=0)
-    assert transformers.AutoTokenizer.from_pretrained(out / 'export').encode('3 apples') == bpe.encode('3 apples').ids
+    assert transformers.AutoTokenizer.from_pretrained(out / 'export').encode('3 apples') == transformers.AutoTokenizer.from_pretrained(tiny_qwen).encode('3 apples')
     talk = run(tmp_path, '--checkpoint=out-gsm8k/export', '--prompt=How many?', '--chat_template=True', '--max_new_tokens=4', script='sample.py')
     assert talk.returncode == 0, talk.stderr

