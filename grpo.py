@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.distributed as dist
 
+from console import over
 from kernels import fused_logps, fused_loss
 from mirror import token_divergence
 from sample import unpack
@@ -145,7 +146,7 @@ def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k
     parts, P = [], len(next(iter(batch.values())))
     size = rollout_batch_size or P
     with gathered(policy) as sampler:
-        for start in range(0, P, size):
+        for start in over('sampling', range(0, P, size)):
             parts.append(sampler.sample({key: rows[start:start + size] for key, rows in batch.items()}, group_size))
             sampled(parts[-1])
     rollout = join(parts)
@@ -495,7 +496,7 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     policy.model.train()  # no more than an adapter's dropout depends on it
     for epoch in range(num_epochs):
         optimizer.zero_grad(set_to_none=True)
-        for part in micro_batches(rollout, micro_batch_size):
+        for part in over('learning', micro_batches(rollout, micro_batch_size)):
             loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
             scaler.scale(loss).backward()
             largest = stats.pop('sampler_gap_max')
