@@ -37,6 +37,7 @@ from nla_task import NLA
 from report import write_report
 from shard import collect_model, drop_collected, gathered, local_part, optimizer_parts, part_of, shard_model, whole
 from tasks import Completion, FillIn
+from trackers import asked_for
 
 task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla' | 'alignment'
 # data: texts with masked slots, or prompts to answer
@@ -182,7 +183,8 @@ keep_checkpoints = 1                                 # beside ckpt.pt and ckpt_b
 max_bad_steps = 5                                    # a step whose gradient is not finite is skipped; so many in a row stop the run
 out_dir = 'out-grpo'
 quiet = False                                        # True: no lines but warnings, errors and how it ended
-wandb_log = False
+tensorboard = False                                  # True: metrics, histograms of rewards and samples also go to out_dir/tensorboard
+wandb_log = False                                    # True: and to wandb
 wandb_project = 'grpo'
 wandb_run_name = 'fill-in'
 wandb_mode = 'online'                                # 'offline' needs no account
@@ -199,6 +201,7 @@ config = configure(globals())
 
 console.quiet = quiet
 check_settings(types.SimpleNamespace(**config))
+trackers = asked_for(config)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # ranks: torchrun tells each process who it is; without it there is one
@@ -360,15 +363,7 @@ if master:
     if 'chars' not in job.saved():
         job.tokenizer.save(os.path.join(out_dir, 'tokenizer'))
     metrics_file, samples_file, rewards_file = (open(path, 'a', encoding='utf-8') for path in (metrics_path, samples_path, rewards_path))
-
-
-tracker = None
-if wandb_log and master:
-    try:
-        import wandb
-    except ImportError:
-        raise ImportError("wandb_log needs the package: pip install wandb") from None
-    tracker = wandb.init(project=wandb_project, name=wandb_run_name, mode=wandb_mode, config=plain_config, dir=out_dir)
+trackers = [tracker(out_dir, plain_config, start_iter) for tracker in trackers if master]
 
 
 def number_or_none(x):
@@ -394,15 +389,6 @@ def report():
         write_report([out_dir])
     except Exception as e:
         tell(f"warning: there is no new report.html: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}")
-
-
-def wandb_pictures(wandb, parts):
-    """Histograms of an iteration's rewards, {name: (P, G)}; where there is a cost, reward against cost for up to 2,000 answers."""
-    pictures = {f'{name}/dist': wandb.Histogram(part[~part.isnan()].tolist()) for name, part in parts.items()}
-    if {'helpfulness', 'cost'} <= parts.keys():
-        points = wandb.Table(['reward', 'cost'], torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].tolist())
-        pictures['scatter/reward_vs_cost'] = wandb.plot.scatter(points, 'reward', 'cost', title='reward vs cost')
-    return pictures
 
 
 def learning_rate_at(it):
@@ -564,8 +550,8 @@ for it in progress.over(range(start_iter, max_iters + 1)):
             if master:
                 rewards_file.write(json.dumps({'iter': it, **{name: [number_or_none(round(x, 4)) for x in part.flatten().tolist()] for name, part in parts.items()}}) + '\n')
                 rewards_file.flush()
-            if tracker:
-                tracker.log(wandb_pictures(wandb, parts), step=it)
+            for tracker in trackers:
+                tracker.histograms(parts, it)
     if master and (it % log_interval == 0 or evaluating):
         if it < max_iters:
             learned = f"the best of {2 * es_pairs} {metrics['best_fitness']:.4f}" if optimizer == 'es' else 'the policy rests'
@@ -581,12 +567,12 @@ for it in progress.over(range(start_iter, max_iters + 1)):
                        for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
             samples_file.writelines(json.dumps(sample | columns) + '\n' for sample, columns in zip(samples, token_columns(first)))
             samples_file.flush()
-            if tracker and evaluating:
-                tracker.log({'samples': wandb.Table(list(samples[0]), [list(sample.values()) for sample in samples])}, step=it)
+            for tracker in trackers if evaluating else ():
+                tracker.samples(samples, it)
         metrics_file.write(json.dumps({name: number_or_none(value) for name, value in metrics.items()}) + '\n')
         metrics_file.flush()
-        if tracker:
-            tracker.log(metrics, step=it)
+        for tracker in trackers:
+            tracker.log(metrics, it)
         if evaluating:
             report()
     if bad_steps >= max_bad_steps:
@@ -598,7 +584,7 @@ if master and task == 'nla' and not stopping:
     say(job.table(metrics))
 if task != 'fill_in' and not stopping:
     export()
-if tracker:
+for tracker in trackers:
     tracker.finish()
 if master and not stopping:
     console.closing(out_dir, job.closing, progress, job.try_out())
