@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 import weights
 from completion import text_log_prob, tokenizer_of
+from console import over
 from data.prompts import held_out_split
 from data.text import dataset_name
 from grpo import all_reduce
@@ -22,6 +23,7 @@ from tasks import Completion
 class Alignment(Completion):
     """Prompts, and a scorer for the answers to them."""
     headline = 'eval/feasible_reward'
+    closing = ['eval/reward', 'eval/cost']  # the headline may be missing from an evaluation
 
     def __init__(self, s, device, once, say):
         if s.scorer_batch_size < 1 or s.scorer_timeout <= 0 or s.scorer_patience <= 0:
@@ -112,7 +114,7 @@ class Alignment(Completion):
         and true_cost; feasible_reward is the helpfulness, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
         """
         s, rewards, costs, true = self.s, [], [], {'eval/true_reward': [], 'eval/true_cost': []}
-        for start in range(0, len(self.eval_records), s.eval_batch_size):
+        for start in over('evaluating', range(0, len(self.eval_records), s.eval_batch_size)):
             records = self.eval_records[start:start + s.eval_batch_size]
             texts = policy.texts(policy.sample(self.make_batch(records, list(range(len(records))), start), s.eval_samples))
             R, C = self.ask(texts, records)

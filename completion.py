@@ -9,6 +9,7 @@ import os
 import torch
 
 import weights
+from console import Progress
 from data.tokenizer import char_tokenizer, load_tokenizer
 from grpo import Rollout
 from lora import adapters_off
@@ -50,8 +51,10 @@ class CausalPolicy:
     def sample(self, batch, group_size):
         """Answers at the policy's temperature; each depends on its prompt, its seed and its place in the group, not on the rest of the batch."""
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
-        answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p,
-                           self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden, compile=self.compile, prefill=lambda tokens: self.prefill(tokens, batch), lockstep=is_sharded(self.model))
+        with Progress('tokens', self.max_new_tokens) as progress:
+            on_token = progress.step if self.model.wte.weight.device.type == 'cpu' else None  # a GPU would have to be waited for at each token
+            answers = generate(self.model, prompts, group_size, self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.tokenizer.eos_id, batch['seeds'].tolist(), self.forbidden,
+                               on_token, self.compile, lambda tokens: self.prefill(tokens, batch), lockstep=is_sharded(self.model))
         return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths.cpu(), logps=answers.logps, ended=answers.ended.cpu(), allowed=answers.allowed)
 
     def greedy(self, batch):

@@ -5,7 +5,7 @@ Configuration without a framework, after nanoGPT: a script opens with a block of
 
 The command line overrides them: `python train_grpo.py config/grpo_config.py --seed=2`. Later wins: defaults, then config
 files in the order given, then --key=value. A config file is Python and sets the same names; functions it defines are
-welcome as values. Values on the command line are Python literals, and bare words are strings. A name annotated
+welcome as values. Values on the command line are Python literals, and bare words are strings; --quiet alone is --quiet=True. A name annotated
 `key: float | None = None` takes those types; any other takes the type of its default (an int will do for a float).
 """
 import ast
@@ -106,8 +106,10 @@ def read_config_file(path, keys):
 
 
 def read_override(argument, keys):
-    """--key=value as (key, value)."""
+    """--key=value as (key, value); --key alone is True, where that is what the key takes."""
     key, equals, text = argument[2:].partition('=')
+    if not equals and keys.get(key, (None,))[0] is bool:
+        return key, True
     if not equals:
         raise ValueError(f"{argument}: overrides are written --key=value, with an equals sign")
     try:
@@ -121,7 +123,7 @@ def read_override(argument, keys):
 
 def print_help(namespace, source, keys):
     """The script's docstring, then each setting with its present value and comment, under the headings of the settings block."""
-    print((namespace.get('__doc__') or '').strip())
+    print((namespace.get('__doc__') or '').strip() + "\n\nSettings, in a config file or as --key=value; where the value is True or False, --key alone is --key=True:")
     start = settings_block(source)[0].lineno - 1
     for line in source[:source.index('configure(globals()')].splitlines()[start:]:
         line = line.strip()

@@ -19,6 +19,7 @@ import torch
 import ranks
 from compare import last_words, stop_with_children, train, train_all
 from configurator import configure
+from console import over
 from grpo import all_reduce, compute_advantages, compute_rewards, part_means, reward_values
 from mirror import MirrorMap
 from model import save_checkpoint
@@ -65,7 +66,7 @@ def es_step(params: list[torch.Tensor], fitness_of: Callable[[], float], seed: i
     fitness = torch.zeros(pairs, 2, dtype=torch.double)
     try:
         with ranks.together(params[0].device):
-            for i in range(rank, pairs, world_size):
+            for i in over('directions', range(rank, pairs, world_size)):
                 for side, sign in enumerate((1, -1)):
                     for p, origin, noise in zip(params, here, directions(params, seeds[i])):
                         p.copy_(origin).add_(noise, alpha=sign * sigma)

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 import ranks
+from console import over
 from kernels import fused_logps, fused_loss
 from mirror import token_divergence
 from sample import unpack
@@ -146,7 +147,7 @@ def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k
     parts, P = [], len(next(iter(batch.values())))
     size = rollout_batch_size or P
     with gathered(policy) as sampler:
-        for start in range(0, P, size):
+        for start in over('sampling', range(0, P, size)):
             parts.append(sampler.sample({key: rows[start:start + size] for key, rows in batch.items()}, group_size))
             sampled(parts[-1])
     rollout = join(parts)
@@ -497,7 +498,7 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     for epoch in range(num_epochs):
         optimizer.zero_grad(set_to_none=True)
         with ranks.breakable(epoch == 0 and not dist.is_initialized()):
-            for part in micro_batches(rollout, micro_batch_size):
+            for part in over('learning', micro_batches(rollout, micro_batch_size)):
                 loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
                 scaler.scale(loss).backward()
                 largest = stats.pop('sampler_gap_max')

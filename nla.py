@@ -22,6 +22,7 @@ import torch
 import torch.nn as nn
 
 from completion import CausalPolicy, prompt_batch
+from console import over
 from model import GPT, GPTConfig, load_pt
 
 MODES = ('replace', 'add', 'project')
@@ -346,7 +347,7 @@ def extract_activations(model, documents, layer, n, context, min_position, folde
     for i, (document, position) in enumerate(where):
         ids = documents[document][max(0, position + 1 - context):position + 1]
         contexts[i, :len(ids)], lengths[i] = ids, len(ids)
-    for start in range(0, n, batch_size):
+    for start in over(f'activations, {split}', range(0, n, batch_size)):
         part = slice(start, start + batch_size)
         hidden = trunk(torch.from_numpy(contexts[part]).long().to(device))
         vectors[part] = hidden[torch.arange(len(hidden)), torch.from_numpy(lengths[part]).long() - 1].float().cpu().numpy()

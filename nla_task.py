@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from completion import tokenizer_of
+from console import over
 from data.activations.prepare import load_documents, write_activations
 from data.prompts import draw_indices, load_prompts
 from data.text import dataset_name
@@ -21,7 +22,7 @@ from kernels import fused_logps
 from model import GPT, load_checkpoint, save_checkpoint
 from nla import Activations, Critic, Injection, NLAPolicy, as_read, build_actor, build_critic, encode_around, find_markers, fve, load_activations, marker_of, read_vectors, standardiser, truncate
 from pretrain import answerer_config, save_model, train_critic, train_explainer, train_language_model
-from tasks import Job
+from tasks import Job, longest_line
 
 
 class NLA(Job):
@@ -221,7 +222,7 @@ class NLA(Job):
     def write(self, policy, inject='own', greedy=False):
         """One text to each held-out activation, as as_read has them. inject: 'own' activations, others (n, A), or None for nothing."""
         parts = []
-        for start in range(0, len(self.held_out), self.s.eval_batch_size):
+        for start in over('evaluating', range(0, len(self.held_out), self.s.eval_batch_size)):
             indices = list(range(start, min(start + self.s.eval_batch_size, len(self.held_out))))
             batch = self.held_out.batch(indices, indices, self.device)
             shown = dict(batch)
@@ -297,6 +298,10 @@ class NLA(Job):
     def describe(self, m):
         return (f"held-out FVE sampled {m['eval/fve']:.4f}, greedy {m['eval/fve_greedy']:.4f}, shuffled {m['eval/fve_shuffled']:.4f}, cosine {m['eval/cosine']:.3f}, source model's NLL of the texts {m['eval/text_nll']:.3f}, "
                 f"{100 * m['eval/distinct_texts']:.0f} % distinct" + (f", last token right {m['eval/last_token']:.3f}, true text {m['eval/fve_true_text']:.4f}" if 'eval/fve_true_text' in m else ''))
+
+    def try_out(self):
+        text = self.held_out.text(0, 10 ** 6)
+        return 'nla.pt', [f'--activations={self.activations_path}', '--row=0'] if text is None else [f'--text={longest_line(self.tokenizer.decode(text))}']
 
     def prompt_text(self, rollout):
         i = rollout.batch['record'][0].item()

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+import console
 from completion import tokenizer_of
+from console import say
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from data.tokenizer import CharTokenizer
@@ -54,7 +56,8 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=
     """Cosine schedule with warm-up, gradients clipped at 1, a progress line every tenth of the way. Ends sooner once enough(), asked every 20 steps, is true."""
     optimizer = configure_optimizers(model.parameters(), weight_decay, learning_rate, betas)
     warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
-    for it in range(max_iters):
+    progress = console.Progress(name, max_iters)
+    for it in progress.over(range(max_iters)):
         rate = min((it + 1) / warmup, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * it / max_iters)))
         for group in optimizer.param_groups:
             group['lr'] = learning_rate * rate
@@ -66,11 +69,12 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, betas=
         recent.append(loss.detach())
         if (it + 1) % max(1, max_iters // 10) == 0:
             mean, recent = torch.stack(recent).mean().item(), []
-            print(f"  {name} {it + 1}/{max_iters}: loss {mean:.3f}, {time.time() - start:.0f} s", flush=True)
+            say(f"  {name} {it + 1}/{max_iters}: loss {mean:.3f}, {time.time() - start:.0f} s{progress.left(it + 1)}")
+            progress.note(f"loss {mean:.3f}")
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss of the {name} is {mean}: lower learning_rate")
         if (it + 1) % 20 == 0 and enough():
-            print(f"  {name} {it + 1}/{max_iters}: good enough, {time.time() - start:.0f} s", flush=True)
+            say(f"  {name} {it + 1}/{max_iters}: good enough, {time.time() - start:.0f} s")
             break
 
 
@@ -362,7 +366,7 @@ def save_model(path, kind, model, config, tokenizer, quality):
     save_checkpoint(path, {'kind': kind, 'model': model.state_dict(), 'model_config': asdict(config), 'quality': quality, **own})
     if not own:
         tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
-    print(f"  saved {path}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()), flush=True)
+    say(f"  saved {path}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()))
 
 
 if __name__ == '__main__':
@@ -386,7 +390,9 @@ if __name__ == '__main__':
     mask_ratio: tuple | None = None            # (low, high) share of masked characters; None: the stage's own
     seed = 1
     device = 'cpu'
+    quiet = False                              # True: no lines but errors
     configure(globals())
+    console.quiet = quiet
 
     if stage not in ('generator', 'judge', 'answerer', 'reward', 'cost'):
         raise ValueError(f"stage is {stage!r}; it must be generator, judge, answerer, reward or cost")
@@ -420,7 +426,7 @@ if __name__ == '__main__':
             folder = path.removesuffix('.pt')
             model.save_pretrained(folder, tokenizer.eos_id)
             tokenizer.save(folder)
-            print(f"  saved {folder}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()))
+            say(f"  saved {folder}: " + ', '.join(f"{k} {v:.3f}" for k, v in quality.items()))
     else:
         tokenizer, corpus = load_corpus(dataset)
         options |= {'mask_kinds': mask_kinds} | ({'mask_ratio': mask_ratio} if mask_ratio is not None else {})

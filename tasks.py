@@ -2,8 +2,10 @@
 What differs between the jobs that train_grpo.py can do: their data, their models, their rewards, their evaluation. One
 class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it)` (the prompts of iteration `it`, all
 ranks together; a function of the seed and `it` alone, so there is no state to save), `rewards` (see compute_rewards),
-`evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `prompt_text(rollout)`,
-`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights, and `restore(checkpoint)`, which takes it back. `actor_rests(it)`: the policy
+`evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `closing` (those that
+the last lines compare with the start), `prompt_text(rollout)`,
+`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights, and `restore(checkpoint)`, which takes it back. `try_out()`:
+what sample.py is to be given to show the trained model, the file in out_dir and the arguments. `actor_rests(it)`: the policy
 does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
 `s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
 """
@@ -13,6 +15,7 @@ import warnings
 import torch
 
 from completion import CausalPolicy, prompt_batch, text_log_prob, text_log_probs, tokenizer_of
+from console import over
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
@@ -30,6 +33,12 @@ class Job:
     def restore(self, checkpoint): pass
     def actor_rests(self, it): return False
     def learn_beside(self, rollout): return {}
+    closing = property(lambda self: [self.headline])
+
+
+def longest_line(text):
+    """What of a text fits into a command."""
+    return max(text.splitlines(), key=len, default=text).strip()
 
 
 class FillIn(Job):
@@ -107,6 +116,9 @@ class FillIn(Job):
 
     def prompt_text(self, rollout):
         return self.tokenizer.decode(rollout.batch['tokens'][0])
+
+    def try_out(self):
+        return 'ckpt.pt', [f"--text={longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))}", '--mask_ratio=0.3']
 
     def saved(self):
         """What a checkpoint holds beside the weights so that sample.py can use it."""
@@ -217,7 +229,7 @@ class Completion(Job):
 
         def score_first(texts, records):
             return reward_tensor(first, score_answers(self.reward_functions[:1], texts, records, s.reward_errors)[first])
-        for start in range(0, len(self.eval_records), s.eval_batch_size):
+        for start in over('evaluating', range(0, len(self.eval_records), s.eval_batch_size)):
             records = self.eval_records[start:start + s.eval_batch_size]
             batch = self.make_batch(records, list(range(len(records))), start)
             texts = policy.texts(policy.greedy(batch))
@@ -250,6 +262,12 @@ class Completion(Job):
         return (f"held-out accuracy greedy {m['eval/accuracy_greedy']:.4f}, sampled {m['eval/accuracy_sampled']:.4f}, pass@{self.s.eval_samples} {m['eval/pass_at_k']:.4f}, reward {m['eval/reward']:.4f}"
                 + (f", all tests passed: greedy {m['eval/pass_rate_greedy']:.4f} (hidden tests {m['eval/hidden_pass_rate_greedy']:.4f}), sampled {m['eval/pass_rate_sampled']:.4f} ({m['eval/hidden_pass_rate_sampled']:.4f})" if 'eval/pass_rate_greedy' in m else '')
                 + (f", log-prob of retain_text {m['eval/text_log_prob']:.3f}" if 'eval/text_log_prob' in m else ''))
+
+    def try_out(self):
+        prompt = self.eval_records[0]['prompt']
+        plain = isinstance(prompt, str) and prompt == longest_line(prompt) and len(prompt) < 100  # without a prompt sample.py chats
+        options = {'prompt': prompt if plain else '', 'system_prompt': self.s.system_prompt, 'chat_template': plain and self.s.chat_template, 'max_new_tokens': self.s.max_new_tokens}
+        return 'export', [f'--{key}={value}' for key, value in options.items() if value]
 
     def prompt_text(self, rollout):
         return self.records[rollout.batch['record'][0].item()]['text']

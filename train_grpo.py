@@ -21,10 +21,12 @@ import types
 import torch
 import torch.distributed as dist
 
+import console
 import ranks
 from alignment_task import Alignment
 from checks import check_settings
 from configurator import configure
+from console import say, tell
 from es import es_training_step
 from grpo import all_reduce, answer_log_probs, gather_rewards, grpo_training_step, update_reference
 from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
@@ -34,6 +36,7 @@ from nla_task import NLA
 from report import write_report
 from shard import collect_model, drop_collected, gathered, local_part, optimizer_parts, part_of, shard_model, whole
 from tasks import Completion, FillIn
+from trackers import asked_for
 
 task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla' | 'alignment'
 # data: texts with masked slots, or prompts to answer
@@ -179,7 +182,9 @@ save_interval = 50
 keep_checkpoints = 1                                 # beside ckpt.pt and ckpt_best.pt, keep this many older ones; where ckpt.pt turns out to be damaged, the last of them serves
 max_bad_steps = 5                                    # a step whose gradient is not finite is skipped; so many in a row stop the run
 out_dir = 'out-grpo'
-wandb_log = False
+quiet = False                                        # True: no lines but warnings, errors and how it ended
+tensorboard = False                                  # True: metrics, histograms of rewards and samples also go to out_dir/tensorboard
+wandb_log = False                                    # True: and to wandb
 wandb_project = 'grpo'
 wandb_run_name = 'fill-in'
 wandb_mode = 'online'                                # 'offline' needs no account
@@ -194,7 +199,9 @@ shard = False                                        # True: weights, gradients 
 gather_to_sample = True                              # shard: every rank holds the whole model while it samples | False: it is collected block by block for every token
 config = configure(globals())
 
+console.quiet = quiet
 check_settings(types.SimpleNamespace(**config))
+trackers = asked_for(config)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # ranks: torchrun tells each process who it is; without it there is one
@@ -220,13 +227,13 @@ mirror = MirrorMap(mirror_init_scale, mirror_seed, mirror_normalize).to(device)
 if mirror_checkpoint and init_from != 'resume':  # a resumed run keeps its own, whatever has become of the file
     mirror.load_state_dict(load_checkpoint(mirror_checkpoint, 'mirror', 'run', 'adapters')['mirror'])
 master = rank == 0
-say = print if master else lambda *args, **kwargs: None
 
 
 def once(make):
     """Call make() on rank 0 while the others wait: files are made once."""
     if master:
-        make()
+        with contextlib.redirect_stdout(None if quiet else sys.stdout):  # the scripts in data/ print
+            make()
     ranks.wait_for_rank_0()
 
 
@@ -265,7 +272,6 @@ if advantage == 'gae':  # after the reference, which needs none
     torch.nn.init.zeros_(model.value_head.bias)
 
 
-
 def older_checkpoints():
     """The newest first."""
     return sorted((os.path.join(out_dir, name) for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt')), reverse=True)
@@ -281,9 +287,9 @@ def newest_checkpoint():
             failures.append(e)
             continue
         for failure in failures:
-            say(f"warning: {failure}")
+            tell(f"warning: {failure}")
         if failures:
-            say(f"warning: going on from {path} instead, iteration {checkpoint['iter']}")
+            tell(f"warning: going on from {path} instead, iteration {checkpoint['iter']}")
         return checkpoint
     raise failures[0]
 
@@ -357,15 +363,7 @@ if master:
     if 'chars' not in job.saved():
         job.tokenizer.save(os.path.join(out_dir, 'tokenizer'))
     metrics_file, samples_file, rewards_file = (open(path, 'a', encoding='utf-8') for path in (metrics_path, samples_path, rewards_path))
-
-
-tracker = None
-if wandb_log and master:
-    try:
-        import wandb
-    except ImportError:
-        raise ImportError("wandb_log needs the package: pip install wandb") from None
-    tracker = wandb.init(project=wandb_project, name=wandb_run_name, mode=wandb_mode, config=plain_config, dir=out_dir)
+trackers = [tracker(out_dir, plain_config, start_iter) for tracker in trackers if master]
 
 
 def number_or_none(x):
@@ -390,16 +388,7 @@ def report():
     try:
         write_report([out_dir])
     except Exception as e:
-        say(f"there is no new report.html: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}")
-
-
-def wandb_pictures(wandb, parts):
-    """Histograms of an iteration's rewards, {name: (P, G)}; where there is a cost, reward against cost for up to 2,000 answers."""
-    pictures = {f'{name}/dist': wandb.Histogram(part[~part.isnan()].tolist()) for name, part in parts.items()}
-    if {'helpfulness', 'cost'} <= parts.keys():
-        points = wandb.Table(['reward', 'cost'], torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].tolist())
-        pictures['scatter/reward_vs_cost'] = wandb.plot.scatter(points, 'reward', 'cost', title='reward vs cost')
-    return pictures
+        tell(f"warning: there is no new report.html: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}")
 
 
 def learning_rate_at(it):
@@ -450,7 +439,7 @@ def save_and_say_so(it, beside=None, when=''):
     """When the run was told to stop, or the scorer is gone; all ranks call it, and who leaves first would take the others along."""
     save(it, beside)
     arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
-    say(f"stopped in iteration {it}; saved {checkpoint_path}. To go on{when}:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume", flush=True)
+    tell(f"stopped in iteration {it}; saved {checkpoint_path}. To go on{when}:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume")
     ranks.wait_for_rank_0()
 
 
@@ -488,7 +477,8 @@ say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if traine
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'rollout_batch_size', 'loss_type', 'clip_low', 'clip_high',
                                         'dual_clip', 'kl_beta', 'kl_in_reward', 'reward_combination', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
-for it in range(start_iter, max_iters + 1):
+progress = console.Progress('training', max_iters, start_iter, bar_after=0)
+for it in progress.over(range(start_iter, max_iters + 1)):
     metrics, evaluating, scorer_lost = {'iter': it}, it % eval_interval == 0 or it == max_iters, None
     if evaluating:
         began = time.perf_counter()
@@ -513,7 +503,7 @@ for it in range(start_iter, max_iters + 1):
         save_and_say_so(it, when=' when the scorer is back')
         raise scorer_lost or ConnectionError("the scorer failed rank 0, whose message says how")
     if evaluating and master and not stopping:
-        say(f"iter {it}: {job.describe(metrics)}", flush=True)
+        say(f"iter {it}: {job.describe(metrics)}")
     if is_best:  # before save(), which remembers its value
         save_best(it)
     if stopping:
@@ -550,13 +540,14 @@ for it in range(start_iter, max_iters + 1):
             update_reference(reference_mode, it + 1, *([local_part(of[name]) for name in followed] for of in (averages, masters)), ema_alpha, reference_update_freq)
             copy_masters(averages, frozen)
         metrics |= stats | {'lr': lr}
+        progress.note(f"reward {metrics['mean_reward']:.3f}")
         if it % hist_interval == 0:
             parts = {name: gather_rewards(part) if optimizer == 'adamw' else part for name, part in rollout.reward_parts.items()}  # es: every rank has the same
             if master:
                 rewards_file.write(json.dumps({'iter': it, **{name: [number_or_none(round(x, 4)) for x in part.flatten().tolist()] for name, part in parts.items()}}) + '\n')
                 rewards_file.flush()
-            if tracker:
-                tracker.log(wandb_pictures(wandb, parts), step=it)
+            for tracker in trackers:
+                tracker.histograms(parts, it)
     if master and (it % log_interval == 0 or evaluating):
         if it < max_iters:
             learned = f"the best of {2 * es_pairs} {metrics['best_fitness']:.4f}" if optimizer == 'es' else 'the policy rests'
@@ -565,19 +556,19 @@ for it in range(start_iter, max_iters + 1):
                 learned = (f"loss {metrics['loss']:+.4f}, {kl_shown}, entropy {metrics['entropy']:.3f}, clipped {metrics['clip_frac_low'] + metrics['clip_frac_high']:.3f}, "
                            f"grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}")
             say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, {learned}, length {metrics['mean_length']:.1f}, "
-                f"{metrics['tokens_per_s']:,.0f} tokens/s" + ''.join(f", {name} {metrics[key]:.4f}" for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')) if key in metrics), flush=True)
+                f"{metrics['tokens_per_s']:,.0f} tokens/s" + ''.join(f", {name} {metrics[key]:.4f}" for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')) if key in metrics) + progress.left(it + 1))
             prompt, first = job.prompt_text(rollout), rollout.rows(0, 1)
             parts = [{f'reward/{name}': number_or_none(value) for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
             samples = [{'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}
                        for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
             samples_file.writelines(json.dumps(sample | columns) + '\n' for sample, columns in zip(samples, token_columns(first)))
             samples_file.flush()
-            if tracker and evaluating:
-                tracker.log({'samples': wandb.Table(list(samples[0]), [list(sample.values()) for sample in samples])}, step=it)
+            for tracker in trackers if evaluating else ():
+                tracker.samples(samples, it)
         metrics_file.write(json.dumps({name: number_or_none(value) for name, value in metrics.items()}) + '\n')
         metrics_file.flush()
-        if tracker:
-            tracker.log(metrics, step=it)
+        for tracker in trackers:
+            tracker.log(metrics, it)
         if evaluating:
             report()
     if bad_steps >= max_bad_steps:
@@ -589,7 +580,9 @@ if master and task == 'nla' and not stopping:
     say(job.table(metrics))
 if task != 'fill_in' and not stopping:
     export()
-if tracker:
+for tracker in trackers:
     tracker.finish()
+if master and not stopping:
+    console.closing(out_dir, job.closing, progress, job.try_out())
 if dist.is_initialized():
     ranks.leave()

@@ -41,7 +41,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize('argument, shown', [
-    ('--lr=0.5', '"lr": 0.5'), ('--lr=1', '"lr": 1.0'), ('--lr=1e-3', '"lr": 0.001'), ('--steps=7', '"steps": 7'), ('--flag=True', '"flag": true'),
+    ('--lr=0.5', '"lr": 0.5'), ('--lr=1', '"lr": 1.0'), ('--lr=1e-3', '"lr": 0.001'), ('--steps=7', '"steps": 7'), ('--flag=True', '"flag": true'), ('--flag', '"flag": true'),
     ('--name=bare', '"name": "bare"'), ('--name=7', '"name": "7"'), ('--name="7"', '"name": "7"'), ('--name=a=b=c', '"name": "a=b=c"'), ('--name=', '"name": ""'),
     ('--name=two words', '"name": "two words"'), ('--pair=(3,4)', '"pair": [3, 4]'), ('--pair=[3,4]', '"pair": [3, 4]'), ('--items=("b",)', '"items": ["b"]'),
     ('--limit=3', '"limit": 3.0'), ('--limit=None', '"limit": null')])

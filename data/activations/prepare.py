@@ -12,6 +12,7 @@ import sys
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from completion import tokenizer_of
+from console import say
 from data.prompts import held_out_split, load_prompts
 from model import GPT
 from nla import extract_activations, load_activations, standardiser
@@ -50,7 +51,7 @@ def write_activations(model, tokenizer, documents, out, layer=None, n=20000, n_v
     header['mean'] = mean.tolist()
     write_header()
     os.rename(folder, out)
-    print(f"{out}: {header['n_train']:,} activations after block {layer} to train on, {header['n_val']:,} of other documents")
+    say(f"{out}: {header['n_train']:,} activations after block {layer} to train on, {header['n_val']:,} of other documents")
 
 
 def main():

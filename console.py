@@ -1,0 +1,120 @@
+"""
+What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even then: warnings, and how it ended. Rank 0 speaks, the others are silent.
+A phase that may last counts its steps with a Progress. On a terminal or in a notebook that is a bar with the time left, below the lines; it goes when its phase is done. In a pipe or
+a file nothing is drawn: when no line has come for half a minute, one says how far all phases are that are going on.
+"""
+import json
+import os
+import shlex
+import sys
+import time
+
+from tqdm.auto import tqdm
+
+quiet = False        # train_grpo.py and pretrain.py set it
+BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
+LINE_AFTER = 30.0    # without a line; each one that only says how far things are doubles the wait for the next
+tqdm.monitor_interval = 0  # no thread that looks after the bars
+phases = []          # those going on, the outermost first
+loaded = time.time()
+last_line, patience = loaded, LINE_AFTER
+
+
+def tell(text):
+    """Print a line. Bars make room for it."""
+    global last_line, patience
+    if int(os.environ.get('RANK', 0)) == 0:
+        with tqdm.external_write_mode():
+            print(text, flush=True)
+    last_line, patience = time.time(), LINE_AFTER
+
+
+def say(text):
+    if not quiet:
+        tell(text)
+
+
+def duration(seconds):
+    """'48 s', '3 min 21 s', '2 h 5 min'."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min {s} s' if minutes else f'{s} s'
+
+
+class Progress:
+    """A phase of `total` steps, `done` of them behind us. Its bar comes once it has lasted `bar_after` seconds."""
+
+    def __init__(self, name, total, done=0, bar_after=None):
+        self.name, self.total, self.start, self.done, self.began, self.bar = name, total, done, done, time.time(), None
+        self.bar_after = BAR_AFTER if bar_after is None else bar_after
+
+    def __enter__(self):
+        phases.append(self)
+        if not self.bar_after:
+            self.draw()
+        return self
+
+    def __exit__(self, *_):
+        phases.remove(self)
+        if self.bar is not None:
+            self.bar.close()
+
+    def draw(self):
+        # Only where the lines go to the same screen, for nothing else would clear the bar before them. None: tqdm looks whether it is a terminal; in a notebook neither is one, and it draws.
+        silent = quiet or int(os.environ.get('RANK', 0)) > 0 or sys.stdout.isatty() != sys.stderr.isatty()
+        self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True, miniters=1, smoothing=0, disable=True if silent else None)
+        self.bar.start_t = self.bar.last_print_t = self.began  # its speed is that of the whole phase
+
+    def step(self, *_):
+        """One more is done. Takes what a callback is given."""
+        global patience
+        self.done = min(self.done + 1, self.total)
+        now = time.time()
+        if self.bar is None and now - self.began >= self.bar_after:
+            self.draw()
+        if self.bar is not None:
+            self.bar.update(self.done - self.bar.n)
+            if self.bar.disable and now - last_line > patience:
+                longer = min(2 * patience, 600.0)
+                say('  ' + ', '.join(f"{p.name} {p.done}/{p.total} ({100 * p.done // p.total} %{p.left(p.done)})" for p in phases))
+                patience = longer
+
+    def note(self, text):
+        """What stands behind the bar."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+
+    def left(self, done):
+        """', 3 min 21 s left' with so many steps done; '' where that cannot be said, and at the end."""
+        return f', {duration((time.time() - self.began) / (done - self.start) * (self.total - done))} left' if self.start < done < self.total else ''
+
+    def over(self, things):
+        with self:
+            for thing in things:
+                yield thing
+                self.step()
+
+
+def over(name, things):
+    """Go through things, a phase of this name. One thing alone is no phase."""
+    return Progress(name, len(things)).over(things) if len(things) > 1 else iter(things)
+
+
+def closing(out_dir, metrics, training, try_out):
+    """
+    How a run ended: `metrics` at its first and at its last evaluation, the time, where things are, what to run next. training: the Progress of its iterations; try_out: the file
+    in out_dir that sample.py is to read, and its other arguments.
+    """
+    with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
+        rows = [json.loads(line) for line in f]
+    evaluated = {name: [row[name] for row in rows if row.get(name) is not None] for name in metrics}
+    figures = [f"{name} {values[0]:.4f}" + (f" -> {values[-1]:.4f}" if len(values) > 1 else '') for name, values in evaluated.items() if values]
+    took = f"iterations {training.start} to {training.total} in {duration(time.time() - training.began)}, {duration(time.time() - loaded)} with all around them"
+    there = [name for name in ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'adapter', 'export') if os.path.exists(os.path.join(out_dir, name))]
+    beside, (file, arguments), ranks = os.path.dirname(sys.argv[0]), try_out, os.environ.get('WORLD_SIZE', '1')
+    start = ['python'] if ranks == '1' else ['torchrun', '--standalone', f'--nproc_per_node={ranks}']
+    same = [argument for argument in sys.argv[1:] if argument.partition('=')[0] not in ('--init_from', '--max_iters')]
+    commands = {'try it': ['python', os.path.join(beside, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}', *arguments],
+                'compare': ['python', os.path.join(beside, 'report.py'), out_dir, 'another-run', '--out=both.html'],
+                'go on': [*start, sys.argv[0], *same, f'--max_iters={2 * training.total or 100}', '--init_from=resume']}
+    tell('\n'.join([f"done: {', '.join([*figures, took])}", f"  in {out_dir}: {', '.join(there)}", *(f"  {what}: {shlex.join(command)}" for what, command in commands.items())]))

@@ -1,0 +1,144 @@
+"""What is said while something lasts: on a terminal, in a pipe, with --quiet; and how a run ends."""
+import fcntl
+import os
+import pty
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from test_train_grpo import ENV, ROOT, TEXT, TOY, run
+
+import console
+
+BARS = '''
+import console, time
+console.BAR_AFTER = 0
+for i in console.over('outer', range(3)):
+    console.say(f'line {i}')
+    for j in console.over('inner', range(4)):
+        if j == 2:
+            console.say(f'  line {i}.{j}')
+'''
+
+
+def on_a_terminal(command, cwd, width=100):
+    """What a command writes to a terminal of this many columns, and its exit status."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, width, 0, 0))
+    process = subprocess.Popen(command, cwd=cwd, env=ENV | {'PYTHONPATH': str(ROOT), 'TERM': 'xterm'}, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    written = b''
+    while True:
+        try:
+            piece = os.read(ours, 1 << 16)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        written += piece
+    os.close(ours)
+    return written.decode(), process.wait()
+
+
+def screen(written):
+    """The lines that are left on the terminal, without blank ones at the end."""
+    rows, row, column = [[]], 0, 0
+    for token in re.findall(r'\x1b\[[\d;]*[A-Za-z]|[^\x1b]', written):
+        if token == '\r':
+            column = 0
+        elif token == '\n':
+            row += 1
+            rows += [[]] * (row == len(rows))
+        elif token == '\x1b[A':
+            row -= 1
+        else:
+            assert len(token) == 1, f"what does {token!r} do to a screen?"
+            rows[row] = rows[row] + [' '] * (column + 1 - len(rows[row]))
+            rows[row][column] = token
+            column += 1
+    return '\n'.join(''.join(row).rstrip() for row in rows).rstrip().split('\n')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('made')
+    (folder / 'toy.txt').write_text(TEXT)
+    done = run(folder, *TOY, '--max_iters=2')
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_bars_on_a_terminal_leave_no_trace(tmp_path):
+    written, status = on_a_terminal([sys.executable, '-c', BARS], tmp_path)
+    assert status == 0 and re.search(r'outer:  33%.*1/3', written) and re.search('inner:  50%.*2/4', written)
+    assert screen(written) == ['line 0', '  line 0.2', 'line 1', '  line 1.2', 'line 2', '  line 2.2']
+
+
+@pytest.mark.parametrize('setting', ['console.quiet = True', 'import os; os.environ["RANK"] = "1"'])
+def test_the_quiet_and_the_other_ranks_show_nothing(tmp_path, setting):
+    written, status = on_a_terminal([sys.executable, '-c', f'import console; {setting}' + BARS], tmp_path)
+    assert status == 0 and written == ''
+
+
+def test_where_lines_go_elsewhere_there_is_no_bar(tmp_path):
+    """`| tee log` with stderr on the terminal: nothing would clear the bar before a line."""
+    written, status = on_a_terminal(['bash', '-c', f'{shlex.quote(sys.executable)} -c {shlex.quote(BARS)} | cat'], tmp_path)
+    assert status == 0 and screen(written)[:2] == ['line 0', '  line 0.2'] and written.replace('\r\n', '').isprintable()
+
+
+def test_a_pipe_gets_lines(monkeypatch, capsys):
+    """A line when there was none for a while, the next ones twice as late each; here the clock ticks 10 s at each look."""
+    clock = [1000.0]
+    monkeypatch.setattr(console.time, 'time', lambda: clock[0])
+    monkeypatch.setattr(console, 'last_line', 1000.0)
+    monkeypatch.setattr(console, 'patience', 30.0)
+    for i in console.over('texts', range(20)):
+        clock[0] += 10
+        if i == 12:
+            console.say('something else')
+    assert capsys.readouterr().out.splitlines() == ['  texts 4/20 (20 %, 2 min 40 s left)', '  texts 11/20 (55 %, 1 min 30 s left)', 'something else', '  texts 17/20 (85 %, 30 s left)']
+    assert not console.phases and list(console.over('alone', [7])) == [7]
+
+
+def test_a_phase_that_breaks_off_is_over():
+    with pytest.raises(KeyError):
+        for i in console.over('texts', range(3)):
+            raise KeyError(i)
+    assert not console.phases
+
+
+@pytest.mark.parametrize('seconds, text', [(0.4, '0 s'), (59.6, '1 min 0 s'), (201, '3 min 21 s'), (7500, '2 h 5 min')])
+def test_duration(seconds, text):
+    assert console.duration(seconds) == text
+
+
+def test_a_run_on_a_terminal(made):
+    folder, _ = made
+    written, status = on_a_terminal([sys.executable, str(ROOT / 'train_grpo.py'), *TOY, '--out_dir=out-terminal', '--max_iters=3'], folder)
+    assert status == 0 and re.search(r'training: .*/3 \[.*reward 0\.\d', written)
+    lines = screen(written)
+    assert not any('training: ' in line or '|' in line for line in lines)
+    assert [line for line in lines if re.match(r'iter \d: reward', line)] and lines[-5].startswith('done: ') and lines[-1].startswith('  go on: ')
+
+
+def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
+    folder, done = made
+    assert '\r' not in done.stdout + done.stderr and done.stderr == ''
+    ended, where, sample, compare, more = done.stdout.splitlines()[-5:]
+    assert re.fullmatch(r'done: eval/judge_reward 0\.\d{4} -> 0\.\d{4}, iterations 0 to 2 in \d.*, \d.* with all around them', ended)
+    assert where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt' and more.endswith('--max_iters=4 --init_from=resume') and 'report.py out-grpo' in compare
+    shown = subprocess.run([sys.executable, *shlex.split(sample)[3:]], cwd=folder, env=ENV, capture_output=True, text=True)
+    assert shown.returncode == 0 and 'log-prob' in shown.stdout, shown.stderr
+
+
+def test_quiet(made):
+    """--quiet alone will do; warnings come through. The run goes on as the last one said."""
+    folder, done = made
+    command = shlex.split(done.stdout.splitlines()[-1])[3:]
+    resumed = subprocess.run([sys.executable, *command, '--quiet', '--kl_estimator=k1'], cwd=folder, env=ENV, capture_output=True, text=True)
+    lines = resumed.stdout.splitlines()
+    assert resumed.returncode == 0 and resumed.stderr == '' and len(lines) == 6 and lines[0].startswith('warning: k1') and lines[1].startswith('done: ') and 'iterations 2 to 4' in lines[1], resumed.stdout
+    made_quietly = run(folder, *TOY, '--max_iters=0', '--out_dir=out-new', '--quiet=True', '--generator_checkpoint=new/g.pt')
+    assert made_quietly.returncode == 0 and len(made_quietly.stdout.splitlines()) == 5 and re.match(r'done: eval/judge_reward 0\.\d{4}, iterations 0 to 0', made_quietly.stdout), made_quietly.stdout
