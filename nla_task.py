@@ -162,10 +162,12 @@ class NLA(Job):
                                               **({'chars': self.tokenizer.chars, 'end': self.ends} if hasattr(self.tokenizer, 'chars') else {})})
 
     def load_model(self):
-        return build_actor(load_checkpoint(self.generator_path, 'nla')).to(self.device)
+        model = build_actor(load_checkpoint(self.generator_path, 'nla')).to(self.device)
+        self.start = copy.deepcopy(model.injection).requires_grad_(False)
+        return model
 
     def policy(self, model):
-        return NLAPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile)
+        return NLAPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile, start=self.start)
 
     def batch(self, it):
         seed = self.s.seed * 10 ** 5 + it

@@ -117,7 +117,7 @@ def test_gradients_reach_the_vector_and_its_map(mode):
 
 def policy_and_batch(model, n=2):
     batch = prompt_batch([[3, MARKER, 4, 1, 5], [9, 2, 6, MARKER]][:n], [11, 12][:n])
-    return NLAPolicy(model, TOKENIZER, 12), batch | {'slots': SLOTS[:n], 'activation': torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))[:n]}
+    return NLAPolicy(model, TOKENIZER, 12, start=copy.deepcopy(model.injection)), batch | {'slots': SLOTS[:n], 'activation': torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))[:n]}
 
 
 @pytest.mark.parametrize('kind', KINDS)
