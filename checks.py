@@ -63,9 +63,9 @@ def check_settings(s):
         raise ValueError("advantage gae needs a value for each token of an answer, and the slots of task fill_in share theirs: take grpo, dr_grpo, batch or rloo")
     if s.kl_beta > 0 and s.kl_estimator == 'k1' and not s.kl_in_reward and int(os.environ.get('RANK', 0)) == 0:
         print("warning: k1 in the loss has zero gradient on average, it only adds noise; k2 or exact do what is meant")
-    if s.shard and (s.task not in ('fill_in', 'completion', 'alignment') or s.optimizer != 'adamw' or s.load_in_8bit or s.reference_offload or s.precision == 'fp16' or s.compile):
-        raise ValueError(f"shard spreads one model's weights: task ({s.task}) must be fill_in, completion or alignment, optimizer ({s.optimizer}) adamw, load_in_8bit ({s.load_in_8bit}), reference_offload ({s.reference_offload}) and compile ({s.compile}) off, and precision ({s.precision}) not fp16")
-    if s.rollout_batch_size and s.shard and not s.gather_to_sample:
-        raise ValueError("rollout_batch_size works out rewards beside the sampling, and with gather_to_sample False all ranks must keep step: leave one of them")
+    if s.shard and (s.optimizer != 'adamw' or s.load_in_8bit or s.reference_offload or s.precision == 'fp16' or s.compile):
+        raise ValueError(f"shard spreads one model's weights: optimizer ({s.optimizer}) must be adamw, load_in_8bit ({s.load_in_8bit}), reference_offload ({s.reference_offload}) and compile ({s.compile}) off, and precision ({s.precision}) not fp16")
+    if s.rollout_batch_size and s.shard and (s.task == 'nla' or not s.gather_to_sample):
+        raise ValueError("rollout_batch_size works out rewards beside the sampling, and with gather_to_sample False, or a sharded critic (task nla), all ranks must keep step: leave one of them")
     if s.shard and 'RANK' not in os.environ:
         raise ValueError("shard spreads the model over processes, and this is one alone: start it with torchrun --standalone --nproc_per_node=N")

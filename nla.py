@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.nn import functional as F
 
 from completion import CausalPolicy, prompt_batch
 from console import over
@@ -125,24 +126,31 @@ class Injection(nn.Module):
             i = layers.index(layer)
             v = (vectors[:, :, i] if vectors.dim() == 4 else vectors).to(x.dtype)
             if self.project:
-                v = self.project[i](v)
+                v = F.linear(v, *(p.to(x.dtype) for p in self.project[i].parameters()))  # NLAPolicy.start stays in fp32
             return inject(x, slots, v, mode, scale[i] if isinstance(scale, list) else scale)
 
         return write
 
 
 class NLAPolicy(CausalPolicy):
-    """A CausalPolicy whose prefill writes the batch's activations (P, K, A) at its slots (P, K); without 'activation' in the batch nothing is written."""
+    """
+    A CausalPolicy whose prefill writes the batch's activations (P, K, A) at its slots (P, K); without 'activation' in the batch nothing is written.
+    start: the injection that training began with, which learns beside adapters.
+    """
+
+    def __init__(self, *settings, start=None):
+        super().__init__(*settings)
+        self.start = start
 
     def prefill(self, prompts, batch):
         return self.model.prefill(prompts, self.model.injection.edit(batch['slots'], batch.get('activation')))
 
     def without_adapters(self):
-        """The same, with the injection as it is now: it learns beside the adapters."""
-        start, plain = copy.deepcopy(self.model.injection).requires_grad_(False), super().without_adapters()
+        """The same, with the injection at its start."""
+        plain = super().without_adapters()
 
         def hidden(rollout, through=plain.hidden):
-            learned, self.model.injection = self.model.injection, start
+            learned, self.model.injection = self.model.injection, self.start
             try:
                 return through(rollout)
             finally:

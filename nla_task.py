@@ -22,6 +22,7 @@ from kernels import fused_logps
 from model import GPT, load_checkpoint, save_checkpoint
 from nla import Activations, Critic, Injection, NLAPolicy, as_read, build_actor, build_critic, encode_around, find_markers, fve, load_activations, marker_of, read_vectors, standardiser, truncate
 from pretrain import answerer_config, save_model, train_critic, train_explainer, train_language_model
+from shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks import Job, longest_line
 
 
@@ -60,10 +61,10 @@ class NLA(Job):
             before = (saved['nla']['settings'] | {'activation_layer': saved['nla']['layer']})[key]
             if before != now:
                 raise ValueError(f"the actor and critic at {self.generator_path} were made with {key} = {before!r} and it is {now!r} now: name another nla_checkpoint, or one that does not exist yet to have it made")
-        self.about, self.critic = saved['nla'] | self.about, build_critic(saved).to(device).eval()
+        self.about, self.critic = saved['nla'] | self.about, self.placed(build_critic(saved))
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=s.critic_learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
-        self.source = GPT.from_pretrained(self.source_path).to(device).eval().requires_grad_(False)  # says how natural a text is
+        self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))  # says how natural a text is
         say(f"{len(self.train):,} activations of width {self.train.vectors.shape[1]} to train on, {len(self.held_out):,} held out; actor and critic start from {self.generator_path}: "
             + ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items()))
 
@@ -162,11 +163,19 @@ class NLA(Job):
                                               'nla': self.about | {'injection': actor.injection.settings, 'critic': critic.settings},
                                               **({'chars': self.tokenizer.chars, 'end': self.ends} if hasattr(self.tokenizer, 'chars') else {})})
 
+    def placed(self, model):
+        """A model that stays in fp32 on its device, or spread over all ranks: then they all go through each of its forwards."""
+        if self.s.shard:
+            shard_model(model, torch.float32, self.device)
+        return model.to(self.device).eval()
+
     def load_model(self):
-        return build_actor(load_checkpoint(self.generator_path, 'nla')).to(self.device)
+        model = build_actor(load_checkpoint(self.generator_path, 'nla')).to(self.home)
+        self.start = copy.deepcopy(model.injection).requires_grad_(False).to(self.device)
+        return model
 
     def policy(self, model):
-        return NLAPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile)
+        return NLAPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile, start=self.start)
 
     def batch(self, it):
         seed = self.s.seed * 10 ** 5 + it
@@ -175,7 +184,9 @@ class NLA(Job):
     def predict(self, texts, lengths):
         size = self.s.eval_batch_size
         with torch.no_grad():
-            return torch.cat([self.critic(texts[i:i + size], lengths[i:i + size]) for i in range(0, len(texts), size)])
+            predictions = [self.critic(texts[i:i + size], lengths[i:i + size]) for i in range(0, len(texts), size)]
+        drop_collected(self.critic)
+        return torch.cat(predictions)
 
     def reconstruction(self, policy, rollout):
         texts, lengths, h, whole = as_read(rollout, self.ends, self.s.text_reversed)
@@ -193,23 +204,22 @@ class NLA(Job):
         n = all_reduce(whole.sum())
         if n == 0:
             return {}  # nothing to learn from
-        target, metrics = self.critic.target(h), {}
+        target, counts, metrics = self.critic.target(h), whole / n, {}  # the others are read too: a sharded critic takes as many forwards on every rank
         size = (self.s.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
         self.critic.train()
         for epoch in range(self.s.critic_train_epochs):
             self.critic_optimizer.zero_grad(set_to_none=True)
             shares = torch.zeros(3, device=h.device)
             for start in range(0, len(texts), size):
-                part = whole[start:start + size].nonzero().squeeze(1) + start
-                if len(part):
-                    prediction = self.critic(texts[part], lengths[part])
-                    loss = (prediction - target[part]).square().mean(dim=1).sum() / n
-                    loss.backward()
-                    with torch.no_grad():
-                        centred = self.critic.standard(prediction, h[part])
-                        shares += torch.stack((loss, torch.cosine_similarity(*centred).sum() / n, (centred[0] - centred[1]).square().mean(dim=1).sum() / n))
+                part = slice(start, start + size)
+                prediction = self.critic(texts[part], lengths[part])
+                loss = counts[part] @ (prediction - target[part]).square().mean(dim=1)
+                loss.backward()
+                with torch.no_grad():
+                    centred = self.critic.standard(prediction, h[part])
+                    shares += torch.stack((loss, counts[part] @ torch.cosine_similarity(*centred), counts[part] @ (centred[0] - centred[1]).square().mean(dim=1)))
             sum_gradients(list(self.critic.parameters()))
-            norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0)
+            norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0))
             if not torch.isfinite(norm):
                 return metrics | {'critic_bad_steps': 1}
             self.critic_optimizer.step()
@@ -281,6 +291,7 @@ class NLA(Job):
             rows = rows.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= n[:, None], 0)
             logps = fused_logps(self.source(rows[:, :-1])[inside], self.source.lm_head.weight, rows[:, 1:][inside])[0]
             total, count = total - logps.sum().item(), count + len(logps)
+        drop_collected(self.source)
         return total / max(1, count)
 
     def table(self, m):
@@ -312,7 +323,7 @@ class NLA(Job):
                 'nla': self.about} | ({'chars': self.tokenizer.chars, 'end': self.ends} if hasattr(self.tokenizer, 'chars') else {})
 
     def restore(self, checkpoint):
-        self.critic.load_state_dict(checkpoint['critic'])
-        self.critic_optimizer.load_state_dict(checkpoint['critic_optimizer'])
+        self.critic.load_state_dict({name: part_of(checkpoint['critic'][name], p) for name, p in self.critic.state_dict().items()})
+        self.critic_optimizer.load_state_dict(optimizer_parts(checkpoint['critic_optimizer'], list(self.critic.parameters())))
         for group in self.critic_optimizer.param_groups:
             group['lr'] = self.s.critic_learning_rate

@@ -8,7 +8,7 @@ One model spread over all ranks, for those that no GPU holds alone: torch's own 
 Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of all ranks together for each token.
 
 In forward and backward a block's weights are collected just before they are used and dropped after; its gradient is summed over the ranks in fp32, each rank keeps its
-part. All ranks must therefore go through the same forwards: grpo.py gives each the same number of micro-batches. N weights on W ranks in bf16 cost 16 N / W bytes for
+part. All ranks must therefore go through the same forwards: grpo.py, and nla_task.py for its critic, give each the same number of micro-batches. N weights on W ranks in bf16 cost 16 N / W bytes for
 weights, gradients and Adam, and two blocks and the embeddings at 2 bytes a weight while they are at work; gathered() adds 2 N bytes while it samples.
 """
 import copy
@@ -38,6 +38,11 @@ def skeleton_of(model):
     return copy.deepcopy(model, memo | {id(b): b for b in model.buffers()})
 
 
+def units(model):
+    """What is collected at once: each block, and the rest."""
+    return [*getattr(model, 'trunk', model).blocks, model]
+
+
 def shard_model(model, dtype, device, gather_to_sample=True):
     """
     Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered. Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
@@ -47,12 +52,13 @@ def shard_model(model, dtype, device, gather_to_sample=True):
     skeleton = skeleton_of(model)
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     options = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32))
-    for block in model.blocks:
+    for block in units(model)[:-1]:
         fully_shard(block, **options)
     fully_shard(model, **options, reshard_after_forward=False)  # the head is used after the model's forward, see grpo.rollout_loss
     for method in ('prefill', 'answer'):
-        register_fsdp_forward_method(model, method)
-    for module in [*model.blocks, model]:
+        if hasattr(model, method):  # a critic has neither
+            register_fsdp_forward_method(model, method)
+    for module in units(model):
         module.set_gradient_divide_factor(1.0)  # each rank holds its share of one loss: gradients are summed
         module.set_force_sum_reduction_for_comms(True)
     model.skeleton, model.dtype = [skeleton], dtype  # in a list: it is no part of the model
@@ -64,7 +70,7 @@ def shard_model(model, dtype, device, gather_to_sample=True):
 def drop_collected(model):
     """Only the shards stay. Weights that a forward without a backward has collected would else be used again after the optimizer has moved on."""
     if is_sharded(model):
-        for module in [*model.blocks, model]:
+        for module in units(model):
             module.reshard()
 
 

@@ -4,7 +4,7 @@ class each, all with the same few names: `load_model()`, `policy(model)`, `batch
 ranks together; a function of the seed and `it` alone, so there is no state to save), `rewards` (see compute_rewards),
 `evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `closing` (those that
 the last lines compare with the start), `prompt_text(rollout)`,
-`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights, and `restore(checkpoint)`, which takes it back. `try_out()`:
+`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights (of what is sharded, this rank's part), and `restore(checkpoint)`, which takes it back. `try_out()`:
 what sample.py is to be given to show the trained model, the file in out_dir and the arguments. `actor_rests(it)`: the policy
 does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
 `s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.

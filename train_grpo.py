@@ -411,15 +411,16 @@ def run_kind():
 
 
 def save_best(it):
-    kept = whole({'model': weights_to_keep()})
+    kept = whole({'model': weights_to_keep(), **job.saved()})
     if master:
-        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), run_kind() | {'iter': it, 'best': best, **kept, **job.saved()})
+        save_checkpoint(os.path.join(out_dir, 'ckpt_best.pt'), run_kind() | {'iter': it, 'best': best, **kept})
 
 
 def save(it, beside=None):
     """Everything needed to go on with iteration `it` as if nothing had happened; all ranks call it. beside: what the job had to say when `it` began, if it has begun."""
     global saved_at
-    kept = whole({'model': weights_to_keep(), 'optimizer': adamw.state_dict(), 'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {}})
+    kept = whole({'model': weights_to_keep(), 'optimizer': adamw.state_dict(), 'reference': {name: averages[name].detach() for name in followed} if averages and reference_mode != 'static' else {},
+                  **(beside or job.saved())})
     if not master:
         return
     for file in (metrics_file, samples_file, rewards_file):  # the log reaches the disk before the checkpoint that builds on it
@@ -428,8 +429,7 @@ def save(it, beside=None):
     older = os.path.join(out_dir, f'ckpt_{saved_at or 0:06d}.pt')
     if keep_checkpoints and saved_at not in (None, it) and not os.path.exists(older):
         os.link(checkpoint_path, older)
-    save_checkpoint(checkpoint_path, run_kind() | {'iter': it, 'best': best, 'bad_steps': bad_steps, 'start_weights': start_weights, 'mirror': mirror.state_dict(), 'scaler': scaler.state_dict(),
-                                                   **kept, **(beside or job.saved())})
+    save_checkpoint(checkpoint_path, run_kind() | {'iter': it, 'best': best, 'bad_steps': bad_steps, 'start_weights': start_weights, 'mirror': mirror.state_dict(), 'scaler': scaler.state_dict(), **kept})
     saved_at = it
     for path in older_checkpoints()[keep_checkpoints:]:
         os.remove(path)
@@ -446,6 +446,7 @@ def save_and_say_so(it, beside=None, when=''):
 def export():
     """The trained model as `transformers` loads it, in export/; a LoRA run's adapters as `peft` loads them too, in adapter/. An NLA's actor and critic in nla.pt, a start for others."""
     final = collect_model(model, torch.float32) if shard else copy.deepcopy(model).float()
+    beside = whole({name: value for name, value in job.saved().items() if name != 'critic_optimizer'})
     if not master:
         return
     if not shard:
@@ -459,7 +460,7 @@ def export():
     if task == 'nla':
         path = os.path.join(out_dir, 'nla.pt')
         quality = {key.removeprefix('eval/'): value for key, value in metrics.items() if key in ('eval/fve', 'eval/fve_greedy')}
-        save_checkpoint(path, {'kind': 'nla', 'model': final.state_dict(), 'model_config': vars(model.config), 'quality': quality} | {k: v for k, v in job.saved().items() if k != 'critic_optimizer'})
+        save_checkpoint(path, {'kind': 'nla', 'model': final.state_dict(), 'model_config': vars(model.config), 'quality': quality} | beside)
         say(f"actor and critic saved in {path}")
         return
     final.save_pretrained(os.path.join(out_dir, 'export'), eos_id=job.tokenizer.eos_id)
@@ -482,10 +483,11 @@ for it in progress.over(range(start_iter, max_iters + 1)):
     metrics, evaluating, scorer_lost = {'iter': it}, it % eval_interval == 0 or it == max_iters, None
     if evaluating:
         began = time.perf_counter()
+        all_evaluate = shard and (task == 'nla' or not gather_to_sample)  # what is sharded, as a critic is, takes all ranks; else the others wait for rank 0 below
         with gathered(policy) as whole_policy:
-            if master or (shard and not gather_to_sample):  # else the others wait for rank 0 below
+            if master or all_evaluate:
                 try:
-                    with ranks.breakable(not shard or gather_to_sample):
+                    with ranks.breakable(not all_evaluate):
                         metrics |= job.evaluate(whole_policy)
                 except ConnectionError as e:
                     scorer_lost = e

@@ -117,7 +117,7 @@ def test_gradients_reach_the_vector_and_its_map(mode):
 
 def policy_and_batch(model, n=2):
     batch = prompt_batch([[3, MARKER, 4, 1, 5], [9, 2, 6, MARKER]][:n], [11, 12][:n])
-    return NLAPolicy(model, TOKENIZER, 12), batch | {'slots': SLOTS[:n], 'activation': torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))[:n]}
+    return NLAPolicy(model, TOKENIZER, 12, start=copy.deepcopy(model.injection)), batch | {'slots': SLOTS[:n], 'activation': torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))[:n]}
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -418,16 +418,29 @@ def test_given_activations_with_texts(run):
     assert fails('--nla_checkpoint=other.pt').startswith('error: other.pt was trained on another vocabulary')
 
 
-def test_two_processes_are_one(run):
-    """torchrun: each process its own prompts and the same critic; every metric as with one process."""
-    folder, _ = run
-    arguments = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(ROOT, 'train_grpo.py'), os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--out_dir=two']
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for one, two in list(zip(metrics_of(folder / 'out-nla' / 'grpo'), metrics_of(folder / 'two')))[:3]:
-        assert one.keys() == two.keys()
-        for key in one:
-            assert two[key] == pytest.approx(one[key], abs=1e-4, rel=1e-3), key
+@pytest.mark.parametrize('more,turns', [
+    ([], [(2, [])]),
+    ([], [(2, ['--shard=True', '--max_iters=4']), (1, ['--max_iters=5']), (2, ['--shard=True', '--gather_to_sample=False', '--micro_batch_size=1'])]),
+    (['--lora_r=2', '--learning_rate=1e-2'], [(2, ['--shard=True', '--max_iters=4']), (1, [])])], ids=['two', 'sharded, one, block by block', 'adapters: sharded, one'])
+def test_the_same_run_whoever_does_it(run, tmp_path, more, turns):
+    """torchrun: each process its own prompts, actor and critic whole or spread over both, and in turns, each going on from the other's checkpoint: every metric and all weights are those of one process without a break."""
+    folder, out = run[0], str(tmp_path / 'out')
+    one = folder / 'out-nla' / 'grpo'
+    if more:
+        one = tmp_path / 'one'
+        train(folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, *more, f'--out_dir={one}')
+    for n, (processes, settings) in enumerate(turns):
+        launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
+        arguments = [*launcher, os.path.join(ROOT, 'train_grpo.py'), os.path.join(ROOT, 'config', 'nla.py'), *TOY, *more, *settings, f'--out_dir={out}', *(['--init_from=resume'] if n else [])]
+        done = subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for ours, theirs in zip(metrics_of(tmp_path / 'out'), metrics_of(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    ours, theirs = (load_checkpoint(path / 'ckpt.pt', 'run', 'adapters') for path in (tmp_path / 'out', one))
+    for part in ('model', 'critic'):
+        assert ours[part].keys() == theirs[part].keys() and all(torch.allclose(ours[part][name], p, rtol=1e-6, atol=1e-6) for name, p in theirs[part].items())
+    exported = [load_checkpoint(path / 'nla.pt', 'nla') for path in (tmp_path / 'out', one)]
+    assert exported[0].keys() == exported[1].keys() and all(torch.equal(exported[0]['critic'][name], p) for name, p in ours['critic'].items())
 
 
 def test_a_hugging_face_model_with_adapters(tmp_path):
