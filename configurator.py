@@ -12,6 +12,7 @@ import ast
 import difflib
 import linecache
 import os
+import select
 import sys
 import types
 
@@ -134,6 +135,21 @@ def print_help(namespace, source, keys):
             print(f"  --{key}={namespace[key]!r}".ljust(52), keys[key][1])
 
 
+def one_line(text):
+    """The text with what is no printable character, a line break or what moves a terminal's cursor, as Python writes it."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def stdout_is_gone():
+    """Whether who reads our standard output, `head -1` say, has closed it. Then it is turned away from there, or Python would complain as it flushes at the end."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are told of always
+    gone = bool(poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
 def one_line_errors(kind, error, trace):
     """
     An error that this repo raises on purpose (its last line is a `raise` of ours) is for the user: print its message
@@ -141,14 +157,15 @@ def one_line_errors(kind, error, trace):
     """
     if kind is KeyboardInterrupt:
         return print('interrupted: what was being made is not saved', file=sys.stderr)
+    if kind is BrokenPipeError and stdout_is_gone():
+        return None
     last = trace
     while last and last.tb_next:
         last = last.tb_next
     file = last.tb_frame.f_code.co_filename if last else ''
     ours = 'site-packages' not in file and os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.abspath(__file__)))
     if ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise') and not issubclass(kind, AssertionError):
-        # a name in someone's file may hold a line break, or what moves a terminal's cursor; a value may be a book
-        line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        line = one_line(str(error))  # a name in someone's file may hold a line break; a value may be a book
         print('error:', line if len(line) < 2000 else f'{line[:1200]} ... {line[-600:]}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

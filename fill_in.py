@@ -76,6 +76,18 @@ def make_batch(tokens, lengths, chosen, mask_id, seed=0):
     return {'tokens': tokens.masked_fill(chosen, mask_id), 'lengths': lengths, 'slots': slots, 'n_slots': n_slots, 'original': tokens, 'seeds': seeds}
 
 
+def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
+    """make_batch of one text in which mask_char marks the slots; or, with mask_ratio above 0, that share of it is masked at random. Raises ValueError where there is no slot."""
+    lengths, chosen = torch.tensor([len(text)]), torch.tensor([[c == mask_char for c in text]])
+    if mask_ratio > 0:
+        chosen = choose_slots('random', lengths, len(text), (mask_ratio, mask_ratio), torch.Generator().manual_seed(seed))
+    elif not chosen.any():
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
+    else:
+        text = text.replace(mask_char, tokenizer.chars[0])  # what stands in a slot is unknown; the rest keeps its place
+    return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id)
+
+
 class FillInPolicy:
     """
     The policy of fill-in GRPO; see grpo.py for what a policy is.

@@ -171,12 +171,14 @@ def score_ids(tokenizer, text, room):
 # the scorer service
 
 class TextScorer:
-    """A reward and a cost model with their tokenizers: encode(texts), then score(what it returned) -> (rewards, costs), lists of floats."""
+    """A reward and a cost model, or one of them, with their tokenizers: encode(texts), then score(what it returned) -> (rewards, costs), lists of floats."""
 
     def __init__(self, reward_path, cost_path, device='cpu', max_length=512, dtype=torch.float32, batch_tokens=16384):
         self.device, self.batch_tokens = device, batch_tokens
         self.parts = []
         for path, kind in ((reward_path, 'reward'), (cost_path, 'cost')):
+            if not path:
+                continue
             model, tokenizer = ScoreModel.from_pretrained(path, kind).to(device), tokenizer_of(path)
             model.trunk.to(dtype)
             model.score_head.to(dtype)
@@ -185,7 +187,7 @@ class TextScorer:
             self.parts.append((model, tokenizer, min(max_length, model.trunk.config.block_size)))
 
     def encode(self, texts):
-        """For each text its ids for the reward and for the cost model."""
+        """For each text its ids for each of the models."""
         return [[score_ids(tokenizer, text, room) for _, tokenizer, room in self.parts] for text in texts]
 
     @torch.inference_mode()

@@ -409,3 +409,33 @@ def read_vectors(path):
         raise ValueError(f"{path} has shape {found.shape}; it must be (how many, width)")
     check_finite(found, path)
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one activation, explained
+
+def activation_at_end(about, tokenizer, text, device='cpu'):
+    """The activation (1, A) at a text's last token, as an NLA (about: its settings) knows them: of the same model and layer, with as many tokens before it."""
+    source = GPT.from_pretrained(about['source']).to(device).eval().requires_grad_(False)
+    ids = tokenizer.encode(text)[-about['context']:]
+    return truncate(source, about['layer'])(torch.tensor([ids], device=device))[:, -1].float().cpu().numpy()
+
+
+def explain(saved, tokenizer, vector, num_samples=8, temperature=1.0, seed=1, device='cpu'):
+    """
+    What the actor of a checkpoint says of an activation (1, A), greedily and, at a temperature above 0, num_samples times more: [(the fraction of its variance that
+    the critic rebuilds, text, whether it is the greedy one, whether it came to its end)], best first. Raises ValueError for a vector of another width.
+    """
+    about = saved['nla']
+    actor, critic = build_actor(saved).to(device).eval().requires_grad_(False), build_critic(saved).to(device).eval().requires_grad_(False)
+    if vector.shape[1] != len(critic.mean):
+        raise ValueError(f"the activation has width {vector.shape[1]} and this NLA explains those of width {len(critic.mean)}: it belongs to another model")
+    one = Activations(vector, prompts=[about['prompt']], slots=find_markers([about['prompt']], marker_of(tokenizer, about['settings']['injection_token'])))
+    batch, policy = one.batch([0], [seed], device), NLAPolicy(actor, tokenizer, about['max_new_tokens'], temperature or 1.0)
+    rows = []
+    for greedy, rollout in [(True, policy.greedy(batch))] + ([(False, policy.sample(batch, num_samples))] if temperature > 0 else []):
+        texts, lengths, h, whole = as_read(rollout, tokenizer.eos_id is not None, about['settings']['text_reversed'])
+        prediction, target = critic.standard(critic(texts, lengths), h)
+        values = 1 - (prediction - target).square().sum(dim=1) / target.square().sum(dim=1)
+        rows += [(value, tokenizer.decode(ids[:n]), greedy, ended) for value, ids, n, ended in zip(values.tolist(), texts.tolist(), lengths.tolist(), whole.tolist())]
+    return sorted(rows, reverse=True)

@@ -1,10 +1,13 @@
 """
-The sampler, and a script: complete a prompt, chat with a model, or fill a text.
+The sampler, and a script: chat with a model, complete a prompt, fill a text, explain an activation.
 $ python sample.py --checkpoint=path/to/model                              # chat; a directory, a .gguf file or a run's ckpt.pt
-$ python sample.py --checkpoint=out-arithmetic/ckpt.pt --prompt="12+34=" --num_samples=4
-$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"      # fill-in: each '?' is a slot
+$ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt   # complete what is piped in, or --prompt="12+34="
+$ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46     # the best of 8 by rewards, or
+$ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt      # by a reward model
+$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"      # fill-in: each '?' is a slot; best first by the judge
 $ python sample.py --text="import os, sys" --mask_ratio=0.3                # or mask a share of the text at random
-$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"        # an NLA: what its model thinks at the text's last token
+$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"       # an NLA: what its model thinks at the text's last token
+Several answers are a table, best first. Where stdout is no terminal it holds the (best) answer and nothing else; the rest goes to stderr.
 
 `generate` samples G answers to each of P prompts in one batch. A prompt is read once and its keys and values are kept
 once, whatever G is: all answers of a group attend to them with one matrix product, and to their own keys with another,
@@ -20,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from configurator import configure
 
 
 @dataclass
@@ -296,162 +301,106 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
 # ---------------------------------------------------------------------------------------------------------------------
 # the script
 
-def stream(tokenizer):
-    """An on_token that prints one answer as it grows; a character whose bytes are not all there yet waits for them."""
-    ids, shown = [], 0
-
-    def show(step, rows, tokens):
-        nonlocal shown
-        ids.append(tokens.item())
-        text = tokenizer.decode(ids)
-        if not text.endswith('\ufffd'):
-            print(text[shown:], end='', flush=True)
-            shown = len(text)
-    return show
-
-
-def complete(model, tokenizer, ids, num_samples, options):
-    """Print num_samples answers to a prompt (token ids): one as it comes, several with their log-probs, the likeliest first. Returns the first's text."""
-    if num_samples == 1:
-        answers = generate(model, [ids], on_token=stream(tokenizer), **options)
-        print()
-    else:
-        answers = generate(model, [ids], num_samples, **options)
-    texts = [tokenizer.decode(answer[:n]) for answer, n in zip(answers.tokens[0].tolist(), answers.lengths[0].tolist())]
-    if num_samples > 1:
-        print("log-prob  tokens")
-        for logp, n, ended, text in sorted(zip(answers.logps[0].sum(dim=-1).tolist(), answers.lengths[0].tolist(), answers.ended[0].tolist(), texts), reverse=True):
-            print(f"{logp:8.2f}  {n:6d}  {text}" + ('' if ended else ' ...'))
-    return texts[0]
-
-
-def chat(model, tokenizer, system_prompt, options):
-    """Turns of a conversation from the terminal until an empty line or the end of input."""
-    messages = [{'role': 'system', 'content': system_prompt}] if system_prompt else []
-    print("an empty line ends the conversation")
-    while True:
-        try:
-            said = input('> ')
-        except EOFError:
-            return
-        if not said.strip():
-            return
-        messages.append({'role': 'user', 'content': said})
-        ids = tokenizer.chat(messages) if tokenizer.has_chat_template else tokenizer.encode(said)
-        messages.append({'role': 'assistant', 'content': complete(model, tokenizer, ids, 1, options)})
-
-
-def fill_text(model, saved, text, mask_char, mask_ratio, judge_checkpoint, num_samples, temperature, top_p, unmask_steps, seed, device):
-    """Print fills of a text's slots with their log-prob and, where there is a judge, its score."""
-    from data.tokenizer import CharTokenizer
-    from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
-    from judge import Judge
-    tokenizer = CharTokenizer(saved['chars'])
-    judge_checkpoint = judge_checkpoint or saved.get('judge_checkpoint')
-    judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint and os.path.exists(judge_checkpoint) else None
-    if not text:
-        raise ValueError('there is no text: give one with --text="..."')
-    if len(text) > model.config.block_size - 1:
-        raise ValueError(f"the text has {len(text)} characters and this model reads {model.config.block_size - 1}: shorten it, or train with a larger block_size")
-    lengths = torch.tensor([len(text)])
-    if mask_ratio > 0:
-        tokens = torch.tensor([tokenizer.encode(text)])
-        chosen = choose_slots('random', lengths, len(text), (mask_ratio, mask_ratio), torch.Generator().manual_seed(seed))
-    else:
-        chosen = torch.tensor([[c == mask_char for c in text]])
-        stand_in = tokenizer.chars[0]  # the slots' characters are unknown; encode the rest at its true positions
-        tokens = torch.tensor([tokenizer.encode(text.replace(mask_char, stand_in))])
-    if not chosen.any():
-        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
-    batch = {key: value.to(device) for key, value in make_batch(tokens, lengths, chosen, tokenizer.mask_id).items()}
-    policy = FillInPolicy(model, tokenizer, temperature, top_p, unmask_steps, torch.Generator(device).manual_seed(seed))
-    print(f"prompt    {tokenizer.decode(batch['tokens'][0])}")
-    print(f"greedy    {tokenizer.decode(fill(batch, policy.greedy(batch))[0, 0])}")
-    rollout = policy.sample(batch, num_samples)
-    scores = score_fills(judge, batch, rollout.tokens)[0].tolist() if judge else [None] * num_samples
-    rows = sorted(set(zip(rollout.logps[0].sum(dim=-1).tolist(), policy.texts(rollout)[0], scores)), key=lambda row: -row[0])
-    print("log-prob   judge  (judge: 0 looks written, 1 looks machine-filled)")
-    for logp, filled, score in rows:
-        print(f"{logp:8.2f}   {'    -' if score is None else f'{score:.3f}'}  {filled}")
-
-
-def explain(saved, tokenizer, text, activations, row, num_samples, temperature, seed, device):
-    """Print explanations of the activation at a text's last token, or of row `row` of a file of activations: each with the fraction of its variance it explains, best first."""
-    from model import GPT
-    from nla import Activations, NLAPolicy, as_read, build_actor, build_critic, find_markers, marker_of, read_vectors, truncate
-    about = saved['nla']
-    actor, critic = build_actor(saved).to(device).eval().requires_grad_(False), build_critic(saved).to(device).eval().requires_grad_(False)
-    if activations:
-        vectors = read_vectors(activations)
-        if not 0 <= row < len(vectors):
-            raise ValueError(f"row is {row} and {activations} has {len(vectors)} activations")
-        vector = vectors[row:row + 1]
-    elif text:
-        ids = tokenizer.encode(text)[-about['context']:]
-        source = GPT.from_pretrained(about['source']).to(device).eval().requires_grad_(False)
-        vector = truncate(source, about['layer'])(torch.tensor([ids], device=device))[:, -1].float().cpu().numpy()
-    else:
-        raise ValueError('there is nothing to explain: give a --text="...", or --activations=FILE with --row=N')
-    if vector.shape[1] != len(critic.mean):
-        raise ValueError(f"the activation has width {vector.shape[1]} and this NLA explains those of width {len(critic.mean)}: it belongs to another model")
-    one = Activations(vector, prompts=[about['prompt']], slots=find_markers([about['prompt']], marker_of(tokenizer, about['settings']['injection_token'])))
-    batch, policy = one.batch([0], [seed], device), NLAPolicy(actor, tokenizer, about['max_new_tokens'], temperature or 1.0)
-    rollouts = [policy.greedy(batch)] + ([policy.sample(batch, num_samples)] if temperature > 0 else [])
-    rows = []
-    for how, rollout in zip(('greedy', 'sampled'), rollouts):
-        texts, lengths, h, whole = as_read(rollout, tokenizer.eos_id is not None, about['settings']['text_reversed'])
-        prediction, target = critic.standard(critic(texts, lengths), h)
-        values = 1 - (prediction - target).square().sum(dim=1) / target.square().sum(dim=1)
-        rows += [(value, how, tokenizer.decode(ids[:n]), ended) for value, ids, n, ended in zip(values.tolist(), texts.tolist(), lengths.tolist(), whole.tolist())]
-    print("   FVE  explanation")
-    for value, how, shown, ended in sorted(rows, reverse=True):
-        print(f"{value:6.3f}  {shown!r}" + ('  (greedy)' if how == 'greedy' else '') + ('' if ended else ' ...'))
-
-
 if __name__ == '__main__':
-    from configurator import configure
     checkpoint = 'out-grpo/ckpt.pt'              # a run's checkpoint, a pretrained model, a Hugging Face directory, a .gguf file, a name on the hub
-    prompt = ''                                  # a causal model completes it; without one, it chats
+    # a causal model
+    prompt = ''                                  # it completes this, or what is piped in; at a terminal, without either, it chats
     chat_template = False                        # True: the prompt becomes the user's turn
     system_prompt = ''
-    text = ''                                    # a fill-in model fills its slots
+    max_new_tokens = 256                         # at most, and no more than the model reads
+    # what its answers are ranked by, best first
+    rewards: str | list | tuple | None = None    # of the catalogue: number_answer,length; or a list as train_grpo.py takes
+    reference = ''                               # what they are judged by, as far as they need it: the right answer,
+    tests = ''                                   # assert statements,
+    context = ''                                 # a source
+    reward_checkpoint = ''                       # a reward model, ours or a Hugging Face folder; '': the one that an alignment run learned from
+    cost_checkpoint = ''                         # and a cost model
+    lambda_cost: float | None = None             # the price of its cost; None: what the run arrived at, else 1
+    scorer_template: str | None = None           # how they read '{prompt}' and '{response}'; None: one after the other, and for a Hugging Face folder as safe-rlhf does
+    # a fill-in model, a Natural Language Autoencoder
+    text = ''                                    # the one fills its slots, the other explains its last token; or what is piped in
     mask_char = '_'                              # this character marks a slot
     mask_ratio = 0.0                             # above 0: mask this share of the text at random instead
     unmask_steps = 1                             # fill in so many steps, each seeing the fills before it
     judge_checkpoint: str | None = None          # None: the one the run learned from, or no score
-    activations: str | None = None               # an NLA explains a row of this .npy, .pt or .safetensors file instead of a text
+    activations: str | None = None               # explain a row of this .npy, .pt or .safetensors file instead of a text
     row = 0
-    num_samples: int | None = None               # None: 8 fills or explanations, or 1 completion as it comes
-    max_new_tokens = 256
+    # sampling
+    num_samples: int | None = None               # None: 8 fills, explanations or answers to be ranked, or 1 answer as it comes
     temperature = 0.8                            # 0: the likeliest token each time
     top_k = 0
     top_p = 1.0
-    precision = 'fp32'                           # 'fp32' | 'bf16'
     seed = 1
-    device = 'cpu'
+    device = 'auto'                              # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
+    precision = 'auto'                           # 'fp32' | 'bf16' | 'fp16'; 'auto': bf16 where it is faster
     configure(globals())
 
     from completion import forbidden_tokens, tokenizer_of
+    from data.text import dataset_name
     from model import GPT, compute_in, load_checkpoint
-    if not 0 <= mask_ratio <= 1:
-        raise ValueError(f"mask_ratio is {mask_ratio}: it must be between 0 and 1")
-    if checkpoint.endswith('.pt'):
-        saved = load_checkpoint(checkpoint, 'generator', 'run', 'nla')
-        if 'nla' in saved:
-            explain(saved, tokenizer_of(checkpoint), text, activations, row, num_samples or 8, temperature, seed, device)
-            sys.exit()
-    model = GPT.from_pretrained(checkpoint).to(device).eval().requires_grad_(False)
-    compute_in(model, {'fp32': torch.float32, 'bf16': torch.bfloat16}[precision])
-    if not model.config.causal:
-        fill_text(model, load_checkpoint(checkpoint, 'generator', 'run'), text, mask_char, mask_ratio, judge_checkpoint, num_samples or 8, temperature, top_p, unmask_steps, seed, device)
-    else:
-        tokenizer = tokenizer_of(checkpoint)
+    from talk import chat, complete, fill_text, given, ranking, show_ranked, with_room
+    if not 0 <= mask_ratio <= 1 or num_samples is not None and num_samples < 1 or max_new_tokens < 1:
+        raise ValueError(f"mask_ratio ({mask_ratio}) must be between 0 and 1, num_samples ({num_samples}) and max_new_tokens ({max_new_tokens}) at least 1")
+    if precision not in ('auto', 'fp32', 'bf16', 'fp16'):
+        raise ValueError(f"precision is {precision!r}; it must be auto, fp32, bf16 or fp16")
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:  # no such device, none of that number, or a torch that was built without
+        raise ValueError(f"device is {device!r}, which torch cannot use here ({str(e).splitlines()[0][:80]}): leave it at 'auto' or take 'cpu'") from None
+
+    saved = load_checkpoint(checkpoint, 'generator', 'run', 'nla') if checkpoint.endswith('.pt') else {}
+    model = None if 'nla' in saved else GPT.from_pretrained(checkpoint).to(device).eval().requires_grad_(False)
+    causal = model is not None and model.config.causal
+    if text and causal or prompt and not causal:
+        raise ValueError(f"{checkpoint} " + ("goes on from a --prompt; a --text is for fill-in models and autoencoders" if causal else "takes a --text; a --prompt is for a causal model"))
+    tokenizer = tokenizer_of(checkpoint)
+    if model:
         tokenizer.check_fits(model.config.vocab_size, checkpoint)
+        if precision == 'auto':
+            fast_bf16 = device.startswith('cuda') or torch.cpu._is_avx512_bf16_supported() and model.config.n_embd >= 512
+            precision = 'bf16' if fast_bf16 else 'fp32'
+        compute_in(model, {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision])
+
+    if 'nla' in saved:
+        from nla import activation_at_end, explain, read_vectors
+        vectors = read_vectors(activations) if activations else activation_at_end(saved['nla'], tokenizer, given('text', text), device)
+        if not 0 <= row < len(vectors):
+            raise ValueError(f"row is {row} and {activations} has {len(vectors)} activations")
+        rows = explain(saved, tokenizer, vectors[row:row + 1], num_samples or 8, temperature, seed, device)
+        show_ranked(['FVE', 'explanation'], [([f'{value:.3f}'], answer, '  (greedy)' * greedy + ('' if whole else ' ...')) for value, answer, greedy, whole in rows])
+    elif not causal:
+        from fill_in import text_with_slots
+        from judge import Judge
+        text = given('text', text)
+        if len(text) > model.config.block_size - 1:
+            raise ValueError(f"the text has {len(text)} characters and this model reads {model.config.block_size - 1}: shorten it, or train with a larger block_size")
+        batch = {key: value.to(device) for key, value in text_with_slots(tokenizer, text, mask_char, mask_ratio, seed).items()}
+        learned_from = saved.get('judge_checkpoint')
+        if not judge_checkpoint and learned_from and os.path.exists(learned_from):
+            judge_checkpoint = learned_from
+        judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint else None
+        fill_text(model, tokenizer, batch, judge, num_samples or 8, temperature, top_p, unmask_steps, seed)
+    else:
         options = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, seed=seed, forbidden=forbidden_tokens(tokenizer, model))
+        prompt = given('prompt', prompt)
         if not prompt:
             chat(model, tokenizer, system_prompt, options)
-        elif chat_template:
-            messages = [{'role': 'system', 'content': system_prompt}] * bool(system_prompt) + [{'role': 'user', 'content': prompt}]
-            complete(model, tokenizer, tokenizer.chat(messages), num_samples or 1, options)
+            sys.exit()
+        if chat_template:
+            ids = tokenizer.chat([{'role': 'system', 'content': system_prompt}] * bool(system_prompt) + [{'role': 'user', 'content': prompt}])
         else:
-            complete(model, tokenizer, tokenizer.encode(system_prompt + prompt), num_samples or 1, options)
+            ids = tokenizer.encode(system_prompt + prompt)
+        options = with_room(options, ids, model.config.block_size)
+        learned = saved.get('config', {})
+        if (num_samples or 1) > 1 and learned.get('task') == 'alignment' and not (rewards or reward_checkpoint or cost_checkpoint):
+            learned_from = [learned[key].format(dataset=dataset_name(learned['train_prompts'] or learned['dataset'])) for key in ('reward_checkpoint', 'cost_checkpoint')]
+            if all(map(os.path.exists, learned_from)):
+                reward_checkpoint, cost_checkpoint = learned_from
+                scorer_template = scorer_template or learned['scorer_template']
+        if lambda_cost is None:
+            lambda_cost = saved.get('lagrange', {'value': 1.0})['value']
+        record = {'prompt': prompt} | {key: value for key, value in (('reference', reference), ('tests', tests), ('context', context)) if value}
+        score = ranking(record, rewards, reward_checkpoint, cost_checkpoint, lambda_cost, scorer_template, device)
+        complete(model, tokenizer, ids, num_samples or (8 if score else 1), options, score)

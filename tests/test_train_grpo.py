@@ -221,9 +221,9 @@ def test_sample(made):
     folder, _ = made
     done = run(folder, '--text=the c_t s_t', '--num_samples=4', script='sample.py')
     assert done.returncode == 0, done.stderr
-    rows = [re.match(r' *(-[\d.]+) +(0\.\d+|1\.000)  (the c.t s.t)$', line) for line in done.stdout.splitlines()[3:]]
-    assert 1 <= len(rows) <= 4 and all(rows), done.stdout
-    assert [float(r[1]) for r in rows] == sorted((float(r[1]) for r in rows), reverse=True)
+    rows = [re.match(r' *(0\.\d+|1\.000) +(-[\d.]+)  (the c.t s.t)( |$)', line) for line in done.stderr.splitlines()[2:]]
+    assert 1 <= len(rows) <= 5 and all(rows), done.stderr
+    assert [float(r[1]) for r in rows] == sorted(float(r[1]) for r in rows) and done.stdout == rows[0][3] + '\n'
     assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', '--checkpoint=out-toy/generator.pt', script='sample.py').returncode == 0
     for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']), (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
                              (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']), (['--text=a_', '--judge_checkpoint=out-toy/generator.pt'], ['generator', 'judge'])):
@@ -420,14 +420,12 @@ def test_resume_refuses_another_start(sums):
     refused(run(sums, *SUMS, '--seed=2', '--init_from=resume'), 'sums.pt', 'not the one this run started from')
 
 
-def test_sample_completes_and_chats(answered):
+def test_sample_completes(answered):
     folder = answered[0]
     one = run(folder, '--checkpoint=out-grpo/ckpt.pt', '--prompt=1+2=', '--max_new_tokens=4', '--temperature=0', script='sample.py')
     assert one.returncode == 0 and re.fullmatch(r'[\d+=]{0,4}\n', one.stdout), one.stderr
     several = run(folder, '--checkpoint=out-grpo/export', '--prompt=1+2=', '--max_new_tokens=4', '--num_samples=3', script='sample.py')
-    assert several.returncode == 0 and len(several.stdout.splitlines()) == 4, several.stderr
-    chat = subprocess.run([sys.executable, str(ROOT / 'sample.py'), '--checkpoint=out-grpo/ckpt.pt', '--max_new_tokens=4'], cwd=folder, env=ENV, input='1+2=\n\n', capture_output=True, text=True, timeout=240)
-    assert chat.returncode == 0 and chat.stdout.count('> ') == 2, chat.stderr
+    assert several.returncode == 0 and len(several.stderr.splitlines()) == 4 and len(several.stdout.splitlines()) == 1, several.stderr
 
 
 def test_gsm8k_config_with_a_tiny_qwen(tmp_path, tiny_qwen):
