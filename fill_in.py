@@ -85,7 +85,7 @@ def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
         raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
     else:
         text = text.replace(mask_char, tokenizer.chars[0])  # what stands in a slot is unknown; the rest keeps its place
-    return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id)
+    return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id, seed)
 
 
 class FillInPolicy:

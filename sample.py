@@ -381,7 +381,7 @@ if __name__ == '__main__':
         if not judge_checkpoint and learned_from and os.path.exists(learned_from):
             judge_checkpoint = learned_from
         judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint else None
-        fill_text(model, tokenizer, batch, judge, num_samples or 8, temperature, top_p, unmask_steps, seed)
+        fill_text(model, tokenizer, batch, judge, num_samples or 8, temperature, top_p, unmask_steps)
     else:
         options = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, seed=seed, forbidden=forbidden_tokens(tokenizer, model))
         prompt = given('prompt', prompt)

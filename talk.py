@@ -155,10 +155,9 @@ def complete(model, tokenizer, ids, num_samples, options, score=None):
     show_ranked([*columns, 'tokens', 'answer'], [([*('-' if value is None else f'{value:.3f}' for value in values), str(n)], text, '' if whole else ' ...') for *values, n, text, whole in rows])
 
 
-def fill_text(model, tokenizer, batch, judge, num_samples, temperature, top_p, unmask_steps, seed):
+def fill_text(model, tokenizer, batch, judge, num_samples, temperature, top_p, unmask_steps):
     """Print fills of a text's slots (see fill_in.text_with_slots): where there is a judge, that first which looks most like written text; else the likeliest."""
-    device = model.wte.weight.device
-    policy = FillInPolicy(model, tokenizer, temperature or 1.0, top_p, unmask_steps, torch.Generator(device).manual_seed(seed))
+    policy = FillInPolicy(model, tokenizer, temperature or 1.0, top_p, unmask_steps)
     greedy = policy.greedy(batch)
     fills, logps = greedy, gather_logps(head_log_probs(policy, policy.slot_hidden(batch, None, 0)), greedy)
     if temperature > 0:

@@ -130,7 +130,7 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     assert re.fullmatch(r'done: eval/judge_reward 0\.\d{4} -> 0\.\d{4}, iterations 0 to 2 in \d.*, \d.* with all around them', ended)
     assert where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt' and more.endswith('--max_iters=4 --init_from=resume') and 'report.py out-grpo' in compare
     shown = subprocess.run([sys.executable, *shlex.split(sample)[3:]], cwd=folder, env=ENV, capture_output=True, text=True)
-    assert shown.returncode == 0 and 'log-prob' in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and 'log-prob' in shown.stderr, shown.stderr
 
 
 def test_quiet(made):
