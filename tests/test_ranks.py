@@ -116,18 +116,23 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path):
     assert worst['gradients'] < 1e-6 and worst['params'] < 1e-6 and worst['stats'] < 1e-5, worst
 
 
-def test_a_sharded_run_is_the_same_run(tmp_path):
-    """Answers, rewards, metrics and weights of a whole run, whose reference moves and whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
+SMALL = ['--block_size=16', '--n_layer=2', '--n_head=2', '--n_embd=16', '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_show=0', '--log_interval=1', '--eval_interval=2',
+         '--max_iters=3', '--micro_batch_size=1', '--reference_mode=ema', '--kl_estimator=exact', '--kl_beta=0.1', '--device=cpu', '--precision=fp32']
+JOBS = {'completion': ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--max_new_tokens=4', '--eval_samples=1', '--advantage=gae', 'ones.py'],
+        'fill_in': ['--dataset=text.txt', '--generator_checkpoint=start.pt', '--judge_checkpoint=judge.pt', '--gold_checkpoint=gold.pt', '--judge_iters=10', '--unmask_steps=2', '--top_p=0.9']}
+
+
+@pytest.mark.parametrize('task', JOBS)
+def test_a_sharded_run_is_the_same_run(tmp_path, task):
+    """Answers or fills, rewards, metrics and weights of a whole run, whose reference moves and, for answers, whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
+    (tmp_path / 'text.txt').write_text('to be, or not to be: that is the question.\n' * 100)
     sums = [{'prompt': f'{a}+{b}=', 'answer': str(a + b)} for a in range(8) for b in range(5)]
     for name, records in (('sums', sums), ('held_out', sums[::5])):
         (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
     (tmp_path / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
-    toy = ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--block_size=16', '--max_new_tokens=4', '--n_layer=2', '--n_head=2', '--n_embd=16',
-           '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_samples=1', '--eval_show=0', '--log_interval=1', '--eval_interval=2', '--max_iters=3',
-           '--micro_batch_size=1', '--advantage=gae', '--reference_mode=ema', '--kl_estimator=exact', '--kl_beta=0.1', '--device=cpu', '--precision=fp32', 'ones.py']
     logs, weights = [], []
     for name, launcher, more in (('one', (sys.executable,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):
-        done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *toy, f'--out_dir={name}', *more], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+        done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *SMALL, *JOBS[task], f'--out_dir={name}', *more], cwd=tmp_path, env=ENV, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         logs.append([{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(tmp_path / name / 'metrics.jsonl')])
         saved = torch.load(tmp_path / name / 'ckpt.pt', weights_only=True)
