@@ -121,10 +121,13 @@ def test_its_links():
                 assert heading in slugs, f'{path.name}: {target}'
 
 
-def test_every_setting_it_names_exists():
-    """The first column of its tables of settings, and every --key= of its commands."""
+def test_what_it_names_exists():
+    """The first column of its table of settings; every --key= and every file of a command, there and in the documents."""
+    documents = README + ''.join(path.read_text(encoding='utf-8') for path in (ROOT / 'docs').glob('*.md'))
     source = (ROOT / 'train_grpo.py').read_text() + ''.join((ROOT / name).read_text() for name in ('sample.py', 'judge.py', 'compare.py', 'rewards.py', 'report.py', 'bench.py'))
     knobs = README[README.index('## losses and knobs'):README.index('## how it works')]
-    named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(re.findall(r'--(\w+)=', README))
-    for key in sorted(named - {'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference'}):
+    named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(re.findall(r'--(\w+)=', documents))
+    for key in sorted(named - {'key', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference', 'out'}):
         assert re.search(rf'^\s*{key}(: [^=\n]+)? = ', source, flags=re.MULTILINE) or f"'{key}'" in source, key
+    for name in set(re.findall(r'(?:python|torchrun [^`\n]*?|pytest) ([\w/]+\.py)', documents) + re.findall(r'config/\w+\.py', documents)) - {'config/mine.py'}:
+        assert (ROOT / name).is_file(), name
