@@ -117,7 +117,8 @@ class Alignment(Completion):
         for start in over('evaluating', range(0, len(self.eval_records), s.eval_batch_size)):
             records = self.eval_records[start:start + s.eval_batch_size]
             texts = policy.texts(policy.sample(self.make_batch(records, list(range(len(records))), start), s.eval_samples))
-            R, C = self.ask(texts, records)
+            with self.in_step(policy):
+                R, C = self.ask(texts, records)
             rewards.append(R)
             costs.append(C)
             for name, function in (('eval/true_reward', s.true_reward), ('eval/true_cost', s.true_cost)):

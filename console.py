@@ -76,7 +76,7 @@ class Progress:
             self.bar.update(self.done - self.bar.n)
             if self.bar.disable and now - last_line > patience:
                 longer = min(2 * patience, 600.0)
-                say('  ' + ', '.join(f"{p.name} {p.done}/{p.total} ({100 * p.done // p.total} %{p.left(p.done)})" for p in phases))
+                say('  ' + ', '.join(f"{p.name} {p.done}/{p.total} ({100 * p.done // max(1, p.total)} %{p.left(p.done)})" for p in phases))
                 patience = longer
 
     def note(self, text):
@@ -100,6 +100,12 @@ def over(name, things):
     return Progress(name, len(things)).over(things) if len(things) > 1 else iter(things)
 
 
+def this_run(*more, without=('--init_from',)):
+    """The command that started this run, with `more` arguments and some left away, as a shell takes it."""
+    start = ['torchrun', '--standalone', f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"] if 'LOCAL_WORLD_SIZE' in os.environ else ['python']
+    return shlex.join([*start, sys.argv[0], *(a for a in sys.argv[1:] if a.partition('=')[0] not in without), *more])
+
+
 def closing(out_dir, metrics, training, try_out):
     """
     How a run ended: `metrics` at its first and at its last evaluation, the time, where things are, what to run next. training: the Progress of its iterations; try_out: the file
@@ -111,10 +117,8 @@ def closing(out_dir, metrics, training, try_out):
     figures = [f"{name} {values[0]:.4f}" + (f" -> {values[-1]:.4f}" if len(values) > 1 else '') for name, values in evaluated.items() if values]
     took = f"iterations {training.start} to {training.total} in {duration(time.time() - training.began)}, {duration(time.time() - loaded)} with all around them"
     there = [name for name in ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'adapter', 'export') if os.path.exists(os.path.join(out_dir, name))]
-    beside, (file, arguments), ranks = os.path.dirname(sys.argv[0]), try_out, os.environ.get('WORLD_SIZE', '1')
-    start = ['python'] if ranks == '1' else ['torchrun', '--standalone', f'--nproc_per_node={ranks}']
-    same = [argument for argument in sys.argv[1:] if argument.partition('=')[0] not in ('--init_from', '--max_iters')]
-    commands = {'try it': ['python', os.path.join(beside, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}', *arguments],
-                'compare': ['python', os.path.join(beside, 'report.py'), out_dir, 'another-run', '--out=both.html'],
-                'go on': [*start, sys.argv[0], *same, f'--max_iters={2 * training.total or 100}', '--init_from=resume']}
-    tell('\n'.join([f"done: {', '.join([*figures, took])}", f"  in {out_dir}: {', '.join(there)}", *(f"  {what}: {shlex.join(command)}" for what, command in commands.items())]))
+    beside, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
+    commands = {'try it': shlex.join(['python', os.path.join(beside, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}', *arguments]),
+                'compare': shlex.join(['python', os.path.join(beside, 'report.py'), out_dir, 'another-run', '--out=both.html']),
+                'go on': this_run(f'--max_iters={2 * training.total or 100}', '--init_from=resume', without=('--init_from', '--max_iters'))}
+    tell('\n'.join([f"done: {', '.join([*figures, took])}", f"  in {out_dir}: {', '.join(there)}", *(f"  {what}: {command}" for what, command in commands.items())]))

@@ -567,7 +567,7 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
             parts = [part.result() for part in parts] or [reward_values(policy, rollout, rewards)]
             clock.append(time.perf_counter())
     finally:
-        beside.shutdown(cancel_futures=True)
+        beside.shutdown(wait=False, cancel_futures=True)  # after a signal nobody waits for a reward that is at work
     clock.append(time.perf_counter())
     weights = compute_rewards(policy, rollout, rewards, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     token_rewards = torch.zeros_like(rollout.logps)

@@ -6,7 +6,7 @@ A collective waits `timeout` seconds at most for a rank that hangs; one that die
 for days if need be, asleep. When a wait was in vain, who still runs checks in with the others, and the message names those who do not.
 
 SIGINT or SIGTERM asks to stop, and a second one insists. As long as an iteration has changed nothing (an evaluation, rollouts, rewards, and with one process the first
-backward) it is broken off, for it may last minutes and a cluster waits half a minute; else it is finished first.
+backward) it is broken off, for it may last minutes and a cluster waits half a minute; else, and where ranks keep step because a model is sharded, it is finished first.
 """
 import datetime
 import itertools
@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -52,7 +52,10 @@ def wait_for_rank_0():
         if dist.get_rank() == 0:
             the_store().set(turn, '')
         else:
-            the_store().wait([turn], datetime.timedelta(days=7))
+            while not the_store().check([turn]):  # not in the store's own wait, which hears no signal
+                if the_store().check(['failed']):
+                    raise RuntimeError("rank 0 has failed; its message says how")
+                time.sleep(0.05)
 
 
 def listen():
@@ -103,6 +106,9 @@ def together(device, really=True):
 def say_who_is_lost(say_what, kind, error, trace):
     """The last act of a rank that an error ends. When it came out of a collective, it is another's fault: whose?"""
     say_what(kind, error, trace)
+    if dist.get_rank() == 0:
+        with suppress(RuntimeError):  # who kept the store may be gone
+            the_store().set('failed', '')
     here = os.path.dirname(dist.__file__)
     if isinstance(error, RuntimeError) and any(frame.filename.startswith(here) for frame in traceback.extract_tb(trace)):
         rank, world, store = dist.get_rank(), dist.get_world_size(), the_store()

@@ -9,11 +9,13 @@ what sample.py is to be given to show the trained model, the file in out_dir and
 does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
 `s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
 """
+import contextlib
 import os
 import warnings
 
 import torch
 
+import ranks
 from completion import CausalPolicy, prompt_batch, text_log_prob, text_log_probs, tokenizer_of
 from console import over
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
@@ -24,6 +26,7 @@ from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
 from rewards import check_fields, resolve_rewards, score_answers
+from shard import is_sharded
 
 
 class Job:
@@ -208,6 +211,10 @@ class Completion(Job):
     def batch(self, it):
         return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, self.s.seed), self.s.seed * 10 ** 5 + it)
 
+    def in_step(self, policy):
+        """A context for asking a scorer in an evaluation: where all ranks evaluate with a sharded model, all of them stop when one has lost it, instead of waiting for it in the next forward."""
+        return ranks.together(self.device, False) if is_sharded(policy.model) else contextlib.nullcontext()
+
     def ask(self, texts, records):
         """{reward name: (P, G)} of the answers texts (P lists of G) to the prompts of records."""
         return score_answers(self.reward_functions, texts, records, self.s.reward_errors)
@@ -227,8 +234,12 @@ class Completion(Job):
         s, first = self.s, self.reward_functions[0][0]
         greedy, sampled, total, hidden_greedy, hidden_sampled = [], [], [], [], []
 
+        def scored(functions, texts, records):
+            with self.in_step(policy):
+                return score_answers(functions, texts, records, s.reward_errors)
+
         def score_first(texts, records):
-            return reward_tensor(first, score_answers(self.reward_functions[:1], texts, records, s.reward_errors)[first])
+            return reward_tensor(first, scored(self.reward_functions[:1], texts, records)[first])
         for start in over('evaluating', range(0, len(self.eval_records), s.eval_batch_size)):
             records = self.eval_records[start:start + s.eval_batch_size]
             batch = self.make_batch(records, list(range(len(records))), start)
@@ -243,7 +254,7 @@ class Completion(Job):
             texts = policy.texts(policy.sample(batch, s.eval_samples))
             if self.has_hidden_tests:
                 hidden_sampled.append(score_first(texts, with_hidden))
-            values = score_answers(self.reward_functions, texts, records, s.reward_errors)
+            values = scored(self.reward_functions, texts, records)
             parts = {name: reward_tensor(name, value) for name, value in values.items()}
             sampled.append(parts[first])
             total.append(weighted_reward(parts, {name: weight for name, _, weight in self.reward_functions}))

@@ -232,7 +232,7 @@ master = rank == 0
 def once(make):
     """Call make() on rank 0 while the others wait: files are made once."""
     if master:
-        with contextlib.redirect_stdout(None if quiet else sys.stdout):  # the scripts in data/ print
+        with contextlib.redirect_stdout(open(os.devnull, 'w') if quiet else sys.stdout):  # the scripts in data/ print
             make()
     ranks.wait_for_rank_0()
 
@@ -438,8 +438,7 @@ def save(it, beside=None):
 def save_and_say_so(it, beside=None, when=''):
     """When the run was told to stop, or the scorer is gone; all ranks call it, and who leaves first would take the others along."""
     save(it, beside)
-    arguments = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
-    tell(f"stopped in iteration {it}; saved {checkpoint_path}. To go on{when}:\n  python {' '.join([sys.argv[0], *arguments])} --init_from=resume")
+    tell(f"stopped in iteration {it}; saved {checkpoint_path}. To go on{when}:\n  {console.this_run('--init_from=resume')}")
     ranks.wait_for_rank_0()
 
 
@@ -588,3 +587,6 @@ if master and not stopping:
     console.closing(out_dir, job.closing, progress, job.try_out())
 if dist.is_initialized():
     ranks.leave()
+if stopping:
+    sys.stdout.flush()
+    os._exit(0)  # an ordinary exit would wait for a reward that is still at work beside

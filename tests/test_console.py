@@ -133,6 +133,15 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     assert shown.returncode == 0 and 'log-prob' in shown.stderr, shown.stderr
 
 
+def test_a_phase_of_no_steps(monkeypatch, capsys):
+    """A run of --max_iters=0 whose evaluation lasts: how far it is can still be said."""
+    monkeypatch.setattr(console, 'patience', -1.0)
+    monkeypatch.setattr(console, 'BAR_AFTER', 0.0)
+    with console.Progress('training', 0, bar_after=0):
+        assert [i for i in console.over('evaluating', range(2))] == [0, 1]
+    assert 'training 0/0 (0 %)' in capsys.readouterr().out
+
+
 def test_quiet(made):
     """--quiet alone will do; warnings come through. The run goes on as the last one said."""
     folder, done = made

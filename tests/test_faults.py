@@ -238,7 +238,7 @@ def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, record_prop
                                     'def _wait(phase):\n    _calls[0] += _os.environ.get("SLOW") == phase\n    while _calls[0] > 20:\n        print("waiting", flush=True)\n        _time.sleep(0.1)\n\n'
                                     'def ones(text, **_):\n    _wait(next((f.name for f in _traceback.extract_stack() if f.name in ("evaluate", "reward_values")), None))\n    return text.count("1") / 4\n\n'
                                     'def _loss(*arguments, **options):\n    _wait("policy_loss")\n    return _real(*arguments, **options)\n\n_grpo.policy_loss = _loss\nrewards = [ones]\n')
-    slow = ('slow.py', '--micro_batch_size=1', '--out_dir=slow')
+    slow = ['slow.py', '--micro_batch_size=1', '--out_dir=slow'] + ['--rollout_batch_size=2'] * (launcher != TORCHRUN)  # then rewards are worked out in a thread
     process = subprocess.Popen(command(*slow, launcher=launcher), cwd=folder, env=ENV | {'SLOW': phase}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed, since = '', None
     for line in process.stdout:
@@ -378,6 +378,9 @@ def test_a_reward_that_raises_in_one_rank(folder, record_property):
     done = run(folder, 'raises.py', '--eval_interval=100', launcher=TORCHRUN)
     assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr, done.stderr[-2000:]
     record_property('survived', f"a reward that raises in one of two ranks: named, both end, after {time.monotonic() - since:.0f} s with their start")
+    (folder / 'raises.py').write_text((folder / 'raises.py').read_text().replace('== "1"', '== "0"'))
+    done = run(folder, 'raises.py', launcher=TORCHRUN)  # in the evaluation now, which rank 0 does alone
+    assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr and 'rank 0 has failed' in done.stderr, done.stderr[-2000:]
 
 
 def test_a_scorer_that_is_gone_for_one_rank(folder, record_property):
