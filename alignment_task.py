@@ -138,6 +138,10 @@ class Alignment(Completion):
         return (f"held-out reward {m['eval/reward']:.4f}, cost {m['eval/cost']:.4f}, safe {m['eval/safe_ratio']:.4f}, lambda {self.multiplier.value:.4f}"
                 + ''.join(f", {name.removeprefix('eval/').replace('_', ' ')} {m[name]:.4f}" for name in ('eval/true_reward', 'eval/true_cost') if name in m))
 
+    def try_out(self):
+        file, arguments = super().try_out()
+        return (file, arguments) if self.s.scorer_url or self.s.lora_r else ('ckpt.pt', [*arguments, '--num_samples=8'])  # ranked by its own reward and cost
+
     def saved(self):
         return super().saved() | {'lagrange': self.multiplier.state_dict()}
 

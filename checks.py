@@ -34,9 +34,11 @@ def check_settings(s):
         raise FileNotFoundError(f"there is no {os.path.join(s.out_dir, 'ckpt.pt')} to resume from: name the run's out_dir, or leave --init_from=resume away to start one")
     if s.init_from == 'resume' and os.path.exists(os.path.join(s.out_dir, 'config.json')):
         with open(os.path.join(s.out_dir, 'config.json'), encoding='utf-8') as f:
-            began_with = json.load(f)['task']
-        if began_with != s.task:
-            raise ValueError(f"the run in {s.out_dir} has task {began_with!r} and task is {s.task!r} now: give the config it began with, or name another out_dir")
+            began_with = json.load(f)
+        if began_with['task'] != s.task:
+            raise ValueError(f"the run in {s.out_dir} has task {began_with['task']!r} and task is {s.task!r} now: give the config it began with, or name another out_dir")
+        if bool(began_with['lora_r']) != bool(s.lora_r):
+            raise ValueError(f"the run in {s.out_dir} has lora_r {began_with['lora_r']} and lora_r is {s.lora_r} now: adapters cannot come or go on the way")
     if s.dual_clip is not None and s.dual_clip <= 1:
         raise ValueError(f"dual_clip is {s.dual_clip}: it must be above 1, or None")
     if s.load_in_8bit and not s.lora_r:

@@ -66,7 +66,7 @@ def check(key, value, keys, where):
     """The value, with int made float and list made tuple (or back) where the key wants that. Raises ValueError naming the key."""
     if key not in keys:
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all"))
+        raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all" + ("; a name of the file's own begins with _" if '.py' in where else '')))
     kind = keys[key][0]
     kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in kinds or object in kinds:

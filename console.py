@@ -85,8 +85,8 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=False)
 
     def left(self, done):
-        """', 3 min 21 s left' with so many steps done; '' where that cannot be said, and at the end."""
-        return f', {duration((time.time() - self.began) / (done - self.start) * (self.total - done))} left' if self.start < done < self.total else ''
+        """', 3 min 21 s left' with so many steps done; '' where that cannot be said yet (a first step warms up), and at the end."""
+        return f', {duration((time.time() - self.began) / (done - self.start) * (self.total - done))} left' if self.start + 1 < done < self.total else ''
 
     def over(self, things):
         with self:

@@ -210,8 +210,8 @@ def score_fills(judge, batch, fills):
 
 
 def describe_fills(tokenizer, batch, fills, n):
-    """The first n texts, real over filled, with ^ under a slot filled as it was and x under one filled otherwise; a line end shows as |."""
-    lines = []
+    """The first n texts, real over filled, with ^ under a slot filled as it was and x under one filled otherwise, as their first line says; a line end shows as |."""
+    lines = ['  (^ as it was, x another character)']
     for p in range(min(n, len(fills))):
         length = int(batch['lengths'][p])
         real = tokenizer.decode(batch['original'][p][:length])

@@ -504,13 +504,13 @@ def load_checkpoint(path, *kinds):
     try:
         checkpoint = load_pt(path)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Delete it and run again to make it anew") from None
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Is this the path you meant? If a run was cut off while it made it, delete it and that run makes it anew") from None
     found = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
     found = found if isinstance(found, str) else None
     if found == 'adapters' and found not in kinds:
         raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ (an autoencoder's in nla.pt) beside it when the run is done")
     if found not in kinds:
-        raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint where a {' or '.join(kinds)} is wanted: check which path belongs to which key")
+        raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint, and wanted is {' or '.join(kinds)}: check which path belongs to which key")
     return checkpoint
 
 

@@ -32,7 +32,7 @@ CHARTS = {
         ('exact match', 'Slots that got the very character that stood there.', ['eval/exact_match_sampled', 'eval/exact_match_greedy']),
         ('accuracy', 'First reward on held-out prompts: greedy, sampled, and at least one sampled answer right.', ['eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k']),
         ('all tests passed', 'Hidden tests far below the shown ones: the policy writes for the tests.', ['eval/pass_rate_greedy', 'eval/hidden_pass_rate_greedy', 'eval/pass_rate_sampled', 'eval/hidden_pass_rate_sampled']),
-        ('held-out reward', 'Where the true reward leaves it, the reward model is being fooled.', ['eval/reward', 'eval/true_reward']),
+        ('held-out reward', 'The weighted sum on held-out prompts. Where a true reward is known and leaves it, the reward model is being fooled.', ['eval/reward', 'eval/true_reward']),
         ('held-out cost', 'Above 0 is unsafe.', ['eval/cost', 'eval/true_cost']),
         ('variance explained', 'FVE on documents nobody trained on; 0 is the mean activation, whatever the text.', ['eval/fve', 'eval/fve_greedy', 'eval/fve_true_text', 'eval/fve_frozen_actor']),
         ('FVE, controls', 'Texts dealt to other activations, nothing injected, the mean, noise: all should stay low.', ['eval/fve_shuffled', 'eval/fve_no_injection', 'eval/fve_mean_injection', 'eval/fve_random_injection'])],

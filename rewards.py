@@ -375,9 +375,11 @@ def score(name: str, text: str, prompt=None, reference=None, tests=None, context
 
 def resolve_rewards(spec, provided=None):
     """
-    spec: a list of name | function | (name or function, weight) | (name or function, weight, params) | {'type', 'weight', 'params'};
+    spec: names with commas between them, or a list of name | function | (name or function, weight) | (name or function, weight, params) | {'type', 'weight', 'params'};
     a weight left out is 1. provided: see bind. Returns [(name, function(text, **fields) -> float | None, weight)] with no name twice. Raises ValueError.
     """
+    if isinstance(spec, str):
+        spec = spec.split(',')
     if not isinstance(spec, (list, tuple)) or not spec:
         raise ValueError(f"rewards is {spec!r}: it must be a list with at least one reward, like [('number_answer', 1.0), ('length', 0.1, {{'max_length': 200}})]")
     resolved, names = [], set()

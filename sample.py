@@ -15,6 +15,7 @@ under one softmax. Rows that have ended leave the batch. Each token costs one un
 cumulated probabilities, which gives its log-prob too, and a row's numbers depend on its seed alone, not on its company.
 Shapes: P prompts · G answers · B rows still running, at most P G · T, R tokens · V vocabulary · H heads, H_kv of keys · d head width.
 """
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -339,8 +340,13 @@ if __name__ == '__main__':
     from data.text import dataset_name
     from model import GPT, compute_in, load_checkpoint
     from talk import chat, complete, fill_text, given, ranking, show_ranked, with_room
-    if not 0 <= mask_ratio <= 1 or num_samples is not None and num_samples < 1 or max_new_tokens < 1:
-        raise ValueError(f"mask_ratio ({mask_ratio}) must be between 0 and 1, num_samples ({num_samples}) and max_new_tokens ({max_new_tokens}) at least 1")
+    for key, least, most in (('mask_ratio', 0, 1), ('num_samples', 1, math.inf), ('max_new_tokens', 1, math.inf), ('unmask_steps', 1, math.inf), ('temperature', 0, math.inf), ('top_k', 0, math.inf), ('top_p', 1e-9, 1)):
+        if globals()[key] is not None and not least <= globals()[key] <= most:
+            raise ValueError(f"{key} is {globals()[key]}: it must be {'above 0' if key == 'top_p' else f'at least {least}'}" + (f' and at most {most}' if most == 1 else ''))
+    if (reference or tests or context) and not rewards:
+        raise ValueError("reference, tests and context are what --rewards judge by, and there are none: name some, for instance --rewards=number_answer")
+    if checkpoint.endswith('.pt') and not os.path.isfile(checkpoint):
+        raise FileNotFoundError(f"there is no checkpoint at {checkpoint}: a run of train_grpo.py leaves one in its out_dir, and --checkpoint names it")
     if precision not in ('auto', 'fp32', 'bf16', 'fp16'):
         raise ValueError(f"precision is {precision!r}; it must be auto, fp32, bf16 or fp16")
     if device == 'auto':
@@ -381,7 +387,8 @@ if __name__ == '__main__':
         if not judge_checkpoint and learned_from and os.path.exists(learned_from):
             judge_checkpoint = learned_from
         judge = Judge.from_pretrained(judge_checkpoint, tokenizer).to(device) if judge_checkpoint else None
-        fill_text(model, tokenizer, batch, judge, num_samples or 8, temperature, top_p, unmask_steps)
+        masked = text if mask_ratio == 0 else tokenizer.decode(batch['tokens'][0])
+        fill_text(model, tokenizer, batch, masked, judge, num_samples or 8, temperature, top_p, unmask_steps)
     else:
         options = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=tokenizer.eos_id, seed=seed, forbidden=forbidden_tokens(tokenizer, model))
         prompt = given('prompt', prompt)

@@ -5,6 +5,7 @@ table, best first. A table is for a person; where stdout is no terminal it holds
 import contextlib
 import sys
 import warnings
+from collections import Counter
 
 import torch
 
@@ -127,8 +128,11 @@ def ranking(record, rewards, reward_checkpoint, cost_checkpoint, lambda_cost, te
     if not (rewards or reward_checkpoint or cost_checkpoint):
         return None
     with warnings.catch_warnings(action='ignore'):  # of weights that do not sum to 1, and other things that matter in training
-        rewards = resolve_rewards(rewards.split(',') if isinstance(rewards, str) else rewards) if rewards else []
-    check_fields(rewards, [record])
+        rewards = resolve_rewards(rewards) if rewards else []
+    try:
+        check_fields(rewards, [record])
+    except ValueError as e:
+        raise ValueError(f"{e}; --reference, --tests and --context give more") from None
     scorer = TextScorer(reward_checkpoint, cost_checkpoint, device) if reward_checkpoint or cost_checkpoint else None
     join = joiner(template or ('{prompt}{response}' if (reward_checkpoint or cost_checkpoint).endswith('.pt') else BEAVER_TEMPLATE))
     return lambda texts: score_texts(texts, record, rewards, scorer, join, lambda_cost)
@@ -155,17 +159,18 @@ def complete(model, tokenizer, ids, num_samples, options, score=None):
     show_ranked([*columns, 'tokens', 'answer'], [([*('-' if value is None else f'{value:.3f}' for value in values), str(n)], text, '' if whole else ' ...') for *values, n, text, whole in rows])
 
 
-def fill_text(model, tokenizer, batch, judge, num_samples, temperature, top_p, unmask_steps):
-    """Print fills of a text's slots (see fill_in.text_with_slots): where there is a judge, that first which looks most like written text; else the likeliest."""
+def fill_text(model, tokenizer, batch, masked, judge, num_samples, temperature, top_p, unmask_steps):
+    """Print fills of a text's slots (see fill_in.text_with_slots), shown as `masked`: where there is a judge, that first which it rewards most; else the likeliest."""
     policy = FillInPolicy(model, tokenizer, temperature or 1.0, top_p, unmask_steps)
     greedy = policy.greedy(batch)
     fills, logps = greedy, gather_logps(head_log_probs(policy, policy.slot_hidden(batch, None, 0)), greedy)
     if temperature > 0:
         rollout = policy.sample(batch, num_samples)
         fills, logps = torch.cat((fills, rollout.tokens), dim=1), torch.cat((logps, rollout.logps), dim=1)
-    columns = ([score_fills(judge, batch, fills)[0].tolist()] if judge else []) + [logps[0].sum(dim=-1).tolist()]
+    columns = ([(1 - score_fills(judge, batch, fills)[0]).tolist()] if judge else []) + [logps[0].sum(dim=-1).tolist()]
     texts = [tokenizer.decode(ids) for ids in fill(batch, fills)[0]]
+    drawn = Counter(texts[1:])
     rows = {text: values for text, *values in reversed(list(zip(texts, *columns)))}  # each once
-    order = sorted(rows, key=lambda text: (rows[text][0] if judge else 0.0, -rows[text][-1]))
-    print(f"masked: {one_line(tokenizer.decode(batch['tokens'][0]))}" + ("  (judge: 0 looks written, 1 machine-filled)" if judge else ''), file=sys.stderr)
-    show_ranked(['judge'] * bool(judge) + ['log-prob', 'text'], [([f'{value:.3f}' for value in rows[text]], text, '  (greedy)' if text == texts[0] else '') for text in order])
+    order = sorted(rows, key=lambda text: rows[text], reverse=True)
+    print(f"masked: {one_line(masked)}" + ("  (reward: 1 looks written, 0 machine-filled)" if judge else ''), file=sys.stderr)
+    show_ranked(['reward'] * bool(judge) + ['log-prob', 'times', 'text'], [([*(f'{value:.3f}' for value in rows[text]), str(drawn[text])], text, '  (greedy)' if text == texts[0] else '') for text in order])

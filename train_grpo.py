@@ -59,7 +59,7 @@ chat_template = False                                # True: prompts become the 
 max_prompt_length: int | None = None                 # in tokens
 too_long = 'error'                                   # what to do with a longer one: 'error' | 'drop'
 max_new_tokens = 64                                  # R: where an answer is cut off
-rewards: list = ['exact_answer']                     # names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
+rewards: list | str = ['exact_answer']               # a,b or a list of names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
 reward_errors = 'raise'                              # 'drop': an answer for which a reward raises is warned of and left out
 mask_truncated = False                               # True: answers that were cut off are not trained on
 retain_text = ''                                     # its log-prob is logged at each evaluation: does the model forget its language?
@@ -354,7 +354,7 @@ if master:
     elif os.path.exists(metrics_path):  # never overwrite an earlier run
         number = next(n for n in range(1, 10 ** 6) if not os.path.exists(f'{out_dir}.{n}'))
         os.rename(out_dir, f'{out_dir}.{number}')
-        say(f"{out_dir} held an earlier run: moved to {out_dir}.{number}")
+        tell(f"{out_dir} held an earlier run: moved to {out_dir}.{number}")
     os.makedirs(out_dir, exist_ok=True)
     config_path = os.path.join(out_dir, 'config.json')
     with open(config_path + '.tmp', 'w', encoding='utf-8') as f:

@@ -87,9 +87,13 @@ def some(names):
 def local_folder(path):
     """
     The folder or file of that name, or else the local copy of the Hugging Face hub's 'owner/name', fetched where need be.
-    Raises FileNotFoundError, ImportError without huggingface_hub, ConnectionError when the hub does not give it.
+    Raises FileNotFoundError, ImportError without huggingface_hub, ConnectionError when the hub does not give it, ValueError for a folder of ours that is no model's.
     """
     path = os.fspath(path)
+    if os.path.isfile(os.path.join(path, 'ckpt.pt')):
+        raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, 'export')} or {os.path.join(path, 'ckpt.pt')}")
+    if os.path.isfile(os.path.join(path, 'adapter_config.json')) and not os.path.isfile(os.path.join(path, 'config.json')):
+        raise ValueError(f"{path} holds adapters without their model: the two merged lie in export/ beside it")
     if os.path.exists(path):
         return path
     # out/ckpt mistyped looks like owner/name too: where out/ is a folder here it is that, and no network is asked.

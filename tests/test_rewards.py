@@ -217,7 +217,7 @@ def test_resolve_rewards():
 
 
 @pytest.mark.parametrize('spec, message', [
-    ([], 'at least one reward'), ('length', "rewards is 'length': it must be a list"), ([3], 'rewards holds 3: an element is a name or a function'), ([()], r'rewards holds \(\)'),
+    ([], 'at least one reward'), ({'length': 1}, "rewards is {'length': 1}: it must be a list"), ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or a function'), ([()], r'rewards holds \(\)'),
     (('length', 0.5), 'rewards holds 0.5'), ([('length', 1, {}, 4)], 'an element is'), (['lenght'], "no reward 'lenght'; did you mean 'length'"),
     ([('length', 'high')], "weight of reward 'length' is 'high': it must be a finite number"), ([('length', math.nan)], 'weight .* is nan'), ([('length', True)], 'is True'),
     ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict takes 'type', 'weight' and 'params'"), ([{'type': 'length', 'wieght': 1}], 'a dict takes')])

@@ -94,7 +94,7 @@ def table(text, columns):
     """The rows of a ranked table: numbers, then the answer with what is noted behind it."""
     heading, *lines = text.splitlines()
     assert heading.split() == columns, text
-    found = [re.fullmatch(' *' + ' +'.join([f'({NUMBER})'] * (len(columns) - 1 - ('tokens' in columns)) + [r'(\d+)'] * ('tokens' in columns)) + '  (.*)', line) for line in lines]
+    found = [re.fullmatch(' *' + ' +'.join(r'(\d+)' if name in ('tokens', 'times') else f'({NUMBER})' for name in columns[:-1]) + '  (.*)', line) for line in lines]
     assert all(found), text
     return [([float(x) for x in match.groups()[:-1]], match.groups()[-1]) for match in found]
 
@@ -159,14 +159,14 @@ def test_fills_from_a_pipe_best_by_the_judge(folder):
     done = run(folder, '--checkpoint=fills.pt', '--num_samples=6', piped='ab_d_f\n')
     assert done.returncode == 0, done.stderr
     masked, rest = done.stderr.split('\n', 1)
-    assert masked.startswith('masked: ab_d_f  (judge')
-    rows, letters = table(rest, ['judge', 'log-prob', 'text']), CharTokenizer('abcdefgh')
+    assert masked.startswith('masked: ab_d_f  (reward')
+    rows, letters = table(rest, ['reward', 'log-prob', 'times', 'text']), CharTokenizer('abcdefgh')
     judge, batch = Judge.from_pretrained(str(folder / 'judge.pt'), letters), text_with_slots(letters, 'ab_d_f')
     for values, filled in rows:
         text = re.fullmatch(r'(ab[a-h]d[a-h]f)(  \(greedy\))?', filled)[1]
         alone = score_fills(judge, batch, torch.tensor([[letters.encode(text[2] + text[4])]])).item()
-        assert values[0] == pytest.approx(alone, abs=6e-4)
-    assert [values[0] for values, _ in rows] == sorted(values[0] for values, _ in rows) and sum('(greedy)' in filled for _, filled in rows) == 1
+        assert values[0] == pytest.approx(1 - alone, abs=6e-4)
+    assert [values[0] for values, _ in rows] == sorted((values[0] for values, _ in rows), reverse=True) and sum(values[2] for values, _ in rows) == 6 and sum('(greedy)' in filled for _, filled in rows) == 1
     assert len({filled for _, filled in rows}) == len(rows) and done.stdout == rows[0][1][:6] + '\n'
 
 
@@ -174,10 +174,10 @@ def test_fills_otherwise(script, tmp_path):
     """Without its judge by log-prob; at temperature 0 the greedy one alone; slots at random."""
     saved = torch.load('fills.pt', weights_only=True)
     torch.save(saved | {'judge_checkpoint': 'gone.pt'}, tmp_path / 'alone.pt')
-    rows = table(script(f'--checkpoint={tmp_path}/alone.pt', '--text=a?c?', '--mask_char=?')[1].split('\n', 1)[1], ['log-prob', 'text'])
+    rows = table(script(f'--checkpoint={tmp_path}/alone.pt', '--text=a?c?', '--mask_char=?')[1].split('\n', 1)[1], ['log-prob', 'times', 'text'])
     assert len(rows) > 1 and [values[0] for values, _ in rows] == sorted((values[0] for values, _ in rows), reverse=True)
     out, err = script('--checkpoint=fills.pt', '--text=a_c_', '--temperature=0')
-    assert re.fullmatch(r'masked.*\njudge  log-prob  text\n *0\.\d{3} +-\d+\.\d{3}  a.c.  \(greedy\)\n', err) and re.fullmatch('a.c.\n', out)
+    assert re.fullmatch(r'masked.*\nreward  log-prob  times  text\n *0\.\d{3} +-\d+\.\d{3} +0  a.c.  \(greedy\)\n', err) and re.fullmatch('a.c.\n', out)
     assert script('--checkpoint=fills.pt', '--text=abcdefgh', '--mask_ratio=0.5')[1].split()[1].count('_') == 4
 
 
@@ -282,7 +282,7 @@ def test_what_is_refused(folder, script, tmp_path):
     for arguments, error, words in (
             (('--checkpoint=nowhere.pt',), FileNotFoundError, 'nowhere.pt'), (('--checkpoint=nowhere',), FileNotFoundError, "'nowhere'"), ((f'--checkpoint={tmp_path}', '--prompt=a'), FileNotFoundError, 'tokenizer'),
             ((*answers, '--device=cuda:99'), ValueError, "'cuda:99', which torch cannot use here"), ((*answers, '--device=gpu'), ValueError, "'gpu', which torch cannot use here"),
-            ((*answers, '--precision=fp64'), ValueError, "'fp64'"), ((*answers, '--num_samples=0'), ValueError, r'num_samples \(0\)'),
+            ((*answers, '--precision=fp64'), ValueError, "'fp64'"), ((*answers, '--num_samples=0'), ValueError, 'num_samples is 0: it must be at least 1'),
             ((*answers, '--rewards=number_answer'), ValueError, "'number_answer' does not apply.*reference"), ((*answers, '--rewards=number_anser'), ValueError, "did you mean 'number_answer'"),
             ((*answers, '--reward_checkpoint=cost.pt'), ValueError, 'cost.pt holds a cost'), ((*answers, '--reward_checkpoint=reward.pt', '--scorer_template={prompt}'), ValueError, 'response'),
             (('--checkpoint=answers.pt', '--prompt=' + '1' * 24), ValueError, '24 tokens, and this model reads 24'), (('--checkpoint=answers.pt', '--text=1'), ValueError, '--prompt'),
