@@ -221,9 +221,9 @@ def test_sample(made):
     folder, _ = made
     done = run(folder, '--text=the c_t s_t', '--num_samples=4', script='sample.py')
     assert done.returncode == 0, done.stderr
-    rows = [re.match(r' *(0\.\d+|1\.000) +(-[\d.]+)  (the c.t s.t)( |$)', line) for line in done.stderr.splitlines()[2:]]
+    rows = [re.match(r' *(0\.\d+|1\.000) +(-[\d.]+) +\d+  (the c.t s.t)( |$)', line) for line in done.stderr.splitlines()[2:]]
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
-    assert [float(r[1]) for r in rows] == sorted(float(r[1]) for r in rows) and done.stdout == rows[0][3] + '\n'
+    assert [float(r[1]) for r in rows] == sorted((float(r[1]) for r in rows), reverse=True) and done.stdout == rows[0][3] + '\n'
     assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', '--checkpoint=out-toy/generator.pt', script='sample.py').returncode == 0
     for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']), (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
                              (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']), (['--text=a_', '--judge_checkpoint=out-toy/generator.pt'], ['generator', 'judge'])):
