@@ -250,7 +250,8 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(chatting):
 def test_at_a_terminal_it_chats(folder):
     """Through a pseudo-terminal: a question and its answer, then Ctrl-C at the prompt, which leaves without a traceback."""
     ours, theirs = os.openpty()
-    process = subprocess.Popen([sys.executable, str(ROOT / 'sample.py'), '--checkpoint=bytes', '--max_new_tokens=3', '--temperature=0'], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen([sys.executable, str(ROOT / 'sample.py'), '--checkpoint=bytes', '--max_new_tokens=3', '--temperature=0'], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # who runs the tests in the background may have it ignored
     os.close(theirs)
 
     def until(mark):
