@@ -211,12 +211,13 @@ def read_run(out_dir):
 
 
 def charts_of(runs):
-    """CHARTS with the metrics that the runs have, and the rest of these."""
-    there = list(dict.fromkeys(name for run in runs for name in run['metrics']))
+    """CHARTS with the metrics that the runs have, and the rest of these. What has been 0 all along is left out, unless it says how well a run does: a KL that is off, steps that never went wrong."""
+    moved = {name for run in runs for name, curve in run['metrics'].items() if any(curve['y'])}
+    there = [name for name in dict.fromkeys(name for run in runs for name in run['metrics']) if name in moved or name.startswith(('eval/', 'reward/', 'mean_reward'))]
     sections = {section: [(title, hint, [name for name in names if name in there]) for title, hint, names in charts] for section, charts in CHARTS.items()}
     placed = {name for charts in sections.values() for _, _, names in charts for name in names}
     missing = [name for name in there if name.startswith('reward_missing/')]
-    if any(y for run in runs for name in missing for y in run['metrics'].get(name, {'y': ()})['y']):
+    if missing:
         sections['Reward'].append(('not judged', 'Share of answers to which a reward does not apply.', missing))
     for name in (name for name in there if name not in placed and name not in missing):
         kind = next((section for start, section in (('eval/', 'Evaluation'), ('reward/', 'Reward'), ('time_', 'Speed'), ('critic_', 'Autoencoder')) if name.startswith(start)), 'Policy')
@@ -291,6 +292,7 @@ header.append(nav);
 const bar = document.body.insertBefore(el('div', {className: 'bar'}), main), smoothing = el('input', {type: 'range', min: 0, max: 98, value: 60, id: 'smoothing'});
 bar.style.padding = '6px 16px';
 bar.append(el('label', {}, 'smoothing', smoothing));
+if (!runs.some(run => Object.values(run.metrics).some(c => c.x?.length > 20))) Object.assign(smoothing, {disabled: true, title: 'from 21 points on'});
 if (runs.length > 1) runs.forEach((run, r) => {
   const chip = el('span', {className: 'chip run-' + r}), box = el('input', {type: 'checkbox', checked: true, onchange: () => { shown[r] = box.checked; curves(); }});
   bar.append(el('label', {title: progress(run)}, box, chip, run.name));
@@ -405,7 +407,8 @@ function groupCards(run) {
   answers.append(el('h3', {textContent: run.nla ? 'Explanations' : 'Best and worst answers'}), el('p', {textContent: run.nla ? 'What the actor wrote about an activation (of the last token of the text above it), and how well the critic rebuilt it from that: reconstruction is the reward.' + (run.config.text_reversed === 'true' ? ' Latest token first: read from the end.' : '') : 'By advantage, in each group of the slider above.'}),
     el('div', {className: 'grid'}, ...[...run.groups].reverse().map(g => {
       const order = [...g.answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0)), said = (word, a) => [el('p', {textContent: `${word}: ${score(a)}`}), text(a.text)];
-      return el('div', {className: 'card'}, el('b', {textContent: `iteration ${g.iter}`}), text(g.prompt, true), ...said('best', order[0]), ...(order.length > 1 ? said('worst', order.at(-1)) : []));
+      const alike = order.length > 1 && order[0].advantage != null && order[0].advantage === order.at(-1).advantage;
+      return el('div', {className: 'card'}, el('b', {textContent: `iteration ${g.iter}`}), text(g.prompt, true), ...said(alike ? 'all worth the same' : 'best', order[0]), ...(order.length > 1 && !alike ? said('worst', order.at(-1)) : []));
     })));
 }
 function choice(r) {
