@@ -252,7 +252,7 @@ def test_at_a_terminal_it_chats(folder):
     """Through a pseudo-terminal: a question and its answer, then Ctrl-C at the prompt, which leaves without a traceback."""
     ours, theirs = os.openpty()
     process = subprocess.Popen([sys.executable, str(ROOT / 'sample.py'), '--checkpoint=bytes', '--max_new_tokens=3', '--temperature=0'], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # who runs the tests in the background may have it ignored
+                               preexec_fn=lambda: (signal.signal(signal.SIGINT, signal.SIG_DFL), signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})))  # whatever the tests were started with
     os.close(theirs)
 
     def until(mark):
