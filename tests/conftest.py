@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def tiny_qwen(tmp_path_factory):
     """A Hugging Face folder of Qwen2's shape, with random weights, bytes as tokens and a chat template."""
-    tokenizers, transformers = (pytest.importorskip(name) for name in ('tokenizers', 'transformers'))
+    tokenizers, transformers = (pytest.importorskip(name, reason='requirements-dev.txt has it') for name in ('tokenizers', 'transformers'))
     folder = tmp_path_factory.mktemp('tiny') / 'qwen'
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
