@@ -1,12 +1,21 @@
 import os
+import sys
+import tempfile
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # two test processes share the cores, and each starts more
 
 import pytest
 import torch
+import warm
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # before any kernel is defined: they run on the CPU then
+
+
+def pytest_configure(config):
+    """Each test process has its server of warm Pythons."""
+    if sys.platform == 'linux' and (hasattr(config, 'workerinput') or not config.option.numprocesses):
+        warm.start(tempfile.mkdtemp())
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm import PYTHON
 
 from data.shop.prepare import true_cost, true_reward
 from data.tokenizer import CharTokenizer
@@ -407,7 +407,7 @@ def test_what_does_not_pass_is_raised(spoil, serve):
 # --- real processes
 
 def start_service(models, *arguments, **options):
-    process = subprocess.Popen([sys.executable, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', *arguments], env=ENV, stdout=subprocess.PIPE, text=True, **options)
+    process = subprocess.Popen([PYTHON, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', *arguments], env=ENV, stdout=subprocess.PIPE, text=True, **options)
     line = process.stdout.readline()
     assert 'scorer_url = http://127.0.0.1:' in line
     return process, line.split()[-1]
@@ -417,14 +417,14 @@ def test_the_script_stops_gracefully_and_with_its_parent(models):
     process, url = start_service(models, '--port=0')
     assert len(ScorerClient(url).score(['a', 'b'])[1]) == 2
     port = url.rpartition(':')[2]
-    taken = subprocess.run([sys.executable, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', f'--port={port}'], env=ENV, capture_output=True, text=True, timeout=60)
+    taken = subprocess.run([PYTHON, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', f'--port={port}'], env=ENV, capture_output=True, text=True, timeout=60)
     assert taken.returncode == 1 and taken.stderr.startswith('error: cannot listen') and len(taken.stderr.splitlines()) == 1
     process.send_signal(signal.SIGTERM)
     assert process.wait(15) == 0
     process, url = start_service(models, '--port=0', '--with_parent=True', stdin=subprocess.PIPE)
     process.stdin.close()
     assert process.wait(15) == 0
-    done = subprocess.run([sys.executable, str(ROOT / 'judge.py'), 'serve', '--reward=nowhere.pt', f'--cost={models[1]}'], env=ENV, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([PYTHON, str(ROOT / 'judge.py'), 'serve', '--reward=nowhere.pt', f'--cost={models[1]}'], env=ENV, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr == 'error: there is no checkpoint at nowhere.pt\n'
 
 
@@ -432,7 +432,7 @@ TOY = [str(ROOT / 'config' / 'alignment.py'), '--n_layer=1', '--n_head=2', '--n_
        '--eval_interval=6', '--save_interval=4', '--log_interval=1', '--hist_interval=2', '--lambda_lr=0.2', '--device=cpu', '--precision=fp32']
 
 
-def train(folder, *arguments, launcher=(sys.executable,), ok=True):
+def train(folder, *arguments, launcher=(PYTHON,), ok=True):
     done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *TOY, *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
@@ -468,7 +468,7 @@ def test_a_run_from_nothing(made):
 
 def test_the_script_trains_score_models(made):
     folder, _ = made
-    done = subprocess.run([sys.executable, str(ROOT / 'pretrain.py'), '--stage=cost', '--dataset=shop', '--max_iters=5', '--eval_prompts_n=20', '--checkpoint=again.pt'], cwd=folder, env=ENV, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([PYTHON, str(ROOT / 'pretrain.py'), '--stage=cost', '--dataset=shop', '--max_iters=5', '--eval_prompts_n=20', '--checkpoint=again.pt'], cwd=folder, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and 'sign_accuracy' in done.stdout, done.stderr
     assert ScoreModel.from_pretrained(str(folder / 'again.pt'), 'cost').kind == 'cost'
 
@@ -488,7 +488,7 @@ def test_a_scorer_that_dies(made):
     port = url.rpartition(':')[2]
 
     def begin(out_dir, *more):
-        run = subprocess.Popen([sys.executable, str(ROOT / 'train_grpo.py'), *TOY, f'--scorer_url={url}', f'--out_dir={out_dir}', *more], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen([PYTHON, str(ROOT / 'train_grpo.py'), *TOY, f'--scorer_url={url}', f'--out_dir={out_dir}', *more], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         path = folder / out_dir / 'metrics.jsonl'
         wait_for(lambda: path.exists() and path.read_text().count('\n') >= 3 or run.poll() is not None)
         service.kill()
@@ -512,7 +512,7 @@ def test_a_scorer_that_dies(made):
 
 def test_two_processes_share_one_lambda(made):
     folder, _ = made
-    train(folder, '--out_dir=two', '--max_iters=4', launcher=(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
+    train(folder, '--out_dir=two', '--max_iters=4', launcher=(PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
     train(folder, '--out_dir=one', '--max_iters=4')
     for two, one in zip(metrics(folder, 'two'), metrics(folder, 'one')):
         for key in ('lambda', 'J_C', 'safe_ratio', 'mean_reward'):

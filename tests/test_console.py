@@ -11,6 +11,7 @@ import termios
 
 import pytest
 from test_train_grpo import ENV, ROOT, TEXT, TOY, run
+from warm import PYTHON
 
 import console
 
@@ -116,7 +117,7 @@ def test_duration(seconds, text):
 
 def test_a_run_on_a_terminal(made):
     folder, _ = made
-    written, status = on_a_terminal([sys.executable, str(ROOT / 'train_grpo.py'), *TOY, '--out_dir=out-terminal', '--max_iters=3'], folder)
+    written, status = on_a_terminal([PYTHON, str(ROOT / 'train_grpo.py'), *TOY, '--out_dir=out-terminal', '--max_iters=3'], folder)
     assert status == 0 and re.search(r'training: .*/3 \[.*reward 0\.\d', written)
     lines = screen(written)
     assert not any('training: ' in line or '|' in line for line in lines)
@@ -129,7 +130,7 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     ended, where, sample, compare, more = done.stdout.splitlines()[-5:]
     assert re.fullmatch(r'done: eval/judge_reward 0\.\d{4} -> 0\.\d{4}, iterations 0 to 2 in \d.*, \d.* with all around them', ended)
     assert where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt' and more.endswith('--max_iters=4 --init_from=resume') and 'report.py out-grpo' in compare
-    shown = subprocess.run([sys.executable, *shlex.split(sample)[3:]], cwd=folder, env=ENV, capture_output=True, text=True)
+    shown = subprocess.run([PYTHON, *shlex.split(sample)[3:]], cwd=folder, env=ENV, capture_output=True, text=True)
     assert shown.returncode == 0 and 'log-prob' in shown.stderr, shown.stderr
 
 
@@ -146,7 +147,7 @@ def test_quiet(made):
     """--quiet alone will do; warnings come through. The run goes on as the last one said."""
     folder, done = made
     command = shlex.split(done.stdout.splitlines()[-1])[3:]
-    resumed = subprocess.run([sys.executable, *command, '--quiet', '--kl_estimator=k1'], cwd=folder, env=ENV, capture_output=True, text=True)
+    resumed = subprocess.run([PYTHON, *command, '--quiet', '--kl_estimator=k1'], cwd=folder, env=ENV, capture_output=True, text=True)
     lines = resumed.stdout.splitlines()
     assert resumed.returncode == 0 and resumed.stderr == '' and len(lines) == 6 and lines[0].startswith('warning: k1') and lines[1].startswith('done: ') and 'iterations 2 to 4' in lines[1], resumed.stdout
     made_quietly = run(folder, *TOY, '--max_iters=0', '--out_dir=out-new', '--quiet=True', '--generator_checkpoint=new/g.pt')

@@ -2,12 +2,12 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from warm import PYTHON
 
 from data.text import dataset_name, load_corpus, random_windows
 
@@ -20,7 +20,7 @@ def prepare(tmp_path):
 
     def prepare(name, *arguments):
         env = {**os.environ, 'https_proxy': 'http://127.0.0.1:9', 'HTTPS_PROXY': 'http://127.0.0.1:9', 'no_proxy': ''}  # nobody answers there
-        done = subprocess.run([sys.executable, str(tmp_path / 'data' / name / 'prepare.py'), *arguments], env=env, capture_output=True, text=True)
+        done = subprocess.run([PYTHON, str(tmp_path / 'data' / name / 'prepare.py'), *arguments], env=env, capture_output=True, text=True)
         return done, tmp_path / 'data' / name
     return prepare
 

@@ -2,10 +2,10 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
+from warm import PYTHON
 
 from es import centred_ranks, directions, es_gradient, es_step, pair_weights
 from mirror import MirrorMap
@@ -69,7 +69,7 @@ ARITHMETIC = [os.path.join(ROOT, 'config', 'arithmetic.py'), '--optimizer=es', '
               '--learning_rate=0.05', '--max_iters=4', '--eval_interval=2', '--eval_prompts_n=20', '--save_interval=2', '--log_interval=1', '--lr_schedule=constant', '--generator_checkpoint=start.pt']
 
 
-def train(cwd, *arguments, launcher=(sys.executable,)):
+def train(cwd, *arguments, launcher=(PYTHON,)):
     result = subprocess.run([*launcher, os.path.join(ROOT, 'train_grpo.py'), *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -85,7 +85,7 @@ def test_the_script_resumes_and_shares_between_processes(tmp_path):
     train(tmp_path, *ARITHMETIC, '--out_dir=one')
     train(tmp_path, *ARITHMETIC, '--out_dir=parted', '--max_iters=2')
     train(tmp_path, *ARITHMETIC, '--out_dir=parted', '--init_from=resume')
-    train(tmp_path, *ARITHMETIC, '--out_dir=two', launcher=(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
+    train(tmp_path, *ARITHMETIC, '--out_dir=two', launcher=(PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
     one, parted, two = (metrics_of(tmp_path / name) for name in ('one', 'parted', 'two'))
     keep = lambda lines: [{k: v for k, v in line.items() if not k.startswith('eval/') and k != 'mean_length'} for line in lines]
     assert keep(one) == keep(parted) == keep(two) and len(one) == 5
@@ -97,7 +97,7 @@ TINY = ['config/arithmetic.py', '--n_layer=1', '--n_embd=32', '--pretrain_iters=
 
 
 def script(cwd, *arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+    return subprocess.run([PYTHON, *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
 
 
 def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared(tmp_path):

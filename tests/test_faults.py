@@ -17,20 +17,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
-TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+REAL = (sys.executable, '-u')  # where the test looks at the process itself
+TORCHRUN = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 TOY = ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--block_size=16', '--max_new_tokens=4', '--n_layer=1', '--n_head=2', '--n_embd=16',
        '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_samples=1', '--eval_show=0', '--log_interval=1', '--hist_interval=2', '--eval_interval=4',
        '--save_interval=2', '--max_iters=12', '--kl_estimator=k2', '--reference_mode=ema', '--device=cpu', '--precision=fp32', 'ones.py']
 
 
-def command(*arguments, launcher=(sys.executable, '-u')):
+def command(*arguments, launcher=(PYTHON, '-u')):
     return [*launcher, str(ROOT / 'train_grpo.py'), *TOY, *arguments]
 
 
-def run(folder, *arguments, launcher=(sys.executable, '-u')):
+def run(folder, *arguments, launcher=(PYTHON, '-u')):
     return subprocess.run(command(*arguments, launcher=launcher), cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
 
 
@@ -146,7 +148,7 @@ def test_killed_thirty_times(folder, undisturbed, record_property):
     assert run(calm, *longer).returncode == 0
     script = folder / 'killed.py'
     script.write_text(KILLED)
-    done = subprocess.run([sys.executable, str(script), str(ROOT), '1', '30', *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([PYTHON, str(script), str(ROOT), '1', '30', *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-1000:] + open(folder / 'log.txt').read()[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert len(result['killed']) == 30 and result['last'] == 0, result
@@ -159,24 +161,20 @@ def test_killed_thirty_times(folder, undisturbed, record_property):
 # --- signals, and ranks that are lost
 
 def ranks_of(folder, *arguments):
-    """Two ranks started as a cluster does it, without torchrun: [process of rank 0, of rank 1]. Rank 0 says when the first iteration is over."""
+    """Two ranks started as a cluster does it, without torchrun, which would end one when it sees the other fail: [process of rank 0, of rank 1]."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     meet = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    processes = [subprocess.Popen(command('--max_iters=2000', '--save_interval=1', *arguments), cwd=folder, env=ENV | meet | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
-    for line in processes[0].stdout:
-        if line.startswith('iter 1: reward'):
-            return processes
-    raise AssertionError(processes[1].communicate()[0][-2000:])
+    return [subprocess.Popen(command(*arguments, launcher=REAL), cwd=folder, env=ENV | meet | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_is_named(folder, number, record_property):
     """Rank 1 dies, or hangs: rank 0 stops within seconds, or after rank_timeout, and says which process on which machine no longer answers."""
-    first, second = ranks_of(folder, '--rank_timeout=5')
+    first, second = ranks_of(folder, '--max_iters=2000', '--save_interval=1', '--rank_timeout=5')
     try:
+        assert any(line.startswith('iter 1: reward') for line in first.stdout), second.communicate()[0][-2000:]
         second.send_signal(number)
         since = time.monotonic()
         rest = first.communicate(timeout=60)[0]
@@ -191,7 +189,8 @@ def test_a_lost_rank_is_named(folder, number, record_property):
 
 def test_torchrun_ends_when_a_rank_dies(folder, record_property):
     """Under torchrun the same, and the run goes on from its checkpoint, with two ranks, with one, and sharded."""
-    process = subprocess.Popen(command('--max_iters=2000', '--save_interval=1', launcher=TORCHRUN), cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command('--max_iters=2000', '--save_interval=1', launcher=(sys.executable, *TORCHRUN[1:])), cwd=folder, env=ENV | {'PYTHON_EXEC': sys.executable}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed = ''
     for line in process.stdout:
         printed += line
@@ -202,14 +201,14 @@ def test_torchrun_ends_when_a_rank_dies(folder, record_property):
     printed += process.communicate(timeout=60)[0]
     assert process.returncode != 0 and re.search(r'rank +: 1', printed), printed[-2000:]
     iterations = torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True)['iter']
-    for n, (launcher, more) in enumerate(((TORCHRUN, []), ((sys.executable,), []), (TORCHRUN, ['--shard=True']), ((sys.executable,), ['--shard=False'])), 1):
+    for n, (launcher, more) in enumerate(((TORCHRUN, []), ((PYTHON,), []), (TORCHRUN, ['--shard=True']), ((PYTHON,), ['--shard=False'])), 1):
         done = run(folder, *more, '--init_from=resume', f'--max_iters={iterations + 2 * n}', launcher=launcher)
         assert done.returncode == 0, done.stderr[-2000:]
     assert [line['iter'] for line in log_of(folder)['metrics']] == list(range(iterations + 9))
     record_property('survived', 'a rank dies under torchrun, which ends and names it; the run goes on with 2 ranks, with 1, with 2 sharded and with 1 again')
 
 
-@pytest.mark.parametrize('launcher', [(sys.executable, '-u'), TORCHRUN])
+@pytest.mark.parametrize('launcher', [(PYTHON, '-u'), TORCHRUN])
 def test_sigterm_saves(folder, undisturbed, launcher, record_property):
     """As a cluster ends a job: it saves, says how to go on, and one process exits with 0 (torchrun itself reports the signal); the run then goes on as if nothing had happened."""
     process = subprocess.Popen(command(launcher=launcher), cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -231,7 +230,7 @@ def test_sigterm_saves(folder, undisturbed, launcher, record_property):
     record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'}: saved and gone after {took:.1f} s")
 
 
-@pytest.mark.parametrize('launcher, phase', [((sys.executable, '-u'), 'reward_values'), ((sys.executable, '-u'), 'evaluate'), ((sys.executable, '-u'), 'policy_loss'), (TORCHRUN, 'reward_values'), (TORCHRUN, 'evaluate')])
+@pytest.mark.parametrize('launcher, phase', [((PYTHON, '-u'), 'reward_values'), ((PYTHON, '-u'), 'evaluate'), ((PYTHON, '-u'), 'policy_loss'), (TORCHRUN, 'reward_values'), (TORCHRUN, 'evaluate')])
 def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, record_property):
     """The signal comes while a reward, an evaluation or the loss takes forever: it is broken off, as nothing has changed yet, and the run then goes on as if nothing had happened."""
     (folder / 'slow.py').write_text('import os as _os, time as _time, traceback as _traceback\nimport grpo as _grpo\n_calls, _real = [0], _grpo.policy_loss\n\n'
@@ -273,7 +272,7 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
         if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size * 6}', 'tmpfs', str(out)], capture_output=True).returncode:
             pytest.skip('a tmpfs can be mounted by root alone')
     try:
-        process = subprocess.Popen(command('--max_iters=400', '--save_interval=2', '--eval_interval=400', '--hist_interval=400', '--log_interval=100', '--keep_checkpoints=0'), cwd=folder, env=ENV, text=True,
+        process = subprocess.Popen(command('--max_iters=400', '--save_interval=2', '--eval_interval=400', '--hist_interval=400', '--log_interval=100', '--keep_checkpoints=0', launcher=REAL), cwd=folder, env=ENV, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while not (out / 'ckpt.pt').exists():
             assert process.poll() is None, process.communicate()
@@ -324,7 +323,7 @@ def test_a_damaged_checkpoint(folder, undisturbed, record_property):
 
 def test_two_thousand_iterations(folder, record_property):
     """Memory and open files at iteration 500 are those at 2,000, older checkpoints go, and metrics.jsonl can be read at any moment."""
-    process = subprocess.Popen(command('--max_iters=2010', '--save_interval=100', '--log_interval=10', '--eval_interval=500', '--hist_interval=100', '--keep_checkpoints=2'), cwd=folder, env=ENV, text=True,
+    process = subprocess.Popen(command('--max_iters=2010', '--save_interval=100', '--log_interval=10', '--eval_interval=500', '--hist_interval=100', '--keep_checkpoints=2', launcher=REAL), cwd=folder, env=ENV, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     seen = {}
     for line in process.stdout:
@@ -379,8 +378,9 @@ def test_a_reward_that_raises_in_one_rank(folder, record_property):
     assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr, done.stderr[-2000:]
     record_property('survived', f"a reward that raises in one of two ranks: named, both end, after {time.monotonic() - since:.0f} s with their start")
     (folder / 'raises.py').write_text((folder / 'raises.py').read_text().replace('== "1"', '== "0"'))
-    done = run(folder, 'raises.py', launcher=TORCHRUN)  # in the evaluation now, which rank 0 does alone
-    assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr and 'rank 0 has failed' in done.stderr, done.stderr[-2000:]
+    processes = ranks_of(folder, 'raises.py')  # in the evaluation now, which rank 0 does alone
+    printed = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1] and "reward 'touchy' raised KeyError: 'colour'" in printed[0] and 'rank 0 has failed' in printed[1], printed
 
 
 def test_a_scorer_that_is_gone_for_one_rank(folder, record_property):

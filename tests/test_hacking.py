@@ -5,11 +5,11 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = sorted((ROOT / 'docs' / 'patches').glob('*.patch'))
@@ -47,7 +47,7 @@ def patched(tmp_path):
 
 def train(folder, *arguments):
     """The run's metrics and samples."""
-    done = subprocess.run([sys.executable, 'train_grpo.py', *TOY, *arguments], cwd=folder, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([PYTHON, 'train_grpo.py', *TOY, *arguments], cwd=folder, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return [[json.loads(line) for line in open(folder / 'out-arithmetic-grpo' / name)] for name in ('metrics.jsonl', 'samples.jsonl')]
 

@@ -3,11 +3,11 @@ import copy
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from warm import PYTHON
 
 from completion import prompt_batch
 from data.activations.prepare import write_activations
@@ -318,7 +318,7 @@ TOY = ['--n_layer=2', '--n_embd=32', '--n_head=2', '--pretrain_iters=20', '--act
 
 def train(cwd, *arguments, script='train_grpo.py', ok=True):
     environment = os.environ | {'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run([sys.executable, os.path.join(ROOT, script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([PYTHON, os.path.join(ROOT, script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert (result.returncode == 0) == ok, result.stdout + result.stderr
     return result.stdout if ok and script != 'sample.py' else result.stderr.strip()  # its table goes there, the best answer to stdout
 
@@ -432,7 +432,7 @@ def test_the_same_run_whoever_does_it(run, tmp_path, more, turns):
     for n, (processes, settings) in enumerate(turns):
         launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
         arguments = [*launcher, os.path.join(ROOT, 'train_grpo.py'), os.path.join(ROOT, 'config', 'nla.py'), *TOY, *more, *settings, f'--out_dir={out}', *(['--init_from=resume'] if n else [])]
-        done = subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([PYTHON, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
     for ours, theirs in zip(metrics_of(tmp_path / 'out'), metrics_of(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from warm import PYTHON
 
 import data.prompts
 from data.arithmetic import prepare as arithmetic
@@ -268,7 +269,7 @@ def script(name, folder, *arguments):
     for module in ('configurator.py', 'rewards.py'):
         shutil.copy(ROOT / module, folder)
     nowhere = {'https_proxy': 'http://127.0.0.1:9', 'HTTPS_PROXY': 'http://127.0.0.1:9', 'no_proxy': ''}  # nobody answers there
-    done = subprocess.run([sys.executable, str(folder / 'data' / name / 'prepare.py'), *arguments], env={**os.environ, **nowhere}, capture_output=True, text=True)
+    done = subprocess.run([PYTHON, str(folder / 'data' / name / 'prepare.py'), *arguments], env={**os.environ, **nowhere}, capture_output=True, text=True)
     return done, folder / 'data' / name
 
 

@@ -6,10 +6,10 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
 import torch
+from warm import PYTHON
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1'}
@@ -86,7 +86,7 @@ if ranks:
 
 
 def torchrun(n):
-    return sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}'
+    return PYTHON, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}'
 
 
 def test_any_number_of_ranks_makes_the_same_step(tmp_path):
@@ -96,7 +96,7 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path):
     """
     script = tmp_path / 'worker.py'
     script.write_text(WORKER)
-    ways = [((sys.executable,), 'one')] + [(torchrun(n), kind) for n in (2, 4) for kind in ('whole', 'shard')]
+    ways = [((PYTHON,), 'one')] + [(torchrun(n), kind) for n in (2, 4) for kind in ('whole', 'shard')]
     results = []
     for i, (launcher, kind) in enumerate(ways):
         done = subprocess.run([*launcher, str(script), str(ROOT), str(tmp_path / f'{i}.pt'), kind], env=ENV, capture_output=True, text=True)
@@ -131,7 +131,7 @@ def test_a_sharded_run_is_the_same_run(tmp_path, task):
         (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
     (tmp_path / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
     logs, weights = [], []
-    for name, launcher, more in (('one', (sys.executable,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):
+    for name, launcher, more in (('one', (PYTHON,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):
         done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *SMALL, *JOBS[task], f'--out_dir={name}', *more], cwd=tmp_path, env=ENV, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         logs.append([{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(tmp_path / name / 'metrics.jsonl')])

@@ -7,10 +7,10 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import PYTHON
 
 from report import POINTS, evenly, picked, read_run, write_report
 
@@ -248,7 +248,7 @@ def test_picked_and_evenly(tmp_path):
 
 def test_command_line(tmp_path):
     folder = write_run(tmp_path / 'run', 20)
-    run = lambda *arguments: subprocess.run([sys.executable, str(ROOT / 'report.py'), *arguments], cwd=tmp_path, capture_output=True, text=True)
+    run = lambda *arguments: subprocess.run([PYTHON, str(ROOT / 'report.py'), *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert 'report.html' in run(folder).stdout and os.path.exists(folder + '/report.html')
     assert run(folder, '--out=here.html').returncode == 0 and (tmp_path / 'here.html').exists()
     for arguments, words in ((('nowhere',), "error: there is no folder 'nowhere'"), (('.',), "error: '.' holds neither metrics.jsonl nor config.json"), ((), 'error: name the out_dir'),

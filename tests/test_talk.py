@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from warm import PYTHON
 
 import talk
 from data.tokenizer import BYTE_OF, GPT2_STEP, CharTokenizer, load_tokenizer
@@ -72,7 +73,7 @@ def folder(tmp_path_factory):
 
 def run(folder, *arguments, piped=''):
     """sample.py between pipes."""
-    return subprocess.run([sys.executable, str(ROOT / 'sample.py'), *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, input=piped, capture_output=True, text=True, timeout=240)
+    return subprocess.run([PYTHON, str(ROOT / 'sample.py'), *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, input=piped, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = 'the cat sat on the mat and the dog sat on the log; a man saw the cat and the dog run to the hill. ' * 60
@@ -18,7 +19,7 @@ TOY = ['--dataset=toy.txt', '--block_size=20', '--n_layer=1', '--n_head=2', '--n
        '--eval_prompts_n=16', '--eval_show=1', '--log_interval=1', '--eval_interval=4', '--save_interval=3', '--max_iters=8', '--device=cpu', '--precision=fp32']
 
 
-def run(folder, *arguments, script='train_grpo.py', launcher=(sys.executable,)):
+def run(folder, *arguments, script='train_grpo.py', launcher=(PYTHON,)):
     return subprocess.run([*launcher, str(ROOT / script), *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
 
 
@@ -85,7 +86,7 @@ def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
 
 def test_kill_and_resume_is_bit_identical(made, copy):
     """kill -9 in the middle, go on from the last checkpoint: metrics.jsonl is that of the run that was left alone."""
-    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PYTHON, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith('iter 5: reward'):
             process.send_signal(signal.SIGKILL)
@@ -104,7 +105,7 @@ def test_kill_and_resume_is_bit_identical(made, copy):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_says_how_to_go_on(made, copy, number):
-    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PYTHON, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
     printed = ''
     for line in process.stdout:
         printed += line
@@ -150,8 +151,8 @@ if dist.is_initialized():
 def test_two_processes_are_one(tmp_path):
     """torchrun with 2 processes: the gradient of one process on the same batch (1e-6), parameters equal after 3 steps."""
     (tmp_path / 'worker.py').write_text(WORKER)
-    torchrun = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    for launcher, name, more in (((sys.executable,), 'one', []), (torchrun, 'two', ['ddp'])):
+    torchrun = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    for launcher, name, more in (((PYTHON,), 'one', []), (torchrun, 'two', ['ddp'])):
         done = run(tmp_path, str(ROOT), name, *more, script=tmp_path / 'worker.py', launcher=launcher)
         assert done.returncode == 0, done.stderr[-2000:]
     one, first, second = (torch.load(tmp_path / name) for name in ('one.0', 'two.0', 'two.1'))
@@ -165,7 +166,7 @@ def test_two_processes_are_one(tmp_path):
 
 
 def test_torchrun_trains_and_resumes(copy):
-    torchrun = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    torchrun = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
     done = run(copy, *TOY, launcher=torchrun)
     assert done.returncode == 0, done.stderr[-2000:]
     whole = metrics(copy)
@@ -344,7 +345,7 @@ def test_completion_resumes_bit_identically(sums, more):
     """Every kind of reference, masters in another precision, adapters: killed and resumed, the log and the weights are those of the run that was left alone."""
     whole = run(sums, *SUMS, *more, '--out_dir=whole')
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train_grpo.py'), *SUMS, *more], cwd=sums, env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PYTHON, '-u', str(ROOT / 'train_grpo.py'), *SUMS, *more], cwd=sums, env=ENV, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith('iter 4: reward'):
             process.send_signal(signal.SIGKILL)
@@ -364,7 +365,7 @@ def test_completion_resumes_bit_identically(sums, more):
 def test_completion_options(sums):
     """Several rewards, one a function in the config; prompts of a text file; gradient checkpointing; a text to remember; two processes."""
     (sums / 'shout.py').write_text('def shorter(text, **_):\n    return 1 / (1 + len(text))\n\nrewards = [("number_answer", 1.0), (shorter, 0.5), ("length", 0.1, {"min_length": 1})]\nretain_text = "1+1=2"\n')
-    torchrun = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    torchrun = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
     done = run(sums, *SUMS[:3], *SUMS[4:], 'shout.py', '--gradient_checkpointing=True', '--mask_truncated=True', '--max_iters=2', launcher=torchrun)
     assert done.returncode == 0, done.stderr[-2000:]
     line = metrics(sums)[0]

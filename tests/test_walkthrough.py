@@ -3,10 +3,10 @@ import math
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r'[-+]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?')
@@ -30,7 +30,7 @@ def differences(old, new):
 
 
 def test_the_page_is_what_the_code_does(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / 'docs' / 'walkthrough.py'), str(tmp_path / 'page.md')], cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([PYTHON, str(ROOT / 'docs' / 'walkthrough.py'), str(tmp_path / 'page.md')], cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (ROOT / 'docs' / 'walkthrough.md').read_text()
     assert not (found := differences(page, (tmp_path / 'page.md').read_text())), f"run python docs/walkthrough.py, and read what has become of it: {found[:3]}"
