@@ -383,6 +383,7 @@ def open_gguf(path):
 
     class Reader(gguf.GGUFReader):
         def _get(self, offset, dtype, count=1, **order):
+            self.data = np.asarray(self.data)  # each slice of a memmap is one, at three times the cost
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
                 raise ValueError(f"it ends at byte {len(self.data)}, within what its header lists")
             return super()._get(int(offset), dtype, count, **order)

@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 
 def pytest_configure(config):
     """Each test process has its server of warm Pythons."""
-    if sys.platform == 'linux' and (hasattr(config, 'workerinput') or not config.option.numprocesses):
+    if sys.platform == 'linux' and (hasattr(config, 'workerinput') or not config.getoption('numprocesses', None)):
         warm.start(tempfile.mkdtemp())
 
 
