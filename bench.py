@@ -6,7 +6,7 @@ $ python bench.py step           # a whole GRPO step of a causal model, against 
 $ python bench.py kernel         # the head's log-probs with their backward, against plain torch, torch.compile, TRL and Liger
 $ python bench.py scale          # how a step's cost grows with G, T, R, V and width, ours and TRL's
 $ python bench.py memory         # peak bytes of rollout and of training, per part and reference mode
-$ python bench.py ranks          # bytes that stay on a rank, and that it sends, whole and sharded
+$ python bench.py scale --ranks  # bytes that stay on a rank, and that it sends, whole and sharded
 $ python bench.py kernel step --json=results.json
 sample, step and scale need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 keeps a busy machine's noise down.
 """
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -501,9 +502,9 @@ def rank_step(rank, W, way, folder, P=8, G=4, T=16, R=16):
     dist.destroy_process_group()
 
 
-def ranks():
+def scale_ranks():
     """What docs/scaling.md has formulas for, counted: one step of 8 prompts, bf16 with fp32 masters, micro-batches of 2 prompts."""
-    print(f"ranks: {SIZES['tiny']}, bytes per weight of each rank: what stays; what a ring sends while sampling; while training")
+    print(f"scale --ranks: {SIZES['tiny']}, bytes per weight of each rank: what stays; what a ring sends while sampling; while training")
     with tempfile.TemporaryDirectory() as folder:
         for way in ('whole', 'LoRA', 'sharded', 'sharded, collected block by block'):
             for W in (1, 2, 4):
@@ -513,10 +514,10 @@ def ranks():
                 print(f"  {way}, {W}: {stays:.2f}; " + '; '.join(', '.join(f"{kind} {n:.2f}" for kind, n in kinds.items()) or 'nothing' for kinds in sent), flush=True)
 
 
-BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale, 'memory': memory, 'ranks': ranks}
+BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale, 'memory': memory, 'scale --ranks': scale_ranks}
 
 if __name__ == '__main__':
-    names = [a for a in sys.argv[1:] if not a.startswith('--json=')]
+    names = re.findall(r'\S+(?: --ranks)?', ' '.join(a for a in sys.argv[1:] if not a.startswith('--json=')))
     if not names or not set(names) <= set(BENCHES):
         sys.exit(f"usage: python bench.py NAME..., one or more of: {', '.join(BENCHES)}; --json=PATH keeps the ratios")
     header = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__} with {torch.get_num_threads()} threads"
@@ -524,6 +525,6 @@ if __name__ == '__main__':
     print(header)
     for name in names:
         BENCHES[name]()
-    for argument in set(sys.argv[1:]) - set(names):
+    for argument in [a for a in sys.argv[1:] if a.startswith('--json=')]:
         with open(argument.removeprefix('--json='), 'w', encoding='utf-8') as f:
             json.dump({'machine': header, 'results': RESULTS}, f, indent=1)
