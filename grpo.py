@@ -12,7 +12,7 @@ Where this differs from the paper and from common practice:
 1. The sum that makes the loss is divided by counts of the whole step, known before the first backward, so that the
    gradient is the same however the step is cut into micro-batches and ranks.
 2. Log-probs are always those of the distribution that was sampled from: temperature, forbidden ids and nucleus included,
-   for policy, old policy and reference alike.
+   for policy, old policy and reference alike. The old policy is the sampler itself: its ratio also corrects a sampler that rounds otherwise.
 3. Masks come from lengths, never from token values; what stands in padding (even NaN) has no influence.
 4. With one epoch per rollout the ratio is 1: the loss prints about 0 and its gradient is REINFORCE's. That is no bug.
 Shapes: P prompts · G answers each · R answer tokens · V vocabulary · D width.
@@ -126,16 +126,16 @@ def answer_log_probs(policy, rollout):
 # phase 1: rollouts
 
 def join(parts):
-    """The rollout of all prompts from those of some each."""
-    longest = max(part.tokens.shape[2] for part in parts)
-
-    def put_together(name, values):
+    """The rollout of all prompts from those of some each; prompts (P, T) and answers (P, G, R, ...) are padded to the longest."""
+    def put_together(values):
         if isinstance(values[0], dict):
-            return {key: put_together('batch', [value[key] for value in values]) for key in values[0]}
-        if name in ('tokens', 'logps', 'allowed') and values[0] is not None:
-            values = [torch.nn.functional.pad(v, (0, 0) * (v.dim() - 3) + (0, longest - v.shape[2])) for v in values]
+            return {key: put_together([value[key] for value in values]) for key in values[0]}
+        if values[0] is not None and values[0].dim() > 1:
+            axis = min(values[0].dim() - 1, 2)
+            longest = max(v.shape[axis] for v in values)
+            values = [torch.nn.functional.pad(v, (0, 0) * (v.dim() - 1 - axis) + (0, longest - v.shape[axis])) for v in values]
         return None if values[0] is None else torch.cat(values)
-    return Rollout(**{f.name: put_together(f.name, [getattr(part, f.name) for part in parts]) for f in fields(Rollout)}) if len(parts) > 1 else parts[0]
+    return Rollout(**{f.name: put_together([getattr(part, f.name) for part in parts]) for f in fields(Rollout)}) if len(parts) > 1 else parts[0]
 
 
 @torch.no_grad()
@@ -196,6 +196,16 @@ def reward_tensor(name, values, device=None):
     if not torch.isfinite(tensor).all():
         raise FloatingPointError(f"reward {name!r} is NaN or infinite for {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} answers: mend the reward, training has stopped before using it")
     return tensor if gaps is False else tensor.masked_fill(gaps, torch.nan)
+
+
+def overlong(lengths, max_new_tokens, ramp):
+    """DAPO's penalty of long answers (arXiv 2503.14476, eq. 13), for lengths (P, G): 0 up to ramp tokens before max_new_tokens, and from there in a line down to -1."""
+    return -(lengths - (max_new_tokens - ramp)).clamp(min=0) / ramp
+
+
+def all_equal(rewards):
+    """(P,) bool: whether the rewards (P, G) of a group teach nothing, for all that apply are the same."""
+    return rewards.nan_to_num(torch.inf).amin(dim=1) >= rewards.nan_to_num(-torch.inf).amax(dim=1)
 
 
 def weighted_reward(parts, weights):
@@ -549,27 +559,47 @@ def part_means(parts):
 
 def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, rewards: list, reference=None, group_size: int = 8, advantage: str = 'grpo', kl_beta: float = 0.0, kl_estimator: str = 'k3',
                        kl_in_reward: bool = False, reward_combination: str = 'rewards', micro_batch_size: int | None = None, rollout_batch_size: int | None = None, mask_truncated: bool = False, gamma: float = 1.0, gae_lambda: float = 0.95,
-                       learn: bool = True, **training) -> tuple[dict[str, float], Rollout]:
+                       learn: bool = True, dynamic_sampling: int = 0, others=None, **training) -> tuple[dict[str, float], Rollout]:
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
     policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; reward_combination: 'rewards' are
     weighted and then compared, or 'advantages' weighted (see combined_advantages); rollout_batch_size: prompts sampled at once, and then their rewards are worked out beside the sampling of the next; mask_truncated: answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
+    dynamic_sampling: up to so many times, groups whose rewards are all equal make room for answers to others(attempt), P further prompts (arXiv 2503.14476; each takes the place of one, so that ranks need not agree);
     training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
-    clock, reference = [time.perf_counter()], reference if learn else None
+    reference, since, times, resampled = reference if learn else None, time.perf_counter(), {}, 0
     beside = ThreadPoolExecutor(1)
+
+    def lap(name):
+        nonlocal since
+        now = time.perf_counter()
+        times[name], since = times.get(name, 0.0) + now - since, now
+
+    def answered(batch):
+        """The rollout of some prompts, with its reward_parts; with rollout_batch_size those of a part are worked out beside what follows."""
+        parts = []
+        rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size, rollout_batch_size,
+                                    lambda part: parts.append(beside.submit(reward_values, policy, part, rewards)) if rollout_batch_size else None)
+        lap('time_rollout')
+        parts = [part.result() for part in parts] or [reward_values(policy, rollout, rewards)]
+        lap('time_reward')
+        rollout.reward_parts = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return rollout
+
     try:
         with ranks.together(policy.model.wte.weight.device, not is_sharded(policy.model)):
-            parts = []  # with rollout_batch_size the rewards of a part are worked out beside what follows
-            rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator, micro_batch_size, rollout_batch_size,
-                                        lambda part: parts.append(beside.submit(reward_values, policy, part, rewards)) if rollout_batch_size else None)
-            clock.append(time.perf_counter())
-            parts = [part.result() for part in parts] or [reward_values(policy, rollout, rewards)]
-            clock.append(time.perf_counter())
+            rollout = answered(batch)
+            for attempt in range(1, dynamic_sampling + 1):
+                flat = torch.stack([all_equal(part) for part in rollout.reward_parts.values()]).all(dim=0).cpu()
+                if not flat.any():
+                    break
+                fresh = answered({key: value[flat.to(value.device)] for key, value in others(attempt).items()})
+                rollout = join([rollout, fresh]).pick(torch.arange(len(flat)).masked_scatter(flat, len(flat) + torch.arange(len(fresh.tokens))))
+                resampled += len(fresh.tokens)
     finally:
         beside.shutdown(wait=False, cancel_futures=True)  # after a signal nobody waits for a reward that is at work
-    clock.append(time.perf_counter())
-    weights = compute_rewards(policy, rollout, rewards, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    lap('time_wait')
+    weights = compute_rewards(policy, rollout, rewards, rollout.reward_parts)
     token_rewards = torch.zeros_like(rollout.logps)
     if kl_in_reward and reference is not None:
         token_rewards -= kl_beta * (rollout.logps - rollout.ref_log_probs).masked_fill(~rollout.mask, 0.0)
@@ -595,16 +625,17 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
         metrics = train_on_rollout(policy, kept, optimizer, micro_batch_size=micro_batch_size, kl_beta=kl_beta, kl_estimator=kl_estimator, reference=reference, **training)
     if reference is not None:
         drop_collected(reference.model)  # its head was needed until now
-    clock.append(time.perf_counter())
+    lap('time_train')
 
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean().to(rollout.tokens.device)).item() / world_size
     rewarded = everyone[~everyone.isnan()]
     metrics |= {'mean_reward': rewarded.mean().item(), 'std_reward': rewarded.std().item(),
-                'frac_reward_zero_std': (everyone.nan_to_num(torch.inf).amin(dim=1) >= everyone.nan_to_num(-torch.inf).amax(dim=1)).float().mean().item(),
+                'frac_reward_zero_std': all_equal(everyone).float().mean().item(),
                 'mean_advantage': all_reduce(rollout.advantages.mean()).item() / world_size,
                 'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
     metrics |= part_means(rollout.reward_parts)
-    times = [b - a for a, b in zip(clock, clock[1:])]
-    metrics |= dict(zip(('time_rollout', 'time_reward', 'time_wait', 'time_train'), times), tokens_per_s=lengths / sum(times))
+    if dynamic_sampling:
+        metrics['resampled_groups'] = all_reduce(torch.tensor(float(resampled), device=rollout.tokens.device)).item()
+    metrics |= times | {'tokens_per_s': lengths / sum(times.values())}
     return metrics, rollout

@@ -177,9 +177,10 @@ class NLA(Job):
     def policy(self, model):
         return NLAPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile, start=self.start)
 
-    def batch(self, it):
-        seed = self.s.seed * 10 ** 5 + it
-        return self.train.batch(draw_indices(len(self.train), self.s.batch_size, it, self.s.seed), [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(self.s.batch_size)], self.device)
+    def batch(self, it, attempt=0):
+        seed = self.s.seed + 10 ** 6 * attempt
+        indices, seed = draw_indices(len(self.train), self.s.batch_size, it, seed), seed * 10 ** 5 + it
+        return self.train.batch(indices, [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(self.s.batch_size)], self.device)
 
     def predict(self, texts, lengths):
         size = self.s.eval_batch_size

@@ -21,7 +21,7 @@ from console import over
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
-from grpo import reward_tensor, weighted_reward
+from grpo import overlong, reward_tensor, weighted_reward
 from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
@@ -98,8 +98,8 @@ class FillIn(Job):
         batch, _ = masked_windows(self.corpus[split], n, self.s.block_size, self.tokenizer, self.s.mask_kinds, self.s.mask_ratio, torch.Generator().manual_seed(seed), seed)
         return {key: value.to(self.device) for key, value in batch.items()}
 
-    def batch(self, it):
-        return self.draw('train', self.s.batch_size, (self.s.seed * 10 ** 9 + it) % 2 ** 62)
+    def batch(self, it, attempt=0):
+        return self.draw('train', self.s.batch_size, ((self.s.seed + 10 ** 6 * attempt) * 10 ** 9 + it) % 2 ** 62)
 
     def evaluate(self, policy):
         """The same held-out texts with the same noise each time. The gold judge is never a reward."""
@@ -152,8 +152,12 @@ class Completion(Job):
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
         say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out" + (f"; {dropped} and {eval_dropped} dropped, longer than max_prompt_length {s.max_prompt_length}" if dropped + eval_dropped else ''))
-        self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions]
+        self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions] + self.length_reward()
         self.scored = None, None
+
+    def length_reward(self):
+        s = self.s
+        return [('overlong', lambda policy, rollout: overlong(rollout.lengths, s.max_new_tokens, s.overlong_penalty), 1.0)] if s.overlong_penalty else []
 
     def named_rewards(self):
         with warnings.catch_warnings(record=True) as doubts:
@@ -208,8 +212,9 @@ class Completion(Job):
         batch = prompt_batch([records[i]['ids'] for i in indices], [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))], self.device)
         return batch | {'record': torch.tensor(indices)}
 
-    def batch(self, it):
-        return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, self.s.seed), self.s.seed * 10 ** 5 + it)
+    def batch(self, it, attempt=0):
+        seed = self.s.seed + 10 ** 6 * attempt
+        return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, seed), seed * 10 ** 5 + it)
 
     def in_step(self, policy):
         """A context for asking a scorer in an evaluation: where all ranks evaluate with a sharded model, all of them stop when one has lost it, instead of waiting for it in the next forward."""

@@ -62,6 +62,7 @@ max_new_tokens = 64                                  # R: where an answer is cut
 rewards: list | str = ['exact_answer']               # a,b or a list of names, (name, weight), (name, weight, {parameters}), or functions; see rewards.py
 reward_errors = 'raise'                              # 'drop': an answer for which a reward raises is warned of and left out
 mask_truncated = False                               # True: answers that were cut off are not trained on
+overlong_penalty = 0                                 # the last so many tokens before max_new_tokens take up to 1 off the reward, in a line
 retain_text = ''                                     # its log-prob is logged at each evaluation: does the model forget its language?
 # alignment: prompts as for completion, and a scorer of reward and cost
 scorer_url: str | None = None                        # of `python judge.py serve` or another service of its kind; None: trained on preferences, and started as a child
@@ -122,6 +123,7 @@ batch_size = 32                                      # P: prompts of an iteratio
 group_size = 8                                       # G: answers to each
 micro_batch_size: int | None = None                  # prompts of one forward; None: all at once. Changes memory, not the result
 rollout_batch_size: int | None = None                # prompts sampled at once; their rewards (a sandbox's, a scorer's) are then worked out beside the sampling of the next. None: all at once
+dynamic_sampling = 0                                 # up to so many times, groups whose rewards are all equal make room for other prompts'
 max_iters = 200                                      # iterations: answers, rewards, a step
 num_epochs_per_rollout = 1                           # mu: optimizer steps on one batch of answers
 loss_type = 'grpo'                                   # 'grpo' | 'dapo' | 'dr_grpo' | 'gspo' | 'cispo' | 'reinforce'
@@ -475,7 +477,7 @@ ranks.listen()
 total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) / 1e6 for everything in (True, False))
 say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'rollout_batch_size', 'loss_type', 'clip_low', 'clip_high',
+options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'rollout_batch_size', 'dynamic_sampling', 'loss_type', 'clip_low', 'clip_high',
                                         'dual_clip', 'kl_beta', 'kl_in_reward', 'reward_combination', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
 progress = console.Progress('training', max_iters, start_iter, bar_after=0)
 for it in progress.over(range(start_iter, max_iters + 1)):
@@ -525,8 +527,8 @@ for it in progress.over(range(start_iter, max_iters + 1)):
                 stats, rollout = es_training_step(policy, job.batch(it), [masters[name] for name in learning], job.rewards, group_size, seed=seed * 10 ** 6 + it, pairs=es_pairs,
                                                   sigma=es_sigma, learning_rate=lr, rank=rank, world_size=world_size, changed=lambda: copy_masters(masters, model))
             else:
-                batch = {key: value[my_rows] for key, value in job.batch(it).items()}
-                stats, rollout = grpo_training_step(policy, batch, adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout,
+                prompts = lambda attempt: {key: value[my_rows] for key, value in job.batch(it, attempt).items()}
+                stats, rollout = grpo_training_step(policy, prompts(0), adamw, job.rewards, reference, num_epochs=num_epochs_per_rollout, others=prompts,
                                                     max_new_tokens=job.max_answer_tokens, scaler=scaler, learn=not job.actor_rests(it), mirror=mirror, **options)
         except ConnectionError:
             save_and_say_so(it, beside, ' when the scorer is back')  # rewards come before anything is learned from them, so that nothing has changed yet

@@ -8,7 +8,7 @@ import torch
 
 from completion import CausalPolicy, prompt_batch, text_log_prob
 from data.tokenizer import CharTokenizer
-from grpo import answer_log_probs, compute_advantages, generate_rollouts, grpo_training_step, train_on_rollout, update_reference
+from grpo import answer_log_probs, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout, update_reference
 from lora import add_lora
 from model import GPT, GPTConfig, compute_in, configure_optimizers, copy_masters
 
@@ -234,6 +234,40 @@ def test_rewards_beside_the_sampling_change_nothing():
         torch.testing.assert_close(rollout.logps, results[0][1].logps, atol=1e-6, rtol=0)
         assert metrics['grad_norm'] == pytest.approx(results[0][0]['grad_norm'], rel=1e-4)
         assert all(torch.allclose(weights[name], p, atol=1e-4) for name, p in results[0][2].items())
+
+
+@pytest.mark.parametrize('kl_estimator', ['exact', 'k3'])
+def test_dynamic_sampling(kl_estimator):
+    """
+    Groups whose rewards are all equal make room for answers to other, longer prompts, each at the same place: the step is that on a batch which had the right prompts from the start. The others are
+    as they were, half the batch alone does the same with its half, and after as many tries as were allowed what is still equal stays.
+    """
+    first, further = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]], [[9, 8, 7, 6, 5, 4, 3, 2], [3, 3], [1, 1, 1], [2, 0]]
+    batches = lambda attempt, rows=slice(None): prompt_batch((further if attempt else first)[rows], [100 * attempt + p for p in range(4)][rows])
+    rare = [('rare', lambda policy, rollout: (rollout.tokens[..., 0] < 3).float(), 1.0)]
+
+    def step(times, rows=slice(None), prompts=None):
+        model = tiny()
+        policy, reference = CausalPolicy(model, TOKENIZER, 6), CausalPolicy(tiny(seed=1), TOKENIZER, 6)
+        return grpo_training_step(policy, prompts or batches(0, rows), torch.optim.SGD(model.parameters(), lr=0.0), rare, reference, group_size=4, kl_beta=0.1, kl_estimator=kl_estimator, loss_type='dapo',
+                                  dynamic_sampling=times, others=lambda attempt: batches(attempt, rows))
+
+    (_, once), (metrics, again) = step(0), step(1)
+    flat = (once.rewards == once.rewards[:, :1]).all(dim=1)
+    assert 0 < flat.sum() < 4 and metrics['resampled_groups'] == flat.sum()
+    chosen = prompt_batch([further[p] if flat[p] else first[p] for p in range(4)], [100 * int(flat[p]) + p for p in range(4)])
+    wanted, whole = step(0, prompts=chosen)
+    assert torch.equal(again.tokens[again.mask], whole.tokens[whole.mask]) and torch.equal(again.rewards, whole.rewards) and torch.equal(again.batch['prompt_lengths'], chosen['prompt_lengths'])
+    assert all(metrics[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6) for key in wanted if not key.startswith(('time_', 'tokens_per_s', 'sampler_gap')))
+    halves = [step(1, rows)[1] for rows in (slice(0, 2), slice(2, 4))]
+    assert torch.equal(torch.cat([half.rewards for half in halves]), again.rewards) and [row for half in halves for row in half.lengths.tolist()] == again.lengths.tolist()
+    left = int((again.rewards == again.rewards[:, :1]).all(dim=1).sum())
+    assert metrics['frac_reward_zero_std'] == left / 4 and step(2)[0]['resampled_groups'] == flat.sum() + left
+
+
+def test_overlong_by_hand():
+    lengths = torch.tensor([[10, 80, 81], [90, 99, 100]])
+    torch.testing.assert_close(overlong(lengths, 100, 20), torch.tensor([[0, 0, -0.05], [-0.5, -0.95, -1]]))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

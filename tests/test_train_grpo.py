@@ -340,7 +340,7 @@ def test_the_export_is_what_was_trained(answered):
 
 
 @pytest.mark.parametrize('more', [['--reference_mode=ema', '--ema_alpha=0.5', '--precision=bf16'], ['--lora_r=2', '--load_in_8bit=True', '--reference_mode=static'],
-                                  ['--reference_mode=periodic', '--reference_update_freq=2', '--top_k=5', '--num_epochs_per_rollout=2']])
+                                  ['--reference_mode=periodic', '--reference_update_freq=2', '--top_k=5', '--num_epochs_per_rollout=2', '--dynamic_sampling=2', '--overlong_penalty=2']])
 def test_completion_resumes_bit_identically(sums, more):
     """Every kind of reference, masters in another precision, adapters: killed and resumed, the log and the weights are those of the run that was left alone."""
     whole = run(sums, *SUMS, *more, '--out_dir=whole')
@@ -393,7 +393,7 @@ def test_completion_refuses(sums):
                              (['--train_prompts=empty.jsonl'], ['empty.jsonl', 'empty']), (['--rewards=["number_anser"]'], ["'number_anser'", "'number_answer'"]),
                              (['bad.py'], ["'bad'", 'ZeroDivisionError']), (['nan.py'], ["'nan'", 'nan']), (['--max_new_tokens=14'], ['max_new_tokens 14', '16']),
                              (['--max_prompt_length=3'], ['4 tokens', 'max_prompt_length is 3']), (['--generator_checkpoint=truncated'], ['truncated']),
-                             (['--load_in_8bit=True'], ['lora_r']), (['--retain_text=what?'], ["'w'"]), (['--reference_offload=True', '--reference_mode=ema'], ['reference_offload']),
+                             (['--load_in_8bit=True'], ['lora_r']), (['--overlong_penalty=40'], ['overlong_penalty is 40', 'max_new_tokens']), (['--dynamic_sampling=-1'], ['dynamic_sampling is -1']), (['--retain_text=what?'], ["'w'"]), (['--reference_offload=True', '--reference_mode=ema'], ['reference_offload']),
                               (['--reference_mode=moving'], ["'moving'", 'periodic']), (['--train_prompts=nowhere.jsonl'], ['nowhere.jsonl'])):
         refused(run(sums, *[a for a in SUMS if not any(a.partition('=')[0] == b.partition('=')[0] for b in arguments) and not (arguments[0].endswith('.py') and a.startswith('--rewards'))], *arguments), *words)
     assert not (sums / 'out-grpo').exists()
