@@ -12,7 +12,7 @@ import os
 import random
 import re
 
-from data.text import FOLDER, read_text_file
+from data.text import FOLDER, folders_that, read_text_file
 from data.tokenizer import check_pairs
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
@@ -169,7 +169,7 @@ def load_prompts(source, column_mapping=None, split='train'):
     # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path that is wrong
     if HUGGING_FACE_NAME.fullmatch(source) and not source.lower().endswith(SUFFIXES) and not os.path.isdir(source.split('/')[0]):
         return read_hugging_face(source, column_mapping, split)
-    known = sorted(name for name in os.listdir(FOLDER) if os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')))
+    known = folders_that('write_jsonl', FOLDER)
     near = difflib.get_close_matches(source, known, n=1)
     raise FileNotFoundError(f"no prompts at {source!r}: there is no such file, it is not a folder under data/ (there are: {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else '')
                             + ") and not a Hugging Face name, owner/name")

@@ -11,6 +11,12 @@ from data.tokenizer import CharTokenizer, load_tokenizer
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
+def folders_that(write, folder=FOLDER):
+    """The folders under data/ whose prepare.py calls write: 'write_corpus' for texts, 'write_jsonl' for prompts."""
+    scripts = {name: os.path.join(folder, name, 'prepare.py') for name in sorted(os.listdir(folder))}
+    return [name for name, script in scripts.items() if os.path.isfile(script) and write in open(script, encoding='utf-8').read()]
+
+
 def write_corpus(folder, train_text, val_text, chars):
     """What a prepare.py leaves behind: train.bin and val.bin (uint16 ids) and vocab.json. Each appears whole or not at all; vocab.json comes last: it says the rest is there."""
     tokenizer = CharTokenizer(chars)
@@ -57,9 +63,9 @@ def load_corpus(dataset):
             raise ValueError(f"{dataset} has {len(tokenizer.chars)} different characters, and ids of a corpus have 16 bits: {1 << 16} at most")
         return tokenizer, {split: np.array(tokenizer.encode(part), dtype=np.uint16) for split, part in zip(('train', 'val'), split_text(text))}
     folder = os.path.join(FOLDER, dataset)
-    if not os.path.isfile(os.path.join(folder, 'prepare.py')):
-        known = sorted(name for name in os.listdir(FOLDER) if os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')))
-        raise FileNotFoundError(f"dataset {dataset!r} is neither a text file nor a folder under data/ (there are: {', '.join(known)})")
+    if dataset not in folders_that('write_corpus'):
+        prompts = dataset in folders_that('write_jsonl')
+        raise FileNotFoundError(f"dataset {dataset!r} " + ("has prompts to answer and no text to fill in (--task=completion takes it); texts are" if prompts else "is neither a text file nor a folder with one under data/; there are") + f": {', '.join(folders_that('write_corpus'))}")
     if not os.path.isfile(os.path.join(folder, 'vocab.json')):
         print(f"preparing data/{dataset}, once")
         importlib.import_module(f'data.{dataset}.prepare').main()

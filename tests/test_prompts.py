@@ -108,7 +108,7 @@ def test_folders(tmp_path, monkeypatch):
     ours = tmp_path / 'data'
     for name in ('arithmetic', 'stdlib_char'):
         (ours / name).mkdir(parents=True)
-        (ours / name / 'prepare.py').touch()
+        (ours / name / 'prepare.py').write_text('write_jsonl()' if name == 'arithmetic' else 'write_corpus()')
     (ours / 'stdlib_char' / 'train.bin').touch()
     monkeypatch.setattr(data.prompts, 'FOLDER', str(ours))
     for split in ('train', 'val'):
@@ -117,7 +117,7 @@ def test_folders(tmp_path, monkeypatch):
     assert load_prompts('arithmetic', split='val') == [{'prompt': 'val'}]
     with says('data/stdlib_char is a corpus of text'):
         load_prompts('stdlib_char')
-    with says("no prompts at 'arithmetik'", 'there are: arithmetic, stdlib_char', "did you mean 'arithmetic'?", 'owner/name'):
+    with says("no prompts at 'arithmetik'", 'there are: arithmetic;', "did you mean 'arithmetic'?", 'owner/name'):
         load_prompts('arithmetik')
     with says('stdlib_char has no train.jsonl: run `python', 'prepare.py` first'):
         load_prompts(str(ours / 'stdlib_char'))

@@ -190,7 +190,7 @@ def test_options(copy, more):
 
 def test_bad_settings_stop_early(copy):
     for argument, words in (('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', 'nothing to fill in']),
-                            ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
+                            ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']), ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
                             ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
                             ('--judge_checkpoint=out-toy/generator.pt', ['out-toy/generator.pt', 'holds a generator checkpoint', 'judge']),
                             ('--block_size=30', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
