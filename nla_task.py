@@ -315,9 +315,9 @@ class NLA(Job):
         text = self.held_out.text(0, 10 ** 6)
         return 'nla.pt', [f'--activations={self.activations_path}', '--row=0'] if text is None else [f'--text={longest_line(self.tokenizer.decode(text))}']
 
-    def prompt_text(self, rollout):
+    def asked(self, rollout):
         i = rollout.batch['record'][0].item()
-        return self.tokenizer.decode(self.train.text(i, 10 ** 6) if self.train.texts is None and self.train.contexts is not None else rollout.batch['prompts'][0, :rollout.batch['prompt_lengths'][0]])
+        return {'prompt': self.tokenizer.decode(self.train.text(i, 10 ** 6) if self.train.texts is None and self.train.contexts is not None else rollout.batch['prompts'][0, :rollout.batch['prompt_lengths'][0]])}
 
     def saved(self):
         return {'critic': self.critic.state_dict(), 'critic_optimizer': self.critic_optimizer.state_dict(),

@@ -187,7 +187,7 @@ def answer_of(sample):
 
 def groups(out_dir):
     """Groups spread over the run, and fewer of them when answers are long."""
-    found = [{'iter': it, 'prompt': clipped(samples[0].get('prompt', ''), PROMPT, keep_end=True), 'of': len(samples), 'answers': [answer_of(s) for s in samples[:ANSWERS]]}
+    found = [{'iter': it, 'prompt': clipped(samples[0].get('prompt', ''), PROMPT, keep_end=True), 'wanted': clipped(samples[0].get('answer', ''), PROMPT), 'of': len(samples), 'answers': [answer_of(s) for s in samples[:ANSWERS]]}
              for it, samples in picked(out_dir, 'samples.jsonl', GROUPS).items()]
     tokens = sum(len(a.get('tokens', ())) + len(a['text']) // 4 for group in found for a in group['answers'])
     return evenly(found, max(4, GROUPS * TOKENS // tokens)) if tokens > TOKENS else found
@@ -211,9 +211,9 @@ def read_run(out_dir):
 
 
 def charts_of(runs):
-    """CHARTS with the metrics that the runs have, and the rest of these. What has been 0 all along is left out, unless it says how well a run does: a KL that is off, steps that never went wrong."""
-    moved = {name for run in runs for name, curve in run['metrics'].items() if any(curve['y'])}
-    there = [name for name in dict.fromkeys(name for run in runs for name in run['metrics']) if name in moved or name.startswith(('eval/', 'reward/', 'mean_reward'))]
+    """CHARTS with the metrics that the runs have, and the rest of these. What has been 0 all along, but for rounding, is left out (a KL that is off, steps that never went wrong), unless it says how well a run does or is small by nature."""
+    moved = {name for run in runs for name, curve in run['metrics'].items() if max(-curve.get('least', 0), curve.get('most', 0)) >= 1e-6}
+    there = [name for name in dict.fromkeys(name for run in runs for name in run['metrics']) if name in moved or name.startswith(('eval/', 'reward/', 'mean_reward', 'sampler_gap')) or name.endswith('lr')]
     sections = {section: [(title, hint, [name for name in names if name in there]) for title, hint, names in charts] for section, charts in CHARTS.items()}
     placed = {name for charts in sections.values() for _, _, names in charts for name in names}
     missing = [name for name in there if name.startswith('reward_missing/')]
@@ -249,7 +249,7 @@ select { font: inherit; max-width: 60vw; }
 .card > b { display: block; overflow-wrap: anywhere; }
 .text { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; margin: 6px 0; }
 .text span { border-radius: 2px; cursor: help; }
-.text { max-height: 24em; overflow: auto; }
+.text { max-height: 24em; overflow: auto; } .text:empty { display: none; } .asked { display: flex; flex-wrap: wrap; gap: 0 32px; }
 .wide { overflow-x: auto; }
 th { white-space: nowrap; } table.facts { border-collapse: collapse; font-size: .85rem; } .facts td, .facts th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); } .facts td { overflow-wrap: anywhere; min-width: 3.5em; }
 .u-legend { font-size: 12px !important; text-align: left !important; margin: 0 !important; color: var(--ink); } .u-legend th { font-weight: 400 !important; overflow-wrap: anywhere; }
@@ -278,7 +278,8 @@ function plot(box, options, data) {
   const axis = more => ({stroke: ink('--dim'), grid: {stroke: ink('--line'), width: 1}, ticks: {stroke: ink('--line'), width: 1, size: 4}, font: '11px system-ui', values: (u, at) => at.map(show), ...more});
   plots = plots.filter(([old, u]) => old !== box || u.destroy());
   const rest = u => u.cursor.idx == null && u.setLegend({idxs: u.data.map((v, s) => nearest(u, s, v.length - 1))}, false);  // the legend has the last values while nobody points at others
-  const u = new uPlot({width: box.clientWidth || 300, height: 190, axes: [axis({space: 50, size: 30, incrs: steps}), axis({size: 58})], ...options, scales: {x: {time: false}, ...options.scales}, hooks: {...options.hooks, setLegend: [rest], ready: [rest]}}, data, box);
+  const dashed = (u, s) => u.series[s].dash?.length, markers = {dash: (u, s) => dashed(u, s) ? 'dashed' : 'solid', fill: (u, s) => dashed(u, s) ? 'transparent' : u.series[s].stroke(u, s)};
+  const u = new uPlot({width: box.clientWidth || 300, height: 190, axes: [axis({space: 50, size: 30, incrs: steps}), axis({size: 58})], ...options, legend: {markers, ...options.legend}, scales: {x: {time: false}, ...options.scales}, hooks: {...options.hooks, setLegend: [rest], ready: [rest]}}, data, box);
   plots.push([box, u]);
 }
 addEventListener('resize', () => plots.forEach(([box, u]) => u.width === box.clientWidth || u.setSize({width: box.clientWidth, height: 190})));
@@ -326,7 +327,7 @@ function curves() {
     runs.forEach((run, r) => names.forEach((name, m) => {
       const c = run.metrics[name];
       if (!shown[r] || !c?.x?.length) return;
-      const stroke = colour(several ? r : m + r * names.length), soft = smoothing.value > 0 && c.x.length > 20, common = {dash: several ? dashes[m % 4] : [], spanGaps: true, value: (u, v) => show(v), points: {show: c.x.length < 40, size: 5}};
+      const stroke = colour(several ? r : m + r * names.length), soft = smoothing.value > 0 && c.x.length > 20 && name !== 'lr', common = {dash: several ? dashes[m % 4] : [], spanGaps: true, value: (u, v) => show(v), points: {show: c.x.length < 40, size: 5, fill: stroke}};
       const label = several ? run.name + (names.length > 1 ? ' ' + name.replace('eval/', '') : '') : name.replace('eval/', '');
       const lines = [c.x, c.y];
       series.push({...common, label, stroke: soft ? stroke + '50' : stroke, width: soft ? 1 : 2, class: soft ? 'quiet' : null});
@@ -339,7 +340,7 @@ function curves() {
       tables.push(lines);
     }));
     const range = (u, low, high) => low == null || low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);  // without it, all 0 is drawn on a scale to 100
-    if (tables.length) plot(box, {series, bands, scales: {y: {range}}, legend: {markers: {width: 2, dash: (u, i) => series[i].dash?.length ? 'dashed' : 'solid'}}, cursor: {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest}}, uPlot.join(tables));
+    if (tables.length) plot(box, {series, bands, scales: {y: {range}}, cursor: {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest}}, uPlot.join(tables));
     else { plots = plots.filter(([old, u]) => old !== box || u.destroy()); box.replaceChildren(el('p', {textContent: 'nothing to draw'})); }
   }
 }
@@ -393,22 +394,23 @@ function answerText(a, scale, detail) {
 }
 function groupCards(run) {
   if (!run.groups.length) return;
-  const score = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · '), prompt = el('div', {className: 'text'}), cards = el('div', {className: 'group'}), detail = el('p', {textContent: 'Touch a token for its numbers.'}), note = el('p');
+  const score = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · '), wanted = g => g.wanted && `wanted:${g.wanted.includes('\n') ? '\n' : ' '}${g.wanted}`, prompt = el('div', {className: 'text'}), right = el('div', {className: 'text'}), cards = el('div', {className: 'group'}), detail = el('p', {textContent: 'Touch a token for its numbers.'}), note = el('p');
   const [control, draw] = slider(run.groups.map(g => g.iter), at => {
     const group = run.groups[at], sizes = group.answers.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b), scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 0.02);
     prompt.textContent = group.prompt;
+    right.textContent = wanted(group);
     note.textContent = (sizes.length ? `Blue: likelier after the iteration’s step; orange: less likely; full colour at a change of log-prob of ±${show(scale)}. The change of a whole answer stands above it. ` : '') + (group.of > group.answers.length ? `${group.answers.length} of ${group.of} answers.` : '');
     cards.replaceChildren(...group.answers.map((a, i) => el('div', {className: 'card'}, el('b', {textContent: `${i + 1}: advantage ${signed(a.advantage)}`}),
       el('p', {textContent: score(a) + (a.changes ? ` · log-prob ${signed(a.changes.reduce((sum, c) => sum + c, 0))}` : '')}), answerText(a, scale, detail))));
   });
-  answers.append(el('h3', {textContent: 'A group: one prompt, its answers'}), control, prompt, note, detail, cards);
+  answers.append(el('h3', {textContent: 'A group: one prompt, its answers'}), control, el('div', {className: 'asked'}, prompt, right), note, detail, cards);
   redraw.push(draw);
   const text = (s, end) => el('div', {className: 'text', textContent: !s.trim() ? JSON.stringify(s) : end && s.length > 300 ? '… ' + s.slice(-300) : s});
   answers.append(el('h3', {textContent: run.nla ? 'Explanations' : 'Best and worst answers'}), el('p', {textContent: run.nla ? 'What the actor wrote about an activation (of the last token of the text above it), and how well the critic rebuilt it from that: reconstruction is the reward.' + (run.config.text_reversed === 'true' ? ' Latest token first: read from the end.' : '') : 'By advantage, in each group of the slider above.'}),
     el('div', {className: 'grid'}, ...[...run.groups].reverse().map(g => {
       const order = [...g.answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0)), said = (word, a) => [el('p', {textContent: `${word}: ${score(a)}`}), text(a.text)];
       const alike = order.length > 1 && order[0].advantage != null && order[0].advantage === order.at(-1).advantage;
-      return el('div', {className: 'card'}, el('b', {textContent: `iteration ${g.iter}`}), text(g.prompt, true), ...said(alike ? 'all worth the same' : 'best', order[0]), ...(order.length > 1 && !alike ? said('worst', order.at(-1)) : []));
+      return el('div', {className: 'card'}, el('b', {textContent: `iteration ${g.iter}`}), text(g.prompt, true), el('div', {className: 'text', textContent: wanted(g)}), ...said(alike ? 'all worth the same' : 'best', order[0]), ...(order.length > 1 && !alike ? said('worst', order.at(-1)) : []));
     })));
 }
 function choice(r) {

@@ -1,9 +1,9 @@
 """
 What differs between the jobs that train_grpo.py can do: their data, their models, their rewards, their evaluation. One
-class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it)` (the prompts of iteration `it`, all
-ranks together; a function of the seed and `it` alone, so there is no state to save), `rewards` (see compute_rewards),
+class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it, attempt)` (the prompts of iteration `it`, all
+ranks together, and with attempt 1, 2... others for dynamic_sampling; a function of these and the seed alone, so there is no state to save), `rewards` (see compute_rewards),
 `evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `closing` (those that
-the last lines compare with the start), `prompt_text(rollout)`,
+the last lines compare with the start), `asked(rollout)` (the first prompt, and the right answer where it has one, as samples.jsonl keeps them),
 `max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights (of what is sharded, this rank's part), and `restore(checkpoint)`, which takes it back. `try_out()`:
 what sample.py is to be given to show the trained model, the file in out_dir and the arguments. `actor_rests(it)`: the policy
 does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
@@ -25,7 +25,7 @@ from grpo import overlong, reward_tensor, weighted_reward
 from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
-from rewards import check_fields, resolve_rewards, score_answers
+from rewards import check_fields, fields_of, resolve_rewards, score_answers
 from shard import is_sharded
 
 
@@ -117,8 +117,8 @@ class FillIn(Job):
         return (f"held-out judge reward {m['eval/judge_reward']:.4f} (real text {m['eval/judge_reward_real']:.4f}), gold reward {m['eval/gold_reward']:.4f} "
                 f"(real text {m['eval/gold_reward_real']:.4f}), exact match sampled {m['eval/exact_match_sampled']:.4f}, greedy {m['eval/exact_match_greedy']:.4f}")
 
-    def prompt_text(self, rollout):
-        return self.tokenizer.decode(rollout.batch['tokens'][0])
+    def asked(self, rollout):
+        return {'prompt': self.tokenizer.decode(rollout.batch['tokens'][0]), 'answer': self.tokenizer.decode(rollout.batch['original'][0])}
 
     def try_out(self):
         return 'ckpt.pt', [f"--text={longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))}", '--mask_ratio=0.3']
@@ -285,8 +285,10 @@ class Completion(Job):
         options = {'prompt': prompt if plain else '', 'system_prompt': self.s.system_prompt, 'chat_template': plain and self.s.chat_template, 'max_new_tokens': self.s.max_new_tokens}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]
 
-    def prompt_text(self, rollout):
-        return self.records[rollout.batch['record'][0].item()]['text']
+    def asked(self, rollout):
+        record = self.records[rollout.batch['record'][0].item()]
+        answer = fields_of(record)['reference']
+        return {'prompt': record['text']} | ({} if answer is None else {'answer': str(answer)})
 
     def saved(self):
         return {'chars': self.tokenizer.chars, 'end': True} if hasattr(self.tokenizer, 'chars') else {}

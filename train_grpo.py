@@ -560,9 +560,9 @@ for it in progress.over(range(start_iter, max_iters + 1)):
                            f"grad norm {metrics['grad_norm']:.3f}, lr {lr:.1e}")
             say(f"iter {it}: reward {metrics['mean_reward']:.4f} +- {metrics['std_reward']:.3f}, {learned}, length {metrics['mean_length']:.1f}, "
                 f"{metrics['tokens_per_s']:,.0f} tokens/s" + ''.join(f", {name} {metrics[key]:.4f}" for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')) if key in metrics) + progress.left(it + 1))
-            prompt, first = job.prompt_text(rollout), rollout.rows(0, 1)
+            asked, first = job.asked(rollout), rollout.rows(0, 1)
             parts = [{f'reward/{name}': number_or_none(value) for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
-            samples = [{'iter': it, 'prompt': prompt, 'completion': text, **part, 'advantage': advantage_}
+            samples = [{'iter': it, **asked, 'completion': text, **part, 'advantage': advantage_}
                        for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
             samples_file.writelines(json.dumps(sample | columns) + '\n' for sample, columns in zip(samples, token_columns(first)))
             samples_file.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from warm import PYTHON
 
-from report import POINTS, evenly, picked, read_run, write_report
+from report import POINTS, charts_of, evenly, picked, read_run, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +29,7 @@ def write_run(folder, iterations=60, groups=True, kind='alignment', seed=0, host
             row = {'iter': it, 'loss': noise.gauss(0, 1e-3), 'mean_reward': it / iterations + noise.gauss(0, 0.1), 'std_reward': 0.4, 'reward/helpfulness' + hostile: noise.random(), 'mean_kl': it * 1e-4,
                    'entropy': 2 - it / iterations, 'clip_frac_low': 0.0, 'clip_frac_high': 0.01, 'sampler_gap_mean': 1e-7, 'sampler_gap_max': 3e-6, 'mean_length': 20 + noise.random(), 'frac_truncated': 0.1,
                    'time_rollout': 0.5, 'time_reward': 0.1, 'time_train': 0.7, 'tokens_per_s': 5000 + 100 * noise.random(), 'lambda': 0.5 + it / iterations, 'cost': 0.3 - it / iterations, 'safe_ratio': 0.5,
-                   'grad_norm': 1.0, 'lr': 1e-4, 'frac_reward_zero_std': 0.1}
+                   'grad_norm': 1.0, 'lr': 1e-7, 'mean_advantage': (it % 3 - 1) * 1e-9, 'frac_reward_zero_std': 0.1}
             if it % max(1, iterations // 10) == 0:
                 row |= {'eval/reward': it / iterations, 'eval/cost': 0.2 - it / iterations, 'eval/surprise': 1.0}
             f.write(json.dumps(row) + '\n')
@@ -40,7 +40,7 @@ def write_run(folder, iterations=60, groups=True, kind='alignment', seed=0, host
         for it in range(0, iterations if groups else 0, 10):
             for g in range(4):
                 words = [f'w{noise.randrange(99)} ' for _ in range(12)] + ['\ufffd', '', hostile]
-                f.write(json.dumps({'iter': it, 'prompt': f'prompt {it} {hostile}', 'completion': ''.join(words), 'reward/helpfulness' + hostile: noise.random(), 'reward/cost': None, 'advantage': noise.gauss(0, 1), 'tokens': words,
+                f.write(json.dumps({'iter': it, 'prompt': f'prompt {it} {hostile}', 'answer': f'{it + 37} {hostile}', 'completion': ''.join(words), 'reward/helpfulness' + hostile: noise.random(), 'reward/cost': None, 'advantage': noise.gauss(0, 1), 'tokens': words,
                                     'logps': [-noise.random() for _ in words], 'logp_changes': [noise.gauss(0, 0.1) for _ in words]}) + '\n')
     (folder / 'config.json').write_text(json.dumps({'task': kind, 'max_iters': max_iters or iterations, 'cost_threshold_d': 0.7, 'seed': seed, 'system_prompt': hostile}))
     return str(folder)
@@ -142,6 +142,7 @@ def test_page_in_the_browser(browser, tmp_path):
         assert js('+document.documentElement.dataset.charts') == js("document.querySelectorAll('.uplot').length") == wanted > 20
         assert js(BLANK) == 0
         assert js('document.documentElement.scrollWidth <= innerWidth')
+        assert js("[...document.querySelectorAll('.u-live .u-series:not(.quiet) ~ .u-series:not(.quiet) .u-marker')].map(m => getComputedStyle(m)).every(s => s.backgroundColor === (s.borderTopStyle === 'dashed' ? 'rgba(0, 0, 0, 0)' : s.borderTopColor))")  # filled
         papers.add(js("getComputedStyle(document.body).backgroundColor + ink('--ink')"))
     assert len(papers) == 2
     text = js('document.body.innerText')
@@ -158,7 +159,7 @@ def test_controls(browser, tmp_path):
     assert js(lines) == 1 + 1
     before = js("document.querySelector('.group').textContent")
     js("for (const input of answers.querySelectorAll('input[type=range]')) { input.value = 0; input.oninput(); }")
-    assert 'iteration 0 (1 of ' in js('answers.textContent') and js("document.querySelector('.group').textContent") != before
+    assert 'iteration 0 (1 of ' in js('answers.textContent') and 'prompt 0 wanted: 37 ' in js('answers.textContent') and js("document.querySelector('.group').textContent") != before
     before = js("document.querySelector('.group').textContent")
     js("answers.previousSibling.querySelector('select').value = 1, choice(1), 0")
     assert js("document.querySelector('.group').textContent") != before and js(BLANK) == 0
@@ -198,6 +199,12 @@ def test_a_long_run_is_thinned(long):
     assert all(lo <= y <= hi for lo, y, hi in zip(loss['lo'], loss['y'], loss['hi'])) and run['metrics']['grad_norm']['gaps'] == 1
     assert len(run['groups']) <= 24 and [run['groups'][0]['iter'], run['groups'][-1]['iter']] == [0, 9990] and len(run['rewards']['iters']) <= 40
     assert os.path.getsize(write_report([long])) < 500_000
+
+
+def test_only_rounding_is_not_charted(tmp_path):
+    """mean_advantage is 1e-9 all along. What is tiny by nature stays: lr, and the gap of 1e-7 between sampler and trainer."""
+    names = {name for section in charts_of([read_run(write_run(tmp_path / 'run', 600))]) for chart in section['charts'] for name in chart['names']}
+    assert 'mean_advantage' not in names and {'lr', 'sampler_gap_mean', 'mean_kl', 'loss'} <= names
 
 
 def test_a_long_run_in_the_browser(browser, long):

@@ -67,7 +67,7 @@ def test_first_run(made):
     assert {'eval/judge_reward', 'eval/exact_match_greedy', 'eval/exact_match_sampled'} <= lines[-1].keys()
     assert lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6) and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
     samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
-    assert len(samples) == 8 * 4 and samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/judge', 'advantage', 'tokens', 'logps', 'logp_changes', 'slots'}
+    assert len(samples) == 8 * 4 and samples[0].keys() == {'iter', 'prompt', 'answer', 'completion', 'reward/judge', 'advantage', 'tokens', 'logps', 'logp_changes', 'slots'}
     assert all(''.join(s['tokens']) == ''.join(s['completion'][i] for i in s['slots']) and len(s['logps']) == len(s['logp_changes']) == len(s['tokens']) for s in samples)
     assert sum(s['advantage'] * sum(s['logp_changes']) for s in samples) > 0  # what was good became likelier
     assert json.load(open(folder / 'out-grpo' / 'config.json'))['group_size'] == 4
@@ -299,7 +299,7 @@ def test_completion_run(answered):
     assert {'reward/number_answer', 'frac_truncated', 'mean_length', 'mean_kl', 'sampler_gap_max'} <= lines[0].keys() and lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6)
     assert {'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k', 'eval/reward'} <= lines[4].keys() and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
     samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
-    assert samples[0].keys() == {'iter', 'prompt', 'completion', 'reward/number_answer', 'advantage', 'tokens', 'logps', 'logp_changes'} and re.fullmatch(r'\d\+\d=', samples[0]['prompt'])
+    assert samples[0].keys() == {'iter', 'prompt', 'answer', 'completion', 'reward/number_answer', 'advantage', 'tokens', 'logps', 'logp_changes'} and re.fullmatch(r'\d\+\d=', samples[0]['prompt']) and samples[0]['answer'] == str(eval(samples[0]['prompt'][:-1]))
 
 
 def test_rewards_of_the_catalogue(sums):
