@@ -15,7 +15,9 @@ if not torch.cuda.is_available():
 def pytest_configure(config):
     """Each test process has its server of warm Pythons."""
     if sys.platform == 'linux' and (hasattr(config, 'workerinput') or not config.getoption('numprocesses', None)):
-        warm.start(tempfile.mkdtemp())
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        warm.start(folder.name)
 
 
 def pytest_collection_modifyitems(items):

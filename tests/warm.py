@@ -4,7 +4,7 @@ A Python that has imported torch already, for the hundreds of runs that the test
 
 PYTHON is this file. It hands its arguments, folder, environment and open files to a server (`start()`; conftest.py has one for each test process) that forks a process for them: the
 script runs there as it would in a new Python, two or three seconds sooner. Signals are passed on; when the caller dies, so does the fork. What looks at its own process (its pid,
-its limits, its terminal, another hash seed) takes sys.executable, and so does everything where there is no server or no Linux.
+its limits, its terminal, another hash seed) takes sys.executable, and so does everything where there is no Linux.
 """
 import os
 import signal
@@ -37,7 +37,7 @@ def ask():
     os._exit(status)
 
 
-def serve():
+def serve(parent):
     """Forks for every caller a process that sees to it, until whoever started this one is gone. The socket is where standard input would be."""
     import gc
     import importlib
@@ -45,7 +45,7 @@ def serve():
         importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    server, parent = socket.socket(fileno=0), os.getppid()
+    server = socket.socket(fileno=0)
     while os.getppid() == parent:
         if select.select([server], [], [], 1.0)[0]:
             connection, _ = server.accept()
@@ -58,6 +58,7 @@ def serve():
 
 def see_to(connection):
     """Forks the process that a caller asks for, passes signals on, and says how it ended."""
+    import threading
     size, files, _, _ = socket.recv_fds(connection, 4, 3)
     argv, folder, environment = eval(read_all(connection, int.from_bytes(size, 'big')))
     job = os.fork()
@@ -66,12 +67,13 @@ def see_to(connection):
         return become(argv, folder, environment, files)
     for file in files:
         os.close(file)
-    ended = os.pidfd_open(job)
-    while ended not in select.select([connection, ended], [], [])[0]:
-        told = connection.recv(1)
-        os.kill(job, told[0] if told else signal.SIGKILL)
-        if not told:  # the caller was killed
-            break
+
+    def pass_on():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            while told := connection.recv(1):
+                os.kill(job, told[0])
+            os.kill(job, signal.SIGKILL)  # the caller was killed
+    threading.Thread(target=pass_on, daemon=True).start()
     status = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
     with contextlib.suppress(BrokenPipeError):
         connection.sendall(status.to_bytes(2, 'big', signed=True))
@@ -124,7 +126,7 @@ def start(folder):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
-        subprocess.Popen([sys.executable, os.path.realpath(__file__), 'serve'], stdin=server)
+        subprocess.Popen([sys.executable, os.path.realpath(__file__), 'serve', str(os.getpid())], stdin=server)
     os.environ |= {SOCKET: path, 'PYTHON_EXEC': PYTHON}
 
 
@@ -134,6 +136,6 @@ if __name__ == '__main__':
     if sys.argv[1] == 'serve':
         import contextlib
         import select
-        serve()
+        serve(int(sys.argv[2]))
     else:
         ask()
