@@ -230,15 +230,19 @@ def test_sigterm_saves(folder, undisturbed, launcher, record_property):
     record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'}: saved and gone after {took:.1f} s")
 
 
-@pytest.mark.parametrize('launcher, phase', [((PYTHON, '-u'), 'reward_values'), ((PYTHON, '-u'), 'evaluate'), ((PYTHON, '-u'), 'policy_loss'), (TORCHRUN, 'reward_values'), (TORCHRUN, 'evaluate')])
-def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, record_property):
-    """The signal comes while a reward, an evaluation or the loss takes forever: it is broken off, as nothing has changed yet, and the run then goes on as if nothing had happened."""
+ONE = (PYTHON, '-u')
+
+
+@pytest.mark.parametrize('launcher, phase, more', [(ONE, 'reward_values', ['--rollout_batch_size=2']), (ONE, 'evaluate', []), (ONE, 'policy_loss', []), (ONE, 'reward_values', ['--optimizer=es', '--es_pairs=4', '--kl_beta=0']),
+                                                   (TORCHRUN, 'reward_values', []), (TORCHRUN, 'evaluate', [])])
+def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, more, record_property):
+    """The signal comes while a reward (in a thread beside the sampling, or of a candidate of evolution strategies), an evaluation or the loss takes forever: it is broken off, as nothing has changed yet, and the run then goes on as if nothing had happened."""
     (folder / 'slow.py').write_text('import os as _os, time as _time, traceback as _traceback\nimport grpo as _grpo\n_calls, _real = [0], _grpo.policy_loss\n\n'
-                                    'def _wait(phase):\n    _calls[0] += _os.environ.get("SLOW") == phase\n    while _calls[0] > 20:\n        print("waiting", flush=True)\n        _time.sleep(0.1)\n\n'
+                                    'def _wait(phase):\n    _calls[0] += _os.environ.get("SLOW") == phase\n    while _calls[0] > int(_os.environ.get("AFTER", "20")):\n        print("waiting", flush=True)\n        _time.sleep(0.1)\n\n'
                                     'def ones(text, **_):\n    _wait(next((f.name for f in _traceback.extract_stack() if f.name in ("evaluate", "reward_values")), None))\n    return text.count("1") / 4\n\n'
                                     'def _loss(*arguments, **options):\n    _wait("policy_loss")\n    return _real(*arguments, **options)\n\n_grpo.policy_loss = _loss\nrewards = [ones]\n')
-    slow = ['slow.py', '--micro_batch_size=1', '--out_dir=slow'] + ['--rollout_batch_size=2'] * (launcher != TORCHRUN)  # then rewards are worked out in a thread
-    process = subprocess.Popen(command(*slow, launcher=launcher), cwd=folder, env=ENV | {'SLOW': phase}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    slow = ['slow.py', '--micro_batch_size=1', '--out_dir=slow', *more]
+    process = subprocess.Popen(command(*slow, launcher=launcher), cwd=folder, env=ENV | {'SLOW': phase, 'AFTER': '200' if '--optimizer=es' in more else '20'}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed, since = '', None
     for line in process.stdout:
         printed += line
@@ -253,7 +257,7 @@ def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, record_prop
         assert run(folder, *slow, '--out_dir=calm').returncode == 0
         assert log_of(folder, 'slow') == log_of(folder, 'calm') and all(torch.equal(v, weights_of(folder, 'calm')[k]) for k, v in weights_of(folder, 'slow').items())
     assert [line['iter'] for line in log_of(folder, 'slow')['metrics']] == list(range(13))
-    where = {'reward_values': 'a reward', 'evaluate': 'an evaluation', 'policy_loss': 'the loss'}[phase]
+    where = {'reward_values': "a reward of evolution strategies" if '--optimizer=es' in more else 'a reward', 'evaluate': 'an evaluation', 'policy_loss': 'the loss'}[phase]
     record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'} while {where} takes forever: saved and gone after {took:.1f} s")
 
 
