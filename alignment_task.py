@@ -53,7 +53,7 @@ class Alignment(Completion):
             self.client = ScorerClient(self.start_scorer(paths), s.scorer_batch_size, s.scorer_timeout, s.scorer_patience)
             self.client.wait(s.scorer_patience)
         say(f"scorer at {self.client.url}")
-        self.rewards = [('helpfulness', lambda policy, rollout: self.scores(policy, rollout)[0], 1.0), ('cost', lambda policy, rollout: self.scores(policy, rollout)[1], self.minus_lambda)] + self.length_reward()
+        self.rewards = [('helpfulness', lambda policy, rollout: self.scores(policy, rollout)[0], 1.0), ('cost', lambda policy, rollout: self.scores(policy, rollout)[1], self.minus_lambda)]
 
     def named_rewards(self):
         return []

@@ -69,9 +69,9 @@ def check_settings(s):
         raise ValueError(f"shard spreads one model's weights: optimizer ({s.optimizer}) must be adamw, load_in_8bit ({s.load_in_8bit}), reference_offload ({s.reference_offload}) and compile ({s.compile}) off, and precision ({s.precision}) not fp16")
     if s.rollout_batch_size and s.shard and (s.task == 'nla' or not s.gather_to_sample):
         raise ValueError("rollout_batch_size works out rewards beside the sampling, and with gather_to_sample False, or a sharded critic (task nla), all ranks must keep step: leave one of them")
-    if s.dynamic_sampling < 0 or s.dynamic_sampling and (s.shard or s.optimizer == 'es'):
-        raise ValueError(f"dynamic_sampling is {s.dynamic_sampling}: it must be at least 0, and 0 with shard ({s.shard}), whose ranks sample as often as each other, and with optimizer es ({s.optimizer})")
-    if not 0 <= s.overlong_penalty <= s.max_new_tokens or s.overlong_penalty and s.task not in ('completion', 'alignment'):
-        raise ValueError(f"overlong_penalty is {s.overlong_penalty}: it must be between 0 and max_new_tokens ({s.max_new_tokens}), and 0 for task {s.task!r} unless that is completion or alignment")
+    if s.dynamic_sampling < 0 or s.dynamic_sampling and (s.shard or s.optimizer == 'es' or s.advantage == 'gae' or s.task == 'alignment'):
+        raise ValueError(f"dynamic_sampling is {s.dynamic_sampling}: it must be at least 0, and 0 with shard ({s.shard}), whose ranks keep step, with optimizer es ({s.optimizer}), with advantage gae ({s.advantage}), which learns from every group, and with task alignment ({s.task}), whose lambda follows the cost of all answers")
+    if not 0 <= s.overlong_penalty <= s.max_new_tokens or s.overlong_penalty and (s.task not in ('completion', 'alignment') or s.reward_combination == 'advantages' or s.optimizer == 'es'):
+        raise ValueError(f"overlong_penalty is {s.overlong_penalty}: it must be between 0 and max_new_tokens ({s.max_new_tokens}), and 0 unless task ({s.task}) is completion or alignment, reward_combination ({s.reward_combination}) rewards and optimizer ({s.optimizer}) adamw")
     if s.shard and 'RANK' not in os.environ:
         raise ValueError("shard spreads the model over processes, and this is one alone: start it with torchrun --standalone --nproc_per_node=N")

@@ -102,7 +102,10 @@ def over(name, things):
 
 def this_run(*more, without=('--init_from',)):
     """The command that started this run, with `more` arguments and some left away, as a shell takes it."""
-    start = ['torchrun', '--standalone', f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"] if 'LOCAL_WORLD_SIZE' in os.environ else ['python']
+    start, nodes = ['python'], os.environ.get('GROUP_WORLD_SIZE', '1')
+    if 'LOCAL_WORLD_SIZE' in os.environ:
+        meeting = ['--standalone'] if nodes == '1' else [f'--nnodes={nodes}', '--rdzv_backend=c10d', f"--rdzv_endpoint={os.environ['MASTER_ADDR']}:29400"]
+        start = ['torchrun', *meeting, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
     return shlex.join([*start, sys.argv[0], *(a for a in sys.argv[1:] if a.partition('=')[0] not in without), *more])
 
 

@@ -485,7 +485,7 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
     num_epochs optimizer steps on a rollout that has its advantages, each over micro-batches of micro_batch_size prompts.
     loss_options: those of rollout_loss. grad_clip 0 is off. scaler: a torch.amp.GradScaler, for fp16, whose gradients underflow
     without one. Returns stats as floats, averaged over epochs and summed over ranks; the sampler gap is that of the first epoch, before
-    any step. A step whose gradient is not finite is skipped, and counted in bad_steps (with a scaler, which tries such, it is not counted).
+    any step. A step whose gradient is not finite is skipped, and counted in bad_steps (with a scaler, which tries such, only once its scale has fallen below 1).
     """
     params = [p for group in optimizer.param_groups for p in group['params']]  # fp32, whatever the model computes in
     drop_collected(policy.model)
@@ -523,11 +523,11 @@ def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=
         # clipped after the sum over ranks: the norm that counts is the whole step's
         grad_norm = whole_norm(torch.nn.utils.clip_grad_norm_(params, grad_clip or torch.inf))
         grad_norms.append(grad_norm)
-        if not torch.isfinite(grad_norm) and not scaler.is_enabled():
-            bad_steps += 1
-            continue
-        scaler.step(optimizer)
-        scaler.update()
+        finite = torch.isfinite(grad_norm)
+        bad_steps += int(not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1))
+        if finite or scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
     policy.model.eval()
     summed = all_reduce(torch.stack([v.float() for v in totals.values()]))
     result = dict(zip(totals, summed.tolist()))
@@ -559,12 +559,12 @@ def part_means(parts):
 
 def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, rewards: list, reference=None, group_size: int = 8, advantage: str = 'grpo', kl_beta: float = 0.0, kl_estimator: str = 'k3',
                        kl_in_reward: bool = False, reward_combination: str = 'rewards', micro_batch_size: int | None = None, rollout_batch_size: int | None = None, mask_truncated: bool = False, gamma: float = 1.0, gae_lambda: float = 0.95,
-                       learn: bool = True, dynamic_sampling: int = 0, others=None, **training) -> tuple[dict[str, float], Rollout]:
+                       overlong_penalty: int = 0, dynamic_sampling: int = 0, others=None, learn: bool = True, **training) -> tuple[dict[str, float], Rollout]:
     """
     One iteration: sample, reward, compare, learn. batch: this rank's P prompts; rewards: see compute_rewards; reference: a
     policy or None; kl_in_reward: kl_beta times the log-ratio to the reference is taken off the rewards and not put into the loss; reward_combination: 'rewards' are
-    weighted and then compared, or 'advantages' weighted (see combined_advantages); rollout_batch_size: prompts sampled at once, and then their rewards are worked out beside the sampling of the next; mask_truncated: answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone; learn False: the policy rests;
-    dynamic_sampling: up to so many times, groups whose rewards are all equal make room for answers to others(attempt), P further prompts (arXiv 2503.14476; each takes the place of one, so that ranks need not agree);
+    weighted and then compared, or 'advantages' weighted (see combined_advantages); rollout_batch_size: prompts sampled at once, and then their rewards are worked out beside the sampling of the next; mask_truncated: answers that were cut off are not trained on; gamma, gae_lambda: of advantage 'gae' alone;
+    overlong_penalty: the ramp of `overlong`, 0 is off; dynamic_sampling: up to so many times, groups whose rewards are all equal make room for answers to others(attempt), P further prompts (arXiv 2503.14476; each takes the place of one, so that ranks need not agree); learn False: the policy rests;
     training: the options of train_on_rollout and rollout_loss. Returns (metrics, rollout).
     """
     reference, since, times, resampled = reference if learn else None, time.perf_counter(), {}, 0
@@ -590,7 +590,7 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
         with ranks.together(policy.model.wte.weight.device, not is_sharded(policy.model)):
             rollout = answered(batch)
             for attempt in range(1, dynamic_sampling + 1):
-                flat = torch.stack([all_equal(part) for part in rollout.reward_parts.values()]).all(dim=0).cpu()
+                flat = all_equal(weighted_reward(rollout.reward_parts, {name: weight for name, _, weight in rewards})).cpu()
                 if not flat.any():
                     break
                 fresh = answered({key: value[flat.to(value.device)] for key, value in others(attempt).items()})
@@ -601,6 +601,9 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
     lap('time_wait')
     weights = compute_rewards(policy, rollout, rewards, rollout.reward_parts)
     token_rewards = torch.zeros_like(rollout.logps)
+    if overlong_penalty:
+        too_long = overlong(rollout.lengths, training['max_new_tokens'], overlong_penalty).to(token_rewards.device)
+        token_rewards.scatter_(-1, (rollout.lengths.to(token_rewards.device) - 1).clamp(min=0)[..., None], too_long[..., None])
     if kl_in_reward and reference is not None:
         token_rewards -= kl_beta * (rollout.logps - rollout.ref_log_probs).masked_fill(~rollout.mask, 0.0)
         kl_beta = 0.0
@@ -635,6 +638,8 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
                 'mean_advantage': all_reduce(rollout.advantages.mean()).item() / world_size,
                 'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
     metrics |= part_means(rollout.reward_parts)
+    if overlong_penalty:
+        metrics['overlong_penalty'] = all_reduce(too_long.mean()).item() / world_size
     if dynamic_sampling:
         metrics['resampled_groups'] = all_reduce(torch.tensor(float(resampled), device=rollout.tokens.device)).item()
     metrics |= times | {'tokens_per_s': lengths / sum(times.values())}

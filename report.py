@@ -213,7 +213,7 @@ def read_run(out_dir):
 def charts_of(runs):
     """CHARTS with the metrics that the runs have, and the rest of these. What has been 0 all along, but for rounding, is left out (a KL that is off, steps that never went wrong), unless it says how well a run does or is small by nature."""
     moved = {name for run in runs for name, curve in run['metrics'].items() if max(-curve.get('least', 0), curve.get('most', 0)) >= 1e-6}
-    there = [name for name in dict.fromkeys(name for run in runs for name in run['metrics']) if name in moved or name.startswith(('eval/', 'reward/', 'mean_reward', 'sampler_gap')) or name.endswith('lr')]
+    there = [name for name in dict.fromkeys(name for run in runs for name in run['metrics']) if name in moved or name.startswith(('eval/', 'reward/', 'mean_reward', 'sampler_gap', 'mirror_penalty', 'loss', 'pg_loss')) or name.endswith('lr')]
     sections = {section: [(title, hint, [name for name in names if name in there]) for title, hint, names in charts] for section, charts in CHARTS.items()}
     placed = {name for charts in sections.values() for _, _, names in charts for name in names}
     missing = [name for name in there if name.startswith('reward_missing/')]

@@ -21,7 +21,7 @@ from console import over
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name, load_corpus, random_windows
 from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
-from grpo import overlong, reward_tensor, weighted_reward
+from grpo import reward_tensor, weighted_reward
 from judge import Judge
 from model import GPT, load_checkpoint
 from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
@@ -152,12 +152,8 @@ class Completion(Job):
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
         say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out" + (f"; {dropped} and {eval_dropped} dropped, longer than max_prompt_length {s.max_prompt_length}" if dropped + eval_dropped else ''))
-        self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions] + self.length_reward()
+        self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions]
         self.scored = None, None
-
-    def length_reward(self):
-        s = self.s
-        return [('overlong', lambda policy, rollout: overlong(rollout.lengths, s.max_new_tokens, s.overlong_penalty), 1.0)] if s.overlong_penalty else []
 
     def named_rewards(self):
         with warnings.catch_warnings(record=True) as doubts:

@@ -368,6 +368,15 @@ if master:
 trackers = [tracker(out_dir, plain_config, start_iter) for tracker in trackers if master]
 
 
+def log(file, records):
+    """Records at the end of a log of the run."""
+    try:
+        file.writelines(json.dumps(record) + '\n' for record in records)
+        file.flush()
+    except OSError as e:
+        raise OSError(f"{file.name} could not be written ({e.strerror}): make room, and go on from the last checkpoint with --init_from=resume") from None
+
+
 def number_or_none(x):
     """JSON has no NaN, which a reward is where it does not apply, and no infinity."""
     return x if math.isfinite(x) else None
@@ -477,7 +486,7 @@ ranks.listen()
 total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) / 1e6 for everything in (True, False))
 say(f"{total:.2f}M parameters" + (f", {trained:.2f}M of them trained," if trained < total else '') + f" in {precision} on {device}, {batch_size} prompts x {group_size} answers an iteration, {world_size} process{'es' if world_size > 1 else ''}")
 my_rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'rollout_batch_size', 'dynamic_sampling', 'loss_type', 'clip_low', 'clip_high',
+options = {key: config[key] for key in ('group_size', 'advantage', 'kl_estimator', 'micro_batch_size', 'rollout_batch_size', 'dynamic_sampling', 'overlong_penalty', 'loss_type', 'clip_low', 'clip_high',
                                         'dual_clip', 'kl_beta', 'kl_in_reward', 'reward_combination', 'entropy_coef', 'grad_clip', 'mask_truncated', 'gamma', 'gae_lambda', 'value_coef', 'value_clip', 'divergence', 'mirror_coefficient', 'mirror_weighting')}
 progress = console.Progress('training', max_iters, start_iter, bar_after=0)
 for it in progress.over(range(start_iter, max_iters + 1)):
@@ -547,8 +556,7 @@ for it in progress.over(range(start_iter, max_iters + 1)):
         if it % hist_interval == 0:
             parts = {name: gather_rewards(part) if optimizer == 'adamw' else part for name, part in rollout.reward_parts.items()}  # es: every rank has the same
             if master:
-                rewards_file.write(json.dumps({'iter': it, **{name: [number_or_none(round(x, 4)) for x in part.flatten().tolist()] for name, part in parts.items()}}) + '\n')
-                rewards_file.flush()
+                log(rewards_file, [{'iter': it, **{name: [number_or_none(round(x, 4)) for x in part.flatten().tolist()] for name, part in parts.items()}}])
             for tracker in trackers:
                 tracker.histograms(parts, it)
     if master and (it % log_interval == 0 or evaluating):
@@ -564,12 +572,10 @@ for it in progress.over(range(start_iter, max_iters + 1)):
             parts = [{f'reward/{name}': number_or_none(value) for name, value in zip(first.reward_parts, values)} for values in zip(*(part[0].tolist() for part in first.reward_parts.values()))]
             samples = [{'iter': it, **asked, 'completion': text, **part, 'advantage': advantage_}
                        for text, part, advantage_ in zip(policy.texts(first)[0], parts, (first.advantages if advantage != 'gae' else first.advantages.sum(-1))[0].tolist())]
-            samples_file.writelines(json.dumps(sample | columns) + '\n' for sample, columns in zip(samples, token_columns(first)))
-            samples_file.flush()
+            log(samples_file, [sample | columns for sample, columns in zip(samples, token_columns(first))])
             for tracker in trackers if evaluating else ():
                 tracker.samples(samples, it)
-        metrics_file.write(json.dumps({name: number_or_none(value) for name, value in metrics.items()}) + '\n')
-        metrics_file.flush()
+        log(metrics_file, [{name: number_or_none(value) for name, value in metrics.items()}])
         for tracker in trackers:
             tracker.log(metrics, it)
         if evaluating:

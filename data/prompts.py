@@ -188,7 +188,7 @@ def held_out_split(records, n, seed):
     return [r for r, k in zip(records, keys) if k not in held_out], [r for r, k in zip(records, keys) if k in held_out]
 
 
-@functools.lru_cache(maxsize=2)  # an iteration touches one epoch, or the seam of two
+@functools.lru_cache(maxsize=8)  # an iteration touches one epoch, or the seam of two, and with dynamic_sampling others
 def epoch_order(n_records, seed, epoch):
     order = list(range(n_records))
     random.Random(f'{seed} epoch {epoch}').shuffle(order)  # a text as the seed: any two of them give unrelated orders

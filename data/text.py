@@ -63,7 +63,7 @@ def load_corpus(dataset):
             raise ValueError(f"{dataset} has {len(tokenizer.chars)} different characters, and ids of a corpus have 16 bits: {1 << 16} at most")
         return tokenizer, {split: np.array(tokenizer.encode(part), dtype=np.uint16) for split, part in zip(('train', 'val'), split_text(text))}
     folder = os.path.join(FOLDER, dataset)
-    if dataset not in folders_that('write_corpus'):
+    if dataset not in folders_that('write_corpus') and not os.path.isfile(os.path.join(folder, 'vocab.json')):
         prompts = dataset in folders_that('write_jsonl')
         raise FileNotFoundError(f"dataset {dataset!r} " + ("has prompts to answer and no text to fill in (--task=completion takes it); texts are" if prompts else "is neither a text file nor a folder with one under data/; there are") + f": {', '.join(folders_that('write_corpus'))}")
     if not os.path.isfile(os.path.join(folder, 'vocab.json')):

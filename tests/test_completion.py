@@ -266,8 +266,19 @@ def test_dynamic_sampling(kl_estimator):
 
 
 def test_overlong_by_hand():
+    """The ramp; and in a step it is added to the reward, but an answer that no reward applies to stays out."""
     lengths = torch.tensor([[10, 80, 81], [90, 99, 100]])
     torch.testing.assert_close(overlong(lengths, 100, 20), torch.tensor([[0, 0, -0.05], [-0.5, -0.95, -1]]))
+    model = tiny()
+    policy = CausalPolicy(model, TOKENIZER, 8)
+    some = [('some', lambda policy, rollout: [[None, 0.5, 0.5, 0.5]] * 4, 1.0)]
+    for advantage in ('grpo', 'gae'):
+        model.value_head = torch.nn.Linear(32, 1)
+        metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(model.parameters(), lr=0.0), some, group_size=4, advantage=advantage, overlong_penalty=6, max_new_tokens=8, gamma=1.0, gae_lambda=1.0)
+        penalty = -(rollout.lengths - 2).clamp(min=0) / 6
+        assert rollout.rewards[:, 0].isnan().all() and (rollout.advantages[:, 0] == 0).all() and metrics['overlong_penalty'] == pytest.approx(penalty.mean().item()) and penalty.min() == -1 < penalty.max()
+        found = rollout.rewards if advantage == 'grpo' else (rollout.returns - 0).gather(-1, (rollout.lengths[..., None] - 1))[..., 0]  # what an answer's last token should have expected
+        torch.testing.assert_close(found[:, 1:], 0.5 + penalty[:, 1:])
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -285,6 +296,17 @@ def test_low_precision_learns_in_fp32(dtype):
     assert stats['sampler_gap_mean'] < 0.05
     assert all((p != start[name]).any() for name, p in masters.items()) and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, masters[name].to(dtype)) for name, p in model.named_parameters())
+
+
+def test_fp16_gives_up_in_the_end():
+    """A scaler lowers its scale while gradients overflow, which is no bad step; once the scale is below 1 it is."""
+    model = tiny()
+    policy, scaler = CausalPolicy(model, TOKENIZER, 8), torch.amp.GradScaler('cpu', init_scale=2.0)
+    rollout = with_advantages(policy.sample(batch(), 4))
+    rollout.advantages[0, 0] = torch.inf
+    before = copy.deepcopy(model.state_dict())
+    assert [train_on_rollout(policy, rollout, torch.optim.SGD(model.parameters(), lr=1.0), scaler=scaler)['bad_steps'] for _ in range(4)] == [0, 0, 1, 1]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_full_precision_keeps_no_second_copy():

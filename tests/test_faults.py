@@ -263,10 +263,10 @@ def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, more, recor
 
 # --- disks and files
 
-@pytest.mark.parametrize('what', ['no room', 'too large a file'])
+@pytest.mark.parametrize('what', ['no room', 'too large a file', 'too large a log'])
 def test_a_full_disk(folder, undisturbed, what, record_property):
     """
-    The disk is full when the second checkpoint comes (a small tmpfs, where one can be mounted; a limit on the size of a file, which anyone can set): the run stops with one
+    The disk is full when the second checkpoint comes, or a line of a log (a small tmpfs, where one can be mounted; a limit on the size of a file, which anyone can set): the run stops with one
     line, no torn file is left, the checkpoint from before is whole, and with room again the run goes on to the undisturbed end.
     """
     out = folder / 'out-grpo'
@@ -276,7 +276,8 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
         if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size * 6}', 'tmpfs', str(out)], capture_output=True).returncode:
             pytest.skip('a tmpfs can be mounted by root alone')
     try:
-        process = subprocess.Popen(command('--max_iters=400', '--save_interval=2', '--eval_interval=400', '--hist_interval=400', '--log_interval=100', '--keep_checkpoints=0', launcher=REAL), cwd=folder, env=ENV, text=True,
+        rarely = ['--log_interval=1', '--max_iters=2000'] if 'log' in what else ['--log_interval=100', '--max_iters=400']
+        process = subprocess.Popen(command('--save_interval=2', '--eval_interval=2000', '--hist_interval=2000', *rarely, '--keep_checkpoints=0', launcher=REAL), cwd=folder, env=ENV, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while not (out / 'ckpt.pt').exists():
             assert process.poll() is None, process.communicate()
@@ -289,7 +290,8 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
                 except OSError:
                     time.sleep(0.005)
         else:
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+            limit = size * 2 if 'log' in what else size // 2
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
         printed, errors = process.communicate(timeout=60)
         assert process.returncode == 1 and 'could not be written' in errors and 'make room' in errors and len(errors.strip().splitlines()) == 1, errors
         assert not [name for name in os.listdir(out) if name.endswith('.tmp')]

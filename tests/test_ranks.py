@@ -5,6 +5,7 @@ Real processes, gloo on the CPU. What happens to the others when one process die
 import json
 import os
 import pathlib
+import socket
 import subprocess
 
 import pytest
@@ -60,7 +61,7 @@ def rollout_of(policy, value_head):
 kinds = [(loss, {}, {}) for loss in LOSS_TYPES]
 kinds += [('dapo', dict(kl_beta=0.3, entropy_coef=0.1), {}), ('grpo', {}, dict(value_head=True)), ('dr_grpo', {}, dict(r=2)), ('grpo', dict(kl_beta=0.1), dict(tied=False))]
 results = {}
-for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumerate(kinds), ((None, False), (1, False), (3, True))):
+for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumerate(kinds), itertools.product((None, 1, 3), (False, True))):
     model = fresh(**made)
     model.gradient_checkpointing = again
     params = shard_model(model, torch.float32, 'cpu') if sharded else dict(model.named_parameters())
@@ -92,11 +93,11 @@ def torchrun(n):
 def test_any_number_of_ranks_makes_the_same_step(tmp_path):
     """
     A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one micro-batch, for all loss types,
-    a KL with entropy, a value head, LoRA and a Llama, micro-batches of 1 and 3 prompts, checkpointing, 2 and 4 ranks, sharded and not. One group is dead, so that ranks differ in what counts.
+    a KL with entropy, a value head, LoRA and a Llama, micro-batches of 1 and 3 prompts, with checkpointing and without, 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so that ranks differ in what counts.
     """
     script = tmp_path / 'worker.py'
     script.write_text(WORKER)
-    ways = [((PYTHON,), 'one')] + [(torchrun(n), kind) for n in (2, 4) for kind in ('whole', 'shard')]
+    ways = [((PYTHON,), 'one'), (torchrun(1), 'shard')] + [(torchrun(n), kind) for n in (2, 4) for kind in ('whole', 'shard')]
     results = []
     for i, (launcher, kind) in enumerate(ways):
         done = subprocess.run([*launcher, str(script), str(ROOT), str(tmp_path / f'{i}.pt'), kind], env=ENV, capture_output=True, text=True)
@@ -104,7 +105,7 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path):
         results.append(torch.load(tmp_path / f'{i}.pt'))
     worst = {'gradients': 0.0, 'params': 0.0, 'stats': 0.0}
     for (_, kind), result in zip(ways, results):
-        assert len(result) == 10 * 3
+        assert len(result) == 10 * 6
         for (n, micro, again), found in result.items():
             wanted = results[0][n, None, False]
             assert wanted['gradients'].keys() == found['gradients'].keys() and any(g.abs().max() > 1e-3 for g in wanted['gradients'].values())
@@ -122,19 +123,46 @@ JOBS = {'completion': ['--task=completion', '--train_prompts=sums.jsonl', '--eva
         'fill_in': ['--dataset=text.txt', '--generator_checkpoint=start.pt', '--judge_checkpoint=judge.pt', '--gold_checkpoint=gold.pt', '--judge_iters=10', '--unmask_steps=2', '--top_p=0.9']}
 
 
+def prepare(folder):
+    (folder / 'text.txt').write_text('to be, or not to be: that is the question.\n' * 100)
+    sums = [{'prompt': f'{a}+{b}=', 'answer': str(a + b)} for a in range(8) for b in range(5)]
+    for name, records in (('sums', sums), ('held_out', sums[::5])):
+        (folder / f'{name}.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    (folder / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
+
+
+def metrics_of(folder):
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(folder / 'metrics.jsonl')]
+
+
+def test_two_nodes(tmp_path):
+    """Two torchruns that meet, as on two machines: the metrics of one process, groups that were sampled again among them, and what it says of going on starts two again."""
+    prepare(tmp_path)
+    command = [str(ROOT / 'train_grpo.py'), *SMALL, *JOBS['completion'], '--advantage=grpo', '--dynamic_sampling=1', '--overlong_penalty=2']
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        meeting = f'--rdzv_endpoint=127.0.0.1:{s.getsockname()[1]}'
+    one = subprocess.run([PYTHON, *command, '--out_dir=one'], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr[-3000:]
+    nodes = [subprocess.Popen([PYTHON, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', meeting, *command, '--out_dir=two'], cwd=tmp_path, env=ENV, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    printed = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed
+    assert any('go on: torchrun --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=' in said for said, _ in printed), printed
+    for ours, theirs in zip(metrics_of(tmp_path / 'two'), metrics_of(tmp_path / 'one'), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    assert any(line['resampled_groups'] > 0 for line in metrics_of(tmp_path / 'one')[:-1])
+
+
 @pytest.mark.parametrize('task', JOBS)
 def test_a_sharded_run_is_the_same_run(tmp_path, task):
     """Answers or fills, rewards, metrics and weights of a whole run, whose reference moves and, for answers, whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
-    (tmp_path / 'text.txt').write_text('to be, or not to be: that is the question.\n' * 100)
-    sums = [{'prompt': f'{a}+{b}=', 'answer': str(a + b)} for a in range(8) for b in range(5)]
-    for name, records in (('sums', sums), ('held_out', sums[::5])):
-        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
-    (tmp_path / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
+    prepare(tmp_path)
     logs, weights = [], []
     for name, launcher, more in (('one', (PYTHON,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):
         done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *SMALL, *JOBS[task], f'--out_dir={name}', *more], cwd=tmp_path, env=ENV, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        logs.append([{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(tmp_path / name / 'metrics.jsonl')])
+        logs.append(metrics_of(tmp_path / name))
         saved = torch.load(tmp_path / name / 'ckpt.pt', weights_only=True)
         weights.append({**saved['model'], **{f'reference {k}': v for k, v in saved['reference'].items()}})
     assert any(line['grad_norm'] > 0.01 for line in logs[0][:-1])

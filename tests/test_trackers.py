@@ -69,7 +69,7 @@ def test_wandb_offline(folder):
     assert all(history[it]['reward/judge_histogram._type'] == 'histogram' and sum(history[it]['reward/judge_histogram.values']) == 16 for it in (0, 2, 4, 6))
     assert history[4]['samples._type'] == 'table-file' and history[4]['samples.nrows'] == 4
     table = json.loads((runs[1].parent / 'files' / history[4]['samples.path']).read_text())
-    assert table['columns'][:3] == ['iter', 'prompt', 'completion'] and table['data'][0][0] == 4
+    assert table['columns'][:4] == ['iter', 'prompt', 'answer', 'completion'] and table['data'][0][0] == 4
 
 
 def test_tensorboard(folder):

@@ -86,7 +86,7 @@ def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
 
 def test_kill_and_resume_is_bit_identical(made, copy):
     """kill -9 in the middle, go on from the last checkpoint: metrics.jsonl is that of the run that was left alone."""
-    process = subprocess.Popen([PYTHON, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith('iter 5: reward'):
             process.send_signal(signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_kill_and_resume_is_bit_identical(made, copy):
         f.write('{"iter": 6, "lo')  # a line torn by the kill
     os.remove(copy / 'out-grpo' / 'report.html')
     (copy / 'out-grpo' / 'report.html').mkdir()  # a report that cannot be written is no reason to stop
-    done = run(copy, *TOY, '--init_from=resume')
+    done = run(copy, *TOY, '--init_from=resume', launcher=(sys.executable,))  # a hash seed of its own
     assert done.returncode == 0 and "there is no new report.html: OSError: cannot write 'out-grpo/report.html': Is a directory" in done.stdout, done.stderr
     assert metrics(copy) == metrics(made[0]) and 'resuming with' not in done.stdout
     a, b = (torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True) for folder in (copy, made[0]))

@@ -4,7 +4,7 @@ A Python that has imported torch already, for the hundreds of runs that the test
 
 PYTHON is this file. It hands its arguments, folder, environment and open files to a server (`start()`; conftest.py has one for each test process) that forks a process for them: the
 script runs there as it would in a new Python, two or three seconds sooner. Signals are passed on; when the caller dies, so does the fork. What looks at its own process (its pid,
-its limits, its terminal, another hash seed) takes sys.executable, and so does everything where there is no Linux.
+its limits, its terminal, another hash seed or number of threads) takes sys.executable, and so does everything where there is no Linux.
 """
 import os
 import signal
@@ -26,10 +26,10 @@ def ask():
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SOCKET])
     request = repr((sys.argv[1:], os.getcwd(), dict(os.environ))).encode()
-    for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(s, lambda number, frame: connection.send(bytes([number])))
     socket.send_fds(connection, [len(request).to_bytes(4, 'big')], [0, 1, 2])
     connection.sendall(request)
+    for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(s, lambda number, frame: connection.send(bytes([number])))
     status = int.from_bytes(read_all(connection, 2), 'big', signed=True)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
@@ -126,7 +126,7 @@ def start(folder):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
-        subprocess.Popen([sys.executable, os.path.realpath(__file__), 'serve', str(os.getpid())], stdin=server)
+        subprocess.Popen([sys.executable, os.path.realpath(__file__), 'serve', str(os.getpid())], stdin=server, env=os.environ | {'OMP_NUM_THREADS': '1'})
     os.environ |= {SOCKET: path, 'PYTHON_EXEC': PYTHON}
 
 
