@@ -21,7 +21,7 @@ from shard import is_sharded
 class CausalPolicy:
     """The policy of completion; see grpo.py for what a policy is. Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,) and seeds (P,) on the CPU."""
 
-    def __init__(self, model, tokenizer, max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, compile=False):
+    def __init__(self, model: torch.nn.Module, tokenizer, max_new_tokens: int = 256, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, compile: bool = False):
         if temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above 0: at 0 all answers of a group are equal and there is nothing to learn from")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
@@ -48,7 +48,7 @@ class CausalPolicy:
         """Prompts (P, T) read once; see GPT.prefill."""
         return self.model.prefill(prompts)
 
-    def sample(self, batch, group_size):
+    def sample(self, batch: dict, group_size: int) -> Rollout:
         """Answers at the policy's temperature; each depends on its prompt, its seed and its place in the group, not on the rest of the batch."""
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist())]
         with Progress('tokens', self.max_new_tokens) as progress:
@@ -57,13 +57,13 @@ class CausalPolicy:
                                on_token, self.compile, lambda tokens: self.prefill(tokens, batch), lockstep=is_sharded(self.model))
         return Rollout(batch=batch, tokens=answers.tokens, lengths=answers.lengths.cpu(), logps=answers.logps, ended=answers.ended.cpu(), allowed=answers.allowed)
 
-    def greedy(self, batch):
+    def greedy(self, batch: dict) -> Rollout:
         """The likeliest token each time: a rollout with one answer per prompt."""
         other = copy.copy(self)
         other.temperature, other.top_k, other.top_p = 0.0, 0, 1.0
         return other.sample(batch, 1)
 
-    def hidden(self, rollout):
+    def hidden(self, rollout: Rollout) -> torch.Tensor:
         """Hidden states (P, G, R, D) that predict the answers' tokens; the first comes from the prompt's end, and all share its forward."""
         P, G, R = rollout.tokens.shape
         lengths, steps = rollout.batch['prompt_lengths'], max(int(rollout.lengths.max()) - 1, int(is_sharded(self.model)))  # the ranks of a sharded model do alike
@@ -75,7 +75,7 @@ class CausalPolicy:
             hidden = torch.cat((hidden, self.model.answer(tokens, prefix, lengths)), dim=2)
         return torch.nn.functional.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
 
-    def texts(self, rollout):
+    def texts(self, rollout: Rollout) -> list[list[str]]:
         """The answers without their end token: P lists of G strings."""
         return [[self.tokenizer.decode(ids[:n]) for ids, n in zip(group, lengths)]
                 for group, lengths in zip(rollout.tokens.tolist(), rollout.lengths.tolist())]
@@ -89,7 +89,7 @@ def forbidden_tokens(tokenizer, model):
     return forbidden.to(model.wte.weight.device) if forbidden.any() else None
 
 
-def prompt_batch(prompts, seeds, device='cpu'):
+def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu') -> dict[str, torch.Tensor]:
     """prompts: P lists of token ids; seeds: P ints. The batch that a CausalPolicy samples from."""
     longest = max(map(len, prompts))
     return {'prompts': torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device),

@@ -61,7 +61,7 @@ def corrupt_like_bert(tokens, chosen, tokenizer, generator):
     return torch.where(chosen & (u >= 0.8) & (u < 0.9), noise, inputs)
 
 
-def make_batch(tokens, lengths, chosen, mask_id, seed=0):
+def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor, mask_id: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """
     The prompts of a fill-in step: tokens (P, T) with every chosen position (P, T) bool masked. Returns a dict of tensors:
     tokens (P, T) masked, lengths (P,), slots (P, M) positions in reading order, n_slots (P,), original (P, T), and of `seed` each text's own, seeds (P,).
@@ -97,7 +97,7 @@ class FillInPolicy:
     on each of the G fills has a forward of its own. The order does not depend on the policy, so the log-probs stay exact.
     """
 
-    def __init__(self, model, tokenizer, temperature=1.0, top_p=1.0, unmask_steps=1):
+    def __init__(self, model: torch.nn.Module, tokenizer, temperature: float = 1.0, top_p: float = 1.0, unmask_steps: int = 1):
         if temperature <= 0 or not 0 < top_p <= 1 or unmask_steps < 1:
             raise ValueError(f"temperature {temperature} must be above 0, top_p {top_p} in (0, 1], unmask_steps {unmask_steps} at least 1")
         self.model, self.tokenizer = model, tokenizer
@@ -131,7 +131,7 @@ class FillInPolicy:
         index = slots.reshape(P * H, -1, 1).expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, index).view(P, H, slots.shape[-1], -1)          # (P, H, M, D)
 
-    def hidden(self, rollout):
+    def hidden(self, rollout: Rollout) -> torch.Tensor:
         hidden = self.slot_hidden(rollout.batch, rollout.tokens, 0)
         for step in range(1, self.unmask_steps):
             now = (rollout.batch['step_of_slot'] == step)[:, None, :, None]
@@ -139,7 +139,7 @@ class FillInPolicy:
         return hidden
 
     @torch.no_grad()
-    def sample(self, batch, group_size):
+    def sample(self, batch: dict, group_size: int) -> Rollout:
         """Fills at the policy's temperature; each depends on its text, its seed and its place in the group, not on the rest of the batch."""
         P, M = batch['slots'].shape
         step_of_slot = torch.zeros_like(batch['slots'])
@@ -177,7 +177,7 @@ class FillInPolicy:
         """The likeliest fill of each slot from one forward: (P, 1, M)."""
         return head_log_probs(self, self.slot_hidden(batch, None, 0)).argmax(dim=-1)
 
-    def texts(self, rollout):
+    def texts(self, rollout: Rollout) -> list[list[str]]:
         """The filled texts: P lists of G strings."""
         return [[self.tokenizer.decode(ids[:n]) for ids in group]
                 for group, n in zip(fill(rollout.batch, rollout.tokens).tolist(), rollout.batch['lengths'].tolist())]

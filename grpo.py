@@ -19,6 +19,7 @@ Shapes: P prompts · G answers each · R answer tokens · V vocabulary · D widt
 """
 import itertools
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
@@ -105,7 +106,7 @@ def share_rows(tensor, H):
     return None if tensor is None else tensor.reshape(tensor.shape[0] * H, tensor.shape[1] // H, *tensor.shape[2:])
 
 
-def answer_log_probs(policy, rollout):
+def answer_log_probs(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """
     What the policy thinks of a rollout's tokens: log-probs (P, G, R) and entropy (P, G, R), 0 in padding. Only the n rows that
     predict a real token reach the head, and their logits are never held.
@@ -139,7 +140,8 @@ def join(parts):
 
 
 @torch.no_grad()
-def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k3', micro_batch_size=None, rollout_batch_size=None, sampled=lambda part: None):
+def generate_rollouts(policy, batch: dict, group_size: int, reference=None, kl_estimator: str = 'k3', micro_batch_size: int | None = None, rollout_batch_size: int | None = None,
+                      sampled: Callable[[Rollout], None] = lambda part: None) -> Rollout:
     """
     G answers to each prompt of batch (P rows), with the sampler's log-probs and, when a reference policy is given, that
     one's, computed once here however many epochs follow. rollout_batch_size: prompts sampled at once, None is all; sampled(part) is called with the rollout of each such part.
@@ -165,7 +167,7 @@ def generate_rollouts(policy, batch, group_size, reference=None, kl_estimator='k
 
 
 @torch.no_grad()
-def update_reference(mode, it, reference, policy, ema_alpha=0.99, update_freq=500):
+def update_reference(mode: str, it: int, reference: list[torch.Tensor], policy: list[torch.Tensor], ema_alpha: float = 0.99, update_freq: int = 500) -> None:
     """
     The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place. ema: alpha * reference +
     (1 - alpha) * policy, every time. periodic: the policy's, every update_freq iterations. static: as they were.
@@ -198,7 +200,7 @@ def reward_tensor(name, values, device=None):
     return tensor if gaps is False else tensor.masked_fill(gaps, torch.nan)
 
 
-def overlong(lengths, max_new_tokens, ramp):
+def overlong(lengths: torch.Tensor, max_new_tokens: int, ramp: int) -> torch.Tensor:
     """DAPO's penalty of long answers (arXiv 2503.14476, eq. 13), for lengths (P, G): 0 up to ramp tokens before max_new_tokens, and from there in a line down to -1."""
     return -(lengths - (max_new_tokens - ramp)).clamp(min=0) / ramp
 
@@ -232,7 +234,7 @@ def reward_values(policy, rollout, rewards):
     return values
 
 
-def compute_rewards(policy, rollout, rewards, values=None):
+def compute_rewards(policy, rollout: Rollout, rewards: list, values: dict[str, torch.Tensor] | None = None) -> dict[str, float]:
     """
     Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts. rewards: [(name, function, weight)...]
     with function(policy, rollout) -> (P, G), or lists with None where it does not apply (see weighted_reward); a weight may also be a function of those values, for one that adapts.
@@ -279,7 +281,7 @@ def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo', all_rewards: t
     raise ValueError(f"advantage is {kind!r}; it must be one of {', '.join(ADVANTAGES)}")
 
 
-def combined_advantages(parts, weights, kind='grpo'):
+def combined_advantages(parts: dict[str, torch.Tensor], weights: dict[str, float], kind: str = 'grpo') -> torch.Tensor:
     """
     Each reward compared within its group by itself, then weighted: sum of w A / sum of |w|, (P, G), from parts {name: (P, G)} and weights {name: float}. With a reward
     and a cost of weight -lambda this is Safe RLHF's (A_R - lambda A_C) / (1 + lambda) (arXiv 2310.12773): neither drowns the other by its scale.
@@ -288,7 +290,7 @@ def combined_advantages(parts, weights, kind='grpo'):
     return total / max(sum(map(abs, weights.values())), 1e-8)
 
 
-def gae(rewards, values, mask, gamma=1.0, gae_lambda=0.95):
+def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0, gae_lambda: float = 0.95) -> torch.Tensor:
     """
     PPO's advantages from per-token rewards, values and mask (..., R): the sum of (gamma lambda)^l times the TD error of l tokens later, within the
     answer (arXiv 1506.02438). Returns advantages (..., R), 0 in padding.
@@ -480,7 +482,8 @@ def sum_gradients(params, bucket=1 << 25):
         waiting = waiting[n:]
 
 
-def train_on_rollout(policy, rollout, optimizer, num_epochs=1, micro_batch_size=None, grad_clip=1.0, scaler=None, **loss_options):
+def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer, num_epochs: int = 1, micro_batch_size: int | None = None, grad_clip: float = 1.0,
+                     scaler: torch.amp.GradScaler | None = None, **loss_options) -> dict[str, float]:
     """
     num_epochs optimizer steps on a rollout that has its advantages, each over micro-batches of micro_batch_size prompts.
     loss_options: those of rollout_loss. grad_clip 0 is off. scaler: a torch.amp.GradScaler, for fp16, whose gradients underflow

@@ -31,7 +31,7 @@ import torch.nn as nn
 
 import weights
 from completion import tokenizer_of
-from model import GPT, build, entry, load_checkpoint
+from model import GPT, GPTConfig, build, entry, load_checkpoint
 
 LAMBDA_RULES = ('exponential', 'safe_rlhf')
 BEAVER_TEMPLATE = 'BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}'  # what safe-rlhf's models were trained on
@@ -44,7 +44,7 @@ class Judge(nn.Module):
     labels a text instead of one, so the score is good after a minute where h_CLS alone needs several.
     """
 
-    def __init__(self, config, cls_id):
+    def __init__(self, config: GPTConfig, cls_id: int):
         super().__init__()
         self.trunk = GPT(config)
         self.cls_id = cls_id
@@ -94,7 +94,7 @@ class ScoreModel(nn.Module):
     and spread. Kind 'cost': above 0 is unsafe, so that only the spread may be normalized. The shape of safe-rlhf's models (arXiv 2310.12773).
     """
 
-    def __init__(self, config, kind):
+    def __init__(self, config: GPTConfig, kind: str):
         super().__init__()
         if kind not in ('reward', 'cost'):
             raise ValueError(f"a score model is of kind 'reward' or 'cost', not {kind!r}")
@@ -110,7 +110,7 @@ class ScoreModel(nn.Module):
         return (score - self.mean if self.kind == 'reward' else score) * self.var.rsqrt()
 
     @classmethod
-    def from_pretrained(cls, path, kind):
+    def from_pretrained(cls, path: str, kind: str) -> 'ScoreModel':
         """The model of that kind at path, frozen, on the CPU: our checkpoint, or a folder that weights.read_score_model takes. Raises as load_checkpoint does."""
         if path.endswith('.pt'):
             checkpoint = load_checkpoint(path, kind)
@@ -173,7 +173,7 @@ def score_ids(tokenizer, text, room):
 class TextScorer:
     """A reward and a cost model, or one of them, with their tokenizers: encode(texts), then score(what it returned) -> (rewards, costs), lists of floats."""
 
-    def __init__(self, reward_path, cost_path, device='cpu', max_length=512, dtype=torch.float32, batch_tokens=16384):
+    def __init__(self, reward_path: str, cost_path: str, device: str = 'cpu', max_length: int = 512, dtype: torch.dtype = torch.float32, batch_tokens: int = 16384):
         self.device, self.batch_tokens = device, batch_tokens
         self.parts = []
         for path, kind in ((reward_path, 'reward'), (cost_path, 'cost')):
@@ -342,6 +342,7 @@ def joiner(template):
 
 
 class ScorerServer(http.server.ThreadingHTTPServer):
+    """The service of `python judge.py serve`: a TextScorer behind HTTP, one thread a request, batches across them."""
     request_queue_size, daemon_threads = 128, True
 
     def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None, max_items=4096, max_bytes=16 << 20, max_busy=64):

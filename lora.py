@@ -82,7 +82,7 @@ class Int8Linear(nn.Module):
         return linear
 
 
-def quantize_int8(model):
+def quantize_int8(model: torch.nn.Module):
     """
     Every linear in the blocks of a model.GPT becomes an Int8Linear: a quarter of fp32's memory, and no longer trainable.
     Embeddings, norms and the head stay: fused_logps reads the head's weight, and a tied head is the embedding.
@@ -142,7 +142,7 @@ def fused_rows(config):
             'mlp.up': up, 'mlp.proj': {'down': slice(0, config.n_embd)}}
 
 
-def add_lora(model, r, alpha, dropout=0.0, targets=TARGETS):
+def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0, targets: tuple[str, ...] = TARGETS):
     """
     Freeze a model.GPT and give every block fp32 adapters of rank r on the targets. TARGETS, the default, means all that this
     model has (GELU has no 'gate'). Raises ValueError for a target it lacks, r < 1, alpha <= 0, or adapters already there.
@@ -187,7 +187,7 @@ def adapters_off(model):
 
 
 @torch.no_grad()
-def merge_lora(model):
+def merge_lora(model: torch.nn.Module):
     """Fold the adapters into the weights and dequantise what is int8: linears under their own names again, still frozen."""
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
 
@@ -239,7 +239,7 @@ def peft_tensors(model):
     return tensors
 
 
-def save_adapter(model, folder, base_name=''):
+def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> None:
     """
     Write adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained(base, folder). base_name: the
     base's path or hub name, which the config mentions. Raises ValueError for a model without adapters or that PEFT cannot name.
@@ -258,7 +258,7 @@ def save_adapter(model, folder, base_name=''):
         json.dump(config, f, indent=1)
 
 
-def load_adapter(model, folder):
+def load_adapter(model: torch.nn.Module, folder: str):
     """
     Give a Llama-like model the adapters of a PEFT folder, trainable, with their rank, alpha and dropout. Raises
     FileNotFoundError, and ValueError naming the config's key that is more than plain LoRA or the tensors that do not fit.

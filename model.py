@@ -252,8 +252,9 @@ def compiled_halves():
 
 
 class GPT(nn.Module):
+    """One transformer that is GPT-2, Llama, Qwen2, Qwen3 or a bidirectional filler, by its config. tokens (N, T) -> hidden states (N, T, D)."""
 
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False  # True: a block's activations are computed again in backward instead of kept
@@ -389,7 +390,7 @@ class GPT(nn.Module):
         weights.write(folder, vars(self.config), self.state_dict(), eos_id)
 
 
-def compute_in(model, dtype):
+def compute_in(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """
     Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32 master each, for a small
     update is lost in a bf16 weight. A gradient is added to its master as soon as backward has made it. Returns {name: master}: what an
@@ -412,14 +413,14 @@ def hand_over_gradient(master, p):
 
 
 @torch.no_grad()
-def copy_masters(masters, model):
+def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
     """The weights that the model computes with follow their masters; call it after each optimizer step."""
     pairs = [(p, masters[name]) for name, p in model.named_parameters() if masters[name] is not p]
     if pairs:
         torch._foreach_copy_(*zip(*pairs))
 
 
-def configure_optimizers(params, weight_decay, learning_rate, betas):
+def configure_optimizers(params, weight_decay: float, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused."""
     params = [p for p in params if p.requires_grad]
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
@@ -430,7 +431,7 @@ def configure_optimizers(params, weight_decay, learning_rate, betas):
 # ---------------------------------------------------------------------------------------------------------------------
 # checkpoints: one file, written whole or not at all, read without running any code that may be inside
 
-def save_checkpoint(path, checkpoint):
+def save_checkpoint(path: str, checkpoint: dict) -> None:
     """
     Write to a temporary file beside `path`, flush it to the disk, rename: a reader sees the old file or the new one. Raises OSError, and leaves what
     was there, when the disk is full.
@@ -494,7 +495,7 @@ def load_pt(path):
     return found
 
 
-def load_checkpoint(path, *kinds):
+def load_checkpoint(path: str, *kinds: str) -> dict:
     """
     The checkpoint's dict, on the CPU. kinds: what its 'kind' entry may be ('generator', 'judge', 'run').
     Raises FileNotFoundError when there is no such file, ValueError when it is torn, of another program, or of another kind.

@@ -421,7 +421,7 @@ def activation_at_end(about, tokenizer, text, device='cpu'):
     return truncate(source, about['layer'])(torch.tensor([ids], device=device))[:, -1].float().cpu().numpy()
 
 
-def explain(saved, tokenizer, vector, num_samples=8, temperature=1.0, seed=1, device='cpu'):
+def explain(saved: dict, tokenizer, vector: torch.Tensor, num_samples: int = 8, temperature: float = 1.0, seed: int = 1, device: str = 'cpu'):
     """
     What the actor of a checkpoint says of an activation (1, A), greedily and, at a temperature above 0, num_samples times more: [(the fraction of its variance that
     the critic rebuilds, text, whether it is the greedy one, whether it came to its end)], best first. Raises ValueError for a vector of another width.

@@ -33,7 +33,7 @@ class Stopped(BaseException):
     """A signal has broken off what had changed nothing yet. Not an Exception: who catches those, of a reward for instance, must let it pass."""
 
 
-def join(backend, timeout):
+def join(backend: str, timeout: float) -> None:
     """Meet the others, by the environment that torchrun sets. timeout: seconds that a collective may take."""
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     the_store().set(f'who/{dist.get_rank()}', f"process {os.getpid()} on {socket.gethostname()}")
@@ -45,7 +45,7 @@ def the_store():
     return dist.distributed_c10d._get_default_store()
 
 
-def wait_for_rank_0():
+def wait_for_rank_0() -> None:
     """Until rank 0 comes here too, however long that takes. It does not wait for the others."""
     if dist.is_initialized():
         turn = f'turn/{next(turns)}'
@@ -61,7 +61,7 @@ def wait_for_rank_0():
                 raise RuntimeError("rank 0 has failed; its message, if it left one, says how") from None
 
 
-def listen():
+def listen() -> None:
     """From now on a first SIGINT or SIGTERM only asks to stop."""
     for s in (signal.SIGINT, signal.SIGTERM):
         previous_handlers[s] = signal.signal(s, asked_to_stop)
@@ -78,7 +78,7 @@ def asked_to_stop(number, frame):
 
 
 @contextmanager
-def breakable(really=True):
+def breakable(really: bool = True):
     """As long as the context lasts nothing is changed that counts, so that a signal breaks it off, raising Stopped. really: whether it is so."""
     global may_break
     if really and stop_signals:
@@ -91,7 +91,7 @@ def breakable(really=True):
 
 
 @contextmanager
-def together(device, really=True):
+def together(device, really: bool = True):
     """What every rank does by itself, breakable; at the end they meet, and who was quicker waits. Where one has lost its scorer (ConnectionError) or was told to stop (Stopped), all raise that."""
     failure = None
     try:
@@ -131,7 +131,7 @@ def say_who_is_lost(say_what, kind, error, trace):
     os._exit(1)  # an ordinary exit would wait for threads that wait for the lost
 
 
-def leave():
+def leave() -> None:
     """The end of a run that went well."""
     wait_for_rank_0()
     dist.barrier()  # nobody hangs up while another still speaks

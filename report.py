@@ -436,7 +436,7 @@ setTimeout(() => { root.dataset.charts = plots.length; root.dataset.ready = Math
 '''
 
 
-def write_report(out_dirs, path=None):
+def write_report(out_dirs: list[str], path: str | None = None):
     """The page of the runs in out_dirs, at path (report.html in the first of them); returns the path. Raises FileNotFoundError where there is no run, OSError where the page cannot be written."""
     runs = [read_run(out_dir) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]

@@ -326,7 +326,7 @@ def call_all(name, function, takes, params, groups, records, failed=None):
     return values
 
 
-def find_reward(name):
+def find_reward(name: str):
     if name not in REWARDS:
         near = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.5)
         raise ValueError(f"there is no reward {name!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" (there are: {', '.join(REWARDS)})")
@@ -368,7 +368,7 @@ def bind(name, function, params, provided=None):
     return bound
 
 
-def score(name: str, text: str, prompt=None, reference=None, tests=None, context=None, **params) -> float | None:
+def score(name: str, text: str, prompt: str | None = None, reference: str | list[str] | None = None, tests: str | list[str] | None = None, context: str | None = None, **params) -> float | None:
     """One completion's reward by name, a float in [0, 1], or None when it does not apply. Raises ValueError for an unknown name or parameter, RuntimeError for what the reward raises."""
     return bind(name, find_reward(name), params)(text, prompt=prompt, reference=reference, tests=tests, context=context)
 
@@ -453,7 +453,7 @@ def check_fields(rewards, records, errors='raise'):
     return {name: gap for name, gap in gaps.items() if gap}
 
 
-def score_answers(rewards, texts, records, errors='raise'):
+def score_answers(rewards: list, texts: list[list[str]], records: list[dict], errors: str = 'raise') -> dict[str, list[list[float | None]]]:
     """
     texts: P lists of G completions, one list for each of the P records. Returns {name: P lists of G float | None}, None where a reward does not apply. With errors 'drop' an
     answer for which a reward raises is warned of, and has None for all rewards.

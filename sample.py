@@ -30,6 +30,7 @@ from configurator import configure
 
 @dataclass
 class Answers:
+    """What generate() returns."""
     tokens: torch.Tensor                    # (P, G, R) int64, right-padded with 0; an answer that ended holds its end token
     lengths: torch.Tensor                   # (P, G) true lengths, the end token included
     logps: torch.Tensor                     # (P, G, R) fp32, of each token under the distribution it was drawn from

@@ -342,7 +342,7 @@ def expected_steps(tests, sandbox):
     return [step._replace(expected=value) for step, (_, value) in zip(steps, results)], names
 
 
-def grade_many(jobs, processes=None, timeout=2.0, memory=512 << 20, sandbox='full'):
+def grade_many(jobs: list, processes: int | None = None, timeout: float = 2.0, memory: int = 512 << 20, sandbox: str = 'full') -> list[Grade]:
     """
     jobs: (code, tests) pairs, tests as as_asserts takes them (HumanEval's check must be followed by its call). processes: how
     many run at once, as many as there are processors by default. timeout, memory, sandbox: as in run, timeout for all tests of an answer together.

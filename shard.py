@@ -43,7 +43,7 @@ def units(model):
     return [*getattr(model, 'trunk', model).blocks, model]
 
 
-def shard_model(model, dtype, device, gather_to_sample=True):
+def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str, gather_to_sample: bool = True) -> dict[str, torch.Tensor]:
     """
     Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered. Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
     """

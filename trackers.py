@@ -26,6 +26,8 @@ def reward_and_cost(parts):
 
 
 class Wandb:
+    """Sends a run's metrics, tables, histograms and scatter to wandb; a resumed run goes on under its id."""
+
     def __init__(self, out_dir, config, start_iter):
         import wandb
         id_path = os.path.join(out_dir, 'wandb_id')

@@ -146,7 +146,7 @@ def read_hugging_face(source, column_mapping, split):
     return records
 
 
-def load_prompts(source, column_mapping=None, split='train'):
+def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
     """
     source: a file (.json {"prompts": [...]} or a bare list, .jsonl, .txt with a prompt a line; split plays no part), the
     name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and val.jsonl, or a Hugging Face
@@ -195,7 +195,7 @@ def epoch_order(n_records, seed, epoch):
     return order
 
 
-def draw_indices(n_records, count, iteration, seed):
+def draw_indices(n_records: int, count: int, iteration: int, seed: int) -> list[int]:
     """
     The records of an iteration, a list of count indices. Iterations walk through one endless sequence of shuffled epochs:
     each record once per epoch. It depends on the arguments alone, so a resumed run has nothing to restore, and every rank

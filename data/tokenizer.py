@@ -72,7 +72,7 @@ class Tokenizer:
     bos_id = eos_id = pad_id = None
     has_chat_template = False
 
-    def token_text(self, i):
+    def token_text(self, i: int) -> str:
         """What token i looks like by itself; a piece of a character shows as U+FFFD."""
         return self.decode([i], special=True)
 
@@ -95,14 +95,14 @@ class CharTokenizer(Tokenizer):
         self.special_ids = [self.mask_id, self.pad_id, self.cls_id] + [self.eos_id] * end
         self.vocab_size = len(self.chars) + len(self.special_ids)
 
-    def encode(self, text, special=False):
+    def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of text; no text looks like a special token. Raises ValueError naming the first character that the vocabulary lacks, and where it stands."""
         unknown = next((i for i, c in enumerate(text) if c not in self.id_of), None)
         if unknown is not None:
             raise ValueError(f"character {text[unknown]!r} at position {unknown} is not among the {len(self.chars)} characters this vocabulary knows")
         return [self.id_of[c] for c in text]
 
-    def decode(self, ids, special=False):
+    def decode(self, ids: list[int], special: bool = False) -> str:
         """The text of ids; a [MASK] shows as '_', other special tokens as nothing."""
         return ''.join(self.chars[i] if i < len(self.chars) else '_' if i == self.mask_id else '' for i in map(int, ids))
 
@@ -110,7 +110,7 @@ class CharTokenizer(Tokenizer):
         """Characters know no roles: the contents, joined."""
         return ''.join(message['content'] for message in messages)
 
-    def chat(self, messages, add_generation_prompt=True):
+    def chat(self, messages: list[dict], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of render_chat."""
         return self.encode(self.render_chat(messages))
 
@@ -119,7 +119,7 @@ class CharTokenizer(Tokenizer):
         if list(chars) != self.chars:
             raise ValueError(f"{path} was trained on another vocabulary ({len(chars)} characters; this data set has {len(self.chars)}): name another checkpoint, or one that does not exist yet to have it trained")
 
-    def save(self, folder):
+    def save(self, folder: str) -> None:
         """Write vocab.json, which load_tokenizer reads back."""
         write_files(folder, {'vocab.json': json.dumps({'chars': self.chars} | ({'end': True} if self.eos_id is not None else {}))})
 
@@ -324,11 +324,11 @@ class FileTokenizer(Tokenizer):
         except Exception as e:  # a template is a program of its own, with errors of every kind
             raise ValueError(f"the chat template of {self.path} fails: {type(e).__name__}: {e}") from None
 
-    def chat(self, messages, add_generation_prompt=True, **variables):
+    def chat(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> list[int]:
         """Token ids of render_chat, special tokens recognised."""
         return self.encode(self.render_chat(messages, add_generation_prompt, **variables), special=True)
 
-    def save(self, folder):
+    def save(self, folder: str) -> None:
         """Write the files that load_tokenizer, and transformers, read back."""
         write_files(folder, self.files)
 
@@ -402,7 +402,7 @@ class BPETokenizer(FileTokenizer):
         id_of_rank = self.id_of_rank
         return [id_of_rank[rank] for rank in ranks]
 
-    def encode(self, text, special=False, mark=''):
+    def encode(self, text: str, special: bool = False, mark: str = '') -> list[int]:
         """
         Token ids of text; no bos or eos is added. special=False: text that looks like a special token is ordinary text, so a prompt cannot
         smuggle one in; special=True: it is that token. Tokens added without the special flag (Qwen's <think>) are recognised both ways, as in
@@ -418,12 +418,12 @@ class BPETokenizer(FileTokenizer):
             ids += [] if raw_id is None else [raw_id]
         return ids
 
-    def decode(self, ids, special=False):
+    def decode(self, ids: list[int], special: bool = False) -> str:
         """The text of ids, special tokens left out unless special=True. Bytes that are not UTF-8 show as U+FFFD; ids beyond the vocabulary (a model's padding rows) as nothing."""
         hidden = () if special else set(self.special_ids)
         return b''.join(self.bytes_of.get(i, b'') for i in map(int, ids) if i not in hidden).decode('utf-8', 'replace')
 
-    def chat(self, messages, add_generation_prompt=True, **variables):
+    def chat(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> list[int]:
         """
         Token ids of render_chat. The template's special tokens are recognised; what looks like one inside a message stays ordinary text:
         such text goes through the template with a private-use character behind each of its characters, and that character is left out when encoding.
@@ -454,7 +454,7 @@ class PackageTokenizer(FileTokenizer):
         self.package.no_padding()
         self.vocab_size = max(self.package.get_vocab().values(), default=-1) + 1
 
-    def encode(self, text, special=False):
+    def encode(self, text: str, special: bool = False) -> list[int]:
         """As BPETokenizer.encode."""
         check_unicode(text)
         self.package.encode_special_tokens = not special
@@ -463,11 +463,11 @@ class PackageTokenizer(FileTokenizer):
         except Exception as e:  # the package raises bare Exceptions: a word that the vocabulary lacks, with no token for such
             raise ValueError(f"the tokenizer of {self.path} cannot read this text: {e}") from None
 
-    def decode(self, ids, special=False):
+    def decode(self, ids: list[int], special: bool = False) -> str:
         """As BPETokenizer.decode."""
         return self.package.decode([int(i) for i in ids], skip_special_tokens=not special)
 
-    def token_text(self, i):
+    def token_text(self, i: int) -> str:
         """What it looks like behind another: from the first token decode may take its space."""
         first = self.decode([i], special=True)
         return self.decode([i, i], special=True)[len(first):] or first
@@ -524,7 +524,7 @@ def tokenizer_from_files(files, path):
     return PackageTokenizer(spec, files, path)
 
 
-def load_tokenizer(path):
+def load_tokenizer(path: str) -> Tokenizer:
     """
     The tokenizer at path: a data folder (vocab.json), a Hugging Face folder (tokenizer.json), a .gguf file or a folder with one.
     Raises FileNotFoundError when there is none, ValueError when it cannot be read, ImportError naming a package it needs.

@@ -1,4 +1,5 @@
 """pyproject.toml says what the requirements files say, and knows every package that an error message asks for."""
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -27,3 +28,25 @@ def test_what_an_error_message_asks_for_is_an_extra():
     for name, extra in PROJECT['optional-dependencies'].items():
         for requirement in extra:
             assert versions.get(named(requirement), requirement) == requirement, f"{requirement} of the extra {name} is another in requirements-dev.txt"
+
+
+def test_public_names_say_their_types():
+    """What users and tests call has a hint for every argument but policies and tokenizers (any object with those names) and a docstring."""
+    import completion
+    import data.tokenizer
+    import fill_in
+    import grpo
+    import judge
+    import kernels
+    import rewards
+    import sample
+    import sandbox
+    from model import GPT
+
+    public = [GPT, GPT.from_pretrained, GPT.logits, GPT.save_pretrained, data.tokenizer.load_tokenizer, data.tokenizer.CharTokenizer.encode, data.tokenizer.CharTokenizer.decode, data.tokenizer.CharTokenizer.chat,
+              sample.generate, grpo.generate_rollouts, grpo.compute_rewards, grpo.compute_advantages, grpo.train_on_rollout, grpo.policy_loss, grpo.kl_estimate, grpo.grpo_training_step, grpo.update_reference,
+              kernels.fused_logps, judge.Judge, judge.LagrangeMultiplier, judge.ScorerClient, rewards.score, sandbox.run, sandbox.grade, completion.CausalPolicy, completion.prompt_batch, fill_in.FillInPolicy, fill_in.make_batch]
+    for thing in public:
+        assert thing.__doc__, thing
+        untyped = [p.name for p in inspect.signature(thing).parameters.values() if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]
+        assert set(untyped) <= {'self', 'policy', 'tokenizer', 'reference', 'others'}, (thing, untyped)
