@@ -297,7 +297,7 @@ class GPT(nn.Module):
         return self.norm_f(x)
 
     def compile_blocks(self):
-        """From now on the forward of training is compiled (a minute at its first use; on a CPU it takes a C++ compiler)."""
+        """From now on the forward of training is compiled (ten seconds per layer at its first use; on a CPU it takes a C++ compiler)."""
         for block in self.blocks:
             block.compiled = True
 
