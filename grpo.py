@@ -552,9 +552,8 @@ def gather_rewards(rewards):
 
 def part_means(parts):
     """{'reward/<name>': its mean over the answers of all ranks that it applies to, 'reward_missing/<name>': the share of those that it does not}, from parts {name: (P, G)}."""
-    metrics = {}
-    for name, part in parts.items():
-        total, missing, n = all_reduce(torch.stack((part.nansum(), part.isnan().sum().float(), torch.ones_like(part).sum()))).tolist()
+    metrics, sums = {}, all_reduce(torch.stack([torch.stack((part.nansum(), part.isnan().sum().float(), torch.ones_like(part).sum())) for part in parts.values()])).tolist()
+    for name, (total, missing, n) in zip(parts, sums):
         metrics |= {f'reward/{name}': total / (n - missing)} if missing < n else {}
         metrics[f'reward_missing/{name}'] = missing / n
     return metrics
@@ -620,7 +619,6 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
             rollout.advantages = combined_advantages(rollout.reward_parts, weights, advantage)
         else:
             rollout.advantages = compute_advantages(rollout.rewards, advantage, everyone)
-    lengths = all_reduce(rollout.lengths.sum().float().to(rollout.tokens.device)).item()
     left_out = rollout.rewards.isnan().cpu()
     if mask_truncated and rollout.ended is not None:
         left_out |= ~rollout.ended
@@ -633,17 +631,13 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
         drop_collected(reference.model)  # its head was needed until now
     lap('time_train')
 
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    truncated = 0.0 if rollout.ended is None else all_reduce((~rollout.ended).float().mean().to(rollout.tokens.device)).item() / world_size
-    rewarded = everyone[~everyone.isnan()]
-    metrics |= {'mean_reward': rewarded.mean().item(), 'std_reward': rewarded.std().item(),
-                'frac_reward_zero_std': all_equal(everyone).float().mean().item(),
-                'mean_advantage': all_reduce(rollout.advantages.mean()).item() / world_size,
-                'mean_length': lengths / everyone.numel(), 'frac_truncated': truncated}
-    metrics |= part_means(rollout.reward_parts)
+    own, device = len(rollout.tokens) / len(everyone), rollout.tokens.device   # this rank's part of all answers
+    sums = {'mean_advantage': own * rollout.advantages.mean(), 'mean_length': own * rollout.lengths.float().mean(), 'frac_truncated': torch.tensor(0.0) if rollout.ended is None else own * (~rollout.ended).float().mean()}
     if overlong_penalty:
-        metrics['overlong_penalty'] = all_reduce(too_long.mean()).item() / world_size
+        sums['overlong_penalty'] = own * too_long.mean()
     if dynamic_sampling:
-        metrics['resampled_groups'] = all_reduce(torch.tensor(float(resampled), device=rollout.tokens.device)).item()
-    metrics |= times | {'tokens_per_s': lengths / sum(times.values())}
-    return metrics, rollout
+        sums['resampled_groups'] = torch.tensor(float(resampled))
+    metrics |= dict(zip(sums, all_reduce(torch.stack([value.to(device) for value in sums.values()])).tolist()))
+    rewarded = everyone[~everyone.isnan()]
+    metrics |= {'mean_reward': rewarded.mean().item(), 'std_reward': rewarded.std().item(), 'frac_reward_zero_std': all_equal(everyone).float().mean().item()} | part_means(rollout.reward_parts)
+    return metrics | times | {'tokens_per_s': metrics['mean_length'] * everyone.numel() / sum(times.values())}, rollout
