@@ -631,7 +631,7 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
         drop_collected(reference.model)  # its head was needed until now
     lap('time_train')
 
-    own, device = len(rollout.tokens) / len(everyone), rollout.tokens.device   # this rank's part of all answers
+    own, device = len(rollout.tokens) / len(everyone), rollout.tokens.device  # this rank's part of all answers
     sums = {'mean_advantage': own * rollout.advantages.mean(), 'mean_length': own * rollout.lengths.float().mean(), 'frac_truncated': torch.tensor(0.0) if rollout.ended is None else own * (~rollout.ended).float().mean()}
     if overlong_penalty:
         sums['overlong_penalty'] = own * too_long.mean()
