@@ -26,12 +26,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.distributed as dist
 
-import ranks
-from console import over
-from kernels import fused_logps, fused_loss
+from kernels import fused_logps, fused_loss, unpack
 from mirror import token_divergence
-from sample import unpack
-from shard import drop_collected, gathered, is_shard, is_sharded, whole_norm
+from runtime import ranks
+from runtime.console import over
+from runtime.evolution import es_step
+from runtime.ranks import all_reduce
+from runtime.shard import drop_collected, gathered, is_shard, is_sharded, whole_norm
 
 LOSS_TYPES = ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce')
 ADVANTAGES = ('grpo', 'dr_grpo', 'batch', 'rloo', 'gae')
@@ -106,7 +107,7 @@ def share_rows(tensor, H):
     return None if tensor is None else tensor.reshape(tensor.shape[0] * H, tensor.shape[1] // H, *tensor.shape[2:])
 
 
-def answer_log_probs(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """
     What the policy thinks of a rollout's tokens: log-probs (P, G, R) and entropy (P, G, R), 0 in padding. Only the n rows that
     predict a real token reach the head, and their logits are never held.
@@ -160,22 +161,10 @@ def generate_rollouts(policy, batch: dict, group_size: int, reference=None, kl_e
         if kl_estimator == 'exact':
             rollout.ref_hidden = torch.cat([reference.hidden(part) for part in micro_batches(rollout, micro_batch_size)])
         else:
-            rollout.ref_log_probs = torch.cat([answer_log_probs(reference, part)[0] for part in micro_batches(rollout, micro_batch_size)])
+            rollout.ref_log_probs = torch.cat([completion_logps(reference, part)[0] for part in micro_batches(rollout, micro_batch_size)])
         if home != device:
             reference.model.to(home)
     return rollout
-
-
-@torch.no_grad()
-def update_reference(mode: str, it: int, reference: list[torch.Tensor], policy: list[torch.Tensor], ema_alpha: float = 0.99, update_freq: int = 500) -> None:
-    """
-    The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place. ema: alpha * reference +
-    (1 - alpha) * policy, every time. periodic: the policy's, every update_freq iterations. static: as they were.
-    """
-    if mode == 'ema':
-        torch._foreach_lerp_(reference, policy, 1 - ema_alpha)
-    elif mode == 'periodic' and it % update_freq == 0:
-        torch._foreach_copy_(reference, policy)
 
 
 def micro_batches(rollout, size):
@@ -323,31 +312,31 @@ def value_advantages(policy, rollout, token_rewards, gamma, gae_lambda, micro_ba
 # ---------------------------------------------------------------------------------------------------------------------
 # phase 4: the loss, and the step
 
-def aggregate(values, mask, loss_type, n_answers, n_tokens, max_new_tokens=None):
+def aggregate(values, mask, loss_type, n_completions, n_tokens, max_new_tokens=None):
     """
-    One number from per-token values (..., R): this part's share of the step's loss. n_answers and n_tokens count the
+    One number from per-token values (..., R): this part's share of the step's loss. n_completions and n_tokens count the
     whole step, over all micro-batches and ranks, so the shares add up to the loss of the undivided step.
     """
     per_answer = values.masked_fill(~mask, 0.0).sum(dim=-1)                     # (...,)
     if loss_type in ('grpo', 'gspo'):
-        return (per_answer / mask.sum(dim=-1).clamp(min=1)).sum() / n_answers
+        return (per_answer / mask.sum(dim=-1).clamp(min=1)).sum() / n_completions
     if loss_type in ('dapo', 'cispo'):
         return per_answer.sum() / n_tokens
     if loss_type == 'dr_grpo':
-        return per_answer.sum() / (n_answers * (max_new_tokens or mask.shape[-1]))
+        return per_answer.sum() / (n_completions * (max_new_tokens or mask.shape[-1]))
     if loss_type == 'reinforce':
-        return per_answer.sum() / n_answers
+        return per_answer.sum() / n_completions
     raise ValueError(f"loss_type is {loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")
 
 
 def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, loss_type: str = 'grpo', clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None,
-                n_answers: torch.Tensor | int | None = None, n_tokens: torch.Tensor | int | None = None, max_new_tokens: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                n_completions: torch.Tensor | int | None = None, n_tokens: torch.Tensor | int | None = None, max_new_tokens: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...), or one for each token (..., R). n_answers and n_tokens: counts
+    The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...), or one for each token (..., R). n_completions and n_tokens: counts
     of the whole step (default: of these tensors). Returns (loss, stats); the stats, like the loss, are shares that add up
     over micro-batches. Sources: grpo 2402.03300, dapo 2503.14476, dr_grpo 2503.20783, gspo 2507.18071, cispo 2506.13585.
     """
-    n_answers = mask.any(dim=-1).sum() if n_answers is None else n_answers
+    n_completions = mask.any(dim=-1).sum() if n_completions is None else n_completions
     n_tokens = mask.sum() if n_tokens is None else n_tokens
     A = advantages if advantages.dim() == logps.dim() else advantages[..., None]  # (..., 1 or R)
     logps = logps.masked_fill(~mask, 0.0)
@@ -369,7 +358,7 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
         if dual_clip is not None:  # bounds the loss of a bad answer that has become likely (arXiv 1912.09729)
             gain = torch.where(A < 0, torch.maximum(gain, dual_clip * A), gain)
         terms = -gain
-    loss = aggregate(terms, mask, loss_type, n_answers, n_tokens, max_new_tokens)
+    loss = aggregate(terms, mask, loss_type, n_completions, n_tokens, max_new_tokens)
     return loss, {'clip_frac_low': too_low.sum() / n_tokens, 'clip_frac_high': too_high.sum() / n_tokens}
 
 
@@ -392,7 +381,7 @@ def kl_estimate(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str) -> torc
     raise ValueError(f"kl_estimator is {kind!r}; it must be one of {', '.join(KL_ESTIMATORS)}")
 
 
-def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
+def rollout_loss(policy, rollout, n_completions, n_tokens, loss_type='grpo', clip_low=0.2, clip_high=0.2, dual_clip=None,
                  kl_beta=0.0, kl_estimator='k3', entropy_coef=0.0, max_new_tokens=None, reference=None, value_coef=0.5, value_clip=0.2,
                  divergence='kl', mirror_coefficient=1e-4, mirror_weighting='token', mirror=None):
     """
@@ -405,7 +394,7 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
     hidden = policy.hidden(rollout)                                             # (P, H, R, D)
     H = hidden.shape[1]
     every_mask, tokens, sampled, advantages, ref_log_probs = (share_rows(x, H) for x in (rollout.mask, rollout.tokens, rollout.logps, rollout.advantages, rollout.ref_log_probs))
-    counts = dict(n_answers=n_answers, n_tokens=n_tokens, max_new_tokens=max_new_tokens)
+    counts = dict(n_completions=n_completions, n_tokens=n_tokens, max_new_tokens=max_new_tokens)
     stats = {}
 
     def loss_of(units, logps, entropy, kl):
@@ -459,13 +448,6 @@ def rollout_loss(policy, rollout, n_answers, n_tokens, loss_type='grpo', clip_lo
     return loss, stats
 
 
-def all_reduce(tensor, op='sum'):
-    """The sum, or the maximum, over all ranks, in place; with one process nothing happens."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor, dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
-    return tensor
-
-
 def sum_gradients(params, bucket=1 << 25):
     """
     Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is averaged. Shards are summed in backward already. bucket: numbers that
@@ -494,8 +476,8 @@ def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer,
     drop_collected(policy.model)
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     mask = rollout.mask
-    n_answers, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
-    # Answers with equal rewards pull nowhere: unless a KL or the entropy counts, they are in the counts but not in the forward.
+    n_completions, n_tokens = all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
+    # Completions with equal rewards pull nowhere: unless a KL or the entropy counts, they are in the counts but not in the forward.
     # Groups of like length go together, so that a micro-batch is as wide as its answers.
     counts = (rollout.advantages != 0).flatten(1).any(dim=1) | any((rollout.ref_log_probs is not None, rollout.ref_hidden is not None, rollout.returns is not None, loss_options.get('entropy_coef')))
     here, total, most = counts.sum(), all_reduce(counts.sum()), all_reduce(counts.sum(), 'max')
@@ -512,7 +494,7 @@ def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer,
         optimizer.zero_grad(set_to_none=True)
         with ranks.breakable(epoch == 0 and not dist.is_initialized()):
             for part in over('learning', micro_batches(rollout, micro_batch_size)):
-                loss, stats = rollout_loss(policy, part, n_answers, n_tokens, **loss_options)
+                loss, stats = rollout_loss(policy, part, n_completions, n_tokens, **loss_options)
                 scaler.scale(loss).backward()
                 largest = stats.pop('sampler_gap_max')
                 if epoch == 0:
@@ -641,3 +623,30 @@ def grpo_training_step(policy, batch: dict, optimizer: torch.optim.Optimizer, re
     rewarded = everyone[~everyone.isnan()]
     metrics |= {'mean_reward': rewarded.mean().item(), 'std_reward': rewarded.std().item(), 'frac_reward_zero_std': all_equal(everyone).float().mean().item()} | part_means(rollout.reward_parts)
     return metrics | times | {'tokens_per_s': metrics['mean_length'] * everyone.numel() / sum(times.values())}, rollout
+
+
+def es_training_step(policy, batch, params, rewards, group_size, **options):
+    """
+    An iteration like grpo_training_step, by es_step: fitness is the mean reward of group_size answers to each prompt of batch, the same prompts and noise
+    each time. Returns (metrics, rollout), both of the policy as it was before the step; weights that adapt see its answers alone.
+    """
+    start = time.perf_counter()
+
+    with ranks.together(policy.model.wte.weight.device):
+        rollout = policy.sample(batch, group_size)
+        values = reward_values(policy, rollout, rewards)
+    weights = compute_rewards(policy, rollout, rewards, values)
+    fixed = [(name, function, weights[name]) for name, function, _ in rewards]
+    tokens = [0]
+
+    def fitness():
+        tried = policy.sample(batch, group_size)
+        compute_rewards(policy, tried, fixed)
+        tokens[0] += tried.lengths.sum().item()
+        return tried.rewards.nanmean().item()
+
+    found = es_step(params, fitness, **options)
+    rollout.advantages = compute_advantages(rollout.rewards, 'dr_grpo')
+    return {'mean_reward': rollout.rewards.nanmean().item(), 'std_reward': rollout.rewards[~rollout.rewards.isnan()].std().item(), 'mean_fitness': found.mean().item(), 'best_fitness': found.max().item(),
+            'mean_length': rollout.lengths.float().mean().item(), **part_means(rollout.reward_parts),
+            'tokens_per_s': tokens[0] / (time.perf_counter() - start)}, rollout

@@ -341,3 +341,68 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
     """
     counts = mask.any(dim=1).sum(dim=1).tolist() if counts is None else counts
     return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight, torch.is_grad_enabled())
+
+
+def wide(x):
+    """In fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
+    return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
+
+
+class GroupAttention(torch.autograd.Function):
+    """
+    Completions attend to their group's prompt, whose keys and values lie there once, and to themselves: two calls of a CPU's flash attention, merged by
+    their normalisers. Given the merged output and normaliser, each one's own backward is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, prompt_k, prompt_v, bias):
+        """q (P, G, R, H, d), k and v (P, G, R, H_kv, d), prompt_k and prompt_v (P, T, H_kv, d), bias (P, 1, 1, T) or None -> (P, G, R, H, d)."""
+        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
+        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*own, 0.0, True)                      # (P G, H, R, d), (P G, H, R)
+        y_shared, lse_shared = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*shared, 0.0, False, attn_mask=bias)
+        y, y_shared = y.transpose(1, 2).view(q.shape), GroupAttention.unfold(y_shared, q.shape)
+        lse, lse_shared = lse.transpose(1, 2).reshape(*q.shape[:-1], 1), GroupAttention.unfold(lse_shared[..., None], q.shape)
+        whole = torch.logaddexp(lse, lse_shared)
+        y = y * (lse - whole).exp() + y_shared * (lse_shared - whole).exp()
+        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, whole)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
+        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
+        rows = lambda x: x.flatten(0, 1).transpose(1, 2)                        # (P, G, R, H, ...) -> (P G, H, R, ...)
+        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grad_q, grad_k, grad_v = back(rows(grad), *own, rows(y), rows(lse).squeeze(-1), 0.0, True)
+        fold = lambda x: GroupAttention.fold(x, k.shape[3])
+        grad_shared_q, *grad_prompt = back(fold(grad), *shared, fold(y), fold(lse).squeeze(-1), 0.0, False, attn_mask=bias)
+        grad_q = grad_q.transpose(1, 2).view(q.shape) + GroupAttention.unfold(grad_shared_q, q.shape)
+        return grad_q, *(x.transpose(1, 2).reshape(k.shape) for x in (grad_k, grad_v)), *(x.transpose(1, 2) for x in grad_prompt), None
+
+    @staticmethod
+    def views(q, k, v, prompt_k, prompt_v):
+        """What the two calls get: each answer's own rows; and a prompt's keys with all its answers' queries, those of a key's heads together."""
+        return tuple(x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)), (GroupAttention.fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2))
+
+    @staticmethod
+    def fold(x, H_kv):
+        """(P, G, R, H, d) -> (P, H_kv, G R H/H_kv, d)"""
+        P, G, R, H, d = x.shape
+        return x.view(P, G * R, H_kv, H // H_kv, d).transpose(1, 2).reshape(P, H_kv, -1, d)
+
+    @staticmethod
+    def unfold(x, shape):
+        """The way back, to (P, G, R, H, d)."""
+        P, G, R, H, _ = shape
+        return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)
+
+
+def pack(allowed):
+    """bool (..., V) as bits (..., ceil(V / 8)) uint8: what was allowed at each token is kept for the trainer, an eighth of the size."""
+    padded = torch.nn.functional.pad(allowed, (0, -allowed.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (padded.byte() << torch.arange(8, dtype=torch.uint8, device=allowed.device)).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack(bits, V):
+    """The bool (..., V) that pack was given."""
+    return ((bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1).bool().flatten(-2)[..., :V]

@@ -12,9 +12,6 @@ Shapes: N rows · P prompts · G answers of each · T and R tokens · D width ·
 """
 import functools
 import os
-import pickletools
-import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -24,7 +21,9 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import weights
+from formats import weights
+from kernels import GroupAttention, wide
+from runtime.checkpoint import check_fit, entry, load_checkpoint
 
 LARGEST = 1 << 24  # of any size: no model's is larger, and a product of two never overflows
 
@@ -120,60 +119,6 @@ def rotate(x, cos, sin):
     """Turn each head of x (..., heads, d) by its position's angle, in the half-split layout: pairs are d/2 apart. cos, sin (..., 1, d) from rotation."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
-
-
-def wide(x):
-    """In fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
-    return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
-
-
-class GroupAttention(torch.autograd.Function):
-    """
-    Answers attend to their group's prompt, whose keys and values lie there once, and to themselves: two calls of a CPU's flash attention, merged by
-    their normalisers. Given the merged output and normaliser, each one's own backward is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v, prompt_k, prompt_v, bias):
-        """q (P, G, R, H, d), k and v (P, G, R, H_kv, d), prompt_k and prompt_v (P, T, H_kv, d), bias (P, 1, 1, T) or None -> (P, G, R, H, d)."""
-        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
-        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*own, 0.0, True)                      # (P G, H, R, d), (P G, H, R)
-        y_shared, lse_shared = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*shared, 0.0, False, attn_mask=bias)
-        y, y_shared = y.transpose(1, 2).view(q.shape), GroupAttention.unfold(y_shared, q.shape)
-        lse, lse_shared = lse.transpose(1, 2).reshape(*q.shape[:-1], 1), GroupAttention.unfold(lse_shared[..., None], q.shape)
-        whole = torch.logaddexp(lse, lse_shared)
-        y = y * (lse - whole).exp() + y_shared * (lse_shared - whole).exp()
-        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, whole)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
-        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
-        rows = lambda x: x.flatten(0, 1).transpose(1, 2)                        # (P, G, R, H, ...) -> (P G, H, R, ...)
-        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grad_q, grad_k, grad_v = back(rows(grad), *own, rows(y), rows(lse).squeeze(-1), 0.0, True)
-        fold = lambda x: GroupAttention.fold(x, k.shape[3])
-        grad_shared_q, *grad_prompt = back(fold(grad), *shared, fold(y), fold(lse).squeeze(-1), 0.0, False, attn_mask=bias)
-        grad_q = grad_q.transpose(1, 2).view(q.shape) + GroupAttention.unfold(grad_shared_q, q.shape)
-        return grad_q, *(x.transpose(1, 2).reshape(k.shape) for x in (grad_k, grad_v)), *(x.transpose(1, 2) for x in grad_prompt), None
-
-    @staticmethod
-    def views(q, k, v, prompt_k, prompt_v):
-        """What the two calls get: each answer's own rows; and a prompt's keys with all its answers' queries, those of a key's heads together."""
-        return tuple(x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)), (GroupAttention.fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2))
-
-    @staticmethod
-    def fold(x, H_kv):
-        """(P, G, R, H, d) -> (P, H_kv, G R H/H_kv, d)"""
-        P, G, R, H, d = x.shape
-        return x.view(P, G * R, H_kv, H // H_kv, d).transpose(1, 2).reshape(P, H_kv, -1, d)
-
-    @staticmethod
-    def unfold(x, shape):
-        """The way back, to (P, G, R, H, d)."""
-        P, G, R, H, _ = shape
-        return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)
 
 
 class Attention(nn.Module):
@@ -343,9 +288,9 @@ class GPT(nn.Module):
 
         return self.run(tokens, torch.arange(T, device=tokens.device), attend, edit), prefix
 
-    def answer(self, tokens, prefix, prompt_lengths):
+    def complete(self, tokens, prefix, prompt_lengths):
         """
-        Answers (P, G, R), right-padded, each after its prompt: every token sees the prompt (prompt_lengths (P,) of the prefix's
+        Completions (P, G, R), right-padded, each after its prompt: every token sees the prompt (prompt_lengths (P,) of the prefix's
         T tokens) and the answer up to itself. Returns hidden states (P, G, R, D); gradients reach the prefix.
         """
         P, G, R = tokens.shape
@@ -390,138 +335,6 @@ class GPT(nn.Module):
         weights.write(folder, vars(self.config), self.state_dict(), eos_id)
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """
-    Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32 master each, for a small
-    update is lost in a bf16 weight. A gradient is added to its master as soon as backward has made it. Returns {name: master}: what an
-    optimizer steps and a checkpoint keeps, the weights themselves when dtype is fp32; see `copy_masters`.
-    """
-    masters = {}
-    for name, p in model.named_parameters():
-        masters[name] = p
-        if dtype != torch.float32:
-            if p.requires_grad:
-                masters[name] = nn.Parameter(p.detach().float().clone())
-                p.register_post_accumulate_grad_hook(partial(hand_over_gradient, masters[name]))
-            p.data = p.data.to(dtype)
-    return masters
-
-
-def hand_over_gradient(master, p):
-    master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
-    p.grad = None
-
-
-@torch.no_grad()
-def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
-    """The weights that the model computes with follow their masters; call it after each optimizer step."""
-    pairs = [(p, masters[name]) for name, p in model.named_parameters() if masters[name] is not p]
-    if pairs:
-        torch._foreach_copy_(*zip(*pairs))
-
-
-def configure_optimizers(params, weight_decay: float, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused."""
-    params = [p for p in params if p.requires_grad]
-    groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
-              {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# checkpoints: one file, written whole or not at all, read without running any code that may be inside
-
-def save_checkpoint(path: str, checkpoint: dict) -> None:
-    """
-    Write to a temporary file beside `path`, flush it to the disk, rename: a reader sees the old file or the new one. Raises OSError, and leaves what
-    was there, when the disk is full.
-    """
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    temporary = f'{path}.tmp'
-    try:
-        with open(temporary, 'wb') as f:
-            torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); " + ("the one from before is whole: make room, and go on from it with --init_from=resume" if os.path.exists(path) else "make room and run again")) from None
-
-
-# What a checkpoint's pickle may name. weights_only allows more, and with some of that (bytearray(n), torch.Tensor(n)) a hundred bytes ask for gigabytes.
-PICKLED = re.compile(r'collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|torch (Size|[A-Z][A-Za-z0-9]*Storage|b?float\w+|u?int\w+|bool)|torch\.storage UntypedStorage')
-
-
-def tensors_in(value):
-    """Every tensor in nested dicts, lists and tuples, once. They may be nested deep, or in themselves: a file says how."""
-    seen, left = set(), [value]
-    while left:
-        value = left.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, dict):
-            left.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            left.extend(value)
-
-
-def load_pt(path):
-    """
-    What torch.save wrote to path, on the CPU. Before anything is made of it: its parts are no larger than the file, none has changed since it was written (their
-    checksums), and its pickle names tensors and containers alone. Raises what zipfile, pickletools and torch.load raise, of every kind; its callers say which file it was.
-    """
-    size = os.path.getsize(path)
-    with open(path, 'rb') as f, zipfile.ZipFile(f) as archive:
-        f.seek(0)
-        parts, names = archive.infolist(), [name.lower() for name in archive.namelist()]
-        if f.read(4) != b'PK\3\4' or len(set(names)) < len(names) or sum(part.file_size for part in parts) > size:
-            raise ValueError("it is not the zip file that torch.save writes")
-        changed = archive.testzip()
-        if changed:
-            raise ValueError(f"its part {changed!r} is not as it was written")
-        for name in archive.namelist():
-            odd = name.lower().endswith('.pkl') and [str(what) for kind, what, _ in pickletools.genops(archive.read(name)) if kind.name == 'GLOBAL' and not PICKLED.fullmatch(what)]
-            if odd:
-                raise ValueError(f"it is no plain data: its pickle names {odd[0]}")
-    found = torch.load(path, map_location='cpu', weights_only=True)
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(found))
-    if claimed > 2 * size:  # twice, for a tied head is in it under two names
-        raise ValueError(f"its tensors claim {claimed} bytes, and it has {size}")
-    return found
-
-
-def load_checkpoint(path: str, *kinds: str) -> dict:
-    """
-    The checkpoint's dict, on the CPU. kinds: what its 'kind' entry may be ('generator', 'judge', 'run').
-    Raises FileNotFoundError when there is no such file, ValueError when it is torn, of another program, or of another kind.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        checkpoint = load_pt(path)
-    except Exception as e:
-        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {(str(e) or type(e).__name__).splitlines()[0][:120]}. Is this the path you meant? If a run was cut off while it made it, delete it and that run makes it anew") from None
-    found = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
-    found = found if isinstance(found, str) else None
-    if found == 'adapters' and found not in kinds:
-        raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ (an autoencoder's in nla.pt) beside it when the run is done")
-    if found not in kinds:
-        raise ValueError(f"{path} holds {'a ' + found if found else 'no'} checkpoint, and wanted is {' or '.join(kinds)}: check which path belongs to which key")
-    return checkpoint
-
-
-def entry(checkpoint, key, kind, path):
-    """What stands under key in the checkpoint of path. Raises ValueError when there is nothing of that kind."""
-    if not isinstance(checkpoint.get(key), kind):
-        raise ValueError(f"{path} has no {kind.__name__} {key!r} in it: it is not one of ours, or of another version")
-    return checkpoint[key]
-
-
 def read_config(config, path):
     """GPTConfig(**config), where config comes from the file at path. Raises ValueError naming the file and the key."""
     kinds = {field.name: getattr(field.type, '__args__', (field.type,)) for field in fields(GPTConfig)}
@@ -534,17 +347,6 @@ def read_config(config, path):
         return GPTConfig(**config)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-
-
-def check_fit(source, target, where):
-    """Raises ValueError unless the tensors of two dicts have the same names and shapes; where: what source is."""
-    there, here = ({name: tuple(getattr(tensor, 'shape', ())) for name, tensor in tensors.items()} for tensors in (source, target))
-    wrong = [f"{name} is {there.get(name, 'missing')}, wanted {here.get(name, 'none')}" for name in sorted(there | here, key=str) if there.get(name) != here.get(name)]
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
-    odd = [name for name, tensor in source.items() if not isinstance(tensor, torch.Tensor) or tensor.is_floating_point() != target[name].is_floating_point()]
-    if odd:
-        raise ValueError(f"{where}: {odd[0]} is not a tensor of numbers of the kind that this model has")
 
 
 def build(make, config, state, path):

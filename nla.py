@@ -22,9 +22,10 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from completion import CausalPolicy, prompt_batch
-from console import over
-from model import GPT, GPTConfig, load_pt
+from model import GPT, GPTConfig
+from policy import CausalPolicy, prompt_batch
+from runtime.checkpoint import load_pt
+from runtime.console import over
 
 MODES = ('replace', 'add', 'project')
 POOLINGS = ('last', 'mean', 'max')

@@ -21,22 +21,32 @@ import types
 import torch
 import torch.distributed as dist
 
-import console
-import ranks
-from alignment_task import Alignment
-from checks import check_settings
-from configurator import configure
-from console import say, tell
-from es import es_training_step
-from grpo import all_reduce, answer_log_probs, gather_rewards, grpo_training_step, update_reference
-from lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
+from grpo import completion_logps, es_training_step, gather_rewards, grpo_training_step
 from mirror import MirrorMap
-from model import compute_in, configure_optimizers, copy_masters, load_checkpoint, save_checkpoint
-from nla_task import NLA
 from report import write_report
-from shard import collect_model, drop_collected, gathered, local_part, optimizer_parts, part_of, shard_model, whole
-from tasks import Completion, FillIn
-from trackers import asked_for
+from runtime import console, ranks
+from runtime.checkpoint import load_checkpoint, save_checkpoint
+from runtime.checks import check_settings
+from runtime.config import configure
+from runtime.console import say, tell
+from runtime.lora import add_lora, load_lora_state, merge_lora, quantize_int8, save_adapter
+from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
+from runtime.ranks import all_reduce
+from runtime.shard import (
+    collect_model,
+    drop_collected,
+    gathered,
+    local_part,
+    optimizer_parts,
+    part_of,
+    shard_model,
+    whole,
+)
+from runtime.trackers import asked_for
+from tasks.alignment import Alignment
+from tasks.completion import Completion
+from tasks.fill_in import FillIn
+from tasks.nla import NLA
 
 task = 'fill_in'                                     # 'fill_in' | 'completion' | 'nla' | 'alignment'
 # data: texts with masked slots, or prompts to answer
@@ -386,7 +396,7 @@ def number_or_none(x):
 def token_columns(group):
     """For each answer to a prompt: the texts of its first 256 tokens, the sampler's log-probs of them, how far this iteration has moved those, and for fill_in the slots that they fill."""
     with torch.compiler.set_stance('force_eager') if compile else contextlib.nullcontext():  # a single prompt would be compiled for apart
-        changes = group.logps * math.nan if shard else answer_log_probs(policy, group)[0] - group.logps  # (1, G, R); a forward of a sharded model would take all ranks
+        changes = group.logps * math.nan if shard else completion_logps(policy, group)[0] - group.logps  # (1, G, R); a forward of a sharded model would take all ranks
     slots, columns = group.batch['slots'][0].tolist() if task == 'fill_in' else None, []
     for ids, n, *values in zip(group.tokens[0].tolist(), group.lengths[0].clamp(max=256).tolist(), group.logps[0].tolist(), changes[0].tolist()):
         logps, moved = ([number_or_none(round(x, 4)) for x in row[:n]] for row in values)

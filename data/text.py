@@ -6,7 +6,7 @@ import os
 import numpy as np
 import torch
 
-from data.tokenizer import CharTokenizer, load_tokenizer
+from formats.tokenizer import CharTokenizer, load_tokenizer
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 

@@ -12,12 +12,13 @@ import types
 
 import torch
 
+from grpo import completion_logps, compute_advantages, compute_rewards, generate_rollouts, kl_estimate, policy_loss, rollout_loss, train_on_rollout
+from runtime.config import configure
+from runtime.masters import configure_optimizers
+from tasks.completion import Completion
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from configurator import configure
-from grpo import answer_log_probs, compute_advantages, compute_rewards, generate_rollouts, kl_estimate, policy_loss, rollout_loss, train_on_rollout
-from model import configure_optimizers
-from tasks import Completion
 
 ROOT = sys.path[0]
 page = []
@@ -94,7 +95,7 @@ texts, record, G = policy.texts(rollout)[p], job.records[batch['record'][p]], s.
 n_tokens = int(rollout.mask.sum())
 say(f"Prompt {p}, the one to follow, is `{record['text']}`, ids `{batch['prompts'][p].tolist()}`, of which {batch['prompt_lengths'][p]} are real.")
 say("""
-## Answers: `rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator)`
+## Completions: `rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator)`
 
 Each prompt is read once (prefill), and its G answers are sampled side by side from the same keys and values. The reference, here a copy of the start, scores the same tokens at once, however many epochs follow.
 """)
@@ -137,7 +138,7 @@ options = clip | dict(kl_beta=s.kl_beta, kl_estimator=s.kl_estimator)
 def loss_of_token(logp):
     """policy_loss of the one token as a share of the step's, and its slope in the token's log-prob."""
     leaf = torch.tensor([[logp]], requires_grad=True)
-    loss, _ = policy_loss(leaf, rollout.logps[p, g, t].view(1, 1), rollout.advantages[p, g].view(1), torch.ones(1, 1, dtype=torch.bool), n_answers=1, n_tokens=n_tokens, **clip)
+    loss, _ = policy_loss(leaf, rollout.logps[p, g, t].view(1, 1), rollout.advantages[p, g].view(1), torch.ones(1, 1, dtype=torch.bool), n_completions=1, n_tokens=n_tokens, **clip)
     loss.backward()
     return loss.item(), leaf.grad.item()
 
@@ -165,7 +166,7 @@ Its slope in the log-prob, -A / {n_tokens:,} = {same(-A / n_tokens, first_slope)
 # phase 4, second epoch
 
 with torch.no_grad():
-    logps, entropy = answer_log_probs(policy, rollout)
+    logps, entropy = completion_logps(policy, rollout)
 change = ((logps - rollout.logps) * rollout.mask).sum(dim=-1)
 new, old, ref = logps[p, g, t].item(), sampled, rollout.ref_log_probs[p, g, t].item()
 ratio, d = math.exp(new - old), new - ref
@@ -174,7 +175,7 @@ second_loss, second_slope = loss_of_token(new)
 _, clipped_slope = loss_of_token(old + math.log(1.5))
 stats = train_on_rollout(policy, rollout, optimizer, grad_clip=s.grad_clip, **options)
 say(f"""
-## What has changed: `answer_log_probs(policy, rollout)`
+## What has changed: `completion_logps(policy, rollout)`
 
 The same answers, read by the policy after its step. Over all groups the log-prob of right answers has changed by {change[rollout.rewards == 1].mean():+.3f} on average, that of the wrong ones beside them by {change[(rollout.rewards == 0) & (rollout.advantages < 0)].mean():+.3f}.
 """)

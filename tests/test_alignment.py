@@ -18,11 +18,13 @@ import torch
 from warm import PYTHON
 
 from data.shop.prepare import true_cost, true_reward
-from data.tokenizer import CharTokenizer
+from formats.tokenizer import CharTokenizer
 from grpo import combined_advantages, compute_advantages, compute_rewards
-from judge import LagrangeMultiplier, ScoreModel, ScorerClient, ScorerServer, ScorerUnavailable, TextScorer, joiner, score_ids
+from judge import LagrangeMultiplier, ScoreModel, TextScorer, score_ids
 from model import GPT, GPTConfig
-from pretrain import load_preferences, save_model, train_score_model
+from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable, joiner
+from tasks.alignment import load_preferences, train_score_model
+from tasks.supervised import save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1'}

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bench
+from tools import bench
 
 
 def test_fill_in_runs_and_its_gate_holds(monkeypatch, capsys):

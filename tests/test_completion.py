@@ -6,11 +6,12 @@ import threading
 import pytest
 import torch
 
-from completion import CausalPolicy, prompt_batch, text_log_prob
-from data.tokenizer import CharTokenizer
-from grpo import answer_log_probs, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout, update_reference
-from lora import add_lora
-from model import GPT, GPTConfig, compute_in, configure_optimizers, copy_masters
+from formats.tokenizer import CharTokenizer
+from grpo import completion_logps, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout
+from model import GPT, GPTConfig
+from policy import CausalPolicy, prompt_batch, text_log_prob
+from runtime.lora import add_lora
+from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
 
 TOKENIZER = CharTokenizer('abcdefghij', end=True)
 KINDS = {'gpt2': dict(), 'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2, qk_norm=True, tied=False)}
@@ -44,7 +45,7 @@ def test_sampler_and_trainer_agree(kind, options):
     """Promise 3: to 1e-5 in fp32; special tokens and rows that only pad the embedding are never drawn."""
     policy = CausalPolicy(tiny(kind), TOKENIZER, 20, **options)
     rollout = policy.sample(batch(), 8)
-    logps, entropy = answer_log_probs(policy, rollout)
+    logps, entropy = completion_logps(policy, rollout)
     assert (logps - rollout.logps).abs().max() < 1e-5 and (entropy[rollout.mask] > 0).all()
     assert set(rollout.tokens[rollout.mask].tolist()) <= {*range(10), TOKENIZER.eos_id}
     assert 'top_k' in options or len(rollout.lengths.unique()) > 4
@@ -87,7 +88,7 @@ def test_groups_without_a_signal_are_left_out_of_the_forward_but_not_of_the_coun
     short = gradient(model)
     train_on_rollout(policy, rollout, optimizer, grad_clip=0, entropy_coef=1e-12)
     assert seen[2:] == [4, 4] and (gradient(model) - short).norm() < 1e-6 * short.norm()
-    logps = answer_log_probs(policy, rollout.pick(torch.tensor([0, 3])))[0]
+    logps = completion_logps(policy, rollout.pick(torch.tensor([0, 3])))[0]
     assert stats['mean_log_prob'] == pytest.approx(logps[rollout.pick(torch.tensor([0, 3])).mask].mean().item(), rel=1e-5)
     rollout.advantages.zero_()
     train_on_rollout(policy, rollout, optimizer, grad_clip=0)
@@ -109,7 +110,7 @@ def test_kl_in_reward_by_hand():
     policy, reference = CausalPolicy(model, TOKENIZER, 12), CausalPolicy(tiny(seed=1), TOKENIZER, 12)
     metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(model.parameters(), lr=0.0), [('length', lambda policy, rollout: rollout.lengths.float(), 1.0)], reference, group_size=4,
                                           kl_beta=0.3, kl_estimator='k3', kl_in_reward=True, advantage='dr_grpo')
-    wanted = rollout.lengths - 0.3 * (rollout.logps - answer_log_probs(reference, rollout)[0]).masked_fill(~rollout.mask, 0.0).sum(-1)
+    wanted = rollout.lengths - 0.3 * (rollout.logps - completion_logps(reference, rollout)[0]).masked_fill(~rollout.mask, 0.0).sum(-1)
     torch.testing.assert_close(rollout.rewards, wanted, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(rollout.advantages, compute_advantages(wanted, 'dr_grpo'), atol=1e-4, rtol=1e-4)
     assert metrics['kl_penalty'] == 0 and metrics['mean_kl'] > 0 and metrics['reward/length'] > metrics['mean_reward']
@@ -141,7 +142,7 @@ def test_answers_that_no_reward_applies_to_are_not_trained_on():
     whole = gradient(policy.model)
     there = ~rollout.rewards.isnan()
     assert rollout.rewards.isnan().sum() == 11 and metrics['reward_missing/some'] == pytest.approx(11 / 32) and metrics['mean_reward'] == pytest.approx(rollout.rewards[there].mean().item())
-    logps, loss = answer_log_probs(policy, rollout)[0], 0
+    logps, loss = completion_logps(policy, rollout)[0], 0
     for p in range(4):
         rewards = rollout.rewards[p, there[p]]
         for logp, mask, A in zip(logps[p, there[p]], rollout.mask[p, there[p]], (rewards - rewards.mean()) / (rewards.std() + 1e-4)):
@@ -173,7 +174,7 @@ def test_answers_that_were_cut_off():
         assert metrics['frac_truncated'] == pytest.approx(cut.float().mean().item()) and torch.equal(again.tokens, rollout.tokens)
         gradients[masked] = gradient(policy.model)
     policy.model.zero_grad()
-    logps, mask = answer_log_probs(policy, again)[0], again.mask & again.ended[..., None]
+    logps, mask = completion_logps(policy, again)[0], again.mask & again.ended[..., None]
     (-(logps * again.advantages[..., None])[mask].sum() / mask.sum()).backward()
     torch.testing.assert_close(gradients[True], gradient(policy.model), atol=1e-6, rtol=1e-4)
     assert (gradients[True] - gradients[False]).norm() > 0.01 * gradients[False].norm()

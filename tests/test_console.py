@@ -13,7 +13,7 @@ import pytest
 from test_train_grpo import ENV, ROOT, TEXT, TOY, run
 from warm import PYTHON
 
-import console
+from runtime import console
 
 BARS = '''
 import console, time

@@ -7,8 +7,8 @@ import pytest
 import torch
 from warm import PYTHON
 
-from es import centred_ranks, directions, es_gradient, es_step, pair_weights
 from mirror import MirrorMap
+from runtime.evolution import centred_ranks, directions, es_gradient, es_step, pair_weights
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -79,7 +79,7 @@ arguments = sys.argv[4:]
 sys.path.insert(0, root)
 import torch
 torch.set_num_threads(1)
-import alignment_task, es, model, sample
+import kernels, policy, runtime.checkpoint, tasks
 rng = random.Random(seed)
 
 def die():
@@ -103,11 +103,11 @@ def half_a_file(checkpoint, f):
 
 real_save = torch.save
 PLACES = {
-    'a rollout': lambda: at_call(sample, 'draw', rng.randrange(12)),
-    'backward': lambda: at_call(model.GroupAttention, 'backward', rng.randrange(4)),
+    'a rollout': lambda: at_call(policy, 'draw', rng.randrange(12)),
+    'backward': lambda: at_call(kernels.GroupAttention, 'backward', rng.randrange(4)),
     'a checkpoint half written': lambda: at_call(torch, 'save', rng.randrange(3), half_a_file),
-    'a checkpoint not yet renamed': lambda: at_call(model.os, 'replace', rng.randrange(3), counts=lambda source, target: target.endswith('.pt')),
-    'a log not yet renamed': lambda: at_call(model.os, 'replace', rng.randrange(4 if os.path.exists('out-grpo/ckpt.pt') else 1), counts=lambda source, target: target.endswith(('.json', '.jsonl'))),
+    'a checkpoint not yet renamed': lambda: at_call(runtime.checkpoint.os, 'replace', rng.randrange(3), counts=lambda source, target: target.endswith('.pt')),
+    'a log not yet renamed': lambda: at_call(runtime.checkpoint.os, 'replace', rng.randrange(4 if os.path.exists('out-grpo/ckpt.pt') else 1), counts=lambda source, target: target.endswith(('.json', '.jsonl'))),
     'any moment': lambda: threading.Timer(rng.uniform(0.05, 0.6), die).start(),
 }
 places = [place for place in PLACES for _ in range(attempts // len(PLACES))]

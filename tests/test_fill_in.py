@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import kernels
-from data.tokenizer import CharTokenizer
-from fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, fill, make_batch
+from formats.tokenizer import CharTokenizer
 from grpo import gather_logps, generate_rollouts, grpo_training_step, head_log_probs
-from model import GPT, configure_optimizers
-from pretrain import filler_config
-from sample import uniforms
+from model import GPT
+from policy import uniforms
+from runtime.masters import configure_optimizers
+from tasks.fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, fill, filler_config, make_batch
 
 TOKENIZER = CharTokenizer('abcdefgh')
 

@@ -24,16 +24,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import weights
-from completion import tokenizer_of
-from configurator import check, one_line_errors, read_config_file, read_keys, read_override
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
-from data.tokenizer import GPT2_STEP, PRINTABLE, CharTokenizer, load_tokenizer
-from judge import Judge, ScoreModel, ScorerClient, ScorerServer, ScorerUnavailable, TextScorer
-from lora import add_lora, load_adapter, save_adapter
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from formats import weights
+from formats.tokenizer import GPT2_STEP, PRINTABLE, CharTokenizer, load_tokenizer
+from judge import Judge, ScoreModel, TextScorer
+from model import GPT, GPTConfig
 from nla import read_vectors
+from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
+from runtime.config import check, one_line_errors, read_config_file, read_keys, read_override
+from runtime.lora import add_lora, load_adapter, save_adapter
+from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable
 
 
 def inputs(n):

@@ -121,7 +121,7 @@ def test_gradient_equals_enumeration(loss_type, temperature):
     assert probs.sum().item() == pytest.approx(1.0, abs=1e-6)
     wanted, = torch.autograd.grad(-(probs * reward).sum(), policy.model.table, retain_graph=True)
     # each answer weighted by its probability plays the part of its advantage; token-level averages divide by R = 2
-    loss, _ = policy_loss(logps, logps.detach(), (probs.detach() * reward), torch.ones(1, 9, 2, dtype=torch.bool), loss_type, n_answers=1, n_tokens=2, max_new_tokens=2)
+    loss, _ = policy_loss(logps, logps.detach(), (probs.detach() * reward), torch.ones(1, 9, 2, dtype=torch.bool), loss_type, n_completions=1, n_tokens=2, max_new_tokens=2)
     got, = torch.autograd.grad(loss, policy.model.table)
     scale = 1.0 if loss_type == 'reinforce' else 0.5
     torch.testing.assert_close(got, scale * wanted, atol=1e-6, rtol=1e-5)

@@ -4,8 +4,7 @@ import torch
 
 import kernels
 from grpo import LOSS_TYPES, kl_estimate, policy_loss
-from kernels import fused_logps, fused_loss, row_grads_torch, row_stats_torch
-from sample import pack
+from kernels import fused_logps, fused_loss, pack, row_grads_torch, row_stats_torch
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TWO_PASSES = [pytest.param('torch'), pytest.param('triton', marks=pytest.mark.skipif(kernels.triton is None, reason="triton has no wheel for this platform"))]
@@ -144,11 +143,11 @@ def test_a_whole_loss_and_its_gradient(monkeypatch, way, loss_type, K, exact, te
     h2, w2, old2, advantages2 = (x.float().to(DEVICE) for x in (hidden, weight, junk(old, float('nan')), advantages))
     h2.masked_fill_(~mask.any(dim=1)[..., None].to(DEVICE), float('nan')), h2.requires_grad_(), w2.requires_grad_()
     mask2, ids2 = mask.to(DEVICE), junk(ids, 0).to(DEVICE)
-    n_answers, n_tokens, calls = mask2.any(-1).sum(), mask2.sum(), []
+    n_completions, n_tokens, calls = mask2.any(-1).sum(), mask2.sum(), []
 
     def loss_of(units, logps, entropy, kl):
         calls.append(units)
-        loss, _ = policy_loss(logps, old2[units], advantages2[units], mask2[units], loss_type, n_answers=n_answers, n_tokens=n_tokens)
+        loss, _ = policy_loss(logps, old2[units], advantages2[units], mask2[units], loss_type, n_completions=n_completions, n_tokens=n_tokens)
         kl = kl if exact else 0.5 * (logps - old2[units]).square().masked_fill(~mask2[units], 0.0)
         return loss + 0.1 * (kl * mask2[units]).sum() / n_tokens - 0.05 * (entropy * mask2[units]).sum() / n_tokens
 
@@ -210,7 +209,7 @@ def test_the_kernels_equal_torch(dtype):
 
 def test_memory_does_not_grow_with_the_vocabulary():
     """N = 4096, V = 50,000, D = 64: 820 MB of logits are never there. Above inputs and gradients, less than 300 MB; the plain way takes gigabytes."""
-    from bench import PeakMemory
+    from tools.bench import PeakMemory
     N, V, D = 4096, 50_000, 64
 
     def peak(way):

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lora import Int8Linear, LoRALinear, adapters_off, add_lora, load_adapter, load_lora_state, lora_layers, lora_state, merge_lora, quantize_int8, save_adapter
-from model import GPT, GPTConfig, compute_in
+from model import GPT, GPTConfig
+from runtime.lora import Int8Linear, LoRALinear, adapters_off, add_lora, load_adapter, load_lora_state, lora_layers, lora_state, merge_lora, quantize_int8, save_adapter
+from runtime.masters import compute_in
 
 LLAMA = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2)
 GPT2 = dict()

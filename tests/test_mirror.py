@@ -1,5 +1,4 @@
 """Mirror maps against golden numbers, the definition in float64, and what must hold of every Bregman divergence."""
-
 import pytest
 import torch
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.tokenizer import CharTokenizer
-from model import GPT, GPTConfig, GroupAttention, configure_optimizers, load_checkpoint, rope_frequencies, rotate, rotation, save_checkpoint
+from formats.tokenizer import CharTokenizer
+from kernels import GroupAttention
+from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
+from runtime.checkpoint import load_checkpoint, save_checkpoint
+from runtime.masters import configure_optimizers
 
 
 def tiny(**kinds):
@@ -155,7 +158,7 @@ def test_compiled_blocks_compute_the_same_at_any_length():
         prompts, answers = torch.randint(20, (2, T)), torch.randint(20, (2, 3, 12 - T))
         _, prefix = which.prefill(prompts)
         which.zero_grad()
-        which.answer(answers, prefix, torch.tensor([T, T - 1])).square().sum().backward()
+        which.complete(answers, prefix, torch.tensor([T, T - 1])).square().sum().backward()
         return which.blocks[0].attn.qkv.weight.grad.clone()
 
     for T in (3, 5, 4):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from warm import PYTHON
 
-from completion import prompt_batch
 from data.activations.prepare import write_activations
-from data.tokenizer import CharTokenizer
-from grpo import answer_log_probs, train_on_rollout
-from lora import add_lora
-from model import GPT, GPTConfig, load_checkpoint
+from formats.tokenizer import CharTokenizer
+from grpo import completion_logps, train_on_rollout
+from model import GPT, GPTConfig
 from nla import Critic, Injection, NLAPolicy, as_read, encode_around, find_markers, fve, inject, load_activations, marker_of, read_vectors, standardiser, truncate, turned_round
+from policy import prompt_batch
+from runtime.checkpoint import load_checkpoint
+from runtime.lora import add_lora
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2)}
@@ -134,9 +135,9 @@ def test_cached_generation_is_full_recomputation(kind, mode, layers, scale):
             assert scores.argmax() == token
             ids.append(token)
     rollout = policy.sample(batch, 4)
-    torch.testing.assert_close(answer_log_probs(policy, rollout)[0], rollout.logps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(completion_logps(policy, rollout)[0], rollout.logps, atol=1e-5, rtol=0)
     rollout.batch = batch | {'activation': batch['activation'].flip(0)}
-    assert (answer_log_probs(policy, rollout)[0] - rollout.logps).abs().max() > 1e-2
+    assert (completion_logps(policy, rollout)[0] - rollout.logps).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize('options', [dict(micro_batch_size=1), dict(checkpointing=True), dict(lora=True)])

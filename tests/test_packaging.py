@@ -32,24 +32,23 @@ def test_what_an_error_message_asks_for_is_an_extra():
 
 def test_public_names_say_their_types():
     """What users and tests call has a hint for every argument but policies and tokenizers (any object with those names) and a docstring."""
-    import completion
-    import data.tokenizer
-    import es
-    import fill_in
+    import formats.tokenizer
     import grpo
     import judge
     import kernels
     import mirror
     import nla
+    import policy
     import rewards
-    import sample
     import sandbox
     from model import GPT
+    from runtime import evolution, masters, scorer
+    from tasks import fill_in
 
-    public = [GPT, GPT.from_pretrained, GPT.logits, GPT.save_pretrained, data.tokenizer.load_tokenizer, data.tokenizer.CharTokenizer.encode, data.tokenizer.CharTokenizer.decode, data.tokenizer.CharTokenizer.chat,
-              sample.generate, grpo.generate_rollouts, grpo.compute_rewards, grpo.compute_advantages, grpo.train_on_rollout, grpo.policy_loss, grpo.kl_estimate, grpo.grpo_training_step, grpo.update_reference,
-              kernels.fused_logps, judge.Judge, judge.LagrangeMultiplier, judge.ScorerClient, rewards.score, sandbox.run, sandbox.grade, completion.CausalPolicy, completion.prompt_batch, fill_in.FillInPolicy, fill_in.make_batch,
-              mirror.MirrorMap, mirror.MirrorMap.divergence, mirror.MirrorMap.gradient_map, nla.inject, nla.Critic, nla.fve, es.es_gradient, es.es_step]
+    public = [GPT, GPT.from_pretrained, GPT.logits, GPT.save_pretrained, formats.tokenizer.load_tokenizer, formats.tokenizer.CharTokenizer.encode, formats.tokenizer.CharTokenizer.decode, formats.tokenizer.CharTokenizer.chat,
+              policy.generate, grpo.generate_rollouts, grpo.compute_rewards, grpo.compute_advantages, grpo.train_on_rollout, grpo.policy_loss, grpo.kl_estimate, grpo.grpo_training_step, masters.update_reference,
+              kernels.fused_logps, judge.Judge, judge.LagrangeMultiplier, scorer.ScorerClient, rewards.score, sandbox.run, sandbox.grade, policy.CausalPolicy, policy.prompt_batch, fill_in.FillInPolicy, fill_in.make_batch,
+              mirror.MirrorMap, mirror.MirrorMap.divergence, mirror.MirrorMap.gradient_map, nla.inject, nla.Critic, nla.fve, evolution.es_gradient, evolution.es_step]
     for thing in public:
         assert thing.__doc__, thing
         untyped = [p.name for p in inspect.signature(thing).parameters.values() if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]

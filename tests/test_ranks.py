@@ -156,7 +156,7 @@ def test_two_nodes(tmp_path):
 
 @pytest.mark.parametrize('task', JOBS)
 def test_a_sharded_run_is_the_same_run(tmp_path, task):
-    """Answers or fills, rewards, metrics and weights of a whole run, whose reference moves and, for answers, whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
+    """Completions or fills, rewards, metrics and weights of a whole run, whose reference moves and, for answers, whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
     prepare(tmp_path)
     logs, weights = [], []
     for name, launcher, more in (('one', (PYTHON,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):

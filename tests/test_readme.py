@@ -14,7 +14,7 @@ import tomllib
 
 import pytest
 
-import bench
+from tools import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

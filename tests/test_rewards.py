@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rewards
-from rewards import REWARDS, check_fields, final_number, resolve_rewards, score, score_answers
+from rewards import REWARDS, check_fields, final_number, resolve_rewards, score, score_completions
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
@@ -229,12 +229,12 @@ def test_a_wrong_spec(spec, message):
 RECORDS = [{'prompt': '1+1=', 'answer': '2'}, {'prompt': '2+2=', 'reference': 4}]
 
 
-def test_score_answers():
+def test_score_completions():
     resolved = resolve_rewards([('exact_answer', 0.5), ('length', 0.5, {'target_length': 2})])
-    assert score_answers(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]], 'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
+    assert score_completions(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]], 'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
     with pytest.raises(ValueError, match='1 groups of completions for 2 prompts'):
-        score_answers(resolved, [['2']], RECORDS)
-    assert score_answers(resolved, [['2']], [{'prompt': '1+1=', 'tests': []}]) == {'exact_answer': [[None]], 'length': [[0.5]]}
+        score_completions(resolved, [['2']], RECORDS)
+    assert score_completions(resolved, [['2']], [{'prompt': '1+1=', 'tests': []}]) == {'exact_answer': [[None]], 'length': [[0.5]]}
 
 
 def test_check_fields():
@@ -271,27 +271,27 @@ def test_a_group_and_a_batch_at_once():
         return torch.tensor([len(text) + r for text, r in zip(texts, reference)])
     whole.batched, whole.needs = True, ('reference',)
     texts, records = [['b', 'a', 'b'], ['x', 'y', 'z'], ['b', 'c', 'c']], [{'prompt': 'p', 'answer': 1}, {'prompt': 'q'}, {'prompt': 'r', 'answer': 2}]
-    values = score_answers(resolve_rewards([(rank, 0.5), (whole, 0.5)]), texts, records)
+    values = score_completions(resolve_rewards([(rank, 0.5), (whole, 0.5)]), texts, records)
     assert values == {'rank': [[1, 0, 1], [0, 1, 2], [0, 1, 1]], 'whole': [[2, 2, 2], [None] * 3, [3, 3, 3]]}
     assert seen == [(['b', 'a', 'b'], 'p'), (['x', 'y', 'z'], 'q'), (['b', 'c', 'c'], 'r'), (['b', 'a', 'b', 'c'], [1, 1, 2, 2])]
     with pytest.raises(ValueError, match=r"'short' returned '\[1.0\]' for 3 texts: it must be a list with a value for each"):
         def short(texts): return [1.0]
         short.group = True
-        score_answers(resolve_rewards([short]), texts[:1], records[:1])
+        score_completions(resolve_rewards([short]), texts[:1], records[:1])
 
 
 def test_errors_stop_or_drop_the_answer():
     resolved = resolve_rewards([(divides, 0.5), ('length', 0.5, {'target_length': 1})])
     with pytest.raises(RuntimeError, match="'divides' raised ZeroDivisionError"):
-        score_answers(resolved, [['z', 'a']], [{'prompt': 'p'}])
+        score_completions(resolved, [['z', 'a']], [{'prompt': 'p'}])
     with pytest.warns(UserWarning, match="answers left out: reward 'divides' raised ZeroDivisionError: division by zero .* for completion 'a'"):
-        values = score_answers(resolved, [['z', 'a'], ['zz', 'z']], [{'prompt': 'p'}] * 2, errors='drop')
+        values = score_completions(resolved, [['z', 'a'], ['zz', 'z']], [{'prompt': 'p'}] * 2, errors='drop')
     assert values == {'divides': [[1, None], [0.5, 1]], 'length': [[1, None], [1, 1]]}
 
     def broken(texts): raise OSError('no model')
     broken.batched = True
     with pytest.raises(RuntimeError, match="'broken' raised OSError: no model .* for completion 'z' and 1 more"):  # nothing of it is one answer's fault
-        score_answers(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop')
+        score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop')
 
 
 def test_weights_that_do_not_sum_to_1_are_told():

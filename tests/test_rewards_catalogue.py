@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import rewards
-import rewards_code
-import rewards_overlap
-import rewards_text
-from completion import text_log_prob, text_log_probs
-from data.tokenizer import CharTokenizer
+import rewards.code as rewards_code
+import rewards.overlap as rewards_overlap
+import rewards.text as rewards_text
+from formats.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
-from rewards import REWARDS, check_fields, resolve_rewards, score, score_answers
+from policy import text_log_prob, text_log_probs
+from rewards import REWARDS, check_fields, resolve_rewards, score, score_completions
 
 NAMES = {  # as the catalogue that people know lists them
     'math': 'math_correctness math_reasoning logical_consistency causal_reasoning counterfactual_reasoning',
@@ -314,7 +314,7 @@ def test_code_goes_to_the_sandbox_all_at_once(stub_sandbox):
     one, two = 'def f(x): return x', 'def f(x): return -x'
     resolved = resolve_rewards([('code_correctness', 0.5), ('length', 0.5)])
     records = [{'prompt': 'p', 'tests': ['assert f(1) == 1', 'assert f(0) == 0']}, {'prompt': 'q'}, {'prompt': 'r', 'tests': 'assert f(1) == -1'}]
-    assert score_answers(resolved[:1], [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
+    assert score_completions(resolved[:1], [[one, two, one, 'def'], [one] * 4, [one, two, two, '']], records) == {'code_correctness': [[1, 0.5, 1, 0], [None] * 4, [0, 1, 1, 0]]}
     assert stub_sandbox.jobs == [(one, records[0]['tests']), (two, records[0]['tests']), (one, 'assert f(1) == -1'), (two, 'assert f(1) == -1')]
     assert list(check_fields(resolved, records)['code_correctness']) == [1] and len(stub_sandbox.jobs) == 4
 
@@ -342,7 +342,7 @@ def test_classifiers_by_a_stub():
         seen.append(list(texts))
         return [0.9 if 'she' in text.lower().split() else 0.1 for text in texts]
     resolved = resolve_rewards([('toxicity', 0.5, {'model': toxic}), ('bias', 0.5, {'model': toxic})])
-    values = score_answers(resolved, [['She ran', 'He ran', 'He ran', '']], [{'prompt': 'p'}])
+    values = score_completions(resolved, [['She ran', 'He ran', 'He ran', '']], [{'prompt': 'p'}])
     assert values['toxicity'] == [pytest.approx([0.1, 0.9, 0.9, 0])] and values['bias'] == [pytest.approx([0.2, 0.2, 0.2, 0])]
     assert seen[0] == ['She ran', 'He ran'] and seen[1] == ['She ran', 'He ran', '', 'he ran', 'she ran', '']  # each text once
     denies = lambda pairs: [0.75 if 'not' in a + b else 0.0 for a, b in pairs]
@@ -397,7 +397,7 @@ def test_fluency_under_a_language_model():
     wanted = [text_log_prob(model, tokenizer.encode(text)[:16]) if len(text) > 1 else -math.inf for text in texts]
     assert found == pytest.approx(wanted, abs=1e-5)
     resolved = resolve_rewards([('fluency', 0.5), ('length', 0.5)], {'start_log_probs': lambda texts: text_log_probs(model, tokenizer, texts)})
-    assert score_answers(resolved, [texts + ['']], [{'prompt': 'p'}])['fluency'][0] == pytest.approx([math.exp(found[0]), 0, math.exp(found[2]), math.exp(found[3]), math.exp(found[4]) * (1 - 3 / 4), 0], abs=1e-5)
+    assert score_completions(resolved, [texts + ['']], [{'prompt': 'p'}])['fluency'][0] == pytest.approx([math.exp(found[0]), 0, math.exp(found[2]), math.exp(found[3]), math.exp(found[4]) * (1 - 3 / 4), 0], abs=1e-5)
 
 
 def test_fluency_by_grammar(monkeypatch):

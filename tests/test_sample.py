@@ -4,8 +4,9 @@ import shutil
 import pytest
 import torch
 
+from kernels import pack, unpack
 from model import GPT, GPTConfig
-from sample import choices, draw, generate, pack, uniforms, unpack
+from policy import choices, draw, generate, uniforms
 
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2),
          'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=1, qk_norm=True, head_dim=16, tied=False)}

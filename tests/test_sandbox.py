@@ -16,7 +16,9 @@ import sandbox
 from data.humaneval.prepare import convert as convert_humaneval
 from data.mbpp.prepare import convert as convert_mbpp
 from data.pyfunc.prepare import make_problems
-from sandbox import Grade, SandboxError, as_asserts, constant_passes, grade, grade_many, run
+
+from sandbox import Grade, SandboxError, constant_passes, grade, grade_many, run
+from sandbox.asserts import as_asserts
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ['assert f(2) == 3', 'assert f(5) == 3 + 3', 'assert f(-1) == 0']

@@ -13,15 +13,16 @@ import pytest
 import torch
 from warm import PYTHON
 
-import talk
-from data.tokenizer import BYTE_OF, GPT2_STEP, CharTokenizer, load_tokenizer
-from fill_in import score_fills, text_with_slots
+import sample as talk
+from formats.tokenizer import BYTE_OF, GPT2_STEP, CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
-from model import GPT, GPTConfig, save_checkpoint
+from model import GPT, GPTConfig
 from nla import Critic, Injection, truncate
-from pretrain import answerer_config, filler_config
+from policy import generate
 from rewards import score
-from sample import generate
+from runtime.checkpoint import save_checkpoint
+from tasks.completion import answerer_config
+from tasks.fill_in import filler_config, score_fills, text_with_slots
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = CharTokenizer('0123456789+= ab', end=True)

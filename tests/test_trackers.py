@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_train_grpo import TEXT, TOY, run
 
-from trackers import TensorBoard, grouped
+from runtime.trackers import TensorBoard, grouped
 
 tensorboard = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
 

@@ -329,7 +329,8 @@ def test_the_export_is_what_was_trained(answered):
     transformers = pytest.importorskip('transformers')
     folder = answered[0]
     sys.path.insert(0, str(ROOT))
-    from completion import tokenizer_of
+    from runtime.checkpoint import tokenizer_of
+
     from model import GPT
     ours, theirs = GPT.from_pretrained(str(folder / 'out-grpo' / 'ckpt.pt')).eval(), transformers.AutoModelForCausalLM.from_pretrained(folder / 'out-grpo' / 'export').eval()
     tokens = torch.randint(12, (2, 7))

@@ -2,11 +2,12 @@
 import pytest
 import torch
 
+from grpo import Rollout, completion_logps, train_on_rollout
+from policy import CausalPolicy, prompt_batch
+from tools.bench import SIZES, WordTokenizer, llama_gradient, llamas, trl_trainer
+
 pytest.importorskip('trl')
 pytest.importorskip('transformers')
-from bench import SIZES, WordTokenizer, llama_gradient, llamas, trl_trainer  # noqa: E402
-from completion import CausalPolicy, prompt_batch  # noqa: E402
-from grpo import Rollout, answer_log_probs, train_on_rollout  # noqa: E402
 
 P, G, T, R = 2, 4, 6, 9
 
@@ -29,7 +30,7 @@ def test_loss_equals_trl(both, tmp_path, loss_type, options, theirs_options):
     policy = CausalPolicy(ours, WordTokenizer(512), R)
     rollout = Rollout(prompt_batch(prompts, [0] * P), tokens, lengths, torch.zeros(P, G, R), advantages=torch.randn(P, G))
     with torch.no_grad():
-        logps = answer_log_probs(policy, rollout)[0]
+        logps = completion_logps(policy, rollout)[0]
     rollout.logps = logps + 0.3 * torch.randn(P, G, R)
     if 'kl_beta' in options:
         rollout.ref_log_probs = logps + 0.3 * torch.randn(P, G, R)

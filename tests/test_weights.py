@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import weights
+from formats import weights
 from model import GPT, GPTConfig
 
 transformers = pytest.importorskip('transformers', reason='transformers, the oracle of these tests, is not installed')
@@ -132,7 +132,7 @@ def test_answers_after_a_shared_prompt_equal_whole_rows(folders, family):
     prompts, answers, lengths = torch.randint(101, (P, T)), torch.randint(101, (P, G, R)), torch.tensor([12, 1, 6])
     with torch.no_grad():
         _, prefix = model.prefill(prompts)
-        found = model.answer(answers, prefix, lengths)
+        found = model.complete(answers, prefix, lengths)
         for p in range(P):
             for g in range(G):
                 whole = torch.cat((prompts[p, :lengths[p]], answers[p, g]))[None]

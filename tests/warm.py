@@ -96,7 +96,7 @@ def become(argv, folder, environment, files):
     sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, 'w', buffering=1 if unbuffered or os.isatty(1) else -1, closefd=False), open(2, 'w', buffering=1, closefd=False)
     sys.path[:1] = [folder if argv[0] in ('-m', '-c') else os.path.dirname(os.path.realpath(argv[0])), *filter(None, environment.get('PYTHONPATH', '').split(os.pathsep))]
     sys.argv, status = argv[argv[0] == '-m':], 0
-    if os.path.basename(argv[0]) in ('es.py', 'compare.py'):  # they start train_grpo.py
+    if argv[0] == '-m' and argv[1] in ('tools.learn_mirror', 'tools.compare'):  # they start train_grpo.py
         sys.executable = PYTHON
     try:
         if argv[0] == '-m':

@@ -11,8 +11,8 @@ import sys
 
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from completion import tokenizer_of
-from console import say
+from runtime.checkpoint import tokenizer_of
+from runtime.console import say
 from data.prompts import held_out_split, load_prompts
 from model import GPT
 from nla import extract_activations, load_activations, standardiser
@@ -60,7 +60,7 @@ def main():
 
 
 if __name__ == '__main__':
-    from configurator import configure
+    from runtime.config import configure
     generator_checkpoint = 'out-pydoc_topics/generator.pt'  # the model: ours, a Hugging Face directory, a .gguf file
     dataset = 'pydoc_topics'                                # documents: a folder under data/, or a file whose lines or records are texts
     column_mapping: dict | None = None                      # {'text': 'prompt'}

@@ -11,7 +11,7 @@ import urllib.request
 
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from configurator import configure
+from runtime.config import configure
 from data.prompts import load_prompts, write_jsonl
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))

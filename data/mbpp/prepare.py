@@ -13,7 +13,7 @@ import urllib.request
 
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from configurator import configure
+from runtime.config import configure
 from data.programs import keep_sound, report
 from data.prompts import write_jsonl
 

@@ -10,7 +10,7 @@ import sys
 
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from configurator import configure
+from runtime.config import configure
 from data.prompts import write_jsonl
 
 N_SHOWN = 3   # tests in the prompt

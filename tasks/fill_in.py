@@ -6,11 +6,20 @@ fill: the G fills of a text are G draws from the same logits, and log pi(fill) i
 Shapes: P texts · G fills · T positions · M slots (right-padded) · V vocabulary · D width.
 """
 import copy
+import os
 
 import torch
+from torch.nn import functional as F
 
+from data.text import dataset_name, load_corpus, random_windows
 from grpo import Rollout, gather_logps, head_log_probs
-from sample import choices, pack, uniforms
+from judge import Judge
+from kernels import pack
+from model import GPT, GPTConfig
+from policy import choices, uniforms
+from runtime.checkpoint import load_checkpoint
+from tasks.task import Job, longest_line
+from tasks.supervised import cross_entropy, save_model, supervised_loop
 
 MASK_KINDS = ('random', 'sticky', 'span')
 
@@ -220,3 +229,183 @@ def describe_fills(tokenizer, batch, fills, n):
         marks = ''.join(' ' if i not in slots else '^' if real[i] == filled[i] else 'x' for i in range(length))
         lines += [f"  real   {real}".replace('\n', '|'), f"  filled {filled}".replace('\n', '|'), f"         {marks}"]
     return '\n'.join(lines)
+
+
+def masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator, seed=0):
+    """n random texts, an equal share masked in each kind: the batch of make_batch and chosen (n, block_size) bool. seed: of their fills."""
+    tokens = random_windows(ids, n, block_size, generator)
+    lengths = torch.full((n,), block_size)
+    chosen = torch.cat([choose_slots(kind, lengths[i::len(mask_kinds)], block_size, mask_ratio, generator)
+                        for i, kind in enumerate(mask_kinds)])
+    return make_batch(tokens, lengths, chosen, tokenizer.mask_id, seed), chosen
+
+
+def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):
+    """What learned fastest at this size: bidirectional, RoPE, RMSNorm, squared ReLU. One position more than a text, for the judge's [CLS]."""
+    return GPTConfig(block_size=block_size + 1, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+                     causal=False, norm='rmsnorm', position='rope', mlp='relu2', bias=False)
+
+
+def train_generator(tokenizer, corpus, config, max_iters=1200, batch_size=48, learning_rate=5e-3, mask_kinds=('random',),
+                    mask_ratio=(0.1, 0.35), seed=1, device='cpu'):
+    """A bidirectional model that fills masked slots, trained as BERT is. Returns (model, quality): held-out loss in nats and greedy accuracy."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(config).to(device)
+    text_length = config.block_size - 1
+
+    def loss_of_batch():
+        batch, chosen = masked_windows(corpus['train'], batch_size, text_length, tokenizer, mask_kinds, mask_ratio, generator)
+        inputs = corrupt_like_bert(batch['original'], chosen, tokenizer, generator).to(device)
+        chosen = chosen.to(device)
+        return cross_entropy(model, model(inputs)[chosen], batch['original'].to(device)[chosen])
+
+    supervised_loop('generator', model, loss_of_batch, max_iters, learning_rate)
+    model.eval()
+    batch, chosen = masked_windows(corpus['val'], 1024, text_length, tokenizer, mask_kinds, mask_ratio, torch.Generator().manual_seed(0))
+    batch = {k: v.to(device) for k, v in batch.items()}
+    with torch.no_grad():
+        loss = cross_entropy(model, model(batch['tokens'])[chosen.to(device)], batch['original'][chosen.to(device)]).item()
+    quality = {'loss': loss, 'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
+    return model, quality
+
+
+def syntheticity(share):
+    """What a judge is taught to say of a text with this share of foreign characters: steep at first, 1 at 1 (0, .47, .81, .97, 1 at quarters)."""
+    return share ** 4 - 2 * share ** 3 + 2 * share
+
+
+@torch.no_grad()
+def filled_texts(generator_model, tokenizer, ids, n, block_size, mask_kinds, mask_ratio, temperatures, untouched, generator):
+    """
+    Texts for a judge: windows with some characters filled in by the generator. Returns texts (n, T) and replaced (n, T)
+    bool, true where a fill differs from what stood there: a fill that restores the text leaves it real.
+    """
+    batch, chosen = masked_windows(ids, n, block_size, tokenizer, mask_kinds, mask_ratio, generator)
+    device = generator_model.wte.weight.device
+    logits = generator_model.lm_head(generator_model(batch['tokens'].to(device))[chosen.to(device)]).float().cpu()
+    low, high = temperatures
+    temperature = (low + (high - low) * torch.rand(n, 1, generator=generator)).expand_as(chosen)[chosen]
+    probs = (logits[:, :len(tokenizer.chars)] / temperature[:, None]).softmax(dim=-1)
+    texts = batch['original'].clone()
+    texts[chosen] = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+    keep = torch.rand(n, generator=generator) < untouched
+    texts[keep] = batch['original'][keep]
+    return texts.to(device), (texts != batch['original']).to(device)
+
+
+def train_judge(generator_model, tokenizer, corpus, max_iters=500, batch_size=48, learning_rate=2e-3, mask_kinds=('random',),
+                mask_ratio=(0.05, 0.6), temperatures=(0.6, 1.1), untouched=0.15, seed=1):
+    """
+    A judge that starts as the generator's trunk and learns how much of a text the generator has filled in, over a range
+    of mask ratios and temperatures so that it still knows what to say when the policy moves.
+    Returns (judge, quality) with quality measured on held-out texts: r2 of its score; auc, the chance that a text with a quarter
+    of it filled in at temperature 0.8 scores above a real one; and the mean score of real and of such filled texts.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    judge = Judge(generator_model.config, tokenizer.cls_id).to(generator_model.wte.weight.device)
+    judge.trunk.load_state_dict(generator_model.state_dict())
+    text_length = generator_model.config.block_size - 1
+
+    def loss_of_batch():
+        texts, replaced = filled_texts(generator_model, tokenizer, corpus['train'], batch_size, text_length, mask_kinds, mask_ratio, temperatures, untouched, generator)
+        score, slots = judge(texts)
+        target = syntheticity(replaced.float().mean(dim=1))
+        return 10 * F.mse_loss(score.sigmoid(), target) + F.binary_cross_entropy_with_logits(slots, replaced.float())
+
+    supervised_loop('judge', judge, loss_of_batch, max_iters, learning_rate, weight_decay=0.1)
+    judge.eval().requires_grad_(False)
+    held_out = torch.Generator().manual_seed(0)
+    texts, replaced = filled_texts(generator_model, tokenizer, corpus['val'], 1024, text_length, mask_kinds, mask_ratio, temperatures, untouched, held_out)
+    target = syntheticity(replaced.float().mean(dim=1))
+    r2 = 1 - F.mse_loss(judge.score(texts), target) / target.var(correction=0)
+    real, _ = filled_texts(generator_model, tokenizer, corpus['val'], 1024, text_length, mask_kinds, (0.25, 0.25), (0.8, 0.8), 1.0, held_out)
+    filled, _ = filled_texts(generator_model, tokenizer, corpus['val'], 1024, text_length, mask_kinds, (0.25, 0.25), (0.8, 0.8), 0.0, held_out)
+    real, filled = judge.score(real), judge.score(filled)
+    above = (filled[:, None] > real).float() + 0.5 * (filled[:, None] == real).float()
+    return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(), 'score_filled': filled.mean().item()}
+
+
+class FillIn(Job):
+    """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
+    headline = 'eval/judge_reward'
+    max_answer_tokens = property(lambda self: self.s.block_size)
+
+    def __init__(self, s, device, once, say):
+        if len(s.mask_ratio) != 2 or not 0 < s.mask_ratio[0] <= s.mask_ratio[1] <= 1:
+            raise ValueError(f"mask_ratio is {s.mask_ratio}: it must be (low, high) with 0 < low <= high <= 1, for instance (0.25, 0.35); at 0 there is nothing to fill in")
+        for kind in s.mask_kinds:
+            if kind not in MASK_KINDS:
+                raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
+        self.s, self.device, self.say = s, device, say
+        once(lambda: load_corpus(s.dataset))  # prepares it on first use
+        self.tokenizer, self.corpus = load_corpus(s.dataset)
+        for ids in self.corpus.values():
+            random_windows(ids, 1, s.block_size, torch.Generator())  # refuses now a split that is too short, not after a minute
+        self.generator_path, *self.judge_paths = (path.format(dataset=dataset_name(s.dataset)) for path in (s.generator_checkpoint, s.judge_checkpoint, s.gold_checkpoint))
+        once(self.make_missing)
+        self.judge, self.gold = (Judge.from_pretrained(path, self.tokenizer).to(device) for path in self.judge_paths)
+        for path, one in zip(self.judge_paths, (self.judge, self.gold)):
+            if one.trunk.config.block_size < s.block_size + 1:
+                raise ValueError(f"the judge at {path} reads texts of at most {one.trunk.config.block_size - 1} characters and block_size is {s.block_size}: lower block_size, or name a judge that does not exist yet to have it trained")
+        say(f"judge: held-out AUC {self.judge.quality['auc']:.3f}, R2 {self.judge.quality['r2']:.3f}; gold judge: AUC {self.gold.quality['auc']:.3f}, R2 {self.gold.quality['r2']:.3f}")
+        self.rewards = [('judge', lambda policy, rollout: 1 - score_fills(self.judge, rollout.batch, rollout.tokens), 1.0)]
+        self.eval_batch = self.draw('val', s.eval_prompts_n, 0)
+
+    def make_missing(self):
+        s = self.s
+        if not os.path.exists(self.generator_path):
+            self.say(f"there is no generator at {self.generator_path}: training one on {s.dataset}")
+            config = filler_config(self.tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)
+            model, quality = train_generator(self.tokenizer, self.corpus, config, s.pretrain_iters, mask_kinds=s.mask_kinds, seed=s.seed, device=self.device)
+            save_model(self.generator_path, 'generator', model, config, self.tokenizer, quality)
+        for number, path in enumerate(self.judge_paths):
+            if not os.path.exists(path):
+                self.say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
+                generator = self.load_model().to(self.device)
+                judge, quality = train_judge(generator, self.tokenizer, self.corpus, s.judge_iters, mask_kinds=s.mask_kinds, seed=s.seed + 1000 * number)
+                save_model(path, 'judge', judge, generator.config, self.tokenizer, quality)
+
+    def load_model(self):
+        self.tokenizer.check_same(load_checkpoint(self.generator_path, 'generator', 'run')['chars'], self.generator_path)
+        model = GPT.from_pretrained(self.generator_path).to(self.home)
+        if model.config.block_size < self.s.block_size:
+            raise ValueError(f"the generator at {self.generator_path} reads texts of at most {model.config.block_size} characters and block_size is {self.s.block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
+        return model
+
+    def policy(self, model):
+        return FillInPolicy(model, self.tokenizer, self.s.temperature, self.s.top_p, self.s.unmask_steps)
+
+    def draw(self, split, n, seed):
+        batch, _ = masked_windows(self.corpus[split], n, self.s.block_size, self.tokenizer, self.s.mask_kinds, self.s.mask_ratio, torch.Generator().manual_seed(seed), seed)
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def batch(self, it, attempt=0):
+        return self.draw('train', self.s.batch_size, ((self.s.seed + 10 ** 6 * attempt) * 10 ** 9 + it) % 2 ** 62)
+
+    def evaluate(self, policy):
+        """The same held-out texts with the same noise each time. The gold judge is never a reward."""
+        rollout = policy.sample(self.eval_batch, 2)
+        if self.s.eval_show:
+            self.say(describe_fills(self.tokenizer, self.eval_batch, rollout.tokens, self.s.eval_show))
+        return {'eval/judge_reward': 1 - score_fills(self.judge, self.eval_batch, rollout.tokens).mean().item(),
+                'eval/gold_reward': 1 - score_fills(self.gold, self.eval_batch, rollout.tokens).mean().item(),
+                'eval/judge_reward_real': 1 - self.judge.score(self.eval_batch['original']).mean().item(),
+                'eval/gold_reward_real': 1 - self.gold.score(self.eval_batch['original']).mean().item(),
+                'eval/exact_match_sampled': exact_match(self.eval_batch, rollout.tokens),
+                'eval/exact_match_greedy': exact_match(self.eval_batch, policy.greedy(self.eval_batch))}
+
+    def describe(self, m):
+        return (f"held-out judge reward {m['eval/judge_reward']:.4f} (real text {m['eval/judge_reward_real']:.4f}), gold reward {m['eval/gold_reward']:.4f} "
+                f"(real text {m['eval/gold_reward_real']:.4f}), exact match sampled {m['eval/exact_match_sampled']:.4f}, greedy {m['eval/exact_match_greedy']:.4f}")
+
+    def asked(self, rollout):
+        return {'prompt': self.tokenizer.decode(rollout.batch['tokens'][0]), 'answer': self.tokenizer.decode(rollout.batch['original'][0])}
+
+    def try_out(self):
+        return 'ckpt.pt', [f"--text={longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))}", '--mask_ratio=0.3']
+
+    def saved(self):
+        """What a checkpoint holds beside the weights so that sample.py can use it."""
+        return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}

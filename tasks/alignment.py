@@ -7,17 +7,20 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
-import weights
-from completion import text_log_prob, tokenizer_of
-from console import over
-from data.prompts import held_out_split
+from data.prompts import held_out_split, load_prompts
 from data.text import dataset_name
-from grpo import all_reduce
-from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScorerClient, joiner, start_scorer
+from formats import weights
+from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScoreModel, score_ids
 from model import GPT
-from pretrain import load_preferences, save_model, train_score_model
-from tasks import Completion
+from policy import text_log_prob
+from runtime.checkpoint import tokenizer_of
+from runtime.console import over
+from runtime.ranks import all_reduce
+from runtime.scorer import ScorerClient, joiner, start_scorer
+from tasks.completion import Completion
+from tasks.supervised import save_model, supervised_loop
 
 
 class Alignment(Completion):
@@ -148,3 +151,64 @@ class Alignment(Completion):
     def restore(self, checkpoint):
         if self.s.lambda_adapt:  # else it is what the settings say today
             self.multiplier.load_state_dict(checkpoint['lagrange'])
+
+
+def load_preferences(source, column_mapping=None):
+    """
+    Pairs of answers with the fields of PKU-SafeRLHF: prompt, response_0, response_1, better_response_id, safer_response_id (0 or 1), is_response_0_safe and
+    is_response_1_safe. source: a file, or a folder under data/ whose preferences.jsonl it is. Raises ValueError naming the record and the field.
+    """
+    pairs = load_prompts(source, column_mapping, split='preferences')
+    for i, pair in enumerate(pairs):
+        for key, kinds in (('response_0', (str,)), ('response_1', (str,)), ('better_response_id', (int,)), ('safer_response_id', (int,)), ('is_response_0_safe', (bool,)), ('is_response_1_safe', (bool,))):
+            if type(pair.get(key)) not in kinds or (kinds == (int,) and pair[key] not in (0, 1)):
+                raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = {pair.get(key)!r}; it must be {'a text' if kinds == (str,) else '0 or 1' if kinds == (int,) else 'true or false'}")
+    return pairs
+
+
+def train_score_model(kind, trunk, tokenizer, pairs, held_out, join, max_iters=400, batch_size=48, learning_rate=2e-3, until=0.99, max_length=512, seed=1):
+    """
+    A reward or cost model (kind) that starts as the causal model `trunk`, from pairs of answers (see load_preferences; join(prompt, response) -> the text that is scored). Losses of
+    Safe RLHF (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins
+    what 0 means. Ends sooner at the held-out accuracy `until`, for costs that of the sign. Returns (ScoreModel, quality): these.
+    """
+    torch.manual_seed(seed)
+    model = ScoreModel(trunk.config, kind).to(trunk.wte.weight.device)
+    model.trunk.load_state_dict(trunk.state_dict())
+    torch.nn.init.zeros_(model.score_head.weight)
+    torch.nn.init.zeros_(model.score_head.bias)
+    device, room = trunk.wte.weight.device, min(max_length, trunk.config.block_size)
+    generator = torch.Generator().manual_seed(seed)
+    everyone = pairs + held_out
+    rows_of = [[score_ids(tokenizer, join(pair['prompt'], pair[f'response_{i}']), room) for i in (0, 1)] for pair in everyone]
+
+    def scores(indices):
+        """(2, N): for rewards the better answer first; for costs the unsafer, with signs (2, N), 1 where it is unsafe and -1 where not."""
+        first = [everyone[i]['better_response_id'] if kind == 'reward' else 1 - everyone[i]['safer_response_id'] for i in indices]
+        rows = [rows_of[i][f] for i, f in zip(indices, first)] + [rows_of[i][1 - f] for i, f in zip(indices, first)]
+        signs = [[-1.0 if everyone[i][f'is_response_{f if side == 0 else 1 - f}_safe'] else 1.0 for i, f in zip(indices, first)] for side in (0, 1)]
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+        return model(tokens, torch.tensor([len(row) for row in rows], device=device)).view(2, -1), torch.tensor(signs, device=device)
+
+    def loss_of_batch():
+        (first, second), signs = scores(torch.randint(len(pairs), (batch_size,), generator=generator).tolist())
+        loss = -F.logsigmoid(first - second).mean()
+        if kind == 'cost':
+            loss = loss - F.logsigmoid(signs * torch.stack((first, second))).mean(dim=1).sum()
+        return loss
+
+    @torch.no_grad()
+    def held_out_scores():
+        found, signs = zip(*(scores(list(range(start, min(start + 256, len(rows_of))))) for start in range(len(pairs), len(rows_of), 256)))
+        return torch.cat(found, dim=1), torch.cat(signs, dim=1)
+
+    def quality():
+        found, signs = held_out_scores()
+        return {'accuracy': (found[0] > found[1]).float().mean().item()} | ({'sign_accuracy': (found.sign() == signs).float().mean().item()} if kind == 'cost' else {})
+
+    supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, learning_rate, weight_decay=0.01, enough=lambda: quality().get('sign_accuracy' if kind == 'cost' else 'accuracy') >= until)
+    model.eval().requires_grad_(False)
+    measured, (found, _) = quality(), held_out_scores()
+    model.mean.copy_(found.mean() if kind == 'reward' else 0.0)
+    model.var.copy_((found.var() if kind == 'reward' else found.square().mean()).clamp(min=1e-6))
+    return model, measured

@@ -4,6 +4,7 @@ $ python compare.py config/compare_mirrors.py
 Runs of train_grpo.py, each in a process of its own, `processes` at a time with `threads` threads. A run that is finished, with the same settings, files and code, is not
 repeated; one that was stopped half-way begins anew.
 """
+
 import concurrent.futures
 import glob
 import hashlib
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import time
 
-from configurator import configure
+from runtime.config import configure
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def fingerprint(arguments):
@@ -31,7 +32,7 @@ def fingerprint(arguments):
         return found.hexdigest()
 
     named = [[argument, digest(path)] if os.path.isfile(path := argument.rpartition('=')[2]) else [argument] for argument in arguments]
-    return named + [['code', digest(*sorted(glob.glob(os.path.join(HERE, '*.py'))))]]
+    return named + [['code', digest(*sorted(glob.glob(os.path.join(ROOT, '**', '*.py'), recursive=True)))]]
 
 
 running = set()
@@ -58,7 +59,7 @@ def train(arguments, out_dir, threads=1):
     os.makedirs(os.path.dirname(out_dir) or '.', exist_ok=True)
     start = time.perf_counter()
     with open(out_dir + '.log', 'w', encoding='utf-8') as log:
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, 'train_grpo.py'), *command], env=os.environ | {'OMP_NUM_THREADS': str(threads)}, stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train_grpo.py'), *command], env=os.environ | {'OMP_NUM_THREADS': str(threads)}, stdout=log, stderr=log)
         running.add(process)
         code = process.wait()
         running.discard(process)

@@ -22,8 +22,8 @@ import torch.nn as nn
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from model import check_fit
-from weights import open_tensors, read_json
+from formats.weights import open_tensors, read_json
+from runtime.checkpoint import check_fit
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 

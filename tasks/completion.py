@@ -1,13 +1,5 @@
 """
-What differs between the jobs that train_grpo.py can do: their data, their models, their rewards, their evaluation. One
-class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it, attempt)` (the prompts of iteration `it`, all
-ranks together, and with attempt 1, 2... others for dynamic_sampling; a function of these and the seed alone, so there is no state to save), `rewards` (see compute_rewards),
-`evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `closing` (those that
-the last lines compare with the start), `asked(rollout)` (the first prompt, and the right answer where it has one, as samples.jsonl keeps them),
-`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights (of what is sharded, this rank's part), and `restore(checkpoint)`, which takes it back. `try_out()`:
-what sample.py is to be given to show the trained model, the file in out_dir and the arguments. `actor_rests(it)`: the policy
-does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
-`s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
+The job of completion: prompts with verifiable rewards.
 """
 import contextlib
 import os
@@ -15,117 +7,87 @@ import warnings
 
 import torch
 
-import ranks
-from completion import CausalPolicy, prompt_batch, text_log_prob, text_log_probs, tokenizer_of
-from console import over
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
-from data.text import dataset_name, load_corpus, random_windows
-from fill_in import MASK_KINDS, FillInPolicy, describe_fills, exact_match, score_fills
+from data.text import dataset_name
+from formats.tokenizer import CharTokenizer
 from grpo import reward_tensor, weighted_reward
-from judge import Judge
-from model import GPT, load_checkpoint
-from pretrain import answerer_config, character_tokenizer, filler_config, masked_windows, save_model, train_answerer, train_generator, train_judge
-from rewards import check_fields, fields_of, resolve_rewards, score_answers
-from shard import is_sharded
+from model import GPT, GPTConfig
+from policy import CausalPolicy, generate, prompt_batch, text_log_prob, text_log_probs
+from rewards import check_fields, fields_of, resolve_rewards, score_completions
+from runtime import ranks
+from runtime.checkpoint import tokenizer_of
+from runtime.console import over
+from runtime.shard import is_sharded
+from tasks.task import Job, longest_line
+from tasks.supervised import cross_entropy, save_model, supervised_loop
 
 
-class Job:
-    """What most jobs have no part in."""
-    home = property(lambda self: 'cpu' if self.s.shard else self.device)  # where the model is loaded to: a GPU would not hold all of one that is to be sharded
-
-    def restore(self, checkpoint): pass
-    def actor_rests(self, it): return False
-    def learn_beside(self, rollout): return {}
-    closing = property(lambda self: [self.headline])
+def check_answers(records):
+    """Raises ValueError where there is no text to learn from."""
+    for i, record in enumerate(records):
+        if 'answer' not in record:
+            raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) has no 'answer' to teach a model with: give the answers, or name a model that exists in generator_checkpoint")
 
 
-def longest_line(text):
-    """What of a text fits into a command."""
-    return max(text.splitlines(), key=len, default=text).strip()
+def character_tokenizer(records, system_prompt=''):
+    """All characters of prompts and answers, and an end token."""
+    check_answers(records)
+    if not all(isinstance(r['prompt'], str) for r in records):
+        raise ValueError("a model of characters knows no chat messages: give prompts that are texts, or name a model that exists in generator_checkpoint")
+    return CharTokenizer(sorted(set(''.join(system_prompt + r['prompt'] + str(r['answer']) for r in records))), end=True)
 
 
-class FillIn(Job):
-    """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
-    headline = 'eval/judge_reward'
-    max_answer_tokens = property(lambda self: self.s.block_size)
+def answerer_config(tokenizer, block_size, n_layer, n_head, n_embd):
+    """A small Llama, so that what it becomes can be exported as one."""
+    return GPTConfig(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+                     norm='rmsnorm', position='rope', mlp='swiglu', mlp_hidden=8 * n_embd // 3, bias=False)
 
-    def __init__(self, s, device, once, say):
-        if len(s.mask_ratio) != 2 or not 0 < s.mask_ratio[0] <= s.mask_ratio[1] <= 1:
-            raise ValueError(f"mask_ratio is {s.mask_ratio}: it must be (low, high) with 0 < low <= high <= 1, for instance (0.25, 0.35); at 0 there is nothing to fill in")
-        for kind in s.mask_kinds:
-            if kind not in MASK_KINDS:
-                raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
-        self.s, self.device, self.say = s, device, say
-        once(lambda: load_corpus(s.dataset))  # prepares it on first use
-        self.tokenizer, self.corpus = load_corpus(s.dataset)
-        for ids in self.corpus.values():
-            random_windows(ids, 1, s.block_size, torch.Generator())  # refuses now a split that is too short, not after a minute
-        self.generator_path, *self.judge_paths = (path.format(dataset=dataset_name(s.dataset)) for path in (s.generator_checkpoint, s.judge_checkpoint, s.gold_checkpoint))
-        once(self.make_missing)
-        self.judge, self.gold = (Judge.from_pretrained(path, self.tokenizer).to(device) for path in self.judge_paths)
-        for path, one in zip(self.judge_paths, (self.judge, self.gold)):
-            if one.trunk.config.block_size < s.block_size + 1:
-                raise ValueError(f"the judge at {path} reads texts of at most {one.trunk.config.block_size - 1} characters and block_size is {s.block_size}: lower block_size, or name a judge that does not exist yet to have it trained")
-        say(f"judge: held-out AUC {self.judge.quality['auc']:.3f}, R2 {self.judge.quality['r2']:.3f}; gold judge: AUC {self.gold.quality['auc']:.3f}, R2 {self.gold.quality['r2']:.3f}")
-        self.rewards = [('judge', lambda policy, rollout: 1 - score_fills(self.judge, rollout.batch, rollout.tokens), 1.0)]
-        self.eval_batch = self.draw('val', s.eval_prompts_n, 0)
 
-    def make_missing(self):
-        s = self.s
-        if not os.path.exists(self.generator_path):
-            self.say(f"there is no generator at {self.generator_path}: training one on {s.dataset}")
-            config = filler_config(self.tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)
-            model, quality = train_generator(self.tokenizer, self.corpus, config, s.pretrain_iters, mask_kinds=s.mask_kinds, seed=s.seed, device=self.device)
-            save_model(self.generator_path, 'generator', model, config, self.tokenizer, quality)
-        for number, path in enumerate(self.judge_paths):
-            if not os.path.exists(path):
-                self.say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
-                generator = self.load_model().to(self.device)
-                judge, quality = train_judge(generator, self.tokenizer, self.corpus, s.judge_iters, mask_kinds=s.mask_kinds, seed=s.seed + 1000 * number)
-                save_model(path, 'judge', judge, generator.config, self.tokenizer, quality)
+def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_size=64, learning_rate=3e-3, seed=1, until=1.0):
+    """
+    A supervised start for a causal model, in place: next token on prompt + answer + end token, with the loss on the answer and its end
+    alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'. until: ends sooner at this greedy accuracy on some of
+    held_out. Returns quality: loss in nats per token and greedy accuracy, both held out. Raises ValueError when a record is longer than the model's block_size.
+    """
+    if tokenizer.eos_id is None:
+        raise ValueError("the tokenizer has no end token: an answer could not be taught to end")
+    check_answers(records + held_out)
+    generator = torch.Generator().manual_seed(seed)
+    device = model.wte.weight.device
+    answers = {id(r): tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in records + held_out}
+    longest = max(len(r['ids']) + len(answers[id(r)]) for r in records + held_out)
+    if longest > model.config.block_size:
+        raise ValueError(f"a prompt with its answer has {longest} tokens, more than this model's block_size {model.config.block_size}: shorten it, or raise block_size")
 
-    def load_model(self):
-        self.tokenizer.check_same(load_checkpoint(self.generator_path, 'generator', 'run')['chars'], self.generator_path)
-        model = GPT.from_pretrained(self.generator_path).to(self.home)
-        if model.config.block_size < self.s.block_size:
-            raise ValueError(f"the generator at {self.generator_path} reads texts of at most {model.config.block_size} characters and block_size is {self.s.block_size}: lower block_size, or name a generator that does not exist yet to have it trained")
-        return model
+    def loss_of(batch):
+        rows = [r['ids'] + answers[id(r)] for r in batch]
+        T = max(map(len, rows))
+        tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)
+        targets = [[-1] * (len(r['ids']) - 1) + answers[id(r)] + [-1] * (T - len(row) + 1) for r, row in zip(batch, rows)]
+        targets = torch.tensor(targets, device=device)
+        answer = targets >= 0
+        return cross_entropy(model, model(tokens)[answer], targets[answer])
 
-    def policy(self, model):
-        return FillInPolicy(model, self.tokenizer, self.s.temperature, self.s.top_p, self.s.unmask_steps)
+    def loss_of_batch():
+        return loss_of([records[i] for i in torch.randint(len(records), (batch_size,), generator=generator).tolist()])
 
-    def draw(self, split, n, seed):
-        batch, _ = masked_windows(self.corpus[split], n, self.s.block_size, self.tokenizer, self.s.mask_kinds, self.s.mask_ratio, torch.Generator().manual_seed(seed), seed)
-        return {key: value.to(self.device) for key, value in batch.items()}
+    @torch.no_grad()
+    def quality_on(held_out):
+        model.eval()
+        right, losses = 0, []
+        for start in range(0, len(held_out), 256):
+            batch = held_out[start:start + 256]
+            losses.append(loss_of(batch).item() * len(batch))
+            room = model.config.block_size - max(len(r['ids']) for r in batch)
+            greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=min(room, max(len(answers[id(r)]) for r in batch)), temperature=0, eos_id=tokenizer.eos_id)
+            right += sum(ids[0, :n].tolist() == answers[id(r)] for r, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten()))
+        model.train()
+        return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
 
-    def batch(self, it, attempt=0):
-        return self.draw('train', self.s.batch_size, ((self.s.seed + 10 ** 6 * attempt) * 10 ** 9 + it) % 2 ** 62)
-
-    def evaluate(self, policy):
-        """The same held-out texts with the same noise each time. The gold judge is never a reward."""
-        rollout = policy.sample(self.eval_batch, 2)
-        if self.s.eval_show:
-            self.say(describe_fills(self.tokenizer, self.eval_batch, rollout.tokens, self.s.eval_show))
-        return {'eval/judge_reward': 1 - score_fills(self.judge, self.eval_batch, rollout.tokens).mean().item(),
-                'eval/gold_reward': 1 - score_fills(self.gold, self.eval_batch, rollout.tokens).mean().item(),
-                'eval/judge_reward_real': 1 - self.judge.score(self.eval_batch['original']).mean().item(),
-                'eval/gold_reward_real': 1 - self.gold.score(self.eval_batch['original']).mean().item(),
-                'eval/exact_match_sampled': exact_match(self.eval_batch, rollout.tokens),
-                'eval/exact_match_greedy': exact_match(self.eval_batch, policy.greedy(self.eval_batch))}
-
-    def describe(self, m):
-        return (f"held-out judge reward {m['eval/judge_reward']:.4f} (real text {m['eval/judge_reward_real']:.4f}), gold reward {m['eval/gold_reward']:.4f} "
-                f"(real text {m['eval/gold_reward_real']:.4f}), exact match sampled {m['eval/exact_match_sampled']:.4f}, greedy {m['eval/exact_match_greedy']:.4f}")
-
-    def asked(self, rollout):
-        return {'prompt': self.tokenizer.decode(rollout.batch['tokens'][0]), 'answer': self.tokenizer.decode(rollout.batch['original'][0])}
-
-    def try_out(self):
-        return 'ckpt.pt', [f"--text={longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))}", '--mask_ratio=0.3']
-
-    def saved(self):
-        """What a checkpoint holds beside the weights so that sample.py can use it."""
-        return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
+    supervised_loop('model', model, loss_of_batch, max_iters, learning_rate, enough=lambda: until < 1 and quality_on(held_out[:256])['accuracy'] >= until)
+    quality = quality_on(held_out)
+    model.eval()
+    return quality
 
 
 class Completion(Job):
@@ -218,7 +180,7 @@ class Completion(Job):
 
     def ask(self, texts, records):
         """{reward name: (P, G)} of the answers texts (P lists of G) to the prompts of records."""
-        return score_answers(self.reward_functions, texts, records, self.s.reward_errors)
+        return score_completions(self.reward_functions, texts, records, self.s.reward_errors)
 
     def scores(self, policy, rollout):
         """What `ask` says of a training rollout, asked once for all names."""
@@ -237,7 +199,7 @@ class Completion(Job):
 
         def scored(functions, texts, records):
             with self.in_step(policy):
-                return score_answers(functions, texts, records, s.reward_errors)
+                return score_completions(functions, texts, records, s.reward_errors)
 
         def score_first(texts, records):
             return reward_tensor(first, scored(self.reward_functions[:1], texts, records)[first])

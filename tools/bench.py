@@ -26,17 +26,25 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from completion import CausalPolicy, prompt_batch
-from data.tokenizer import CharTokenizer, Tokenizer
-from fill_in import FillInPolicy, choose_slots, fill, make_batch, score_fills
-from grpo import Rollout, answer_log_probs, compute_advantages, compute_rewards, generate_rollouts, grpo_training_step, kl_estimate, train_on_rollout, update_reference
+from formats.tokenizer import CharTokenizer, Tokenizer
+from grpo import (
+    Rollout,
+    completion_logps,
+    compute_advantages,
+    compute_rewards,
+    generate_rollouts,
+    grpo_training_step,
+    kl_estimate,
+    train_on_rollout,
+)
 from judge import Judge
 from kernels import fused_logps, fused_loss
-from lora import add_lora
-from model import GPT, GPTConfig, compute_in, configure_optimizers, copy_masters
-from pretrain import filler_config
-from sample import generate
-from shard import local_part, shard_model
+from model import GPT, GPTConfig
+from policy import CausalPolicy, generate, prompt_batch
+from runtime.lora import add_lora
+from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
+from runtime.shard import local_part, shard_model
+from tasks.fill_in import FillInPolicy, choose_slots, fill, filler_config, make_batch, score_fills
 
 ROUNDS, WARM_UPS = 9, 2
 RESULTS = []  # what was printed, for --json
@@ -262,7 +270,7 @@ def step_ways(sizes, P, G, T, R, compiled=False):
     assert inputs['prompt_ids'].tolist() == [ids for ids in prompts for _ in range(G)] and inputs['completion_mask'].all()
     rollout = Rollout(batch, tokens, torch.full((P, G), R), torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
     with torch.no_grad():
-        rollout.logps = answer_log_probs(policy, rollout)[0]
+        rollout.logps = completion_logps(policy, rollout)[0]
         whole = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
         their_logps = trainer._get_per_token_logps_and_entropies(theirs, whole, torch.ones_like(whole), R)[0].view(P, G, R)
     train_on_rollout(policy, rollout, torch.optim.SGD(ours.parameters(), lr=0.0), grad_clip=0, loss_type='dapo')
@@ -339,7 +347,9 @@ def kernel(N=2048, D=576, V=49152):
         compiled = torch.compile(lambda h, w: (h @ w.T).float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1))
         ways['torch.compile'] = lambda: plain(compiled)
         try:
-            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+            from liger_kernel.ops.fused_linear_cross_entropy import (
+                LigerFusedLinearCrossEntropyFunction as Liger,
+            )
             ways['Liger'] = lambda: Liger.apply(hidden, weight, ids)[0].backward()  # its own loss: the mean cross-entropy
         except ImportError:
             print("  Liger is not installed: left out")

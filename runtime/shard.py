@@ -55,7 +55,7 @@ def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str, gather_
     for block in units(model)[:-1]:
         fully_shard(block, **options)
     fully_shard(model, **options, reshard_after_forward=False)  # the head is used after the model's forward, see grpo.rollout_loss
-    for method in ('prefill', 'answer'):
+    for method in ('prefill', 'complete'):
         if hasattr(model, method):  # a critic has neither
             register_fsdp_forward_method(model, method)
     for module in units(model):

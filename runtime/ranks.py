@@ -138,3 +138,10 @@ def leave() -> None:
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads sometimes abort an ordinary exit, long after the work is saved (pytorch issue 190489)
+
+
+def all_reduce(tensor, op='sum'):
+    """The sum, or the maximum, over all ranks, in place; with one process nothing happens."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
+    return tensor

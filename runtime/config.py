@@ -163,7 +163,7 @@ def one_line_errors(kind, error, trace):
     while last and last.tb_next:
         last = last.tb_next
     file = last.tb_frame.f_code.co_filename if last else ''
-    ours = 'site-packages' not in file and os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.abspath(__file__)))
+    ours = 'site-packages' not in file and os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise') and not issubclass(kind, AssertionError):
         line = one_line(str(error))  # a name in someone's file may hold a line break; a value may be a book
         print('error:', line if len(line) < 2000 else f'{line[:1200]} ... {line[-600:]}', file=sys.stderr)

@@ -9,8 +9,8 @@ import math
 import re
 
 from rewards import final_number, numbers_in, plain_text, reward
-from rewards_math import equations_in, number_alone
-from rewards_overlap import content_words, on_subject, repeated, states_of, words
+from rewards.maths import equations_in, number_alone
+from rewards.overlap import content_words, on_subject, repeated, states_of, words
 
 
 def sentences(text):
@@ -273,7 +273,7 @@ def scored(scorer, prompts, texts, which):
     joined = [prompt + text for prompt, text in zip(prompts, texts)]
     if not isinstance(scorer, str):
         return list(scorer(joined))
-    from judge import ScorerClient
+    from runtime.scorer import ScorerClient
     return ScorerClient(scorer).score(joined)[which]
 
 

@@ -10,20 +10,39 @@ import random
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from completion import tokenizer_of
-from console import over
 from data.activations.prepare import load_documents, write_activations
 from data.prompts import draw_indices, load_prompts
-from data.text import dataset_name
-from data.tokenizer import CharTokenizer
-from grpo import all_reduce, sum_gradients
+from data.text import dataset_name, random_windows
+from formats.tokenizer import CharTokenizer
+from grpo import sum_gradients
 from kernels import fused_logps
-from model import GPT, load_checkpoint, save_checkpoint
-from nla import Activations, Critic, Injection, NLAPolicy, as_read, build_actor, build_critic, encode_around, find_markers, fve, load_activations, marker_of, read_vectors, standardiser, truncate
-from pretrain import answerer_config, save_model, train_critic, train_explainer, train_language_model
-from shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
-from tasks import Job, longest_line
+from model import GPT
+from nla import (
+    Activations,
+    Critic,
+    Injection,
+    NLAPolicy,
+    as_read,
+    build_actor,
+    build_critic,
+    encode_around,
+    find_markers,
+    fve,
+    load_activations,
+    marker_of,
+    read_vectors,
+    standardiser,
+    truncate,
+)
+from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
+from runtime.console import over
+from runtime.ranks import all_reduce
+from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
+from tasks.task import Job, longest_line
+from tasks.completion import answerer_config
+from tasks.supervised import cross_entropy, save_model, supervised_loop
 
 
 class NLA(Job):
@@ -328,3 +347,75 @@ class NLA(Job):
         self.critic_optimizer.load_state_dict(optimizer_parts(checkpoint['critic_optimizer'], list(self.critic.parameters())))
         for group in self.critic_optimizer.param_groups:
             group['lr'] = self.s.critic_learning_rate
+
+
+def train_language_model(model, documents, held_out, eos_id, max_iters=1000, batch_size=32, learning_rate=1e-3, seed=1):
+    """
+    Next token, everywhere, on windows of the documents (lists of token ids, an end token between them), in place. Returns quality: the loss in nats
+    per token on windows of held_out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device, width = model.wte.weight.device, model.config.block_size + 1
+    joined = [np.array([token for ids in part for token in ids + [eos_id] * (eos_id is not None)], dtype=np.int32) for part in (documents, held_out)]
+
+    def loss_on(ids, n, generator):
+        tokens = random_windows(ids, n, width, generator).to(device)
+        return cross_entropy(model, model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    supervised_loop('language model', model, lambda: loss_on(joined[0], batch_size, generator), max_iters, learning_rate)
+    model.eval()
+    with torch.no_grad():
+        return {'loss': loss_on(joined[1], 256, torch.Generator().manual_seed(0)).item()}
+
+
+def train_explainer(model, activations, held_out, explanation, max_iters=200, batch_size=64, learning_rate=5e-4, seed=1):
+    """
+    A start for the actor of an NLA, in place: from a prompt with an activation in it to a text. activations, held_out: nla.Activations;
+    explanation(split, i): token ids that the actor is to write of activation i, the end token included. Returns quality: held-out loss in nats
+    per token, and with_another, the same with activations dealt to the wrong texts: no more than the loss would mean that the actor does not look at them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = model.wte.weight.device
+
+    def loss_on(split, indices, seen=None):
+        batch = split.batch(indices, indices, device)
+        prompts, texts = batch['prompts'], [explanation(split, i) for i in indices]
+        lengths = batch['prompt_lengths'].tolist()
+        T = max(n + len(text) for n, text in zip(lengths, texts))
+        tokens, targets = (torch.full((len(indices), T), fill) for fill in (0, -1))
+        for row, (prompt, n, text) in enumerate(zip(prompts.tolist(), lengths, texts)):
+            tokens[row, :n + len(text)] = torch.tensor(prompt[:n] + text)
+            targets[row, n - 1:n + len(text) - 1] = torch.tensor(text)
+        vectors = batch['activation'] if seen is None else split.batch(seen, seen, device)['activation']
+        hidden = model(tokens.to(device), edit=model.injection.edit(batch['slots'], vectors))
+        answer = (targets >= 0).to(device)
+        return cross_entropy(model, hidden[answer], targets.to(device)[answer])
+
+    supervised_loop('actor', model, lambda: loss_on(activations, torch.randint(len(activations), (batch_size,), generator=generator).tolist()), max_iters, learning_rate)
+    model.eval()
+    some = list(range(min(512, len(held_out))))
+    with torch.no_grad():
+        return {'loss': loss_on(held_out, some).item(), 'with_another': loss_on(held_out, some, some[len(some) // 2:] + some[:len(some) // 2]).item()}
+
+
+def train_critic(critic, activations, held_out, length, max_iters=100, batch_size=64, learning_rate=5e-4, seed=1):
+    """A start for the critic of an NLA, in place: from the texts that come with the activations, cut to `length` tokens, to the activations. Returns quality: held-out FVE."""
+    generator = torch.Generator().manual_seed(seed)
+    device = critic.mean.device
+
+    def predict(split, indices):
+        texts = [split.text(i, length) for i in indices]
+        tokens = torch.zeros(len(indices), length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens[row, :len(text)] = torch.tensor(text)
+        h = torch.from_numpy(np.array(split.vectors[np.asarray(indices)], dtype=np.float32)).to(device)
+        return critic(tokens.to(device), torch.tensor([len(text) for text in texts], device=device)), h
+
+    def loss_of_batch():
+        prediction, h = predict(activations, torch.randint(len(activations), (batch_size,), generator=generator).tolist())
+        return F.mse_loss(prediction, critic.target(h))
+
+    supervised_loop('critic', critic, loss_of_batch, max_iters, learning_rate, weight_decay=0.0)
+    critic.eval()
+    with torch.no_grad():
+        return {'fve': fve(*critic.standard(*predict(held_out, list(range(min(512, len(held_out)))))))}

@@ -453,7 +453,7 @@ def check_fields(rewards, records, errors='raise'):
     return {name: gap for name, gap in gaps.items() if gap}
 
 
-def score_answers(rewards: list, texts: list[list[str]], records: list[dict], errors: str = 'raise') -> dict[str, list[list[float | None]]]:
+def score_completions(rewards: list, texts: list[list[str]], records: list[dict], errors: str = 'raise') -> dict[str, list[list[float | None]]]:
     """
     texts: P lists of G completions, one list for each of the P records. Returns {name: P lists of G float | None}, None where a reward does not apply. With errors 'drop' an
     answer for which a reward raises is warned of, and has None for all rewards.
@@ -491,7 +491,6 @@ def main(arguments):
         print(f"{name:24} " + (f"not applicable ({why})" if value is None else f"{value:.4f}") + ('  hackable' if function.hackable else ''))
 
 
-import rewards_code, rewards_math, rewards_overlap, rewards_text  # noqa: E401, E402, F401, I001  they take `reward` from here, and enter theirs
 
 if __name__ == '__main__':
     from rewards import main  # of the module that they entered theirs into

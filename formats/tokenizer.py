@@ -478,7 +478,7 @@ class PackageTokenizer(FileTokenizer):
 
 def files_of_gguf(path):
     """The tokenizer in a GGUF file's metadata, as {'tokenizer.json': text, 'tokenizer_config.json': text}."""
-    from weights import open_gguf  # here, for the scripts in data/ need nothing outside of it
+    from formats.weights import open_gguf  # here, for the scripts in data/ need nothing outside of it
 
     fields = open_gguf(path).fields
     try:

@@ -38,7 +38,7 @@ import sysconfig
 import time
 import warnings
 
-from asserts import as_asserts, share_passed, take_apart
+from sandbox.asserts import as_asserts, share_passed, take_apart
 
 START_LIMIT = 30.0      # seconds that a process may take to get ready: this is no fault of the answer, and raises
 EXPECTED_LIMIT = 10.0   # seconds for the expected values of a test set

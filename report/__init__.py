@@ -17,9 +17,9 @@ import os
 import re
 import sys
 
-from configurator import one_line_errors
+from runtime.config import one_line_errors
 
-VENDOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'vendor', 'uplot')
+VENDOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'uplot')
 POINTS, HISTOGRAMS, BINS, DOTS = 250, 40, 24, 200        # of a curve; iterations with their rewards, bars of each, answers of each in the scatter
 GROUPS, ANSWERS, TOKENS = 24, 16, 40_000                 # groups to look into, answers of each, about how many tokens of all
 PROMPT, ANSWER = 2000, 4000                              # characters of a text
@@ -421,7 +421,7 @@ function choice(r) {
   groupCards(runs[r]);
   redraw.forEach(draw => draw());
 }
-if (runs.some(run => run.groups.length || run.rewards.iters.length)) section('Answers').append(runs.length > 1 ? choose('run', runs.map(run => run.name), choice) : '', answers);
+if (runs.some(run => run.groups.length || run.rewards.iters.length)) section('Completions').append(runs.length > 1 ? choose('run', runs.map(run => run.name), choice) : '', answers);
 
 // ---- settings
 const keys = [...new Set(runs.flatMap(run => Object.keys(run.config)))], differ = keys.filter(key => new Set(runs.map(run => run.config[key])).size > 1);

@@ -1,0 +1,57 @@
+"""
+fp32 masters of weights that are computed with in another precision, the optimizer that steps them, and the reference that follows them.
+"""
+from functools import partial
+
+import torch
+import torch.nn as nn
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """
+    Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32 master each, for a small
+    update is lost in a bf16 weight. A gradient is added to its master as soon as backward has made it. Returns {name: master}: what an
+    optimizer steps and a checkpoint keeps, the weights themselves when dtype is fp32; see `copy_masters`.
+    """
+    masters = {}
+    for name, p in model.named_parameters():
+        masters[name] = p
+        if dtype != torch.float32:
+            if p.requires_grad:
+                masters[name] = nn.Parameter(p.detach().float().clone())
+                p.register_post_accumulate_grad_hook(partial(hand_over_gradient, masters[name]))
+            p.data = p.data.to(dtype)
+    return masters
+
+
+def hand_over_gradient(master, p):
+    master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+    p.grad = None
+
+
+@torch.no_grad()
+def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """The weights that the model computes with follow their masters; call it after each optimizer step."""
+    pairs = [(p, masters[name]) for name, p in model.named_parameters() if masters[name] is not p]
+    if pairs:
+        torch._foreach_copy_(*zip(*pairs))
+
+
+def configure_optimizers(params, weight_decay: float, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused."""
+    params = [p for p in params if p.requires_grad]
+    groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
+              {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+@torch.no_grad()
+def update_reference(mode: str, it: int, reference: list[torch.Tensor], policy: list[torch.Tensor], ema_alpha: float = 0.99, update_freq: int = 500) -> None:
+    """
+    The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place. ema: alpha * reference +
+    (1 - alpha) * policy, every time. periodic: the policy's, every update_freq iterations. static: as they were.
+    """
+    if mode == 'ema':
+        torch._foreach_lerp_(reference, policy, 1 - ema_alpha)
+    elif mode == 'periodic' and it % update_freq == 0:
+        torch._foreach_copy_(reference, policy)
