@@ -1,44 +1,88 @@
 """
 Configuration without a framework, after nanoGPT: a script opens with a block of plain globals, then calls
 
-    config = configure(globals())
+    cfg = configure(globals())
 
-The command line overrides them: `python train_grpo.py config/grpo_config.py --seed=2`. Later wins: defaults, then config
-files in the order given, then --key=value. A config file is Python and sets the same names; functions it defines are
-welcome as values. Values on the command line are Python literals, and bare words are strings; --quiet alone is --quiet=True. A name annotated
-`key: float | None = None` takes those types; any other takes the type of its default (an int will do for a float).
+The command line overrides them: `python train_grpo.py config/grpo_config.py --seed=2`. Later wins:
+defaults, then config files in the order given, then --key=value. A config file is Python, and what it
+defines may be a value too. Values on the command line are Python literals, and bare words are strings;
+--quiet alone is --quiet=True.
+
+A room with settings of its own has a class `Settings` of the same form, which configure takes besides the
+globals: `configure(globals(), grpo.Settings, tasks=TASKS)`. Outside they are all flat, so no name may be
+owned twice.
+
+The type of a setting is that of its default (an int will do for a float), or its annotation: `float |
+None`, `Literal['sum', 'mean']` for a choice, and for a range a type with an interval, `Annotated[float,
+'(0, 1]']`.
 """
 import ast
 import difflib
+import inspect
 import linecache
 import os
 import select
+import shutil
 import sys
+import textwrap
 import types
+import typing
+from typing import Annotated, NamedTuple
 
+Count = Annotated[int, '[1, inf)']
+Natural = Annotated[int, '[0, inf)']
+Positive = Annotated[float, '(0, inf)']
+NonNegative = Annotated[float, '[0, inf)']
+Share = Annotated[float, '[0, 1]']
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Setting(NamedTuple):
+    """What is known of a setting besides its value."""
+    kind: object        # a type, or an annotation
+    comment: str
+    room: str           # whose it is, as --help=ROOM has it
+    heading: str        # the comment above the lines it stands among
+
+
+# -----------------------------------------------------------------------------
+# reading the settings out of a script and of the rooms' classes
 
 def settings_block(source):
-    """The statements among which the call of configure stands: of the script, or, where it is also imported, of its `if __name__ == '__main__':`."""
+    """
+    The statements among which a script calls configure: its own, or those under `if __name__ ==
+    '__main__':`.
+    """
     body = ast.parse(source).body
-    calls = lambda node: isinstance(getattr(node, 'value', None), ast.Call) and getattr(node.value.func, 'id', '') == 'configure'
-    return next((node.body for node in body if isinstance(node, ast.If) and any(map(calls, node.body))), body)
+    for node in body:
+        if isinstance(node, ast.If) and any(map(calls_configure, node.body)):
+            return node.body
+    return body
 
 
-def read_keys(source):
-    """The settings above the call of configure, {name: (allowed type, comment)} in order, read from the script's own text."""
-    keys, lines = {}, source.splitlines()
-    for node in settings_block(source):
-        value = getattr(node, 'value', None)
-        if isinstance(value, ast.Call) and getattr(value.func, 'id', '') == 'configure':
+def calls_configure(node):
+    value = getattr(node, 'value', None)
+    return isinstance(value, ast.Call) and getattr(value.func, 'id', '') == 'configure'
+
+
+def read_keys(source, names=None, room='run', block=None):
+    """{key: Setting} of the assignments above the call of configure; names: what annotations may use."""
+    keys, lines, heading, above = {}, source.splitlines(), '', 0
+    for node in settings_block(source) if block is None else block:
+        if calls_configure(node):
             break
+        for line in lines[above:node.lineno - 1]:
+            if line.lstrip().startswith('# ') and not line.lstrip().startswith('# ---'):
+                heading = line.strip().lstrip('# ')
+        above = node.end_lineno
         if isinstance(node, ast.AnnAssign):
-            target, kind = node.target, eval(ast.unparse(node.annotation))
-        elif isinstance(node, ast.Assign) and is_literal(value):
-            target, kind = node.targets[0], type(ast.literal_eval(value))
+            key, kind = node.target.id, eval(ast.unparse(node.annotation), names)
+        elif isinstance(node, ast.Assign) and is_literal(node.value):
+            key, kind = node.targets[0].id, type(ast.literal_eval(node.value))
         else:
             continue
         _, _, comment = lines[node.end_lineno - 1][node.end_col_offset:].partition('#')
-        keys[target.id] = kind, comment.strip()
+        keys[key] = Setting(kind, comment.strip(), room, heading)
     return keys
 
 
@@ -50,12 +94,99 @@ def is_literal(node):
         return False
 
 
+def room_of(cls):
+    """'grpo' of grpo.Settings, 'fill_in' of tasks.fill_in.FillIn.Settings."""
+    return cls.__module__.rpartition('.')[2]
+
+
+def read_room(cls):
+    """{key: Setting} of a class of settings."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    names = vars(sys.modules[cls.__module__])
+    return read_keys(source, names, room_of(cls), ast.parse(source).body[0].body)
+
+
+def rooms_of(task):
+    """The classes of settings that a task has, its own and those of the classes it builds on."""
+    return [vars(parent)['Settings'] for parent in reversed(task.__mro__) if 'Settings' in vars(parent)]
+
+
+def keys_of(task):
+    """
+    The names of the settings that a task reads: those of its rooms, and what it says it uses or refuses of
+    others.
+    """
+    own = set()
+    for room in rooms_of(task):
+        own |= read_room(room).keys()
+    return (own | set(task.uses)) - set(task.refuses)
+
+
+# -----------------------------------------------------------------------------
+# what a setting takes
+
+def members(kind):
+    """The types that an annotation offers: int and None of `int | None`."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def parts_of(kind):
+    """(type, interval or None) of a type that may be Annotated."""
+    if typing.get_origin(kind) is Annotated:
+        return typing.get_args(kind)
+    return typing.get_origin(kind) or kind, None
+
+
+def inside(value, interval):
+    """Whether a number lies in an interval as mathematics writes it, '[0, 1)'; a NaN lies in none."""
+    low, high = map(float, interval[1:-1].split(','))
+    above = value >= low if interval[0] == '[' else value > low
+    below = value <= high if interval[-1] == ']' else value < high
+    return above and below
+
+
+def bounds_in_words(interval):
+    """'at least 1', 'above 0 and at most 1', 'between 0 and 1'."""
+    low, high = interval[1:-1].split(', ')
+    if interval[0] == '[' and interval[-1] == ']':
+        return f'between {low} and {high}'
+    bounds = []
+    if low != '-inf':
+        bounds.append(f"{'at least' if interval[0] == '[' else 'above'} {low}")
+    if high != 'inf':
+        bounds.append(f"{'at most' if interval[-1] == ']' else 'below'} {high}")
+    return ' and '.join(bounds)
+
+
 def name_of(kind):
-    return str(kind) if isinstance(kind, types.UnionType) else kind.__name__
+    """What a type takes, in words: 'int', 'float | None', 'one of sum, mean'."""
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    if len(members(kind)) > 1:
+        return ' | '.join(map(name_of, members(kind)))
+    base, _ = parts_of(kind)
+    return 'None' if base is types.NoneType else getattr(base, '__name__', str(base))
+
+
+def converted(value, base):
+    """
+    The value as the type takes it: an int as float, a list as tuple or back. None, inside a tuple, where it
+    does not.
+    """
+    if base is object or type(value) is base:
+        return (value,)
+    if type(value) is int and base is float and abs(value) <= sys.float_info.max:
+        return (float(value),)
+    if base in (list, tuple) and type(value) in (list, tuple):
+        return (base(value),)
+    return ()
 
 
 def shown(value):
-    """repr, which fails of a number with thousands of digits, of lists nested a thousand deep, and where a class of the config's own says so."""
+    """
+    repr, which fails of a number with thousands of digits, of lists nested a thousand deep, and at a
+    class's wish.
+    """
     try:
         return repr(value)
     except Exception:
@@ -63,24 +194,44 @@ def shown(value):
 
 
 def check(key, value, keys, where):
-    """The value, with int made float and list made tuple (or back) where the key wants that. Raises ValueError naming the key."""
+    """
+    The value, converted to what the key takes. Raises ValueError naming the key, what was given and what it
+    takes.
+    """
     if key not in keys:
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all" + ("; a name of the file's own begins with _" if '.py' in where else '')))
-    kind = keys[key][0]
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    if type(value) in kinds or object in kinds:
-        return value
-    if type(value) is int and float in kinds and abs(value) <= sys.float_info.max:
-        return float(value)
-    for sequence in {list, tuple} & set(kinds):
-        if type(value) in (list, tuple):
-            return sequence(value)
+        raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys, where)}")
+    kind, out_of_range = keys[key].kind, None
+    for member in members(kind):
+        if typing.get_origin(member) is typing.Literal:
+            if any(type(value) is type(choice) and value == choice for choice in typing.get_args(member)):
+                return value
+            out_of_range = name_of(member)
+            continue
+        base, interval = parts_of(member)
+        for fitting in converted(value, base):
+            if interval is None or inside(fitting, interval):
+                return fitting
+            out_of_range = bounds_in_words(interval) + ', or None' * (types.NoneType in members(kind))
+    if out_of_range:
+        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {out_of_range}")
     raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {shown(value)} ({type(value).__name__})")
 
 
+def remedy_for(key, keys, where):
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return "; --help lists them all" + ("; a name of the file's own begins with _" if '.py' in where else '')
+
+
+# -----------------------------------------------------------------------------
+# config files and the command line
+
 def read_config_file(path, keys):
-    """The values that a config file sets. Functions, classes and modules it needs for itself are its own business, as are _names."""
+    """
+    The values that a config file sets. Functions, classes and modules it needs for itself are its own
+    business.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no config file {path!r} (overrides are written --key=value)")
     names = {'__file__': path, '__name__': 'config'}
@@ -94,66 +245,179 @@ def read_config_file(path, keys):
     except SyntaxError as e:
         raise ValueError(f"{path}, line {e.lineno}: {e.msg}") from None
     except (ValueError, MemoryError, RecursionError):
-        raise ValueError(f"{path} is no Python that can be read: it holds a NUL character, or is nested too deep") from None
+        raise ValueError(f"{path} cannot be read as Python: a NUL character, or nested too deep") from None
     try:
         exec(program, names)
     except Exception as e:
-        line, trace = 0, e.__traceback__
-        while trace:
-            line, trace = trace.tb_lineno if trace.tb_frame.f_code.co_filename == path else line, trace.tb_next
-        raise ValueError(f"{path}, line {line}: {type(e).__name__}: {e}") from None
+        raise ValueError(f"{path}, line {line_in(path, e.__traceback__)}: {type(e).__name__}: {e}") from None
     machinery = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
-    return {k: v for k, v in names.items() if k in keys or not (k.startswith('_') or isinstance(v, machinery))}
+    own = {key for key, value in names.items() if key.startswith('_') or isinstance(value, machinery)}
+    return {key: value for key, value in names.items() if key in keys or key not in own}
+
+
+def line_in(path, trace):
+    """The line of the file at path that an error came from."""
+    line = 0
+    while trace:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
 
 
 def read_override(argument, keys):
     """--key=value as (key, value); --key alone is True, where that is what the key takes."""
+    if not argument.startswith('--'):
+        raise ValueError(f"{argument}: overrides are written --key=value")
     key, equals, text = argument[2:].partition('=')
-    if not equals and keys.get(key, (None,))[0] is bool:
+    kinds = members(keys[key].kind) if key in keys else ()
+    if not equals and kinds == (bool,):
         return key, True
     if not equals:
         raise ValueError(f"{argument}: overrides are written --key=value, with an equals sign")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError):  # what its documentation lists, and a sum of numbers
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError):
         value = text
-    if key in keys and keys[key][0] is str and not isinstance(value, str):
+    if kinds == (str,) and not isinstance(value, str):
         value = text  # --wandb_run_name=7 means the string
     return key, value
 
 
-def print_help(namespace, source, keys):
-    """The script's docstring, then each setting with its present value and comment, under the headings of the settings block."""
-    print((namespace.get('__doc__') or '').strip() + "\n\nSettings, in a config file or as --key=value; where the value is True or False, --key alone is --key=True:")
-    start = settings_block(source)[0].lineno - 1
-    for line in source[:source.index('configure(globals()')].splitlines()[start:]:
-        line = line.strip()
-        if line.startswith('# '):
-            print(f'\n{line[2:]}')
-        key = line.partition('=')[0].partition(':')[0].strip()
-        if key in keys:
-            print(f"  --{key}={namespace[key]!r}".ljust(52), keys[key][1])
+def configure(namespace, *rooms, tasks=None, argv=None):
+    """
+    Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
+    classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
+    as one object, flat. Raises ValueError for a key, type or range that does not fit, for a key of another
+    task, and what a room's check(cfg) raises of settings that contradict each other; FileNotFoundError for
+    a config file that is not there.
+    """
+    sys.excepthook = one_line_errors
+    with open(namespace['__file__'], encoding='utf-8') as f:
+        source = f.read()
+    for task in (tasks or {}).values():
+        rooms += tuple(room for room in rooms_of(task) if room not in rooms)
+    keys, values = read_keys(source, namespace), {}
+    for key in keys:
+        values[key] = namespace[key]
+    for room in rooms:
+        for key, setting in read_room(room).items():
+            if key in keys:
+                raise AssertionError(f"{key} is a setting of {keys[key].room} and of {setting.room}")
+            keys[key], values[key] = setting, getattr(room, key)
+    given = read_arguments(sys.argv[1:] if argv is None else argv, keys, values, namespace)
+    values |= {key: value for key, (value, _) in given.items()}
+    for key in values.keys() & namespace.keys():
+        namespace[key] = values[key]
+    cfg = types.SimpleNamespace(**values)
+    if tasks:
+        refuse_other_tasks(cfg, given, keys, tasks)
+        rooms = [room for room in rooms if room_of(room) not in tasks] + rooms_of(tasks[cfg.task])
+    for room in rooms:
+        if hasattr(room, 'check'):
+            room.check(cfg)
+    return cfg
+
+
+def read_arguments(arguments, keys, values, namespace):
+    """
+    {key: (value, where it was given)} of config files first and then overrides; --help is answered at once.
+    """
+    for argument in arguments:
+        if argument in ('-h', '--help') or argument.startswith('--help='):
+            print_help(namespace, keys, values, argument.partition('=')[2])
+            sys.exit(0)
+    given = {}
+    for path in (a for a in arguments if not a.startswith('-')):
+        for key, value in read_config_file(path, keys).items():
+            given[key] = check(key, value, keys, path), path
+    for argument in (a for a in arguments if a.startswith('-')):
+        key, value = read_override(argument, keys)
+        given[key] = check(key, value, keys, argument), argument
+    return given
+
+
+def refuse_other_tasks(cfg, given, keys, tasks):
+    """Raises ValueError for a setting that the chosen task does not read."""
+    of_task = {name: keys_of(task) for name, task in tasks.items()}
+    somewhere = set().union(*of_task.values(), *(task.refuses for task in tasks.values()))
+    for key, (_, where) in given.items():
+        if key in somewhere - of_task[cfg.task]:
+            owners = ' and '.join(name for name in tasks if key in of_task[name])
+            raise ValueError(f"{where}: {key} is for task {owners}, and task is {cfg.task!r}: leave it out")
+
+
+# -----------------------------------------------------------------------------
+# --help, and errors as one line
+
+def print_help(namespace, keys, values, room):
+    """
+    The script's docstring, then each setting with its value and comment, room by room; `room` alone if one
+    is named.
+    """
+    rooms = list(dict.fromkeys(setting.room for setting in keys.values()))
+    if room and room not in rooms:
+        raise ValueError(f"--help={room}: there are the rooms {', '.join(rooms)}")
+    if not room:
+        print((namespace.get('__doc__') or '').strip())
+        print("\nSettings, in a config file or as --key=value; --key alone is --key=True.")
+        if len(rooms) > 1:
+            print(f"--help=ROOM shows those of one: {', '.join(rooms)}.")
+    heading = None
+    width = max(60, min(shutil.get_terminal_size().columns, 160))
+    for key, setting in keys.items():
+        if room in ('', setting.room):
+            if (setting.room, setting.heading) != heading:
+                heading = setting.room, setting.heading
+                title = [setting.room] if len(rooms) > 1 else []
+                print('\n' + ': '.join(title + [setting.heading] * bool(setting.heading)))
+            print_setting(f'  --{key}={values[key]!r}', setting, width)
+
+
+def print_setting(start, setting, width):
+    """
+    A setting's line; its comment begins at column 40, and on a line of its own where the value reaches that
+    far.
+    """
+    words = setting.comment
+    if typing.get_origin(setting.kind) is typing.Literal and not words.startswith("'"):
+        words = f"{' | '.join(map(str, typing.get_args(setting.kind)))}: {words}"
+    indent = ' ' * 40
+    lines = textwrap.wrap(words, width - len(indent)) or ['']
+    if len(start) >= len(indent):
+        print(start)
+        print(indent + lines[0])
+    else:
+        print(start.ljust(len(indent)) + lines[0])
+    for line in lines[1:]:
+        print(indent + line)
 
 
 def one_line(text):
-    """The text with what is no printable character, a line break or what moves a terminal's cursor, as Python writes it."""
+    """
+    The text with what is no printable character, a line break or what moves a terminal's cursor, as Python
+    writes it.
+    """
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def stdout_is_gone():
-    """Whether who reads our standard output, `head -1` say, has closed it. Then it is turned away from there, or Python would complain as it flushes at the end."""
+    """
+    Whether the reader of our standard output, `head -1` say, has closed it; then nothing is sent there any
+    more.
+    """
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are told of always
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
     gone = bool(poll.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at the end
     return gone
 
 
 def one_line_errors(kind, error, trace):
     """
-    An error that this repo raises on purpose (its last line is a `raise` of ours) is for the user: print its message
-    and nothing else. Any other is a bug, and keeps its traceback.
+    An error that this repo raises on purpose (its last line is a `raise` of ours) is for the user: print
+    its message and nothing else. Any other is a bug, and keeps its traceback.
     """
     if kind is KeyboardInterrupt:
         return print('interrupted: what was being made is not saved', file=sys.stderr)
@@ -163,31 +427,11 @@ def one_line_errors(kind, error, trace):
     while last and last.tb_next:
         last = last.tb_next
     file = last.tb_frame.f_code.co_filename if last else ''
-    ours = 'site-packages' not in file and os.path.dirname(os.path.abspath(file)).startswith(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise') and not issubclass(kind, AssertionError):
-        line = one_line(str(error))  # a name in someone's file may hold a line break; a value may be a book
-        print('error:', line if len(line) < 2000 else f'{line[:1200]} ... {line[-600:]}', file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-def configure(namespace, argv=None):
-    """Override namespace's settings from argv (default: the command line) and return them as a dict. Raises ValueError, FileNotFoundError."""
-    sys.excepthook = one_line_errors
-    with open(namespace['__file__'], encoding='utf-8') as f:
-        source = f.read()
-    keys = read_keys(source)
-    arguments = sys.argv[1:] if argv is None else argv
-    if '--help' in arguments or '-h' in arguments:
-        print_help(namespace, source, keys)
-        sys.exit(0)
-    overrides = [a for a in arguments if a.startswith('-')]
-    for path in (a for a in arguments if not a.startswith('-')):
-        for key, value in read_config_file(path, keys).items():
-            namespace[key] = check(key, value, keys, path)
-    for argument in overrides:
-        if not argument.startswith('--'):
-            raise ValueError(f"{argument}: overrides are written --key=value")
-        key, value = read_override(argument, keys)
-        namespace[key] = check(key, value, keys, argument)
-    return {key: namespace[key] for key in keys}
+    ours = 'site-packages' not in file and os.path.abspath(file).startswith(ROOT + os.sep)
+    on_purpose = ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise')
+    if not on_purpose or issubclass(kind, AssertionError):
+        return sys.__excepthook__(kind, error, trace)
+    line = one_line(str(error))  # a name in a user's file may hold a line break; a value may be a book
+    if len(line) >= 2000:
+        line = f'{line[:1200]} ... {line[-600:]}'
+    return print('error:', line, file=sys.stderr)

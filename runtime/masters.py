@@ -1,17 +1,29 @@
 """
-fp32 masters of weights that are computed with in another precision, the optimizer that steps them, and the reference that follows them.
+The weights that learn: fp32 masters of a model that computes in another precision, the optimizer that steps
+them, and the reference that follows them.
 """
 from functools import partial
 
 import torch
 import torch.nn as nn
 
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def precision_of(setting, device, width):
+    """The dtype that a setting stands for; 'auto' is bf16 where that is faster for a model of this width."""
+    if setting != 'auto':
+        return DTYPES[setting]
+    fast_on_cpu = torch.cpu._is_avx512_bf16_supported() and width >= 512
+    return torch.bfloat16 if str(device).startswith('cuda') or fast_on_cpu else torch.float32
+
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """
-    Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32 master each, for a small
-    update is lost in a bf16 weight. A gradient is added to its master as soon as backward has made it. Returns {name: master}: what an
-    optimizer steps and a checkpoint keeps, the weights themselves when dtype is fp32; see `copy_masters`.
+    Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32
+    master each, for a small update is lost in a bf16 weight. A gradient is added to its master as soon as
+    backward has made it. Returns {name: master}: what an optimizer steps and a checkpoint keeps, the weights
+    themselves when dtype is fp32; see `copy_masters`.
     """
     masters = {}
     for name, p in model.named_parameters():
@@ -31,13 +43,14 @@ def hand_over_gradient(master, p):
 
 @torch.no_grad()
 def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
-    """The weights that the model computes with follow their masters; call it after each optimizer step."""
+    """The weights that the model computes with follow their masters; called after each optimizer step."""
     pairs = [(p, masters[name]) for name, p in model.named_parameters() if masters[name] is not p]
     if pairs:
-        torch._foreach_copy_(*zip(*pairs))
+        torch._foreach_copy_(*zip(*pairs, strict=True))
 
 
-def configure_optimizers(params, weight_decay: float, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def configure_optimizers(params, weight_decay: float, learning_rate: float,
+                         betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused."""
     params = [p for p in params if p.requires_grad]
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
@@ -46,10 +59,12 @@ def configure_optimizers(params, weight_decay: float, learning_rate: float, beta
 
 
 @torch.no_grad()
-def update_reference(mode: str, it: int, reference: list[torch.Tensor], policy: list[torch.Tensor], ema_alpha: float = 0.99, update_freq: int = 500) -> None:
+def update_reference(mode: str, it: int, reference: list[torch.Tensor], policy: list[torch.Tensor],
+                     ema_alpha: float = 0.99, update_freq: int = 500) -> None:
     """
-    The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place. ema: alpha * reference +
-    (1 - alpha) * policy, every time. periodic: the policy's, every update_freq iterations. static: as they were.
+    The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place.
+    ema: alpha * reference + (1 - alpha) * policy, every time. periodic: the policy's, every update_freq
+    iterations. static: as they were.
     """
     if mode == 'ema':
         torch._foreach_lerp_(reference, policy, 1 - ema_alpha)

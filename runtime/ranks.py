@@ -16,11 +16,13 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 
 import torch
 import torch.distributed as dist
+
+from runtime import console
 
 CHECK_IN = 5.0   # seconds that those who are left have to report, after one of them has lost somebody
 turns = itertools.count()
@@ -145,3 +147,37 @@ def all_reduce(tensor, op='sum'):
     if dist.is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
     return tensor
+
+
+def gather(tensor):
+    """The tensors of all ranks, one behind the other along the first axis."""
+    if not dist.is_initialized():
+        return tensor
+    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, tensor)
+    return torch.cat(everyone)
+
+
+def is_first():
+    """Whether this process is rank 0, or alone."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def once(make):
+    """Call make() on rank 0 while the others wait: files are made once."""
+    if is_first():
+        target = open(os.devnull, 'w') if console.quiet else sys.stdout
+        with redirect_stdout(target):  # the scripts in data/ print
+            make()
+    wait_for_rank_0()
+
+
+def joined():
+    """Whether this process is one of several that have met."""
+    return dist.is_initialized()
+
+
+def any_of(device, *flags):
+    """For each flag whether it is set on any rank: all of them go the same way."""
+    summed = all_reduce(torch.tensor([bool(flag) for flag in flags], dtype=torch.float, device=device), 'max')
+    return [value > 0 for value in summed.tolist()]

@@ -1,247 +1,275 @@
 """
-The job of completion: prompts with verifiable rewards.
+Completion: prompts with verifiable rewards. A causal model completes each prompt, a function of the text says
+how well.
 """
 import contextlib
 import os
+import types
 import warnings
+from typing import Literal
 
 import torch
 
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
 from data.text import dataset_name
-from formats.tokenizer import CharTokenizer
 from grpo import reward_tensor, weighted_reward
-from model import GPT, GPTConfig
-from policy import CausalPolicy, generate, prompt_batch, text_log_prob, text_log_probs
+from model import GPT
+from policy import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
 from rewards import check_fields, fields_of, resolve_rewards, score_completions
 from runtime import ranks
 from runtime.checkpoint import tokenizer_of
-from runtime.console import over
+from runtime.config import Count, Share
+from runtime.console import over, say
 from runtime.shard import is_sharded
-from tasks.task import Job, longest_line
-from tasks.supervised import cross_entropy, save_model, supervised_loop
+from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
+from tasks.task import Task, longest_line
 
 
-def check_answers(records):
-    """Raises ValueError where there is no text to learn from."""
-    for i, record in enumerate(records):
-        if 'answer' not in record:
-            raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) has no 'answer' to teach a model with: give the answers, or name a model that exists in generator_checkpoint")
-
-
-def character_tokenizer(records, system_prompt=''):
-    """All characters of prompts and answers, and an end token."""
-    check_answers(records)
-    if not all(isinstance(r['prompt'], str) for r in records):
-        raise ValueError("a model of characters knows no chat messages: give prompts that are texts, or name a model that exists in generator_checkpoint")
-    return CharTokenizer(sorted(set(''.join(system_prompt + r['prompt'] + str(r['answer']) for r in records))), end=True)
-
-
-def answerer_config(tokenizer, block_size, n_layer, n_head, n_embd):
-    """A small Llama, so that what it becomes can be exported as one."""
-    return GPTConfig(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-                     norm='rmsnorm', position='rope', mlp='swiglu', mlp_hidden=8 * n_embd // 3, bias=False)
-
-
-def train_answerer(model, tokenizer, records, held_out, max_iters=1000, batch_size=64, learning_rate=3e-3, seed=1, until=1.0):
-    """
-    A supervised start for a causal model, in place: next token on prompt + answer + end token, with the loss on the answer and its end
-    alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'. until: ends sooner at this greedy accuracy on some of
-    held_out. Returns quality: loss in nats per token and greedy accuracy, both held out. Raises ValueError when a record is longer than the model's block_size.
-    """
-    if tokenizer.eos_id is None:
-        raise ValueError("the tokenizer has no end token: an answer could not be taught to end")
-    check_answers(records + held_out)
-    generator = torch.Generator().manual_seed(seed)
-    device = model.wte.weight.device
-    answers = {id(r): tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in records + held_out}
-    longest = max(len(r['ids']) + len(answers[id(r)]) for r in records + held_out)
-    if longest > model.config.block_size:
-        raise ValueError(f"a prompt with its answer has {longest} tokens, more than this model's block_size {model.config.block_size}: shorten it, or raise block_size")
-
-    def loss_of(batch):
-        rows = [r['ids'] + answers[id(r)] for r in batch]
-        T = max(map(len, rows))
-        tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=device)
-        targets = [[-1] * (len(r['ids']) - 1) + answers[id(r)] + [-1] * (T - len(row) + 1) for r, row in zip(batch, rows)]
-        targets = torch.tensor(targets, device=device)
-        answer = targets >= 0
-        return cross_entropy(model, model(tokens)[answer], targets[answer])
-
-    def loss_of_batch():
-        return loss_of([records[i] for i in torch.randint(len(records), (batch_size,), generator=generator).tolist()])
-
-    @torch.no_grad()
-    def quality_on(held_out):
-        model.eval()
-        right, losses = 0, []
-        for start in range(0, len(held_out), 256):
-            batch = held_out[start:start + 256]
-            losses.append(loss_of(batch).item() * len(batch))
-            room = model.config.block_size - max(len(r['ids']) for r in batch)
-            greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=min(room, max(len(answers[id(r)]) for r in batch)), temperature=0, eos_id=tokenizer.eos_id)
-            right += sum(ids[0, :n].tolist() == answers[id(r)] for r, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten()))
-        model.train()
-        return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
-
-    supervised_loop('model', model, loss_of_batch, max_iters, learning_rate, enough=lambda: until < 1 and quality_on(held_out[:256])['accuracy'] >= until)
-    quality = quality_on(held_out)
-    model.eval()
-    return quality
-
-
-class Completion(Job):
-    """Prompts with verifiable rewards: a causal model answers, a function of the text says how well."""
+class Completion(Task):
+    """Prompts with verifiable rewards: a causal model completes, a function of the text says how well."""
     headline = 'eval/accuracy_greedy'
-    max_answer_tokens = property(lambda self: self.s.max_new_tokens)
 
-    def __init__(self, s, device, once, say):
-        self.s, self.device, self.say, self.start_model = s, device, say, None
+    class Settings:
+        # prompts
+        train_prompts: str | None = None        # a file, a folder under data/, a hub name; None: dataset
+        eval_prompts: str | None = None         # the same; None: what the data set holds out
+        column_mapping: dict | types.FunctionType | None = None  # {'question': 'prompt'}, or a function
+        train_prompts_n: Count | None = None    # no more than the first so many
+        system_prompt = ''                      # stands before each prompt
+        chat_template = False                   # True: prompts become the user's turn in a chat
+        max_prompt_length: Count | None = None  # in tokens
+        too_long: Literal['error', 'drop'] = 'error'  # what happens to a longer one
+        max_new_tokens: Count = 64              # R: where a completion is cut off
+        # rewards and evaluation
+        rewards: list | str = ['exact_answer']  # or (name, weight, {parameters}), or functions
+        reward_errors: Literal['raise', 'drop'] = 'raise'  # 'drop': leave out what it raises at
+        eval_batch_size: Count = 256            # prompts sampled from at once
+        eval_samples: Count = 4                 # sampled completions of each, beside the greedy one
+        retain_text = ''                        # its log-prob is logged: is the language forgotten?
+        pretrain_until: Share = 1.0             # the start's training ends at this accuracy
+
+        @staticmethod
+        def check(cfg):
+            if cfg.overlong_penalty > cfg.max_new_tokens:
+                raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}; it must be at most "
+                                 f"max_new_tokens, {cfg.max_new_tokens}")
+
+    def __init__(self, cfg, device):
+        super().__init__(cfg, device)
+        self.start_model = None
         self.reward_functions = self.named_rewards()
-        source = s.train_prompts or s.dataset
-        once(lambda: load_prompts(source, s.column_mapping))  # prepares it on first use
-        self.records = load_prompts(source, s.column_mapping)[:s.train_prompts_n]
-        if s.eval_prompts or not os.path.isfile(source):
-            self.eval_records = load_prompts(s.eval_prompts or source, s.column_mapping, split='val')[:s.eval_prompts_n]
-        else:  # a file has one split
-            self.records, self.eval_records = held_out_split(self.records, s.eval_prompts_n, s.seed)
+        source = cfg.train_prompts or cfg.dataset
+        self.records, self.eval_records = self.load_records(source)
         for records in (self.records, self.eval_records):
-            for name, gap in check_fields(self.reward_functions, records, s.reward_errors).items():
-                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {next(iter(gap.values()))}")
-        self.has_hidden_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1]) and any(record.get('hidden_tests') for record in self.eval_records)
-        self.generator_path = s.generator_checkpoint.format(dataset=dataset_name(source))
-        once(self.make_missing)
+            for name, gap in check_fields(self.reward_functions, records, cfg.reward_errors).items():
+                first = next(iter(gap.values()))
+                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+        runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
+        self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.eval_records)
+        self.generator_path = cfg.generator_checkpoint.format(dataset=dataset_name(source))
+        ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
-        say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out" + (f"; {dropped} and {eval_dropped} dropped, longer than max_prompt_length {s.max_prompt_length}" if dropped + eval_dropped else ''))
-        self.rewards = [(name, lambda policy, rollout, name=name: self.scores(policy, rollout)[name], weight) for name, _, weight in self.reward_functions]
-        self.scored = None, None
+        text = f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out"
+        if dropped + eval_dropped:
+            text += f"; {dropped} and {eval_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
+        say(text)
 
-    def named_rewards(self):
-        with warnings.catch_warnings(record=True) as doubts:
-            warnings.simplefilter('always')
-            resolved = resolve_rewards(self.s.rewards, {'start_log_probs': self.start_log_probs})
-        for doubt in doubts:  # said once, not on every rank
-            self.say(f"note: {doubt.message}")
-        return resolved
+    # -----------------------------------------------------------------------------
+    # prompts, and the model to start from
 
-    def start_log_probs(self, texts):
-        """What the model that the run starts from thinks of texts, see text_log_probs: for rewards that ask for it, and loaded when they first do."""
-        self.start_model = self.start_model or self.load_model().to(self.device).eval().requires_grad_(False)
-        return text_log_probs(self.start_model, self.tokenizer, texts)
+    def load_records(self, source):
+        """The records to train on and those held out."""
+        cfg = self.cfg
+        ranks.once(lambda: load_prompts(source, cfg.column_mapping))  # prepares it on first use
+        records = load_prompts(source, cfg.column_mapping)[:cfg.train_prompts_n]
+        if os.path.isfile(source) and not cfg.eval_prompts:  # a file has one split
+            return held_out_split(records, cfg.eval_prompts_n, cfg.seed)
+        held_out = load_prompts(cfg.eval_prompts or source, cfg.column_mapping, split='val')
+        return records, held_out[:cfg.eval_prompts_n]
 
     def encode(self, tokenizer):
-        """Token ids for all prompts; how many of those to train on and of those held out were too long."""
-        s = self.s
-        options = dict(system_prompt=s.system_prompt, chat_template=s.chat_template, max_prompt_length=s.max_prompt_length, too_long=s.too_long)
+        """Token ids for all prompts. Returns how many to train on, and how many held out, were too long."""
+        cfg = self.cfg
+        options = {'system_prompt': cfg.system_prompt, 'chat_template': cfg.chat_template,
+                   'max_prompt_length': cfg.max_prompt_length, 'too_long': cfg.too_long}
         self.records, dropped = encode_prompts(self.records, tokenizer, **options)
         self.eval_records, eval_dropped = encode_prompts(self.eval_records, tokenizer, **options)
         return dropped, eval_dropped
 
     def check_room(self, block_size):
-        longest = max(len(r['ids']) for r in self.records + self.eval_records)
-        if longest + self.s.max_new_tokens > block_size:
-            raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens {self.s.max_new_tokens} that is more than the {block_size} this model reads: lower max_new_tokens, or set max_prompt_length with --too_long=drop")
+        longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
+        if longest + n > block_size:
+            raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens {n} that is "
+                             f"more than the {block_size} this model reads: lower max_new_tokens, or set "
+                             "max_prompt_length with --too_long=drop")
 
     def make_missing(self):
-        s = self.s
-        if self.generator_path.endswith('.pt') and not os.path.exists(self.generator_path):
-            tokenizer = character_tokenizer(self.records + self.eval_records, s.system_prompt + s.retain_text)
-            self.encode(tokenizer)
-            self.check_room(s.block_size)
-            self.say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
-            torch.manual_seed(s.seed)
-            model = GPT(answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(self.device)
-            quality = train_answerer(model, tokenizer, self.records, self.eval_records, s.pretrain_iters, seed=s.seed, until=s.pretrain_until)
-            save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
+        """
+        A small model of characters, taught prompts with their answers, where the .pt file to start from is
+        missing.
+        """
+        cfg = self.cfg
+        if not self.generator_path.endswith('.pt') or os.path.exists(self.generator_path):
+            return
+        tokenizer = character_tokenizer(self.records + self.eval_records, cfg.system_prompt + cfg.retain_text)
+        self.encode(tokenizer)
+        self.check_room(cfg.block_size)
+        say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
+        torch.manual_seed(cfg.seed)
+        model = GPT(small_config(tokenizer, cfg)).to(self.device)
+        quality = train_start(model, tokenizer, self.records, self.eval_records, cfg.pretrain_iters, cfg.seed,
+                              cfg.pretrain_until)
+        save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
 
     def load_model(self):
         model = GPT.from_pretrained(self.generator_path).to(self.home)
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
         self.check_room(model.config.block_size)
-        if self.s.retain_text:
-            text_log_prob(model, self.tokenizer.encode(self.s.retain_text))  # refuses now a text it cannot read
+        if self.cfg.retain_text:
+            text_log_prob(model, self.tokenizer.encode(self.cfg.retain_text))  # refused now, if at all
         return model
 
     def policy(self, model):
-        return CausalPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile)
+        cfg = self.cfg
+        return CausalPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
+                            cfg.compile)
 
     def make_batch(self, records, indices, seed):
-        batch = prompt_batch([records[i]['ids'] for i in indices], [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))], self.device)
+        """The prompts of records[indices], each with a seed of its own for the noise of its completions."""
+        seeds = [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))]
+        batch = prompt_batch([records[i]['ids'] for i in indices], seeds, self.device)
         return batch | {'record': torch.tensor(indices)}
 
     def batch(self, it, attempt=0):
-        seed = self.s.seed + 10 ** 6 * attempt
-        return self.make_batch(self.records, draw_indices(len(self.records), self.s.batch_size, it, seed), seed * 10 ** 5 + it)
+        seed = self.cfg.seed + 10 ** 6 * attempt
+        indices = draw_indices(len(self.records), self.cfg.batch_size, it, seed)
+        return self.make_batch(self.records, indices, seed * 10 ** 5 + it)
 
-    def in_step(self, policy):
-        """A context for asking a scorer in an evaluation: where all ranks evaluate with a sharded model, all of them stop when one has lost it, instead of waiting for it in the next forward."""
-        return ranks.together(self.device, False) if is_sharded(policy.model) else contextlib.nullcontext()
+    # -----------------------------------------------------------------------------
+    # rewards
 
-    def ask(self, texts, records):
-        """{reward name: (P, G)} of the answers texts (P lists of G) to the prompts of records."""
-        return score_completions(self.reward_functions, texts, records, self.s.reward_errors)
+    def named_rewards(self):
+        """
+        [(name, function, weight)...] of cfg.rewards; what is doubtful about them is said once, not on every
+        rank.
+        """
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter('always')
+            resolved = resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
+        for doubt in doubts:
+            say(f"note: {doubt.message}")
+        return resolved
+
+    def start_log_probs(self, texts):
+        """
+        What the model that the run starts from thinks of texts, for rewards that ask; loaded when they first
+        do.
+        """
+        if self.start_model is None:
+            self.start_model = self.load_model().to(self.device).eval().requires_grad_(False)
+        return text_log_probs(self.start_model, self.tokenizer, texts)
+
+    @property
+    def rewards(self):
+        return [(name, self.scores, weight) for name, _, weight in self.reward_functions]
 
     def scores(self, policy, rollout):
-        """What `ask` says of a training rollout, asked once for all names."""
-        if self.scored[0] is not rollout:
-            self.scored = rollout, self.ask(policy.texts(rollout), [self.records[i] for i in rollout.batch['record'].tolist()])
-        return self.scored[1]
+        """{reward name: P lists of G} of a training rollout."""
+        records, texts = [self.records[i] for i in rollout.batch['record'].tolist()], policy.texts(rollout)
+        return score_completions(self.reward_functions, texts, records, self.cfg.reward_errors)
+
+    # -----------------------------------------------------------------------------
+    # evaluation
+
+    def in_step(self, policy):
+        """
+        A context for asking a scorer in an evaluation: where all ranks evaluate with a sharded model, all of
+        them stop when one has lost it, instead of waiting for it in the next forward.
+        """
+        return ranks.together(self.device, False) if is_sharded(policy.model) else contextlib.nullcontext()
+
+    def eval_batches(self):
+        """(records, prompts) of the held-out set; the noise is the same at each evaluation."""
+        size = self.cfg.eval_batch_size
+        for start in over('evaluating', range(0, len(self.eval_records), size)):
+            records = self.eval_records[start:start + size]
+            yield records, self.make_batch(records, list(range(len(records))), start)
 
     def evaluate(self, policy):
         """
-        The held-out prompts, answered greedily once and sampled eval_samples times with the same noise each time. Accuracy is
-        the first reward's mean, where it applies; pass_at_k the share of prompts of which a sampled answer gets 1; reward the weighted sum.
-        Where the first reward runs tests and the records have hidden_tests, pass_rate is the share of answers that pass all tests, and hidden_pass_rate all the hidden ones.
+        The held-out prompts, completed greedily once and sampled eval_samples times. Accuracy is the first
+        reward's mean, where it applies; pass_at_k the share of prompts of which a sampled completion gets 1;
+        reward the weighted sum. Where the first reward runs tests and the records have hidden_tests,
+        pass_rate is the share of completions that pass all tests, and hidden_pass_rate all the hidden ones.
         """
-        s, first = self.s, self.reward_functions[0][0]
-        greedy, sampled, total, hidden_greedy, hidden_sampled = [], [], [], [], []
+        cfg, first = self.cfg, self.reward_functions[0][0]
+        weights = {name: weight for name, _, weight in self.reward_functions}
+        columns = {'greedy': [], 'sampled': [], 'reward': [], 'hidden_greedy': [], 'hidden_sampled': []}
 
         def scored(functions, texts, records):
             with self.in_step(policy):
-                return score_completions(functions, texts, records, s.reward_errors)
+                values = score_completions(functions, texts, records, cfg.reward_errors)
+            return {name: reward_tensor(name, value) for name, value in values.items()}
 
-        def score_first(texts, records):
-            return reward_tensor(first, scored(self.reward_functions[:1], texts, records)[first])
-        for start in over('evaluating', range(0, len(self.eval_records), s.eval_batch_size)):
-            records = self.eval_records[start:start + s.eval_batch_size]
-            batch = self.make_batch(records, list(range(len(records))), start)
+        def hidden(kind, texts, records):
+            if self.has_hidden_tests:
+                records = [record | {'tests': record.get('hidden_tests')} for record in records]
+                columns[f'hidden_{kind}'].append(scored(self.reward_functions[:1], texts, records)[first])
+
+        shown = cfg.eval_show
+        for records, batch in self.eval_batches():
             texts = policy.texts(policy.greedy(batch))
-            greedy.append(score_first(texts, records))
-            if self.has_hidden_tests:
-                with_hidden = [record | {'tests': record.get('hidden_tests')} for record in records]
-                hidden_greedy.append(score_first(texts, with_hidden))
-            if start == 0:
-                for record, (text,) in list(zip(records, texts))[:s.eval_show]:
-                    self.say(f"  {record['text']!r}\n    -> {text!r}" + (f" (wanted {record['answer']!r})" if 'answer' in record else ''))
-            texts = policy.texts(policy.sample(batch, s.eval_samples))
-            if self.has_hidden_tests:
-                hidden_sampled.append(score_first(texts, with_hidden))
-            values = scored(self.reward_functions, texts, records)
-            parts = {name: reward_tensor(name, value) for name, value in values.items()}
-            sampled.append(parts[first])
-            total.append(weighted_reward(parts, {name: weight for name, _, weight in self.reward_functions}))
-        greedy, sampled = torch.cat(greedy), torch.cat(sampled)
-        judged = ~sampled.isnan().all(dim=1)
-        metrics = {'eval/accuracy_greedy': greedy.nanmean().item(), 'eval/accuracy_sampled': sampled.nanmean().item(),
-                   'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(), 'eval/reward': torch.cat(total).nanmean().item()}
-        if self.has_hidden_tests:
-            for name, values in (('pass_rate_greedy', greedy), ('pass_rate_sampled', sampled), ('hidden_pass_rate_greedy', torch.cat(hidden_greedy)), ('hidden_pass_rate_sampled', torch.cat(hidden_sampled))):
-                metrics[f'eval/{name}'] = (values[~values.isnan()] >= 1).float().mean().item()
-        if s.retain_text:
-            metrics['eval/text_log_prob'] = text_log_prob(policy.model, self.tokenizer.encode(s.retain_text))
+            columns['greedy'].append(scored(self.reward_functions[:1], texts, records)[first])
+            hidden('greedy', texts, records)
+            self.show_completions(records[:shown], texts)
+            shown = 0
+            texts = policy.texts(policy.sample(batch, cfg.eval_samples))
+            hidden('sampled', texts, records)
+            parts = scored(self.reward_functions, texts, records)
+            columns['sampled'].append(parts[first])
+            columns['reward'].append(weighted_reward(parts, weights))
+        metrics = self.accuracies({name: torch.cat(values) for name, values in columns.items() if values})
+        if cfg.retain_text:
+            ids = self.tokenizer.encode(cfg.retain_text)
+            metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         return metrics
 
-    def describe(self, m):
-        return (f"held-out accuracy greedy {m['eval/accuracy_greedy']:.4f}, sampled {m['eval/accuracy_sampled']:.4f}, pass@{self.s.eval_samples} {m['eval/pass_at_k']:.4f}, reward {m['eval/reward']:.4f}"
-                + (f", all tests passed: greedy {m['eval/pass_rate_greedy']:.4f} (hidden tests {m['eval/hidden_pass_rate_greedy']:.4f}), sampled {m['eval/pass_rate_sampled']:.4f} ({m['eval/hidden_pass_rate_sampled']:.4f})" if 'eval/pass_rate_greedy' in m else '')
-                + (f", log-prob of retain_text {m['eval/text_log_prob']:.3f}" if 'eval/text_log_prob' in m else ''))
+    def show_completions(self, records, texts):
+        for record, (text, *_) in zip(records, texts, strict=False):
+            wanted = f" (wanted {record['answer']!r})" if 'answer' in record else ''
+            say(f"  {record['text']!r}\n    -> {text!r}{wanted}")
 
-    def try_out(self):
-        prompt = self.eval_records[0]['prompt']
-        plain = isinstance(prompt, str) and prompt == longest_line(prompt) and len(prompt) < 100  # without a prompt sample.py chats
-        options = {'prompt': prompt if plain else '', 'system_prompt': self.s.system_prompt, 'chat_template': plain and self.s.chat_template, 'max_new_tokens': self.s.max_new_tokens}
-        return 'export', [f'--{key}={value}' for key, value in options.items() if value]
+    def accuracies(self, values):
+        """The metrics of an evaluation, from {column: (P, n)}."""
+        sampled = values['sampled']
+        judged = ~sampled.isnan().all(dim=1)
+        metrics = {'eval/accuracy_greedy': values['greedy'].nanmean().item(),
+                   'eval/accuracy_sampled': sampled.nanmean().item(),
+                   'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(),
+                   'eval/reward': values['reward'].nanmean().item()}
+        if self.has_hidden_tests:
+            for name, key in (('pass_rate_greedy', 'greedy'), ('pass_rate_sampled', 'sampled'),
+                              ('hidden_pass_rate_greedy', 'hidden_greedy'),
+                              ('hidden_pass_rate_sampled', 'hidden_sampled')):
+                known = values[key][~values[key].isnan()]
+                metrics[f'eval/{name}'] = (known >= 1).float().mean().item()
+        return metrics
+
+    def describe(self, metrics):
+        m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
+        line = (f"held-out accuracy greedy {m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}, "
+                f"pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}, reward {m['reward']:.4f}")
+        if 'pass_rate_greedy' in m:
+            line += (f", all tests passed: greedy {m['pass_rate_greedy']:.4f} (hidden tests "
+                     f"{m['hidden_pass_rate_greedy']:.4f}), sampled {m['pass_rate_sampled']:.4f} "
+                     f"({m['hidden_pass_rate_sampled']:.4f})")
+        if 'text_log_prob' in m:
+            line += f", log-prob of retain_text {m['text_log_prob']:.3f}"
+        return line
+
+    # -----------------------------------------------------------------------------
+    # what a run leaves behind
 
     def asked(self, rollout):
         record = self.records[rollout.batch['record'][0].item()]
@@ -249,4 +277,14 @@ class Completion(Job):
         return {'prompt': record['text']} | ({} if answer is None else {'answer': str(answer)})
 
     def saved(self):
-        return {'chars': self.tokenizer.chars, 'end': True} if hasattr(self.tokenizer, 'chars') else {}
+        return own_tokenizer(self.tokenizer)
+
+    def adapter_base(self):
+        return self.generator_path
+
+    def try_out(self):
+        cfg, prompt = self.cfg, self.eval_records[0]['prompt']
+        plain = isinstance(prompt, str) and prompt == longest_line(prompt) and len(prompt) < 100
+        options = {'prompt': prompt if plain else '', 'system_prompt': cfg.system_prompt,
+                   'chat_template': plain and cfg.chat_template, 'max_new_tokens': cfg.max_new_tokens}
+        return 'export', [f'--{key}={value}' for key, value in options.items() if value]

@@ -1,26 +1,144 @@
 """
-What differs between the jobs that train_grpo.py can do: their data, their models, their rewards, their evaluation. One
-class each, all with the same few names: `load_model()`, `policy(model)`, `batch(it, attempt)` (the prompts of iteration `it`, all
-ranks together, and with attempt 1, 2... others for dynamic_sampling; a function of these and the seed alone, so there is no state to save), `rewards` (see compute_rewards),
-`evaluate(policy)` and `describe(metrics)`, `headline` (the metric that makes a checkpoint the best one), `closing` (those that
-the last lines compare with the start), `asked(rollout)` (the first prompt, and the right answer where it has one, as samples.jsonl keeps them),
-`max_answer_tokens`, `saved()`, what a checkpoint holds beside the weights (of what is sharded, this rank's part), and `restore(checkpoint)`, which takes it back. `try_out()`:
-what sample.py is to be given to show the trained model, the file in out_dir and the arguments. `actor_rests(it)`: the policy
-does not learn in this iteration; `learn_beside(rollout)`: what else learns from its answers, returning metrics.
-`s` holds the settings of train_grpo.py; `once(f)` calls f() on one rank while the others wait; `say` prints there.
+What differs between the jobs that train_grpo.py can do: their data, models, rewards and evaluation. A job is
+a class with the names below, in a file of its own, and one line in tasks/__init__.py. `self.cfg` holds all
+settings, flat.
 """
+import contextlib
+import math
+import os
+
+import torch
+
+from grpo import completion_logps
+from runtime.config import Count, Natural
+from runtime.console import say
 
 
-class Job:
-    """What most jobs have no part in."""
-    home = property(lambda self: 'cpu' if self.s.shard else self.device)  # where the model is loaded to: a GPU would not hold all of one that is to be sharded
+class Task:
+    """What jobs have in common. What only some of them need does nothing here."""
 
-    def restore(self, checkpoint): pass
-    def actor_rests(self, it): return False
-    def learn_beside(self, rollout): return {}
-    closing = property(lambda self: [self.headline])
+    class Settings:
+        """Settings of every job."""
+        # data
+        dataset = 'stdlib_char'         # a folder under data/, or a file: texts to fill in, or prompts
+        block_size: Count = 48          # characters of a text, or of the context of a model made here
+        eval_prompts_n: Count = 512     # held-out texts or prompts
+        eval_show: Natural = 3          # of which this many are printed
+        # the model to start from; a .pt file that does not exist yet is trained first
+        generator_checkpoint = 'out-{dataset}/generator.pt'  # ours, a Hugging Face folder or name, .gguf
+        n_layer: Count = 3              # its size, when it has to be trained
+        n_head: Count = 4
+        n_embd: Count = 96
+        pretrain_iters: Natural = 1200  # its supervised steps
+
+    uses = ()               # settings of other jobs that this one reads too
+    refuses = ()            # settings that this one cannot take, though it inherits them or all have them
+    headline = ''           # the metric that makes a checkpoint the best one
+    charts = ()             # of the report, as in report/charts.json
+    sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
+
+    def __init__(self, cfg, device):
+        self.cfg, self.device = cfg, device
+
+    @property
+    def home(self):
+        """Where the model is loaded to: a GPU would not hold all of one that is to be sharded."""
+        return 'cpu' if self.cfg.shard else self.device
+
+    @property
+    def closing(self):
+        """The metrics that the last lines compare with the start."""
+        return [self.headline]
+
+    # what a job must have:
+    # load_model() -> GPT · policy(model) -> a policy, see grpo.py · rewards, see grpo.compute_rewards
+    # batch(it, attempt=0) -> the prompts of an iteration, all ranks together: a function of these and the
+    # seed alone,
+    #   so that there is no state to save; attempts 1, 2, ... are other prompts, for dynamic_sampling
+    # evaluate(policy) -> metrics · describe(metrics) -> a line
+    # asked(rollout) -> {'prompt', 'answer'} of its first prompt, as samples.jsonl keeps them
+
+    def verdict(self, metrics):
+        """What the last evaluation means, in some lines; '' where describe has said it."""
+        return ''
+
+    def saved(self):
+        """What a checkpoint holds beside the weights; of what is sharded, this rank's part."""
+        return {}
+
+    def restore(self, checkpoint):
+        """Take back what was saved."""
+
+    def after_lora(self, model):
+        """Let weights learn that LoRA has frozen."""
+
+    def actor_rests(self, it):
+        """Whether the policy does not learn in iteration `it`."""
+        return False
+
+    def learn_beside(self, rollout):
+        """What else learns from the completions. Returns its metrics."""
+        return {}
+
+    def adapter_base(self):
+        """The model that a LoRA adapter for peft belongs to; None: no adapter is written."""
+        return None
+
+    def export(self, model, saved, out_dir, metrics):
+        """
+        Write the trained model as others load it: a plain fp32 model, what `saved` returns, the last metrics.
+        """
+        folder = os.path.join(out_dir, 'export')
+        model.save_pretrained(folder, eos_id=self.tokenizer.eos_id)
+        self.tokenizer.save(folder)
+        say(f"exported to {folder}")
+
+    def try_out(self):
+        """What sample.py needs to show the trained model: the file in out_dir, and its other arguments."""
+        return 'export', []
+
+    def token_places(self, rollout):
+        """{'slots': [...]} where the tokens of a prompt's completions fill slots of a text."""
+        return {}
+
+    @torch.no_grad()
+    def samples(self, policy, rollout):
+        """
+        What samples.jsonl keeps of the first prompt's completions, one dict each: texts, rewards, advantage,
+        and of the first 256 tokens the sampler's log-probs and how far this iteration has moved them.
+        """
+        group = rollout.pick(slice(0, 1))
+        eager = torch.compiler.set_stance('force_eager') if self.cfg.compile else contextlib.nullcontext()
+        if self.cfg.shard:  # a forward would take all ranks
+            moved = group.logps * math.nan
+        else:
+            with eager:  # a single prompt would be compiled for itself
+                moved = completion_logps(policy, group)[0] - group.logps
+        advantages = group.advantages if group.advantages.dim() == 2 else group.advantages.sum(-1)
+        parts = {f'reward/{name}': numbers(part[0]) for name, part in group.reward_parts.items()}
+        asked, places, records = self.asked(rollout), self.token_places(group), []
+        for g, text in enumerate(policy.texts(group)[0]):
+            n = min(int(group.lengths[0, g]), 256)
+            record = {**asked, 'completion': text, **{name: values[g] for name, values in parts.items()}}
+            record |= {'advantage': advantages[0, g].item()}
+            record['tokens'] = [policy.tokenizer.token_text(i) for i in group.tokens[0, g, :n].tolist()]
+            record['logps'] = numbers(group.logps[0, g, :n], 4)
+            record['logp_changes'] = numbers(moved[0, g, :n], 4)
+            records.append(record | {name: values[:n] for name, values in places.items()})
+        return records
+
+
+def numbers(tensor, digits=None):
+    """
+    A list of its numbers, rounded; None for what JSON has not: NaN, a reward that does not apply, and
+    infinity.
+    """
+    values = tensor.tolist()
+    if digits is not None:
+        values = [round(x, digits) if math.isfinite(x) else x for x in values]
+    return [x if math.isfinite(x) else None for x in values]
 
 
 def longest_line(text):
-    """What of a text fits into a command."""
+    """The part of a text that fits into a command."""
     return max(text.splitlines(), key=len, default=text).strip()

@@ -1,0 +1,556 @@
+"""
+What a run is made of besides its step: State (the model, fp32 masters, AdamW, the reference, checkpoints) and
+Log (all that is written into out_dir or said). They know no task: they ask the job.
+"""
+import copy
+import json
+import math
+import os
+import shutil
+import sys
+import time
+
+import torch
+
+from mirror import MirrorMap
+from report import write_report
+from runtime import console, ranks
+from runtime.checkpoint import check_fit, load_checkpoint, save_checkpoint
+from runtime.console import say, tell
+from runtime.lora import add_lora, merge_lora, quantize_int8, save_adapter
+from runtime.masters import compute_in, configure_optimizers, copy_masters, precision_of, update_reference
+from runtime.shard import (
+    collect_model,
+    drop_collected,
+    gathered,
+    local_part,
+    optimizer_parts,
+    part_of,
+    shard_model,
+    whole,
+)
+from runtime.trackers import asked_for
+
+RESUME = '--init_from=resume'
+
+
+def in_out_dir(cfg, name):
+    return os.path.join(cfg.out_dir, name)
+
+
+def check(cfg):
+    """
+    Raises ValueError or FileNotFoundError for a run that could not be what its settings say, before time is
+    spent.
+    """
+    alone = 'RANK' not in os.environ
+    for contradiction, message in (
+        (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
+        (cfg.reference_offload and cfg.reference_mode in ('ema', 'periodic'),
+         "reference_offload keeps the reference away, and reference_mode ema or periodic moves it"),
+        (cfg.shard and (cfg.optimizer != 'adamw' or cfg.load_in_8bit or cfg.reference_offload or cfg.compile),
+         "shard goes with optimizer adamw, without load_in_8bit, reference_offload and compile"),
+        (cfg.shard and cfg.precision == 'fp16', "shard goes with precision fp32 or bf16, not fp16"),
+        (cfg.shard and alone, "shard spreads the model over processes, which torchrun starts"),
+    ):
+        if contradiction:
+            raise ValueError(message)
+    asked_for(vars(cfg))  # is the package there?
+    if cfg.kl_beta > 0 and cfg.kl_estimator == 'k1' and not cfg.kl_in_reward:
+        tell("warning: k1 in the loss has zero gradient on average, it only adds noise; take k2 or exact")
+    if cfg.init_from == 'resume':
+        check_resume(cfg)
+
+
+def check_resume(cfg):
+    """That there is a run to resume, of this task and kind."""
+    checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
+    if not os.path.exists(checkpoint):
+        raise FileNotFoundError(f"there is no {checkpoint} to resume from: name the run's out_dir, or leave "
+                                f"{RESUME} away to start one")
+    if not os.path.exists(config):
+        return
+    with open(config, encoding='utf-8') as f:
+        began_with = json.load(f)
+    if began_with['task'] != cfg.task:
+        raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
+                         f"{cfg.task!r} now: give the config it began with, or name another out_dir")
+    if bool(began_with['lora_r']) != bool(cfg.lora_r):
+        raise ValueError(f"the run in {cfg.out_dir} has lora_r {began_with['lora_r']} and lora_r is "
+                         f"{cfg.lora_r} now: adapters cannot come or go on the way")
+
+
+def processes(cfg):
+    """
+    (rank, world_size, device) of this process, among those that torchrun has started; without it there is
+    one.
+    """
+    rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    device = cfg.device
+    if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    elif device == 'auto':
+        device = 'cpu'
+    on_gpu = device.startswith('cuda')
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: leave it at 'auto' or take "
+                         "'cpu'")
+    if world_size > 1 or cfg.shard:
+        ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
+    if on_gpu:
+        torch.cuda.set_device(device)
+    elif cfg.compile and not shutil.which(os.environ.get('CXX', 'g++')):
+        raise ValueError("compile on a CPU needs a C++ compiler, and there is no g++: install it, or name "
+                         "yours in CXX")
+    for key in ('batch_size', 'es_pairs') if cfg.optimizer == 'es' else ('batch_size',):
+        if getattr(cfg, key) % world_size:
+            raise ValueError(f"{key} {getattr(cfg, key)} does not divide among {world_size} processes: make "
+                             f"it a multiple of {world_size}")
+    return rank, world_size, device
+
+
+def plain_config(cfg):
+    """The settings as JSON has them; functions by their names."""
+    return json.loads(json.dumps(vars(cfg), default=lambda function: function.__name__))
+
+
+# -----------------------------------------------------------------------------
+# the weights
+
+class State:
+    """The weights of a run, what moves them, and the checkpoints that keep them."""
+
+    def __init__(self, cfg, job, device):
+        self.cfg, self.best, self.saved_at, self.bad_steps = cfg, -math.inf, None, 0
+        self.path = in_out_dir(cfg, 'ckpt.pt')
+        self.model = model = job.load_model().eval()
+        # tells one start from another
+        self.start_weights = sum(p.double().sum() for p in model.parameters()).item()
+        if cfg.load_in_8bit:
+            quantize_int8(model)
+        if cfg.lora_r:
+            torch.manual_seed(cfg.seed)
+            add_lora(model, cfg.lora_r, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
+            job.after_lora(model)
+        model.gradient_checkpointing = cfg.gradient_checkpointing
+        self.device, self.dtype = device, precision_of(cfg.precision, device, model.config.n_embd)
+        self.copy_reference()
+        if cfg.advantage == 'gae':  # after the reference, which needs none
+            model.value_head = torch.nn.Linear(model.config.n_embd, 1, device=device)
+            torch.nn.init.zeros_(model.value_head.weight)
+            torch.nn.init.zeros_(model.value_head.bias)
+        self.masters = self.spread(model, cfg.gather_to_sample)
+        if cfg.compile:
+            model.compile_blocks()
+        learning = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.learning = [self.masters[name] for name in learning]
+        self.followed = [name for name in learning if name in self.averages]  # a reference has no value head
+        betas, masters = (cfg.beta1, cfg.beta2), self.masters.values()
+        self.optimizer = configure_optimizers(masters, cfg.weight_decay, cfg.learning_rate, betas)
+        self.optimizer.register_step_post_hook(self.weights_changed)
+        fp16 = self.dtype == torch.float16
+        self.optimizer.scaler = torch.amp.GradScaler(device.partition(':')[0], enabled=fp16)
+        self.mirror = MirrorMap(cfg.mirror_init_scale, cfg.mirror_seed, cfg.mirror_normalize).to(device)
+        if cfg.mirror_checkpoint and cfg.init_from != 'resume':  # a resumed run keeps its own
+            saved = load_checkpoint(cfg.mirror_checkpoint, 'mirror', 'run', 'adapters')
+            self.mirror.load_state_dict(saved['mirror'])
+
+    def spread(self, model, gather_to_sample=True):
+        """{name: parameter} of a model, now in dtype: fp32 masters, or the shards of this rank."""
+        if self.cfg.shard:
+            return shard_model(model, self.dtype, self.device, gather_to_sample)
+        return compute_in(model, self.dtype)
+
+    def weights_changed(self, *_):
+        """What the model computes with follows its masters."""
+        copy_masters(self.masters, self.model)
+
+    def copy_reference(self):
+        """
+        A frozen copy of the start, where one is needed; LoRA's static reference is the model without its
+        adapters.
+        """
+        cfg, self.frozen, self.averages = self.cfg, None, {}
+        self.leashed = (cfg.kl_beta > 0 or cfg.divergence != 'kl') and cfg.reference_mode != 'none'
+        static = cfg.reference_mode == 'static'
+        if not self.leashed or (cfg.lora_r and static):
+            return
+        self.frozen = copy.deepcopy(self.model)
+        if static:
+            self.frozen.requires_grad_(False)
+        # one that moves is averaged in fp32: an average of bf16 numbers would stand still
+        self.averages = self.spread(self.frozen)
+        self.frozen.requires_grad_(False)
+
+    def reference(self, policy):
+        """The policy that holds the other back; None where nothing does."""
+        if not self.leashed:
+            return None
+        reference = policy.with_model(self.frozen) if self.averages else policy.without_adapters()
+        if self.averages and self.cfg.reference_offload:
+            self.frozen.to('cpu')
+        reference.mirror = self.mirror
+        return reference
+
+    def move_reference(self, it):
+        """After iteration `it`; a static one stays."""
+        if not self.averages:
+            return
+        cfg = self.cfg
+        ours = [local_part(self.averages[name]) for name in self.followed]
+        theirs = [local_part(self.masters[name]) for name in self.followed]
+        update_reference(cfg.reference_mode, it + 1, ours, theirs, cfg.ema_alpha, cfg.reference_update_freq)
+        copy_masters(self.averages, self.frozen)
+
+    def set_learning_rate(self, lr):
+        for group in self.optimizer.param_groups:
+            group['lr'] = lr
+        return lr
+
+    def stop_if_broken(self, metrics):
+        """Raises FloatingPointError after max_bad_steps iterations in a row whose steps were skipped."""
+        bad = metrics.get('bad_steps', 0) + metrics.get('critic_bad_steps', 0)
+        self.bad_steps = self.bad_steps + 1 if bad else 0
+        if self.bad_steps >= self.cfg.max_bad_steps:
+            raise FloatingPointError(f"NaN or infinity in the loss or its gradient in {self.bad_steps} "
+                                     "iterations in a row; their steps were skipped. Lower learning_rate "
+                                     f"or raise kl_beta, and go on from the last checkpoint with {RESUME}")
+
+    # -----------------------------------------------------------------------------
+    # checkpoints
+
+    def weights(self):
+        """
+        The fp32 masters, under the model's names; with LoRA the adapters alone. Shards, where it is sharded.
+        """
+        drop_collected(self.model)
+        masters = {p: self.masters[name].detach() for name, p in self.model.named_parameters()}
+        kept = {}
+        for name, p in self.model.state_dict(keep_vars=True).items():
+            if p in masters and (p.requires_grad or not self.cfg.lora_r):
+                kept[name] = masters[p]
+        return kept
+
+    def header(self):
+        """What a checkpoint says of itself."""
+        kind = 'adapters' if self.cfg.lora_r else 'run'
+        return {'kind': kind, 'model_config': vars(self.model.config), 'config': plain_config(self.cfg)}
+
+    def save_best(self, job, it):
+        """ckpt_best.pt; all ranks call it."""
+        kept = whole({'model': self.weights(), **job.saved()})
+        if ranks.is_first():
+            numbers = {'iter': it, 'best': self.best}
+            save_checkpoint(in_out_dir(self.cfg, 'ckpt_best.pt'), self.header() | numbers | kept)
+
+    def save(self, it, log, beside):
+        """
+        Everything needed to go on with iteration `it` as if nothing had happened; all ranks call it. beside:
+        what the job had to save when `it` began.
+        """
+        cfg, start = self.cfg, time.perf_counter()
+        moving = self.averages and cfg.reference_mode != 'static'
+        reference = {name: self.averages[name].detach() for name in self.followed} if moving else {}
+        learned = {'model': self.weights(), 'optimizer': self.optimizer.state_dict(), 'reference': reference}
+        kept = whole(learned | beside)
+        if not ranks.is_first():
+            return time.perf_counter() - start
+        log.reach_the_disk()  # before the checkpoint that builds on it
+        older = in_out_dir(cfg, f'ckpt_{self.saved_at or 0:06d}.pt')
+        if cfg.keep_checkpoints and self.saved_at not in (None, it) and not os.path.exists(older):
+            os.link(self.path, older)
+        state = {'iter': it, 'best': self.best, 'bad_steps': self.bad_steps,
+                 'start_weights': self.start_weights, 'mirror': self.mirror.state_dict(),
+                 'scaler': self.optimizer.scaler.state_dict()}
+        save_checkpoint(self.path, self.header() | state | kept)
+        self.saved_at = it
+        for path in older_checkpoints(cfg)[cfg.keep_checkpoints:]:
+            os.remove(path)
+        return time.perf_counter() - start
+
+    def save_and_say_so(self, it, log, beside, when=''):
+        """When the run was told to stop, or the scorer is gone; all ranks call it."""
+        self.save(it, log, beside)
+        tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}")
+        ranks.wait_for_rank_0()  # a rank that left first would take the others along
+
+    def resume(self, job):
+        """Go on where the run in out_dir stopped. Returns the iteration."""
+        cfg, saved = self.cfg, newest_checkpoint(self.cfg)
+        # the last digits of a sum depend on the number of threads
+        if not math.isclose(saved['start_weights'], self.start_weights, rel_tol=1e-9, abs_tol=1e-6):
+            raise ValueError(f"the model at {job.generator_path} is not the one this run started from: "
+                             "restore it, for the reference and a LoRA run's frozen weights come from there")
+        say_what_changed(saved['config'], plain_config(cfg))
+        began_with = saved['config'].get('advantage')
+        if (began_with == 'gae') != (cfg.advantage == 'gae'):
+            raise ValueError(f"this run began with advantage {began_with!r} and advantage is "
+                             f"{cfg.advantage!r} now: a value head cannot come or go on the way")
+        if saved['iter'] > cfg.max_iters:
+            raise ValueError(f"max_iters is {cfg.max_iters} and this run has {saved['iter']} iterations "
+                             "behind it already: raise max_iters to go on")
+        job.restore(saved)
+        weights = self.weights()
+        check_fit(saved['model'], weights, self.path)
+        self.copy_into(weights, saved['model'])
+        self.weights_changed()
+        if cfg.mirror_checkpoint:
+            self.mirror.load_state_dict(saved['mirror'])
+        self.resume_optimizer(saved)
+        if self.averages and cfg.reference_mode != 'static':
+            self.copy_into(self.averages, saved['reference'])
+            copy_masters(self.averages, self.frozen)
+        self.best, self.saved_at, self.bad_steps = saved['best'], saved['iter'], saved['bad_steps']
+        return saved['iter']
+
+    def copy_into(self, targets, values):
+        for name, value in values.items():
+            targets[name].data.copy_(part_of(value, targets[name]))
+
+    def resume_optimizer(self, saved):
+        """Adam's averages as they were saved; weight decay and betas as the settings say today."""
+        groups = self.optimizer.param_groups
+        today = [{key: group[key] for key in ('weight_decay', 'betas')} for group in groups]
+        params = [p for group in groups for p in group['params']]
+        self.optimizer.load_state_dict(optimizer_parts(saved['optimizer'], params))
+        for group, settings in zip(self.optimizer.param_groups, today, strict=True):
+            group.update(settings)
+        if saved['scaler'] and self.optimizer.scaler.is_enabled():
+            self.optimizer.scaler.load_state_dict(saved['scaler'])
+
+    def export(self, job, metrics):
+        """
+        The trained model as others load it, see job.export; a LoRA run's adapters for peft too, in adapter/.
+        """
+        cfg = self.cfg
+        model = collect_model(self.model, torch.float32) if cfg.shard else copy.deepcopy(self.model).float()
+        saved = whole({name: value for name, value in job.saved().items() if name != 'critic_optimizer'})
+        if not ranks.is_first():
+            return
+        if not cfg.shard:
+            model.load_state_dict(self.weights(), strict=False)
+        if cfg.advantage == 'gae':
+            del model.value_head
+        if cfg.lora_r and job.adapter_base():
+            save_adapter(model, in_out_dir(cfg, 'adapter'), job.adapter_base())
+        if cfg.lora_r:
+            merge_lora(model)
+        job.export(model, saved, cfg.out_dir, metrics)
+
+
+def older_checkpoints(cfg):
+    """The newest first."""
+    names = [name for name in os.listdir(cfg.out_dir) if name[5:11].isdigit() and name.endswith('.pt')]
+    return [in_out_dir(cfg, name) for name in sorted(names, reverse=True)]
+
+
+def newest_checkpoint(cfg):
+    """ckpt.pt, or when that is damaged the newest older one that is not."""
+    failures = []
+    for path in [in_out_dir(cfg, 'ckpt.pt'), *older_checkpoints(cfg)]:
+        try:
+            checkpoint = load_checkpoint(path, 'adapters' if cfg.lora_r else 'run')
+        except ValueError as e:
+            failures.append(e)
+            continue
+        for failure in failures:
+            tell(f"warning: {failure}")
+        if failures:
+            tell(f"warning: going on from {path} instead, iteration {checkpoint['iter']}")
+        return checkpoint
+    raise failures[0]
+
+
+def say_what_changed(before, now):
+    """The settings that a resumed run has otherwise than it began."""
+    for key, old in before.items():
+        if key != 'init_from' and json.dumps(old) != json.dumps(now.get(key)):
+            say(f"resuming with {key} = {now.get(key)!r} (it was {old!r})")
+
+
+# -----------------------------------------------------------------------------
+# what is looked at and told
+
+def evaluate(job, policy, cfg):
+    """
+    (metrics, the error of a scorer that is gone or None) of the job's evaluation. Rank 0 evaluates while the
+    others wait, unless something that it takes is sharded: then all do.
+    """
+    start, metrics, lost = time.perf_counter(), {}, None
+    all_evaluate = cfg.shard and (job.sharded_beside or not cfg.gather_to_sample)
+    with gathered(policy) as sampler:
+        if ranks.is_first() or all_evaluate:
+            try:
+                with ranks.breakable(not all_evaluate):
+                    metrics = job.evaluate(sampler)
+            except ConnectionError as e:
+                lost = e
+            except ranks.Stopped:  # the ranks agree on it after this
+                pass
+    metrics['time_eval'] = time.perf_counter() - start
+    ranks.wait_for_rank_0()
+    return metrics, lost
+
+
+class Log:
+    """
+    What a run tells: metrics.jsonl, samples.jsonl, rewards.jsonl, config.json and report.html in out_dir,
+    trackers, lines. Rank 0 tells, the others are silent.
+    """
+
+    def __init__(self, cfg, job, start_iter):
+        self.cfg, self.job, self.master, self.files = cfg, job, ranks.is_first(), {}
+        self.paths = {name: in_out_dir(cfg, f'{name}.jsonl') for name in ('metrics', 'samples', 'rewards')}
+        if self.master:
+            if cfg.init_from == 'resume':
+                for path in self.paths.values():
+                    forget_after(path, start_iter)
+            elif os.path.exists(self.paths['metrics']):
+                move_aside(cfg.out_dir)
+            os.makedirs(cfg.out_dir, exist_ok=True)
+            replace_file(in_out_dir(cfg, 'config.json'), json.dumps(plain_config(cfg), indent=1))
+            if 'chars' not in job.saved():
+                job.tokenizer.save(in_out_dir(cfg, 'tokenizer'))
+            self.files = {name: open(path, 'a', encoding='utf-8') for name, path in self.paths.items()}
+        self.trackers = []
+        for tracker in asked_for(vars(cfg)) if self.master else ():
+            self.trackers.append(tracker(cfg.out_dir, plain_config(cfg), start_iter))
+        self.progress = console.Progress('training', cfg.max_iters, start_iter, bar_after=0)
+
+    def iterations(self):
+        """The rest of the run, with a bar where there is a terminal."""
+        return self.progress.over(range(self.progress.start, self.cfg.max_iters + 1))
+
+    def opening(self, state, world_size):
+        """A line: what learns, where, on how much."""
+        cfg, params = self.cfg, list(state.model.parameters())
+        total, trained = sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad)
+        precision = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16'}[state.dtype]
+        text = f"{total / 1e6:.2f}M parameters"
+        if trained < total:
+            text += f", {trained / 1e6:.2f}M of them trained,"
+        say(f"{text} in {precision} on {state.device}, {cfg.batch_size} prompts x {cfg.group_size} "
+            f"completions an iteration, {world_size} process{'es' * (world_size > 1)}")
+
+    def append(self, name, records):
+        """Records at the end of a log."""
+        file = self.files[name]
+        try:
+            file.writelines(json.dumps(record) + '\n' for record in records)
+            file.flush()
+        except OSError as e:
+            raise OSError(f"{file.name} could not be written ({e.strerror}): make room, and go on "
+                          f"from the last checkpoint with {RESUME}") from None
+
+    def reach_the_disk(self):
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewards(self, it, parts):
+        """All rewards of an iteration, {name: (P, G)}, every hist_interval."""
+        if self.cfg.optimizer == 'adamw':  # es: every rank has the same
+            parts = {name: ranks.gather(part) for name, part in parts.items()}
+        if self.master:
+            record = {'iter': it}
+            for name, part in parts.items():
+                record[name] = numbers(part)
+            self.append('rewards', [record])
+        for tracker in self.trackers:
+            tracker.histograms(parts, it)
+
+    def note(self, metrics):
+        """What stands behind the bar."""
+        self.progress.note(f"reward {metrics['mean_reward']:.3f}")
+
+    def write(self, metrics, samples=(), evaluated=False):
+        """An iteration's metrics, and samples: dicts, see Task.samples."""
+        it = metrics['iter']
+        if self.master:
+            self.append('samples', [{'iter': it, **sample} for sample in samples])
+            self.append('metrics', [{name: number_or_none(value) for name, value in metrics.items()}])
+        for tracker in self.trackers:
+            if evaluated and samples:
+                tracker.samples([{'iter': it, **sample} for sample in samples], it)
+            tracker.log(metrics, it)
+        if self.master and evaluated:
+            self.report()
+
+    def line(self, m):
+        """How an iteration went."""
+        text = f"iter {m['iter']}: reward {m['mean_reward']:.4f} +- {m['std_reward']:.3f}, "
+        if 'loss' in m:
+            kl = f"kl {m['mean_kl']:.4f}" if 'mean_kl' in m else 'no reference'
+            clipped = m['clip_frac_low'] + m['clip_frac_high']
+            text += (f"loss {m['loss']:+.4f}, {kl}, entropy {m['entropy']:.3f}, clipped {clipped:.3f}, "
+                     f"grad norm {m['grad_norm']:.3f}, lr {m['lr']:.1e}")
+        elif 'best_fitness' in m:
+            text += f"the best of {2 * self.cfg.es_pairs} {m['best_fitness']:.4f}"
+        else:
+            text += 'the policy rests'
+        text += f", length {m['mean_length']:.1f}, {m['tokens_per_s']:,.0f} tokens/s"
+        for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')):
+            if key in m:
+                text += f", {name} {m[key]:.4f}"
+        return text + self.progress.left(m['iter'] + 1)
+
+    def report(self):
+        """A new report.html; whatever goes wrong with it does not end the run."""
+        try:
+            write_report([self.cfg.out_dir], {self.cfg.task: type(self.job)})
+        except Exception as e:
+            reason = str(e).splitlines()[0] if str(e) else 'no reason given'
+            tell(f"warning: there is no new report.html: {type(e).__name__}: {reason}")
+
+    def close(self, stopping):
+        """The end: what to run next, unless the run was stopped."""
+        for tracker in self.trackers:
+            tracker.finish()
+        if self.master and stopping:
+            self.report()
+        elif self.master:
+            console.closing(self.cfg.out_dir, self.job.closing, self.progress, self.job.try_out())
+
+
+def leave(stopping):
+    """The last act of a process."""
+    if ranks.joined():
+        ranks.leave()
+    if stopping:
+        sys.stdout.flush()
+        os._exit(0)  # an ordinary exit would wait for a reward that is still at work in a thread
+
+
+def number_or_none(x):
+    """JSON has no NaN, which a reward is where it does not apply, and no infinity."""
+    return x if math.isfinite(x) else None
+
+
+def numbers(tensor, digits=4):
+    """A list of a tensor's numbers, rounded; None for NaN and infinity."""
+    values = tensor.flatten().tolist()
+    return [round(x, digits) if math.isfinite(x) else None for x in values]
+
+
+def replace_file(path, text):
+    """Write a text file whole or not at all."""
+    with open(path + '.tmp', 'w', encoding='utf-8') as f:
+        f.write(text)
+    os.replace(path + '.tmp', path)
+
+
+def forget_after(path, it):
+    """Drop what a log says of iteration `it` and later: it is about to be logged again."""
+    with open(path, 'a+', encoding='utf-8') as f:
+        f.seek(0)
+        lines = [line for line in f if line.endswith('\n') and json.loads(line)['iter'] < it]
+    replace_file(path, ''.join(lines))
+
+
+def move_aside(out_dir):
+    """An earlier run is never overwritten."""
+    number = 1
+    while os.path.exists(f'{out_dir}.{number}'):
+        number += 1
+    os.rename(out_dir, f'{out_dir}.{number}')
+    tell(f"{out_dir} held an earlier run: moved to {out_dir}.{number}")
