@@ -311,7 +311,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
         namespace[key] = values[key]
     cfg = types.SimpleNamespace(**values)
     if tasks:
-        refuse_other_tasks(cfg, given, keys, tasks)
+        refuse_other_tasks(cfg, given, tasks)
         rooms = [room for room in rooms if room_of(room) not in tasks] + rooms_of(tasks[cfg.task])
     for room in rooms:
         if hasattr(room, 'check'):
@@ -337,14 +337,16 @@ def read_arguments(arguments, keys, values, namespace):
     return given
 
 
-def refuse_other_tasks(cfg, given, keys, tasks):
+def refuse_other_tasks(cfg, given, tasks):
     """Raises ValueError for a setting that the chosen task does not read."""
     of_task = {name: keys_of(task) for name, task in tasks.items()}
-    somewhere = set().union(*of_task.values(), *(task.refuses for task in tasks.values()))
     for key, (_, where) in given.items():
-        if key in somewhere - of_task[cfg.task]:
-            owners = ' and '.join(name for name in tasks if key in of_task[name])
-            raise ValueError(f"{where}: {key} is for task {owners}, and task is {cfg.task!r}: leave it out")
+        readers = [name for name in tasks if key in of_task[name]]
+        if key in tasks[cfg.task].refuses:
+            raise ValueError(f"{where}: {key} means nothing to task {cfg.task!r}: leave it out")
+        if readers and cfg.task not in readers:
+            names = ' and '.join(readers)
+            raise ValueError(f"{where}: {key} is for task {names}, and task is {cfg.task!r}: leave it out")
 
 
 # -----------------------------------------------------------------------------
