@@ -12,12 +12,10 @@ P lists of G strings`.
 
 Where this differs from the paper and from common practice:
 1. The loss is a sum divided by counts of the whole step, which are known before the first backward. So the
-   gradient
-   is the same however the step is cut into micro-batches and ranks.
+   gradient is the same however the step is cut into micro-batches and ranks.
 2. Log-probs are always those of the distribution that was sampled from, with its temperature, forbidden ids
-   and
-nucleus, for policy, old policy and reference alike. The old policy is the sampler itself, so the ratio also
-   corrects a sampler that rounds differently.
+   and nucleus, for policy, old policy and reference alike. The old policy is the sampler itself, so the
+   ratio also corrects a sampler that rounds differently.
 3. Masks come from lengths, never from token values. What stands in padding, even NaN, has no influence.
 4. With one epoch per rollout the ratio is 1: the loss prints about 0 and its gradient is REINFORCE's. That
    is no bug.
