@@ -1,4 +1,4 @@
-# Six leashes, five seeds each, from one supervised start: the table and the picture of docs/mirror.md. `python es.py config/learn_mirror.py` first makes the learned mirror.
+# Six leashes, five seeds each, from one supervised start: the table and the picture of docs/mirror.md. `python -m tools.learn_mirror config/learn_mirror.py` first makes the learned mirror.
 # 31 minutes on one of 2 cores of an AMD EPYC, --processes=1, the other at work elsewhere.
 base = 'config/neural_mirror.py'
 _leash = ['--mirror_coefficient=0.05', '--mirror_weighting=is']  # curvature 2 * 0.05 at probability 1/2, for all but the first two
