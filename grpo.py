@@ -71,7 +71,7 @@ class Settings:
     clip_low: Share = 0.2                           # below 1 - clip_low a bad completion teaches no more
     clip_high: NonNegative = 0.2                    # nor does a good one above 1 + clip_high
     dual_clip: Annotated[float, '(1, inf)'] | None = None  # bounds the loss of bad, likely ones
-    entropy_coef: float = 0.0                       # above 0 keeps the entropy up
+    entropy_coef: NonNegative = 0.0                 # above 0 keeps the entropy up
     grad_clip: NonNegative = 1.0                    # the largest norm of the gradient; 0 is off
     # the leash to the reference
     kl_beta: NonNegative = 0.1                      # 0 needs no reference
@@ -81,7 +81,7 @@ class Settings:
     mirror_coefficient: NonNegative = 1e-4          # of a divergence other than the KL
     mirror_weighting: Literal['token', 'is'] = 'token'  # 'is': divided by the token's probability
     mirror_init_scale: Positive = 0.01              # neural_mirror's parameters are drawn from [0, this)
-    mirror_seed: int = 42                           # with this seed
+    mirror_seed: Natural = 42                        # with this seed
     mirror_normalize: bool = False                  # True: curvature 2 at probability 1/2, as the KL's
     mirror_checkpoint: str | None = None            # a learned mirror, or another run's ckpt.pt
     # optimizer='es'
