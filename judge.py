@@ -211,7 +211,7 @@ if __name__ == '__main__':
     precision = 'fp32'                         # 'fp32' | 'bf16'
     with_parent = False                        # True: stop when standard input closes, as it does when the program that started this one ends
     arguments = [a for a in sys.argv[1:] if a != 'serve']
-    configure(globals(), arguments)
+    configure(globals(), argv=arguments)
     if precision not in ('fp32', 'bf16') or max_length < 3:
         raise ValueError(f"precision is {precision!r} and max_length {max_length}: fp32 or bf16, and at least 3")
     if sys.argv[1:2] != ['serve'] or not reward or not cost:

@@ -4,6 +4,8 @@ R - lambda C, and lambda is the price at which the mean cost stays at or below -
 Without a scorer_url the reward and the cost model are trained here on pairs of answers, and served by a child process.
 """
 import os
+import types
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,8 +17,10 @@ from formats import weights
 from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScoreModel, score_ids
 from model import GPT
 from policy import text_log_prob
+from runtime import ranks
 from runtime.checkpoint import tokenizer_of
-from runtime.console import over
+from runtime.config import Count, NonNegative, Positive, Share
+from runtime.console import over, say
 from runtime.ranks import all_reduce
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion
@@ -26,17 +30,41 @@ from tasks.supervised import save_model, supervised_loop
 class Alignment(Completion):
     """Prompts, and a scorer for the answers to them."""
     headline = 'eval/feasible_reward'
+    refuses = ('rewards', 'reward_errors', 'dynamic_sampling')
+
+    class Settings:
+        scorer_url: str | None = None                        # of `python judge.py serve` or another; None: trained and started
+        scorer_batch_size: Count = 32                        # texts of a request
+        scorer_timeout: Positive = 300.0                     # seconds that a request may take
+        scorer_patience: Positive = 60.0                     # seconds that a failing request is tried again
+        scorer_template: str | None = None                   # '... {prompt} ... {response}', what is scored
+        scorer_device = 'cpu'                                # of the child
+        preferences: str | None = None                       # pairs of answers with PKU-SafeRLHF's fields; None: where the prompts are
+        reward_checkpoint = 'out-{dataset}/reward.pt'        # trained first if there is no such file; ours, or a Hugging Face folder
+        cost_checkpoint = 'out-{dataset}/cost.pt'            # the same for the cost
+        score_iters: Count = 400                             # supervised steps of each
+        lambda_cost: NonNegative = 1.0                       # lambda, where it starts
+        lambda_adapt = True                                  # False: it stays
+        cost_threshold_d: Annotated[float, '(-inf, inf)'] = 0.0  # the mean cost shall be at most minus this
+        lambda_lr: NonNegative = 0.005                       # of ln lambda
+        lambda_min: Positive = 1e-4                          # its bounds
+        lambda_max: Positive = 5.0
+        lambda_rule: Literal['exponential', 'safe_rlhf'] = 'exponential'  # ln lambda += lambda_lr * J | lambda_lr * lambda * J
+        lambda_positive_only = False                         # True: J counts as max(J, 0), so that lambda never falls
+        jc_ema_beta: Share = 0.9                             # J is averaged over iterations
+        true_reward: types.FunctionType | None = None        # f(text, prompt=..., ...) -> float, where it is known: only logged
+        true_cost: types.FunctionType | None = None          # the same for the cost
+
     closing = ['eval/reward', 'eval/cost']  # the headline may be missing from an evaluation
 
-    def __init__(self, s, device, once, say):
+    def __init__(self, cfg, device):
+        s = cfg
         if s.scorer_batch_size < 1 or s.scorer_timeout <= 0 or s.scorer_patience <= 0:
             raise ValueError(f"scorer_batch_size ({s.scorer_batch_size}) must be at least 1, scorer_timeout ({s.scorer_timeout}) and scorer_patience ({s.scorer_patience}) above 0")
-        if s.rewards != ['exact_answer']:  # the default, which means nothing here
-            raise ValueError(f"task alignment has its reward from a scorer, and rewards is {s.rewards!r}: leave it out")
         template = s.scorer_template or (None if s.scorer_url or s.reward_checkpoint.endswith('.pt') else BEAVER_TEMPLATE)
         if not template and not s.scorer_url and (s.system_prompt or s.chat_template):
             raise ValueError("with a system_prompt or chat_template the scorer must be told what it reads: set scorer_template, '{prompt}{response}' for the bare texts")
-        self.s, self.say, self.join = s, say, joiner(template) if template else None
+        self.cfg, self.join = s, joiner(template) if template else None
         name = dataset_name(s.train_prompts or s.dataset)
         paths = {kind: path.format(dataset=name) for kind, path in (('reward', s.reward_checkpoint), ('cost', s.cost_checkpoint))}
         if s.scorer_url:  # what can go wrong there goes wrong before a start is trained
@@ -47,23 +75,32 @@ class Alignment(Completion):
         self.multiplier = LagrangeMultiplier(s.lambda_cost, s.lambda_lr, s.lambda_min, s.lambda_max, s.jc_ema_beta, s.cost_threshold_d, s.lambda_positive_only, s.lambda_rule)
         if s.lambda_adapt and s.lambda_positive_only:
             say("note: with lambda_positive_only lambda can only rise, also when the answers have long been safe")
-        super().__init__(s, device, once, say)
+        super().__init__(s, device)
         for i, record in enumerate(self.records + self.eval_records):
             if template and not isinstance(record['prompt'], str):
                 raise ValueError(f"prompt {i} is a list of chat messages, and scorer_template {template!r} takes a text")
         if not s.scorer_url:
-            once(lambda: self.make_score_models(paths))
+            ranks.once(lambda: self.make_score_models(paths))
             self.client = ScorerClient(self.start_scorer(paths), s.scorer_batch_size, s.scorer_timeout, s.scorer_patience)
             self.client.wait(s.scorer_patience)
         say(f"scorer at {self.client.url}")
-        self.rewards = [('helpfulness', lambda policy, rollout: self.scores(policy, rollout)[0], 1.0), ('cost', lambda policy, rollout: self.scores(policy, rollout)[1], self.minus_lambda)]
+        self.of_scorer = [('helpfulness', self.scores, 1.0), ('cost', self.scores, self.minus_lambda)]
 
     def named_rewards(self):
         return []
 
+    @property
+    def rewards(self):
+        return self.of_scorer
+
+    def scores(self, policy, rollout):
+        """Helpfulness and cost of a training rollout."""
+        records = [self.records[i] for i in rollout.batch['record'].tolist()]
+        return dict(zip(('helpfulness', 'cost'), self.ask(policy.texts(rollout), records)))
+
     def check_score_models(self, paths):
         """The models are there, or what they shall be trained on: self.pairs, (to train on, held out)."""
-        s, self.pairs = self.s, ([], [])
+        s, self.pairs = self.cfg, ([], [])
         for path in paths.values():
             if not path.endswith('.pt'):
                 weights.open_folder(weights.local_folder(path), scores=True)
@@ -72,13 +109,13 @@ class Alignment(Completion):
             self.pairs = held_out_split(load_preferences(self.source, None if s.preferences else s.column_mapping), s.eval_prompts_n, s.seed)
 
     def make_score_models(self, paths):
-        s, wanted = self.s, {kind: path for kind, path in paths.items() if path.endswith('.pt') and not os.path.exists(path)}
+        s, wanted = self.cfg, {kind: path for kind, path in paths.items() if path.endswith('.pt') and not os.path.exists(path)}
         if not wanted:
             return
         pairs, held_out = self.pairs
         trunk, tokenizer = GPT.from_pretrained(self.generator_path).to(self.device), tokenizer_of(self.generator_path)
         for kind, path in wanted.items():
-            self.say(f"there is no {kind} model at {path}: training one on {len(pairs)} pairs of {self.source}")
+            say(f"there is no {kind} model at {path}: training one on {len(pairs)} pairs of {self.source}")
             model, quality = train_score_model(kind, trunk, tokenizer, pairs, held_out, self.join or joiner('{prompt}{response}'), s.score_iters, seed=s.seed)
             save_model(path, kind, model, trunk.config, tokenizer, quality)
 
@@ -86,7 +123,7 @@ class Alignment(Completion):
         """Rank 0 starts it, all know where."""
         url = [None]
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self.process, url[0] = start_scorer(paths['reward'], paths['cost'], self.s.scorer_device)
+            self.process, url[0] = start_scorer(paths['reward'], paths['cost'], self.cfg.scorer_device)
         if dist.is_initialized():
             dist.broadcast_object_list(url)
         return url[0]
@@ -99,16 +136,16 @@ class Alignment(Completion):
     def minus_lambda(self, costs):
         """The weight of the cost. Called once an iteration, with its costs (P, G): lambda moves first, so that it is one number for the whole batch and on all ranks."""
         mean = all_reduce(costs.double().mean()).item() / (dist.get_world_size() if dist.is_initialized() else 1)
-        if self.s.lambda_adapt:
+        if self.cfg.lambda_adapt:
             self.multiplier.update(mean)
         self.mean_cost = mean
         return -self.multiplier.value
 
     def learn_beside(self, rollout):
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        n = dist.get_world_size() if dist.is_initialized() else 1
         average = {'J_C_ema': self.multiplier.ema} if self.multiplier.ema is not None else {}
-        return {'lambda': self.multiplier.value, 'cost': self.mean_cost, 'J_C': self.mean_cost + self.s.cost_threshold_d, **average,
-                'safe_ratio': all_reduce((rollout.reward_parts['cost'] <= 0).float().mean()).item() / ranks}
+        return {'lambda': self.multiplier.value, 'cost': self.mean_cost, 'J_C': self.mean_cost + self.cfg.cost_threshold_d, **average,
+                'safe_ratio': all_reduce((rollout.reward_parts['cost'] <= 0).float().mean()).item() / n}
 
     @torch.no_grad()
     def evaluate(self, policy):
@@ -116,7 +153,7 @@ class Alignment(Completion):
         Held-out prompts, sampled eval_samples times with the same noise each time: means of helpfulness, cost, and of what they stand for where the config gives true_reward
         and true_cost; feasible_reward is the helpfulness, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
         """
-        s, rewards, costs, true = self.s, [], [], {'eval/true_reward': [], 'eval/true_cost': []}
+        s, rewards, costs, true = self.cfg, [], [], {'eval/true_reward': [], 'eval/true_cost': []}
         for start in over('evaluating', range(0, len(self.eval_records), s.eval_batch_size)):
             records = self.eval_records[start:start + s.eval_batch_size]
             texts = policy.texts(policy.sample(self.make_batch(records, list(range(len(records))), start), s.eval_samples))
@@ -128,7 +165,7 @@ class Alignment(Completion):
                 true[name] += [function(text, **{k: v for k, v in r.items() if k not in ('ids', 'text')}) for r, group in zip(records, texts) for text in group] if function else []
             if start == 0:
                 for record, group, r, c in list(zip(records, texts, R, C))[:s.eval_show]:
-                    self.say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
+                    say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
         rewards, costs = torch.cat(rewards), torch.cat(costs)
         reward, cost = rewards.mean().item(), costs.mean().item()
         metrics = {'eval/reward': reward, 'eval/cost': cost, 'eval/combined': reward - self.multiplier.value * cost, 'eval/safe_ratio': (costs <= 0).float().mean().item()}
@@ -143,13 +180,13 @@ class Alignment(Completion):
 
     def try_out(self):
         file, arguments = super().try_out()
-        return (file, arguments) if self.s.scorer_url or self.s.lora_r else ('ckpt.pt', [*arguments, '--num_samples=8'])  # ranked by its own reward and cost
+        return (file, arguments) if self.cfg.scorer_url or self.cfg.lora_r else ('ckpt.pt', [*arguments, '--num_samples=8'])  # ranked by its own reward and cost
 
     def saved(self):
         return super().saved() | {'lagrange': self.multiplier.state_dict()}
 
     def restore(self, checkpoint):
-        if self.s.lambda_adapt:  # else it is what the settings say today
+        if self.cfg.lambda_adapt:  # else it is what the settings say today
             self.multiplier.load_state_dict(checkpoint['lagrange'])
 
 

@@ -21,7 +21,13 @@ from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, Share
 from runtime.console import over, say
 from runtime.shard import is_sharded
-from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
+from tasks.supervised import (
+    character_tokenizer,
+    own_tokenizer,
+    save_model,
+    small_config,
+    train_start,
+)
 from tasks.task import Task, longest_line
 
 

@@ -1,12 +1,14 @@
 """
-The job of a Natural Language Autoencoder, as tasks.py describes jobs: its source model, activations and start, the reward, the critic that learns
-beside the policy, and the table of controls without which a fraction of variance explained (FVE) says little.
-Shapes: P prompts · G answers · N = P G texts · R tokens · A width of an activation.
+Natural Language Autoencoders: an actor puts activations into words, a critic rebuilds them from the words;
+minus its error is the reward, and it learns beside the policy. With it comes the table of controls without
+which a fraction of variance explained (FVE) says little.
+Shapes: P prompts · G completions · N = P G texts · R tokens · A width of an activation.
 """
 import copy
 import json
 import os
 import random
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -36,155 +38,281 @@ from nla import (
     standardiser,
     truncate,
 )
+from runtime import ranks
 from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
-from runtime.console import over
+from runtime.config import Count, Natural, NonNegative, Positive
+from runtime.console import over, say
 from runtime.ranks import all_reduce
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
-from tasks.task import Job, longest_line
-from tasks.completion import answerer_config
-from tasks.supervised import cross_entropy, save_model, supervised_loop
+from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
+from tasks.task import Task, longest_line
+
+# what actor and critic were made with, and cannot be changed afterwards
+FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
+         'critic_head',
+         'critic_target_norm', 'text_reversed')
+MEANING = {
+    'fve': 'sampled text', 'fve_greedy': 'greedy text',
+           'fve_frozen_actor': '  this is the control: the actor rested',
+    'fve_shuffled': "another activation's text", 'fve_no_injection': 'nothing injected',
+    'fve_mean_injection': 'the mean activation injected',
+    'fve_random_injection': 'a random vector of the same length injected',
+    'fve_true_text': 'the true text, through the same critic'}
 
 
-class NLA(Job):
-    """An actor puts activations into words, a critic rebuilds them from the words; minus its error is the reward, and it learns beside."""
+class NLA(Task):
+    """An actor puts activations into words, a critic rebuilds them from the words."""
     headline = 'eval/fve'
-    max_answer_tokens = property(lambda self: self.s.max_new_tokens)
+    sharded_beside = True
+    uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
+            'eval_batch_size')
+    refuses = ('overlong_penalty',)
 
-    def __init__(self, s, device, once, say):
-        self.s, self.device, self.say = s, device, say
-        self.check_settings()
-        name = dataset_name(s.dataset)
-        self.source_path, self.generator_path, self.activations_path = (path.format(dataset=name) for path in (s.generator_checkpoint, s.nla_checkpoint, s.activations))
-        once(self.make_source)
+    class Settings:
+        # activations
+        activations = 'out-{dataset}/activations'  # a folder, made if missing; or a file, with train_prompts
+        activation_layer: Natural | None = None  # after this block; None: two thirds up
+        activations_n: Count = 20000            # how many to train on
+        activation_context: Count = 32          # tokens that the source model sees, up to the place
+        injection_mode: Literal['replace', 'add', 'project'] = 'project'  # project: by a learned map
+        injection_layers = (0,)                 # 0: the marker's embedding; i: what block i puts out there
+        injection_scale: float | str | None = None  # 'raw', 'residual', a length; None: an embedding's
+        injection_token = '<INJECT>'            # in a prompt, where the vector goes
+        injection_prompt = '<INJECT>'           # the prompt of activations that come without one
+        text_reversed = False                   # True: texts are written latest word first
+        # the start of actor and critic
+        nla_checkpoint = 'out-{dataset}/nla.pt'  # taught first if there is no such file
+        warm_start_learning_rate: Positive = 5e-4
+        warm_start_iters: Natural = 200         # supervised steps of the actor
+        critic_start_iters: Natural = 100       # and of the critic
+        # rewards, and the critic
+        nla_reward: Literal['mse', 'log_mse', 'cosine'] = 'mse'  # minus the error, or minus its logarithm
+        truncated_reward: Annotated[float, '(-inf, inf)'] = -2.0  # the most for a text that was cut off
+        critic_pooling: Literal['last', 'mean', 'max'] = 'last'
+        critic_head: Literal['linear', 'mlp'] = 'linear'  # both start as the identity
+        critic_target_norm: Literal['standard', 'unit'] = 'standard'
+        critic_learning_rate: NonNegative = 3e-4  # constant
+        critic_train_epochs: Count = 1          # its steps on the completions of an iteration
+        critic_warmup_iters: Natural = 0        # the actor rests as long
+        freeze_actor = False                    # True: it rests all along; the control
+
+        @staticmethod
+        def check(cfg):
+            if not cfg.injection_layers or not all(isinstance(layer, int) for layer in cfg.injection_layers):
+                raise ValueError(f"injection_layers is {cfg.injection_layers}: it takes numbers of blocks, "
+                                 "0 for the embeddings")
+            if cfg.max_new_tokens < 2:
+                raise ValueError(f"max_new_tokens is {cfg.max_new_tokens}: an explanation needs room for "
+                                 "one token and its end")
+            if cfg.rollout_batch_size and cfg.shard:
+                raise ValueError("rollout_batch_size computes rewards during the sampling, and with a "
+                                 "sharded critic all ranks must keep step: leave one of them")
+            source = cfg.generator_checkpoint.format(dataset=dataset_name(cfg.dataset))
+            if source.endswith('.pt') and not os.path.exists(source):  # it will be trained at this size
+                if max(*cfg.injection_layers, cfg.activation_layer or 0) > cfg.n_layer:
+                    raise ValueError(f"injection_layers is {cfg.injection_layers} and activation_layer "
+                                     f"{cfg.activation_layer}: the model that is to be trained has "
+                                     f"{cfg.n_layer} blocks")
+                if max(cfg.activation_context, cfg.max_new_tokens + 1) > cfg.block_size:
+                    raise ValueError(f"activation_context is {cfg.activation_context} and max_new_tokens "
+                                     f"{cfg.max_new_tokens}: the model that is to be trained reads "
+                                     f"block_size {cfg.block_size} tokens, the prompt among them")
+
+    def __init__(self, cfg, device):
+        super().__init__(cfg, device)
+        name = dataset_name(cfg.dataset)
+        paths = cfg.generator_checkpoint, cfg.nla_checkpoint, cfg.activations
+        paths = [path.format(dataset=name) for path in paths]
+        self.source_path, self.generator_path, self.activations_path = paths
+        ranks.once(self.make_source)
         self.tokenizer = tokenizer_of(self.source_path)
-        self.marker_id = marker_of(self.tokenizer, s.injection_token)
+        self.marker_id = marker_of(self.tokenizer, cfg.injection_token)
         if os.path.splitext(self.activations_path)[1]:
             self.train, self.held_out = self.given_activations()
         else:
-            once(self.make_activations)
+            ranks.once(self.make_activations)
             self.train, self.held_out = self.own_activations()
         self.ends = self.tokenizer.eos_id is not None
-        self.text_length = s.max_new_tokens - self.ends
-        if self.text_length < 1:
-            raise ValueError(f"max_new_tokens is {s.max_new_tokens}: an explanation needs room for one token and its end")
-        self.about = {'layer': self.layer, 'source': self.source_path, 'context': s.activation_context, 'prompt': self.train.prompts[0], 'max_new_tokens': s.max_new_tokens, 'settings': {
-            key: json.loads(json.dumps(getattr(s, key))) for key in ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling', 'critic_head', 'critic_target_norm', 'text_reversed')}}
-        once(self.make_start)
+        self.text_length = cfg.max_new_tokens - self.ends
+        settings = json.loads(json.dumps({key: getattr(cfg, key) for key in FIXED}))
+        self.about = {'layer': self.layer, 'source': self.source_path, 'context': cfg.activation_context,
+                      'prompt': self.train.prompts[0], 'max_new_tokens': cfg.max_new_tokens,
+                      'settings': settings}
+        ranks.once(self.make_start)
         saved = load_checkpoint(self.generator_path, 'nla')
-        if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
-            self.tokenizer.check_same(saved['chars'], self.generator_path)
-        self.tokenizer.check_fits(saved['model_config']['vocab_size'], self.generator_path)
-        if saved['critic']['mean'].shape[0] != self.train.vectors.shape[1]:
-            raise ValueError(f"the actor and critic at {self.generator_path} are made for activations of width {saved['critic']['mean'].shape[0]} and those at {self.activations_path} have {self.train.vectors.shape[1]}: name another nla_checkpoint, or one that does not exist yet to have it made")
-        for key, now in (self.about['settings'] | {'activation_layer': self.layer}).items():
-            before = (saved['nla']['settings'] | {'activation_layer': saved['nla']['layer']})[key]
-            if before != now:
-                raise ValueError(f"the actor and critic at {self.generator_path} were made with {key} = {before!r} and it is {now!r} now: name another nla_checkpoint, or one that does not exist yet to have it made")
+        self.check_start(saved)
         self.about, self.critic = saved['nla'] | self.about, self.placed(build_critic(saved))
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=s.critic_learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
+                                                  betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
-        self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))  # says how natural a text is
-        say(f"{len(self.train):,} activations of width {self.train.vectors.shape[1]} to train on, {len(self.held_out):,} held out; actor and critic start from {self.generator_path}: "
-            + ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items()))
+        self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))
+        quality = ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items())
+        say(f"{len(self.train):,} activations of width {self.train.vectors.shape[1]} to train on, "
+            f"{len(self.held_out):,} held out; actor and critic start from {self.generator_path}: {quality}")
 
-    def check_settings(self):
-        """What can be refused before a source model is trained."""
-        s = self.s
-        if not s.injection_layers or not all(isinstance(layer, int) for layer in s.injection_layers):
-            raise ValueError(f"injection_layers is {s.injection_layers}: it takes numbers of blocks, 0 for the embeddings")
-        if s.generator_checkpoint.endswith('.pt') and not os.path.exists(s.generator_checkpoint.format(dataset=dataset_name(s.dataset))):
-            if max(*s.injection_layers, s.activation_layer or 0) > s.n_layer:
-                raise ValueError(f"injection_layers is {s.injection_layers} and activation_layer {s.activation_layer}: the model that is to be trained has {s.n_layer} blocks")
-            if max(s.activation_context, s.max_new_tokens + 1) > s.block_size:
-                raise ValueError(f"activation_context is {s.activation_context} and max_new_tokens {s.max_new_tokens}: the model that is to be trained reads block_size {s.block_size} tokens, the prompt among them")
+    # -----------------------------------------------------------------------------
+    # the source model and its activations
 
     def make_source(self):
-        s = self.s
-        if self.source_path.endswith('.pt') and not os.path.exists(self.source_path):
-            self.say(f"there is no model at {self.source_path}: training one on the texts of {s.dataset}")
-            documents = load_documents(s.dataset, s.column_mapping)
-            tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
-            torch.manual_seed(s.seed)
-            model = GPT(answerer_config(tokenizer, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(self.device)
-            quality = train_language_model(model, *([tokenizer.encode(text) for text in documents[split]] for split in ('train', 'val')), tokenizer.eos_id, s.pretrain_iters, seed=s.seed)
-            save_model(self.source_path, 'generator', model, model.config, tokenizer, quality)
+        """A character model of the data set, where the .pt file is missing."""
+        cfg = self.cfg
+        if not self.source_path.endswith('.pt') or os.path.exists(self.source_path):
+            return
+        say(f"there is no model at {self.source_path}: training one on the texts of {cfg.dataset}")
+        documents = load_documents(cfg.dataset, cfg.column_mapping)
+        tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
+        train, held_out = (list(map(tokenizer.encode, documents[split])) for split in ('train', 'val'))
+        torch.manual_seed(cfg.seed)
+        model = GPT(small_config(tokenizer, cfg)).to(self.device)
+        quality = train_language_model(model, train, held_out, tokenizer.eos_id, cfg.pretrain_iters,
+                                       seed=cfg.seed)
+        save_model(self.source_path, 'generator', model, model.config, tokenizer, quality)
 
     def make_activations(self):
-        s = self.s
         if not os.path.exists(self.activations_path):
             model = GPT.from_pretrained(self.source_path).to(self.device).eval()
-            write_activations(model, self.tokenizer, load_documents(s.dataset, s.column_mapping), self.activations_path, s.activation_layer, s.activations_n, s.eval_prompts_n,
-                              s.activation_context, source=self.source_path, seed=s.seed)
+            documents = load_documents(self.cfg.dataset, self.cfg.column_mapping)
+            write_activations(model, self.tokenizer, documents, self.activations_path, self.cfg,
+                              self.source_path)
 
     def own_activations(self):
-        header, splits = load_activations(self.activations_path)
+        """Those of a folder that was made here, to train on and held out."""
+        path, remedy = self.activations_path, "name another, or one that does not exist yet"
+        header, splits = load_activations(path)
         if header['vocab_size'] != self.tokenizer.vocab_size or header['source'] != self.source_path:
-            raise ValueError(f"the activations at {self.activations_path} are of {header['source']} and the model is {self.source_path}: name the folder that belongs to it, or one that does not exist yet to have it made")
+            raise ValueError(f"the activations at {path} are of {header['source']} and the model is "
+                             f"{self.source_path}: {remedy}")
         for key, before in (('activation_layer', header['layer']), ('activation_context', header['context'])):
-            if getattr(self.s, key) not in (None, before):
-                raise ValueError(f"the activations at {self.activations_path} were made with {key} = {before} and it is {getattr(self.s, key)} now: name another folder, or one that does not exist yet to have it made")
+            now = getattr(self.cfg, key)
+            if now not in (None, before):
+                raise ValueError(f"the activations at {path} were made with {key} = {before} and it is "
+                                 f"{now} now: {remedy}")
         self.layer = header['layer']
-        prompt = encode_around(self.tokenizer, self.s.injection_prompt, self.s.injection_token, self.marker_id, self.s.chat_template)
+        prompt = self.encode_prompt(self.cfg.injection_prompt)
         for split in splits.values():
             split.prompts, split.slots = [prompt], find_markers([prompt], self.marker_id)
         return splits['train'], splits['val']
 
+    def encode_prompt(self, prompt):
+        cfg = self.cfg
+        return encode_around(self.tokenizer, prompt, cfg.injection_token, self.marker_id, cfg.chat_template)
+
     def given_activations(self):
-        s = self.s
-        if not s.train_prompts:
-            raise ValueError(f"activations given in a file ({self.activations_path}) want their prompts: set train_prompts to a .jsonl with as many records, each prompt with {s.injection_token} in it")
-        vectors, records = read_vectors(self.activations_path), load_prompts(s.train_prompts, s.column_mapping)
+        """Those of a file, each with a prompt of its own, to train on and held out."""
+        cfg, path = self.cfg, self.activations_path
+        if not cfg.train_prompts:
+            raise ValueError(f"activations given in a file ({path}) want their prompts: set train_prompts "
+                             f"to a .jsonl with as many records, each prompt with {cfg.injection_token} in "
+                             "it")
+        vectors, records = read_vectors(path), load_prompts(cfg.train_prompts, cfg.column_mapping)
         if len(vectors) != len(records):
-            raise ValueError(f"{self.activations_path} has {len(vectors)} activations and {s.train_prompts} {len(records)} prompts: there must be one for each")
-        prompts = [encode_around(self.tokenizer, r['prompt'], s.injection_token, self.marker_id, s.chat_template) for r in records]
+            raise ValueError(f"{path} has {len(vectors)} activations and {cfg.train_prompts} {len(records)} "
+                             "prompts: there must be one for each")
+        prompts = [self.encode_prompt(record['prompt']) for record in records]
         for i, ids in enumerate(prompts):
-            if s.max_prompt_length is not None and len(ids) > s.max_prompt_length:
-                raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is {s.max_prompt_length}: shorten it or raise the limit, for cutting could take its injection marker away")
-        slots = find_markers(prompts, self.marker_id)
-        texts = [self.tokenizer.encode(str(r['answer'])) for r in records] if all('answer' in r for r in records) else None
-        names = [json.dumps(r.get('document', i)) for i, r in enumerate(records)]  # rows of one document stay on one side
+            if cfg.max_prompt_length is not None and len(ids) > cfg.max_prompt_length:
+                raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
+                                 f"{cfg.max_prompt_length}: shorten it or raise the limit, for cutting "
+                                 "could take its injection marker away")
+        slots, texts = find_markers(prompts, self.marker_id), None
+        if all('answer' in record for record in records):
+            texts = [self.tokenizer.encode(str(record['answer'])) for record in records]
+        self.layer = cfg.activation_layer
+        if self.layer is None:
+            self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
+
+        def split(rows):
+            own_texts = texts and [texts[i] for i in rows]
+            return Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows],
+                               texts=own_texts)
+
+        return tuple(map(split, self.split_rows(records)))
+
+    def split_rows(self, records):
+        """The rows to train on and those held out; rows of one document stay on one side."""
+        names = [json.dumps(record.get('document', i)) for i, record in enumerate(records)]
         order = sorted(set(names))
-        random.Random('held out').shuffle(order)  # the same for every seed: a start may have been taught on the others
-        kept = set(order[:max(1, min(s.eval_prompts_n, len(order) // 10))])
         if len(order) < 2:
-            raise ValueError(f"{s.train_prompts} has one document: there must be another to hold out")
-        self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer) if s.activation_layer is None else s.activation_layer
-        return (Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows], texts=texts and [texts[i] for i in rows])
-                for rows in ([i for i, name in enumerate(names) if (name in kept) == held_out] for held_out in (False, True)))
+            raise ValueError(f"{self.cfg.train_prompts} has one document: there must be another to hold out")
+        random.Random('held out').shuffle(order)  # the same for every seed
+        kept = set(order[:max(1, min(self.cfg.eval_prompts_n, len(order) // 10))])
+        train = [i for i, name in enumerate(names) if name not in kept]
+        return train, [i for i, name in enumerate(names) if name in kept]
+
+    # -----------------------------------------------------------------------------
+    # the start of actor and critic
 
     def explanation(self, split, i):
         """What the actor is taught to write of activation i, its end included."""
         text = split.text(i, self.text_length)
-        return (text[::-1] if self.s.text_reversed else text) + [self.tokenizer.eos_id] * self.ends
+        return (text[::-1] if self.cfg.text_reversed else text) + [self.tokenizer.eos_id] * self.ends
 
     def make_start(self):
-        """Actor and critic before GRPO: both from the source model, taught on texts that come with the activations, when there are any."""
-        s = self.s
-        if os.path.exists(self.generator_path):
+        """
+        Actor and critic from the source model, taught on texts that come with the activations, when there are
+        any.
+        """
+        cfg, path = self.cfg, self.generator_path
+        if os.path.exists(path):
             return
-        self.say(f"there is no actor and critic at {self.generator_path}: making them from {self.source_path}")
-        torch.manual_seed(s.seed)
+        say(f"there is no actor and critic at {path}: making them from {self.source_path}")
+        torch.manual_seed(cfg.seed)
         mean, scale = standardiser(self.train.vectors)
         actor = GPT.from_pretrained(self.source_path)
-        room = max(map(len, self.train.prompts + self.held_out.prompts)) + s.max_new_tokens
+        room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
-            raise ValueError(f"the longest prompt and max_new_tokens {s.max_new_tokens} make {room} tokens, more than the {actor.config.block_size} that {self.source_path} reads: lower max_new_tokens")
-        critic = Critic(copy.deepcopy(truncate(actor, self.layer)), mean, scale, s.critic_pooling, s.critic_head, s.critic_target_norm).to(self.device)
-        actor.injection = Injection(actor, len(mean), s.injection_mode, s.injection_layers, s.injection_scale)
+            raise ValueError(f"the longest prompt and max_new_tokens {cfg.max_new_tokens} make {room} "
+                             f"tokens, more than the {actor.config.block_size} that {self.source_path} "
+                             "reads: lower max_new_tokens")
+        trunk = copy.deepcopy(truncate(actor, self.layer))
+        critic = Critic(trunk, mean, scale, cfg.critic_pooling, cfg.critic_head,
+                        cfg.critic_target_norm).to(self.device)
+        actor.injection = Injection(actor, len(mean), cfg.injection_mode, cfg.injection_layers,
+                                    cfg.injection_scale)
         actor.to(self.device)
         quality = {}
         if self.train.text(0, 1) is not None:
-            quality = train_explainer(actor, self.train, self.held_out, self.explanation, s.warm_start_iters, learning_rate=s.warm_start_learning_rate, seed=s.seed)
-            quality |= train_critic(critic, self.train, self.held_out, self.text_length, s.critic_start_iters, learning_rate=s.warm_start_learning_rate, seed=s.seed)
-        if not hasattr(self.tokenizer, 'chars'):
-            self.tokenizer.save(os.path.join(os.path.dirname(self.generator_path), 'tokenizer'))
-        save_checkpoint(self.generator_path, {'kind': 'nla', 'model': actor.state_dict(), 'model_config': vars(actor.config), 'critic': critic.state_dict(), 'quality': quality,
-                                              'nla': self.about | {'injection': actor.injection.settings, 'critic': critic.settings},
-                                              **({'chars': self.tokenizer.chars, 'end': self.ends} if hasattr(self.tokenizer, 'chars') else {})})
+            quality = self.teach(actor, critic)
+        if not own_tokenizer(self.tokenizer):
+            self.tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
+        about = self.about | {'injection': actor.injection.settings, 'critic': critic.settings}
+        weights = {'model': actor.state_dict(), 'model_config': vars(actor.config),
+                   'critic': critic.state_dict()}
+        save_checkpoint(path,
+                        {'kind': 'nla', **weights, 'quality': quality, 'nla': about,
+                         **own_tokenizer(self.tokenizer)})
+
+    def teach(self, actor, critic):
+        cfg, splits = self.cfg, (self.train, self.held_out)
+        options = {'learning_rate': cfg.warm_start_learning_rate, 'seed': cfg.seed}
+        quality = train_explainer(actor, *splits, self.explanation, cfg.warm_start_iters, **options)
+        return quality | train_critic(critic, *splits, self.text_length, cfg.critic_start_iters, **options)
+
+    def check_start(self, saved):
+        """
+        Raises ValueError unless actor and critic of a checkpoint were made for these activations and
+        settings.
+        """
+        path, remedy = self.generator_path, "name another nla_checkpoint, or one that does not exist yet"
+        if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
+            self.tokenizer.check_same(saved['chars'], path)
+        self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
+        before, now = saved['critic']['mean'].shape[0], self.train.vectors.shape[1]
+        if before != now:
+            raise ValueError(f"the actor and critic at {path} are made for activations of width {before} "
+                             f"and those at {self.activations_path} have {now}: {remedy}")
+        settings = saved['nla']['settings'] | {'activation_layer': saved['nla']['layer']}
+        for key, now in (self.about['settings'] | {'activation_layer': self.layer}).items():
+            if settings[key] != now:
+                raise ValueError(f"the actor and critic at {path} were made with {key} = {settings[key]!r} "
+                                 f"and it is {now!r} now: {remedy}")
 
     def placed(self, model):
-        """A model that stays in fp32 on its device, or spread over all ranks: then they all go through each of its forwards."""
-        if self.s.shard:
+        """
+        A model that stays in fp32 on its device, or spread over all ranks: then all go through each of its
+        forwards.
+        """
+        if self.cfg.shard:
             shard_model(model, torch.float32, self.device)
         return model.to(self.device).eval()
 
@@ -193,51 +321,66 @@ class NLA(Job):
         self.start = copy.deepcopy(model.injection).requires_grad_(False).to(self.device)
         return model
 
+    def after_lora(self, model):
+        model.injection.requires_grad_(True)
+
     def policy(self, model):
-        return NLAPolicy(model, self.tokenizer, self.s.max_new_tokens, self.s.temperature, self.s.top_k, self.s.top_p, self.s.compile, start=self.start)
+        cfg = self.cfg
+        return NLAPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
+                         cfg.compile,
+                         start=self.start)
 
     def batch(self, it, attempt=0):
-        seed = self.s.seed + 10 ** 6 * attempt
-        indices, seed = draw_indices(len(self.train), self.s.batch_size, it, seed), seed * 10 ** 5 + it
-        return self.train.batch(indices, [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(self.s.batch_size)], self.device)
+        seed, n = self.cfg.seed + 10 ** 6 * attempt, self.cfg.batch_size
+        indices, seed = draw_indices(len(self.train), n, it, seed), seed * 10 ** 5 + it
+        return self.train.batch(indices, [(seed * 10 ** 9 + i) % 2 ** 62 for i in range(n)], self.device)
+
+    # -----------------------------------------------------------------------------
+    # the reward, and the critic's own learning
+
+    def as_read(self, rollout):
+        return as_read(rollout, self.ends, self.cfg.text_reversed)
 
     def predict(self, texts, lengths):
-        size = self.s.eval_batch_size
+        size, predictions = self.cfg.eval_batch_size, []
         with torch.no_grad():
-            predictions = [self.critic(texts[i:i + size], lengths[i:i + size]) for i in range(0, len(texts), size)]
+            for i in range(0, len(texts), size):
+                predictions.append(self.critic(texts[i:i + size], lengths[i:i + size]))
         drop_collected(self.critic)
         return torch.cat(predictions)
 
     def reconstruction(self, policy, rollout):
-        texts, lengths, h, whole = as_read(rollout, self.ends, self.s.text_reversed)
+        """How well the critic rebuilds the activation from each text, (P, G)."""
+        texts, lengths, h, whole = self.as_read(rollout)
         prediction, target = self.predict(texts, lengths), self.critic.target(h)
         mse = (prediction - target).square().mean(dim=1)
-        reward = {'mse': -mse, 'log_mse': -mse.clamp(min=1e-6).log(), 'cosine': torch.cosine_similarity(prediction, target)}[self.s.nla_reward]
-        return torch.where(whole, reward, reward.clamp(max=self.s.truncated_reward)).view(rollout.lengths.shape)
+        if self.cfg.nla_reward == 'cosine':
+            reward = torch.cosine_similarity(prediction, target)
+        else:
+            reward = -mse if self.cfg.nla_reward == 'mse' else -mse.clamp(min=1e-6).log()
+        reward = torch.where(whole, reward, reward.clamp(max=self.cfg.truncated_reward))
+        return reward.view(rollout.lengths.shape)
 
     def actor_rests(self, it):
-        return self.s.freeze_actor or it < self.s.critic_warmup_iters
+        return self.cfg.freeze_actor or it < self.cfg.critic_warmup_iters
 
     def learn_beside(self, rollout):
         """The critic's own steps on the whole texts. Its metrics are those before them."""
-        texts, lengths, h, whole = as_read(rollout, self.ends, self.s.text_reversed)
+        texts, lengths, h, whole = self.as_read(rollout)
         n = all_reduce(whole.sum())
         if n == 0:
-            return {}  # nothing to learn from
-        target, counts, metrics = self.critic.target(h), whole / n, {}  # the others are read too: a sharded critic takes as many forwards on every rank
-        size = (self.s.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
+            return {}
+        # texts that are not whole are read too, with weight 0: a sharded critic takes as many forwards on
+        # every rank
+        weights, metrics = whole / n, {}
+        size = (self.cfg.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
         self.critic.train()
-        for epoch in range(self.s.critic_train_epochs):
+        for epoch in range(self.cfg.critic_train_epochs):
             self.critic_optimizer.zero_grad(set_to_none=True)
-            shares = torch.zeros(3, device=h.device)
+            shares = torch.zeros(3, device=h.device)  # loss, cosine, error
             for start in range(0, len(texts), size):
                 part = slice(start, start + size)
-                prediction = self.critic(texts[part], lengths[part])
-                loss = counts[part] @ (prediction - target[part]).square().mean(dim=1)
-                loss.backward()
-                with torch.no_grad():
-                    centred = self.critic.standard(prediction, h[part])
-                    shares += torch.stack((loss, counts[part] @ torch.cosine_similarity(*centred), counts[part] @ (centred[0] - centred[1]).square().mean(dim=1)))
+                shares += self.critic_backward(texts[part], lengths[part], h[part], weights[part])
             sum_gradients(list(self.critic.parameters()))
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0))
             if not torch.isfinite(norm):
@@ -245,15 +388,35 @@ class NLA(Job):
             self.critic_optimizer.step()
             if epoch == 0:
                 loss, cosine, error = all_reduce(shares).tolist()
-                metrics = {'critic_loss': loss, 'cosine': cosine, 'fve': 1 - error, 'critic_grad_norm': norm.item()}
+                metrics = {'critic_loss': loss, 'cosine': cosine, 'fve': 1 - error,
+                           'critic_grad_norm': norm.item()}
         self.critic.eval()
         return metrics
 
+    def critic_backward(self, texts, lengths, h, weights):
+        """
+        Backward of the weighted error on some texts. Returns their shares of loss, cosine and standardised
+        error (3,).
+        """
+        prediction = self.critic(texts, lengths)
+        loss = weights @ (prediction - self.critic.target(h)).square().mean(dim=1)
+        loss.backward()
+        with torch.no_grad():
+            centred, truth = self.critic.standard(prediction, h)
+            cosine = weights @ torch.cosine_similarity(centred, truth)
+            return torch.stack((loss, cosine, weights @ (centred - truth).square().mean(dim=1)))
+
+    # -----------------------------------------------------------------------------
+    # evaluation
+
     def write(self, policy, inject='own', greedy=False):
-        """One text to each held-out activation, as as_read has them. inject: 'own' activations, others (n, A), or None for nothing."""
+        """
+        One text to each held-out activation, as as_read has them. inject: 'own' activations, others (n, A),
+        or None.
+        """
         parts = []
-        for start in over('evaluating', range(0, len(self.held_out), self.s.eval_batch_size)):
-            indices = list(range(start, min(start + self.s.eval_batch_size, len(self.held_out))))
+        for start in over('evaluating', range(0, len(self.held_out), self.cfg.eval_batch_size)):
+            indices = list(range(start, min(start + self.cfg.eval_batch_size, len(self.held_out))))
             batch = self.held_out.batch(indices, indices, self.device)
             shown = dict(batch)
             if inject is None:
@@ -262,144 +425,211 @@ class NLA(Job):
                 shown['activation'] = inject[indices, None].to(self.device)
             rollout = policy.greedy(shown) if greedy else policy.sample(shown, 1)
             rollout.batch = batch  # what the text should have been about
-            pad = self.s.max_new_tokens - rollout.tokens.shape[2]
-            texts, *rest = as_read(rollout, self.ends, self.s.text_reversed)
-            parts.append((torch.nn.functional.pad(texts, (0, pad)), *rest))
-        return tuple(torch.cat(column) for column in zip(*parts))
+            texts, *columns = self.as_read(rollout)
+            parts.append((F.pad(texts, (0, self.cfg.max_new_tokens - texts.shape[1])), *columns))
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    def fve_of(self, texts, lengths, h, *_):
+        return fve(*self.critic.standard(self.predict(texts, lengths), h))
 
     def evaluate(self, policy):
         """
-        Held-out activations, one sampled and one greedy text each, with the same noise each time, and what to compare with: texts dealt to the wrong
-        activations, no injection, the mean activation, a random vector as far from it as the own; the critic on the true text; PCA. text_nll is the source model's.
+        Held-out activations, one sampled and one greedy text each, with the same noise each time, and what to
+        compare with: texts dealt to the wrong activations, no injection, the mean activation, a random vector
+        as far from it as the own; the critic on the true text; PCA. text_nll is the source model's.
         """
-        n, A = self.held_out.vectors.shape
+        n, mean = len(self.held_out), self.critic.mean.cpu()
         texts, lengths, h, whole = self.write(policy)
-
-        def value(texts, lengths, h):
-            return fve(*self.critic.standard(self.predict(texts, lengths), h))
-
         prediction, target = self.critic.standard(self.predict(texts, lengths), h)
-        m = {'eval/fve': fve(prediction, target), 'eval/fve_greedy': value(*self.write(policy, greedy=True)[:3]), 'eval/fve_shuffled': fve(prediction.roll(n // 2, 0), target),
-             'eval/cosine': torch.cosine_similarity(prediction, target).mean().item(), 'eval/fve_no_injection': value(*self.write(policy, None)[:3]),
-             'eval/fve_mean_injection': value(*self.write(policy, self.critic.mean.cpu().expand(n, A))[:3])}
-        noise = torch.randn(n, A, generator=torch.Generator().manual_seed(0))
-        noise = noise * ((h - self.critic.mean).cpu().norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)) + self.critic.mean.cpu()
-        m['eval/fve_random_injection'] = value(*self.write(policy, noise)[:3])
-        if self.s.freeze_actor:
-            m['eval/fve_frozen_actor'] = m['eval/fve']
-        shown = [row[:k] for row, k in zip(texts.tolist(), lengths.tolist())]
-        m |= {'eval/distinct_texts': len(set(map(tuple, shown))) / n, 'eval/frac_whole': whole.float().mean().item(), 'eval/text_nll': self.nll(texts, lengths)}
+        m = {'fve': fve(prediction, target), 'fve_greedy': self.fve_of(*self.write(policy, greedy=True)),
+             'fve_shuffled': fve(prediction.roll(n // 2, 0), target),
+             'cosine': torch.cosine_similarity(prediction, target).mean().item(),
+             'fve_no_injection': self.fve_of(*self.write(policy, None)),
+             'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1)))}
+        noise = torch.randn(n, len(mean), generator=torch.Generator().manual_seed(0))
+        distance = (h - self.critic.mean).cpu().norm(dim=1, keepdim=True)
+        noise = noise * (distance / noise.norm(dim=1, keepdim=True)) + mean
+        m['fve_random_injection'] = self.fve_of(*self.write(policy, noise))
+        if self.cfg.freeze_actor:
+            m['fve_frozen_actor'] = m['fve']
+        shown = [row[:k] for row, k in zip(texts.tolist(), lengths.tolist(), strict=True)]
+        m |= {'distinct_texts': len(set(map(tuple, shown))) / n, 'frac_whole': whole.float().mean().item(),
+              'text_nll': self.nll(texts, lengths)}
         if self.held_out.text(0, 1) is not None:
-            truth = [self.held_out.text(i, self.text_length) for i in range(n)]
-            true = torch.tensor([row + [0] * (self.text_length - len(row)) for row in truth], device=self.device)
-            m |= {'eval/fve_true_text': value(true, torch.tensor([len(row) for row in truth], device=self.device), h),
-                  'eval/last_token': sum(a[-1:] == b[-1:] for a, b in zip(shown, truth)) / n}
-        for i in range(min(self.s.eval_show, n)):
+            m |= self.against_true_texts(shown, h)
+        for i in range(min(self.cfg.eval_show, n)):
             about = self.held_out.text(i, 10 ** 6) or self.held_out.prompts[i]
-            self.say(f"  {self.tokenizer.decode(about)!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE {1 - ((prediction[i] - target[i]).square().sum() / target[i].square().sum()).item():.3f}")
-        return m
+            explained = 1 - ((prediction[i] - target[i]).square().sum() / target[i].square().sum()).item()
+            text = self.tokenizer.decode(shown[i])
+            say(f"  {self.tokenizer.decode(about)!r}\n    -> {text!r}, FVE {explained:.3f}")
+        return {f'eval/{name}': value for name, value in m.items()}
+
+    def against_true_texts(self, shown, h):
+        """The critic on the texts that the activations came from, and how often the last token is theirs."""
+        truth = [self.held_out.text(i, self.text_length) for i in range(len(shown))]
+        texts = torch.tensor([row + [0] * (self.text_length - len(row)) for row in truth], device=self.device)
+        lengths = torch.tensor([len(row) for row in truth], device=self.device)
+        right = sum(a[-1:] == b[-1:] for a, b in zip(shown, truth, strict=True))
+        return {'fve_true_text': self.fve_of(texts, lengths, h), 'last_token': right / len(shown)}
 
     @torch.no_grad()
     def nll(self, texts, lengths):
         """Nats per token, from the second on, that the texts cost the source model."""
-        total, count = 0.0, 0
+        total, count, size = 0.0, 0, self.cfg.eval_batch_size
         if texts.shape[1] < 2:
             return 0.0
-        for start in range(0, len(texts), self.s.eval_batch_size):
-            rows, n = texts[start:start + self.s.eval_batch_size], lengths[start:start + self.s.eval_batch_size]
-            inside = torch.arange(1, rows.shape[1], device=rows.device) < n[:, None]
-            rows = rows.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= n[:, None], 0)
-            logps = fused_logps(self.source(rows[:, :-1])[inside], self.source.lm_head.weight, rows[:, 1:][inside])[0]
+        for start in range(0, len(texts), size):
+            rows, n = texts[start:start + size], lengths[start:start + size, None]
+            places = torch.arange(rows.shape[1], device=rows.device)
+            rows, scored = rows.masked_fill(places >= n, 0), places[1:] < n
+            hidden = self.source(rows[:, :-1])[scored]
+            logps = fused_logps(hidden, self.source.lm_head.weight, rows[:, 1:][scored])[0]
             total, count = total - logps.sum().item(), count + len(logps)
         drop_collected(self.source)
         return total / max(1, count)
 
-    def table(self, m):
-        """What the last evaluation means, line by line; PCA of the training activations says how much that many numbers would carry."""
-        train = torch.from_numpy(np.array(self.train.vectors[:20000], dtype=np.float32)) - self.critic.mean.cpu()
-        held_out = torch.from_numpy(np.array(self.held_out.vectors, dtype=np.float32)) - self.critic.mean.cpu()
+    def verdict(self, metrics):
+        """
+        The last evaluation as a table; PCA of the training activations says how much that many numbers would
+        carry.
+        """
+        mean = self.critic.mean.cpu()
+        train = torch.from_numpy(np.array(self.train.vectors[:20000], dtype=np.float32)) - mean
+        held_out = torch.from_numpy(np.array(self.held_out.vectors, dtype=np.float32)) - mean
         directions = torch.linalg.eigh(train.T @ train)[1].flip(1)
-        ranks = {k: (held_out @ directions[:, :k]).square().sum().item() / held_out.square().sum().item() for k in (1, 4, 8, 16, 32, 64) if k < held_out.shape[1]}
-        names = {'fve': 'sampled text', 'fve_greedy': 'greedy text', 'fve_frozen_actor': '  this is the control: the actor rested', 'fve_shuffled': "another activation's text", 'fve_no_injection': 'nothing injected',
-                 'fve_mean_injection': 'the mean activation injected', 'fve_random_injection': 'a random vector of the same length injected', 'fve_true_text': 'the true text, through the same critic'}
-        lines = [f"  {m['eval/' + key]:6.3f}  {meaning}" for key, meaning in names.items() if f'eval/{key}' in m]
-        lines += ["   0.000  the mean activation, whatever the text"] + [f"  {value:6.3f}  PCA, {k} number{'s' if k > 1 else ''}" for k, value in ranks.items()]
-        return "held-out fraction of variance explained (FVE) by\n" + '\n'.join(lines)
+        lines = ["held-out fraction of variance explained (FVE) by"]
+        for key, meaning in MEANING.items():
+            if f'eval/{key}' in metrics:
+                lines.append(f"  {metrics['eval/' + key]:6.3f}  {meaning}")
+        lines.append("   0.000  the mean activation, whatever the text")
+        total = held_out.square().sum().item()
+        for k in (1, 4, 8, 16, 32, 64):
+            if k < held_out.shape[1]:
+                carried = (held_out @ directions[:, :k]).square().sum().item()
+                lines.append(f"  {carried / total:6.3f}  PCA, {k} number{'s' * (k > 1)}")
+        return '\n'.join(lines)
 
-    def describe(self, m):
-        return (f"held-out FVE sampled {m['eval/fve']:.4f}, greedy {m['eval/fve_greedy']:.4f}, shuffled {m['eval/fve_shuffled']:.4f}, cosine {m['eval/cosine']:.3f}, source model's NLL of the texts {m['eval/text_nll']:.3f}, "
-                f"{100 * m['eval/distinct_texts']:.0f} % distinct" + (f", last token right {m['eval/last_token']:.3f}, true text {m['eval/fve_true_text']:.4f}" if 'eval/fve_true_text' in m else ''))
+    def describe(self, metrics):
+        m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
+        line = f"held-out FVE sampled {m['fve']:.4f}, greedy {m['fve_greedy']:.4f}, "
+        line += f"shuffled {m['fve_shuffled']:.4f}, cosine {m['cosine']:.3f}, "
+        line += f"source model's NLL of the texts {m['text_nll']:.3f}, "
+        line += f"{100 * m['distinct_texts']:.0f} % distinct"
+        if 'last_token' in m:
+            line += f", last token right {m['last_token']:.3f}, true text {m['fve_true_text']:.4f}"
+        return line
+
+    # -----------------------------------------------------------------------------
+    # what a run leaves behind
+
+    def asked(self, rollout):
+        i, batch = rollout.batch['record'][0].item(), rollout.batch
+        ids = batch['prompts'][0, :batch['prompt_lengths'][0]]
+        if self.train.texts is None and self.train.contexts is not None:
+            ids = self.train.text(i, 10 ** 6)
+        return {'prompt': self.tokenizer.decode(ids)}
+
+    def saved(self):
+        optimizer = {'critic_optimizer': self.critic_optimizer.state_dict()}
+        return {'critic': self.critic.state_dict(), **optimizer, 'nla': self.about,
+                **own_tokenizer(self.tokenizer)}
+
+    def restore(self, checkpoint):
+        own = self.critic.state_dict()
+        self.critic.load_state_dict({name: part_of(checkpoint['critic'][name], p) for name, p in own.items()})
+        state = optimizer_parts(checkpoint['critic_optimizer'], list(self.critic.parameters()))
+        self.critic_optimizer.load_state_dict(state)
+        for group in self.critic_optimizer.param_groups:
+            group['lr'] = self.cfg.critic_learning_rate
+
+    def export(self, model, saved, out_dir, metrics):
+        """Actor and critic in nla.pt, a start for others."""
+        path, names = os.path.join(out_dir, 'nla.pt'), ('eval/fve', 'eval/fve_greedy')
+        quality = {name.removeprefix('eval/'): metrics[name] for name in names if name in metrics}
+        weights = {'model': model.state_dict(), 'model_config': vars(model.config)}
+        save_checkpoint(path, {'kind': 'nla', **weights, 'quality': quality, **saved})
+        say(f"actor and critic saved in {path}")
 
     def try_out(self):
         text = self.held_out.text(0, 10 ** 6)
-        return 'nla.pt', [f'--activations={self.activations_path}', '--row=0'] if text is None else [f'--text={longest_line(self.tokenizer.decode(text))}']
-
-    def asked(self, rollout):
-        i = rollout.batch['record'][0].item()
-        return {'prompt': self.tokenizer.decode(self.train.text(i, 10 ** 6) if self.train.texts is None and self.train.contexts is not None else rollout.batch['prompts'][0, :rollout.batch['prompt_lengths'][0]])}
-
-    def saved(self):
-        return {'critic': self.critic.state_dict(), 'critic_optimizer': self.critic_optimizer.state_dict(),
-                'nla': self.about} | ({'chars': self.tokenizer.chars, 'end': self.ends} if hasattr(self.tokenizer, 'chars') else {})
-
-    def restore(self, checkpoint):
-        self.critic.load_state_dict({name: part_of(checkpoint['critic'][name], p) for name, p in self.critic.state_dict().items()})
-        self.critic_optimizer.load_state_dict(optimizer_parts(checkpoint['critic_optimizer'], list(self.critic.parameters())))
-        for group in self.critic_optimizer.param_groups:
-            group['lr'] = self.s.critic_learning_rate
+        if text is None:
+            return 'nla.pt', [f'--activations={self.activations_path}', '--row=0']
+        return 'nla.pt', [f'--text={longest_line(self.tokenizer.decode(text))}']
 
 
-def train_language_model(model, documents, held_out, eos_id, max_iters=1000, batch_size=32, learning_rate=1e-3, seed=1):
+# -----------------------------------------------------------------------------
+# supervised starts
+
+def train_language_model(model, documents, held_out, eos_id, max_iters=1000, learning_rate=1e-3, seed=1):
     """
-    Next token, everywhere, on windows of the documents (lists of token ids, an end token between them), in place. Returns quality: the loss in nats
-    per token on windows of held_out.
+    Next token, everywhere, on windows of the documents (lists of token ids, an end token between them), in
+    place. Returns quality: the loss in nats per token on windows of held_out.
     """
     generator = torch.Generator().manual_seed(seed)
     device, width = model.wte.weight.device, model.config.block_size + 1
-    joined = [np.array([token for ids in part for token in ids + [eos_id] * (eos_id is not None)], dtype=np.int32) for part in (documents, held_out)]
+    end = [eos_id] if eos_id is not None else []
+
+    def joined(documents):
+        return np.array([token for ids in documents for token in ids + end], dtype=np.int32)
 
     def loss_on(ids, n, generator):
         tokens = random_windows(ids, n, width, generator).to(device)
         return cross_entropy(model, model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
-    supervised_loop('language model', model, lambda: loss_on(joined[0], batch_size, generator), max_iters, learning_rate)
+    train = joined(documents)
+    supervised_loop('language model', model, lambda: loss_on(train, 32, generator), max_iters, learning_rate)
     model.eval()
     with torch.no_grad():
-        return {'loss': loss_on(joined[1], 256, torch.Generator().manual_seed(0)).item()}
+        return {'loss': loss_on(joined(held_out), 256, torch.Generator().manual_seed(0)).item()}
 
 
-def train_explainer(model, activations, held_out, explanation, max_iters=200, batch_size=64, learning_rate=5e-4, seed=1):
+def explainer_loss(model, split, indices, explanation, seen=None):
     """
-    A start for the actor of an NLA, in place: from a prompt with an activation in it to a text. activations, held_out: nla.Activations;
-    explanation(split, i): token ids that the actor is to write of activation i, the end token included. Returns quality: held-out loss in nats
-    per token, and with_another, the same with activations dealt to the wrong texts: no more than the loss would mean that the actor does not look at them.
+    Loss in nats per token of writing explanations of activations; seen: the activations shown, their own if
+    None.
+    """
+    device = model.wte.weight.device
+    batch = split.batch(indices, indices, device)
+    texts, lengths = [explanation(split, i) for i in indices], batch['prompt_lengths'].tolist()
+    T = max(n + len(text) for n, text in zip(lengths, texts, strict=True))
+    tokens, targets = (torch.full((len(indices), T), value) for value in (0, -1))
+    for row, (prompt, n, text) in enumerate(zip(batch['prompts'].tolist(), lengths, texts, strict=True)):
+        tokens[row, :n + len(text)] = torch.tensor(prompt[:n] + text)
+        targets[row, n - 1:n + len(text) - 1] = torch.tensor(text)
+    vectors = batch['activation'] if seen is None else split.batch(seen, seen, device)['activation']
+    hidden = model(tokens.to(device), edit=model.injection.edit(batch['slots'], vectors))
+    targets = targets.to(device)
+    return cross_entropy(model, hidden[targets >= 0], targets[targets >= 0])
+
+
+def train_explainer(model, activations, held_out, explanation, max_iters=200, learning_rate=5e-4, seed=1):
+    """
+    A start for the actor, in place: from a prompt with an activation in it to a text. activations, held_out:
+    nla.Activations; explanation(split, i): token ids that the actor is to write of activation i, the end
+    token included. Returns quality: held-out loss in nats per token, and with_another, the same with
+    activations dealt to the wrong texts: no more than the loss would mean that the actor does not look at
+    them.
     """
     generator = torch.Generator().manual_seed(seed)
-    device = model.wte.weight.device
 
-    def loss_on(split, indices, seen=None):
-        batch = split.batch(indices, indices, device)
-        prompts, texts = batch['prompts'], [explanation(split, i) for i in indices]
-        lengths = batch['prompt_lengths'].tolist()
-        T = max(n + len(text) for n, text in zip(lengths, texts))
-        tokens, targets = (torch.full((len(indices), T), fill) for fill in (0, -1))
-        for row, (prompt, n, text) in enumerate(zip(prompts.tolist(), lengths, texts)):
-            tokens[row, :n + len(text)] = torch.tensor(prompt[:n] + text)
-            targets[row, n - 1:n + len(text) - 1] = torch.tensor(text)
-        vectors = batch['activation'] if seen is None else split.batch(seen, seen, device)['activation']
-        hidden = model(tokens.to(device), edit=model.injection.edit(batch['slots'], vectors))
-        answer = (targets >= 0).to(device)
-        return cross_entropy(model, hidden[answer], targets.to(device)[answer])
+    def loss_of_batch():
+        indices = torch.randint(len(activations), (64,), generator=generator).tolist()
+        return explainer_loss(model, activations, indices, explanation)
 
-    supervised_loop('actor', model, lambda: loss_on(activations, torch.randint(len(activations), (batch_size,), generator=generator).tolist()), max_iters, learning_rate)
+    supervised_loop('actor', model, loss_of_batch, max_iters, learning_rate)
     model.eval()
-    some = list(range(min(512, len(held_out))))
+    rows = list(range(min(512, len(held_out))))
+    others = rows[len(rows) // 2:] + rows[:len(rows) // 2]
     with torch.no_grad():
-        return {'loss': loss_on(held_out, some).item(), 'with_another': loss_on(held_out, some, some[len(some) // 2:] + some[:len(some) // 2]).item()}
+        return {'loss': explainer_loss(model, held_out, rows, explanation).item(),
+                'with_another': explainer_loss(model, held_out, rows, explanation, others).item()}
 
 
-def train_critic(critic, activations, held_out, length, max_iters=100, batch_size=64, learning_rate=5e-4, seed=1):
-    """A start for the critic of an NLA, in place: from the texts that come with the activations, cut to `length` tokens, to the activations. Returns quality: held-out FVE."""
+def train_critic(critic, activations, held_out, length, max_iters=100, learning_rate=5e-4, seed=1):
+    """
+    A start for the critic, in place: from the texts that come with the activations, cut to `length` tokens,
+    to the activations. Returns quality: held-out FVE.
+    """
     generator = torch.Generator().manual_seed(seed)
     device = critic.mean.device
 
@@ -408,11 +638,13 @@ def train_critic(critic, activations, held_out, length, max_iters=100, batch_siz
         tokens = torch.zeros(len(indices), length, dtype=torch.long)
         for row, text in enumerate(texts):
             tokens[row, :len(text)] = torch.tensor(text)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
         h = torch.from_numpy(np.array(split.vectors[np.asarray(indices)], dtype=np.float32)).to(device)
-        return critic(tokens.to(device), torch.tensor([len(text) for text in texts], device=device)), h
+        return critic(tokens.to(device), lengths), h
 
     def loss_of_batch():
-        prediction, h = predict(activations, torch.randint(len(activations), (batch_size,), generator=generator).tolist())
+        indices = torch.randint(len(activations), (64,), generator=generator).tolist()
+        prediction, h = predict(activations, indices)
         return F.mse_loss(prediction, critic.target(h))
 
     supervised_loop('critic', critic, loss_of_batch, max_iters, learning_rate, weight_decay=0.0)
