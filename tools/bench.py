@@ -587,7 +587,8 @@ def main(arguments):
     names = [a for a in arguments if not a.startswith('--json=')]
     if not names or not set(names) <= BENCHES.keys():
         sys.exit(f"usage: python -m tools.bench {' | '.join(BENCHES)} [--json=FILE]")
-    header = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    machine = platform.processor() or platform.machine()
+    header = f"{machine}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     header += f", torch {torch.__version__} with {torch.get_num_threads()} threads"
     header += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ', no GPU'
     print(header)
