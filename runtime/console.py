@@ -1,7 +1,9 @@
 """
-What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even then: warnings, and how it ended. Rank 0 speaks, the others are silent.
-A phase that may last counts its steps with a Progress. On a terminal or in a notebook that is a bar with the time left, below the lines; it goes when its phase is done. In a pipe or
-a file nothing is drawn: when no line has come for half a minute, one says how far all phases are that are going on.
+What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even
+then: warnings, and how it ended. Rank 0 speaks, the others are silent. A phase that may last counts its steps
+with a Progress. On a terminal or in a notebook that is a bar with the time left, below the lines; it goes
+when its phase is done. In a pipe or a file nothing is drawn: when no line has come for half a minute, one
+says how far all phases are that are going on.
 """
 import json
 import os
@@ -13,8 +15,10 @@ from tqdm.auto import tqdm
 
 quiet = False        # train_grpo.py and pretrain.py set it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
-LINE_AFTER = 30.0    # without a line; each one that only says how far things are doubles the wait for the next
+LINE_AFTER = 30.0    # without a line; each that only says how far things are doubles it
 tqdm.monitor_interval = 0  # no thread that looks after the bars
+RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'adapter',
+           'export')
 phases = []          # those going on, the outermost first
 loaded = time.time()
 last_line, patience = loaded, LINE_AFTER
@@ -38,14 +42,19 @@ def duration(seconds):
     """'48 s', '3 min 21 s', '2 h 5 min'."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min {s} s' if minutes else f'{s} s'
+    if hours:
+        return f'{hours} h {minutes} min'
+    return f'{minutes} min {s} s' if minutes else f'{s} s'
 
 
 class Progress:
-    """A phase of `total` steps, `done` of them behind us. Its bar comes once it has lasted `bar_after` seconds."""
+    """
+    A phase of `total` steps, `done` of them behind us. Its bar comes once it has lasted `bar_after` seconds.
+    """
 
     def __init__(self, name, total, done=0, bar_after=None):
-        self.name, self.total, self.start, self.done, self.began, self.bar = name, total, done, done, time.time(), None
+        self.name, self.total, self.start, self.done = name, total, done, done
+        self.began, self.bar = time.time(), None
         self.bar_after = BAR_AFTER if bar_after is None else bar_after
 
     def __enter__(self):
@@ -60,9 +69,11 @@ class Progress:
             self.bar.close()
 
     def draw(self):
-        # Only where the lines go to the same screen, for nothing else would clear the bar before them. None: tqdm looks whether it is a terminal; in a notebook neither is one, and it draws.
+        # Only where the lines go to the same screen, for nothing else would clear the bar before them. None:
+        # tqdm looks whether it is a terminal; in a notebook neither is one, and it draws.
         silent = quiet or int(os.environ.get('RANK', 0)) > 0 or sys.stdout.isatty() != sys.stderr.isatty()
-        self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True, miniters=1, smoothing=0, disable=True if silent else None)
+        self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True,
+                        miniters=1, smoothing=0, disable=True if silent else None)
         self.bar.start_t = self.bar.last_print_t = self.began  # its speed is that of the whole phase
 
     def step(self, *_):
@@ -76,8 +87,12 @@ class Progress:
             self.bar.update(self.done - self.bar.n)
             if self.bar.disable and now - last_line > patience:
                 longer = min(2 * patience, 600.0)
-                say('  ' + ', '.join(f"{p.name} {p.done}/{p.total} ({100 * p.done // max(1, p.total)} %{p.left(p.done)})" for p in phases))
+                say('  ' + ', '.join(map(str, phases)))
                 patience = longer
+
+    def __str__(self):
+        share = 100 * self.done // max(1, self.total)
+        return f"{self.name} {self.done}/{self.total} ({share} %{self.left(self.done)})"
 
     def note(self, text):
         """What stands behind the bar."""
@@ -85,8 +100,14 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=False)
 
     def left(self, done):
-        """', 3 min 21 s left' with so many steps done; '' where that cannot be said yet (a first step warms up), and at the end."""
-        return f', {duration((time.time() - self.began) / (done - self.start) * (self.total - done))} left' if self.start + 1 < done < self.total else ''
+        """
+        ', 3 min 21 s left' with so many steps done; '' where that cannot be said yet (a first step warms up),
+        and at the end.
+        """
+        if not self.start + 1 < done < self.total:
+            return ''
+        seconds = (time.time() - self.began) / (done - self.start) * (self.total - done)
+        return f', {duration(seconds)} left'
 
     def over(self, things):
         with self:
@@ -104,24 +125,37 @@ def this_run(*more, without=('--init_from',)):
     """The command that started this run, with `more` arguments and some left away, as a shell takes it."""
     start, nodes = ['python'], os.environ.get('GROUP_WORLD_SIZE', '1')
     if 'LOCAL_WORLD_SIZE' in os.environ:
-        meeting = ['--standalone'] if nodes == '1' else [f'--nnodes={nodes}', '--rdzv_backend=c10d', f"--rdzv_endpoint={os.environ['MASTER_ADDR']}:29400"]
+        meeting = ['--standalone']
+        if nodes != '1':
+            endpoint = f"--rdzv_endpoint={os.environ['MASTER_ADDR']}:29400"
+            meeting = [f'--nnodes={nodes}', '--rdzv_backend=c10d', endpoint]
         start = ['torchrun', *meeting, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
-    return shlex.join([*start, sys.argv[0], *(a for a in sys.argv[1:] if a.partition('=')[0] not in without), *more])
+    kept = [a for a in sys.argv[1:] if a.partition('=')[0] not in without]
+    return shlex.join([*start, sys.argv[0], *kept, *more])
 
 
 def closing(out_dir, metrics, training, try_out):
     """
-    How a run ended: `metrics` at its first and at its last evaluation, the time, where things are, what to run next. training: the Progress of its iterations; try_out: the file
-    in out_dir that sample.py is to read, and its other arguments.
+    How a run ended: `metrics` at its first and at its last evaluation, the time, where things are, what to
+    run next. training: the Progress of its iterations; try_out: the file in out_dir that sample.py is to
+    read, and its other arguments.
     """
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
         rows = [json.loads(line) for line in f]
-    evaluated = {name: [row[name] for row in rows if row.get(name) is not None] for name in metrics}
-    figures = [f"{name} {values[0]:.4f}" + (f" -> {values[-1]:.4f}" if len(values) > 1 else '') for name, values in evaluated.items() if values]
-    took = f"iterations {training.start} to {training.total} in {duration(time.time() - training.began)}, {duration(time.time() - loaded)} with all around them"
-    there = [name for name in ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'adapter', 'export') if os.path.exists(os.path.join(out_dir, name))]
-    beside, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
-    commands = {'try it': shlex.join(['python', os.path.join(beside, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}', *arguments]),
-                'compare': shlex.join(['python', os.path.join(beside, 'report.py'), out_dir, 'another-run', '--out=both.html']),
-                'go on': this_run(f'--max_iters={2 * training.total or 100}', '--init_from=resume', without=('--init_from', '--max_iters'))}
-    tell('\n'.join([f"done: {', '.join([*figures, took])}", f"  in {out_dir}: {', '.join(there)}", *(f"  {what}: {command}" for what, command in commands.items())]))
+    figures = []
+    for name in metrics:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            change = f" -> {values[-1]:.4f}" if len(values) > 1 else ''
+            figures.append(f"{name} {values[0]:.4f}{change}")
+    now = time.time()
+    took = f"iterations {training.start} to {training.total} in {duration(now - training.began)}"
+    tell(f"done: {', '.join([*figures, took])}, {duration(now - loaded)} with all around them")
+    made = [name for name in RESULTS if os.path.exists(os.path.join(out_dir, name))]
+    root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
+    sample, checkpoint = os.path.join(root, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}'
+    twice = f'--max_iters={2 * training.total or 100}'
+    go_on = this_run(twice, '--init_from=resume', without=('--init_from', '--max_iters'))
+    compare = shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run', '--out=both.html'])
+    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: "
+         f"{shlex.join(['python', sample, checkpoint, *arguments])}\n  compare: {compare}\n  go on: {go_on}")

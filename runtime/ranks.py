@@ -1,12 +1,15 @@
 """
-Several processes as one. torchrun starts them; here they join, wait for rank 0 where it works alone, meet where each has worked alone, stop when they are told to,
-and say who is lost.
+Several processes as one. torchrun starts them; here they join, wait for rank 0 where it works alone, meet
+where each has worked alone, stop when they are told to, and say who is lost.
 
-A collective waits `timeout` seconds at most for a rank that hangs; one that died is noticed at once. Where rank 0 pretrains, evaluates or exports the others wait
-for days if need be, asleep. When a wait was in vain, who still runs checks in with the others, and the message names those who do not.
+A collective waits `timeout` seconds at most for a rank that hangs; one that died is noticed at once. Where
+rank 0 pretrains, evaluates or exports the others wait for days if need be, asleep. When a wait was in vain,
+who still runs checks in with the others, and the message names those who do not.
 
-SIGINT or SIGTERM asks to stop, and a second one insists. As long as an iteration has changed nothing (an evaluation, rollouts, rewards, and with one process the first
-backward) it is broken off, for it may last minutes and a cluster waits half a minute; else, and where ranks keep step because a model is sharded, it is finished first.
+SIGINT or SIGTERM asks to stop, and a second one insists. As long as an iteration has changed nothing (an
+evaluation, rollouts, rewards, and with one process the first backward) it is broken off, for it may last
+minutes and a cluster waits half a minute; else, and where ranks keep step because a model is sharded, it is
+finished first.
 """
 import datetime
 import itertools
@@ -32,7 +35,10 @@ may_break = False       # a signal breaks off what goes on
 
 
 class Stopped(BaseException):
-    """A signal has broken off what had changed nothing yet. Not an Exception: who catches those, of a reward for instance, must let it pass."""
+    """
+    A signal has broken off what had changed nothing yet. Not an Exception: who catches those, of a reward for
+    instance, must let it pass.
+    """
 
 
 def join(backend: str, timeout: float) -> None:
@@ -81,7 +87,10 @@ def asked_to_stop(number, frame):
 
 @contextmanager
 def breakable(really: bool = True):
-    """As long as the context lasts nothing is changed that counts, so that a signal breaks it off, raising Stopped. really: whether it is so."""
+    """
+    As long as the context lasts nothing is changed that counts, so that a signal breaks it off, raising
+    Stopped. really: whether it is so.
+    """
     global may_break
     if really and stop_signals:
         raise Stopped
@@ -94,43 +103,57 @@ def breakable(really: bool = True):
 
 @contextmanager
 def together(device, really: bool = True):
-    """What every rank does by itself, breakable; at the end they meet, and who was quicker waits. Where one has lost its scorer (ConnectionError) or was told to stop (Stopped), all raise that."""
+    """
+    What every rank does by itself, breakable; at the end they meet, and who was quicker waits. Where one has
+    lost its scorer (ConnectionError) or was told to stop (Stopped), all raise that.
+    """
     failure = None
     try:
         with breakable(really):
             yield
     except (ConnectionError, Stopped) as e:
         failure = e
-    worst = torch.tensor(0 if failure is None else 1 if isinstance(failure, Stopped) else 2, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(worst, dist.ReduceOp.MAX)
-    if worst > 0:
-        raise failure if isinstance(failure, ConnectionError) or worst == 1 and failure else Stopped() if worst == 1 else ConnectionError("the scorer failed another process, whose message says how")
+    lost = isinstance(failure, ConnectionError)
+    scorer_lost, stopped = any_of(device, lost, isinstance(failure, Stopped))
+    if lost:
+        raise failure
+    if scorer_lost:
+        raise ConnectionError("the scorer failed another process, whose message says how")
+    if stopped:
+        raise failure or Stopped()
 
 
 def say_who_is_lost(say_what, kind, error, trace):
-    """The last act of a rank that an error ends. When it came out of a collective, it is another's fault: whose?"""
+    """
+    The last act of a rank that an error ends. When it came out of a collective, it is another's fault: whose?
+    """
     say_what(kind, error, trace)
     if dist.get_rank() == 0:
         with suppress(RuntimeError):  # who kept the store may be gone
             the_store().set('failed', '')
-    here = os.path.dirname(dist.__file__)
-    if isinstance(error, RuntimeError) and any(frame.filename.startswith(here) for frame in traceback.extract_tb(trace)):
-        rank, world, store = dist.get_rank(), dist.get_world_size(), the_store()
-        lost, until = set(range(world)), time.monotonic() + CHECK_IN
-        try:
-            store.set(f'left/{rank}', '')
-            while lost and time.monotonic() < until:
-                lost = {r for r in lost if not store.check([f'left/{r}'])}
-                time.sleep(0.1)
-            names = [f"rank {r} ({store.get(f'who/{r}').decode()})" for r in sorted(lost)]
-        except RuntimeError:  # who kept the store is gone
-            names = ['the process that the ranks met at']
+    of_torch = os.path.dirname(dist.__file__)
+    files = [frame.filename for frame in traceback.extract_tb(trace)]
+    if isinstance(error, RuntimeError) and any(file.startswith(of_torch) for file in files):
+        names = ', '.join(those_lost())
         if names:
-            print(f"rank {rank} stops: {', '.join(names)} no longer answer{'s' if len(names) == 1 else ''}. Go on from the last checkpoint with --init_from=resume", file=sys.stderr)
+            print(f"rank {dist.get_rank()} stops: no answer any more from {names}. Go on from the last "
+                  "checkpoint with --init_from=resume", file=sys.stderr)
     sys.stderr.flush()
     sys.stdout.flush()
     os._exit(1)  # an ordinary exit would wait for threads that wait for the lost
+
+
+def those_lost():
+    """The ranks that do not check in, by name."""
+    store, lost, until = the_store(), set(range(dist.get_world_size())), time.monotonic() + CHECK_IN
+    try:
+        store.set(f'left/{dist.get_rank()}', '')
+        while lost and time.monotonic() < until:
+            lost = {rank for rank in lost if not store.check([f'left/{rank}'])}
+            time.sleep(0.1)
+        return [f"rank {rank} ({store.get(f'who/{rank}').decode()})" for rank in sorted(lost)]
+    except RuntimeError:  # the store's keeper is gone
+        return ['the process that the ranks met at']
 
 
 def leave() -> None:
@@ -139,7 +162,7 @@ def leave() -> None:
     dist.barrier()  # nobody hangs up while another still speaks
     dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads sometimes abort an ordinary exit, long after the work is saved (pytorch issue 190489)
+    os._exit(0)  # gloo's threads sometimes abort an ordinary exit (pytorch issue 190489)
 
 
 def all_reduce(tensor, op='sum'):

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from functools import partial
 
 import torch
 
@@ -49,7 +50,7 @@ class Batcher:
                 for rows, future in jobs:
                     future.set_result((rewards[start:start + len(rows)], costs[start:start + len(rows)]))
                     start += len(rows)
-            except Exception as e:  # out of memory, say: those who asked are told, and the next ones may have more luck
+            except Exception as e:  # out of memory, say: those who asked are told
                 for _, future in jobs:
                     if not future.done():
                         future.set_exception(e)
@@ -64,7 +65,10 @@ class Refused(Exception):
 
 
 class ScorerHandler(http.server.BaseHTTPRequestHandler):
-    """One request, one connection. At most max_busy are read and computed at once; a client beyond that is told to come back."""
+    """
+    One request, one connection. At most max_busy are read and computed at once; a client beyond that is told
+    to come back.
+    """
     timeout = 60  # seconds of a silent client
 
     def log_message(self, *args): pass
@@ -110,60 +114,86 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         server = self.server
         if self.path not in ('/score', '/score_batch', '/score_texts'):
             raise Refused(404, f"there is no {self.path}: {ROUTES}")
-        if server.token and not hmac.compare_digest(self.headers.get('Authorization', '').encode(), f'Bearer {server.token}'.encode()):
-            raise Refused(401, "the header 'Authorization: Bearer ...' with the service's SCORER_TOKEN is wanted")
-        length = self.headers.get('Content-Length', '')
-        if not (length.isascii() and length.isdigit() and len(length) < 13):
-            raise Refused(411, "the header Content-Length is wanted")
-        if int(length) > server.max_bytes:
-            for _ in range(min(int(length), 4 * server.max_bytes) >> 16):  # a client hears of it only when it has sent its own
-                self.rfile.read(1 << 16)
-            raise Refused(413, f"the request has {length} bytes, more than {server.max_bytes}: send fewer texts at a time")
-        try:
-            asked = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError) as e:
-            raise Refused(400, f"the request is no JSON: {str(e)[:200]}")
-        names = ('texts',) if self.path == '/score_texts' else ('prompts', 'responses')
-        if not isinstance(asked, dict):
-            raise Refused(400, f"the request must be an object with {' and '.join(names)}, not a {type(asked).__name__}")
-        lists = [asked.get(name) for name in names]
-        for name, texts in zip(names, lists):
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise Refused(400, f"{name!r} must be a list of strings")
-        if len(set(map(len, lists))) > 1:
-            raise Refused(400, f"there are {len(lists[0])} prompts and {len(lists[1])} responses")
-        if len(lists[0]) > server.max_items:
-            raise Refused(413, f"the request has {len(lists[0])} texts, more than {server.max_items}: send fewer at a time")
-        texts = lists[0] if self.path == '/score_texts' else [server.join(*pair) for pair in zip(*lists)]
+        self.check_token()
+        texts = self.texts_of(self.read_json())
         if not texts:
             return {'rewards': [], 'costs': []}
         try:
             rows = server.scorer.encode(texts)
         except ValueError as e:
-            raise Refused(400, str(e))
+            raise Refused(400, str(e)) from None
         rewards, costs = server.batcher.ask(rows)
         if not all(map(math.isfinite, rewards + costs)):
             raise ArithmeticError("a model gave NaN or infinity")
         return {'rewards': rewards, 'costs': costs}
 
+    def check_token(self):
+        given, token = self.headers.get('Authorization', ''), self.server.token
+        if token and not hmac.compare_digest(given.encode(), f'Bearer {token}'.encode()):
+            raise Refused(401, "the header 'Authorization: Bearer ...' with the SCORER_TOKEN is wanted")
+
+    def read_json(self):
+        """What the client sent. Raises Refused for what is too long or no JSON."""
+        length, most = self.headers.get('Content-Length', ''), self.server.max_bytes
+        if not (length.isascii() and length.isdigit() and len(length) < 13):
+            raise Refused(411, "the header Content-Length is wanted")
+        if int(length) > most:
+            for _ in range(min(int(length), 4 * most) >> 16):  # a client reads after it has sent all
+                self.rfile.read(1 << 16)
+            raise Refused(413, f"the request has {length} bytes, more than {most}: send fewer texts")
+        try:
+            return json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError) as e:
+            raise Refused(400, f"the request is no JSON: {str(e)[:200]}") from None
+
+    def texts_of(self, request):
+        """
+        The texts to score. Raises Refused unless the request is an object with lists of strings, one or two
+        as the path wants.
+        """
+        names = ('texts',) if self.path == '/score_texts' else ('prompts', 'responses')
+        if not isinstance(request, dict):
+            kind = type(request).__name__
+            raise Refused(400, f"the request must be an object with {' and '.join(names)}, not a {kind}")
+        lists = [request.get(name) for name in names]
+        for name, texts in zip(names, lists, strict=True):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise Refused(400, f"{name!r} must be a list of strings")
+        n, most = len(lists[0]), self.server.max_items
+        if n != len(lists[-1]):
+            raise Refused(400, f"there are {n} prompts and {len(lists[1])} responses")
+        if n > most:
+            raise Refused(413, f"the request has {n} texts, more than {most}: send fewer at a time")
+        return lists[0] if len(lists) == 1 else [self.server.join(*pair) for pair in zip(*lists, strict=True)]
+
 
 def joiner(template):
-    """'... {prompt} ... {response} ...' as a function (prompt, response) -> text. Raises ValueError unless each is there once, in this order."""
-    before, found, rest = template.partition('{prompt}')
-    between, found_too, after = rest.partition('{response}')
-    if not found or not found_too or '{prompt}' in rest or '{response}' in after:
-        raise ValueError(f"template is {template!r}: it must have {{prompt}} and, after it, {{response}}, each once")
+    """
+    '... {prompt} ... {response} ...' as a function (prompt, response) -> text. Raises ValueError unless each
+    is there once, in this order.
+    """
+    before, has_prompt, rest = template.partition('{prompt}')
+    between, has_response, after = rest.partition('{response}')
+    if not has_prompt or not has_response or '{prompt}' in rest or '{response}' in after:
+        raise ValueError(f"template is {template!r}: it must have {{prompt}} and, after it, {{response}}, "
+                         "each once")
     return lambda prompt, response: before + prompt + between + response + after
 
 
 class ScorerServer(http.server.ThreadingHTTPServer):
-    """The service of `python judge.py serve`: a TextScorer behind HTTP, one thread a request, batches across them."""
+    """
+    The service of `python judge.py serve`: a TextScorer behind HTTP, one thread a request, batches across
+    them.
+    """
     request_queue_size, daemon_threads = 128, True
 
-    def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None, max_items=4096, max_bytes=16 << 20, max_busy=64):
+    def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None,
+                 max_items=4096, max_bytes=16 << 20, max_busy=64):
         super().__init__((host, port), ScorerHandler)
-        self.scorer, self.batcher, self.join, self.token, self.max_items, self.max_bytes = scorer, Batcher(scorer.score), joiner(template), token, max_items, max_bytes
-        self.lock, self.n_busy, self.max_busy = threading.Lock(), 0, max_busy
+        self.scorer, self.batcher = scorer, Batcher(scorer.score)
+        self.join, self.token = joiner(template), token
+        self.max_items, self.max_bytes, self.max_busy = max_items, max_bytes, max_busy
+        self.lock, self.n_busy = threading.Lock(), 0
 
     def stop(self, *_):
         """Take no more connections, answer what is being answered, at most 10 s long."""
@@ -183,70 +213,114 @@ class ScorerUnavailable(ConnectionError):
 
 class ScorerClient:
     """
-    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection, 408, 429, 5xx, an answer that is no list of as many numbers, finite in fp32)
-    is tried again for `patience` seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is raised: never a made-up score.
+    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection,
+    408, 429, 5xx, an answer that is no list of as many numbers, finite in fp32) is tried again for `patience`
+    seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is
+    raised: never a made-up score.
     """
 
-    def __init__(self, url: str, batch_size: int = 32, timeout: float = 300.0, patience: float = 60.0, token: str | None = None):
+    def __init__(self, url: str, batch_size: int = 32, timeout: float = 300.0, patience: float = 60.0,
+                 token: str | None = None):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ('http', 'https') or not parts.hostname:
             raise ValueError(f"scorer_url is {url!r}; it must be like http://127.0.0.1:8000")
-        self.url, self.batch_size, self.timeout, self.patience = url.rstrip('/'), batch_size, timeout, patience
-        token = token or os.environ.get('SCORER_TOKEN')
-        self.headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
+        self.url, self.batch_size = url.rstrip('/'), batch_size
+        self.timeout, self.patience = timeout, patience
+        self.headers, token = {'Content-Type': 'application/json'}, token or os.environ.get('SCORER_TOKEN')
+        if token:
+            self.headers['Authorization'] = f'Bearer {token}'
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
 
     def wait(self, seconds):
         """Return when /health answers. Raises ScorerUnavailable after so many seconds."""
-        self.ask('/health', None, lambda answer: answer.get('status') == 'healthy', seconds)
+        self.ask('/health', None, is_healthy, seconds)
 
     def score(self, texts: list[str]) -> tuple[list[float], list[float]]:
         """(rewards, costs), two lists of floats, one of each for each text."""
-        found, different = {}, list(dict.fromkeys(texts))
+        scores, different = {}, list(dict.fromkeys(texts))
         for start in range(0, len(different), self.batch_size):
-            some = different[start:start + self.batch_size]
-
-            def usable(answer):
-                return all(isinstance(answer.get(key), list) and len(answer[key]) == len(some) and all(type(x) in (int, float) and abs(x) <= torch.finfo(torch.float32).max for x in answer[key]) for key in ('rewards', 'costs'))
-
-            answer = self.ask('/score_texts', {'texts': some}, usable, self.patience)
-            found |= dict(zip(some, zip(map(float, answer['rewards']), map(float, answer['costs']))))
-        return [found[text][0] for text in texts], [found[text][1] for text in texts]
+            batch = different[start:start + self.batch_size]
+            usable = partial(has_scores, len(batch))
+            answer = self.ask('/score_texts', {'texts': batch}, usable, self.patience)
+            for text, reward, cost in zip(batch, answer['rewards'], answer['costs'], strict=True):
+                scores[text] = float(reward), float(cost)
+        return [scores[text][0] for text in texts], [scores[text][1] for text in texts]
 
     def ask(self, path, content, usable, patience):
+        """
+        The answer to a request, an object for which usable(answer); see the class for what is tried again.
+        """
         deadline, pause = None, 0.5  # from the first trouble on
         body = None if content is None else json.dumps(content).encode()
+        timeout = self.timeout if content else min(self.timeout, patience)
         while True:
-            wanted = None
-            try:
-                with self.opener.open(urllib.request.Request(self.url + path, body, self.headers), timeout=self.timeout if content else min(self.timeout, patience)) as response:
-                    answer = json.loads(response.read(LARGEST_ANSWER))
-                if isinstance(answer, dict) and usable(answer):
-                    return answer
-                trouble = "its answer is not what was asked for: finite numbers, one of a kind for each text"
-            except urllib.error.HTTPError as e:
-                with e:
-                    try:
-                        why = e.read(500).decode(errors='replace')
-                    except (OSError, http.client.HTTPException) as broken:
-                        why = type(broken).__name__
-                trouble, wanted = f"status {e.code}: {why}", e.headers.get('Retry-After', '')
-                if e.code not in (408, 429) and e.code < 500:
-                    raise ScorerUnavailable(f"the scorer at {self.url} refuses {path}, {trouble}" + (": lower scorer_batch_size" if e.code == 413 else '')) from None
-            except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:  # ValueError: no JSON; RecursionError: a thousand brackets
-                trouble = f"{type(e).__name__}: {e}"
-            wait = float(wanted) if wanted and wanted.isdecimal() else pause * random.uniform(0.8, 1.2)
+            answer, trouble, retry_after = self.try_once(path, body, timeout)
+            if trouble is None and usable(answer):
+                return answer
+            trouble = trouble or "its answer is not finite numbers, one of a kind for each text"
+            wait = float(retry_after) if retry_after.isdecimal() else pause * random.uniform(0.8, 1.2)
             deadline = deadline or time.monotonic() + patience
             if time.monotonic() + wait > deadline:
-                raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer to {path} for {patience:.0f} s ({trouble}). Is it running? `curl {self.url}/health` asks it; `python judge.py serve` starts one")
+                raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer to {path} for "
+                                        f"{patience:.0f} s ({trouble}). Is it running? `curl "
+                                        f"{self.url}/health` asks it; `python judge.py serve` starts one")
             time.sleep(wait)
             pause = min(2 * pause, 10.0)
 
+    def try_once(self, path, body, timeout):
+        """
+        (answer, trouble or None, Retry-After). Raises ScorerUnavailable where it is no use to try again.
+        """
+        request = urllib.request.Request(self.url + path, body, self.headers)
+        try:
+            with self.opener.open(request, timeout=timeout) as response:
+                return json.loads(response.read(LARGEST_ANSWER)), None, ''
+        except urllib.error.HTTPError as e:
+            trouble = f"status {e.code}: {reason_of(e)}"
+            if e.code not in (408, 429) and e.code < 500:
+                remedy = ": lower scorer_batch_size" if e.code == 413 else ''
+                raise ScorerUnavailable(f"the scorer at {self.url} refuses {path}, "
+                                        f"{trouble}{remedy}") from None
+            return None, trouble, e.headers.get('Retry-After', '')
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:  # ValueError: no JSON
+            return None, f"{type(e).__name__}: {e}", ''
+
+
+def is_healthy(answer):
+    return isinstance(answer, dict) and answer.get('status') == 'healthy'
+
+
+def has_scores(n, answer):
+    """Whether an answer has n rewards and n costs, finite in fp32."""
+    if not isinstance(answer, dict):
+        return False
+    for key in ('rewards', 'costs'):
+        values = answer.get(key)
+        if not isinstance(values, list) or len(values) != n:
+            return False
+        if not all(type(x) in (int, float) and abs(x) <= torch.finfo(torch.float32).max for x in values):
+            return False
+    return True
+
+
+def reason_of(error):
+    """What a service says with an error status."""
+    with error:
+        try:
+            return error.read(500).decode(errors='replace')
+        except (OSError, http.client.HTTPException) as broken:
+            return type(broken).__name__
+
 
 def start_scorer(reward_path, cost_path, device='cpu'):
-    """A scorer service as a child process on a free port: (process, url). It ends when we end, however we do. Raises ScorerUnavailable when it does not start."""
-    process = subprocess.Popen([sys.executable, JUDGE, 'serve', f'--reward={reward_path}', f'--cost={cost_path}', f'--device={device}', '--port=0', '--with_parent=True'],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)  # Ctrl-C is for us, not for it
+    """
+    A scorer service as a child process on a free port: (process, url). It ends when we end, however we do.
+    Raises ScorerUnavailable when it does not start.
+    """
+    command = [sys.executable, JUDGE, 'serve', f'--reward={reward_path}', f'--cost={cost_path}',
+               f'--device={device}', '--port=0', '--with_parent=True']
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)  # Ctrl-C is for us, not for it
     line = process.stdout.readline()
     if 'http://' not in line:
         process.kill()
