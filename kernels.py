@@ -1,32 +1,55 @@
 """
-The head without its logits: hidden states and the lm_head's weight in, log-probs, entropy and KL of chosen tokens out, or a whole
-loss and its gradients, so that memory does not grow with rows x vocabulary.
+The lm_head without its logits, and the attention of a group to its prompt.
 
-All is made of two passes over a chunk of logits z (n, V), between two of the library's matrix products:
-    row_stats      z -> log-prob of each asked token, entropy, KL to a reference's logits
+Hidden states and the head's weight go in; log-probs, entropy and KL of given tokens come out, or a whole loss
+with its gradients, in memory that does not grow with rows x vocabulary. There are two passes over each chunk
+of logits z (n, V), between two matrix products of the library:
+    row_stats      z -> log-prob of each given token, entropy, KL to a reference's logits
     row_grads      dloss/d(those) -> dloss/dz, in place
-on a GPU a Triton kernel each, elsewhere torch by blocks of rows that stay in the cache. There are two ways around them:
-    fused_logps    differentiable log-probs and entropy; backward computes the logits again (8 N D V operations in all)
-    fused_loss     calls any loss of those numbers for each chunk while its logits are there, so nothing is computed twice (6 N D V)
-The loss stays where one reads it, in grpo.py: a chunk asks it for its gradient with respect to a few numbers a row.
-Shapes: N rows · K tokens asked of each row (the G fills of one slot share one) · V vocabulary · D width · U units of R rows, of which some are real.
+On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in the cache. They serve
+    fused_logps    differentiable log-probs and entropy; backward makes the logits again (8 N D V operations)
+    fused_loss     any loss of those numbers, called on each chunk while its logits exist (6 N D V operations)
+The loss itself stays readable in grpo.py.
+Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
+U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
 import os
 
 import torch
+from torch.nn import functional as F
 
 try:
     import triton
     import triton.language as tl
-except ImportError:  # there are no wheels for some platforms
+except ImportError:  # some platforms have no wheels
     triton = None
 
 CHUNK = {'cpu': 2 ** 27, 'cuda': 2 ** 32}  # bytes of logits held at once: 128 MB on a CPU, 4 GB on a GPU
-BLOCK = 2 ** 19                            # of which a CPU looks at so many at a time: 2 MB stay in its cache
-INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # the kernels run on a CPU, for tests
+BLOCK = 2 ** 19                            # logits that a CPU works on at once: 2 MB stay in its cache
+INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # tests run the Triton kernels on a CPU
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def part(tensor, rows):
+    return None if tensor is None else tensor[rows]
+
+
+# -----------------------------------------------------------------------------------------------------------
+# a mask over the vocabulary as bits
+
+def pack(allowed):
+    """bool (..., V) as bits (..., ceil(V / 8)) uint8, an eighth of the size."""
+    padded = F.pad(allowed, (0, -allowed.shape[-1] % 8)).unflatten(-1, (-1, 8)).byte()
+    bits = padded << torch.arange(8, dtype=torch.uint8, device=allowed.device)
+    return bits.sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack(bits, V):
+    """The bool (..., V) that pack was given."""
+    shifted = bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (shifted & 1).bool().flatten(-2)[..., :V]
+
+
+# -----------------------------------------------------------------------------------------------------------
 # the two passes in torch
 
 def row_blocks(z):
@@ -35,28 +58,34 @@ def row_blocks(z):
 
 
 def scaled(z, scale, forbidden):
-    """What is sampled from: logits over the temperature, forbidden ids at -inf. May be z itself."""
+    """The logits that are sampled from: over the temperature, forbidden ids at -inf. May be z itself."""
     z = z.float() if scale == 1 else z.float() * scale
     return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
 
 
+def new_stats(z, ids):
+    """Room for what row_stats returns."""
+    return torch.empty(ids.shape, device=z.device), *torch.zeros(4, len(z), 1, device=z.device)
+
+
 def row_stats_torch(z, ids, scale, forbidden, z_ref=None):
-    logps, (entropy, lse, kl, lse_ref) = torch.empty(ids.shape, device=z.device), torch.zeros(4, len(z), 1, device=z.device)
+    logps, entropy, lse, kl, lse_ref = new_stats(z, ids)
     for rows in row_blocks(z):
         x = scaled(z[rows], scale, forbidden)
         largest = x.amax(dim=1, keepdim=True)
-        p = x.softmax(dim=1)                                                    # one fast pass, where exp and sum would be four
-        log_total = -p.amax(dim=1, keepdim=True).log()                          # of sum e^(x - largest)
-        y = (x - largest).clamp_(min=-1e30)                                     # at most 0; the clamp makes 0 * -inf the 0 that it means
-        logps[rows] = y.gather(1, ids[rows]) - log_total
-        lse[rows] = largest + log_total
-        entropy[rows] = log_total - (p * y).sum(dim=1, keepdim=True)
+        p = x.softmax(dim=1)                            # one fast pass, where exp and sum would be four
+        log_sum = -p.amax(dim=1, keepdim=True).log()    # of sum e^(x - largest)
+        y = (x - largest).clamp_(min=-1e30)             # at most 0; the clamp makes 0 * -inf zero
+        logps[rows] = y.gather(1, ids[rows]) - log_sum
+        lse[rows] = largest + log_sum
+        entropy[rows] = log_sum - (p * y).sum(dim=1, keepdim=True)
         if z_ref is not None:
             x = scaled(z_ref[rows], scale, forbidden)
             largest = x.amax(dim=1, keepdim=True)
-            log_total_ref = -x.softmax(dim=1).amax(dim=1, keepdim=True).log()
-            lse_ref[rows] = largest + log_total_ref
-            kl[rows] = p.mul_(y.sub_((x - largest).clamp_(min=-1e30))).sum(dim=1, keepdim=True) - log_total + log_total_ref
+            log_sum_ref = -x.softmax(dim=1).amax(dim=1, keepdim=True).log()
+            lse_ref[rows] = largest + log_sum_ref
+            difference = y.sub_((x - largest).clamp_(min=-1e30))
+            kl[rows] = p.mul_(difference).sum(dim=1, keepdim=True) - log_sum + log_sum_ref
     return logps, entropy, lse, kl, lse_ref
 
 
@@ -64,22 +93,22 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
     entropy, lse, kl, lse_ref = stats
     of_logps, of_entropy, of_kl = grads
     dead = ~((of_logps != 0).any(dim=1, keepdim=True) | (of_entropy != 0) | (of_kl != 0))
-    plain, some_dead = z_ref is None and not of_entropy.any(), bool(dead.any())
+    any_dead, logps_alone = bool(dead.any()), z_ref is None and not of_entropy.any()
     for rows in row_blocks(z):
         x = scaled(z[rows], scale, forbidden)
         p = x.softmax(dim=1)
         factor = -scale * of_logps[rows].sum(dim=1, keepdim=True)
-        if not plain:
+        if not logps_alone:
             log_p = (x - lse[rows]).clamp_(min=-1e30)
             factor = factor - scale * of_entropy[rows] * (log_p + entropy[rows])
-            if z_ref is not None:
-                log_p_ref = (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30)
-                factor += scale * of_kl[rows] * (log_p - log_p_ref - kl[rows])
+        if z_ref is not None:
+            log_p_ref = (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30)
+            factor += scale * of_kl[rows] * (log_p - log_p_ref - kl[rows])
         p.mul_(factor).scatter_add_(1, ids[rows], scale * of_logps[rows])
-        dz[rows] = p.masked_fill_(dead[rows], 0.0) if some_dead else p          # what nobody asked about may be NaN
+        dz[rows] = p.masked_fill_(dead[rows], 0.0) if any_dead else p  # a row without a gradient may be NaN
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # the two passes in Triton: ROWS rows per program (1 on a GPU), the vocabulary in blocks of BLOCK columns
 
 if triton is not None:
@@ -88,17 +117,21 @@ if triton is not None:
     def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr, FORBIDDEN: tl.constexpr):
         x = tl.load(z + row * V + column, mask=inside, other=-float('inf')).to(tl.float32) * SCALE
         if FORBIDDEN:
-            x = tl.where(tl.load(forbidden + column, mask=column < V, other=1) != 0, -float('inf'), x)
+            banned = tl.load(forbidden + column, mask=column < V, other=1)
+            x = tl.where(banned != 0, -float('inf'), x)
         return x
 
     @triton.jit
-    def stats_kernel(z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref, N, V, K: tl.constexpr, SCALE: tl.constexpr,
-                     FORBIDDEN: tl.constexpr, REF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # 16384 x 151936 is more than 2^31
+    def stats_kernel(z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref, N, V, K: tl.constexpr,
+                     SCALE: tl.constexpr, FORBIDDEN: tl.constexpr, REF: tl.constexpr, ROWS: tl.constexpr,
+                     BLOCK: tl.constexpr):
+        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
-        # one pass: the largest so far m, s = sum e^(z - m), t = sum e^(z - m) (z - m), u = sum e^(z - m) ((z - m) - (z_ref - m_ref))
+        # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
+        # u = sum e^(z - m) ((z - m) - (z_ref - m_ref)).
         m, m_ref = tl.full((ROWS, 1), -1e30, tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
-        s, t, u, s_ref = (tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32))
+        s, t = tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32)
+        u, s_ref = tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             inside = real & (column < V)
@@ -112,7 +145,8 @@ if triton is not None:
                 x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE, FORBIDDEN)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
-                u = old * (u + s * (shift - shift_ref)) + tl.sum(e * (y - tl.where(e > 0, x_ref - new_ref, 0.0)), axis=1)[:, None]
+                y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
+                u = old * (u + s * (shift - shift_ref)) + tl.sum(e * (y - y_ref), axis=1)[:, None]
                 s_ref = s_ref * tl.exp(m_ref - new_ref) + tl.sum(tl.exp(x_ref - new_ref), axis=1)[:, None]
                 m_ref = new_ref
             t = old * (t + s * shift) + tl.sum(e * y, axis=1)[:, None]
@@ -124,14 +158,16 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            tl.store(logps + row * K + k, (load(z, row, chosen, real, forbidden, V, SCALE, FORBIDDEN) - m) - log_s, mask=real)
+            x = load(z, row, chosen, real, forbidden, V, SCALE, FORBIDDEN)
+            tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
         if REF:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
             tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
 
     @triton.jit
-    def grads_kernel(z, dz, z_ref, ids, forbidden, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl, N, V, K: tl.constexpr, SCALE: tl.constexpr,
-                     FORBIDDEN: tl.constexpr, REF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    def grads_kernel(z, dz, z_ref, ids, forbidden, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl,
+                     N, V, K: tl.constexpr, SCALE: tl.constexpr, FORBIDDEN: tl.constexpr, REF: tl.constexpr,
+                     ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
         h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
@@ -149,7 +185,7 @@ if triton is not None:
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             inside = real & (column < V)
-            y = load(z, row, column, inside, forbidden, V, SCALE, FORBIDDEN) - n    # log p
+            y = load(z, row, column, inside, forbidden, V, SCALE, FORBIDDEN) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
@@ -160,63 +196,95 @@ if triton is not None:
             for k in tl.static_range(K):
                 c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
                 g += tl.where(tl.load(ids + row * K + k, mask=real, other=0) == column, c, 0.0)
-            tl.store(dz + row * V + column, tl.where(live, g * SCALE, 0.0).to(dz.dtype.element_ty), mask=inside)
+            g = tl.where(live, g * SCALE, 0.0).to(dz.dtype.element_ty)
+            tl.store(dz + row * V + column, g, mask=inside)
 
 
 def launch(kernel, z, ids, scale, forbidden, z_ref, *tensors):
     N, V = z.shape
-    rows, block, warps = (32, triton.next_power_of_2(V), 4) if INTERPRET else (1, min(8192, triton.next_power_of_2(V)), 16)
+    rows, block, warps = 1, min(8192, triton.next_power_of_2(V)), 16
+    if INTERPRET:  # whose time goes with the number of steps, not with their size
+        rows, block, warps = 32, triton.next_power_of_2(V), 4
     if N:
+        options = {'FORBIDDEN': forbidden is not None, 'REF': z_ref is not None, 'ROWS': rows, 'BLOCK': block}
         with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](*tensors, N, V, K=ids.shape[1], SCALE=float(scale), FORBIDDEN=forbidden is not None, REF=z_ref is not None,
-                                            ROWS=rows, BLOCK=block, num_warps=warps)
+            kernel[(triton.cdiv(N, rows),)](*tensors, N, V, K=ids.shape[1], SCALE=float(scale), **options,
+                                            num_warps=warps)
 
 
 def row_stats_triton(z, ids, scale, forbidden, z_ref=None):
-    logps, (entropy, lse, kl, lse_ref) = torch.empty(ids.shape, device=z.device), torch.zeros(4, len(z), 1, device=z.device)
-    launch(stats_kernel, z, ids, scale, forbidden, z_ref, z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref)
-    return logps, entropy, lse, kl, lse_ref
+    stats = new_stats(z, ids)
+    launch(stats_kernel, z, ids, scale, forbidden, z_ref, z, z_ref, ids, forbidden, *stats)
+    return stats
 
 
 def row_grads_triton(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
-    launch(grads_kernel, z, ids, scale, forbidden, z_ref, z, dz, z_ref, ids, forbidden, *stats, *(g.contiguous() for g in grads))
+    grads = [g.contiguous() for g in grads]
+    launch(grads_kernel, z, ids, scale, forbidden, z_ref, z, dz, z_ref, ids, forbidden, *stats, *grads)
 
+
+# -----------------------------------------------------------------------------------------------------------
+# the two passes on any device
 
 def row_stats(z, *arguments):
     """
-    Of logits z (N, V), ids (N, K), scale = 1 / temperature, forbidden (V,) bool or None, z_ref (N, V) or None: log-probs (N, K), and (N, 1) each
-    entropy, log of the normaliser, exact KL to z_ref, and its normaliser's log; all fp32, the last two 0 without a reference.
+    Log-probs (N, K) and, (N, 1) each, entropy, log normaliser, exact KL to z_ref, log normaliser of z_ref.
+
+    Of logits z (N, V), ids (N, K), scale = 1 / temperature, forbidden (V,) bool or None, z_ref (N, V) or
+    None. All fp32; the last two are 0 without a reference.
     """
     return (row_stats_triton if z.is_cuda and triton else row_stats_torch)(z, *arguments)
 
 
 def row_grads(z, dtype, *arguments):
     """
-    dloss/dz (N, V) in dtype, in z's own memory where that is its dtype. Arguments: ids, scale, forbidden as above; stats, what row_stats
-    returned after the log-probs; grads, dloss/d of log-probs (N, K), of entropy and of KL (N, 1); z_ref.
+    dloss/dz (N, V) in dtype, in z's own memory where that is its dtype.
+
+    Arguments: ids, scale, forbidden as above; stats, what row_stats returned after the log-probs; grads,
+    dloss/d of log-probs (N, K), entropy and KL (N, 1); z_ref.
     """
     dz = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
     (row_grads_triton if z.is_cuda and triton else row_grads_torch)(z, dz, *arguments)
     return dz
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# around them: chunks of rows, and the matrix products
+# -----------------------------------------------------------------------------------------------------------
+# chunks of rows, and the matrix products around the passes
+
+def chunks(counts, hidden, weight):
+    """
+    Slices of units whose logits fill CHUNK bytes, at least one unit each, and room (n, V) for the logits.
+
+    counts: the rows of each unit. All chunks share the room, because fresh pages are slow. Its dtype is the
+    weight's; on a GPU fp32, if a row of it stays in the second-level cache.
+    """
+    V, on_gpu = len(weight), hidden.is_cuda
+    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
+    most = CHUNK['cuda' if on_gpu else 'cpu'] // (V * dtype.itemsize)
+    slices, start, held, largest = [], 0, 0, 0
+    for unit, n in enumerate(counts):
+        if unit > start and held + n > most:
+            slices.append(slice(start, unit))
+            start, held = unit, 0
+        held += n
+        largest = max(largest, held)
+    if counts:
+        slices.append(slice(start, len(counts)))
+    return slices, torch.empty(largest, V, device=hidden.device, dtype=dtype)
+
 
 def logits_of(hidden, weight, allowed, room):
+    """Logits (n, V) of hidden (n, D), in room's memory; -inf where the bits allowed (n, V / 8) are 0."""
     z = room[:len(hidden)]
     if z.dtype == weight.dtype:
         torch.mm(hidden, weight.T, out=z)
     else:
         torch.mm(hidden, weight.T, out_dtype=z.dtype, out=z)
-    if allowed is not None:  # bits, low to high, see sample.pack
-        bits = (allowed[..., None] >> torch.arange(8, dtype=torch.uint8, device=allowed.device)) & 1
-        z.masked_fill_(bits.flatten(-2)[:, :z.shape[-1]] == 0, -torch.inf)
-    return z
+    return z if allowed is None else z.masked_fill_(~unpack(allowed, z.shape[-1]), -torch.inf)
 
 
 def push_back(dz, hidden, weight, grad_weight):
-    """The gradient of hidden from that of its logits; that of weight is added to grad_weight (fp32), if there is one."""
+    """The gradient of hidden from that of its logits; the weight's is added to grad_weight, fp32 or None."""
     if grad_weight is not None:
         if dz.dtype == torch.float32:
             grad_weight.addmm_(dz.T, hidden)
@@ -227,37 +295,20 @@ def push_back(dz, hidden, weight, grad_weight):
     return dz @ weight
 
 
-def chunks(counts, hidden, weight):
-    """
-    Slices of units (rows, or sequences with `counts` rows) whose logits fill CHUNK bytes, at least one unit each; and room for the logits (n, V) of the
-    largest, used again for each: fresh pages are slow. On a GPU fp32 out of bf16 products, where a row stays in the second-level cache; else
-    the weight's dtype.
-    """
-    V, on_gpu = len(weight), hidden.is_cuda
-    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
-    most, slices, start, held, largest = CHUNK['cuda' if on_gpu else 'cpu'] // (V * dtype.itemsize), [], 0, 0, 0
-    for unit, n in enumerate(counts):
-        if unit > start and held + n > most:
-            slices.append(slice(start, unit))
-            start, held = unit, 0
-        held += n
-        largest = max(largest, held)
-    return slices + [slice(start, len(counts))] * bool(counts), torch.empty(largest, V, device=hidden.device, dtype=dtype)
-
-
-def part(tensor, rows):
-    return None if tensor is None else tensor[rows]
-
+# -----------------------------------------------------------------------------------------------------------
+# log-probs and entropy
 
 class FusedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, forbidden, allowed):
-        logps, stats = torch.empty(ids.shape, device=hidden.device), torch.empty(4, len(ids), 1, device=hidden.device)
+        logps = torch.empty(ids.shape, device=hidden.device)
+        stats = torch.empty(4, len(ids), 1, device=hidden.device)
         slices, room = chunks([1] * len(ids), hidden, weight)
         for rows in slices:
-            logps[rows], *some = row_stats(logits_of(hidden[rows], weight, part(allowed, rows), room), ids[rows], 1 / temperature, forbidden)
-            stats[:, rows] = torch.stack(some)
+            z = logits_of(hidden[rows], weight, part(allowed, rows), room)
+            logps[rows], *of_chunk = row_stats(z, ids[rows], 1 / temperature, forbidden)
+            stats[:, rows] = torch.stack(of_chunk)
         ctx.save_for_backward(hidden, weight, ids, forbidden, allowed, stats)
         ctx.temperature = temperature
         return logps, stats[0].squeeze(1)
@@ -266,35 +317,47 @@ class FusedLogps(torch.autograd.Function):
     def backward(ctx, grad_logps, grad_entropy):
         hidden, weight, ids, forbidden, allowed, stats = ctx.saved_tensors
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(weight.shape, device=weight.device)
         slices, room = chunks([1] * len(ids), hidden, weight)
         for rows in slices:
             z = logits_of(hidden[rows], weight, part(allowed, rows), room)
-            dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows], [g[rows] for g in grads])
+            dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows],
+                           [g[rows] for g in grads])
             grad_hidden[rows] = push_back(dz, hidden[rows], weight, grad_weight)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0, forbidden: torch.Tensor | None = None,
-                allowed: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0,
+                forbidden: torch.Tensor | None = None, allowed: torch.Tensor | None = None
+                ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-probs like ids, (N,) or (N, K), of tokens ids in [0, V), and entropy (N,), both fp32, under softmax(hidden (N, D) @ weight
-    (V, D).T / temperature) without the forbidden (V,) bool tokens and, where allowed (N, V / 8) uint8 bits are given, restricted to those.
-    Differentiable in hidden and weight.
+    Log-probs of ids, in their shape (N,) or (N, K), and entropy (N,), both fp32; differentiable.
+
+    The distribution is softmax(hidden (N, D) @ weight (V, D).T / temperature), without the forbidden (V,)
+    bool tokens and restricted to allowed (N, V / 8) uint8, bits as from pack, where those are given.
     """
-    logps, entropy = FusedLogps.apply(hidden, weight, ids if ids.dim() == 2 else ids[:, None], temperature, forbidden, allowed)
+    columns = ids if ids.dim() == 2 else ids[:, None]
+    logps, entropy = FusedLogps.apply(hidden, weight, columns, temperature, forbidden, allowed)
     return logps.view(ids.shape), entropy
 
+
+# -----------------------------------------------------------------------------------------------------------
+# a whole loss
 
 class FusedLoss(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight, grad_enabled):
+    def forward(ctx, hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden,
+                ref_weight, grad_enabled):
         U, R, D = hidden.shape
-        rows_of = lambda x, units: None if x is None else x[units].flatten(0, 1)
-        wants_grad, wants_grad_weight = grad_enabled and any(ctx.needs_input_grad[:2]), grad_enabled and ctx.needs_input_grad[1]
-        # in fp16 a share of a mean over many tokens would underflow before a loss scale reaches it: it gets a scale of its own
+        scale = 1 / temperature
+        wants_grad = grad_enabled and any(ctx.needs_input_grad[:2])
+        wants_grad_weight = grad_enabled and ctx.needs_input_grad[1]
+        # In fp16 a share of a mean over many tokens would underflow before a loss scale reaches it.
         ctx.boost = float(max(1, sum(counts))) if weight.dtype == torch.float16 else 1.0
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants_grad else None
@@ -302,87 +365,111 @@ class FusedLoss(torch.autograd.Function):
         slices, room = chunks(counts, hidden, weight)
         room_ref = None if ref_hidden is None else torch.empty_like(room)
         for units in slices:
-            real = mask[units].any(dim=1).flatten().nonzero_static(size=sum(counts[units])).squeeze(1)  # (n,) rows with a token that counts
-            x, tokens = rows_of(hidden, units)[real], ids[units].transpose(1, 2).flatten(0, 1)[real]  # (n, D), (n, K)
-            kept = part(rows_of(allowed, units), real)
-            z = logits_of(x, weight, kept, room)
-            z_ref = None if ref_hidden is None else logits_of(rows_of(ref_hidden, units)[real], ref_weight, kept, room_ref)
-            logps, *stats = row_stats(z, tokens, 1 / temperature, forbidden, z_ref)
-
-            def back(values):
-                """(n, 1 or K) as (units, 1 or K, R), zeros elsewhere."""
-                return values.new_zeros(len(mask[units]) * R, values.shape[1]).index_copy(0, real, values).view(-1, R, values.shape[1]).transpose(1, 2)
-
+            masks, n = mask[units], sum(counts[units])
+            real = masks.any(dim=1).flatten().nonzero_static(size=n).squeeze(1)  # (n,) rows
+            x = hidden[units].flatten(0, 1)[real]                               # (n, D)
+            tokens = ids[units].transpose(1, 2).flatten(0, 1)[real]             # (n, K)
+            kept = None if allowed is None else allowed[units].flatten(0, 1)[real]
+            z, z_ref = logits_of(x, weight, kept, room), None
+            if ref_hidden is not None:
+                z_ref = logits_of(ref_hidden[units].flatten(0, 1)[real], ref_weight, kept, room_ref)
+            logps, *stats = row_stats(z, tokens, scale, forbidden, z_ref)
             with torch.set_grad_enabled(wants_grad):
-                leaves = [value.detach().requires_grad_(wants_grad) for value in (logps, stats[0], stats[2])]  # log-probs, entropy, KL
-                value = loss_of(units, *map(back, leaves))
-                loss += value.detach()
+                per_row = logps, stats[0], stats[2]                             # log-probs, entropy, KL
+                leaves = [values.detach().requires_grad_(wants_grad) for values in per_row]
+                share = loss_of(units, *(place_rows(values, real, masks) for values in leaves))
+                loss += share.detach()
             if wants_grad:
-                grads = [g * ctx.boost for g in torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
-                dz = row_grads(z, weight.dtype, tokens, 1 / temperature, forbidden, stats, grads, z_ref)
-                grad_hidden[units].view(-1, D).index_copy_(0, real, push_back(dz, x, weight, grad_weight))
+                grads = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
+                grads = [g * ctx.boost for g in grads]
+                dz = row_grads(z, weight.dtype, tokens, scale, forbidden, stats, grads, z_ref)
+                grad_x = push_back(dz, x, weight, grad_weight)
+                grad_hidden[units].view(-1, D).index_copy_(0, real, grad_x)
         ctx.grads, ctx.dtype = (grad_hidden, grad_weight), weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        (grad_hidden, grad_weight), ctx.grads = ctx.grads, None  # handed over, not kept: the head's gradient is there once
-        scale = grad / ctx.boost  # a tensor: nothing waits for the device
-        return grad_hidden.mul_(scale), None if grad_weight is None else grad_weight.mul_(scale).to(ctx.dtype), *[None] * 10
+        (grad_hidden, grad_weight), ctx.grads = ctx.grads, None  # handed over, so that only one copy exists
+        scale = grad / ctx.boost                                 # a tensor: nothing waits for the device
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(scale).to(ctx.dtype)
+        return grad_hidden.mul_(scale), grad_weight, *[None] * 10
 
 
-def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=None, allowed=None, ref_hidden=None, ref_weight=None, counts=None):
+def place_rows(values, real, mask):
+    """Values (n, 1 or K) of the rows real (n,) as (u, 1 or K, R), like mask; zeros elsewhere."""
+    u, _, R = mask.shape
+    rows = values.new_zeros(u * R, values.shape[1]).index_copy(0, real, values)
+    return rows.view(u, R, -1).transpose(1, 2)
+
+
+def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=None, allowed=None,
+               ref_hidden=None, ref_weight=None, counts=None):
     """
-    A loss of log-probs, and in the same sweep its gradients for hidden (U, R, D) and weight (V, D). Of U units of R rows those rows count that
-    predict a token that mask (U, K, R) has; ids (U, K, R). Whole units, as many as a chunk holds, are given to loss_of(units: slice,
-    logps (u, K, R), entropy (u, 1, R), kl (u, 1, R)) -> scalar, a share: the shares are added. temperature, forbidden, allowed (U, R, V / 8) as in
-    fused_logps. kl: exact, to softmax(ref_hidden @ ref_weight.T / temperature), where those are given. counts: rows of each unit that count, a
-    list; without it the device is asked. Backward can be called once.
+    A loss of log-probs and, in the same sweep, its gradients for hidden (U, R, D) and weight (V, D).
+
+    Rows count that have a token in mask (U, K, R); ids (U, K, R). Whole units, as many as fit a chunk, go to
+    loss_of(units: slice, logps (u, K, R), entropy (u, 1, R), kl (u, 1, R)) -> scalar, its share of the loss;
+    shares are added. temperature, forbidden, allowed (U, R, V / 8): see fused_logps. kl is exact, to
+    softmax(ref_hidden @ ref_weight.T / temperature), if those are given. counts: the number of rows of each
+    unit that count, a list; without it the device is asked. Backward can be called once.
     """
     counts = mask.any(dim=1).sum(dim=1).tolist() if counts is None else counts
-    return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed, ref_hidden, ref_weight, torch.is_grad_enabled())
+    return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed,
+                           ref_hidden, ref_weight, torch.is_grad_enabled())
 
+
+# -----------------------------------------------------------------------------------------------------------
+# attention of a group to its prompt, on a CPU
 
 def wide(x):
-    """In fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
+    """x in fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
     return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
 
 
 class GroupAttention(torch.autograd.Function):
     """
-    Completions attend to their group's prompt, whose keys and values lie there once, and to themselves: two calls of a CPU's flash attention, merged by
-    their normalisers. Given the merged output and normaliser, each one's own backward is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
+    Completions attend to themselves and to their prompt, whose keys and values are stored once per group.
+
+    Two calls of a CPU's flash attention, merged by their normalisers. Given the merged output and normaliser,
+    the backward of each is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
     """
 
     @staticmethod
     def forward(ctx, q, k, v, prompt_k, prompt_v, bias):
-        """q (P, G, R, H, d), k and v (P, G, R, H_kv, d), prompt_k and prompt_v (P, T, H_kv, d), bias (P, 1, 1, T) or None -> (P, G, R, H, d)."""
+        """q (P, G, R, H, d), k, v (P, G, R, H_kv, d), the prompt's (P, T, H_kv, d), bias (P, 1, 1, T)."""
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
-        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*own, 0.0, True)                      # (P G, H, R, d), (P G, H, R)
-        y_shared, lse_shared = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*shared, 0.0, False, attn_mask=bias)
+        y, lse = attention(*own, 0.0, True)                                     # (P G, H, R, d), (P G, H, R)
+        y_shared, lse_shared = attention(*shared, 0.0, False, attn_mask=bias)
         y, y_shared = y.transpose(1, 2).view(q.shape), GroupAttention.unfold(y_shared, q.shape)
-        lse, lse_shared = lse.transpose(1, 2).reshape(*q.shape[:-1], 1), GroupAttention.unfold(lse_shared[..., None], q.shape)
-        whole = torch.logaddexp(lse, lse_shared)
-        y = y * (lse - whole).exp() + y_shared * (lse_shared - whole).exp()
-        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, whole)
+        lse = lse.transpose(1, 2).reshape(*q.shape[:-1], 1)
+        lse_shared = GroupAttention.unfold(lse_shared[..., None], q.shape)
+        lse_both = torch.logaddexp(lse, lse_shared)
+        y = y * (lse - lse_both).exp() + y_shared * (lse_shared - lse_both).exp()
+        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, lse_both)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
+        attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
-        rows = lambda x: x.flatten(0, 1).transpose(1, 2)                        # (P, G, R, H, ...) -> (P G, H, R, ...)
-        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grad_q, grad_k, grad_v = back(rows(grad), *own, rows(y), rows(lse).squeeze(-1), 0.0, True)
-        fold = lambda x: GroupAttention.fold(x, k.shape[3])
-        grad_shared_q, *grad_prompt = back(fold(grad), *shared, fold(y), fold(lse).squeeze(-1), 0.0, False, attn_mask=bias)
-        grad_q = grad_q.transpose(1, 2).view(q.shape) + GroupAttention.unfold(grad_shared_q, q.shape)
-        return grad_q, *(x.transpose(1, 2).reshape(k.shape) for x in (grad_k, grad_v)), *(x.transpose(1, 2) for x in grad_prompt), None
+        out = [x.flatten(0, 1).transpose(1, 2) for x in (grad, y, lse)]         # (P G, H, R, ...)
+        grad_q, *grad_own = attention_back(out[0], *own, out[1], out[2].squeeze(-1), 0.0, True)
+        out = [GroupAttention.fold(x, k.shape[3]) for x in (grad, y, lse)]
+        grad_q_shared, *grad_prompt = attention_back(out[0], *shared, out[1], out[2].squeeze(-1), 0.0, False,
+                                                     attn_mask=bias)
+        grad_q = grad_q.transpose(1, 2).view(q.shape) + GroupAttention.unfold(grad_q_shared, q.shape)
+        grad_own = [x.transpose(1, 2).reshape(k.shape) for x in grad_own]
+        return grad_q, *grad_own, *(x.transpose(1, 2) for x in grad_prompt), None
 
     @staticmethod
     def views(q, k, v, prompt_k, prompt_v):
-        """What the two calls get: each answer's own rows; and a prompt's keys with all its answers' queries, those of a key's heads together."""
-        return tuple(x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)), (GroupAttention.fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2))
+        """The inputs of both calls: each completion alone; a prompt with all its completions' queries."""
+        own = [x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)]
+        return own, [GroupAttention.fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)]
 
     @staticmethod
     def fold(x, H_kv):
@@ -395,14 +482,3 @@ class GroupAttention(torch.autograd.Function):
         """The way back, to (P, G, R, H, d)."""
         P, G, R, H, _ = shape
         return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)
-
-
-def pack(allowed):
-    """bool (..., V) as bits (..., ceil(V / 8)) uint8: what was allowed at each token is kept for the trainer, an eighth of the size."""
-    padded = torch.nn.functional.pad(allowed, (0, -allowed.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (padded.byte() << torch.arange(8, dtype=torch.uint8, device=allowed.device)).sum(dim=-1, dtype=torch.uint8)
-
-
-def unpack(bits, V):
-    """The bool (..., V) that pack was given."""
-    return ((bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1).bool().flatten(-2)[..., :V]

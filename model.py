@@ -1,14 +1,15 @@
 """
-One transformer. By config it is GPT-2 (LayerNorm, learned positions, GELU), Llama, Qwen2, Qwen3 or SmolLM2 (RMSNorm, RoPE,
-SwiGLU, fewer key/value heads), or, with causal=False, a bidirectional filler that reads the text on both sides of a gap.
+One transformer. Its config makes it GPT-2 (LayerNorm, learned positions, GELU), Llama, Qwen2, Qwen3, SmolLM2
+(RMSNorm, RoPE, SwiGLU, grouped-query attention), or, with causal=False, a bidirectional filler.
 
-A group of answers shares its prompt, so there are three ways in, one arithmetic: `model(tokens)` reads whole texts,
-`model.prefill` reads prompts once and keeps their keys and values, `model.answer` reads G answers to each of them. All
-are `model.run` with another idea of who attends to whom; sample.py brings a fourth, one token at a time.
+The completions of a group share their prompt, so there are three ways in: `model(tokens)` reads whole texts,
+`model.prefill` reads prompts once and keeps their keys and values, `model.complete` reads G completions of
+each. All are `model.run` with their own rule of who attends to whom; policy.py adds one token at a time.
 
-They return hidden states, not logits: whoever wants log-probs decides which rows reach the head, which is where the
-memory goes. There is no left padding anywhere: rows are right-padded with true lengths, so positions are natural.
-Shapes: N rows · P prompts · G answers of each · T and R tokens · D width · V vocabulary · H heads (H_kv of keys) · d head width.
+They return hidden states, not logits: the caller decides which rows reach the head, which is where the memory
+goes. There is no left padding: rows are right-padded with true lengths, so positions are natural.
+Shapes: N rows · P prompts · G completions of each · T, R tokens of prompts, completions · D width ·
+V vocabulary · H heads (H_kv of keys) of width d.
 """
 import functools
 import os
@@ -25,7 +26,10 @@ from formats import weights
 from kernels import GroupAttention, wide
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 
-LARGEST = 1 << 24  # of any size: no model's is larger, and a product of two never overflows
+LARGEST = 1 << 24  # of any size: no model exceeds it, and a product of two never overflows
+SIZES = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'mlp_hidden')
+KINDS = {'norm': ('layernorm', 'rmsnorm'), 'position': ('learned', 'rope'),
+         'mlp': ('gelu', 'relu2', 'swiglu')}
 
 
 @dataclass
@@ -38,47 +42,58 @@ class GPTConfig:
     n_embd: int = 768
     head_dim: int | None = None      # None: n_embd / n_head
     causal: bool = True              # False: every token sees every token
-    norm: str = 'layernorm'          # 'layernorm' | 'rmsnorm'
-    position: str = 'learned'        # 'learned' | 'rope'
-    mlp: str = 'gelu'                # 'gelu' | 'relu2' (squared ReLU: as good, and cheap where gelu is not) | 'swiglu'
+    norm: str = 'layernorm'
+    position: str = 'learned'
+    mlp: str = 'gelu'                # relu2, the squared ReLU, is cheap on a CPU
     mlp_hidden: int | None = None    # None: 4 D
     bias: bool = True
-    qkv_bias: bool | None = None     # None: as bias; Qwen2 has biases here alone
+    qkv_bias: bool | None = None     # None: as bias; Qwen2 has biases here only
     qk_norm: bool = False            # RMSNorm on each head's queries and keys, as in Qwen3
     tied: bool = True                # the head shares the token embedding's weights
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_position_embeddings
+    rope_scaling: dict | None = None  # Llama 3's, with the keys of weights.LLAMA3
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        for key in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'mlp_hidden'):
-            value = getattr(self, key)
-            least = 0 if key == 'n_layer' else 1  # no block at all is what nla.truncate leaves of a model at layer 0
-            if value is not None and not least <= value <= LARGEST:
-                raise ValueError(f"{key} is {value}; it must be between {least} and {LARGEST}")
+        self.check_sizes()
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 4 * self.n_embd
         self.qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
-        for key, kinds in (('norm', ('layernorm', 'rmsnorm')), ('position', ('learned', 'rope')), ('mlp', ('gelu', 'relu2', 'swiglu'))):
+        for key, kinds in KINDS.items():
             if getattr(self, key) not in kinds:
                 raise ValueError(f"{key} is {getattr(self, key)!r}; it must be one of {', '.join(kinds)}")
-        if self.n_head % self.n_kv_head or (self.head_dim is None and self.n_embd % self.n_head):
-            raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}, and n_head of n_kv_head {self.n_kv_head}")
-        self.head_dim = self.head_dim or self.n_embd // self.n_head
-        if self.n_head * self.head_dim > LARGEST:
-            raise ValueError(f"n_head {self.n_head} heads of width {self.head_dim} are more than {LARGEST} together")
-        if self.position == 'rope' and self.head_dim % 2:
-            raise ValueError(f"a head is {self.head_dim} wide; RoPE turns pairs, so n_embd / n_head must be even")
-        numbers = {'norm_eps': self.norm_eps, 'rope_theta': self.rope_theta} | {f'rope_scaling {key}': (self.rope_scaling or {}).get(key) for key in weights.LLAMA3 if self.rope_scaling is not None}
+        D, H, H_kv = self.n_embd, self.n_head, self.n_kv_head
+        if H % H_kv or (self.head_dim is None and D % H):
+            raise ValueError(f"n_embd {D} must be a multiple of n_head {H}, and n_head of n_kv_head {H_kv}")
+        self.head_dim = self.head_dim or D // H
+        if H * self.head_dim > LARGEST:
+            raise ValueError(f"n_head {H} heads of width {self.head_dim} are more than {LARGEST} together")
+        self.check_numbers()
+
+    def check_sizes(self):
+        for key in SIZES:
+            value, least = getattr(self, key), 1
+            if key == 'n_layer':
+                least = 0  # nla.truncate at layer 0 leaves no block
+            if value is not None and not least <= value <= LARGEST:
+                raise ValueError(f"{key} is {value}; it must be between {least} and {LARGEST}")
+
+    def check_numbers(self):
+        numbers = {'norm_eps': self.norm_eps, 'rope_theta': self.rope_theta}
+        scaling = self.rope_scaling
+        if scaling is not None:
+            numbers |= {f'rope_scaling {key}': scaling.get(key) for key in weights.LLAMA3}
         for key, value in numbers.items():
             if type(value) not in (int, float) or not 0 < value < 1e18:
                 raise ValueError(f"{key} is {value!r}; it must be a positive number")
-        if self.rope_scaling is not None and not self.rope_scaling['low_freq_factor'] < self.rope_scaling['high_freq_factor']:
-            raise ValueError(f"rope_scaling is {self.rope_scaling}; its low_freq_factor must be below its high_freq_factor")
+        if self.position == 'rope' and self.head_dim % 2:
+            raise ValueError(f"a head is {self.head_dim} wide; for RoPE n_embd / n_head must be even")
+        if scaling is not None and not scaling['low_freq_factor'] < scaling['high_freq_factor']:
+            raise ValueError(f"rope_scaling {scaling}: low_freq_factor must be below high_freq_factor")
 
 
 class RMSNorm(nn.Module):
-    """arXiv 1910.07467, statistics in fp32. torch's own is the same and, on a CPU, half as fast for few rows."""
+    """arXiv 1910.07467, statistics in fp32. On a CPU torch's own is half as fast for few rows."""
 
     def __init__(self, width, eps):
         super().__init__()
@@ -98,25 +113,26 @@ def make_norm(config):
 
 
 def rope_frequencies(config):
-    """Angle per position (d/2,) in float64 (RoFormer, arXiv 2104.09864), stretched for long texts as Llama 3.1 does where the config says so."""
+    """Angles per position (d/2,) in float64 (arXiv 2104.09864), stretched by rope_scaling as in Llama 3.1."""
     d = config.head_dim
     frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64, device='cpu') / d)
     if config.rope_scaling:
         s = config.rope_scaling
-        turns = s['original_max_position_embeddings'] * frequencies / (2 * torch.pi)  # full turns within the original context
-        smooth = ((turns - s['low_freq_factor']) / (s['high_freq_factor'] - s['low_freq_factor'])).clamp(0, 1)
+        turns = s['original_max_position_embeddings'] * frequencies / (2 * torch.pi)
+        low, high = s['low_freq_factor'], s['high_freq_factor']
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)
         frequencies = frequencies * (smooth + (1 - smooth) / s['factor'])
     return frequencies
 
 
 def rotation(angles, dtype):
-    """cos and sin (..., d) of angles (..., d/2) for rotate, the halves of sin with opposite signs."""
+    """cos and sin (..., d) of angles (..., d/2) for rotate; the halves of sin have opposite signs."""
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(x, cos, sin):
-    """Turn each head of x (..., heads, d) by its position's angle, in the half-split layout: pairs are d/2 apart. cos, sin (..., 1, d) from rotation."""
+    """x (..., heads, d) turned by cos and sin (..., 1, d) of its positions; pairs are d/2 apart."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
@@ -133,7 +149,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.n_head * d, config.n_embd, bias=config.bias)
 
     def forward(self, x, rope):
-        """x (..., D), whatever its leading axes mean -> q (..., H, d), k and v (..., H_kv, d)."""
+        """x (..., D) -> q (..., H, d), k and v (..., H_kv, d)."""
         H, H_kv = self.heads
         heads = self.qkv(x).view(*x.shape[:-1], -1, self.head_dim)              # (..., H + 2 H_kv, d)
         qk, v = heads.split([H + H_kv, H_kv], dim=-2)
@@ -151,8 +167,8 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.kind = config.mlp
-        gated = 2 if config.mlp == 'swiglu' else 1
-        self.up = nn.Linear(config.n_embd, gated * config.mlp_hidden, bias=config.bias)  # swiglu: the gate's rows, then the values'
+        width = config.mlp_hidden * (2 if config.mlp == 'swiglu' else 1)  # swiglu: the gate's rows come first
+        self.up = nn.Linear(config.n_embd, width, bias=config.bias)
         self.proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
@@ -175,8 +191,10 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x, rope, attend):
-        """x (..., D); attend(q, k, v) knows what the leading axes mean and who sees whom."""
-        before, after = compiled_halves() if self.compiled and torch.is_grad_enabled() else (Block.before, Block.after)
+        """x (..., D) -> (..., D); attend(q, k, v) knows what the leading axes mean and who sees whom."""
+        before, after = Block.before, Block.after
+        if self.compiled and torch.is_grad_enabled():
+            before, after = compiled_halves()
         return after(self, x, attend(*before(self, x, rope)))
 
     def before(self, x, rope):
@@ -189,20 +207,17 @@ class Block(nn.Module):
 
 @functools.cache
 def compiled_halves():
-    """
-    What lies between two attentions, fused by torch.compile: once for all layers and all sizes. For training alone; the sampler's whole step
-    is compiled in sample.py.
-    """
+    """The parts between attentions, compiled once for all layers and sizes; for training (see policy.py)."""
     return tuple(torch.compile(half, dynamic=True) for half in (Block.before, Block.after))
 
 
 class GPT(nn.Module):
-    """One transformer that is GPT-2, Llama, Qwen2, Qwen3 or a bidirectional filler, by its config. tokens (N, T) -> hidden states (N, T, D)."""
+    """The transformer that its config describes: tokens (N, T) -> hidden states (N, T, D)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # True: a block's activations are computed again in backward instead of kept
+        self.gradient_checkpointing = False  # True: backward computes a block's activations again
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == 'learned' else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
@@ -210,10 +225,11 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
-        self.rope_frequencies = rope_frequencies(config) if self.wpe is None else None  # no buffer: a cast of the model must not touch it
+        # No buffer, because a cast of the model must not round it.
+        self.rope_frequencies = rope_frequencies(config) if self.wpe is None else None
         for name, p in self.named_parameters():
             if name.endswith('proj.weight'):
-                nn.init.zeros_(p)  # each block starts as the identity; small models learn several times faster this way
+                nn.init.zeros_(p)  # blocks start as the identity; small models learn several times faster
             elif p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
             elif name.endswith('bias'):
@@ -221,9 +237,11 @@ class GPT(nn.Module):
 
     def run(self, tokens, positions, attend, edit=None):
         """
-        The transformer itself: tokens (...) at positions (...) broadcastable to them -> hidden (..., D) after the last norm.
-        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d). edit(i, x) may change what flows:
-        x (..., D) is the tokens' embeddings for i = 0, without positions, and what block number i puts out from 1 on.
+        The transformer itself: tokens (...) at positions that broadcast to them -> hidden (..., D).
+
+        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
+        edit(i, x) may change the residual stream x (..., D): for i = 0 the tokens' embeddings, without
+        positions, from 1 on the output of block i.
         """
         x = self.wte(tokens)
         if edit:
@@ -231,18 +249,21 @@ class GPT(nn.Module):
         rope = None
         if self.wpe is not None:
             x = x + self.wpe(positions)
-        else:
-            rope = rotation(positions[..., None, None] * self.frequencies(x.device), x.dtype)  # in float64: 1e5 radians keep their fraction
-        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        else:  # angles in float64, because 1e5 radians must keep their fraction
+            rope = rotation(positions[..., None, None] * self.frequencies(x.device), x.dtype)
+        checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            who = partial(attend, layer)
-            x = checkpoint(block, x, rope, who, use_reentrant=False) if again else block(x, rope, who)
+            attend_layer = partial(attend, layer)
+            if checkpointing:
+                x = checkpoint(block, x, rope, attend_layer, use_reentrant=False)
+            else:
+                x = block(x, rope, attend_layer)
             if edit:
                 x = edit(layer + 1, x)
         return self.norm_f(x)
 
     def compile_blocks(self):
-        """From now on the forward of training is compiled (ten seconds per layer at its first use; on a CPU it takes a C++ compiler)."""
+        """Compile the forward of training: ten seconds per layer at first use; a CPU needs a C++ compiler."""
         for block in self.blocks:
             block.compiled = True
 
@@ -253,30 +274,38 @@ class GPT(nn.Module):
 
     def check_length(self, n):
         if n > self.config.block_size:
-            raise ValueError(f"a text of {n} tokens does not fit into this model's block_size of {self.config.block_size}: shorten it, or train a model with a larger block_size")
+            raise ValueError(f"a text of {n} tokens does not fit into block_size {self.config.block_size}")
 
-    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, edit: Callable | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None,
+                edit: Callable | None = None) -> torch.Tensor:
         """
-        Whole texts. tokens (N, T) int64, right-padded; lengths (N,) true lengths, None when no row is padded. Returns hidden
-        states (N, T, D); what stands at padded positions means nothing. edit: see run.
+        Hidden states (N, T, D) of whole texts, tokens (N, T) int64, right-padded; undefined in padding.
+
+        lengths (N,): true lengths, None when no row is padded. edit: see run.
         """
-        T = tokens.shape[1]
+        T, device, causal = tokens.shape[1], tokens.device, self.config.causal
         self.check_length(T)
-        # Causal rows need no padding mask: padding stands to the right of everything that counts.
-        mask = None
-        if lengths is not None and not self.config.causal:
-            mask = (torch.arange(T, device=tokens.device) < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T) keys that exist
-        return self.run(tokens, torch.arange(T, device=tokens.device), lambda layer, q, k, v: self.attention(q, k, v, mask, self.config.causal and mask is None), edit)
+        mask = None  # causal rows need none: padding stands to the right of everything that counts
+        if lengths is not None and not causal:
+            mask = (torch.arange(T, device=device) < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T)
+
+        def attend(layer, q, k, v):
+            return self.attention(q, k, v, mask, is_causal=causal)
+
+        return self.run(tokens, torch.arange(T, device=device), attend, edit)
 
     def attention(self, q, k, v, mask=None, is_causal=False):
-        """q (N, T, H, d) against k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where a query may look -> (N, T, H, d)."""
-        y = F.scaled_dot_product_attention(*(wide(x).transpose(1, 2) for x in (q, k, v)), attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[-2] != k.shape[-2])
+        """q (N, T, H, d), k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where seen -> (N, T, H, d)."""
+        grouped = q.shape[-2] != k.shape[-2]
+        heads = [wide(x).transpose(1, 2) for x in (q, k, v)]
+        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped)
         return y.transpose(1, 2).to(q.dtype)
 
     def prefill(self, tokens, edit=None):
         """
-        Prompts (P, T), right-padded, read once. Returns their hidden states (P, T, D) and the prefix that `answer` attends to:
-        for each layer the keys and values (P, T, H_kv, d). edit: see run.
+        Read prompts (P, T), right-padded, once: hidden states (P, T, D) and the prefix for `complete`.
+
+        The prefix holds each layer's keys and values (P, T, H_kv, d). edit: see run.
         """
         T = tokens.shape[1]
         self.check_length(T)
@@ -290,59 +319,90 @@ class GPT(nn.Module):
 
     def complete(self, tokens, prefix, prompt_lengths):
         """
-        Completions (P, G, R), right-padded, each after its prompt: every token sees the prompt (prompt_lengths (P,) of the prefix's
-        T tokens) and the answer up to itself. Returns hidden states (P, G, R, D); gradients reach the prefix.
+        Hidden states (P, G, R, D) of completions (P, G, R), right-padded, each after its prompt.
+
+        A token sees the prompt, prompt_lengths (P,) of the prefix's T tokens, and its completion up to
+        itself. Gradients reach the prefix.
         """
-        P, G, R = tokens.shape
-        T = prefix[0][0].shape[1]
-        seen = torch.arange(T, device=tokens.device) < prompt_lengths[:, None]  # (P, T)
+        T, R, device = prefix[0][0].shape[1], tokens.shape[-1], tokens.device
+        positions = prompt_lengths[:, None, None] + torch.arange(R, device=device)
+        prompt_mask = torch.arange(T, device=device) < prompt_lengths[:, None]  # (P, T)
         if tokens.is_cuda:
-            own = torch.ones(R, R, dtype=torch.bool, device=tokens.device).tril().expand(P, G, R, R)
-            mask = torch.cat((seen[:, None, None].expand(P, G, R, T), own), dim=-1).view(P * G, 1, R, T + R)
+            attend = self.joined_attention(tokens, prefix, prompt_mask)
         else:
-            bias = None if seen.all() else torch.zeros(P, 1, 1, T, dtype=wide(prefix[0][0]).dtype).masked_fill(~seen[:, None, None], -torch.inf)
+            attend = self.merged_attention(prefix, prompt_mask)
+        return self.run(tokens, positions, attend)
+
+    def joined_attention(self, tokens, prefix, prompt_mask):
+        """On a GPU, the attend of complete: one call, each completion behind a copy of its prompt's keys."""
+        P, G, R = tokens.shape
+        own = torch.ones(R, R, dtype=torch.bool, device=tokens.device).tril().expand(P, G, R, R)
+        shared = prompt_mask[:, None, None].expand(P, G, R, -1)
+        mask = torch.cat((shared, own), dim=-1).view(P * G, 1, R, -1)
+
+        def join(prompt, own):  # (P, T, H_kv, d), (P, G, R, H_kv, d)
+            return torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1)
 
         def attend(layer, q, k, v):
-            if not tokens.is_cuda:
-                return GroupAttention.apply(*(wide(x) for x in (q, k, v, *prefix[layer])), bias).to(q.dtype)
-            shared = (x[:, None].expand(-1, G, -1, -1, -1) for x in prefix[layer])  # (P, G, T, H_kv, d)
-            k, v = (torch.cat(both, dim=2).flatten(0, 1) for both in zip(shared, (k, v)))
-            return self.attention(q.flatten(0, 1), k, v, mask).unflatten(0, (P, G))
+            prompt_k, prompt_v = prefix[layer]
+            y = self.attention(q.flatten(0, 1), join(prompt_k, k), join(prompt_v, v), mask)
+            return y.unflatten(0, (P, G))
 
-        return self.run(tokens, prompt_lengths[:, None, None] + torch.arange(R, device=tokens.device), attend)
+        return attend
+
+    def merged_attention(self, prefix, prompt_mask):
+        """On a CPU, the attend of complete: to the prompt and to the completion apart, see GroupAttention."""
+        bias = None
+        if not prompt_mask.all():
+            absent = ~prompt_mask[:, None, None]                                # (P, 1, 1, T)
+            bias = torch.zeros(absent.shape, dtype=wide(prefix[0][0]).dtype).masked_fill(absent, -torch.inf)
+
+        def attend(layer, q, k, v):
+            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias).to(q.dtype)
+
+        return attend
 
     def logits(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (N, T, V) at every position; for a few positions take the hidden states and call lm_head on those."""
+        """Logits (N, T, V) at every position; for a few of them call lm_head on the hidden states."""
         return self.lm_head(self(tokens, lengths))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
         """
-        The model at path, fp32, on the CPU: one of our checkpoint files, a Hugging Face directory (config.json and *.safetensors;
-        GPT-2, Llama, Qwen2, Qwen3, SmolLM2), a .gguf file of Llama type, or a name on the Hugging Face hub. Raises as load_checkpoint
-        and weights.read do.
+        The model at path, in fp32, on the CPU.
+
+        path: one of our checkpoint files, a Hugging Face directory (config.json and *.safetensors; GPT-2,
+        Llama, Qwen2, Qwen3, SmolLM2), a .gguf file of Llama type, or a name on the Hugging Face hub. Raises
+        what load_checkpoint and weights.read raise.
         """
         path = os.fspath(path)
-        if os.path.isfile(path) and not path.endswith('.gguf'):
-            saved = load_checkpoint(path, 'generator', 'run')
-            if 'nla' in saved:
-                raise ValueError(f"{path} holds the actor and critic of an autoencoder, not a plain model: `sample.py --checkpoint={path} --text=...` explains with them")
-            return build(cls, entry(saved, 'model_config', dict, path), {name: p for name, p in entry(saved, 'model', dict, path).items() if not str(name).startswith('value_head.')}, path)
-        return build(cls, *weights.read(path), path)
+        if not os.path.isfile(path) or path.endswith('.gguf'):
+            return build(cls, *weights.read(path), path)
+        saved = load_checkpoint(path, 'generator', 'run')
+        if 'nla' in saved:
+            raise ValueError(f"{path} is an autoencoder: python sample.py --checkpoint={path} --text=...")
+        state = entry(saved, 'model', dict, path)
+        state = {name: p for name, p in state.items() if not str(name).startswith('value_head.')}
+        return build(cls, entry(saved, 'model_config', dict, path), state, path)
 
     def save_pretrained(self, folder: str, eos_id: int | None = None) -> None:
-        """config.json and model.safetensors as `transformers` reads them. Raises ValueError when no architecture there is this one."""
+        """
+        Write config.json and model.safetensors as `transformers` reads them.
+
+        Raises ValueError when no architecture there is this one.
+        """
         weights.write(folder, vars(self.config), self.state_dict(), eos_id)
 
 
 def read_config(config, path):
-    """GPTConfig(**config), where config comes from the file at path. Raises ValueError naming the file and the key."""
+    """GPTConfig(**config) of the file at path. Raises ValueError naming the file and the key."""
     kinds = {field.name: getattr(field.type, '__args__', (field.type,)) for field in fields(GPTConfig)}
     for key, value in config.items():
         if key not in kinds:
-            raise ValueError(f"{path}: its model_config has the key {key!r}, which no model has here")
+            raise ValueError(f"{path}: its model_config has an unknown key {key!r}")
         if type(value) not in kinds[key] and not (type(value) is int and float in kinds[key]):
-            raise ValueError(f"{path}: {key} is {value!r}; it must be {' or '.join(kind.__name__ for kind in kinds[key])}")
+            names = ' or '.join(kind.__name__ for kind in kinds[key])
+            raise ValueError(f"{path}: {key} is {value!r}; it must be {names}")
     try:
         return GPTConfig(**config)
     except ValueError as e:
@@ -351,12 +411,13 @@ def read_config(config, path):
 
 def build(make, config, state, path):
     """
-    make(GPTConfig) with the weights of state, both from the file at path, the trunk's head tied where the config says so. That they fit is
-    known before memory is taken: a file may claim any size. Raises ValueError naming the file.
+    make(GPTConfig) with the weights of state, both from the file at path, the head tied if config says so.
+
+    A file may claim any size, so the fit is checked first. Raises ValueError naming the file.
     """
     config = read_config(config, path)
     if config.n_layer > len(state):
-        raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
+        raise ValueError(f"{path}: n_layer is {config.n_layer}, but it holds only {len(state)} tensors")
     with torch.device('meta'):
         model = make(config)
     check_fit(state, model.state_dict(), path)

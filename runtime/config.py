@@ -61,8 +61,11 @@ def settings_block(source):
 
 
 def calls_configure(node):
-    value = getattr(node, 'value', None)
-    return isinstance(value, ast.Call) and getattr(value.func, 'id', '') == 'configure'
+    """Whether a statement, and not one inside it, is or holds the call."""
+    if not isinstance(node, (ast.Expr, ast.Assign)):
+        return False
+    calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
+    return any(getattr(function, 'id', '') == 'configure' for function in calls)
 
 
 def read_keys(source, names=None, room='run', block=None):

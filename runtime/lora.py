@@ -1,7 +1,8 @@
 """
-LoRA (Hu et al., arXiv 2106.09685): the model is frozen, and beside its linears learn two thin matrices whose product is
-added to their weight, W + alpha / r * B A. B starts at zero, so training starts from the model itself; with the adapters
-switched off the same weights are the reference policy, without a second copy of them. The frozen weights may be int8.
+LoRA (Hu et al., arXiv 2106.09685): the model is frozen, and beside its linears learn two thin matrices whose
+product is added to their weight, W + alpha / r * B A. B starts at zero, so training starts from the model
+itself; with the adapters switched off the same weights are the reference policy, without a second copy of
+them. The frozen weights may be int8.
 
     model = GPT.from_pretrained(path)
     quantize_int8(model)                     # if memory is short; before or after add_lora
@@ -9,8 +10,8 @@ switched off the same weights are the reference policy, without a second copy of
     with adapters_off(model): ...            # the reference
     save_adapter(model, folder)              # for peft;  or merge_lora(model), and it is a plain model again
 
-Our linears are fused (q, k, v in one; gate and up in one) and targets have the names everybody uses, so an adapter
-belongs to some rows of a linear. Shapes: S adapted slices of a linear, r the rank.
+Our linears are fused (q, k, v in one; gate and up in one) and targets have the names everybody uses, so an
+adapter belongs to some rows of a linear. Shapes: S adapted slices of a linear, r the rank.
 """
 import json
 import math
@@ -37,16 +38,20 @@ def replace(module, kind, make):
             replace(child, kind, make)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # frozen weights in int8
 
 def dequantise(weight, scale, dtype):
-    # To scale the product instead is cheaper, but unscaled sums overflow fp16. One kernel: multiplied in fp32, rounded once.
+    # To scale the product instead is cheaper, but unscaled sums overflow fp16. One kernel: multiplied in
+    # fp32, rounded once.
     return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
 
 
 class Int8Matmul(torch.autograd.Function):
-    """Autograd alone would keep each layer's dequantised weight until backward, the very memory int8 saves; so dequantise twice."""
+    """
+    Autograd alone would keep each layer's dequantised weight until backward, the very memory int8 saves; so
+    dequantise twice.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
@@ -60,7 +65,10 @@ class Int8Matmul(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear: weight int8 (out, in) times scale fp32 (out,), both buffers; a weight's error is at most its row's scale / 2."""
+    """
+    A frozen linear: weight int8 (out, in) times scale fp32 (out,), both buffers; a weight's error is at most
+    its row's scale / 2.
+    """
 
     def __init__(self, linear):
         super().__init__()
@@ -84,22 +92,24 @@ class Int8Linear(nn.Module):
 
 def quantize_int8(model: torch.nn.Module):
     """
-    Every linear in the blocks of a model.GPT becomes an Int8Linear: a quarter of fp32's memory, and no longer trainable.
-    Embeddings, norms and the head stay: fused_logps reads the head's weight, and a tied head is the embedding.
-    How close: SmolLM2-135M-Instruct (Q4_1 GGUF) on 1024 tokens of GSM8K, fp32 against int8, then against bf16 weights instead: mean
-    KL 0.0028 and 0.0011 nats, the likeliest token's log-prob off by 0.032 and 0.021 on average, 0.42 and 0.21 at most, and the
-    same token likeliest at 98.2% and 98.8% of positions. The blocks go from 425 to 107 MB.
+    Every linear in the blocks of a model.GPT becomes an Int8Linear: a quarter of fp32's memory, and no longer
+    trainable. Embeddings, norms and the head stay: fused_logps reads the head's weight, and a tied head is
+    the embedding. How close: SmolLM2-135M-Instruct (Q4_1 GGUF) on 1024 tokens of GSM8K, fp32 against int8,
+    then against bf16 weights instead: mean KL 0.0028 and 0.0011 nats, the likeliest token's log-prob off by
+    0.032 and 0.021 on average, 0.42 and 0.21 at most, and the same token likeliest at 98.2% and 98.8% of
+    positions. The blocks go from 425 to 107 MB.
     """
     replace(model.blocks, nn.Linear, Int8Linear)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # adapters
 
 class LoRALinear(nn.Module):
     """
-    A frozen linear (nn.Linear or Int8Linear) and S adapters, each adding to some rows of its output. rows: {target: slice}.
-    A (S r, in) and B (adapted rows, r) stack the adapters in that order, so that x is multiplied once for all of them.
+    A frozen linear (nn.Linear or Int8Linear) and S adapters, each adding to some rows of its output. rows:
+    {target: slice}. A (S r, in) and B (adapted rows, r) stack the adapters in that order, so that x is
+    multiplied once for all of them.
     """
 
     def __init__(self, base, rows, r, alpha, dropout):
@@ -120,9 +130,12 @@ class LoRALinear(nn.Module):
         return y + F.linear(narrow, self.wide_B().to(x.dtype))
 
     def wide_B(self):
-        """B as one matrix (out, S r) over all rows, in blocks with zeros elsewhere: W changes by alpha / r * wide_B A."""
+        """
+        B as one matrix (out, S r) over all rows, in blocks with zeros elsewhere: W changes by alpha / r *
+        wide_B A.
+        """
         wide = self.B.new_zeros(self.base.out_features, len(self.rows) * self.r)
-        for s, (rows, B) in enumerate(zip(self.rows.values(), self.B.split(self.sizes))):
+        for s, (rows, B) in enumerate(zip(self.rows.values(), self.B.split(self.sizes), strict=True)):
             wide[rows, s * self.r:(s + 1) * self.r] = B
         return wide
 
@@ -137,15 +150,20 @@ class LoRALinear(nn.Module):
 def fused_rows(config):
     """The linears of a block and what their output rows are: {linear: {target: slice}}."""
     q, kv, hidden = config.n_head * config.head_dim, config.n_kv_head * config.head_dim, config.mlp_hidden
-    up = {'gate': slice(0, hidden), 'up': slice(hidden, 2 * hidden)} if config.mlp == 'swiglu' else {'up': slice(0, hidden)}
-    return {'attn.qkv': {'q': slice(0, q), 'k': slice(q, q + kv), 'v': slice(q + kv, q + 2 * kv)}, 'attn.proj': {'o': slice(0, config.n_embd)},
-            'mlp.up': up, 'mlp.proj': {'down': slice(0, config.n_embd)}}
+    qkv = {'q': slice(0, q), 'k': slice(q, q + kv), 'v': slice(q + kv, q + 2 * kv)}
+    up = {'up': slice(0, hidden)}
+    if config.mlp == 'swiglu':
+        up = {'gate': slice(0, hidden), 'up': slice(hidden, 2 * hidden)}
+    everything = slice(0, config.n_embd)
+    return {'attn.qkv': qkv, 'attn.proj': {'o': everything}, 'mlp.up': up, 'mlp.proj': {'down': everything}}
 
 
-def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0, targets: tuple[str, ...] = TARGETS):
+def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
+             targets: tuple[str, ...] = TARGETS):
     """
-    Freeze a model.GPT and give every block fp32 adapters of rank r on the targets. TARGETS, the default, means all that this
-    model has (GELU has no 'gate'). Raises ValueError for a target it lacks, r < 1, alpha <= 0, or adapters already there.
+    Freeze a model.GPT and give every block fp32 adapters of rank r on the targets. TARGETS, the default,
+    means all that this model has (GELU has no 'gate'). Raises ValueError for a target it lacks, r < 1, alpha
+    <= 0, or adapters already there.
     """
     linears = fused_rows(model.config)
     known = [target for rows in linears.values() for target in rows]
@@ -153,7 +171,8 @@ def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
     if not wanted or set(wanted) - set(known):
         raise ValueError(f"LoRA targets are {tuple(targets)}: this model has {', '.join(known)}")
     if r < 1 or alpha <= 0:
-        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0 (alpha = 2 r is usual)")
+        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0 "
+                         "(alpha = 2 r is usual)")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
@@ -174,7 +193,10 @@ def lora_layers(model):
 
 @contextmanager
 def adapters_off(model):
-    """Within, the model is its frozen base. With gradient_checkpointing also run backward within, for it computes the forward again."""
+    """
+    Within, the model is its frozen base. With gradient_checkpointing also run backward within, for it
+    computes the forward again.
+    """
     layers = lora_layers(model).values()
     before = [layer.on for layer in layers]
     try:
@@ -182,19 +204,28 @@ def adapters_off(model):
             layer.on = False
         yield
     finally:
-        for layer, on in zip(layers, before):
+        for layer, on in zip(layers, before, strict=True):
             layer.on = on
 
 
 @torch.no_grad()
 def merge_lora(model: torch.nn.Module):
-    """Fold the adapters into the weights and dequantise what is int8: linears under their own names again, still frozen."""
+    """
+    Fold the adapters into the weights and dequantise what is int8: linears under their own names again, still
+    frozen.
+    """
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
 
 
 def lora_state(model):
-    """The adapters alone, named as in model.state_dict(): what a training checkpoint needs beside the base's path."""
-    return {f'{name}.{key}': getattr(layer, key).detach() for name, layer in lora_layers(model).items() for key in ('A', 'B')}
+    """
+    The adapters alone, named as in model.state_dict(): what a training checkpoint needs beside the base's
+    path.
+    """
+    state = {}
+    for name, layer in lora_layers(model).items():
+        state |= {f'{name}.A': layer.A.detach(), f'{name}.B': layer.B.detach()}
+    return state
 
 
 def load_lora_state(model, state):
@@ -203,13 +234,16 @@ def load_lora_state(model, state):
 
 
 def copy_tensors(source, target, where):
-    """Copy source into target's tensors of the same names, all or none. Raises ValueError when names or shapes differ."""
+    """
+    Copy source into target's tensors of the same names, all or none. Raises ValueError when names or shapes
+    differ.
+    """
     check_fit(source, target, where)
     for name, tensor in target.items():
         tensor.copy_(source[name])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # adapters as PEFT writes them
 
 LLAMA = {'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj', 'o': 'self_attn.o_proj',
@@ -218,66 +252,93 @@ GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_
 
 
 def is_llama(config):
-    """True for Llama, Qwen2, Qwen3; False for GPT-2. Raises ValueError for what is neither: PEFT would have no names for it."""
+    """
+    True for Llama, Qwen2, Qwen3; False for GPT-2. Raises ValueError for what is neither: PEFT would have no
+    names for it.
+    """
     kinds = {key: getattr(config, key) for key in ('causal', 'norm', 'position', 'mlp')}
-    if tuple(kinds.values()) not in ((True, 'rmsnorm', 'rope', 'swiglu'), (True, 'layernorm', 'learned', 'gelu')):
-        raise ValueError(f"PEFT adapters are for GPT-2 and Llama-like models, not for {kinds}: save lora_state, or merge_lora and save the model")
+    llama, gpt2 = (True, 'rmsnorm', 'rope', 'swiglu'), (True, 'layernorm', 'learned', 'gelu')
+    if tuple(kinds.values()) not in (llama, gpt2):
+        raise ValueError(f"PEFT adapters are for GPT-2 and Llama-like models, not for {kinds}: save "
+                         "lora_state, or merge_lora and save the model")
     return kinds['position'] == 'rope'
 
 
 def peft_tensors(model):
-    """The adapters under PEFT's names. Llama: views of ours. GPT-2: q, k and v are one linear there, so one adapter of rank S r."""
+    """
+    The adapters under PEFT's names. Llama: views of ours. GPT-2: q, k and v are one linear there, so one
+    adapter of rank S r.
+    """
     tensors = {}
     for name, layer in lora_layers(model).items():
         _, i, path = name.split('.', 2)  # blocks.I.attn.qkv
         if is_llama(model.config):
-            pairs = {f'model.layers.{i}.{LLAMA[target]}': (A, B) for target, A, B in zip(layer.rows, layer.A.split(layer.r), layer.B.split(layer.sizes))}
+            names = [f'model.layers.{i}.{LLAMA[target]}' for target in layer.rows]
+            pairs = zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True)
         else:
-            pairs = {f'transformer.h.{i}.{GPT2[path]}': (layer.A, layer.wide_B())}
-        for module, (A, B) in pairs.items():
-            tensors[f'base_model.model.{module}.lora_A.weight'], tensors[f'base_model.model.{module}.lora_B.weight'] = A.detach(), B.detach()
+            pairs = [(f'transformer.h.{i}.{GPT2[path]}', layer.A, layer.wide_B())]
+        for module, A, B in pairs:
+            tensors[f'base_model.model.{module}.lora_A.weight'] = A.detach()
+            tensors[f'base_model.model.{module}.lora_B.weight'] = B.detach()
     return tensors
 
 
 def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> None:
     """
-    Write adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained(base, folder). base_name: the
-    base's path or hub name, which the config mentions. Raises ValueError for a model without adapters or that PEFT cannot name.
+    Write adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained(base, folder).
+    base_name: the base's path or hub name, which the config mentions. Raises ValueError for a model without
+    adapters or that PEFT cannot name.
     """
     layers, tensors, llama = lora_layers(model), peft_tensors(model), is_llama(model.config)
     layer = next(iter(layers.values()))
     last = slice(-3 if llama else -4, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
-    modules = {'.'.join(name.split('.')[last]): tensor.shape[0] // layer.r for name, tensor in tensors.items() if 'lora_A' in name}  # {module: S}
-    config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name, 'inference_mode': True, 'bias': 'none',
-              'r': layer.r, 'lora_alpha': layer.alpha, 'lora_dropout': layer.drop.p, 'fan_in_fan_out': not llama, 'target_modules': sorted(modules),
-              'rank_pattern': {name: S * layer.r for name, S in modules.items() if S > 1},
-              'alpha_pattern': {name: S * layer.alpha for name, S in modules.items() if S > 1}}  # alpha / r stays
+    modules = {}  # {module: S}
+    for name, tensor in tensors.items():
+        if 'lora_A' in name:
+            modules['.'.join(name.split('.')[last])] = tensor.shape[0] // layer.r
+    stacked = {name: S for name, S in modules.items() if S > 1}
+    config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
+              'inference_mode': True, 'bias': 'none', 'r': layer.r, 'lora_alpha': layer.alpha,
+              'lora_dropout': layer.drop.p, 'fan_in_fan_out': not llama, 'target_modules': sorted(modules),
+              'rank_pattern': {name: S * layer.r for name, S in stacked.items()},
+              'alpha_pattern': {name: S * layer.alpha for name, S in stacked.items()}}  # alpha / r stays
     os.makedirs(folder, exist_ok=True)
-    save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, os.path.join(folder, 'adapter_model.safetensors'), {'format': 'pt'})
+    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, os.path.join(folder, 'adapter_model.safetensors'), {'format': 'pt'})
     with open(os.path.join(folder, 'adapter_config.json'), 'w', encoding='utf-8') as f:
         json.dump(config, f, indent=1)
 
 
 def load_adapter(model: torch.nn.Module, folder: str):
     """
-    Give a Llama-like model the adapters of a PEFT folder, trainable, with their rank, alpha and dropout. Raises
-    FileNotFoundError, and ValueError naming the config's key that is more than plain LoRA or the tensors that do not fit.
+    Give a Llama-like model the adapters of a PEFT folder, trainable, with their rank, alpha and dropout.
+    Raises FileNotFoundError, and ValueError naming the config's key that is more than plain LoRA or the
+    tensors that do not fit.
     """
-    config_path, path = (os.path.join(folder, name) for name in ('adapter_config.json', 'adapter_model.safetensors'))
+    config_path = os.path.join(folder, 'adapter_config.json')
+    path = os.path.join(folder, 'adapter_model.safetensors')
     for file in (config_path, path):
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"there is no {file}: a PEFT adapter is a folder with adapter_config.json and adapter_model.safetensors")
+            raise FileNotFoundError(f"there is no {file}: a PEFT adapter is a folder with "
+                                    "adapter_config.json and adapter_model.safetensors")
     if not is_llama(model.config):
-        raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read, as q, k and v may share one A in it")
+        raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read, as q, k and v may "
+                         "share one A in it")
     config = read_json(config_path)
-    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', (int, float), 0), ('lora_dropout', (int, float), 0)):
+    numbers = (int, float)
+    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', numbers, 0), ('lora_dropout', numbers, 0)):
         value = config.get(key, 0 if key == 'lora_dropout' else None)
         if type(value) not in kinds or not least <= value < 1 << 24:
             raise ValueError(f"{config_path}: {key} is {value!r}; it must be a number from {least} on")
-    odd = {key: config[key] for key in ('use_rslora', 'alpha_pattern', 'alora_invocation_tokens') if config.get(key)}
-    if odd or config.get('init_lora_weights', True) not in (True, False, 'gaussian'):  # PiSSA and its like change the base too
-        raise ValueError(f"{config_path} has {odd or config['init_lora_weights']}: only plain LoRA can be read")
+    more_than_lora = ('use_rslora', 'alpha_pattern', 'alora_invocation_tokens')
+    odd = {key: config[key] for key in more_than_lora if config.get(key)}
+    # PiSSA and its like change the base too
+    if odd or config.get('init_lora_weights', True) not in (True, False, 'gaussian'):
+        raise ValueError(f"{config_path} has {odd or config['init_lora_weights']}: only plain LoRA can be "
+                         "read")
     saved = {name: read() for name, (shape, read) in open_tensors([path]).items()}
-    found = [target for target, module in LLAMA.items() if any(f'.{module}.lora_A.' in name for name in saved)]
-    add_lora(model, config['r'], config['lora_alpha'], config.get('lora_dropout', 0.0), found or TARGETS)
+    ends = tuple(name.partition('.lora_A.')[0] for name in saved)
+    modules = {'.'.join(name.split('.')[-2:]) for name in ends}
+    targets = [target for target, module in LLAMA.items() if module in modules]
+    add_lora(model, config['r'], config['lora_alpha'], config.get('lora_dropout', 0.0), targets or TARGETS)
     copy_tensors(saved, peft_tensors(model), path)

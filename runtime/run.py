@@ -310,7 +310,7 @@ class State:
     def resume_optimizer(self, saved):
         """Adam's averages as they were saved; weight decay and betas as the settings say today."""
         groups = self.optimizer.param_groups
-        today = [{key: group[key] for key in ('weight_decay', 'betas')} for group in groups]
+        today = [{'weight_decay': group['weight_decay'], 'betas': group['betas']} for group in groups]
         params = [p for group in groups for p in group['params']]
         self.optimizer.load_state_dict(optimizer_parts(saved['optimizer'], params))
         for group, settings in zip(self.optimizer.param_groups, today, strict=True):

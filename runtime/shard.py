@@ -1,15 +1,21 @@
 """
-One model spread over all ranks, for those that no GPU holds alone: torch's own fully_shard (FSDP2), block by block, used so that the rest of the code does not know of it.
+One model spread over all ranks, for those that no GPU holds alone: torch's own fully_shard (FSDP2), block by
+block, used so that the rest of the code does not know of it.
 
-    shard_model(model, dtype) -> {name: parameter}      what the optimizer steps: fp32 shards, DTensors, each rank a part of every weight
-    whole(tree)               -> the same on the CPU    what a checkpoint holds: the same file whatever the number of ranks
+shard_model(model, dtype) -> {name: parameter}      what the optimizer steps: fp32 shards, DTensors, each rank
+   a part of every weight
+whole(tree)               -> the same on the CPU    what a checkpoint holds: the same file whatever the number
+   of ranks
     part_of(value, p)         -> this rank's part of it, to load a checkpoint
     gathered(policy)          -> a context: the policy with a plain model, whole on every rank, to sample from
-Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of all ranks together for each token.
+Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of
+all ranks together for each token.
 
-In forward and backward a block's weights are collected just before they are used and dropped after; its gradient is summed over the ranks in fp32, each rank keeps its
-part. All ranks must therefore go through the same forwards: grpo.py, and nla_task.py for its critic, give each the same number of micro-batches. N weights on W ranks in bf16 cost 16 N / W bytes for
-weights, gradients and Adam, and two blocks and the embeddings at 2 bytes a weight while they are at work; gathered() adds 2 N bytes while it samples.
+In forward and backward a block's weights are collected just before they are used and dropped after; its
+gradient is summed over the ranks in fp32, each rank keeps its part. All ranks must therefore go through the
+same forwards: grpo.py, and nla_task.py for its critic, give each the same number of micro-batches. N weights
+on W ranks in bf16 cost 16 N / W bytes for weights, gradients and Adam, and two blocks and the embeddings at 2
+bytes a weight while they are at work; gathered() adds 2 N bytes while it samples.
 """
 import copy
 import warnings
@@ -20,7 +26,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._pytree import tree_map
 
-warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')  # keys and values are views; nothing is changed in place
+# keys and values are views; nothing is changed in place
+warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')
 
 
 def is_sharded(model):
@@ -28,13 +35,18 @@ def is_sharded(model):
 
 
 def is_shard(tensor):
-    """A DTensor? Asked so, because to import that class takes as long as to import torch, and most runs have none."""
+    """
+    A DTensor? Asked so, because to import that class takes as long as to import torch, and most runs have
+    none.
+    """
     return hasattr(tensor, 'full_tensor')
 
 
 def skeleton_of(model):
     """A copy without weights: its parameters are on the meta device, its buffers shared."""
-    memo = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False) for p in model.parameters()}
+    memo = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False)
     return copy.deepcopy(model, memo | {id(b): b for b in model.buffers()})
 
 
@@ -43,18 +55,23 @@ def units(model):
     return [*getattr(model, 'trunk', model).blocks, model]
 
 
-def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str, gather_to_sample: bool = True) -> dict[str, torch.Tensor]:
+def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str,
+                gather_to_sample: bool = True) -> dict[str, torch.Tensor]:
     """
-    Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered. Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
+    Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered.
+    Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     skeleton = skeleton_of(model)
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
-    options = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32))
+    param_dtype = None if dtype == torch.float32 else dtype
+    precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    options = {'mesh': mesh, 'mp_policy': precision}
     for block in units(model)[:-1]:
         fully_shard(block, **options)
-    fully_shard(model, **options, reshard_after_forward=False)  # the head is used after the model's forward, see grpo.rollout_loss
+    # the head is used after the model's forward, see grpo.rollout_loss
+    fully_shard(model, **options, reshard_after_forward=False)
     for method in ('prefill', 'complete'):
         if hasattr(model, method):  # a critic has neither
             register_fsdp_forward_method(model, method)
@@ -68,23 +85,30 @@ def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str, gather_
 
 
 def drop_collected(model):
-    """Only the shards stay. Weights that a forward without a backward has collected would else be used again after the optimizer has moved on."""
+    """
+    Only the shards stay. Weights that a forward without a backward has collected would else be used again
+    after the optimizer has moved on.
+    """
     if is_sharded(model):
         for module in units(model):
             module.reshard()
 
 
 def whole(tree):
-    """Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0; on the others empty. One that is there twice is collected once. All ranks must call it."""
-    found = {}
+    """
+    Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0; on the others empty. One that is
+    there twice is collected once. All ranks must call it.
+    """
+    collected = {}
 
     def collect(tensor):
         if not is_shard(tensor):
             return tensor
-        if id(tensor) not in found:
+        if id(tensor) not in collected:
             value = tensor.detach().full_tensor()
-            found[id(tensor)] = value.cpu() if dist.get_rank() == 0 else value.new_empty(0, device='cpu')
-        return found[id(tensor)]
+            collected[id(tensor)] = value.cpu() if dist.get_rank() == 0 else value.new_empty(0, device='cpu')
+        return collected[id(tensor)]
+
     return tree_map(collect, tree)
 
 
@@ -108,7 +132,12 @@ def local_part(p):
 
 def optimizer_parts(state, params):
     """The state_dict of an optimizer, with whole tensors, cut as its parameters are."""
-    cut = {i: {key: part_of(value, params[i]) if torch.is_tensor(value) and value.dim() else value for key, value in of_one.items()} for i, of_one in state['state'].items()}
+    cut = {}
+    for i, values in state['state'].items():
+        cut[i] = dict(values)
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.dim():
+                cut[i][key] = part_of(value, params[i])
     return state | {'state': cut}
 
 
@@ -117,7 +146,10 @@ def collect_model(model, dtype):
     """A plain model with all weights in dtype, whole on every rank. All ranks must call it."""
     drop_collected(model)
     plain = model.skeleton[0]
-    state = {name: value.to(dtype).full_tensor() if is_shard(value) else value for name, value in model.state_dict().items() if not (name == 'lm_head.weight' and plain.config.tied)}
+    state = {}
+    for name, value in model.state_dict().items():
+        if name != 'lm_head.weight' or not plain.config.tied:
+            state[name] = value.to(dtype).full_tensor() if is_shard(value) else value
     plain.load_state_dict({'lm_head.weight': state['wte.weight']} | state, assign=True)
     if plain.config.tied:
         plain.lm_head.weight = plain.wte.weight
@@ -126,7 +158,10 @@ def collect_model(model, dtype):
 
 @contextmanager
 def gathered(policy):
-    """The policy with a plain model, whole on every rank, as long as the context lasts. A policy whose model is not sharded, or shall not be collected, as it is."""
+    """
+    The policy with a plain model, whole on every rank, as long as the context lasts. A policy whose model is
+    not sharded, or shall not be collected, as it is.
+    """
     if not (is_sharded(policy.model) and policy.model.gather_to_sample):
         yield policy
         return

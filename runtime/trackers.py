@@ -1,6 +1,8 @@
 """
-Where a run's metrics go besides metrics.jsonl: Weights & Biases, and TensorBoard. Both show a section for each word before a slash, so names are grouped there: train/loss, eval/reward, reward/mean_reward,
-time/rollout. A tracker has log(metrics, it), histograms(parts, it) of an iteration's rewards {name: (P, G)}, samples(rows, it), dicts with the same keys, and finish(). A run without one has an empty list.
+Where a run's metrics go besides metrics.jsonl: Weights & Biases, and TensorBoard. Both show a section for
+each word before a slash, so names are grouped there: train/loss, eval/reward, reward/mean_reward,
+time/rollout. A tracker has log(metrics, it), histograms(parts, it) of an iteration's rewards {name: (P, G)},
+samples(rows, it), dicts with the same keys, and finish(). A run without one has an empty list.
 """
 import importlib
 import importlib.util
@@ -17,12 +19,16 @@ def grouped(name):
         return name.replace('reward_missing/', 'reward/missing_')
     if name.startswith('time_'):
         return name.replace('_', '/', 1)
-    return f"{'time' if name == 'tokens_per_s' else 'reward' if 'reward' in name else 'train'}/{name}"
+    if name == 'tokens_per_s':
+        return f'time/{name}'
+    return f'reward/{name}' if 'reward' in name else f'train/{name}'
 
 
 def reward_and_cost(parts):
     """(N, 2) for up to 2,000 answers, or None where there is no cost."""
-    return torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].cpu() if {'helpfulness', 'cost'} <= parts.keys() else None
+    if not {'helpfulness', 'cost'} <= parts.keys():
+        return None
+    return torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].cpu()
 
 
 class Wandb:
@@ -34,34 +40,44 @@ class Wandb:
         if not (start_iter and os.path.exists(id_path)):
             with open(id_path, 'w', encoding='utf-8') as f:
                 f.write(secrets.token_hex(4))
-        with open(id_path, encoding='utf-8') as f:  # a resumed run goes on there, too; what it repeats wandb knows and leaves out
-            self.run = wandb.init(project=config['wandb_project'], name=config['wandb_run_name'], mode=config['wandb_mode'], id=f.read(), resume='allow', config=config, dir=out_dir,
-                                  settings=wandb.Settings(silent=True) if config['quiet'] else None)
+        with open(id_path, encoding='utf-8') as f:  # wandb leaves out what a resumed run repeats
+            settings = wandb.Settings(silent=True) if config['quiet'] else None
+            self.run = wandb.init(project=config['wandb_project'], name=config['wandb_run_name'], id=f.read(),
+                                  mode=config['wandb_mode'], resume='allow', config=config, dir=out_dir,
+                                  settings=settings)
         self.wandb = wandb
 
     def log(self, metrics, it):
         self.run.log({grouped(name): value for name, value in metrics.items() if name != 'iter'}, step=it)
 
     def histograms(self, parts, it):
-        pictures = {f'reward/{name}_histogram': self.wandb.Histogram(part[~part.isnan()].tolist()) for name, part in parts.items()}
+        pictures = {}
+        for name, part in parts.items():
+            pictures[f'reward/{name}_histogram'] = self.wandb.Histogram(part[~part.isnan()].tolist())
         points = reward_and_cost(parts)
         if points is not None:
-            pictures['scatter/reward_vs_cost'] = self.wandb.plot.scatter(self.wandb.Table(['reward', 'cost'], points.tolist()), 'reward', 'cost', title='reward vs cost')
+            table = self.wandb.Table(['reward', 'cost'], points.tolist())
+            scatter = self.wandb.plot.scatter(table, 'reward', 'cost', title='reward vs cost')
+            pictures['scatter/reward_vs_cost'] = scatter
         self.run.log(pictures, step=it)
 
     def samples(self, rows, it):
-        self.run.log({'samples': self.wandb.Table(list(rows[0]), [list(row.values()) for row in rows])}, step=it)
+        table = self.wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
+        self.run.log({'samples': table}, step=it)
 
     def finish(self):
         self.run.finish()
 
 
 class TensorBoard:
-    """In out_dir/tensorboard. The scatter of reward and cost is drawn with matplotlib, where that is installed."""
+    """
+    In out_dir/tensorboard. The scatter of reward and cost is drawn with matplotlib, where that is installed.
+    """
 
     def __init__(self, out_dir, config, start_iter):
         from torch.utils.tensorboard import SummaryWriter
-        self.writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=start_iter)  # a resumed run repeats what came after its checkpoint
+        # a resumed run repeats what came after its checkpoint
+        self.writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=start_iter)
         self.text('config', json.dumps(config, indent=1, ensure_ascii=False), start_iter)
 
     def text(self, name, text, it):
@@ -87,20 +103,26 @@ class TensorBoard:
             self.writer.add_figure('scatter/reward_vs_cost', figure, it)
 
     def samples(self, rows, it):
-        self.text('samples', '\n\n'.join('\n'.join(f'{name}: {value!r}' for name, value in row.items() if name != 'iter') for row in rows), it)
+        self.text('samples', '\n\n'.join(map(as_lines, rows)), it)
 
     def finish(self):
         self.writer.close()
 
 
+def as_lines(row):
+    return '\n'.join(f'{name}: {value!r}' for name, value in row.items() if name != 'iter')
+
+
 def asked_for(config):
     """The trackers that a run's settings want. Raises ImportError naming the package that is missing."""
-    found = []
-    for key, tracker, module, remedy in (('wandb_log', Wandb, 'wandb', 'pip install wandb'), ('tensorboard', TensorBoard, 'torch.utils.tensorboard', 'pip install tensorboard')):
+    trackers = []
+    for key, tracker, module in (('wandb_log', Wandb, 'wandb'),
+                                 ('tensorboard', TensorBoard, 'torch.utils.tensorboard')):
         if config[key]:
             try:
                 importlib.import_module(module)
             except ImportError:
-                raise ImportError(f"{key} needs a package that is not installed here: {remedy}") from None
-            found.append(tracker)
-    return found
+                package = module.rpartition('.')[2]
+                raise ImportError(f"{key} needs a package: pip install {package}") from None
+            trackers.append(tracker)
+    return trackers

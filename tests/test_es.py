@@ -8,6 +8,7 @@ import torch
 from warm import PYTHON
 
 from mirror import MirrorMap
+from runtime import evolution
 from runtime.evolution import centred_ranks, directions, es_gradient, es_step, pair_weights
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,7 +45,7 @@ def test_noise_differs_between_tensors_of_one_shape_and_comes_again():
     assert all(torch.equal(x, y) for x, y in zip(a, b)) and not torch.equal(a[0], a[1]) and not torch.equal(a[0], next(directions(parameters(), 8)))
 
 
-def test_a_step_by_hand_and_exact_restoring():
+def test_a_step_by_hand_and_exact_restoring(monkeypatch):
     """Both sides are what they should be; with equal rewards the parameters come back bit for bit; else the step is the weighted noise; each rank asks for its share."""
     params, seen = parameters(), []
     before = [p.detach().clone() for p in params]
@@ -61,7 +62,8 @@ def test_a_step_by_hand_and_exact_restoring():
         wanted = b + 2.0 * sum(w * list(directions(before, (3 * 1_000_003 + n) % 2 ** 62))[i] for n, w in enumerate(weights.tolist()))
         torch.testing.assert_close(p.detach(), wanted)
     asked = []
-    es_step(parameters(), lambda: asked.append(1) or 0.0, seed=3, pairs=4, rank=1, world_size=2)
+    monkeypatch.setattr(evolution, 'own_pairs', lambda pairs: range(1, pairs, 2))  # rank 1 of 2
+    es_step(parameters(), lambda: asked.append(1) or 0.0, seed=3, pairs=4)
     assert len(asked) == 4
 
 
@@ -97,13 +99,13 @@ TINY = ['config/arithmetic.py', '--n_layer=1', '--n_embd=32', '--pretrain_iters=
 
 
 def script(cwd, *arguments):
-    return subprocess.run([PYTHON, *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+    return subprocess.run([PYTHON, *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': ROOT}, capture_output=True, text=True, timeout=300)
 
 
 def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared(tmp_path):
-    """The outer loop in one go with two processes equals the one stopped and resumed with one; compare.py trains with what it has learned."""
+    """The outer loop in one go with two processes equals the one stopped and resumed with one; tools.compare trains with what it has learned."""
     os.symlink(os.path.join(ROOT, 'config'), tmp_path / 'config')
-    search = [os.path.join(ROOT, 'es.py'), '--base=config/arithmetic.py', f'--settings={TINY[1:]!r}', '--pairs=1', '--sigma=2', '--fitness_metric=eval/text_log_prob']
+    search = ['-m', 'tools.learn_mirror', '--base=config/arithmetic.py', f'--settings={TINY[1:]!r}', '--pairs=1', '--sigma=2', '--fitness_metric=eval/text_log_prob']
     whole = script(tmp_path, *search, '--generations=2', '--out_dir=whole')
     assert whole.returncode == 0 and 'generation 1: eval/text_log_prob' in whole.stdout, whole.stdout + whole.stderr
     assert script(tmp_path, *search, '--generations=1', '--processes=1', '--out_dir=parted').returncode == 0
@@ -118,15 +120,15 @@ def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared
     (tmp_path / 'table.md').write_text('# seen\n<!-- figures -->\nold\n<!-- end of figures -->\nand more\n')
     (tmp_path / 'arms.py').write_text(f"base = 'config/arithmetic.py'\n_s = {TINY[1:]!r}\narms = {{'learned': [*_s, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1'], 'none': [*_s, '--divergence=kl', '--eval_interval=1']}}\n"
                                       "seeds = (1,)\nstart_row = True\ncolumns = {'eval/accuracy_greedy': 'greedy', 'mean_kl': 'KL'}\nplot_path = 'curve.png'\ndocument = 'table.md'\n")
-    done = script(tmp_path, os.path.join(ROOT, 'compare.py'), 'arms.py', '--start_settings=' + repr(TINY[1:]))
+    done = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--start_settings=' + repr(TINY[1:]))
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / 'table.md').read_text()
     greedy = [json.loads(line) for line in open(tmp_path / 'out-compare' / 'learned' / 'seed-1' / 'metrics.jsonl')][-1]['eval/accuracy_greedy']
     assert f'| learned | {greedy:.3f} | ' in text and '| none | ' in text and '| before training | ' in text and 'old' not in text and text.endswith('and more\n') and '![held-out reward](curve.png)' in text
     assert (tmp_path / 'curve.png').read_bytes()[:4] == b'\x89PNG'
-    again = script(tmp_path, os.path.join(ROOT, 'compare.py'), 'arms.py', '--start_settings=' + repr(TINY[1:]))
+    again = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--start_settings=' + repr(TINY[1:]))
     assert (tmp_path / 'table.md').read_text() == text and sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())  # nothing was run again
     os.remove(tmp_path / 'whole' / 'mirror.pt')  # a run that goes on has its mirror in its checkpoint
     train(tmp_path, *TINY, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1', '--seed=1', '--out_dir=out-compare/learned/seed-1', '--init_from=resume', '--max_iters=6')
-    done = script(tmp_path, os.path.join(ROOT, 'compare.py'), 'arms.py', '--document=nowhere.md')
+    done = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--document=nowhere.md')
     assert done.returncode == 1 and done.stderr.startswith('error: nowhere.md') and len(done.stderr.splitlines()) == 1
