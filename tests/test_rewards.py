@@ -9,8 +9,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-import rewards
-from rewards import REWARDS, check_fields, final_number, resolve_rewards, score, score_completions
+import rewards.answers
+from rewards import REWARDS, check_fields, resolve_rewards, score, score_completions
+from rewards.parsing import final_number
+from rewards.reward import reward
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
@@ -174,7 +176,7 @@ def test_what_is_no_number_is_refused(value, shown):
 def test_ours_stay_within_0_and_1_and_yours_need_not(monkeypatch):
     assert one(lambda text: -7) == -7.0 and one(lambda text: True) == 1.0 and one(lambda text: torch.tensor(0.5)) == 0.5 and one(lambda text: None) is None
     monkeypatch.setattr(rewards, 'REWARDS', dict(REWARDS))
-    rewards.reward('high')(lambda text: 1.5)
+    reward('high')(lambda text: 1.5)
     with pytest.raises(ValueError, match="reward 'high' returned '1.5' .float., not a number from 0 to 1"):
         score('high', 'x')
 
@@ -247,7 +249,7 @@ def test_check_fields():
         check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
     with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):  # a reward that would judge nothing
         check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
-    with pytest.warns(UserWarning, match="answers left out: reward 'divides' raised"):
+    with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised"):
         assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
     assert check_fields([], RECORDS) == {}
     with pytest.raises(RuntimeError, match="reward 'divides' raised ZeroDivisionError"):
@@ -284,7 +286,7 @@ def test_errors_stop_or_drop_the_answer():
     resolved = resolve_rewards([(divides, 0.5), ('length', 0.5, {'target_length': 1})])
     with pytest.raises(RuntimeError, match="'divides' raised ZeroDivisionError"):
         score_completions(resolved, [['z', 'a']], [{'prompt': 'p'}])
-    with pytest.warns(UserWarning, match="answers left out: reward 'divides' raised ZeroDivisionError: division by zero .* for completion 'a'"):
+    with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised ZeroDivisionError: division by zero .* for completion 'a'"):
         values = score_completions(resolved, [['z', 'a'], ['zz', 'z']], [{'prompt': 'p'}] * 2, errors='drop')
     assert values == {'divides': [[1, None], [0.5, 1]], 'length': [[1, None], [1, 1]]}
 
@@ -318,9 +320,9 @@ def gym(monkeypatch):
         return 1.0 if [int(x) for x in answer.split('x')] == entry['metadata']['factors'] else 0.01  # raises on junk, as prime_factorization does
     stub = types.SimpleNamespace(create_dataset=lambda task, **options: types.SimpleNamespace(score_answer=score_answer))
     monkeypatch.setitem(sys.modules, 'reasoning_gym', stub)
-    rewards.reasoning_gym_task.cache_clear()
+    rewards.answers.reasoning_gym_task.cache_clear()
     yield lambda task='primes', answer='2x3', factors=(2, 3): {'task': task, 'options': {}, 'entry': {'answer': answer, 'metadata': {'factors': list(factors)}}}
-    rewards.reasoning_gym_task.cache_clear()
+    rewards.answers.reasoning_gym_task.cache_clear()
 
 
 def test_reasoning_gym(gym, monkeypatch):
@@ -329,7 +331,7 @@ def test_reasoning_gym(gym, monkeypatch):
     assert score('reasoning_gym', '2x3') is None and score('reasoning_gym', '2x3', context='a text') is None
     with pytest.raises(RuntimeError, match='invalid literal'):  # not the model's fault: the entry's own answer cannot be read either
         score('reasoning_gym', 'junk', context=gym(answer='two times three'))
-    rewards.reasoning_gym_task.cache_clear()
+    rewards.answers.reasoning_gym_task.cache_clear()
     monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
     with pytest.raises(RuntimeError, match='pip install reasoning-gym'):
         score('reasoning_gym', '2x3', context=gym())
@@ -343,4 +345,4 @@ def test_reasoning_gym_never_passes_code_on(gym, tmp_path):
     for text in (code, '9**9**9', '9* *9', '1' * 300, 'lambda: 1'):
         assert score('reasoning_gym', text, context=gym('countdown')) == 0.0
     assert not flag.exists()
-    assert rewards.ARITHMETIC.fullmatch('(94*4 - 61) / 6')
+    assert rewards.answers.ARITHMETIC.fullmatch('(94*4 - 61) / 6')

@@ -10,12 +10,13 @@ import torch
 
 import rewards
 import rewards.code as rewards_code
-import rewards.overlap as rewards_overlap
-import rewards.text as rewards_text
+import rewards.harm
+import rewards.style
 from formats.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
 from policy import text_log_prob, text_log_probs
-from rewards import REWARDS, check_fields, resolve_rewards, score, score_completions
+from rewards import REWARDS, check_fields, parsing, resolve_rewards, score, score_completions
+from rewards.__main__ import main
 
 NAMES = {  # as the catalogue that people know lists them
     'math': 'math_correctness math_reasoning logical_consistency causal_reasoning counterfactual_reasoning',
@@ -50,8 +51,10 @@ def stub_sandbox(monkeypatch):
 
     def run(code, calls, *limits):
         return 'ok' if passes(code) else 'error', []
-    stub = types.SimpleNamespace(as_asserts=as_asserts, check_sandbox=lambda sandbox: None, grade_many=grade_many, run=run, jobs=[])
-    monkeypatch.setitem(sys.modules, 'sandbox', stub)
+    parts = {'as_asserts': as_asserts, 'check_sandbox': lambda sandbox: None, 'grade_many': grade_many, 'run': run}
+    stub = types.SimpleNamespace(jobs=[])
+    for name, part in parts.items():
+        monkeypatch.setattr(rewards_code, name, part)
     return stub
 
 
@@ -203,19 +206,19 @@ def test_meteor():
     assert score('meteor', 'cat x mat', reference='mat y z cat') == pytest.approx(10 * (2 / 3) * (1 / 2) / (1 / 2 + 9 * 2 / 3) * (1 - 0.5))
     assert score('meteor', 'cats running', reference='cat runs') == pytest.approx(10 * 0.25 / (0.5 + 4.5) * 0.5)  # cats is cat by its stem, running is no runs
     translate = pytest.importorskip('nltk.translate.meteor_score', reason="pip install nltk: the oracle of meteor")
-    stemmer, no_synonyms = types.SimpleNamespace(stem=rewards_overlap.stem), types.SimpleNamespace(synsets=lambda word: [])
+    stemmer, no_synonyms = types.SimpleNamespace(stem=parsing.stem), types.SimpleNamespace(synsets=lambda word: [])
     for text, reference in random_texts(60):
-        wanted = translate.single_meteor_score(rewards_overlap.words(reference), rewards_overlap.words(text), stemmer=stemmer, wordnet=no_synonyms) if rewards_overlap.words(reference) else None
+        wanted = translate.single_meteor_score(parsing.words(reference), parsing.words(text), stemmer=stemmer, wordnet=no_synonyms) if parsing.words(reference) else None
         assert score('meteor', text, reference=reference) == pytest.approx(wanted), (text, reference)
 
 
 def test_readability_by_hand():
     """20 words in 2 sentences, 26 syllables: 206.835 - 10.15 - 109.98 = 86.705."""
     text = 'The cat sat on a small red mat by the door. She looked at the sunny garden very happily today.'
-    found = rewards_overlap.words(text)
-    assert [sum(map(rewards_text.syllables, some)) for some in (found[:11], found[11:])] == [11, 15] and len(found) == 20
+    found = parsing.words(text)
+    assert [sum(map(rewards.style.syllables, some)) for some in (found[:11], found[11:])] == [11, 15] and len(found) == 20
     assert score('readability', text) == pytest.approx(0.86705)
-    assert [rewards_text.syllables(word) for word in ('large', 'while', 'table', 'tree', 'painted', 'the', 'idea')] == [1, 1, 2, 1, 2, 1, 2]
+    assert [rewards.style.syllables(word) for word in ('large', 'while', 'table', 'tree', 'painted', 'the', 'idea')] == [1, 1, 2, 1, 2, 1, 2]
     assert score('readability', text, min_words=21) == 0
 
 
@@ -225,16 +228,16 @@ def test_conciseness_relevance_and_diversity_by_hand():
     assert score('relevance', 'boat storm', prompt='boat sea') == pytest.approx(1 / 2)  # cosine of (1, 1, 0) and (1, 0, 1)
     a, b, c = 'red fox ran', 'red fox ran', 'one two three'
     (_, group, _), _ = resolve_rewards([('diversity', 0.5), ('length', 0.5)])
-    assert group.all([[a, b, c]], [{}])[0] == pytest.approx([0, 0, 1]) and group(a) == 1
+    assert group.scores([[a, b, c]], [{}])[0] == pytest.approx([0, 0, 1]) and group(a) == 1
     # two of its three words, in one pair of two, are another's: precisions 2/3, 1/2, 1/2 of the only triple
-    assert group.all([['red fox sat', a]], [{}])[0][0] == pytest.approx(1 - (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3))
+    assert group.scores([['red fox sat', a]], [{}])[0][0] == pytest.approx(1 - (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3))
 
 
 def test_diversity_is_one_minus_the_bleu_against_the_rest_of_the_group():
     rng = random.Random(0)
     group = [' '.join(rng.choices('red fox sat ran on in'.split(), k=rng.randint(1, 9))) for _ in range(7)] + ['red fox sat', 'red fox sat', '']
     (_, diversity, _), _ = resolve_rewards([('diversity', 0.5), ('length', 0.5)])
-    for i, (text, value) in enumerate(zip(group, diversity.all([group], [{}])[0])):
+    for i, (text, value) in enumerate(zip(group, diversity.scores([group], [{}])[0])):
         alone = diversity(text)
         others = [other for j, other in enumerate(group) if j != i and other]
         assert value == pytest.approx(alone * (1 - score('bleu', text, reference=others))), text
@@ -299,7 +302,7 @@ def test_code_quality_by_hand():
     code = 'import os\ndef f(x: int):\n    """It adds."""\n    y = x\n    return y\ndef g(z) -> int:\n    return z\n'
     assert score('code_quality', code) == pytest.approx((1 / 2 + 2 / 4 + 1 + 1 + 1 / 2) / 5)
     forks = 'def f(x):\n' + '    if x: x = 1\n' * 10 + '    return x'
-    assert rewards_code.branches(rewards_code.functions_in(rewards_code.parse(forks)[1])[0]) == 11 and score('code_quality', forks) == pytest.approx((0 + 0 + 0 + 1 + 1) / 5)
+    assert rewards_code.branches(rewards_code.nodes_in(rewards_code.parse(forks)[1], rewards_code.FUNCTIONS)[0]) == 11 and score('code_quality', forks) == pytest.approx((0 + 0 + 0 + 1 + 1) / 5)
 
 
 @pytest.mark.parametrize('code, value', [
@@ -371,7 +374,7 @@ def test_local_models_by_their_path(tmp_path):
     with torch.no_grad():
         wanted = [1 - classifier(**tokenizer(text, return_tensors='pt')).logits.softmax(-1)[0, 1].item() for text in ('a b', 'c d d b a')]
     (_, toxicity, _), = resolve_rewards([('toxicity', 1.0, {'model': classify})])
-    assert toxicity.all([['a b', 'c d d b a']], [{}])[0] == pytest.approx(wanted, abs=1e-5) and abs(wanted[0] - wanted[1]) > 1e-3
+    assert toxicity.scores([['a b', 'c d d b a']], [{}])[0] == pytest.approx(wanted, abs=1e-5) and abs(wanted[0] - wanted[1]) > 1e-3
     with pytest.raises(RuntimeError, match="has no label 'contradiction', only: fine, toxic"):
         score('logical_consistency', 'a b. c d.', model=classify)
     encoder = str(tmp_path / 'encoder')
@@ -402,7 +405,7 @@ def test_fluency_under_a_language_model():
 
 def test_fluency_by_grammar(monkeypatch):
     monkeypatch.setitem(sys.modules, 'harper', None)
-    rewards_text.grammar.cache_clear()
+    rewards.style.grammar.cache_clear()
     with pytest.raises(RuntimeError, match="'fluency' raised ImportError: checking grammar needs the package: pip install harper-py"):
         score('fluency', 'The sea was calm.')
     monkeypatch.undo()
@@ -414,10 +417,10 @@ def test_fluency_by_grammar(monkeypatch):
 def test_profanity_check(monkeypatch):
     """The package's own numbers are its own affair; ours is 1 - its probability, asked for all texts at once."""
     asked = []
-    rewards_text.profanity.cache_clear()
+    rewards.harm.profanity.cache_clear()
     monkeypatch.setitem(sys.modules, 'profanity_check', types.SimpleNamespace(predict_prob=lambda texts: asked.append(list(texts)) or torch.tensor([0.9 if 'foul' in text else 0.1 for text in texts])))
     assert [score('toxicity', text, model='profanity-check') for text in ('a foul word', 'a word')] == pytest.approx([0.1, 0.9]) and asked == [['a foul word'], ['a word']]
-    rewards_text.profanity.cache_clear()
+    rewards.harm.profanity.cache_clear()
     monkeypatch.setitem(sys.modules, 'profanity_check', None)
     with pytest.raises(RuntimeError, match='pip install alt-profanity-check'):
         score('toxicity', 'a word', model='profanity-check')
@@ -446,11 +449,11 @@ def test_honesty_and_hallucination_know_ignorance():
 # the command
 
 def test_the_command(capsys):
-    rewards.main(['red boat', '--names=bleu,conciseness,length,code_correctness,bertscore,blue', '--reference=red boat in the big sea'])
+    main(['red boat', '--names=bleu,conciseness,length,code_correctness,bertscore,blue', '--reference=red boat in the big sea'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ['conciseness', '0.5000'] and lines[2].split() == ['length', '0.0000', 'hackable']
     assert lines[3] == 'code_correctness         not applicable (needs tests)' and lines[4].startswith('bertscore                cannot be computed: ') and "did you mean 'bleu'" in lines[5]
     with pytest.raises(SystemExit, match='there are 0 texts, not one'):
-        rewards.main(['--names=bleu'])
+        main(['--names=bleu'])
     with pytest.raises(SystemExit, match='unknown option --name:'):
-        rewards.main(['x', '--name=bleu'])
+        main(['x', '--name=bleu'])

@@ -13,7 +13,8 @@ if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from runtime.config import configure
 from data.prompts import write_jsonl
-from rewards import EXECUTES_ANSWERS, score
+from rewards import score
+from rewards.answers import EXECUTES_COMPLETIONS
 
 
 def make_problems(task, n, n_val, seed, options):
@@ -29,7 +30,7 @@ def make_problems(task, n, n_val, seed, options):
     if task not in reasoning_gym.factory.DATASETS:
         near = difflib.get_close_matches(task, reasoning_gym.factory.DATASETS, n=3, cutoff=0.4)
         raise ValueError(f"reasoning_gym has no task {task!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ''))
-    if task in EXECUTES_ANSWERS:
+    if task in EXECUTES_COMPLETIONS:
         raise ValueError(f"the task {task!r} runs the model's answer as Python code to score it: not safe, choose another task")
     try:
         problems = reasoning_gym.create_dataset(task, seed=seed, size=3 * (n + n_val), **options)

@@ -1,0 +1,81 @@
+"""Right or wrong: is the answer the record's?"""
+import functools
+import json
+import re
+
+from rewards.parsing import answer_part, final_number
+from rewards.reward import reward
+
+
+@reward('exact_answer', needs=('reference',))
+def exact_answer(text, *, reference=None, case_sensitive=True, after=None, tag=None):
+    """
+    1 for the reference, but for space around it. after, tag: where the answer is, see answer_part
+    ('</think>'; 'answer').
+    """
+    wanted = str(reference).strip()
+    if not wanted:
+        return None
+    got = answer_part(text, after, tag)
+    if got is None:
+        return 0.0
+    return float(got == wanted if case_sensitive else got.casefold() == wanted.casefold())
+
+
+@reward('number_answer', needs=('reference',))
+def number_answer(text, *, reference=None, after=None, tag=None):
+    """
+    1 when the text's final number is the reference's, which may be a solution that ends in `#### 42`. None
+    without one.
+    """
+    wanted = final_number(str(reference))
+    if wanted is None:
+        return None
+    part = answer_part(text, after, tag)
+    return float(part is not None and final_number(part) == wanted)
+
+
+# -----------------------------------------------------------------------------
+# reasoning-gym
+
+# Tasks whose own scoring passes the completion to eval() or to sympy's parser, which evaluates it: a model
+# that writes
+# __import__('os').system(...) has it run. Each task of reasoning-gym 0.1.25 was tried.
+EXECUTES_COMPLETIONS = ('binary_matrix', 'intermediate_integration', 'n_queens', 'polynomial_multiplication',
+                        'simple_integration', 'spiral_matrix', 'string_insertion')
+# These do so too, but an answer to them is digits and operators, and anything else is refused.
+ARITHMETIC_TASKS = ('countdown', 'puzzle24')
+ARITHMETIC = re.compile(r'(?!.*\*\s*\*)[0-9+\-*/() ]{1,200}')  # no powers: 9**9**9 does not end
+
+
+@functools.cache
+def reasoning_gym_task(task, options):
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise ImportError("it needs the package: pip install reasoning-gym") from None
+    return reasoning_gym.create_dataset(task, size=1, seed=0, **json.loads(options))
+
+
+@reward('reasoning_gym', needs=('context',), cheap=False)
+def reasoning_gym(text, *, context=None, partial=False, after=None, tag=None):
+    """
+    The task's own verdict; data/reasoning_gym/prepare.py writes the records. Many tasks give junk a little
+    credit, so only full marks count, unless partial=True.
+    """
+    if not isinstance(context, dict) or not {'task', 'options', 'entry'} <= set(context):
+        return None
+    task, entry = context['task'], context['entry']
+    if task in EXECUTES_COMPLETIONS:
+        raise ValueError(f"the task {task!r} runs the model's answer as Python code: not safe")
+    answer = answer_part(text, after, tag)
+    if answer is None or (task in ARITHMETIC_TASKS and not ARITHMETIC.fullmatch(answer)):
+        return 0.0
+    scorer = reasoning_gym_task(task, json.dumps(context['options'], sort_keys=True))
+    try:
+        value = float(scorer.score_answer(answer, entry))
+    except Exception:  # some tasks trip over a wrong answer that they cannot read ...
+        # ... but one that trips over its own has a bad entry: this raises
+        scorer.score_answer(entry['answer'], entry)
+        value = 0.0
+    return value if partial else float(value >= 1)

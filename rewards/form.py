@@ -1,0 +1,91 @@
+"""The form of a text: tags, JSON, XML, length. All of it can be had without a good answer."""
+import json
+import re
+from xml.parsers import expat
+
+from rewards.reward import reward
+
+
+@reward('format_tag', hackable=True)
+def format_tag(text, *, tags=('think', 'answer')):
+    """
+    1 when the text is <tag>...</tag> for each of tags in order, once, not empty, with nothing in between;
+    else 0. No partial credit: a policy collects it and stays there.
+    """
+    tags = (tags,) if isinstance(tags, str) else tags
+    named = tags and all(re.fullmatch(r'[A-Za-z_][\w-]*', tag) for tag in tags)
+    if not named or len(set(tags)) < len(tags):
+        raise ValueError(f"tags is {tags!r}: it must be different names like 'think'")
+    rest = text.strip()
+    for tag in tags:
+        opening, closing = f'<{tag}>', f'</{tag}>'
+        if text.count(opening) != 1 or text.count(closing) != 1 or not rest.startswith(opening):
+            return 0.0
+        inside, _, rest = rest[len(opening):].partition(closing)
+        rest = rest.lstrip()
+        if not inside.strip():
+            return 0.0
+    return float(not rest)
+
+
+def unfenced(text, language):
+    """
+    The content of the one fenced block (```json or bare ```), where there is exactly one; else the text.
+    """
+    fence = rf'^```[ \t]*(?:{language})?[ \t]*\n(.*?)^```[ \t]*$'
+    blocks = re.findall(fence, text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    return blocks[0] if len(blocks) == 1 and text.count('```') == 2 else text
+
+
+def refuse(first, *rest):
+    raise ValueError(f"refused: {first!r}")
+
+
+@reward('format_json', hackable=True)
+def format_json(text, *, keys=None):
+    """
+    1 for a JSON object or array, which may stand in the one fenced block; with keys, for an object that has
+    them all.
+    """
+    if isinstance(keys, str):
+        raise ValueError(f"keys is {keys!r}: it must be a list of names")
+    try:
+        value = json.loads(unfenced(text, 'json'), parse_constant=refuse)  # NaN and Infinity are not JSON
+    except (ValueError, RecursionError):
+        return 0.0
+    if keys is None:
+        return float(isinstance(value, (dict, list)))
+    return float(isinstance(value, dict) and set(keys) <= set(value))
+
+
+@reward('format_xml', hackable=True)
+def format_xml(text):
+    """
+    1 for a well-formed XML document, which may stand in the one fenced block. A DTD, where XML bombs hide,
+    scores 0 unread.
+    """
+    parser = expat.ParserCreate(encoding='utf-8')
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(unfenced(text, 'xml').strip().encode(), True)
+    except (expat.ExpatError, ValueError):
+        return 0.0
+    return 1.0
+
+
+@reward('length', hackable=True)
+def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
+    """
+    1 with min_length to max_length words, falling linearly to 0 over `ramp` words outside (0: at once). With
+    target_length: 1 at that many words, falling linearly to 0 at none and at twice as many.
+    """
+    words = len(text.split())
+    if target_length is not None:
+        if target_length < 1:
+            raise ValueError(f"target_length is {target_length}: it must be at least 1")
+        return max(0.0, 1 - abs(words - target_length) / target_length)
+    if not 0 <= min_length <= max_length or ramp < 0:
+        seen = f"min_length is {min_length}, max_length {max_length} and ramp {ramp}"
+        raise ValueError(f"{seen}: it must be 0 <= min_length <= max_length, and ramp at least 0")
+    outside = max(min_length - words, words - max_length, 0)
+    return max(0.0, 1 - outside / ramp) if ramp else float(outside == 0)
