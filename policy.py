@@ -454,8 +454,8 @@ class CausalPolicy:
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), lengths, strict=True)]
         on_cpu = self.model.wte.weight.device.type == 'cpu'
         options = {'temperature': self.temperature, 'top_k': self.top_k, 'top_p': self.top_p,
-                   'eos_id': self.tokenizer.eos_id, 'seed': batch['seeds'].tolist(), 'forbidden': self.forbidden,
-                   'compile': self.compile, 'lockstep': is_sharded(self.model)}
+                   'eos_id': self.tokenizer.eos_id, 'seed': batch['seeds'].tolist(),
+                   'forbidden': self.forbidden, 'compile': self.compile, 'lockstep': is_sharded(self.model)}
         with Progress('tokens', self.max_new_tokens) as progress:
             on_token = progress.step if on_cpu else None  # it would wait for a GPU at each token
             made = generate(self.model, prompts, group_size, self.max_new_tokens, on_token=on_token,

@@ -224,6 +224,19 @@ class Alignment(Completion):
                 line += f", {name.replace('_', ' ')} {m[name]:.4f}"
         return line
 
+    @classmethod
+    def show(cls, saved, model, tokenizer, cfg):
+        """Several completions are ranked by what the run learned from, unless other judges are named."""
+        learned = saved.get('config')
+        judged = cfg.rewards or cfg.reward_checkpoint or cfg.cost_checkpoint
+        if learned and (cfg.num_samples or 1) > 1 and not judged:
+            name = dataset_name(learned['train_prompts'] or learned['dataset'])
+            paths = [learned[key].format(dataset=name) for key in ('reward_checkpoint', 'cost_checkpoint')]
+            if all(map(os.path.exists, paths)):
+                cfg.reward_checkpoint, cfg.cost_checkpoint = paths
+                cfg.scorer_template = cfg.scorer_template or learned['scorer_template']
+        super().show(saved, model, tokenizer, cfg)
+
     def try_out(self):
         file, arguments = super().try_out()
         if self.cfg.scorer_url or self.cfg.lora_r:

@@ -8,6 +8,8 @@ slots. Shapes: P texts · G fills · T positions · M slots (right-padded) · V 
 """
 import copy
 import os
+import sys
+from collections import Counter
 
 import torch
 from torch.nn import functional as F
@@ -20,8 +22,9 @@ from model import GPT, GPTConfig
 from policy import choices, uniforms
 from runtime import ranks
 from runtime.checkpoint import load_checkpoint
-from runtime.config import Count, Natural
+from runtime.config import Count, Natural, one_line
 from runtime.console import say
+from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
 from tasks.task import Task, longest_line
 
@@ -151,6 +154,27 @@ class FillIn(Task):
     def asked(self, rollout):
         texts = {'prompt': rollout.batch['tokens'][0], 'answer': rollout.batch['original'][0]}
         return {name: self.tokenizer.decode(ids) for name, ids in texts.items()}
+
+    @classmethod
+    def show(cls, saved, model, tokenizer, cfg):
+        """
+        Fills of a text's slots: where there is a judge, that first which it rewards most; else the likeliest.
+        """
+        text, room = given('text', cfg.text), model.config.block_size - 1
+        if len(text) > room:
+            raise ValueError(f"the text has {len(text)} characters and this model reads {room}: shorten it, "
+                             "or train with a larger block_size")
+        batch = text_with_slots(tokenizer, text, cfg.mask_char, cfg.mask_ratio, cfg.seed)
+        batch = {name: value.to(cfg.device) for name, value in batch.items()}
+        path = cfg.judge_checkpoint or saved.get('judge_checkpoint')
+        judge = None
+        if path and (cfg.judge_checkpoint or os.path.exists(path)):
+            judge = Judge.from_pretrained(path, tokenizer).to(cfg.device)
+        masked = text if cfg.mask_ratio == 0 else tokenizer.decode(batch['tokens'][0])
+        hint = "  (reward: 1 looks written, 0 machine-filled)" if judge else ''
+        print(f"masked: {one_line(masked)}{hint}", file=sys.stderr)
+        policy = FillInPolicy(model, tokenizer, cfg.temperature or 1.0, cfg.top_p, cfg.unmask_steps)
+        show_fills(policy, batch, judge, (cfg.num_samples or 8) * (cfg.temperature > 0))
 
     def token_places(self, rollout):
         return {'slots': rollout.batch['slots'][0].tolist()}
@@ -430,6 +454,26 @@ def describe_fills(tokenizer, batch, fills, n):
         lines += [f"  real   {real}".replace('\n', '|'), f"  filled {filled}".replace('\n', '|')]
         lines.append(f"         {''.join(marks)}")
     return '\n'.join(lines)
+
+
+def show_fills(policy, batch, judge, n):
+    """Print the greedy fill of one text and n sampled ones, each once, best first."""
+    greedy = policy.greedy(batch)
+    fills, logps = greedy, gather_logps(head_log_probs(policy, policy.slot_hidden(batch, None, 0)), greedy)
+    if n:
+        rollout = policy.sample(batch, n)
+        fills, logps = torch.cat((fills, rollout.tokens), dim=1), torch.cat((logps, rollout.logps), dim=1)
+    columns = [(1 - score_fills(judge, batch, fills)[0]).tolist()] if judge else []
+    columns.append(logps[0].sum(dim=-1).tolist())
+    texts = [policy.tokenizer.decode(ids) for ids in fill(batch, fills)[0]]
+    times, values = Counter(texts[1:]), {}
+    for text, *row in reversed(list(zip(texts, *columns, strict=True))):
+        values[text] = row
+    rows = []
+    for text in sorted(values, key=values.get, reverse=True):
+        cells = [*(f'{value:.3f}' for value in values[text]), str(times[text])]
+        rows.append((cells, text, '  (greedy)' if text == texts[0] else ''))
+    show_ranked(['reward'] * bool(judge) + ['log-prob', 'times', 'text'], rows)
 
 
 # -----------------------------------------------------------------------------

@@ -26,10 +26,12 @@ from nla import (
     Critic,
     Injection,
     NLAPolicy,
+    activation_at_end,
     as_read,
     build_actor,
     build_critic,
     encode_around,
+    explain,
     find_markers,
     fve,
     load_activations,
@@ -44,6 +46,7 @@ from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
 from runtime.ranks import all_reduce
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
+from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
 from tasks.task import Task, longest_line
 
@@ -549,6 +552,21 @@ class NLA(Task):
         weights = {'model': model.state_dict(), 'model_config': vars(model.config)}
         save_checkpoint(path, {'kind': 'nla', **weights, 'quality': quality, **saved})
         say(f"actor and critic saved in {path}")
+
+    @classmethod
+    def show(cls, saved, model, tokenizer, cfg):
+        """What the actor says of an activation: a row of a file, or that at a text's last token."""
+        if cfg.activations:
+            vectors = read_vectors(cfg.activations)
+        else:
+            vectors = activation_at_end(saved['nla'], tokenizer, given('text', cfg.text), cfg.device)
+        if cfg.row >= len(vectors):
+            raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
+        vector, rows = vectors[cfg.row:cfg.row + 1], []
+        said = explain(saved, tokenizer, vector, cfg.num_samples or 8, cfg.temperature, cfg.seed, cfg.device)
+        for value, text, greedy, ended in said:
+            rows.append(([f'{value:.3f}'], text, '  (greedy)' * greedy + ' ...' * (not ended)))
+        show_ranked(['FVE', 'explanation'], rows)
 
     def try_out(self):
         text = self.held_out.text(0, 10 ** 6)

@@ -12,6 +12,7 @@ import torch
 from grpo import completion_logps
 from runtime.config import Count, Natural
 from runtime.console import say
+from tasks.show import show_causal
 
 
 class Task:
@@ -96,6 +97,13 @@ class Task:
     def try_out(self):
         """What sample.py needs to show the trained model: the file in out_dir, and its other arguments."""
         return 'export', []
+
+    @classmethod
+    def show(cls, saved, model, tokenizer, cfg):
+        """
+        What sample.py does with such a model. saved: the checkpoint's dict, or {}; cfg: sample.py's settings.
+        """
+        show_causal(saved, model, tokenizer, cfg)
 
     def token_places(self, rollout):
         """{'slots': [...]} where the tokens of a prompt's completions fill slots of a text."""

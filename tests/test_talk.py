@@ -13,7 +13,6 @@ import pytest
 import torch
 from warm import PYTHON
 
-import sample as talk
 from formats.tokenizer import BYTE_OF, GPT2_STEP, CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
@@ -21,6 +20,7 @@ from nla import Critic, Injection, truncate
 from policy import generate
 from rewards import score
 from runtime.checkpoint import save_checkpoint
+from tasks import show as talk
 from tasks.completion import answerer_config
 from tasks.fill_in import filler_config, score_fills, text_with_slots
 
