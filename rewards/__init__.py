@@ -1,20 +1,18 @@
 """
-Rewards: functions from a completion to a number. Their catalogue lies in the files of this folder, by
-subject.
+Rewards: functions from a completion to a number. The files of this folder hold their catalogue, by subject.
 
     @reward('name', needs=('reference',))
     def name(text, *, prompt=None, reference=None, tests=None, context=None, **params) -> float | None
 
-The function names the fields and parameters that it uses, and no others. A record of the data gives the
-fields, the config gives the parameters. The score is from 0 to 1. None means that the reward does not apply;
-the other rewards then judge alone. None depends on the record and never on the text, or a policy could choose
-its judge. A reward raises what it cannot compute: no score is made up. A `hackable` reward can be had without
-a good completion, so weigh it beside one that reads the content.
+The function names the fields and parameters that it uses, and no others: a record of the data gives the
+fields, the config the parameters. Its score is from 0 to 1. None means that it does not apply, and the other
+rewards judge alone; that depends on the record, never on the text, or a policy could choose its judge. What
+cannot be computed is raised: no score is made up. A `hackable` reward can be had without a good completion:
+weigh it beside one that reads the content.
 
-A new reward is a function in one of these files. A custom reward is a function in a config, without the
+A new reward is a function in one of these files. A custom one is a function in a config, without the
 decorator; it may return any finite number. With the attribute `group = True` it takes the list of a group's
-texts and returns a list, with `batched = True` it takes the texts of the whole step, and a list for each
-field.
+texts and returns a list, with `batched = True` the texts of the whole step, and a list for each field.
 
 $ python -m rewards "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """
@@ -26,10 +24,8 @@ from rewards.reward import FAILED, REWARDS, Reward, as_reward, find_reward, shor
 
 __all__ = ['REWARDS', 'Reward', 'check_fields', 'fields_of', 'resolve_rewards', 'score', 'score_completions']
 
-# The files of the catalogue. Importing one enters its rewards into REWARDS.
-CATALOGUE = ('answers', 'maths', 'form', 'code', 'overlap', 'models', 'reasoning', 'style', 'harm', 'facts',
-             'requests')
-for subject in CATALOGUE:
+# Importing a file of the catalogue enters its rewards into REWARDS.
+for subject in 'answers maths form code overlap models reasoning style harm facts requests'.split():
     importlib.import_module(f'rewards.{subject}')
 
 
@@ -43,8 +39,7 @@ def score(name: str, text: str, prompt: str | None = None, reference: str | list
     return bound(text, prompt=prompt, reference=reference, tests=tests, context=context)
 
 
-# -----------------------------------------------------------------------------
-# the rewards of a run
+# ---- the rewards of a run
 
 def resolve_rewards(spec, provided=None):
     """
@@ -54,8 +49,7 @@ def resolve_rewards(spec, provided=None):
     if isinstance(spec, str):
         spec = spec.split(',')
     if not isinstance(spec, (list, tuple)) or not spec:
-        raise ValueError(f"rewards is {spec!r}: it must be a list with at least one reward, like "
-                         "[('length', 0.1)]")
+        raise ValueError(f"rewards is {spec!r}: it must be a list with at least one reward")
     resolved = {}
     for element in spec:
         function, weight, params = read_element(element)
@@ -64,13 +58,12 @@ def resolve_rewards(spec, provided=None):
         resolved[name] = unbound.bind(name, params, provided), weight
     total = sum(weight for _, weight in resolved.values())
     if not math.isclose(total, 1, abs_tol=1e-6):
-        warnings.warn(f"the weights of the rewards sum to {total:g}, not to 1: mean_reward can leave 0 to 1",
-                      stacklevel=2)
+        told = f"the weights of the rewards sum to {total:g}, not to 1: mean_reward can leave 0 to 1"
+        warnings.warn(told, stacklevel=2)
     only, _ = next(iter(resolved.values()))
     if len(resolved) == 1 and only.hackable:
-        warnings.warn(f"the only reward, {only.name!r}, can be had without a good answer, and a policy will "
-                      f"find out how: "
-                      "weigh it beside one that reads the content", stacklevel=2)
+        told = f"the only reward, {only.name!r}, can be had without a good answer: weigh it beside another"
+        warnings.warn(told, stacklevel=2)
     return [(name, *entry) for name, entry in resolved.items()]
 
 
@@ -89,12 +82,11 @@ def read_element(element):
         wanted = "an element is a name or a function, alone or as (name, weight) or (name, weight, params)"
         raise ValueError(f"rewards holds {element!r}: {wanted}")
     function, weight, params = parts + (1.0, {})[len(parts) - 1:]
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise ValueError(f"the weight of reward {function!r} is {weight!r}: it must be a finite number")
     if not isinstance(params, dict):
         raise ValueError(f"the params of reward {function!r} are {params!r}: they must be a dict")
-    # as aligntune's configs give a function
-    if function == 'custom' and callable(params.get('reward_function')):
+    if function == 'custom' and callable(params.get('reward_function')):  # as aligntune gives it
         params = dict(params)
         function = params.pop('reward_function')
     return function, float(weight), params
@@ -112,8 +104,7 @@ def free_name(function, taken):
     return name
 
 
-# -----------------------------------------------------------------------------
-# records and their completions
+# ---- records and their completions
 
 def fields_of(record):
     """
@@ -122,8 +113,8 @@ def fields_of(record):
     """
     answer = record.get('answer')
     reference = record.get('reference') if answer is None else answer
-    return {'prompt': record['prompt'], 'reference': reference, 'tests': record.get('tests'),
-            'context': record.get('context')}
+    optional = {name: record.get(name) for name in ('tests', 'context')}
+    return {'prompt': record['prompt'], 'reference': reference, **optional}
 
 
 def check_fields(rewards, records, errors='raise'):
@@ -155,8 +146,7 @@ def check_fields(rewards, records, errors='raise'):
 def not_applicable(reward, record, index):
     """The ValueError that says why a reward does not apply to a record."""
     fields = fields_of(record)
-    missing = [need for need in reward.needs if fields[need] is None]
-    why = "it returned None"
+    missing, why = [need for need in reward.needs if fields[need] is None], "it returned None"
     if missing:
         asked = ["'answer' (or 'reference')" if need == 'reference' else repr(need) for need in missing]
         why = f"it needs the field {' and '.join(asked)}, and there are: {', '.join(record)}"
@@ -167,8 +157,7 @@ def not_applicable(reward, record, index):
     return ValueError(f"reward {reward.name!r} does not apply to prompt {index} ({prompt}): {why}")
 
 
-def score_completions(rewards: list, texts: list[list[str]], records: list[dict],
-                      errors: str = 'raise') -> dict[str, list]:
+def score_completions(rewards, texts, records, errors='raise'):
     """
     texts: P lists of G completions, one list for each of the P records. Returns {name: P lists of G float |
     None}, None where a reward does not apply. With errors 'drop', a completion for which a reward raises is

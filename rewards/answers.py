@@ -9,10 +9,7 @@ from rewards.reward import reward
 
 @reward('exact_answer', needs=('reference',))
 def exact_answer(text, *, reference=None, case_sensitive=True, after=None, tag=None):
-    """
-    1 for the reference, but for space around it. after, tag: where the answer is, see answer_part
-    ('</think>'; 'answer').
-    """
+    """1 for the reference, but for space around it. after, tag: where the answer is, see answer_part."""
     wanted = str(reference).strip()
     if not wanted:
         return None
@@ -24,10 +21,7 @@ def exact_answer(text, *, reference=None, case_sensitive=True, after=None, tag=N
 
 @reward('number_answer', needs=('reference',))
 def number_answer(text, *, reference=None, after=None, tag=None):
-    """
-    1 when the text's final number is the reference's, which may be a solution that ends in `#### 42`. None
-    without one.
-    """
+    """1 when the final number is the reference's, which may be a solution that ends in `#### 42`."""
     wanted = final_number(str(reference))
     if wanted is None:
         return None
@@ -35,12 +29,10 @@ def number_answer(text, *, reference=None, after=None, tag=None):
     return float(part is not None and final_number(part) == wanted)
 
 
-# -----------------------------------------------------------------------------
-# reasoning-gym
+# ---- reasoning-gym
 
 # Tasks whose own scoring passes the completion to eval() or to sympy's parser, which evaluates it: a model
-# that writes
-# __import__('os').system(...) has it run. Each task of reasoning-gym 0.1.25 was tried.
+# that writes __import__('os').system(...) has it run. Each task of reasoning-gym 0.1.25 was tried.
 EXECUTES_COMPLETIONS = ('binary_matrix', 'intermediate_integration', 'n_queens', 'polynomial_multiplication',
                         'simple_integration', 'spiral_matrix', 'string_insertion')
 # These do so too, but an answer to them is digits and operators, and anything else is refused.
@@ -60,8 +52,7 @@ def reasoning_gym_task(task, options):
 @reward('reasoning_gym', needs=('context',), cheap=False)
 def reasoning_gym(text, *, context=None, partial=False, after=None, tag=None):
     """
-    The task's own verdict; data/reasoning_gym/prepare.py writes the records. Many tasks give junk a little
-    credit, so only full marks count, unless partial=True.
+    1 for full marks by the task's own scoring; partial: its marks, of which junk gets a few with many tasks.
     """
     if not isinstance(context, dict) or not {'task', 'options', 'entry'} <= set(context):
         return None
@@ -74,8 +65,7 @@ def reasoning_gym(text, *, context=None, partial=False, after=None, tag=None):
     scorer = reasoning_gym_task(task, json.dumps(context['options'], sort_keys=True))
     try:
         value = float(scorer.score_answer(answer, entry))
-    except Exception:  # some tasks trip over a wrong answer that they cannot read ...
-        # ... but one that trips over its own has a bad entry: this raises
+    except Exception:  # an answer that it cannot read is wrong, unless it cannot read its own either
         scorer.score_answer(entry['answer'], entry)
         value = 0.0
     return value if partial else float(value >= 1)

@@ -1,7 +1,6 @@
 """
-Python that a model wrote: what its syntax tree shows, and what it does. Nothing of it ever runs in this
-process, but in the sandbox. The code of a text is in its fenced blocks (```python or bare ```), or is all of
-the text.
+Python that a model wrote: what its syntax tree shows, and what it does. It never runs in this process, but in
+the sandbox. The code of a text is in its fenced blocks (```python or bare ```), or is all of the text.
 """
 import ast
 import builtins
@@ -18,13 +17,13 @@ UNFINISHED = re.compile(r'#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORE
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
-FORKS = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.comprehension,
-         ast.match_case, ast.Assert)
+LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.comprehension)
+FORKS = (*LOOPS, ast.If, ast.IfExp, ast.ExceptHandler, ast.match_case, ast.Assert)
 LONGEST_CODE = 100_000  # characters that are parsed; more is no code
 
 
 def code_of(text):
-    """The code in a text: all its Python blocks together, or without any fence the text."""
+    """All Python blocks of a text together, or without any fence the text."""
     blocks = FENCE.findall(text)
     python = [code for language, code in blocks if language.lower() in ('', 'python', 'python3', 'py')]
     return '\n\n'.join(python) if blocks else text
@@ -32,8 +31,8 @@ def code_of(text):
 
 def parse(text):
     """
-    (code, tree) of a text; the tree is None when it is not Python or does nothing: a program defines
-    something, or assigns a name and calls something.
+    (code, tree) of a text. The tree is None for what is no Python, or no program: one defines something, or
+    assigns and calls.
     """
     code = code_of(text)
     if len(code) > LONGEST_CODE:
@@ -75,8 +74,7 @@ def code_syntax(text):
     return float(parse(text)[1] is not None)
 
 
-# -----------------------------------------------------------------------------
-# quality
+# ---- quality
 
 def branches(function):
     """McCabe's complexity: 1, and 1 for each fork."""
@@ -107,7 +105,6 @@ def code_quality(text):
     """
     The mean of five shares: functions and classes with a docstring, arguments and results with a type,
     functions of complexity 10 at most, lines of 100 characters at most, imports and variables that are used.
-    0 when it does not parse.
     """
     code, tree = parse(text)
     if tree is None:
@@ -120,8 +117,7 @@ def code_quality(text):
     return (documented + typed + simple + short + share(uses(tree), empty=1.0)) / 5
 
 
-# -----------------------------------------------------------------------------
-# completeness
+# ---- completeness
 
 def does_something(function):
     """
@@ -134,9 +130,8 @@ def does_something(function):
         if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != '...':
             return True
         calls = isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Await))
-        changes = isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx,
-                                                                                  (ast.Store, ast.Del))
-        if calls or changes or isinstance(node, (ast.Yield, ast.YieldFrom)):
+        target = isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load)
+        if calls or target or isinstance(node, (ast.Yield, ast.YieldFrom)):
             return True
     return False
 
@@ -158,18 +153,17 @@ def resolved(tree):
 def code_completeness(text):
     """
     The share of functions that do something (not pass, ... or NotImplementedError) times that of names which
-    are bound; half of it where a comment says TODO or FIXME. 0 when it does not parse.
+    are bound; half of it where a comment says TODO or FIXME.
     """
     code, tree = parse(text)
     if tree is None:
         return 0.0
-    complete = share(map(does_something, nodes_in(tree, FUNCTIONS)), empty=1.0) * share(resolved(tree),
-                                                                                        empty=1.0)
-    return complete / 2 if UNFINISHED.search(code) else complete
+    working = share(map(does_something, nodes_in(tree, FUNCTIONS)), empty=1.0)
+    value = working * share(resolved(tree), empty=1.0)
+    return value / 2 if UNFINISHED.search(code) else value
 
 
-# -----------------------------------------------------------------------------
-# run in the sandbox
+# ---- run in the sandbox
 
 def programs_in(texts):
     """{index: code} of the texts that are programs; the other texts score 0 and are not run."""
@@ -180,10 +174,9 @@ def programs_in(texts):
 @reward('code_execution', cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
     """
-    1 when the module runs to its end in the sandbox (see sandbox.run): it raises nothing and does not exit.
+    1 when the module runs to its end in the sandbox, see sandbox.run: it raises nothing and does not exit.
     """
-    # of an empty completion nothing is run, and yet a run without a sandbox must stop now
-    check_sandbox(sandbox)
+    check_sandbox(sandbox)  # even where no text is a program, so that a run that cannot do this stops at once
 
     def runs(code):
         return run(code, [], timeout, memory, sandbox)[0] == 'ok'
@@ -197,13 +190,12 @@ def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
 @reward('code_correctness', needs=('tests',), batched=True)
 def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
     """
-    The share of the record's tests (assert statements, a list or one text) that the code passes in the
-    sandbox (see sandbox.grade_many). Keep them out of the prompt: what is shown can be written down as the
-    answer.
+    The share of the record's tests (asserts, a list or one text) that the code passes in the sandbox, see
+    sandbox.grade_many. Keep them out of the prompt: what is shown can be written down as the answer.
     """
     check_sandbox(sandbox)
     for asserts in tests:
-        as_asserts(asserts)  # before any time is spent, raises for what cannot be graded
+        as_asserts(asserts)  # raises for what cannot be graded
     programs, values = programs_in(texts), [0.0] * len(texts)
     if programs:
         jobs = [(code, tests[i]) for i, code in programs.items()]

@@ -9,8 +9,8 @@ from rewards.reward import reward
 @reward('format_tag', hackable=True)
 def format_tag(text, *, tags=('think', 'answer')):
     """
-    1 when the text is <tag>...</tag> for each of tags in order, once, not empty, with nothing in between;
-    else 0. No partial credit: a policy collects it and stays there.
+    1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0. A
+    policy collects partial credit and stays there.
     """
     tags = (tags,) if isinstance(tags, str) else tags
     named = tags and all(re.fullmatch(r'[A-Za-z_][\w-]*', tag) for tag in tags)
@@ -29,9 +29,7 @@ def format_tag(text, *, tags=('think', 'answer')):
 
 
 def unfenced(text, language):
-    """
-    The content of the one fenced block (```json or bare ```), where there is exactly one; else the text.
-    """
+    """The content of the one fenced block (```json or bare ```), or without exactly one the text."""
     fence = rf'^```[ \t]*(?:{language})?[ \t]*\n(.*?)^```[ \t]*$'
     blocks = re.findall(fence, text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
     return blocks[0] if len(blocks) == 1 and text.count('```') == 2 else text
@@ -44,8 +42,7 @@ def refuse(first, *rest):
 @reward('format_json', hackable=True)
 def format_json(text, *, keys=None):
     """
-    1 for a JSON object or array, which may stand in the one fenced block; with keys, for an object that has
-    them all.
+    1 for a JSON object or array, perhaps in the one fenced block; with keys, for an object that has them.
     """
     if isinstance(keys, str):
         raise ValueError(f"keys is {keys!r}: it must be a list of names")
@@ -60,10 +57,7 @@ def format_json(text, *, keys=None):
 
 @reward('format_xml', hackable=True)
 def format_xml(text):
-    """
-    1 for a well-formed XML document, which may stand in the one fenced block. A DTD, where XML bombs hide,
-    scores 0 unread.
-    """
+    """1 for well-formed XML, perhaps in the one fenced block; 0 for any DTD, where XML bombs hide."""
     parser = expat.ParserCreate(encoding='utf-8')
     parser.StartDoctypeDeclHandler = refuse
     try:
@@ -77,7 +71,7 @@ def format_xml(text):
 def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
     """
     1 with min_length to max_length words, falling linearly to 0 over `ramp` words outside (0: at once). With
-    target_length: 1 at that many words, falling linearly to 0 at none and at twice as many.
+    target_length, 1 at that many words, falling linearly to 0 at none and at twice as many.
     """
     words = len(text.split())
     if target_length is not None:

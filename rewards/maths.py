@@ -16,8 +16,8 @@ ENDLESS = re.compile(r'\^\s*\{[^{}]*\^|\^\s*\w\s*\^|\^\s*\{?\s*-?[0-9]{4,}|[0-9]
 
 def stated_answer(text):
     r"""
-    What follows the last '####', else stands in the last \boxed{}, else follows 'answer is' on its line, else
-    the last line.
+    The line behind the last '####', else the last \boxed{}, else the line's rest behind 'answer is', else the
+    last line.
     """
     _, mark, rest = text.rpartition('####')
     if mark:
@@ -32,8 +32,8 @@ def stated_answer(text):
 
 def equal_in_latex(wanted, got):
     """
-    Do two LaTeX expressions mean the same? By math-verify; never by its parser of plain expressions, which
-    evaluates what the model wrote.
+    Do two LaTeX expressions mean the same, by math-verify? Its parser of plain expressions evaluates what the
+    model wrote, and is not used.
     """
     try:
         import math_verify
@@ -43,8 +43,8 @@ def equal_in_latex(wanted, got):
     # its time limit is an alarm, which works in the main thread alone and elsewhere fails silently
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     options = {'extraction_mode': 'first_match', 'parsing_timeout': limit}
-    parsed = [math_verify.parse(f'${x}$', [math_verify.LatexExtractionConfig()], **options) for x in (wanted,
-                                                                                                      got)]
+    latex = [math_verify.LatexExtractionConfig()]
+    parsed = [math_verify.parse(f'${x}$', latex, **options) for x in (wanted, got)]
     if not parsed[0]:
         raise ValueError(f"math-verify cannot read the reference {shorten(wanted)}")
     return bool(math_verify.verify(*parsed, timeout_seconds=limit))
@@ -54,8 +54,8 @@ def equal_in_latex(wanted, got):
 def math_correctness(text, *, reference=None):
     """
     1 when the text's answer is the reference's, which may be a solution that ends in `#### 42`: numbers
-    exactly, words letter by letter, expressions as LaTeX (math-verify). A number is final_number's; one
-    behind 'answer is' goes before other numbers.
+    exactly, words letter by letter, expressions as LaTeX. A number behind 'answer is' goes before
+    final_number's.
     """
     wanted, got = stated_answer(plain_text(reference)), stated_answer(text)
     if not wanted:
@@ -73,8 +73,7 @@ def math_correctness(text, *, reference=None):
     return float(got.strip('()[]. ').casefold() == wanted.strip('()[]. ').casefold())
 
 
-# -----------------------------------------------------------------------------
-# equations
+# ---- equations
 
 TERM = r'[-−+(]{0,4}\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)%?\){0,4}'
 OPERATOR = r'\s?[-+*/×÷−]\s?'
@@ -86,7 +85,7 @@ PLAIN = str.maketrans({'×': '*', '÷': '/', '−': '-', ',': None, '$': None})
 
 def calculate(expression):
     """
-    The exact value of numbers, brackets and + - * /, a Fraction. Raises SyntaxError, ValueError or
+    The exact value, a Fraction, of numbers, brackets and + - * /. Raises SyntaxError, ValueError or
     ZeroDivisionError for anything else; nothing is run.
     """
     expression = re.sub(r'([0-9.]+)%', r'(\1/100)', expression.translate(PLAIN)).strip()
@@ -104,8 +103,8 @@ def calculate(expression):
 
 def equations_in(text):
     """
-    [(is it true, the equation)] for each `expression = expression` whose left side has an operator: 2 + 3 =
-    5. A right side with decimals is true when it is rounded well.
+    [(is it true, the equation)] of each `expression = expression` with an operator on its left side. A number
+    with decimals on the right may be rounded.
     """
     equations = []
     for left, right in EQUATION.findall(text):
@@ -122,8 +121,8 @@ def equations_in(text):
 @reward('math_reasoning', needs=('reference',))
 def math_reasoning(text, *, reference=None):
     """
-    0.7 for the right answer (math_correctness), and 0.3 times the share of the text's different equations
-    that are true.
+    0.7 for the right answer (math_correctness), and 0.3 for the share of its different equations that are
+    true.
     """
     right = math_correctness(text, reference=reference)
     if right is None:

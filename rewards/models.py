@@ -1,6 +1,6 @@
 """
-Models that judge: local encoders and classifiers that transformers loads, and scorers. A `model` is a local
-folder or a function, a `scorer` a function or the URL of `judge.py serve`.
+Models that judge. A `model` is a local folder that transformers loads, or a function; a `scorer` is a
+function, or the URL of `judge.py serve`.
 """
 import functools
 import math
@@ -16,7 +16,7 @@ BATCH = 32  # texts that a local model reads at once
 
 @functools.lru_cache(maxsize=8)
 def load(kind, path, device):
-    """(tokenizer, model) in the local folder `path`. kind: the name of one of transformers' Auto classes."""
+    """(tokenizer, model) of the local folder `path`. kind: one of transformers' Auto classes."""
     try:
         import transformers
     except ImportError:
@@ -27,22 +27,18 @@ def load(kind, path, device):
 
 
 def batches(tokenizer, model, texts):
-    """The texts, or pairs of texts, as the model's padded inputs; too long ones are cut."""
+    """The texts, or pairs, as padded inputs; long ones are cut."""
     longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     options = {'padding': True, 'truncation': True, 'max_length': longest, 'return_tensors': 'pt'}
     for start in range(0, len(texts), BATCH):
         yield tokenizer(texts[start:start + BATCH], **options).to(model.device)
 
 
-# -----------------------------------------------------------------------------
-# classifiers and scorers
+# ---- classifiers and scorers
 
 @torch.inference_mode()
 def classify(path, device, texts):
-    """
-    [{label in lower case: probability}] of texts, or of pairs, by the sequence classifier in the folder
-    `path`.
-    """
+    """[{label in lower case: probability}] of texts, or of pairs, by the classifier in the folder `path`."""
     tokenizer, model = load('AutoModelForSequenceClassification', path, device)
     labels = [model.config.id2label[i].lower() for i in range(model.config.num_labels)]
     several = model.config.problem_type == 'multi_label_classification'
@@ -55,10 +51,7 @@ def classify(path, device, texts):
 
 
 def probabilities(model, device, texts, label):
-    """
-    P(label) of each text or pair. model: a function, or the folder of a classifier that has a label with this
-    beginning.
-    """
+    """P(label) of each text or pair, by a function or a classifier with a label that begins so."""
     if not texts:
         return []
     if not isinstance(model, str):
@@ -71,9 +64,7 @@ def probabilities(model, device, texts, label):
 
 
 def scored(scorer, prompts, texts, column):
-    """
-    A scorer's numbers for prompt + text. column: 0 for the rewards and 1 for the costs of `judge.py serve`.
-    """
+    """A scorer's numbers for prompt + text. column: 0 for rewards and 1 for costs of `judge.py serve`."""
     joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     return ScorerClient(scorer).score(joined)[column] if isinstance(scorer, str) else list(scorer(joined))
 
@@ -82,14 +73,13 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-max(-700.0, min(700.0, x))))
 
 
-# -----------------------------------------------------------------------------
-# encoders
+# ---- encoders
 
 @torch.inference_mode()
 def encode(path, device, layer, texts):
     """
-    The (T, D) fp32 hidden states of each text, on the CPU, by the encoder in the folder `path`. layer: None
-    is the last.
+    [(T, D) fp32 hidden states on the CPU] of texts, by the encoder in the folder `path`. layer: None for the
+    last.
     """
     tokenizer, model = load('AutoModel', path, device)
     states = []
@@ -102,7 +92,7 @@ def encode(path, device, layer, texts):
 
 
 def states_of(model, device, layer, texts):
-    """{text: (T, D)} of the different texts. model: a folder, or a function from texts to their states."""
+    """{text: (T, D)} of the different texts, by a folder's encoder or a function."""
     if model is None:
         raise ValueError("it needs a model: give params {'model': a local folder with an encoder}")
     texts = list(dict.fromkeys(texts))
@@ -111,13 +101,13 @@ def states_of(model, device, layer, texts):
 
 
 def embeddings_of(model, device, texts):
-    """{text: (D,)}: the mean of a sentence encoder's last hidden states, of length 1."""
+    """{text: (D,)}, the means of the last hidden states, of length 1."""
     states = states_of(model, device, None, texts)
     return {text: x.mean(dim=0) / x.mean(dim=0).norm() for text, x in states.items()}
 
 
 def compared(texts, references, compare):
-    """compare(text, reference) of each pair: None without a reference, 0 for an empty text."""
+    """compare(text, reference) of each pair; None without a reference, 0 for an empty text."""
     values = []
     for text, reference in zip(texts, references, strict=True):
         if text.strip() and reference.strip():
@@ -129,7 +119,7 @@ def compared(texts, references, compare):
 
 @reward('semantic_similarity', needs=('reference',), cheap=False, batched=True)
 def semantic_similarity(texts, *, reference, model=None, device='cpu'):
-    """The cosine of text and reference, at least 0, by a sentence encoder (all-MiniLM-L6-v2, for one)."""
+    """The cosine of text and reference by a sentence encoder (all-MiniLM-L6-v2, for one), at least 0."""
     references = list(map(plain_text, reference))
     means = embeddings_of(model, device, [x for x in texts + references if x.strip()])
     return compared(texts, references, lambda text, wanted: (means[text] @ means[wanted]).item())
@@ -138,9 +128,8 @@ def semantic_similarity(texts, *, reference, model=None, device='cpu'):
 @reward('bertscore', needs=('reference',), cheap=False, batched=True)
 def bertscore(texts, *, reference, model=None, device='cpu', layer=None, baseline=0.83):
     """
-    BERTScore's F1 (arXiv 1904.09675, without idf): each token with the likest of the other text. It is
-    rescaled to (F1 - baseline) / (1 - baseline), at least 0, where baseline is the F1 of unrelated texts:
-    about 0.83 with roberta-large at layer 17. Raw it hardly tells a good text from any other.
+    BERTScore's F1 (arXiv 1904.09675, without idf), rescaled to (F1 - baseline) / (1 - baseline), at least 0.
+    baseline: the F1 of unrelated texts, about 0.83 with roberta-large at layer 17.
     """
     if not 0 <= baseline < 1:
         raise ValueError(f"baseline is {baseline}: it must be at least 0 and below 1")

@@ -1,6 +1,6 @@
 """
-How much a text shares with another: with a reference (translation and summary metrics), with the prompt, the
-context, or the rest of its group. BLEU, ROUGE and METEOR give what sacrebleu, rouge-score and nltk give.
+How much a text shares with the reference (translation and summary metrics), the prompt, the context or its
+group. BLEU, ROUGE and METEOR give what sacrebleu, rouge-score and nltk give.
 """
 import functools
 import math
@@ -8,21 +8,20 @@ import operator
 import re
 from collections import Counter
 
-from rewards.parsing import content_words, ngrams, plain_text, repeated, stem, words
+from rewards.parsing import plain_text
 from rewards.reward import reward
+from rewards.words import content_words, ngrams, repeated, stem, words
 
-# -----------------------------------------------------------------------------
-# against a reference
+# ---- against a reference
 
-ENTITIES = (('<skipped>', ''), ('-\n', ''), ('\n', ' '), ('&quot;', '"'), ('&amp;', '&'), ('&lt;', '<'),
-            ('&gt;', '>'))
+ENTITIES = {'<skipped>': '', '-\n': '', '\n': ' ', '&quot;': '"', '&amp;': '&', '&lt;': '<', '&gt;': '>'}
 APART = ((r'([\{-\~\[-\` -\&\(-\+\:-\@\/])', r' \1 '), (r'([^0-9])([\.,])', r'\1 \2 '),
          (r'([\.,])([^0-9])', r' \1 \2'), (r'([0-9])(-)', r'\1 \2 '))
 
 
 def tokens_13a(text):
     """Words and signs as mteval-v13a.pl, and sacrebleu, split them."""
-    for entity, sign in ENTITIES:
+    for entity, sign in ENTITIES.items():
         text = text.replace(entity, sign)
     text = f' {text} '
     for pattern, apart in APART:
@@ -32,9 +31,9 @@ def tokens_13a(text):
 
 def bleu_of(matches, length, reference_length):
     """
-    BLEU from the clipped n-gram matches of n = 1, 2, ..., for a text of `length` tokens: the geometric mean
-    of the precisions of the orders that the text is long enough for, where the k-th without a match counts as
-    1/2^k matches, times the brevity penalty. Chen & Cherry 2014, smoothing 3; sacrebleu's 'exp'.
+    BLEU from the clipped n-gram matches of n = 1, 2, ...: the geometric mean of the precisions of the orders
+    that fit into `length` tokens, where the k-th without a match counts as 1/2^k, times the brevity penalty.
+    Chen & Cherry 2014, smoothing 3; sacrebleu's 'exp'.
     """
     if not length or not matches[0]:
         return 0.0
@@ -73,8 +72,8 @@ def common_subsequence(a, b):
 @reward('rouge', needs=('reference',))
 def rouge(text, *, reference=None, variant='L'):
     """
-    ROUGE's F1 against the reference (Lin 2004). variant: 'L', the longest common subsequence, or 1 or 2, the
-    n-grams. Words are runs of a-z and 0-9, not stemmed.
+    ROUGE's F1 (Lin 2004). variant: 'L', the longest common subsequence, or 1 or 2, the n-grams. Words are
+    runs of a-z and 0-9.
     """
     if variant not in ('L', 1, 2):
         raise ValueError(f"variant is {variant!r}: it must be 'L', 1 or 2")
@@ -109,8 +108,8 @@ def align(wanted, got):
 @reward('meteor', needs=('reference',))
 def meteor(text, *, reference=None):
     """
-    METEOR (Banerjee & Lavie 2005) by equal words, then equal stems, without synonyms: F = 10PR / (R + 9P),
-    less half the cube of chunks / matches.
+    METEOR (Banerjee & Lavie 2005) by equal words, then equal stems: F = 10PR / (R + 9P), less half the cube
+    of chunks / matches.
     """
     wanted, got = words(plain_text(reference)), words(text)
     if not wanted:
@@ -127,23 +126,22 @@ def meteor(text, *, reference=None):
 def conciseness(text, *, reference=None):
     """
     The share of the reference's content words that the text has, times the reference's length over the
-    text's, at most 1.
+    text's.
     """
     reference = plain_text(reference)
     wanted, got = Counter(content_words(reference)), Counter(content_words(text))
     if not wanted:
         return None
-    return (wanted & got).total() / wanted.total() * min(1.0,
-                                                         len(words(reference)) / max(1, len(words(text))))
+    covered = (wanted & got).total() / wanted.total()
+    return covered * min(1.0, len(words(reference)) / max(1, len(words(text))))
 
 
-# -----------------------------------------------------------------------------
-# against the prompt, the context, the group
+# ---- against the prompt, the context, the group
 
 def on_subject(text, source):
     """
-    The cosine of the content words of text and source, times 1 - the share of the text's word triples that
-    are copied, times 1 - the share of those it repeats. None when the source has no content words.
+    The cosine of the content words, times 1 - the share of the text's word triples that are copied, times 1 -
+    the share that it repeats. None when the source has no content words.
     """
     a, b = Counter(content_words(text)), Counter(content_words(source))
     if not b:
@@ -173,10 +171,7 @@ def context_relevance(text, *, context=None):
 
 
 def matches_with_rest(counts):
-    """
-    counts: the n-grams of G texts. Returns for each the n-grams that it shares with the rest, clipped as BLEU
-    does.
-    """
+    """counts: G texts' n-grams. Returns how many of each text's occur in the rest, clipped as BLEU does."""
     most = {}  # an n-gram's largest count, the text that has it, and the largest count of the rest
     for i, own in enumerate(counts):
         for gram, count in own.items():
@@ -195,8 +190,8 @@ def matches_with_rest(counts):
 @reward('diversity', hackable=True, group=True)
 def diversity(texts):
     """
-    For each text of a group: the mean of its shares of different words and word pairs, times 1 - its BLEU
-    against the rest of the group (self-BLEU, arXiv 1802.01886). A text alone has the first factor only.
+    The mean of a text's shares of different words and word pairs, times 1 - its BLEU against the rest of the
+    group (self-BLEU, arXiv 1802.01886).
     """
     tokens, counts = [words(text) for text in texts], {}
     for n in range(1, 5):

@@ -1,13 +1,10 @@
-"""What the rewards read from a text: its numbers and its answer, its words and sentences."""
+"""The answer that a text gives, and its numbers."""
 import re
-from collections import Counter
 from fractions import Fraction
 
 
 def plain_text(value):
-    """
-    A prompt, reference or context as one text: of chat messages the content of the last, of a list all items.
-    """
+    """A field as one text: of chat messages the last one's content, of a list all items."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         return str(value[-1].get('content', ''))
     if isinstance(value, (list, tuple)):
@@ -16,10 +13,7 @@ def plain_text(value):
 
 
 def answer_part(text, after=None, tag=None):
-    """
-    The part behind the last `after`, inside the last <tag>...</tag>, or all of the text. None where a mark is
-    missing.
-    """
+    """The part behind the last `after` and inside the last <tag>...</tag>. None where a mark is missing."""
     if after is not None:
         _, mark, text = text.rpartition(after)
         if not mark:
@@ -32,15 +26,12 @@ def answer_part(text, after=None, tag=None):
     return text.strip()
 
 
-# -----------------------------------------------------------------------------
-# numbers
+# ---- numbers
 
 # A number stands alone: with letters at its side it is a word (x2, 3rd, 5km, 1e5), with more dots or slashes
-# a version or a
-# date. Commas that group thousands belong to it (1,234), others separate (3,4). A minus is a sign unless
-# something that it
-# can subtract from stands right before it (10-5). Currency and percent signs are skipped: 25% is 25. 2 1/2 is
-# 5/2.
+# a version or a date. Commas that group thousands belong to it (1,234), others separate (3,4). A minus is a
+# sign unless something that it can subtract from stands right before it (10-5). Currency and percent signs
+# are skipped: 25% is 25. 2 1/2 is 5/2.
 DECIMAL = r'(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![.])\.[0-9]+)'
 SIGN = r'(?P<sign>(?<![^\W_])(?<![)\]}−-])[-+−])?[$€£¥₹]?(?P<sign2>(?<=[$€£¥₹])[-−])?'
 INTEGER = r'(?<![^\W_])(?<![0-9][./])(?:(?P<integer>[0-9]{1,9}) (?=[0-9]+/[0-9]+(?![0-9/]|\.[0-9])))?'
@@ -71,9 +62,7 @@ def numbers_in(text):
 
 
 def number_alone(text):
-    """
-    The number that a text is, perhaps with a unit (18 eggs); None for anything else, such as an expression.
-    """
+    """The number that a text is, perhaps with a unit (18 eggs); None for an expression and all else."""
     numbers = numbers_in(text)
     alone = len(numbers) == 1 and UNIT.fullmatch(NUMBER.sub('', plain_numbers(text)))
     return numbers[0] if alone else None
@@ -94,9 +83,9 @@ def last_box(text):
 
 def final_number(text):
     r"""
-    The number that a text gives as its answer, a Fraction, or None. It is the first on the line behind the
-    last '####', as GSM8K is scored (a line without numbers is a heading); else the last one in the last
-    \boxed{}; else the last one.
+    The number that a text gives as its answer, a Fraction, or None: as GSM8K is scored, the first on the line
+    behind the last '####' (without a number it is a heading); else the last in the last \boxed{}; else the
+    last.
     """
     _, mark, rest = text.rpartition('####')
     marked = numbers_in(rest.strip(' ').partition('\n')[0]) if mark else []
@@ -105,63 +94,3 @@ def final_number(text):
     box = last_box(text)
     numbers = numbers_in(text if box is None else box)
     return numbers[-1] if numbers else None
-
-
-# -----------------------------------------------------------------------------
-# words
-
-WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-NEGATION = re.compile(r"\b(?:not|no|never|none|cannot|without)\b|n['’]t\b", re.IGNORECASE)
-STOP_WORDS = frozenset("""
-a about after all also am an and any are as at be because been before being but by can could did do does
-doing down during each few for from further had has have having he her here hers him his how i if in into is
-it its itself just me more most my no nor not of off on once only or other our out over own same she should
-so some such than that the their them then there these they this those through to too under until up very
-was we were what when where which while who whom why will with would you your
-""".split())
-ENDINGS = (('ies', 'y'), ('sses', 'ss'), ('ing', ''), ('ed', ''), ('ly', ''), ('es', ''), ('s', ''))
-
-
-def any_of(*alternatives):
-    """
-    A pattern for one of the alternatives (each may hold several, with | between them) as words, in either
-    case.
-    """
-    return re.compile(rf"\b(?:{'|'.join(alternatives)})\b", re.IGNORECASE)
-
-
-def words(text):
-    return WORD.findall(text.lower())
-
-
-def sentences(text):
-    return [s for s in re.split(r'(?<=[.!?])\s+|\n+', text) if words(s)]
-
-
-def stem(word):
-    """A word without its commonest English endings."""
-    for ending, rest in ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith('ss'):
-            return word[:-len(ending)] + rest
-    return word
-
-
-def content_words(text):
-    """The stems of a text's words that carry its subject."""
-    return [stem(word) for word in words(text) if word not in STOP_WORDS]
-
-
-def cues_in(text, cues):
-    """The set of cues (words or phrases) that a text holds."""
-    text = f" {' '.join(words(text))} "
-    return {cue for cue in cues if f' {cue} ' in text}
-
-
-def ngrams(items, n):
-    return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
-
-
-def repeated(items, n=3):
-    """The share of n-grams that occurred before: 0 for a text without loops, or too short to have one."""
-    counts = ngrams(items, n)
-    return 1 - len(counts) / counts.total() if counts else 0.0

@@ -1,157 +1,104 @@
-"""
-Whether a text does what was asked: the prompt's checkable demands, its subject, courtesy.
-"""
-import math
+"""Whether a text does what the prompt asks for."""
+import functools
 import re
-from functools import partial
 
 from rewards.form import format_json
-from rewards.harm import REFUSING, mild
+from rewards.harm import REFUSING
 from rewards.models import scored, sigmoid
 from rewards.overlap import on_subject
-from rewards.parsing import cues_in, plain_text, sentences, words
+from rewards.parsing import plain_text
 from rewards.reward import reward
+from rewards.words import sentences, words
 
-NUMBERS = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
-           'sixteen seventeen '
-           'eighteen nineteen twenty').split()
-COUNTED = re.compile(r"\b(exactly|at least|at most|no more than|up to|fewer than|less than|more than|under|"
-                     r"in|of|with|use|write)?"
-                     rf"\s*([0-9]{{1,4}}|{'|'.join(NUMBERS)})[- ](word|sentence|line|paragraph|bullet)(?:s| "
-                     rf"point| points)?\b",
-                     re.IGNORECASE)
+NUMBER_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen twenty""".split()
+BULLET = re.compile(r'^\s*(?:[-*•]|[0-9]+[.)])\s+\S', re.MULTILINE)
+HOW = 'exactly|at least|at most|no more than|up to|fewer than|less than|more than|under|in|of|with|use|write'
+COUNT = rf"[0-9]{{1,4}}|{'|'.join(NUMBER_WORDS)}"
+UNIT = '(word|sentence|line|paragraph|bullet)(?:s| point| points)?'
+COUNTED = re.compile(rf'\b({HOW})?\s*({COUNT})[- ]{UNIT}\b', re.IGNORECASE)
+# What a prompt says, and whether a text meets it.
+SIMPLE = {
+    r'\b(?:in|as|valid) json\b|\bjson (?:format|object)\b': lambda t: format_json(t) == 1,
+    r'\b(?:all|in|only) (?:lower ?case|small letters)\b': lambda t: t == t.lower() != t.upper(),
+    r'\b(?:all|in|only) (?:upper ?case|capitals?|capital letters)\b': lambda t: t == t.upper() != t.lower(),
+    r'\b(?:no|without(?: any)?|not use(?: any)?|avoid) commas\b': lambda t: ',' not in t}
+# The same where the prompt goes on with a quotation; text and quotation in lower case.
 QUOTED = r"""["'“‘`]([^"'”’`]+)["'”’`]"""
-POLITE = ('please', 'thank you', 'thanks', 'you are welcome', "you're welcome", 'sorry', 'apologies',
-          'excuse me', 'kindly',
-          'i would be happy', "i'd be happy", 'may i', 'could you', 'would you', 'happy to help',
-          'i appreciate')
+NOT = r"\b(?:do not|don['’]t|never|avoid|without) ?(?:include|mention|use|using|say|saying|contain)? ?"
+USE = r'(?<!not )\b(?:include|mention|use|contain)(?:s|ing)? '
+WITH = 'with (?:the )?(?:words?|phrase)? ?'
+QUOTING = {
+    USE + '(?:the )?(?:words?|phrases?|keywords?)? ?': lambda t, quoted: quoted in t,
+    NOT + '(?:the )?(?:words?|phrases?)? ?': lambda t, quoted: quoted not in t,
+    r'\b(?:start|begin)(?:s|ning|ing)? ' + WITH: lambda t, quoted: t.strip().startswith(quoted),
+    r'\b(?:end|finish)(?:s|ing)? ' + WITH: lambda t, quoted: t.strip().endswith(quoted)}
 
 
-def lines(text):
-    return [line for line in text.splitlines() if line.strip()]
+def count_of(unit, text):
+    if unit == 'word':
+        return len(words(text))
+    if unit == 'sentence':
+        return len(sentences(text))
+    if unit == 'bullet':
+        return len(BULLET.findall(text))
+    parts = text.splitlines() if unit == 'line' else re.split(r'\n\s*\n', text)
+    return sum(bool(part.strip()) for part in parts)
 
 
-def paragraphs(text):
-    return [part for part in re.split(r'\n\s*\n', text) if part.strip()]
-
-
-def bullets(text):
-    return re.findall(r'^\s*(?:[-*•]|[0-9]+[.)])\s+\S', text, re.MULTILINE)
-
-
-UNITS = {'word': words, 'sentence': sentences, 'line': lines, 'paragraph': paragraphs, 'bullet': bullets}
-
-
-def bounds(how, n):
-    """The least and the most that '`how` n words' asks for."""
+def meets_count(how, n, unit, text):
+    """Does a text meet a demand like 'at least 3 words'?"""
+    count = count_of(unit, text)
     if how in ('at least', 'more than'):
-        return n + (how == 'more than'), math.inf
+        return count >= n + (how == 'more than')
     if how in ('at most', 'no more than', 'up to'):
-        return 1, n
-    return (1, n - 1) if how in ('under', 'fewer than', 'less than') else (n, n)
+        return 1 <= count <= n
+    if how in ('under', 'fewer than', 'less than'):
+        return 1 <= count < n
+    return count == n
 
 
-def has_count(unit, low, high, text):
-    return low <= len(unit(text)) <= high
+def meets_quoted(check, quoted, text):
+    return check(text.lower(), quoted)
 
 
-def is_json(text):
-    return format_json(text) == 1
-
-
-def is_lower(text):
-    return text == text.lower() and text != text.upper()
-
-
-def is_upper(text):
-    return text == text.upper() and text != text.lower()
-
-
-def has_no_comma(text):
-    return ',' not in text
-
-
-def mentions(phrase, text):
-    return phrase in text.lower()
-
-
-def avoids(phrase, text):
-    return phrase not in text.lower()
-
-
-def begins(phrase, text):
-    return text.lower().strip().startswith(phrase)
-
-
-def ends(phrase, text):
-    return text.lower().strip().endswith(phrase)
-
-
-SIMPLE = ((r'\b(?:in|as|valid) json\b|\bjson (?:format|object)\b', is_json),
-          (r'\b(?:all|in|only) (?:lower ?case|small letters)\b', is_lower),
-          (r'\b(?:all|in|only) (?:upper ?case|capitals?|capital letters)\b', is_upper),
-          (r'\b(?:no|without(?: any)?|not use(?: any)?|avoid) commas\b', has_no_comma))
-PHRASES = ((rf'(?<!not )\b(?:include|mention|use|contain)(?:s|ing)? (?:the )?(?:words?|phrases?|keywords?)? '
-            rf'?{QUOTED}', mentions),
-           (r"\b(?:do not|don['’]t|never|avoid|without) ?(?:include|mention|use|using|say|saying|contain)? "
-            r"?(?:the )?"
-            rf'(?:words?|phrases?)? ?{QUOTED}', avoids),
-           (rf'\b(?:start|begin)(?:s|ning|ing)? with (?:the )?(?:words?|phrase)? ?{QUOTED}', begins),
-           (rf'\b(?:end|finish)(?:s|ing)? with (?:the )?(?:words?|phrase)? ?{QUOTED}', ends))
-
-
-def constraints_in(prompt):
+def demands_in(prompt):
     """
-    What a prompt asks for that can be checked, [(words of the prompt, text -> bool)]: counts of words,
-    sentences, lines, paragraphs and bullets, JSON, upper or lower case, no commas, words to use or to avoid,
-    beginning and end.
+    The checkable demands of a prompt, as functions from a text to bool: counts of words, sentences, lines,
+    paragraphs and bullets, JSON, case, no commas, words to use or to avoid, beginning and end.
     """
-    constraints = []
-    for match in COUNTED.finditer(prompt):
-        number = match[2].lower()
-        n = NUMBERS.index(number) if number in NUMBERS else int(number)
-        low, high = bounds((match[1] or 'exactly').lower(), n)
-        constraints.append((match[0], partial(has_count, UNITS[match[3].lower()], low, high)))
-    for pattern, check in SIMPLE:
-        if re.search(pattern, prompt, re.IGNORECASE):
-            constraints.append((pattern, check))
-    for pattern, check in PHRASES:
-        for match in re.finditer(pattern, prompt, re.IGNORECASE):
-            constraints.append((match[0], partial(check, match[1].lower())))
-    return constraints
+    demands = []
+    for how, count, unit in COUNTED.findall(prompt):
+        n = int(count) if count.isdigit() else NUMBER_WORDS.index(count.lower())
+        demands.append(functools.partial(meets_count, how.lower(), n, unit.lower()))
+    demands += [check for pattern, check in SIMPLE.items() if re.search(pattern, prompt, re.IGNORECASE)]
+    for pattern, check in QUOTING.items():
+        for quoted in re.findall(pattern + QUOTED, prompt, re.IGNORECASE):
+            demands.append(functools.partial(meets_quoted, check, quoted.lower()))
+    return demands
 
 
 @reward('instruction_following', needs=('prompt',), hackable=True)
 def instruction_following(text, *, prompt=None):
     """
-    The share of the prompt's checkable demands (see constraints_in) that the text meets, after IFEval (arXiv
-    2311.07911). None when there is none. It looks at the form alone.
+    The share of the prompt's checkable demands, see demands_in, that the text's form meets; after IFEval
+    (arXiv 2311.07911). None without any.
     """
-    checks = constraints_in(plain_text(prompt))
-    if not checks:
+    demands = demands_in(plain_text(prompt))
+    if not demands:
         return None
-    return sum(check(text) for _, check in checks) / len(checks) if text.strip() else 0.0
+    return sum(met(text) for met in demands) / len(demands) if text.strip() else 0.0
 
 
 @reward('helpfulness', needs=('prompt',), hackable=True, batched=True)
 def helpfulness(texts, *, prompt, scorer=None):
-    """
-    Twice the relevance to the prompt, 1 at most, and 0 for a refusal; or, with a scorer, the sigmoid of its
-    reward.
-    """
-    prompts, scores = list(map(plain_text, prompt)), []
+    """Twice the relevance to the prompt, 1 at most, 0 for a refusal; or the sigmoid of a scorer's reward."""
+    prompts = list(map(plain_text, prompt))
     if scorer is not None:
-        return [sigmoid(value) for value in scored(scorer, prompts, texts, 0)]
-    for text, subject in zip(texts, map(on_subject, texts, prompts), strict=True):
-        refused = subject is not None and REFUSING.search(text)
-        scores.append(0.0 if refused else subject and min(1.0, 2 * subject))
-    return scores
-
-
-@reward('politeness', hackable=True)
-def politeness(text):
-    """
-    Half for each of two different polite phrases, one for every 8 words at most; with abuse as little of it
-    as mild() says.
-    """
-    return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * mild(text)
+        return [sigmoid(value) for value in scored(scorer, prompts, texts, column=0)]
+    values = []
+    for text, closeness in zip(texts, map(on_subject, texts, prompts), strict=True):
+        if closeness is not None:
+            closeness = 0.0 if REFUSING.search(text) else min(1.0, 2 * closeness)
+        values.append(closeness)
+    return values

@@ -1,6 +1,6 @@
 """
-The class `Reward`, the registry REWARDS, and the decorator that enters a function into it.
-rewards/__init__.py says what such a function has to do.
+The class `Reward`, the registry REWARDS and the decorator that enters functions into it; rewards/__init__.py
+says what such a function does.
 """
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
-FAILED = object()  # stands for the score of a completion for which the reward raised
+FAILED = object()  # the score of a completion for which the reward raised
 
 
 def shorten(text, limit=80):
@@ -28,7 +28,7 @@ def nearest(name, names):
 
 @dataclasses.dataclass(eq=False)
 class Reward:
-    """A function that scores completions, how it is called, and the parameters it is called with."""
+    """A function that scores completions, how to call it, and its parameters."""
     name: str
     function: Callable
     needs: tuple = ()           # the fields without which it does not apply
@@ -41,40 +41,37 @@ class Reward:
 
     def __post_init__(self):
         """Read the signature. Raises ValueError unless the first argument can be the completion."""
+        kinds, mine = inspect.Parameter, f"reward {self.name!r}"
         try:
             arguments = list(inspect.signature(self.function).parameters.values())
         except ValueError:  # some built-ins have no signature
-            arguments = [inspect.Parameter('text', inspect.Parameter.POSITIONAL_ONLY)]
-        keyword_only, rest = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
-        if not arguments or arguments[0].kind in (keyword_only, rest):
-            raise ValueError(f"reward {self.name!r} takes no completion: its first argument must be the text")
-        first = arguments[0].name
-        if first in FIELDS:
-            raise ValueError(f"reward {self.name!r} takes {first!r} first: its first argument must be the "
-                             "text")
-        by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, keyword_only)
-        self.keywords = {a.name: a.default for a in arguments[1:] if a.kind in by_keyword}
-        self.takes_any = any(a.kind is rest for a in arguments)
-        self.fields = [name for name in FIELDS if self.takes_any or name in self.keywords]
+            arguments = [kinds('text', kinds.POSITIONAL_ONLY)]
+        if not arguments or arguments[0].kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD):
+            raise ValueError(f"{mine} takes no completion: its first argument must be the text")
+        first, *rest = arguments
+        if first.name in FIELDS:
+            raise ValueError(f"{mine} takes {first.name!r} first: its first argument must be the text")
+        named = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+        self.defaults = {a.name: a.default for a in rest if a.kind in named}
+        self.takes_any = any(a.kind is kinds.VAR_KEYWORD for a in rest)
+        self.fields = [name for name in FIELDS if self.takes_any or name in self.defaults]
 
     def bind(self, name, params, provided=None):
         """
-        This reward under `name`, with its parameters. provided: arguments for the functions that take them by
-        name; params go first. Raises ValueError where the function takes no such parameter, or needs one that
-        is missing.
+        This reward as `name`, with its parameters. provided: arguments for the functions that take them;
+        params go first. Raises ValueError for a parameter that the function does not take, or lacks.
         """
-        params = {key: value for key, value in (provided or {}).items() if key in self.keywords} | params
-        own = sorted(set(self.keywords) - set(FIELDS))
+        params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
+        own = sorted(set(self.defaults) - set(FIELDS))
         for key in params:
             if key in FIELDS or not (key in own or self.takes_any):
                 hint = nearest(key, own) or f"; it has: {', '.join(own) or 'none'}"
                 raise ValueError(f"reward {name!r} has no parameter {key!r}{hint}")
         for key in own:
-            if self.keywords[key] is inspect.Parameter.empty and key not in params:
+            if self.defaults[key] is inspect.Parameter.empty and key not in params:
                 raise ValueError(f"reward {name!r} needs the argument {key!r}: give it in params")
-        judged_by_model = bool(params.get('model') or params.get('scorer'))
-        hackable = self.hackable and not judged_by_model
-        return dataclasses.replace(self, name=name, params=params, hackable=hackable)
+        by_model = bool(params.get('model') or params.get('scorer'))
+        return dataclasses.replace(self, name=name, params=params, hackable=self.hackable and not by_model)
 
     def __call__(self, text, **fields):
         """The score of one completion, float or None."""
@@ -83,8 +80,8 @@ class Reward:
     def scores(self, groups, records, errors='raise'):
         """
         groups: P lists of G completions; records: P dicts of fields. Returns P lists of G float | None, None
-        where the reward does not apply. With errors 'drop', a completion or group for which it raises is
-        warned of, and its scores are FAILED.
+        where the reward does not apply. With errors 'drop', a completion or group for which it raises has
+        FAILED.
         """
         fields = [self.fields_from(record) for record in records]
         if self.batched:
@@ -96,13 +93,13 @@ class Reward:
         return scores
 
     def fields_from(self, record):
-        """The record's fields that the function takes; None where it lacks one that the reward needs."""
+        """The record's fields that the function takes; None where a needed one is missing."""
         if any(record[need] is None for need in self.needs):
             return None
         return {name: record[name] for name in self.fields if name in record}
 
     def score_each(self, texts, fields, errors):
-        """A call for each completion."""
+        """A call for each completion of a group."""
         return [self.score_group([text], fields, errors)[0] for text in texts]
 
     def score_group(self, texts, fields, errors):
@@ -120,39 +117,38 @@ class Reward:
         slots = []
         for p, texts in enumerate(groups):
             slots += [] if fields[p] is None else [(p, text) for text in dict.fromkeys(texts)]
-        columns = {}
-        for name in fields[slots[0][0]] if slots else ():
-            columns[name] = [fields[p][name] for p, _ in slots]
-        values = self.call([text for _, text in slots], columns) if slots else []
-        by_slot = dict(zip(slots, values, strict=True))
-        scores = []
+        columns, values = {}, []
+        if slots:
+            for name in fields[slots[0][0]]:
+                columns[name] = [fields[p][name] for p, _ in slots]
+            values = self.call([text for _, text in slots], columns)
+        by_slot, scores = dict(zip(slots, values, strict=True)), []
         for p, texts in enumerate(groups):
             scores.append([by_slot.get((p, text)) for text in texts])
         return scores
 
     def call(self, texts, fields):
         """
-        One call of the function: a list of float | None for texts. Errors carry the reward's name:
+        One call of the function. Returns a float | None for each text. Errors say the reward's name:
         RuntimeError for what the function raises, ValueError for what it returns, ConnectionError for a
         service that is gone.
         """
-        takes_list = self.group or self.batched
+        mine, takes_list = f"reward {self.name!r}", self.group or self.batched
         try:
             values = self.function(texts if takes_list else texts[0], **fields, **self.params)
         except ConnectionError as e:  # not the reward's fault: the run saves and stops
-            raise ConnectionError(f"reward {self.name!r}: {e}") from e
+            raise ConnectionError(f"{mine}: {e}") from e
         except Exception as e:
             frame = traceback.extract_tb(e.__traceback__)[-1]
-            place = f"{os.path.relpath(frame.filename)}, line {frame.lineno}"
-            texts_shown = shorten(texts[0]) + (f" and {len(texts) - 1} more" if len(texts) > 1 else '')
-            error = f"{type(e).__name__}: {e} ({place}) for completion {texts_shown}"
-            raise RuntimeError(f"reward {self.name!r} raised {error}") from e
+            error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
+            more = f" and {len(texts) - 1} more" if len(texts) > 1 else ''
+            raise RuntimeError(f"{mine} raised {error} for completion {shorten(texts[0])}{more}") from e
         if not takes_list:
             values = [values]
-        elif isinstance(values, (str, int, float)) or not hasattr(values,
-                                                                  '__len__') or len(values) != len(texts):
+        listed = hasattr(values, '__len__') and not isinstance(values, str)
+        if not listed or len(values) != len(texts):
             wanted = f"{len(texts)} texts: it must be a list with a value for each"
-            raise ValueError(f"reward {self.name!r} returned {shorten(repr(values))} for {wanted}")
+            raise ValueError(f"{mine} returned {shorten(repr(values))} for {wanted}")
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
 
     def checked(self, value, text):
@@ -172,10 +168,7 @@ class Reward:
 
 
 def reward(name, needs=(), cheap=True, hackable=False, group=False, batched=False):
-    """
-    Enter a function, which stays as it is, into REWARDS. Its scores are from 0 to 1; for the arguments see
-    Reward.
-    """
+    """Enter a function, which stays as it is, into REWARDS, with scores from 0 to 1; see Reward."""
     def enter(function):
         REWARDS[name] = Reward(name, function, needs, cheap, hackable, group, batched, bounds=(0.0, 1.0))
         return function
@@ -184,8 +177,8 @@ def reward(name, needs=(), cheap=True, hackable=False, group=False, batched=Fals
 
 def find_reward(name: str):
     if name not in REWARDS:
-        raise ValueError(f"there is no reward {name!r}{nearest(name, REWARDS)} (there are: "
-                         f"{', '.join(REWARDS)})")
+        names = ', '.join(REWARDS)
+        raise ValueError(f"there is no reward {name!r}{nearest(name, REWARDS)} (there are: {names})")
     return REWARDS[name]
 
 
@@ -194,11 +187,9 @@ def as_reward(name, function):
     A function as a Reward: the catalogue's, or a custom one, whose attributes (group = True) say how to call
     it.
     """
-    if isinstance(function, Reward):
-        return function
     for entry in REWARDS.values():
-        if entry.function is function:
+        if function in (entry, entry.function):
             return entry
     options = ('needs', 'cheap', 'hackable', 'group', 'batched')
-    return Reward(name, function,
-                  **{key: getattr(function, key) for key in options if hasattr(function, key)})
+    given = {key: getattr(function, key) for key in options if hasattr(function, key)}
+    return Reward(name, function, **given)

@@ -1,16 +1,44 @@
 """
-How a text reads: fluency, readability, engagement, brevity. An empty text has 0 for all of it, so that
-silence does not pay.
+How a text reads, on its surface, which is what a policy learns from one of these alone. Silence scores 0.
 """
 import functools
 import math
 import re
 
 from rewards.facts import is_right
-from rewards.parsing import cues_in, plain_text, repeated, sentences, words
+from rewards.harm import mild
+from rewards.models import embeddings_of
+from rewards.parsing import plain_text
 from rewards.reward import reward
+from rewards.words import content_words, cues_in, repeated, sentences, words
 
-EXAMPLES = ('for example', 'for instance', 'imagine', 'suppose', 'picture this')
+
+def stays_on_subject(a, b):
+    """
+    Do two sentences share 5 to 60 % of their content words: the same subject, but not the same statement?
+    """
+    x, y = set(content_words(a)), set(content_words(b))
+    return 0.05 <= len(x & y) / max(1, len(x | y)) <= 0.6
+
+
+@reward('coherence', hackable=True, batched=True)
+def coherence(texts, *, model=None, device='cpu'):
+    """
+    The share of neighbouring sentences that stay on the subject, or the neighbours' mean cosine by a sentence
+    encoder as model; times 1 - the share of repeated word triples. 0 for one sentence.
+    """
+    split, relate = [sentences(text) for text in texts], stays_on_subject
+    if model is not None:
+        means = embeddings_of(model, device, sum(split, []))
+
+        def relate(a, b):
+            return max(0.0, (means[a] @ means[b]).item())
+    values = []
+    for text, parts in zip(texts, split, strict=True):
+        n = len(parts) - 1
+        related = sum(map(relate, parts, parts[1:]))
+        values.append(min(1.0, related / n) * (1 - repeated(words(text))) if n > 0 else 0.0)
+    return values
 
 
 @functools.lru_cache(maxsize=1)
@@ -18,78 +46,85 @@ def grammar():
     try:
         from harper import Linter
     except ImportError:
-        raise ImportError("checking grammar needs the package: pip install harper-py (in a "
-                          "training run the start model can judge instead)") from None
+        # in a training run the start model can judge instead
+        raise ImportError("checking grammar needs the package: pip install harper-py") from None
     return Linter()
-
-
-def correctness(text):
-    """1 less five times the grammar checker's complaints per word, and less for under five words."""
-    n = len(words(text))
-    if not n:
-        return 0.0
-    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5)
 
 
 @reward('fluency', hackable=True, cheap=False, batched=True)
 def fluency(texts, *, by=None, start_log_probs=None):
     """
-    By 'model': exp of the mean log-prob per character, about 0.5 for plain English and 0.05 for noise, under
-    start_log_probs(texts), which in training is the model that the run started from. By 'grammar'
-    (harper-py): see correctness. Both times 1 - the share of repeated word triples. The default is the model
-    where there is one.
+    By 'model', the default where there is one: exp of the mean log-prob per character, about 0.5 for plain
+    English and 0.05 for noise, by start_log_probs(texts): in training, of the model that the run started
+    from. By 'grammar': 1 - five times harper-py's complaints per word, and less under five words. Both times
+    1 - the share of repeated word triples.
     """
     if by not in (None, 'model', 'grammar'):
         raise ValueError(f"by is {by!r}: it must be 'model' or 'grammar'")
     if by == 'model' and start_log_probs is None:
-        raise ValueError("by is 'model': there is no model here, give start_log_probs")
-    if start_log_probs is None or by == 'grammar':
-        likeness = {text: correctness(text) for text in texts}
-    else:
-        spoken = [text for text in texts if text.strip()]
-        log_probs = start_log_probs(spoken) if spoken else []
-        likeness = {text: math.exp(min(0.0, value)) for text, value in zip(spoken, log_probs, strict=True)}
-    return [likeness.get(text, 0.0) * (1 - repeated(words(text))) for text in texts]
+        raise ValueError("by is 'model', and there is none: give start_log_probs")
+    if by == 'grammar' or start_log_probs is None:
+        return [grammatical(text) for text in texts]
+    spoken = [text for text in texts if text.strip()]
+    log_probs = dict(zip(spoken, start_log_probs(spoken) if spoken else (), strict=True))
+    values = []
+    for text in texts:
+        likely = math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0
+        values.append(likely * (1 - repeated(words(text))))
+    return values
+
+
+def grammatical(text):
+    n = len(words(text))
+    if not n:
+        return 0.0
+    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) * (1 - repeated(words(text)))
+
+
+SILENT_E = re.compile('(?:[^aeiouyl]|[aeiouy]l)e$|[^aeiouytd]ed$')
 
 
 def syllables(word):
     """Groups of vowels, without a silent e at the end (large, while, looked); at least 1."""
-    silent = re.search('(?:[^aeiouyl]|[aeiouy]l)e$|[^aeiouytd]ed$', word)
-    return max(1, len(re.findall('[aeiouy]+', word)) - bool(silent))
+    return max(1, len(re.findall('[aeiouy]+', word)) - bool(SILENT_E.search(word)))
 
 
 @reward('readability', hackable=True)
 def readability(text, *, min_words=20):
     """
-    Flesch's reading ease (1948) over 100: 206.835 - 1.015 words per sentence - 84.6 syllables per word, kept
-    within 0 and 1, times 1 - the share of repeated word triples. 0 under min_words words.
+    Flesch's reading ease (1948) over 100, within 0 and 1, times 1 - the share of repeated word triples. 0
+    under min_words.
     """
-    said = words(text)
-    if len(said) < max(1, min_words):
+    spoken = words(text)
+    n = len(spoken)
+    if n < max(1, min_words):
         return 0.0
-    ease = 206.835 - 1.015 * len(said) / len(sentences(text)) - 84.6 * sum(map(syllables, said)) / len(said)
-    return min(1.0, max(0.0, ease / 100)) * (1 - repeated(said))
+    ease = 206.835 - 1.015 * n / len(sentences(text)) - 84.6 * sum(map(syllables, spoken)) / n
+    return min(1.0, max(0.0, ease / 100)) * (1 - repeated(spoken))
+
+
+EXAMPLES = ('for example', 'for instance', 'imagine', 'suppose', 'picture this')
 
 
 @reward('engagement', hackable=True)
 def engagement(text):
     """
-    A quarter each for a question, for addressing the reader, for an example, and for sentences of different
-    length, from 15 words on; 0 for a text where more than half of the words were there before.
+    A quarter each for a question, an address to the reader, an example, and sentences of different length; 0
+    under 15 words, and where more than half of the words are repeated.
     """
-    said, lengths = words(text), [len(words(sentence)) for sentence in sentences(text)]
-    if len(said) < 15 or len(set(said)) < len(said) / 2:
+    spoken, lengths = words(text), [len(words(s)) for s in sentences(text)]
+    if len(spoken) < 15 or len(set(spoken)) < len(spoken) / 2:
         return 0.0
-    varied = len(lengths) > 1 and max(lengths) >= 1.5 * min(lengths)
-    asks, addresses = bool(re.search(r'\w\?', text)), bool({'you', 'your'} & set(said))
-    return (asks + addresses + bool(cues_in(text, EXAMPLES)) + varied) / 4
+    asks, addresses = bool(re.search(r'\w\?', text)), bool({'you', 'your'} & set(spoken))
+    varies = len(lengths) > 1 and max(lengths) >= 1.5 * min(lengths)
+    return (asks + addresses + bool(cues_in(text, EXAMPLES)) + varies) / 4
 
 
 @reward('brevity', hackable=True)
 def brevity(text, *, reference=None, full=100, none=300):
     """
-    1 up to `full` words, falling linearly to 0 at `none`; 0 without words, and for a wrong answer where there
-    is a reference.
+    1 up to `full` words, falling linearly to 0 at `none`; 0 without words, or, given a reference, for a wrong
+    answer.
     """
     if not 0 < full < none:
         raise ValueError(f"full is {full} and none {none}: they must be 0 < full < none")
@@ -97,3 +132,13 @@ def brevity(text, *, reference=None, full=100, none=300):
     if not n or (reference is not None and not is_right(text, plain_text(reference))):
         return 0.0
     return min(1.0, max(0.0, (none - n) / (none - full)))
+
+
+POLITE = ("please,thank you,thanks,you are welcome,you're welcome,sorry,apologies,excuse me,kindly,may i,"
+          "could you,would you,i would be happy,i'd be happy,happy to help,i appreciate").split(',')
+
+
+@reward('politeness', hackable=True)
+def politeness(text):
+    """Half for each of two different polite phrases, one for every 8 words at most, times mild(text)."""
+    return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * mild(text)

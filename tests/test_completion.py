@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from plain import plain
 
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout
@@ -14,12 +15,15 @@ from runtime.lora import add_lora
 from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
 
 TOKENIZER = CharTokenizer('abcdefghij', end=True)
-KINDS = {'gpt2': dict(), 'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2, qk_norm=True, tied=False)}
+QWEN3 = {'norm': 'rmsnorm', 'position': 'rope', 'mlp': 'swiglu', 'bias': False, 'n_kv_head': 2, 'qk_norm': True, 'tied': False}
+KINDS = {'gpt2': {}, 'qwen3': QWEN3}
+FIRST = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]  # a reward: the id of the first token
 
 
 def tiny(kind='qwen3', std=0.2, seed=0):
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(block_size=64, vocab_size=TOKENIZER.vocab_size + 2, n_layer=2, n_head=4, n_embd=32, **KINDS[kind])).eval()
+    config = GPTConfig(block_size=64, vocab_size=TOKENIZER.vocab_size + 2, n_layer=2, n_head=4, n_embd=32, **KINDS[kind])
+    model = GPT(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
     return model
@@ -35,12 +39,17 @@ def with_advantages(rollout, seed=0):
     return rollout
 
 
+def still(model):
+    """An optimizer that leaves gradients behind and moves nothing."""
+    return torch.optim.SGD(model.parameters(), lr=0.0)
+
+
 def gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('options', [{}, dict(temperature=0.7), dict(top_k=5, top_p=0.8, temperature=1.3)])
+@pytest.mark.parametrize('options', [{}, {'temperature': 0.7}, {'top_k': 5, 'top_p': 0.8, 'temperature': 1.3}])
 def test_sampler_and_trainer_agree(kind, options):
     """Promise 3: to 1e-5 in fp32; special tokens and rows that only pad the embedding are never drawn."""
     policy = CausalPolicy(tiny(kind), TOKENIZER, 20, **options)
@@ -54,7 +63,7 @@ def test_sampler_and_trainer_agree(kind, options):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_shared_prompts_give_the_gradient_of_whole_rows(kind):
-    """Against the straightforward way, G whole rows of prompt + answer through the model, in micro-batches of any size, checkpointed or not."""
+    """Against the plain way, G whole rows of prompt + completion through the model, in micro-batches of any size, checkpointed or not."""
     model = tiny(kind)
     policy = CausalPolicy(model, TOKENIZER, 20, temperature=0.9)
     rollout = with_advantages(policy.sample(batch(), 4))
@@ -67,10 +76,9 @@ def test_shared_prompts_give_the_gradient_of_whole_rows(kind):
             loss = loss - rollout.advantages[p, g] * logps.sum()
     (loss / rollout.lengths.sum()).backward()
     whole = gradient(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     for size in (None, 1, 3):
         model.gradient_checkpointing = size == 3
-        train_on_rollout(policy, rollout, optimizer, micro_batch_size=size, grad_clip=0, loss_type='dapo')
+        train_on_rollout(policy, rollout, still(model), plain(micro_batch_size=size, grad_clip=0, loss_type='dapo'))
         assert (gradient(model) - whole).norm() < 1e-5 * whole.norm()
 
 
@@ -82,95 +90,111 @@ def test_groups_without_a_signal_are_left_out_of_the_forward_but_not_of_the_coun
     rollout.advantages[1] = rollout.advantages[2] = 0.0
     seen = []
     model.norm_f.register_forward_hook(lambda m, i, o: seen.append(o.shape[0]))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    stats = train_on_rollout(policy, rollout, optimizer, grad_clip=0)
+    stats = train_on_rollout(policy, rollout, still(model), plain(grad_clip=0))
     assert seen == [2, 2]
     short = gradient(model)
-    train_on_rollout(policy, rollout, optimizer, grad_clip=0, entropy_coef=1e-12)
+    train_on_rollout(policy, rollout, still(model), plain(grad_clip=0, entropy_coef=1e-12))
     assert seen[2:] == [4, 4] and (gradient(model) - short).norm() < 1e-6 * short.norm()
-    logps = completion_logps(policy, rollout.pick(torch.tensor([0, 3])))[0]
-    assert stats['mean_log_prob'] == pytest.approx(logps[rollout.pick(torch.tensor([0, 3])).mask].mean().item(), rel=1e-5)
+    mixed = rollout.pick(torch.tensor([0, 3]))
+    logps = completion_logps(policy, mixed)[0]
+    assert stats['mean_log_prob'] == pytest.approx(logps[mixed.mask].mean().item(), rel=1e-5)
     rollout.advantages.zero_()
-    train_on_rollout(policy, rollout, optimizer, grad_clip=0)
+    train_on_rollout(policy, rollout, still(model), plain(grad_clip=0))
     assert gradient(model).abs().max() == 0
 
 
 def test_the_end_token_is_trained_and_shorter_pays():
-    """reward = -length: within 30 iterations every answer is the end token alone. An end token taken for padding would never be learned."""
+    """reward = -length: within 30 iterations every completion is the end token alone. Taken for padding it would never be learned."""
     policy = CausalPolicy(tiny(std=0.1), TOKENIZER, 16)
     optimizer = configure_optimizers(policy.model.parameters(), 0, 2e-2, (0.9, 0.99))
     reward = [('shorter', lambda policy, rollout: -rollout.lengths.float(), 1.0)]
-    lengths = [grpo_training_step(policy, batch(it), optimizer, reward, group_size=8)[0]['mean_length'] for it in range(30)]
+    lengths = [grpo_training_step(policy, batch(it), optimizer, reward, plain())[0]['mean_length'] for it in range(30)]
     assert lengths[0] > 5 and lengths[-1] == 1.0, lengths
 
 
 def test_kl_in_reward_by_hand():
-    """kl_beta times the summed log-ratio comes off each answer's reward before the group is compared, and none of it is in the loss."""
+    """kl_beta times the summed log-ratio comes off each completion's reward before the group is compared, and none is in the loss."""
     model = tiny()
     policy, reference = CausalPolicy(model, TOKENIZER, 12), CausalPolicy(tiny(seed=1), TOKENIZER, 12)
-    metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(model.parameters(), lr=0.0), [('length', lambda policy, rollout: rollout.lengths.float(), 1.0)], reference, group_size=4,
-                                          kl_beta=0.3, kl_estimator='k3', kl_in_reward=True, advantage='dr_grpo')
-    wanted = rollout.lengths - 0.3 * (rollout.logps - completion_logps(reference, rollout)[0]).masked_fill(~rollout.mask, 0.0).sum(-1)
+    reward = [('length', lambda policy, rollout: rollout.lengths.float(), 1.0)]
+    cfg = plain(group_size=4, kl_beta=0.3, kl_in_reward=True, advantage='dr_grpo')
+    metrics, rollout = grpo_training_step(policy, batch(), still(model), reward, cfg, reference)
+    log_ratio = rollout.logps - completion_logps(reference, rollout)[0]
+    wanted = rollout.lengths - 0.3 * log_ratio.masked_fill(~rollout.mask, 0.0).sum(-1)
     torch.testing.assert_close(rollout.rewards, wanted, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(rollout.advantages, compute_advantages(wanted, 'dr_grpo'), atol=1e-4, rtol=1e-4)
     assert metrics['kl_penalty'] == 0 and metrics['mean_kl'] > 0 and metrics['reward/length'] > metrics['mean_reward']
 
 
 def test_ppo_learns_when_to_stop():
-    """Shorter pays: with a value head and GAE the answers shrink, the value head learns what to expect, and a policy that rests stays as it is."""
+    """Shorter pays: with GAE completions shrink, the value head learns what to expect, and a policy that rests stays as it is."""
     model = tiny()
     model.value_head = torch.nn.Linear(32, 1)
     torch.nn.init.zeros_(model.value_head.weight)
     policy, optimizer = CausalPolicy(model, TOKENIZER, 16), configure_optimizers(model.parameters(), 0.0, 1e-2, (0.9, 0.99))
+    cfg = plain(advantage='gae', loss_type='dapo', micro_batch_size=2)
     reward = [('short', lambda policy, rollout: -rollout.lengths.float() / 16, 1.0)]
     before = copy.deepcopy(model.state_dict())
-    metrics, rollout = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, advantage='gae', learn=False)
+    metrics, rollout = grpo_training_step(policy, batch(), optimizer, reward, plain(advantage='gae'), learn=False)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items()) and 'loss' not in metrics
     whitened = rollout.advantages[rollout.mask]
     assert whitened.mean().abs() < 1e-5 and whitened.std(correction=0).item() == pytest.approx(1, abs=1e-4)
-    history = [grpo_training_step(policy, batch(seed), optimizer, reward, group_size=8, advantage='gae', loss_type='dapo', micro_batch_size=2)[0] for seed in range(30)]
-    assert history[-1]['mean_length'] < 2 < history[0]['mean_length'] and history[-1]['value_loss'] < history[0]['value_loss'] / 4
+    first, *_, last = [grpo_training_step(policy, batch(seed), optimizer, reward, cfg)[0] for seed in range(30)]
+    assert last['mean_length'] < 2 < first['mean_length'] and last['value_loss'] < first['value_loss'] / 4
 
 
-def test_answers_that_no_reward_applies_to_are_not_trained_on():
-    """Every third answer has none: the gradient is that of the others alone, by hand as in grpo's formula, and the metrics are theirs; with a value head they are as little in the loss."""
+def test_completions_that_no_reward_applies_to_are_not_trained_on():
+    """
+    Every third completion has none: the gradient is that of the others alone, by hand as in grpo's formula, and the metrics are theirs;
+    with a value head they are as little in the loss.
+    """
     policy = CausalPolicy(tiny(), TOKENIZER, 6)
-    rows = lambda rollout: [[None if (p + g) % 3 == 0 else float(rollout.tokens[p, g, 0]) for g in range(8)] for p in range(4)]
-    reward = [('some', lambda policy, rollout: rows(rollout), 1.0)]
-    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    metrics, rollout = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, grad_clip=0, loss_type='dapo', micro_batch_size=3)
+
+    def sparse(policy, rollout):
+        rows = FIRST[0][1](policy, rollout).tolist()
+        for p, row in enumerate(rows):
+            for g in range((-p) % 3, 8, 3):
+                row[g] = None
+        return rows
+
+    reward = [('sparse', sparse, 1.0)]
+    cfg = plain(grad_clip=0, loss_type='dapo', micro_batch_size=3)
+    metrics, rollout = grpo_training_step(policy, batch(), still(policy.model), reward, cfg)
     whole = gradient(policy.model)
-    there = ~rollout.rewards.isnan()
-    assert rollout.rewards.isnan().sum() == 11 and metrics['reward_missing/some'] == pytest.approx(11 / 32) and metrics['mean_reward'] == pytest.approx(rollout.rewards[there].mean().item())
+    judged = ~rollout.rewards.isnan()
+    assert rollout.rewards.isnan().sum() == 11 and metrics['reward_missing/sparse'] == pytest.approx(11 / 32)
+    assert metrics['mean_reward'] == pytest.approx(rollout.rewards[judged].mean().item())
     logps, loss = completion_logps(policy, rollout)[0], 0
     for p in range(4):
-        rewards = rollout.rewards[p, there[p]]
-        for logp, mask, A in zip(logps[p, there[p]], rollout.mask[p, there[p]], (rewards - rewards.mean()) / (rewards.std() + 1e-4)):
+        rewards = rollout.rewards[p, judged[p]]
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        for logp, mask, A in zip(logps[p, judged[p]], rollout.mask[p, judged[p]], advantages, strict=True):
             loss = loss - A * logp[mask].sum()
     policy.model.zero_grad()
-    (loss / rollout.mask[there].sum()).backward()
+    (loss / rollout.mask[judged].sum()).backward()
     assert whole.norm() > 0.01 and (gradient(policy.model) - whole).norm() < 1e-4 * whole.norm()
     policy.model.value_head = torch.nn.Linear(32, 1)
-    metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(policy.model.parameters(), lr=0.0), reward, group_size=8, advantage='gae', kl_in_reward=True)
+    metrics, rollout = grpo_training_step(policy, batch(), still(policy.model), reward, plain(advantage='gae', kl_in_reward=True))
     left_out = rollout.rewards.isnan()
-    assert left_out.sum() == 11 and (rollout.advantages[left_out] == 0).all() and all(math.isfinite(value) for value in metrics.values())
+    assert left_out.sum() == 11 and (rollout.advantages[left_out] == 0).all()
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_answers_that_were_cut_off():
-    """They count as truncated and are trained on as they are; with mask_truncated they leave the loss, N and L: the gradient is that of the others alone."""
+def test_completions_that_were_cut_off():
+    """They count as truncated and are trained on; with mask_truncated they leave the loss and its counts."""
     policy = CausalPolicy(tiny(), TOKENIZER, 6)
     rollout = policy.sample(batch(), 8)
     cut = ~rollout.ended
-    assert cut.any() and rollout.ended.any() and (rollout.lengths[cut] == 6).all() and (rollout.tokens[..., -1][cut] != TOKENIZER.eos_id).all()
-    reward = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]
-    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    gradients = {}
+    assert cut.any() and rollout.ended.any()
+    assert (rollout.lengths[cut] == 6).all() and (rollout.tokens[..., -1][cut] != TOKENIZER.eos_id).all()
+    optimizer, gradients = still(policy.model), {}
     everything_cut = CausalPolicy(policy.model, TOKENIZER, 1)
     everything_cut.tokenizer = type('Endless', (), {'eos_id': None, 'decode': TOKENIZER.decode})()
-    grpo_training_step(everything_cut, batch(), optimizer, reward, group_size=8, mask_truncated=True, micro_batch_size=1)
+    grpo_training_step(everything_cut, batch(), optimizer, FIRST, plain(mask_truncated=True, micro_batch_size=1))
     assert gradient(policy.model).abs().max() == 0  # nothing left to learn from
     for masked in (False, True):
-        metrics, again = grpo_training_step(policy, batch(), optimizer, reward, group_size=8, mask_truncated=masked, grad_clip=0, loss_type='dapo')
+        cfg = plain(mask_truncated=masked, grad_clip=0, loss_type='dapo')
+        metrics, again = grpo_training_step(policy, batch(), optimizer, FIRST, cfg)
         assert metrics['frac_truncated'] == pytest.approx(cut.float().mean().item()) and torch.equal(again.tokens, rollout.tokens)
         gradients[masked] = gradient(policy.model)
     policy.model.zero_grad()
@@ -184,7 +208,7 @@ def test_reference_modes_by_hand():
     """ema with alpha .9 from 0 towards 1, 1, 2: .1, .19, .371. periodic every 2: 0, 1, 1. static: 0."""
     for mode, wanted in (('ema', (0.1, 0.19, 0.371)), ('periodic', (0.0, 1.0, 1.0)), ('static', (0.0, 0.0, 0.0))):
         reference = [torch.zeros(2)]
-        for it, (value, after) in enumerate(zip((1.0, 1.0, 2.0), wanted), start=1):
+        for it, (value, after) in enumerate(zip((1.0, 1.0, 2.0), wanted, strict=True), start=1):
             update_reference(mode, it, reference, [torch.full((2,), value)], ema_alpha=0.9, update_freq=2)
             torch.testing.assert_close(reference[0], torch.full((2,), after))
 
@@ -196,104 +220,121 @@ def test_the_reference_of_lora_is_the_model_without_its_adapters():
     add_lora(model, 4, 8.0)
     policy = CausalPolicy(model, TOKENIZER, 10)
     optimizer = configure_optimizers(model.parameters(), 0, 1e-2, (0.9, 0.99))
-    reward = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]
+    cfg = plain(group_size=4, kl_beta=0.1)
     for it in range(3):
-        metrics, _ = grpo_training_step(policy, batch(it), optimizer, reward, policy.without_adapters(), group_size=4, kl_beta=0.1)
+        metrics, _ = grpo_training_step(policy, batch(it), optimizer, FIRST, cfg, policy.without_adapters())
         assert (metrics['mean_kl'] == pytest.approx(0, abs=1e-6)) == (it == 0)
-    rollouts = [generate_rollouts(policy, batch(), 4, reference) for reference in (policy.without_adapters(), policy.with_model(frozen))]
-    torch.testing.assert_close(rollouts[0].ref_log_probs, rollouts[1].ref_log_probs)
+    without, copied = (generate_rollouts(policy, batch(), cfg, one) for one in (policy.without_adapters(), policy.with_model(frozen)))
+    torch.testing.assert_close(without.ref_logps, copied.ref_logps)
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
 def test_rewards_beside_the_sampling_change_nothing():
     """
-    Prompts sampled in parts, each part's rewards in a thread: answers, rewards and weights after the step are those of all at once. The first reward of a part but the last waits until the next
-    part's sampling has begun: were they not side by side, nothing would ever go on.
+    Prompts sampled in parts, each part's rewards in a thread: completions, rewards and weights after the step are those of all at once.
+    The first reward of a part but the last waits until the next part's sampling has begun: without a thread it would wait in vain.
     """
-    results = []
-    for size in (None, 2, 3):
+    def step(size):
         model = tiny()
         policy, begun = CausalPolicy(model, TOKENIZER, 10), []
-        sample, events = policy.sample, [threading.Event() for _ in range(5)]
+        sample, events, parts = policy.sample, [threading.Event() for _ in range(5)], iter(range(4))
 
         def counted(batch, group_size):
             events[len(begun)].set()
             begun.append(len(batch['prompts']))
             return sample(batch, group_size)
 
-        def patient(policy, rollout, parts=iter(range(4))):
+        def patient(policy, rollout):
             assert size is None or sum(begun) == 4 or events[next(parts) + 1].wait(60), 'the sampler waits for the reward'
             return rollout.tokens[..., 0].float()
 
         policy.sample = counted
         optimizer = configure_optimizers(model.parameters(), 0, 1e-2, (0.9, 0.99))
-        metrics, rollout = grpo_training_step(policy, batch(), optimizer, [('first', patient, 1.0), ('length', lambda p, r: r.lengths.float(), 0.5)], group_size=4, rollout_batch_size=size)
+        rewards = [('first', patient, 1.0), ('length', lambda policy, rollout: rollout.lengths.float(), 0.5)]
+        metrics, rollout = grpo_training_step(policy, batch(), optimizer, rewards, plain(group_size=4, rollout_batch_size=size))
         assert begun == {None: [4], 2: [2, 2], 3: [3, 1]}[size]
-        results.append((metrics, rollout, copy.deepcopy(model.state_dict())))
-    for metrics, rollout, weights in results[1:]:
-        assert torch.equal(rollout.tokens, results[0][1].tokens) and torch.equal(rollout.rewards, results[0][1].rewards) and rollout.batch.keys() == results[0][1].batch.keys()
-        torch.testing.assert_close(rollout.logps, results[0][1].logps, atol=1e-6, rtol=0)
-        assert metrics['grad_norm'] == pytest.approx(results[0][0]['grad_norm'], rel=1e-4)
-        assert all(torch.allclose(weights[name], p, atol=1e-4) for name, p in results[0][2].items())
+        return metrics, rollout, model.state_dict()
+
+    wanted_metrics, wanted, wanted_weights = step(None)
+    for size in (2, 3):
+        metrics, rollout, weights = step(size)
+        assert torch.equal(rollout.tokens, wanted.tokens) and torch.equal(rollout.rewards, wanted.rewards)
+        assert rollout.batch.keys() == wanted.batch.keys()
+        torch.testing.assert_close(rollout.logps, wanted.logps, atol=1e-6, rtol=0)
+        assert metrics['grad_norm'] == pytest.approx(wanted_metrics['grad_norm'], rel=1e-4)
+        assert all(torch.allclose(weights[name], p, atol=1e-4) for name, p in wanted_weights.items())
 
 
 @pytest.mark.parametrize('kl_estimator', ['exact', 'k3'])
 def test_dynamic_sampling(kl_estimator):
     """
-    Groups whose rewards are all equal make room for answers to other, longer prompts, each at the same place: the step is that on a batch which had the right prompts from the start. The others are
-    as they were, half the batch alone does the same with its half, and after as many tries as were allowed what is still equal stays.
+    Groups whose rewards are all equal give way to those of other, longer prompts, each at the same place: the step is that on a batch
+    with the right prompts from the start. The others are as they were, half the batch alone does the same with its half, and after as
+    many rounds as were allowed what is still equal stays.
     """
     first, further = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]], [[9, 8, 7, 6, 5, 4, 3, 2], [3, 3], [1, 1, 1], [2, 0]]
-    batches = lambda attempt, rows=slice(None): prompt_batch((further if attempt else first)[rows], [100 * attempt + p for p in range(4)][rows])
+    everything = slice(None)
     rare = [('rare', lambda policy, rollout: (rollout.tokens[..., 0] < 3).float(), 1.0)]
 
-    def step(times, rows=slice(None), prompts=None):
+    def batches(attempt, rows):
+        prompts = further if attempt else first
+        return prompt_batch(prompts[rows], [100 * attempt + p for p in range(4)][rows])
+
+    def step(rounds, rows=everything, prompts=None):
         model = tiny()
         policy, reference = CausalPolicy(model, TOKENIZER, 6), CausalPolicy(tiny(seed=1), TOKENIZER, 6)
-        return grpo_training_step(policy, prompts or batches(0, rows), torch.optim.SGD(model.parameters(), lr=0.0), rare, reference, group_size=4, kl_beta=0.1, kl_estimator=kl_estimator, loss_type='dapo',
-                                  dynamic_sampling=times, others=lambda attempt: batches(attempt, rows))
+        cfg = plain(group_size=4, kl_beta=0.1, kl_estimator=kl_estimator, loss_type='dapo', dynamic_sampling=rounds)
+        prompts = prompts or batches(0, rows)
+        return grpo_training_step(policy, prompts, still(model), rare, cfg, reference, lambda attempt: batches(attempt, rows))
 
     (_, once), (metrics, again) = step(0), step(1)
     flat = (once.rewards == once.rewards[:, :1]).all(dim=1)
     assert 0 < flat.sum() < 4 and metrics['resampled_groups'] == flat.sum()
     chosen = prompt_batch([further[p] if flat[p] else first[p] for p in range(4)], [100 * int(flat[p]) + p for p in range(4)])
     wanted, whole = step(0, prompts=chosen)
-    assert torch.equal(again.tokens[again.mask], whole.tokens[whole.mask]) and torch.equal(again.rewards, whole.rewards) and torch.equal(again.batch['prompt_lengths'], chosen['prompt_lengths'])
-    assert all(metrics[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6) for key in wanted if not key.startswith(('time_', 'tokens_per_s', 'sampler_gap')))
+    assert torch.equal(again.tokens[again.mask], whole.tokens[whole.mask]) and torch.equal(again.rewards, whole.rewards)
+    assert torch.equal(again.batch['prompt_lengths'], chosen['prompt_lengths'])
+    comparable = [key for key in wanted if not key.startswith(('time_', 'tokens_per_s', 'sampler_gap'))]
+    assert all(metrics[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6) for key in comparable)
     halves = [step(1, rows)[1] for rows in (slice(0, 2), slice(2, 4))]
-    assert torch.equal(torch.cat([half.rewards for half in halves]), again.rewards) and [row for half in halves for row in half.lengths.tolist()] == again.lengths.tolist()
+    assert torch.equal(torch.cat([half.rewards for half in halves]), again.rewards)
+    assert torch.equal(torch.cat([half.lengths for half in halves]), again.lengths)
     left = int((again.rewards == again.rewards[:, :1]).all(dim=1).sum())
     assert metrics['frac_reward_zero_std'] == left / 4 and step(2)[0]['resampled_groups'] == flat.sum() + left
 
 
 def test_overlong_by_hand():
-    """The ramp; and in a step it is added to the reward, but an answer that no reward applies to stays out."""
+    """The ramp; and in a step it is added to the reward, but a completion that no reward applies to stays out."""
     lengths = torch.tensor([[10, 80, 81], [90, 99, 100]])
     torch.testing.assert_close(overlong(lengths, 100, 20), torch.tensor([[0, 0, -0.05], [-0.5, -0.95, -1]]))
     model = tiny()
     policy = CausalPolicy(model, TOKENIZER, 8)
-    some = [('some', lambda policy, rollout: [[None, 0.5, 0.5, 0.5]] * 4, 1.0)]
+    reward = [('half', lambda policy, rollout: [[None, 0.5, 0.5, 0.5]] * 4, 1.0)]
     for advantage in ('grpo', 'gae'):
         model.value_head = torch.nn.Linear(32, 1)
-        metrics, rollout = grpo_training_step(policy, batch(), torch.optim.SGD(model.parameters(), lr=0.0), some, group_size=4, advantage=advantage, overlong_penalty=6, max_new_tokens=8, gamma=1.0, gae_lambda=1.0)
+        cfg = plain(group_size=4, advantage=advantage, overlong_penalty=6, gamma=1.0, gae_lambda=1.0)
+        metrics, rollout = grpo_training_step(policy, batch(), still(model), reward, cfg)
         penalty = -(rollout.lengths - 2).clamp(min=0) / 6
-        assert rollout.rewards[:, 0].isnan().all() and (rollout.advantages[:, 0] == 0).all() and metrics['overlong_penalty'] == pytest.approx(penalty.mean().item()) and penalty.min() == -1 < penalty.max()
-        found = rollout.rewards if advantage == 'grpo' else (rollout.returns - 0).gather(-1, (rollout.lengths[..., None] - 1))[..., 0]  # what an answer's last token should have expected
-        torch.testing.assert_close(found[:, 1:], 0.5 + penalty[:, 1:])
+        assert rollout.rewards[:, 0].isnan().all() and (rollout.advantages[:, 0] == 0).all()
+        assert metrics['overlong_penalty'] == pytest.approx(penalty.mean().item()) and penalty.min() == -1 < penalty.max()
+        rewarded = rollout.rewards
+        if advantage == 'gae':  # what a completion's last token should have expected
+            rewarded = rollout.returns.gather(-1, rollout.lengths[..., None] - 1)[..., 0]
+        torch.testing.assert_close(rewarded[:, 1:], 0.5 + penalty[:, 1:])
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_low_precision_learns_in_fp32(dtype):
-    """Steps too small for a 16-bit weight add up in its master; gradients arrive there as fp32, over micro-batches; sampler and trainer stay close."""
+    """Steps too small for a 16-bit weight add up in its master, where gradients arrive as fp32; sampler and trainer stay close."""
     model = tiny()
     masters = compute_in(model, dtype)
     assert {p.dtype for p in model.parameters()} == {dtype} and {p.dtype for p in masters.values()} == {torch.float32}
     start = {name: p.detach().clone() for name, p in masters.items()}
     optimizer = configure_optimizers(masters.values(), 0, 1e-6, (0.9, 0.99))
     optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
-    scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
+    optimizer.scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
     policy = CausalPolicy(model, TOKENIZER, 8)
-    stats = train_on_rollout(policy, with_advantages(policy.sample(batch(), 4)), optimizer, micro_batch_size=2, scaler=scaler)
+    stats = train_on_rollout(policy, with_advantages(policy.sample(batch(), 4)), optimizer, plain(micro_batch_size=2))
     assert stats['sampler_gap_mean'] < 0.05
     assert all((p != start[name]).any() for name, p in masters.items()) and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, masters[name].to(dtype)) for name, p in model.named_parameters())
@@ -302,17 +343,19 @@ def test_low_precision_learns_in_fp32(dtype):
 def test_fp16_gives_up_in_the_end():
     """A scaler lowers its scale while gradients overflow, which is no bad step; once the scale is below 1 it is."""
     model = tiny()
-    policy, scaler = CausalPolicy(model, TOKENIZER, 8), torch.amp.GradScaler('cpu', init_scale=2.0)
+    policy, optimizer = CausalPolicy(model, TOKENIZER, 8), torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer.scaler = torch.amp.GradScaler('cpu', init_scale=2.0)
     rollout = with_advantages(policy.sample(batch(), 4))
     rollout.advantages[0, 0] = torch.inf
     before = copy.deepcopy(model.state_dict())
-    assert [train_on_rollout(policy, rollout, torch.optim.SGD(model.parameters(), lr=1.0), scaler=scaler)['bad_steps'] for _ in range(4)] == [0, 0, 1, 1]
+    assert [train_on_rollout(policy, rollout, optimizer, plain())['bad_steps'] for _ in range(4)] == [0, 0, 1, 1]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_full_precision_keeps_no_second_copy():
     model = tiny()
-    assert all(p is q for p, q in zip(compute_in(model, torch.float32).values(), model.parameters()))
+    masters = compute_in(model, torch.float32)
+    assert all(masters[name] is p for name, p in model.named_parameters())
 
 
 def test_text_log_prob_by_hand():

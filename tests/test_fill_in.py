@@ -1,8 +1,10 @@
 """Masks, and the fill-in policy: exact likelihoods, G fills from one forward, K steps."""
+import collections
 import itertools
 
 import pytest
 import torch
+from plain import plain
 
 import kernels
 from formats.tokenizer import CharTokenizer
@@ -13,6 +15,13 @@ from runtime.masters import configure_optimizers
 from tasks.fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, fill, filler_config, make_batch
 
 TOKENIZER = CharTokenizer('abcdefgh')
+
+
+def share_of_a(policy, rollout):
+    return (rollout.tokens == 0).where(rollout.mask, False).sum(-1) / rollout.lengths
+
+
+SHARE_OF_A = [('a', share_of_a, 1.0)]
 
 
 def tiny_policy(tokenizer=TOKENIZER, seed=0, **options):
@@ -28,6 +37,10 @@ def tiny_batch(P=4, T=12, lengths=None, ratio=(0.3, 0.6), kind='random', tokeniz
     lengths = torch.full((P,), T) if lengths is None else torch.tensor(lengths)
     tokens = torch.randint(len(tokenizer.chars), (P, T), generator=generator)
     return make_batch(tokens, lengths, choose_slots(kind, lengths, T, ratio, generator), tokenizer.mask_id, seed)
+
+
+def adam(policy, learning_rate=1e-3):
+    return configure_optimizers(policy.model.parameters(), 0, learning_rate, (0.9, 0.99))
 
 
 @pytest.mark.parametrize('kind', ['random', 'sticky', 'span'])
@@ -74,7 +87,8 @@ def test_likelihood_is_exact():
     tokenizer = CharTokenizer('abc')
     policy = tiny_policy(tokenizer, temperature=0.8)
     tokens = torch.randint(3, (1, 6))
-    batch = make_batch(tokens, torch.tensor([6]), torch.tensor([[False, True, False, False, True, False]]), tokenizer.mask_id)
+    chosen = torch.tensor([[False, True, False, False, True, False]])
+    batch = make_batch(tokens, torch.tensor([6]), chosen, tokenizer.mask_id)
     rollout = policy.sample(batch, 40000)
     log_probs = head_log_probs(policy, policy.hidden(rollout))
     every = torch.tensor(list(itertools.product(range(3), repeat=2)))[None]
@@ -86,10 +100,10 @@ def test_likelihood_is_exact():
 
 @pytest.mark.parametrize('top_p, unmask_steps', [(1.0, 1), (0.7, 1), (1.0, 3), (0.7, 3)])
 def test_sampler_and_trainer_agree(top_p, unmask_steps):
-    """Log-probs recorded while sampling are those that training recomputes, nucleus and steps and ragged texts included; no special is ever drawn."""
+    """Log-probs noted while sampling are those that training recomputes, with nucleus, steps and ragged texts; no special is ever drawn."""
     policy = tiny_policy(temperature=0.8, top_p=top_p, unmask_steps=unmask_steps)
     batch = tiny_batch(lengths=[12, 7, 3, 10])
-    rollout = generate_rollouts(policy, batch, 5)
+    rollout = generate_rollouts(policy, batch, plain(group_size=5))
     logps = gather_logps(head_log_probs(policy, policy.hidden(rollout), rollout.allowed), rollout.tokens)
     assert (logps - rollout.logps)[rollout.mask].abs().max() < 1e-5
     assert torch.isfinite(rollout.logps[rollout.mask]).all() and rollout.tokens[rollout.mask].max() < len(TOKENIZER.chars)
@@ -100,7 +114,10 @@ def test_sampler_and_trainer_agree(top_p, unmask_steps):
 
 
 def test_one_step_is_the_plain_case():
-    """unmask_steps=1 written out: softmax of the tempered logits at the slots; a fill is the first character whose cumulated probability lies above its number."""
+    """
+    unmask_steps=1 written out: softmax of the tempered logits at the slots; a fill is the first character whose cumulated probability
+    lies above its number.
+    """
     policy = tiny_policy(temperature=0.8)
     batch = tiny_batch(lengths=[12, 12, 12, 12])
     rollout = policy.sample(batch, 5)
@@ -108,29 +125,34 @@ def test_one_step_is_the_plain_case():
     probs = (policy.model.lm_head(hidden) / 0.8).masked_fill(policy.forbidden, -torch.inf).log_softmax(-1).exp()
     u = uniforms(batch['seeds'].tolist(), 6, probs.shape[1])[:, 1:]             # the first row deals slots into steps
     for p, g, m in itertools.product(range(4), range(5), range(probs.shape[1])):
-        below = [sum(probs[p, m, :v + 1].tolist()) for v in range(len(TOKENIZER.chars))]
-        assert rollout.tokens[p, g, m] == next(v for v, mass in enumerate(below) if mass > u[p, g, m])
+        cumulated = list(itertools.accumulate(probs[p, m, :len(TOKENIZER.chars)].tolist()))
+        assert rollout.tokens[p, g, m] == next(v for v, mass in enumerate(cumulated) if mass > u[p, g, m])
 
 
 @pytest.mark.parametrize('unmask_steps', [1, 3])
 def test_a_fill_depends_on_its_text_its_seed_and_its_place_alone(unmask_steps):
-    """Some of the texts, in another order and padded otherwise, with more fills each, get the fills that they got among the others: so ranks and parts of a rollout do not matter."""
+    """
+    Some of the texts, in another order and padded otherwise, with more fills each, get the fills that they got among the others: so
+    ranks and parts of a rollout do not matter.
+    """
     policy = tiny_policy(unmask_steps=unmask_steps)
     batch = tiny_batch(lengths=[12, 5, 9, 7])
     together = policy.sample(batch, 3)
-    some = torch.tensor([3, 1])
-    M = int(batch['n_slots'][some].max())
-    alone = policy.sample({k: v[some][:, :M] if k == 'slots' else v[some] for k, v in batch.items()}, 4)
+    picked = torch.tensor([3, 1])
+    M = int(batch['n_slots'][picked].max())
+    fewer = {name: values[picked] for name, values in batch.items()}
+    alone = policy.sample(fewer | {'slots': fewer['slots'][:, :M]}, 4)
     mask = alone.mask[:, :3]
-    assert M < batch['slots'].shape[1] and torch.equal(alone.tokens[:, :3][mask], together.tokens[some][:, :, :M][mask])
+    assert M < batch['slots'].shape[1] and torch.equal(alone.tokens[:, :3][mask], together.tokens[picked][:, :, :M][mask])
     assert not torch.equal(together.tokens[0, 0], together.tokens[0, 1])
 
 
 def test_steps_see_earlier_fills():
-    """With K = |M| the likelihood is that of an any-order autoregressive model: each slot's log-prob by its own forward, with the earlier ones filled."""
+    """With K = M each slot's log-prob is that of its own forward, with the earlier slots filled: an any-order autoregressive model."""
     policy = tiny_policy(unmask_steps=3)
     tokens = torch.randint(8, (1, 6))
-    batch = make_batch(tokens, torch.tensor([6]), torch.tensor([[True, False, True, False, False, True]]), TOKENIZER.mask_id)
+    chosen = torch.tensor([[True, False, True, False, False, True]])
+    batch = make_batch(tokens, torch.tensor([6]), chosen, TOKENIZER.mask_id)
     rollout = policy.sample(batch, 4)
     order = rollout.batch['step_of_slot'][0].argsort().tolist()
     assert sorted(order) == [0, 1, 2]
@@ -138,7 +160,8 @@ def test_steps_see_earlier_fills():
         text = batch['tokens'][0].clone()
         for m in order:
             logits = policy.model.logits(text[None])[0, batch['slots'][0, m]].masked_fill(policy.forbidden, -torch.inf)
-            assert logits.log_softmax(-1)[rollout.tokens[0, g, m]].item() == pytest.approx(rollout.logps[0, g, m].item(), abs=1e-5)
+            logp = logits.log_softmax(-1)[rollout.tokens[0, g, m]].item()
+            assert logp == pytest.approx(rollout.logps[0, g, m].item(), abs=1e-5)
             text[batch['slots'][0, m]] = rollout.tokens[0, g, m]
 
 
@@ -147,14 +170,19 @@ def test_cost_does_not_grow_with_the_group(monkeypatch):
     def rows(G):
         policy = tiny_policy()
         reference = policy.with_model(tiny_policy(seed=1).model)
-        seen = {'trunk': 0, 'sampler': 0, 'loss': 0}
+        seen = collections.Counter()
+
+        def counted(hidden, *arguments):
+            seen['loss'] += len(hidden)
+            return logits_of(hidden, *arguments)
+
         for model in (policy.model, reference.model):
-            model.register_forward_hook(lambda m, i, o: seen.__setitem__('trunk', seen['trunk'] + o.shape[0]))
-        policy.model.lm_head.register_forward_hook(lambda m, i, o: seen.__setitem__('sampler', seen['sampler'] + o.numel() // o.shape[-1]))
+            model.register_forward_hook(lambda module, inputs, output: seen.update(trunk=output.shape[0]))
+        policy.model.lm_head.register_forward_hook(lambda module, inputs, output: seen.update(sampler=output[..., 0].numel()))
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, 'logits_of', lambda hidden, *others: seen.__setitem__('loss', seen['loss'] + len(hidden)) or logits_of(hidden, *others))
-            reward = [('count', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
-            grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model.parameters(), 0, 1e-3, (0.9, 0.99)), reward, reference, G, kl_beta=0.1, kl_estimator='exact')
+            patch.setattr(kernels, 'logits_of', counted)
+            cfg = plain(group_size=G, kl_beta=0.1, kl_estimator='exact')
+            grpo_training_step(policy, tiny_batch(), adam(policy), SHARE_OF_A, cfg, reference)
         return seen
     batch, logits_of = tiny_batch(), kernels.logits_of
     assert rows(2) == rows(16) == {'trunk': 3 * 4, 'sampler': batch['slots'].numel(), 'loss': 2 * batch['n_slots'].sum()}
@@ -166,36 +194,39 @@ def test_padding_and_company_do_not_matter():
     batch = tiny_batch(lengths=[12, 5, 9, 7])
     together = policy.slot_hidden(batch, None, 0)
     n = int(batch['n_slots'][1])
-    alone = {k: v[1:2, :5] if k in ('tokens', 'original') else v[1:2, :n] if k == 'slots' else v[1:2] for k, v in batch.items()}
+    alone = {name: values[1:2] for name, values in batch.items()}
+    alone |= {'tokens': alone['tokens'][:, :5], 'original': alone['original'][:, :5], 'slots': alone['slots'][:, :n]}
     torch.testing.assert_close(policy.slot_hidden(alone, None, 0)[0, 0], together[1, 0, :n], atol=1e-5, rtol=1e-5)
 
 
 def test_learns_what_is_rewarded_and_moves_every_parameter():
     """Reward = share of 'a' among the fills: a few steps take it from about 1/8 to nearly 1."""
     policy = tiny_policy()
-    optimizer = configure_optimizers(policy.model.parameters(), 0, 1e-2, (0.9, 0.99))
+    optimizer = adam(policy, 1e-2)
     before = [p.clone() for p in policy.model.parameters()]
-    reward = [('a', lambda policy, rollout: (rollout.tokens == 0).where(rollout.mask, False).sum(-1) / rollout.lengths, 1.0)]
-    assert 'mean_kl' not in grpo_training_step(policy, tiny_batch(), optimizer, reward, None, 8)[0]  # unknown, not 0
-    first, *_, last = [grpo_training_step(policy, tiny_batch(seed=i), optimizer, reward, None, 8)[0]['mean_reward'] for i in range(40)]
-    assert first < 0.4 and last > 0.9
-    assert all(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters()))
+    assert 'mean_kl' not in grpo_training_step(policy, tiny_batch(), optimizer, SHARE_OF_A, plain())[0]  # unknown, not 0
+    first, *_, last = [grpo_training_step(policy, tiny_batch(seed=i), optimizer, SHARE_OF_A, plain())[0] for i in range(40)]
+    assert first['mean_reward'] < 0.4 and last['mean_reward'] > 0.9
+    assert all(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
 
 
 def test_at_the_start_ratio_is_one_and_kl_is_zero():
     policy = tiny_policy()
     reference = policy.with_model(tiny_policy().model)
-    reward = [('a', lambda policy, rollout: (rollout.tokens == 0).float().mean(-1), 1.0)]
-    metrics, _ = grpo_training_step(policy, tiny_batch(), configure_optimizers(policy.model.parameters(), 0, 1e-3, (0.9, 0.99)), reward, reference, 8, kl_beta=0.1, kl_estimator='exact')
-    assert abs(metrics['mean_kl']) < 1e-6 and metrics['sampler_gap_max'] < 1e-5 and metrics['clip_frac_high'] == 0 and abs(metrics['loss']) < 1e-3
+    cfg = plain(kl_beta=0.1, kl_estimator='exact')
+    metrics, _ = grpo_training_step(policy, tiny_batch(), adam(policy), SHARE_OF_A, cfg, reference)
+    assert abs(metrics['mean_kl']) < 1e-6 and metrics['sampler_gap_max'] < 1e-5
+    assert metrics['clip_frac_high'] == 0 and abs(metrics['loss']) < 1e-3
 
 
 def test_exact_match_by_hand():
-    batch = make_batch(torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([3, 3]), torch.tensor([[True, False, True], [False, True, False]]), TOKENIZER.mask_id)
-    fills = torch.tensor([[[0, 2], [0, 3]], [[4, 0], [5, 7]]])  # right: 2 + 1 of text 0, 1 + 0 of text 1 (whose second slot is padding)
+    texts, chosen = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[True, False, True], [False, True, False]])
+    batch = make_batch(texts, torch.tensor([3, 3]), chosen, TOKENIZER.mask_id)
+    fills = torch.tensor([[[0, 2], [0, 3]], [[4, 0], [5, 7]]])  # right: 2 + 1 of text 0, 1 + 0 of text 1 (its second slot is padding)
     assert exact_match(batch, fills) == pytest.approx(4 / 6)
 
 
 def test_a_text_without_slots_is_refused():
+    texts, chosen = torch.zeros(2, 3, dtype=torch.long), torch.tensor([[True, False, False], [False] * 3])
     with pytest.raises(ValueError, match='text 1 of the batch has no masked slot'):
-        make_batch(torch.zeros(2, 3, dtype=torch.long), torch.tensor([3, 3]), torch.tensor([[True, False, False], [False] * 3]), TOKENIZER.mask_id)
+        make_batch(texts, torch.tensor([3, 3]), chosen, TOKENIZER.mask_id)

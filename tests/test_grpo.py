@@ -5,14 +5,30 @@ import types
 
 import pytest
 import torch
+from plain import plain
 
-from grpo import LOSS_TYPES, Rollout, aggregate, compute_advantages, compute_rewards, gae, gather_logps, head_log_probs, kl_estimate, part_means, policy_loss, train_on_rollout
+from grpo import (
+    LOSS_TYPES,
+    Rollout,
+    aggregate,
+    compute_advantages,
+    compute_rewards,
+    gae,
+    gather_logps,
+    head_log_probs,
+    kl_estimate,
+    part_means,
+    policy_loss,
+    train_on_rollout,
+)
+from mirror import MirrorMap
 
 torch.manual_seed(0)
 
 
 class TablePolicy:
-    """A policy that is a table of hidden states: its answers' slots are independent, its head is the identity. V = width."""
+    """A policy that is a table of hidden states: its completions' tokens are independent, its head is the identity. V = width."""
+    max_new_tokens, mirror = None, None
 
     def __init__(self, P, R, V, temperature=1.0):
         self.model = torch.nn.Module()
@@ -20,6 +36,7 @@ class TablePolicy:
         self.model.lm_head = torch.nn.Linear(V, V, bias=False, dtype=torch.float64)
         self.model.lm_head.weight = torch.nn.Parameter(torch.eye(V, dtype=torch.float64), requires_grad=False)
         self.temperature, self.forbidden = temperature, torch.zeros(V, dtype=torch.bool)
+        self.still = torch.optim.SGD([self.model.table], lr=0.0)
 
     def hidden(self, rollout):
         return self.model.table[rollout.batch['row']][:, None]
@@ -33,6 +50,11 @@ def table_rollout(policy, G, lengths=None):
     rollout = Rollout({'row': torch.arange(P)}, tokens, lengths, gather_logps(log_probs, tokens))
     rollout.advantages = compute_advantages(torch.randn(P, G), 'rloo')
     return rollout
+
+
+def fixed(name, values, weight=1.0):
+    """A reward that says these values of whatever it is asked about."""
+    return name, lambda policy, rollout: values, weight
 
 
 # --- advantages
@@ -56,20 +78,25 @@ def test_equal_rewards_give_exactly_zero(kind):
 
 
 def test_gae_against_its_definition():
-    """The sum over all later tokens of an answer, O(R^2); lambda 0 leaves the TD error, gamma = lambda = 1 what is still to come minus what was expected. NaN in padding counts for nothing."""
+    """
+    The sum over all later tokens of a completion, O(R^2); lambda 0 leaves the TD error, gamma = lambda = 1 what is still to come minus
+    what was expected. NaN in padding counts for nothing.
+    """
     lengths = torch.tensor([[5, 1], [3, 4]])
     mask = torch.arange(5) < lengths[..., None]
     rewards, values = torch.randn(2, 2, 5, 2, dtype=torch.double).masked_fill(~mask[..., None], torch.nan).unbind(-1)
-    found = {pair: gae(rewards, values, mask, *pair) for pair in ((0.9, 0.7), (0.9, 0.0), (1.0, 1.0))}
+    advantages = {pair: gae(rewards, values, mask, *pair) for pair in ((0.9, 0.7), (0.9, 0.0), (1.0, 1.0))}
     for p, g in itertools.product(range(2), repeat=2):
         n, r, v = lengths[p, g], rewards[p, g], values[p, g]
         td = [r[t] + 0.9 * (v[t + 1] if t + 1 < n else 0) - v[t] for t in range(n)]
         for t in range(n):
-            assert found[0.9, 0.7][p, g, t].item() == pytest.approx(sum((0.9 * 0.7) ** (s - t) * td[s] for s in range(t, n)).item())
-            assert found[0.9, 0.0][p, g, t].item() == pytest.approx(td[t].item())
-            assert found[1.0, 1.0][p, g, t].item() == pytest.approx((r[t:n].sum() - v[t]).item())
-        assert all((x[p, g, n:] == 0).all() for x in found.values())
-    final, mean = torch.tensor([[1.0, 0.0, 0.0, 1.0]]), 0.5  # the reward at the end and the group's mean as value: Dr. GRPO's advantages at every token
+            discounted = sum((0.9 * 0.7) ** (s - t) * td[s] for s in range(t, n))
+            assert advantages[0.9, 0.7][p, g, t].item() == pytest.approx(discounted.item())
+            assert advantages[0.9, 0.0][p, g, t].item() == pytest.approx(td[t].item())
+            assert advantages[1.0, 1.0][p, g, t].item() == pytest.approx((r[t:n].sum() - v[t]).item())
+        assert all((x[p, g, n:] == 0).all() for x in advantages.values())
+    # the reward at the end and the group's mean as value: Dr. GRPO's advantages at every token
+    final, mean = torch.tensor([[1.0, 0.0, 0.0, 1.0]]), 0.5
     last = torch.nn.functional.one_hot(torch.tensor(2), 3) * final[..., None]
     everywhere = gae(last, torch.full_like(last, mean), torch.ones_like(last, dtype=torch.bool), 1.0, 1.0)
     assert torch.equal(everywhere, compute_advantages(final, 'dr_grpo')[..., None].expand(1, 4, 3))
@@ -83,14 +110,15 @@ def test_a_group_of_one_is_refused():
 # --- losses
 
 def test_losses_by_hand():
-    """Two answers, lengths 2 and 1, ratio 1: -A at every token, aggregated four ways. The mask hides a NaN."""
+    """Two completions, lengths 2 and 1, ratio 1: -A at every token, aggregated four ways. The mask hides a NaN."""
     logps = torch.log(torch.tensor([[0.5, 0.25], [0.2, 0.9]]))
     old = logps.clone()
     old[1, 1] = float('nan')
     mask = torch.tensor([[True, True], [True, False]])
     A = torch.tensor([1.0, -2.0])
-    for loss_type, wanted in (('grpo', (-1 + 2) / 2), ('gspo', (-1 + 2) / 2), ('dapo', (-1 - 1 + 2) / 3), ('dr_grpo', (-1 - 1 + 2) / (2 * 10)),
-                              ('cispo', -(logps[0].sum() - 2 * logps[1, 0]) / 3), ('reinforce', -(logps[0].sum() - 2 * logps[1, 0]) / 2)):
+    weighted = logps[0].sum() - 2 * logps[1, 0]
+    for loss_type, wanted in (('grpo', (-1 + 2) / 2), ('gspo', (-1 + 2) / 2), ('dapo', (-1 - 1 + 2) / 3),
+                              ('dr_grpo', (-1 - 1 + 2) / (2 * 10)), ('cispo', -weighted / 3), ('reinforce', -weighted / 2)):
         loss, _ = policy_loss(logps, old, A, mask, loss_type, max_new_tokens=10)
         torch.testing.assert_close(loss, torch.as_tensor(wanted, dtype=loss.dtype), msg=loss_type)
 
@@ -103,32 +131,37 @@ def test_clipping_by_hand():
         loss.backward()
         assert loss.item() == pytest.approx(value) and (logps.grad.item() == 0) == flat
         assert (stats['clip_frac_high'] + stats['clip_frac_low']).item() == float(flat)
-    loss, _ = policy_loss(torch.tensor([[10.0]]).log(), torch.zeros(1, 1), torch.tensor([-1.0]), torch.ones(1, 1, dtype=torch.bool), dual_clip=3.0)
+    likely, mask = torch.tensor([[10.0]]).log(), torch.ones(1, 1, dtype=torch.bool)
+    loss, _ = policy_loss(likely, torch.zeros(1, 1), torch.tensor([-1.0]), mask, dual_clip=3.0)
     assert loss.item() == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize('loss_type', LOSS_TYPES)
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_gradient_equals_enumeration(loss_type, temperature):
-    """V = 3, R = 2: the policy gradient, averaged over all 9 answers with their probabilities, is that of the expected reward."""
+    """V = 3, R = 2: the policy gradient, averaged over all 9 completions with their probabilities, is that of the expected reward."""
     policy = TablePolicy(1, 2, 3, temperature)
-    answers = torch.tensor(list(itertools.product(range(3), repeat=2)))[None]                # (1, 9, 2)
+    tokens = torch.tensor(list(itertools.product(range(3), repeat=2)))[None]                 # (1, 9, 2)
     reward = torch.randn(9, dtype=torch.float64)
     log_probs = head_log_probs(policy, policy.model.table[:, None])
     assert log_probs.exp().sum(-1).allclose(torch.ones(1, dtype=log_probs.dtype))
-    logps = gather_logps(log_probs, answers)                                                 # (1, 9, 2)
+    logps = gather_logps(log_probs, tokens)                                                  # (1, 9, 2)
     probs = logps.sum(-1).exp()
     assert probs.sum().item() == pytest.approx(1.0, abs=1e-6)
     wanted, = torch.autograd.grad(-(probs * reward).sum(), policy.model.table, retain_graph=True)
-    # each answer weighted by its probability plays the part of its advantage; token-level averages divide by R = 2
-    loss, _ = policy_loss(logps, logps.detach(), (probs.detach() * reward), torch.ones(1, 9, 2, dtype=torch.bool), loss_type, n_completions=1, n_tokens=2, max_new_tokens=2)
+    # each reward weighted by its completion's probability plays the part of the advantage; token-level averages divide by R = 2
+    weighted, counts = probs.detach() * reward, {'n_completions': 1, 'n_tokens': 2, 'max_new_tokens': 2}
+    loss, _ = policy_loss(logps, logps.detach(), weighted, torch.ones(1, 9, 2, dtype=torch.bool), loss_type, **counts)
     got, = torch.autograd.grad(loss, policy.model.table)
     scale = 1.0 if loss_type == 'reinforce' else 0.5
     torch.testing.assert_close(got, scale * wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_the_value_loss_by_hand():
-    """Half the squared error, or that of the value held within value_clip of the old one where this is more; averaged over tokens. An advantage for each token."""
+    """
+    Half the squared error, or that of the value held within value_clip of the old one where this is more; averaged over tokens. An
+    advantage for each token.
+    """
     policy = TablePolicy(1, 2, 3)
     policy.model.value_head = torch.nn.Linear(3, 1, dtype=torch.double)
     rollout = table_rollout(policy, 1 + 1)
@@ -137,14 +170,17 @@ def test_the_value_loss_by_hand():
         policy.model.value_head.bias.fill_(1.0)
     policy.hidden = lambda rollout: policy.model.table[rollout.batch['row']][:, None].expand(-1, 2, -1, -1)
     rollout.advantages = torch.tensor([[[1.0, -2.0], [0.5, 0.25]]], dtype=torch.double)
-    rollout.values, rollout.returns = torch.tensor([[[0.0, 1.1], [0.9, 5.0]]], dtype=torch.double), torch.tensor([[[2.0, 0.0], [0.0, 1.0]]], dtype=torch.double)
-    params = [policy.model.table, *policy.model.value_head.parameters()]
-    stats = train_on_rollout(policy, rollout, torch.optim.SGD(params, lr=0.0), grad_clip=0, loss_type='dapo', value_coef=0.1, value_clip=0.2)
+    rollout.values = torch.tensor([[[0.0, 1.1], [0.9, 5.0]]], dtype=torch.double)
+    rollout.returns = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]], dtype=torch.double)
+    optimizer = torch.optim.SGD([policy.model.table, *policy.model.value_head.parameters()], lr=0.0)
+    cfg = plain(grad_clip=0, loss_type='dapo', value_coef=0.1, value_clip=0.2)
+    stats = train_on_rollout(policy, rollout, optimizer, cfg)
     # values all 1: errors 1 (held at 0.2: 3.24), 1, 1, 0 (held at 4.8: 14.44)
     assert stats['value_loss'] == pytest.approx(0.5 * (3.24 + 1 + 1 + 14.44) / 4)
     assert stats['pg_loss'] == pytest.approx(-(1 - 2 + 0.5 + 0.25) / 4, abs=1e-6)
     assert policy.model.value_head.bias.grad.item() == pytest.approx(0.1 * (1 + 1) / 4)  # held values have no gradient
-    stats = train_on_rollout(policy, rollout, torch.optim.SGD(params, lr=0.0), grad_clip=0, loss_type='dapo', value_coef=0.1, value_clip=None)
+    cfg.value_clip = None
+    stats = train_on_rollout(policy, rollout, optimizer, cfg)
     assert stats['value_loss'] == pytest.approx(0.5 * 3 / 4)
 
 
@@ -154,10 +190,11 @@ def test_micro_batches_do_not_change_the_gradient(loss_type, size):
     def gradient(micro_batch_size):
         torch.manual_seed(3)
         policy = TablePolicy(5, 4, 6)
+        policy.max_new_tokens = 4
         rollout = table_rollout(policy, 3, lengths=torch.randint(1, 5, (5, 3)))
-        rollout.ref_log_probs = rollout.logps + 0.3 * torch.randn_like(rollout.logps)
-        stats = train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=0.0), micro_batch_size=micro_batch_size, grad_clip=0,
-                                 loss_type=loss_type, kl_beta=0.1, kl_estimator='k2', entropy_coef=0.01, max_new_tokens=4)
+        rollout.ref_logps = rollout.logps + 0.3 * torch.randn_like(rollout.logps)
+        cfg = plain(loss_type=loss_type, kl_beta=0.1, kl_estimator='k2', entropy_coef=0.01, grad_clip=0, micro_batch_size=micro_batch_size)
+        stats = train_on_rollout(policy, rollout, policy.still, cfg)
         return policy.model.table.grad, stats['loss']
     whole, loss = gradient(None)
     parts, loss_of_parts = gradient(size)
@@ -165,40 +202,40 @@ def test_micro_batches_do_not_change_the_gradient(loss_type, size):
     assert loss == pytest.approx(loss_of_parts, abs=1e-6) and whole.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize('divergence,weighting', [('neural_mirror', 'token'), ('neural_mirror', 'full'), ('prob_l2', 'is'), ('prob_l2', 'full'), ('l2kl', 'token')])
+@pytest.mark.parametrize('divergence,weighting', [('neural_mirror', 'token'), ('prob_l2', 'is'), ('l2kl', 'token')])
 def test_divergences_in_the_loss(divergence, weighting):
-    """The whole loss in float64 by hand, its gradient too; micro-batches change nothing; at the reference itself penalty and gradient are 0."""
-    from mirror import MirrorMap
+    """Loss and gradient in float64 by hand; micro-batches change nothing; at the reference itself penalty and gradient are 0."""
     mirror = MirrorMap(1.0, 3)
+    cfg = plain(divergence=divergence, mirror_coefficient=0.7, mirror_weighting=weighting, grad_clip=0, loss_type='dapo', kl_beta=0.2,
+                kl_estimator='k2')
+
+    def by_hand(own, other):
+        """D of each token, of log-probs (P, G, R)."""
+        if divergence == 'neural_mirror':
+            return mirror.divergence(own.exp(), other.exp())
+        if divergence == 'prob_l2':
+            return (own.exp() - other.exp()).square() / own.exp().detach()
+        return (own - other).square() + 0.2 / 0.7 * (own - other).square() / 2
 
     def gradient(micro_batch_size=None, moved=0.3):
         torch.manual_seed(5)
         policy, reference = TablePolicy(4, 3, 6), TablePolicy(4, 3, 6)
+        reference.mirror, cfg.micro_batch_size = mirror, micro_batch_size
         rollout = table_rollout(policy, 3, lengths=torch.randint(1, 4, (4, 3)))
         rollout.advantages = torch.zeros(4, 3, dtype=torch.double)
         with torch.no_grad():
             reference.model.table.copy_(policy.model.table + moved * torch.randn(4, 3, 6, dtype=torch.double))
         log_probs, ref = (head_log_probs(one, one.model.table[:, None]) for one in (policy, reference))
-        if weighting == 'full':
-            rollout.ref_hidden = reference.hidden(rollout).detach()
-        else:
-            rollout.ref_log_probs = gather_logps(ref, rollout.tokens).detach()
-        stats = train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=0.0), micro_batch_size=micro_batch_size, grad_clip=0, loss_type='dapo', kl_beta=0.2, kl_estimator='k2',
-                                 reference=reference, divergence=divergence, mirror_coefficient=0.7, mirror_weighting=weighting, mirror=mirror)
-        p, q = log_probs.exp(), ref.exp().detach()
-        if weighting == 'full':
-            D = (mirror.divergence(p, q) if divergence == 'neural_mirror' else (p - q).square()).sum(-1).expand(4, 3, 3)
-        else:
-            own, other = gather_logps(log_probs, rollout.tokens), gather_logps(ref, rollout.tokens).detach()
-            D = {'neural_mirror': lambda: mirror.divergence(own.exp(), other.exp()), 'prob_l2': lambda: (own.exp() - other.exp()).square() / own.exp().detach(),
-                 'l2kl': lambda: (own - other).square() + 0.2 / 0.7 * (own - other).square() / 2}[divergence]()
+        rollout.ref_logps = gather_logps(ref, rollout.tokens).detach()
+        stats = train_on_rollout(policy, rollout, policy.still, cfg, reference)
+        D = by_hand(gather_logps(log_probs, rollout.tokens), rollout.ref_logps)
         wanted = 0.7 * D[rollout.mask].sum() / rollout.mask.sum()
         return policy.model.table.grad, stats, wanted, torch.autograd.grad(wanted, policy.model.table)[0]
 
-    found, stats, wanted, by_hand = gradient()
-    torch.testing.assert_close(found, by_hand, atol=1e-6, rtol=1e-4)
+    whole, stats, wanted, wanted_gradient = gradient()
+    torch.testing.assert_close(whole, wanted_gradient, atol=1e-6, rtol=1e-4)
     assert stats['loss'] == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1e-4
-    torch.testing.assert_close(gradient(1)[0], found, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(gradient(1)[0], whole, atol=1e-7, rtol=1e-5)
     still, stats, _, _ = gradient(moved=0.0)
     assert still.abs().max() < 1e-6 and stats['mirror_penalty'] == pytest.approx(0, abs=1e-9)
 
@@ -209,12 +246,12 @@ def test_padding_may_hold_anything():
         torch.manual_seed(4)
         policy = TablePolicy(2, 4, 5)
         rollout = table_rollout(policy, 3, lengths=torch.tensor([[4, 2, 1], [3, 3, 2]]))
-        rollout.ref_log_probs = rollout.logps - 0.1
+        rollout.ref_logps = rollout.logps - 0.1
         if poison:
             rollout.tokens = rollout.tokens.where(rollout.mask, torch.randint(5, rollout.tokens.shape))
             rollout.logps = rollout.logps.masked_fill(~rollout.mask, float('nan'))
-            rollout.ref_log_probs = rollout.ref_log_probs.masked_fill(~rollout.mask, float('nan'))
-        train_on_rollout(policy, rollout, torch.optim.SGD([policy.model.table], lr=0.0), grad_clip=0, kl_beta=0.1, kl_estimator='k3')
+            rollout.ref_logps = rollout.ref_logps.masked_fill(~rollout.mask, float('nan'))
+        train_on_rollout(policy, rollout, policy.still, plain(grad_clip=0, kl_beta=0.1))
         return policy.model.table.grad
     assert torch.equal(gradient(False), gradient(True))
 
@@ -223,56 +260,55 @@ def test_several_epochs_clip():
     """The first epoch is on-policy; a later one, after a large step, meets the clip."""
     policy = TablePolicy(2, 3, 4)
     optimizer = torch.optim.SGD([policy.model.table], lr=5.0)
-    once = train_on_rollout(policy, table_rollout(policy, 4), optimizer, num_epochs=1, grad_clip=0)
-    twice = train_on_rollout(policy, table_rollout(policy, 4), optimizer, num_epochs=2, grad_clip=0)
+    once = train_on_rollout(policy, table_rollout(policy, 4), optimizer, plain(grad_clip=0))
+    twice = train_on_rollout(policy, table_rollout(policy, 4), optimizer, plain(grad_clip=0, num_epochs_per_rollout=2))
     assert once['clip_frac_low'] == once['clip_frac_high'] == 0 and once['sampler_gap_max'] < 1e-6
     assert twice['clip_frac_low'] + twice['clip_frac_high'] > 0
 
 
 def test_a_step_with_nan_is_skipped_and_counted():
-    """Two epochs on a rollout with a NaN advantage: neither steps, both are counted, and the next rollout is learned from as if nothing had been."""
+    """Two epochs with a NaN advantage: neither steps, both are counted, and the next rollout is learned from as usual."""
     policy = TablePolicy(1, 2, 3)
     rollout = table_rollout(policy, 2)
     before, optimizer = policy.model.table.clone(), torch.optim.SGD([policy.model.table], lr=1.0, momentum=0.9)
     good = rollout.advantages.clone()
     rollout.advantages = good.index_fill(1, torch.tensor([0]), float('nan'))
-    stats = train_on_rollout(policy, rollout, optimizer, num_epochs=2)
+    stats = train_on_rollout(policy, rollout, optimizer, plain(num_epochs_per_rollout=2))
     assert stats['bad_steps'] == 2 and torch.equal(policy.model.table, before) and not optimizer.state
     rollout.advantages = good
-    stats = train_on_rollout(policy, rollout, optimizer)
+    stats = train_on_rollout(policy, rollout, optimizer, plain())
     assert stats['bad_steps'] == 0 and torch.isfinite(policy.model.table).all() and not torch.equal(policy.model.table, before)
 
 
 def test_a_reward_that_is_nan_is_named():
     rollout = types.SimpleNamespace(lengths=torch.ones(2, 2), tokens=torch.zeros(2, 2, 1))
     with pytest.raises(FloatingPointError, match="reward 'mine' is NaN or infinite for 1 of 4"):
-        compute_rewards(None, rollout, [('mine', lambda p, r: [[0.0, 1.0], [float('nan'), 0.5]], 1.0)])
-    compute_rewards(None, rollout, [('a', lambda p, r: torch.ones(2, 2), 0.5), ('b', lambda p, r: torch.eye(2), 2.0)])
+        compute_rewards(None, rollout, [fixed('mine', [[0.0, 1.0], [float('nan'), 0.5]])])
+    compute_rewards(None, rollout, [fixed('a', torch.ones(2, 2), 0.5), fixed('b', torch.eye(2), 2.0)])
     assert rollout.rewards.tolist() == [[2.5, 0.5], [0.5, 2.5]]
 
 
 def test_a_reward_that_does_not_apply_leaves_its_weight_to_the_others():
-    """a and b weigh 1 and 3: where b is None a answers for both, 4 a; where both are, the answer has no reward. NaN is still an error."""
+    """a and b weigh 1 and 3: where b is None a stands for both, 4 a; where both are, the completion has no reward. NaN is an error."""
     rollout = types.SimpleNamespace(lengths=torch.ones(2, 2), tokens=torch.zeros(2, 2, 1))
-    rewards = [('a', lambda p, r: [[0.5, 1.0], [None, None]], 1.0), ('b', lambda p, r: [[1.0, None], [None, 0.5]], 3.0)]
+    rewards = [fixed('a', [[0.5, 1.0], [None, None]]), fixed('b', [[1.0, None], [None, 0.5]], 3.0)]
     assert compute_rewards(None, rollout, rewards) == {'a': 1.0, 'b': 3.0}
     assert rollout.rewards[0].tolist() == [3.5, 4.0] and rollout.rewards[1, 0].isnan() and rollout.rewards[1, 1] == 2.0
     assert part_means(rollout.reward_parts) == {'reward/a': 0.75, 'reward_missing/a': 0.5, 'reward/b': 0.75, 'reward_missing/b': 0.5}
-    compute_rewards(None, rollout, [('a', lambda p, r: [[0.5, 1.0], [None, 1.0]], 1.0), ('cost', lambda p, r: [[2.0, None], [1.0, 1.0]], -1.0)])
+    compute_rewards(None, rollout, [fixed('a', [[0.5, 1.0], [None, 1.0]]), fixed('cost', [[2.0, None], [1.0, 1.0]], -1.0)])
     assert rollout.rewards.tolist() == [[-1.5, 2.0], [-2.0, 0.0]]  # sizes of weights count: 1 * 2 / 1, -1 * 2 / 1
-    compute_rewards(None, rollout, [('a', lambda p, r: [[0.5, 1.0], [None, 1.0]], 1.0), ('seen', lambda p, r: torch.ones(2, 2), 0.0)])
+    compute_rewards(None, rollout, [fixed('a', [[0.5, 1.0], [None, 1.0]]), fixed('seen', torch.ones(2, 2), 0.0)])
     assert rollout.rewards[1].isnan().tolist() == [True, False]  # what weighs nothing does not judge
-    with pytest.raises(ValueError, match="none of the rewards 'a' applies to any of the 4 answers"):
-        compute_rewards(None, rollout, [('a', lambda p, r: [[None] * 2] * 2, 1.0)])
+    with pytest.raises(ValueError, match="none of the rewards 'a' applies to any of the 4 completions"):
+        compute_rewards(None, rollout, [fixed('a', [[None] * 2] * 2)])
     assert part_means({'a': torch.full((2, 2), torch.nan)}) == {'reward_missing/a': 1.0}
-    with pytest.raises(FloatingPointError, match="'a' is NaN or infinite for 1 of 4"):
-        compute_rewards(None, rollout, [('a', lambda p, r: [[None, math.nan], [0.0, 1.0]], 1.0)])
-    with pytest.raises(FloatingPointError, match="'a' is NaN or infinite for 1 of 4"):
-        compute_rewards(None, rollout, [('a', lambda p, r: [[None, math.inf], [0.0, 1.0]], 1.0)])
+    for bad in (math.nan, math.inf):
+        with pytest.raises(FloatingPointError, match="'a' is NaN or infinite for 1 of 4"):
+            compute_rewards(None, rollout, [fixed('a', [[None, bad], [0.0, 1.0]])])
 
 
 @pytest.mark.parametrize('kind', ['grpo', 'dr_grpo', 'batch', 'rloo'])
-def test_answers_without_a_reward_take_no_part_in_the_comparison(kind):
+def test_completions_without_a_reward_take_no_part_in_the_comparison(kind):
     rewards = torch.tensor([[1.0, math.nan, 3.0, 2.0], [0.0, 1.0, 0.0, 5.0], [math.nan, 4.0, math.nan, math.nan]])
     advantages = compute_advantages(rewards, kind)
     everyone = rewards[~rewards.isnan()]

@@ -15,7 +15,14 @@ import rewards.style
 from formats.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
 from policy import text_log_prob, text_log_probs
-from rewards import REWARDS, check_fields, parsing, resolve_rewards, score, score_completions
+from rewards import (
+    REWARDS,
+    check_fields,
+    parsing,
+    resolve_rewards,
+    score,
+    score_completions,
+)
 from rewards.__main__ import main
 
 NAMES = {  # as the catalogue that people know lists them
@@ -206,16 +213,16 @@ def test_meteor():
     assert score('meteor', 'cat x mat', reference='mat y z cat') == pytest.approx(10 * (2 / 3) * (1 / 2) / (1 / 2 + 9 * 2 / 3) * (1 - 0.5))
     assert score('meteor', 'cats running', reference='cat runs') == pytest.approx(10 * 0.25 / (0.5 + 4.5) * 0.5)  # cats is cat by its stem, running is no runs
     translate = pytest.importorskip('nltk.translate.meteor_score', reason="pip install nltk: the oracle of meteor")
-    stemmer, no_synonyms = types.SimpleNamespace(stem=parsing.stem), types.SimpleNamespace(synsets=lambda word: [])
+    stemmer, no_synonyms = types.SimpleNamespace(stem=rewards.words.stem), types.SimpleNamespace(synsets=lambda word: [])
     for text, reference in random_texts(60):
-        wanted = translate.single_meteor_score(parsing.words(reference), parsing.words(text), stemmer=stemmer, wordnet=no_synonyms) if parsing.words(reference) else None
+        wanted = translate.single_meteor_score(rewards.words.words(reference), rewards.words.words(text), stemmer=stemmer, wordnet=no_synonyms) if rewards.words.words(reference) else None
         assert score('meteor', text, reference=reference) == pytest.approx(wanted), (text, reference)
 
 
 def test_readability_by_hand():
     """20 words in 2 sentences, 26 syllables: 206.835 - 10.15 - 109.98 = 86.705."""
     text = 'The cat sat on a small red mat by the door. She looked at the sunny garden very happily today.'
-    found = parsing.words(text)
+    found = rewards.words.words(text)
     assert [sum(map(rewards.style.syllables, some)) for some in (found[:11], found[11:])] == [11, 15] and len(found) == 20
     assert score('readability', text) == pytest.approx(0.86705)
     assert [rewards.style.syllables(word) for word in ('large', 'while', 'table', 'tree', 'painted', 'the', 'idea')] == [1, 1, 2, 1, 2, 1, 2]

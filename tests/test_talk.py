@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from policy import generate
 from rewards import score
 from runtime.checkpoint import save_checkpoint
 from tasks import show as talk
-from tasks.completion import answerer_config
+from tasks.supervised import small_config
 from tasks.fill_in import filler_config, score_fills, text_with_slots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def written(path, kind, model, tokenizer=TOKENIZER, std=0.3, **more):
 def folder(tmp_path_factory):
     """answers.pt, an alignment run with reward.pt and cost.pt; fills.pt with judge.pt; nla.pt about answers.pt; bytes/, a Hugging Face folder with a chat template."""
     folder = tmp_path_factory.mktemp('models')
-    config = answerer_config(TOKENIZER, 24, 1, 2, 16)
+    config = small_config(TOKENIZER, types.SimpleNamespace(block_size=24, n_layer=1, n_head=2, n_embd=16))
     learned = {'task': 'alignment', 'reward_checkpoint': str(folder / 'reward.pt'), 'cost_checkpoint': str(folder / '{dataset}.pt'), 'train_prompts': None, 'dataset': 'cost', 'scorer_template': None}
     answers = written(folder / 'answers.pt', 'run', GPT(config), config=learned, lagrange={'value': 0.5})
     for kind in ('reward', 'cost'):
@@ -124,7 +125,7 @@ def test_best_by_the_models_that_a_run_learned_from(folder):
     """score = reward - lambda cost with the run's own lambda, 0.5, each answer scored by itself; the best alone on stdout."""
     done = run(folder, '--checkpoint=answers.pt', '--num_samples=6', piped='1+2=\n')
     assert done.returncode == 0, done.stderr
-    rows = table(done.stderr, ['score', 'reward', 'cost', 'log-prob', 'tokens', 'answer'])
+    rows = table(done.stderr, ['score', 'reward', 'cost', 'log-prob', 'tokens', 'completion'])
     scorer, expected = TextScorer(str(folder / 'reward.pt'), str(folder / 'cost.pt')), []
     for text, ended in sampled(folder, '1+2=', 6):
         (reward,), (cost,) = scorer.score(scorer.encode(['1+2=' + text]))
@@ -138,7 +139,7 @@ def test_best_by_the_models_that_a_run_learned_from(folder):
 def test_best_by_rewards_and_by_a_reward_model(folder, script):
     """From the catalogue, weighted; ties go to the likelier answer. A reward model alone needs no lambda."""
     out, err = script('--checkpoint=answers.pt', '--prompt=1+2=', '--rewards=[("length", 0.5, {"min_length": 2}), "number_answer"]', '--reference=8', '--temperature=1.5')
-    rows, texts = table(err, ['score', 'length', 'number_answer', 'log-prob', 'tokens', 'answer']), sampled(folder, '1+2=', 8, 1.5)
+    rows, texts = table(err, ['score', 'length', 'number_answer', 'log-prob', 'tokens', 'completion']), sampled(folder, '1+2=', 8, 1.5)
     assert sorted(answer for _, answer in rows) == sorted(text + ('' if ended else ' ...') for text, ended in texts)
     for values, answer in rows:
         text = answer.removesuffix(' ...')
@@ -147,11 +148,11 @@ def test_best_by_rewards_and_by_a_reward_model(folder, script):
     out, err = script('--checkpoint=answers.pt', '--prompt=1+2=', '--reward_checkpoint=reward.pt', '--num_samples=3')
     scorer = TextScorer(str(folder / 'reward.pt'), '')
     best = max((text for text, _ in sampled(folder, '1+2=', 3)), key=lambda text: scorer.score(scorer.encode(['1+2=' + text]))[0][0])
-    assert out == best + '\n' and len(table(err, ['score', 'log-prob', 'tokens', 'answer'])) == 3
+    assert out == best + '\n' and len(table(err, ['score', 'log-prob', 'tokens', 'completion'])) == 3
 
 
 def test_without_a_judge_the_likeliest_is_first(script):
-    rows = table(script('--checkpoint=bytes', '--prompt=é', '--num_samples=4', '--max_new_tokens=8')[1], ['log-prob', 'tokens', 'answer'])
+    rows = table(script('--checkpoint=bytes', '--prompt=é', '--num_samples=4', '--max_new_tokens=8')[1], ['log-prob', 'tokens', 'completion'])
     assert [values[0] for values, _ in rows] == sorted((values[0] for values, _ in rows), reverse=True)
 
 
@@ -293,7 +294,7 @@ def test_what_is_refused(folder, script, tmp_path):
     for arguments, error, words in (
             (('--checkpoint=nowhere.pt',), FileNotFoundError, 'nowhere.pt'), (('--checkpoint=nowhere',), FileNotFoundError, "'nowhere'"), ((f'--checkpoint={tmp_path}', '--prompt=a'), FileNotFoundError, 'tokenizer'),
             ((*answers, '--device=cuda:99'), ValueError, "'cuda:99', which torch cannot use here"), ((*answers, '--device=gpu'), ValueError, "'gpu', which torch cannot use here"),
-            ((*answers, '--precision=fp64'), ValueError, "'fp64'"), ((*answers, '--num_samples=0'), ValueError, 'num_samples is 0: it must be at least 1'),
+            ((*answers, '--precision=fp64'), ValueError, "'fp64'"), ((*answers, '--num_samples=0'), ValueError, 'num_samples is 0; it must be at least 1'),
             ((*answers, '--rewards=number_answer'), ValueError, "'number_answer' does not apply.*reference"), ((*answers, '--rewards=number_anser'), ValueError, "did you mean 'number_answer'"),
             ((*answers, '--reward_checkpoint=cost.pt'), ValueError, 'cost.pt holds a cost'), ((*answers, '--reward_checkpoint=reward.pt', '--scorer_template={prompt}'), ValueError, 'response'),
             (('--checkpoint=answers.pt', '--prompt=' + '1' * 24), ValueError, '24 tokens, and this model reads 24'), (('--checkpoint=answers.pt', '--text=1'), ValueError, '--prompt'),

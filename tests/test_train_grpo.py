@@ -12,15 +12,34 @@ import pytest
 import torch
 from warm import PYTHON
 
+from model import GPT
+from runtime.checkpoint import tokenizer_of
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = 'the cat sat on the mat and the dog sat on the log; a man saw the cat and the dog run to the hill. ' * 60
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'WANDB_SILENT': 'true'}
-TOY = ['--dataset=toy.txt', '--block_size=20', '--n_layer=1', '--n_head=2', '--n_embd=16', '--pretrain_iters=30', '--judge_iters=10', '--batch_size=4', '--group_size=4',
-       '--eval_prompts_n=16', '--eval_show=1', '--log_interval=1', '--eval_interval=4', '--save_interval=3', '--max_iters=8', '--device=cpu', '--precision=fp32']
+SMALL = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--batch_size=4', '--group_size=4', '--eval_show=1', '--log_interval=1',
+         '--eval_interval=4', '--save_interval=3', '--device=cpu', '--precision=fp32']
+TOY = [*SMALL, '--dataset=toy.txt', '--block_size=20', '--pretrain_iters=30', '--judge_iters=10', '--eval_prompts_n=16', '--max_iters=8']
+TORCHRUN = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+
+
+SAMPLE = {'iter', 'prompt', 'answer', 'completion', 'advantage', 'tokens', 'logps', 'logp_changes'}
 
 
 def run(folder, *arguments, script='train_grpo.py', launcher=(PYTHON,)):
     return subprocess.run([*launcher, str(ROOT / script), *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
+
+
+def until(folder, start, number, *arguments, launcher=(PYTHON, '-u')):
+    """A run that gets a signal once it has printed a line that starts so: its exit status and what it printed."""
+    process = subprocess.Popen([*launcher, str(ROOT / 'train_grpo.py'), *arguments], cwd=folder, env=ENV, stdout=subprocess.PIPE, text=True)
+    printed = ''
+    for line in process.stdout:
+        printed += line
+        if line.startswith(start):
+            process.send_signal(number)
+    return process.wait(), printed
 
 
 def refused(done, *words):
@@ -33,7 +52,11 @@ def refused(done, *words):
 def metrics(folder, out_dir='out-grpo'):
     """metrics.jsonl without its times."""
     lines = [json.loads(line) for line in open(folder / out_dir / 'metrics.jsonl')]
-    return [{k: v for k, v in line.items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in lines]
+    for line in lines:
+        for name in [*line]:
+            if name.startswith(('time_', 'tokens_per_s')):
+                del line[name]
+    return lines
 
 
 @pytest.fixture(scope='module')
@@ -60,15 +83,18 @@ def test_first_run(made):
     assert 'held-out AUC' in printed and 'generator 30/30' in printed and re.search(r'\n +[ x^]*[x^]', printed)
     lines = metrics(folder)
     assert [line['iter'] for line in lines] == list(range(9))
-    wanted = {'loss', 'pg_loss', 'kl_penalty', 'mean_reward', 'std_reward', 'mean_advantage', 'mean_kl', 'mean_log_prob', 'entropy', 'clip_frac_low', 'clip_frac_high',
-              'frac_reward_zero_std', 'mean_length', 'frac_truncated', 'sampler_gap_mean', 'sampler_gap_max', 'grad_norm', 'lr', 'reward/judge'}
+    wanted = {'loss', 'pg_loss', 'kl_penalty', 'mean_reward', 'std_reward', 'mean_advantage', 'mean_kl', 'mean_log_prob', 'entropy',
+              'clip_frac_low', 'clip_frac_high', 'frac_reward_zero_std', 'mean_length', 'frac_truncated', 'sampler_gap_mean',
+              'sampler_gap_max', 'grad_norm', 'lr', 'reward/judge'}
     assert all(wanted <= line.keys() for line in lines[:-1])
     assert [line['iter'] for line in lines if 'eval/gold_reward' in line] == [0, 4, 8]
     assert {'eval/judge_reward', 'eval/exact_match_greedy', 'eval/exact_match_sampled'} <= lines[-1].keys()
     assert lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6) and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
     samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
-    assert len(samples) == 8 * 4 and samples[0].keys() == {'iter', 'prompt', 'answer', 'completion', 'reward/judge', 'advantage', 'tokens', 'logps', 'logp_changes', 'slots'}
-    assert all(''.join(s['tokens']) == ''.join(s['completion'][i] for i in s['slots']) and len(s['logps']) == len(s['logp_changes']) == len(s['tokens']) for s in samples)
+    assert len(samples) == 8 * 4 and samples[0].keys() == SAMPLE | {'reward/judge', 'slots'}
+    for sample in samples:
+        assert ''.join(sample['tokens']) == ''.join(sample['completion'][i] for i in sample['slots'])
+        assert len(sample['logps']) == len(sample['logp_changes']) == len(sample['tokens'])
     assert sum(s['advantage'] * sum(s['logp_changes']) for s in samples) > 0  # what was good became likelier
     assert json.load(open(folder / 'out-grpo' / 'config.json'))['group_size'] == 4
     assert {'ckpt.pt', 'ckpt_best.pt', 'report.html'} <= set(os.listdir(folder / 'out-grpo'))
@@ -77,7 +103,8 @@ def test_first_run(made):
 def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
     first = run(copy, *TOY, '--keep_checkpoints=2', '--wandb_log=True', '--wandb_mode=offline')
     assert first.returncode == 0 and 'training one' not in first.stdout, first.stderr
-    assert sorted(f for f in os.listdir(copy / 'out-grpo') if f[5:11].isdigit()) == ['ckpt_000003.pt', 'ckpt_000006.pt']  # older ones: ckpt.pt is of iteration 8
+    older = sorted(name for name in os.listdir(copy / 'out-grpo') if name[5:11].isdigit())
+    assert older == ['ckpt_000003.pt', 'ckpt_000006.pt']  # ckpt.pt is of iteration 8
     assert any(name.startswith('offline-run') for name in os.listdir(copy / 'out-grpo' / 'wandb'))
     second = run(copy, *TOY)
     assert 'moved to out-grpo.1' in second.stdout
@@ -86,18 +113,14 @@ def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
 
 def test_kill_and_resume_is_bit_identical(made, copy):
     """kill -9 in the middle, go on from the last checkpoint: metrics.jsonl is that of the run that was left alone."""
-    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith('iter 5: reward'):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.communicate()
+    until(copy, 'iter 5: reward', signal.SIGKILL, *TOY, launcher=(sys.executable, '-u'))
     with open(copy / 'out-grpo' / 'metrics.jsonl', 'a') as f:
         f.write('{"iter": 6, "lo')  # a line torn by the kill
     os.remove(copy / 'out-grpo' / 'report.html')
     (copy / 'out-grpo' / 'report.html').mkdir()  # a report that cannot be written is no reason to stop
     done = run(copy, *TOY, '--init_from=resume', launcher=(sys.executable,))  # a hash seed of its own
-    assert done.returncode == 0 and "there is no new report.html: OSError: cannot write 'out-grpo/report.html': Is a directory" in done.stdout, done.stderr
+    told = "there is no new report.html: OSError: cannot write 'out-grpo/report.html': Is a directory"
+    assert done.returncode == 0 and told in done.stdout, done.stderr
     assert metrics(copy) == metrics(made[0]) and 'resuming with' not in done.stdout
     a, b = (torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True) for folder in (copy, made[0]))
     assert all(torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
@@ -105,13 +128,8 @@ def test_kill_and_resume_is_bit_identical(made, copy):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_says_how_to_go_on(made, copy, number):
-    process = subprocess.Popen([PYTHON, '-u', str(ROOT / 'train_grpo.py'), *TOY], cwd=copy, env=ENV, stdout=subprocess.PIPE, text=True)
-    printed = ''
-    for line in process.stdout:
-        printed += line
-        if line.startswith('iter 1: reward'):
-            process.send_signal(number)
-    assert process.wait() == 0 and '--init_from=resume' in printed and 'stopped in iteration' in printed
+    status, printed = until(copy, 'iter 1: reward', number, *TOY)
+    assert status == 0 and '--init_from=resume' in printed and 'stopped in iteration' in printed
     assert run(copy, *TOY, '--init_from=resume').returncode == 0
     assert metrics(copy) == metrics(made[0])
 
@@ -121,21 +139,23 @@ import sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 sys.path.insert(0, sys.argv[1] + '/tests')
 from grpo import compute_advantages, train_on_rollout
-from model import configure_optimizers
+from plain import plain
+from runtime.masters import configure_optimizers
 from test_fill_in import tiny_batch, tiny_policy
 if len(sys.argv) > 3:
     dist.init_process_group('gloo')
 rank, world = (dist.get_rank(), dist.get_world_size()) if len(sys.argv) > 3 else (0, 1)
 results = {}
 for loss_type in ('grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce'):
-    policy = tiny_policy()
+    policy = tiny_policy(max_new_tokens=12)
     optimizer = configure_optimizers(policy.model.parameters(), 0.1, 1e-2, (0.9, 0.99))
+    cfg = plain(loss_type=loss_type, kl_beta=0.1, kl_estimator='k2', grad_clip=0)
     for step in range(3):
         rollout = policy.sample(tiny_batch(lengths=[12, 5, 9, 3]), 6)
         rollout.advantages = compute_advantages(torch.randn(4, 6, generator=torch.Generator().manual_seed(step)))
-        rollout.ref_log_probs = rollout.logps - 0.2
-        share = rollout.rows(4 * rank // world, 4 * (rank + 1) // world)
-        train_on_rollout(policy, share, optimizer, loss_type=loss_type, kl_beta=0.1, kl_estimator='k2', grad_clip=0, max_new_tokens=12)
+        rollout.ref_logps = rollout.logps - 0.2
+        share = rollout.pick(slice(4 * rank // world, 4 * (rank + 1) // world))
+        train_on_rollout(policy, share, optimizer, cfg)
         if step == 0:
             results[loss_type + ' gradient'] = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
     results[loss_type + ' parameters'] = torch.cat([p.detach().flatten() for p in policy.model.parameters()])
@@ -151,8 +171,7 @@ if dist.is_initialized():
 def test_two_processes_are_one(tmp_path):
     """torchrun with 2 processes: the gradient of one process on the same batch (1e-6), parameters equal after 3 steps."""
     (tmp_path / 'worker.py').write_text(WORKER)
-    torchrun = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    for launcher, name, more in (((PYTHON,), 'one', []), (torchrun, 'two', ['ddp'])):
+    for launcher, name, more in (((PYTHON,), 'one', []), (TORCHRUN, 'two', ['ddp'])):
         done = run(tmp_path, str(ROOT), name, *more, script=tmp_path / 'worker.py', launcher=launcher)
         assert done.returncode == 0, done.stderr[-2000:]
     one, first, second = (torch.load(tmp_path / name) for name in ('one.0', 'two.0', 'two.1'))
@@ -162,26 +181,30 @@ def test_two_processes_are_one(tmp_path):
             torch.testing.assert_close(first[key], one[key], atol=1e-6, rtol=0, msg=key)
             assert one[key].abs().max() > 1e-3
         else:
-            torch.testing.assert_close(first[key], one[key], atol=1e-4, rtol=0, msg=key)  # Adam divides by the gradient's own size
+            # Adam divides by the gradient's own size
+            torch.testing.assert_close(first[key], one[key], atol=1e-4, rtol=0, msg=key)
 
 
 def test_torchrun_trains_and_resumes(copy):
-    torchrun = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    done = run(copy, *TOY, launcher=torchrun)
+    done = run(copy, *TOY, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr[-2000:]
-    whole = metrics(copy)
-    assert run(copy, *TOY, '--out_dir=out-b', '--max_iters=4', '--lr_schedule=constant', launcher=torchrun).returncode == 0
-    assert run(copy, *TOY, '--out_dir=out-c', '--lr_schedule=constant', launcher=torchrun).returncode == 0
-    done = run(copy, *TOY, '--out_dir=out-b', '--lr_schedule=constant', '--init_from=resume', launcher=torchrun)
+    whole, steady = metrics(copy), [*TOY, '--lr_schedule=constant']
+    assert run(copy, *steady, '--out_dir=out-b', '--max_iters=4', launcher=TORCHRUN).returncode == 0
+    assert run(copy, *steady, '--out_dir=out-c', launcher=TORCHRUN).returncode == 0
+    done = run(copy, *steady, '--out_dir=out-b', '--init_from=resume', launcher=TORCHRUN)
     assert done.returncode == 0 and 'resuming with max_iters = 8 (it was 4)' in done.stdout
     assert metrics(copy, 'out-b') == metrics(copy, 'out-c') and len(whole) == 9
 
 
-@pytest.mark.parametrize('more', [['--mask_kinds=("sticky","span")', '--top_p=0.9', '--unmask_steps=2', '--num_epochs_per_rollout=2', '--loss_type=gspo', '--micro_batch_size=3', '--lr_schedule=linear'],
-                                  ['--loss_type=dapo', '--advantage=batch', '--kl_estimator=k2', '--entropy_coef=0.01', '--dual_clip=3'],
-                                  ['--loss_type=reinforce', '--advantage=rloo', '--kl_beta=0', '--precision=bf16'], ['--loss_type=cispo', '--kl_estimator=k3', '--grad_clip=0', '--precision=fp16'],
-                                  ['--loss_type=dr_grpo', '--advantage=dr_grpo', '--kl_estimator=k1'], ['--divergence=neural_mirror', '--mirror_weighting=full', '--mirror_normalize=True', '--mirror_coefficient=0.1'],
-                                  ['--divergence=prob_l2kl', '--mirror_weighting=is', '--kl_estimator=k3']])
+@pytest.mark.parametrize('more', [
+    ['--mask_kinds=("sticky","span")', '--top_p=0.9', '--unmask_steps=2', '--num_epochs_per_rollout=2', '--loss_type=gspo',
+     '--micro_batch_size=3', '--lr_schedule=linear'],
+    ['--loss_type=dapo', '--advantage=batch', '--kl_estimator=k2', '--entropy_coef=0.01', '--dual_clip=3'],
+    ['--loss_type=reinforce', '--advantage=rloo', '--kl_beta=0', '--precision=bf16'],
+    ['--loss_type=cispo', '--kl_estimator=k3', '--grad_clip=0', '--precision=fp16'],
+    ['--loss_type=dr_grpo', '--advantage=dr_grpo', '--kl_estimator=k1'],
+    ['--divergence=neural_mirror', '--mirror_normalize=True', '--mirror_coefficient=0.1', '--kl_estimator=k2'],
+    ['--divergence=prob_l2kl', '--mirror_weighting=is', '--kl_estimator=k3']])
 def test_options(copy, more):
     done = run(copy, *TOY, '--max_iters=3', *more)
     assert done.returncode == 0, done.stderr
@@ -189,12 +212,15 @@ def test_options(copy, more):
 
 
 def test_bad_settings_stop_early(copy):
-    for argument, words in (('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', 'nothing to fill in']),
-                            ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']), ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
-                            ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
-                            ('--judge_checkpoint=out-toy/generator.pt', ['out-toy/generator.pt', 'holds a generator checkpoint', 'judge']),
-                            ('--block_size=30', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
-                            ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span']), ('--unmask_steps=0', ['unmask_steps is 0']), ('--top_p=0', ['top_p'])):
+    for argument, words in (
+            ('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', '0 < low']),
+            ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
+            ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
+            ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
+            ('--judge_checkpoint=out-toy/generator.pt', ['out-toy/generator.pt', 'holds a generator checkpoint', 'judge']),
+            ('--block_size=30', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
+            ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span']), ('--unmask_steps=0', ['unmask_steps is 0']),
+            ('--top_p=0', ['top_p is 0', 'above 0'])):
         refused(run(copy, *TOY, argument), *words)
     assert not (copy / 'out-grpo').exists()
 
@@ -224,30 +250,31 @@ def test_sample(made):
     assert done.returncode == 0, done.stderr
     rows = [re.match(r' *(0\.\d+|1\.000) +(-[\d.]+) +\d+  (the c.t s.t)( |$)', line) for line in done.stderr.splitlines()[2:]]
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
-    assert [float(r[1]) for r in rows] == sorted((float(r[1]) for r in rows), reverse=True) and done.stdout == rows[0][3] + '\n'
+    scores = [float(row[1]) for row in rows]
+    assert scores == sorted(scores, reverse=True) and done.stdout == rows[0][3] + '\n'
     assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', '--checkpoint=out-toy/generator.pt', script='sample.py').returncode == 0
-    for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']), (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
-                             (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']), (['--text=a_', '--judge_checkpoint=out-toy/generator.pt'], ['generator', 'judge'])):
+    for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
+                             (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
+                             (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
+                             (['--text=a_', '--judge_checkpoint=out-toy/generator.pt'], ['generator', 'judge'])):
         refused(run(folder, *arguments, script='sample.py'), *words)
 
 
-def test_pretrain_script(copy):
-    small = ['--dataset=toy.txt', '--block_size=20', '--n_layer=1', '--n_head=2', '--n_embd=16', '--max_iters=10']
-    assert run(copy, *small, '--checkpoint=g.pt', script='pretrain.py').returncode == 0
-    done = run(copy, *small, '--stage=judge', '--generator_checkpoint=g.pt', '--checkpoint=j.pt', script='pretrain.py')
-    assert done.returncode == 0 and 'auc' in done.stdout, done.stderr
-    refused(run(copy, *small, '--stage=jugde', script='pretrain.py'), 'jugde')
+def test_no_iterations_make_the_starts(copy):
+    """With --max_iters=0 a run trains what it would start from, looks at it, and ends; what is already there is left as it is."""
+    done = run(copy, *TOY, '--max_iters=0', '--generator_checkpoint=g.pt', '--judge_checkpoint=j.pt')
+    assert done.returncode == 0 and re.search(r'saved j.pt: auc [\d.]+, r2 ', done.stdout), done.stderr
+    assert 'held-out judge reward' in done.stdout and [line['iter'] for line in metrics(copy)] == [0]
+    assert done.stdout.count('saved') == 2 and 'out-toy/judge_gold.pt' not in done.stdout
 
 
-def test_pretrain_an_answerer(sums):
-    """From nothing, and on from an export; what comes out is what train_grpo.py starts from."""
-    small = ['--stage=answerer', '--dataset=sums.jsonl', '--block_size=16', '--n_layer=1', '--n_head=2', '--n_embd=16', '--max_iters=20', '--eval_prompts_n=8']
-    done = run(sums, *small, '--checkpoint=a.pt', script='pretrain.py')
+def test_the_start_of_completion(sums):
+    """A supervised start alone; what comes out, and an export of it, are what a run starts from."""
+    done = run(sums, *SUMS, '--generator_checkpoint=a.pt', '--max_iters=0')
     assert done.returncode == 0 and re.search(r'saved a.pt: loss [\d.]+, accuracy [\d.]+', done.stdout), done.stderr
-    done = run(sums, *small, '--generator_checkpoint=a.pt', '--checkpoint=b.pt', script='pretrain.py')
-    assert done.returncode == 0, done.stderr
-    assert run(sums, *SUMS, '--generator_checkpoint=b.pt', '--max_iters=1').returncode == 0
-    refused(run(sums, *small, '--block_size=6', script='pretrain.py'), 'block_size 6')
+    done = run(sums, *SUMS, '--generator_checkpoint=out-grpo/export', '--out_dir=on', '--max_iters=1')
+    assert done.returncode == 0 and [line['iter'] for line in metrics(sums, 'on')] == [0, 1], done.stderr
+    refused(run(sums, *SUMS, '--generator_checkpoint=b.pt', '--block_size=6'), '6', 'max_new_tokens')
 
 
 def test_a_supervised_start_ends_once_it_is_good_enough(sums):
@@ -258,14 +285,19 @@ def test_a_supervised_start_ends_once_it_is_good_enough(sums):
 
 def test_help():
     done = run(ROOT, '--help')
-    assert done.returncode == 0 and '--kl_beta=0.1' in done.stdout and 'the leash' in done.stdout
+    assert done.returncode == 0 and '--kl_beta=0.1' in done.stdout and 'grpo: the leash to the reference' in done.stdout
 
 
 # --- completion
 
-SUMS = ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--rewards=["number_answer"]', '--generator_checkpoint=sums.pt', '--block_size=16', '--max_new_tokens=4',
-        '--n_layer=1', '--n_head=2', '--n_embd=16', '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_samples=2', '--eval_show=1',
-        '--log_interval=1', '--eval_interval=4', '--save_interval=3', '--max_iters=6', '--kl_estimator=k2', '--device=cpu', '--precision=fp32']
+SUMS = [*SMALL, '--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--rewards=["number_answer"]',
+        '--generator_checkpoint=sums.pt', '--block_size=16', '--max_new_tokens=4', '--pretrain_iters=40', '--temperature=1',
+        '--eval_prompts_n=8', '--eval_samples=2', '--max_iters=6', '--kl_estimator=k2']
+
+
+def sums_without(*keys):
+    """SUMS but for these settings."""
+    return [argument for argument in SUMS if argument[2:].partition('=')[0] not in keys]
 
 
 def write_sums(folder):
@@ -293,88 +325,105 @@ def sums(answered, tmp_path):
 
 def test_completion_run(answered):
     folder, printed = answered
-    assert 'there is no model at sums.pt' in printed and '90 prompts to train on, 8 held out' in printed and 'held-out accuracy greedy' in printed and "(wanted '" in printed
+    for words in ('there is no model at sums.pt', '90 prompts to train on, 8 held out', 'held-out accuracy greedy', "(wanted '"):
+        assert words in printed
     lines = metrics(folder)
     assert [line['iter'] for line in lines] == list(range(7))
-    assert {'reward/number_answer', 'frac_truncated', 'mean_length', 'mean_kl', 'sampler_gap_max'} <= lines[0].keys() and lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6)
-    assert {'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k', 'eval/reward'} <= lines[4].keys() and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
-    samples = [json.loads(line) for line in open(folder / 'out-grpo' / 'samples.jsonl')]
-    assert samples[0].keys() == {'iter', 'prompt', 'answer', 'completion', 'reward/number_answer', 'advantage', 'tokens', 'logps', 'logp_changes'} and re.fullmatch(r'\d\+\d=', samples[0]['prompt']) and samples[0]['answer'] == str(eval(samples[0]['prompt'][:-1]))
+    assert {'reward/number_answer', 'frac_truncated', 'mean_length', 'mean_kl', 'sampler_gap_max'} <= lines[0].keys()
+    assert {'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k', 'eval/reward'} <= lines[4].keys()
+    assert lines[0]['mean_kl'] == pytest.approx(0, abs=1e-6) and all(line['sampler_gap_max'] < 1e-5 for line in lines[:-1])
+    sample = json.loads(open(folder / 'out-grpo' / 'samples.jsonl').readline())
+    assert sample.keys() == SAMPLE | {'reward/number_answer'}
+    assert re.fullmatch(r'\d\+\d=', sample['prompt']) and sample['answer'] == str(eval(sample['prompt'][:-1]))
 
 
 def test_rewards_of_the_catalogue(sums):
-    """A function, a dict and names in one list; fluency under the model that the run starts from; prompts that one reward does not apply to, and answers for which one raises."""
+    """
+    A function, a dict and names in one list; fluency under the model that the run starts from; prompts that one reward does not apply
+    to, and completions for which one raises.
+    """
     lines = (sums / 'sums.jsonl').read_text().splitlines()
-    (sums / 'mixed.jsonl').write_text('\n'.join(lines[:60] + [json.dumps({'prompt': f'{a}+{b}='}) for a in (7, 8, 9) for b in range(10)]))
+    without_answers = [json.dumps({'prompt': f'{a}+{b}='}) for a in (7, 8, 9) for b in range(10)]
+    (sums / 'mixed.jsonl').write_text('\n'.join(lines[:60] + without_answers))
     (sums / 'mixed.py').write_text("""
 def my_custom_reward(text, reference=None, **kwargs):
     return len(text) / 50 + 1 / (1 - text.startswith('1'))
 
-rewards = [('math_correctness', 0.5), ('fluency', 0.2), {'type': 'diversity', 'weight': 0.1, 'params': {}}, {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': my_custom_reward}}]
+rewards = [('math_correctness', 0.5), ('fluency', 0.2), {'type': 'diversity', 'weight': 0.1, 'params': {}},
+           {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': my_custom_reward}}]
 train_prompts, eval_prompts, reward_errors = 'mixed.jsonl', 'held_out.jsonl', 'drop'
 """)
-    done = run(sums, 'mixed.py', *(a for a in SUMS if not a.startswith(('--rewards=', '--train_prompts=', '--eval_prompts='))), '--max_iters=3')
+    done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3')
     assert done.returncode == 0, done.stderr
-    assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout and "30 of 90 prompts are judged without 'math_correctness'; the first: reward 'math_correctness' does not apply to prompt 60 ('7+0=')" in done.stdout
-    assert "answers left out: reward 'my_custom_reward' raised ZeroDivisionError" in done.stderr
+    assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout
+    assert "30 of 90 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
+    assert "left out: reward 'my_custom_reward' raised ZeroDivisionError" in done.stderr
     logged = metrics(sums)[:-1]
     assert len(logged) == 3 and all(0 < line['reward/fluency'] < 1 for line in logged)
-    assert all(line['reward_missing/math_correctness'] >= line['reward_missing/fluency'] == line['reward_missing/my_custom_reward'] for line in logged)
-    assert sum(line['reward_missing/math_correctness'] > line['reward_missing/fluency'] for line in logged) and sum(line['reward_missing/fluency'] > 0 for line in logged)
-    assert 'NaN' not in ''.join((sums / 'out-grpo' / name).read_text() for name in ('metrics.jsonl', 'samples.jsonl', 'rewards.jsonl'))
+    missing = {name: [line[f'reward_missing/{name}'] for line in logged] for name in ('math_correctness', 'fluency', 'my_custom_reward')}
+    assert missing['fluency'] == missing['my_custom_reward'] and sum(missing['fluency']) > 0
+    more = [a - b for a, b in zip(missing['math_correctness'], missing['fluency'], strict=True)]
+    assert min(more) >= 0 < max(more)
+    assert 'NaN' not in ''.join(path.read_text() for path in (sums / 'out-grpo').glob('*.jsonl'))
 
 
 def test_the_export_is_what_was_trained(answered):
     """export/ in transformers: logits of the checkpoint; and our own reader takes it back, tokenizer included."""
     transformers = pytest.importorskip('transformers')
     folder = answered[0]
-    sys.path.insert(0, str(ROOT))
-    from runtime.checkpoint import tokenizer_of
-
-    from model import GPT
-    ours, theirs = GPT.from_pretrained(str(folder / 'out-grpo' / 'ckpt.pt')).eval(), transformers.AutoModelForCausalLM.from_pretrained(folder / 'out-grpo' / 'export').eval()
+    checkpoint, export = (str(folder / 'out-grpo' / name) for name in ('ckpt.pt', 'export'))
+    ours, again = (GPT.from_pretrained(path).eval() for path in (checkpoint, export))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
     tokens = torch.randint(12, (2, 7))
     torch.testing.assert_close(ours.logits(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(GPT.from_pretrained(str(folder / 'out-grpo' / 'export')).eval().logits(tokens), ours.logits(tokens))
-    tokenizers = [tokenizer_of(str(folder / 'out-grpo' / name)) for name in ('ckpt.pt', 'export')]
-    assert tokenizers[0].encode('1+2=') == tokenizers[1].encode('1+2=') and tokenizers[0].eos_id == tokenizers[1].eos_id == theirs.config.eos_token_id
+    torch.testing.assert_close(again.logits(tokens), ours.logits(tokens))
+    first, second = (tokenizer_of(path) for path in (checkpoint, export))
+    assert first.encode('1+2=') == second.encode('1+2=') and first.eos_id == second.eos_id == theirs.config.eos_token_id
 
 
-@pytest.mark.parametrize('more', [['--reference_mode=ema', '--ema_alpha=0.5', '--precision=bf16'], ['--lora_r=2', '--load_in_8bit=True', '--reference_mode=static'],
-                                  ['--reference_mode=periodic', '--reference_update_freq=2', '--top_k=5', '--num_epochs_per_rollout=2', '--dynamic_sampling=2', '--overlong_penalty=2']])
+@pytest.mark.parametrize('more', [
+    ['--reference_mode=ema', '--ema_alpha=0.5', '--precision=bf16'], ['--lora_r=2', '--load_in_8bit=True', '--reference_mode=static'],
+    ['--reference_mode=periodic', '--reference_update_freq=2', '--top_k=5', '--num_epochs_per_rollout=2', '--dynamic_sampling=2',
+     '--overlong_penalty=2']])
 def test_completion_resumes_bit_identically(sums, more):
-    """Every kind of reference, masters in another precision, adapters: killed and resumed, the log and the weights are those of the run that was left alone."""
+    """Every kind of reference, 16-bit weights, adapters: killed and resumed, log and weights are those of the run that was left alone."""
     whole = run(sums, *SUMS, *more, '--out_dir=whole')
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([PYTHON, '-u', str(ROOT / 'train_grpo.py'), *SUMS, *more], cwd=sums, env=ENV, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith('iter 4: reward'):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.communicate()
+    until(sums, 'iter 4: reward', signal.SIGKILL, *SUMS, *more)
     done = run(sums, *SUMS, *more, '--init_from=resume')
     assert done.returncode == 0, done.stderr
     assert metrics(sums) == metrics(sums, 'whole')
     a, b = (torch.load(sums / name / 'ckpt.pt', weights_only=True) for name in ('out-grpo', 'whole'))
-    assert all(torch.equal(a['model'][k], b['model'][k]) for k in b['model']) and {v.dtype for v in a['model'].values()} == {torch.float32}
-    assert all(torch.equal(a['reference'][k], b['reference'][k]) for k in b['reference']) and bool(b['reference']) == ('--lora_r=2' not in more)
+    for part in ('model', 'reference'):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
+    assert {value.dtype for value in a['model'].values()} == {torch.float32} and bool(b['reference']) == ('--lora_r=2' not in more)
     if '--lora_r=2' in more:
         refused(run(sums, '--checkpoint=whole/ckpt.pt', '--prompt=1+2=', script='sample.py'), 'adapters', 'export')
-        assert {'export', 'adapter'} <= set(os.listdir(sums / 'whole')) and all(k.endswith(('.A', '.B')) for k in a['model'])
+        assert {'export', 'adapter'} <= set(os.listdir(sums / 'whole')) and all(name.endswith(('.A', '.B')) for name in a['model'])
 
 
 def test_completion_options(sums):
-    """Several rewards, one a function in the config; prompts of a text file; gradient checkpointing; a text to remember; two processes."""
-    (sums / 'shout.py').write_text('def shorter(text, **_):\n    return 1 / (1 + len(text))\n\nrewards = [("number_answer", 1.0), (shorter, 0.5), ("length", 0.1, {"min_length": 1})]\nretain_text = "1+1=2"\n')
-    torchrun = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    done = run(sums, *SUMS[:3], *SUMS[4:], 'shout.py', '--gradient_checkpointing=True', '--mask_truncated=True', '--max_iters=2', launcher=torchrun)
+    """
+    Several rewards, one a function in the config; gradient checkpointing; a text to remember; two processes, whose completions are those
+    of one.
+    """
+    (sums / 'shorter.py').write_text("""
+def shorter(text, **_):
+    return 1 / (1 + len(text))
+
+rewards = [('number_answer', 1.0), (shorter, 0.5), ('length', 0.1, {'min_length': 1})]
+retain_text = '1+1=2'
+""")
+    options = [*sums_without('rewards'), 'shorter.py', '--gradient_checkpointing=True', '--mask_truncated=True', '--max_iters=2']
+    done = run(sums, *options, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr[-2000:]
     line = metrics(sums)[0]
-    assert line['mean_reward'] == pytest.approx(line['reward/number_answer'] + 0.5 * line['reward/shorter'] + 0.1 * line['reward/length'], rel=1e-4) and 'eval/text_log_prob' in line
+    weighted = line['reward/number_answer'] + 0.5 * line['reward/shorter'] + 0.1 * line['reward/length']
+    assert line['mean_reward'] == pytest.approx(weighted, rel=1e-4) and 'eval/text_log_prob' in line
     assert json.load(open(sums / 'out-grpo' / 'config.json'))['rewards'][1] == ['shorter', 0.5]
-    one = run(sums, *SUMS[:3], *SUMS[4:], 'shout.py', '--gradient_checkpointing=True', '--mask_truncated=True', '--max_iters=2', '--out_dir=one')
+    one = run(sums, *options, '--out_dir=one')
     assert one.returncode == 0, one.stderr[-2000:]
-    assert metrics(sums, 'one')[0]['mean_reward'] == pytest.approx(line['mean_reward'], rel=1e-6), 'what is sampled does not depend on the number of processes'
+    assert metrics(sums, 'one')[0]['mean_reward'] == pytest.approx(line['mean_reward'], rel=1e-6)
 
 
 def test_completion_refuses(sums):
@@ -386,23 +435,31 @@ def test_completion_refuses(sums):
     (sums / 'nan.py').write_text('def nan(text, **_):\n    return float("nan")\n\nrewards = [nan]\n')
     truncated = sums / 'truncated'
     truncated.mkdir()
-    (truncated / 'config.json').write_text(json.dumps({'architectures': ['LlamaForCausalLM'], 'model_type': 'llama', 'vocab_size': 14, 'hidden_size': 16, 'num_hidden_layers': 1,
-                                                       'num_attention_heads': 2, 'intermediate_size': 32, 'max_position_embeddings': 16, 'rms_norm_eps': 1e-5}))
+    config = {'architectures': ['LlamaForCausalLM'], 'model_type': 'llama', 'vocab_size': 14, 'hidden_size': 16, 'num_hidden_layers': 1,
+              'num_attention_heads': 2, 'intermediate_size': 32, 'max_position_embeddings': 16, 'rms_norm_eps': 1e-5}
+    (truncated / 'config.json').write_text(json.dumps(config))
     (truncated / 'model.safetensors').write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":')
     (truncated / 'vocab.json').write_text(json.dumps({'chars': list('0123456789+='), 'end': True}))
-    for arguments, words in ((['--train_prompts=broken.jsonl'], ['broken.jsonl', 'line 2']), (['--train_prompts=nothing.jsonl'], ['nothing.jsonl', "'prompt'", 'question']),
-                             (['--train_prompts=empty.jsonl'], ['empty.jsonl', 'empty']), (['--rewards=["number_anser"]'], ["'number_anser'", "'number_answer'"]),
-                             (['bad.py'], ["'bad'", 'ZeroDivisionError']), (['nan.py'], ["'nan'", 'nan']), (['--max_new_tokens=14'], ['max_new_tokens 14', '16']),
-                             (['--max_prompt_length=3'], ['4 tokens', 'max_prompt_length is 3']), (['--generator_checkpoint=truncated'], ['truncated']),
-                             (['--load_in_8bit=True'], ['lora_r']), (['--overlong_penalty=40'], ['overlong_penalty is 40', 'max_new_tokens']), (['--dynamic_sampling=-1'], ['dynamic_sampling is -1']), (['--retain_text=what?'], ["'w'"]), (['--reference_offload=True', '--reference_mode=ema'], ['reference_offload']),
-                              (['--reference_mode=moving'], ["'moving'", 'periodic']), (['--train_prompts=nowhere.jsonl'], ['nowhere.jsonl'])):
-        refused(run(sums, *[a for a in SUMS if not any(a.partition('=')[0] == b.partition('=')[0] for b in arguments) and not (arguments[0].endswith('.py') and a.startswith('--rewards'))], *arguments), *words)
+    for argument, words in (
+            ('--train_prompts=broken.jsonl', ['broken.jsonl', 'line 2']), ('--train_prompts=empty.jsonl', ['empty.jsonl', 'empty']),
+            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'question']),
+            ('--train_prompts=nowhere.jsonl', ['nowhere.jsonl']), ('--rewards=["number_anser"]', ["'number_anser'", "'number_answer'"]),
+            ('bad.py', ["'bad'", 'ZeroDivisionError']), ('nan.py', ["'nan'", 'nan']),
+            ('--max_new_tokens=14', ['max_new_tokens 14', '16']), ('--max_prompt_length=3', ['4 tokens', 'max_prompt_length is 3']),
+            ('--generator_checkpoint=truncated', ['truncated']), ('--load_in_8bit=True', ['lora_r']),
+            ('--overlong_penalty=40', ['overlong_penalty is 40', 'max_new_tokens']),
+            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']), ('--retain_text=what?', ["'w'"]),
+            ('--reference_mode=moving', ["'moving'", 'periodic'])):
+        others = sums_without('rewards' if argument.endswith('.py') else '')
+        refused(run(sums, *others, argument), *words)
+    refused(run(sums, *SUMS, '--reference_offload=True', '--reference_mode=ema'), 'reference_offload')
     assert not (sums / 'out-grpo').exists()
 
 
 def test_a_file_alone_is_split(sums):
     """One file, no eval_prompts: what is held out was never trained on. A seed of any size will do."""
-    done = run(sums, *[a for a in SUMS if 'prompts' not in a.partition('=')[0]], '--dataset=sums.jsonl', '--eval_prompts_n=10', '--max_iters=1', '--seed=123456789', '--generator_checkpoint=new.pt')
+    of_one_file = [*sums_without('train_prompts', 'eval_prompts'), '--dataset=sums.jsonl', '--eval_prompts_n=10']
+    done = run(sums, *of_one_file, '--max_iters=1', '--seed=123456789', '--generator_checkpoint=new.pt')
     assert done.returncode == 0 and '80 prompts to train on, 10 held out' in done.stdout, done.stderr
 
 
@@ -413,7 +470,8 @@ def test_resume_with_other_settings(sums):
     refused(run(sums, *SUMS, *more, '--max_iters=2', '--init_from=resume'), 'max_iters is 2', '3 iterations behind it')
     done = run(sums, *SUMS, '--kl_beta=0', '--weight_decay=0.5', '--precision=fp16', '--init_from=resume')
     assert done.returncode == 0 and 'resuming with weight_decay = 0.5 (it was 0.0)' in done.stdout, done.stderr
-    assert torch.load(sums / 'out-grpo' / 'ckpt.pt', weights_only=True)['optimizer']['param_groups'][0]['weight_decay'] == 0.5
+    optimizer = torch.load(sums / 'out-grpo' / 'ckpt.pt', weights_only=True)['optimizer']
+    assert optimizer['param_groups'][0]['weight_decay'] == 0.5
 
 
 def test_resume_refuses_another_start(sums):
@@ -424,28 +482,35 @@ def test_resume_refuses_another_start(sums):
 
 def test_sample_completes(answered):
     folder = answered[0]
-    one = run(folder, '--checkpoint=out-grpo/ckpt.pt', '--prompt=1+2=', '--max_new_tokens=4', '--temperature=0', script='sample.py')
+    asked = ['--prompt=1+2=', '--max_new_tokens=4']
+    one = run(folder, *asked, '--checkpoint=out-grpo/ckpt.pt', '--temperature=0', script='sample.py')
     assert one.returncode == 0 and re.fullmatch(r'[\d+=]{0,4}\n', one.stdout), one.stderr
-    several = run(folder, '--checkpoint=out-grpo/export', '--prompt=1+2=', '--max_new_tokens=4', '--num_samples=3', script='sample.py')
-    assert several.returncode == 0 and len(several.stderr.splitlines()) == 4 and len(several.stdout.splitlines()) == 1, several.stderr
+    several = run(folder, *asked, '--checkpoint=out-grpo/export', '--num_samples=3', script='sample.py')
+    assert several.returncode == 0, several.stderr
+    assert len(several.stderr.splitlines()) == 4 and len(several.stdout.splitlines()) == 1, several.stderr
 
 
 def test_gsm8k_config_with_a_tiny_qwen(tmp_path, tiny_qwen):
-    """config/gsm8k.py on a Hugging Face directory with its own tokenizer and chat template; LoRA, exported for transformers and peft alike."""
+    """config/gsm8k.py on a Hugging Face folder with its own tokenizer and chat template; LoRA, exported for transformers and peft alike."""
     transformers, peft = (pytest.importorskip(name) for name in ('transformers', 'peft'))
     problem = {'question': 'Ann has 3 apples and buys 4 more. How many has she?', 'answer': '3 + 4 = <<3+4=7>>7\n#### 7'}
     for name in ('train', 'val'):
         (tmp_path / f'{name}.jsonl').write_text((json.dumps(problem) + '\n') * 6)
-    done = run(tmp_path, str(ROOT / 'config' / 'gsm8k.py'), '--train_prompts=train.jsonl', '--eval_prompts=val.jsonl', '--column_mapping={"question": "prompt"}', f'--generator_checkpoint={tiny_qwen}',
-               '--max_new_tokens=8', '--batch_size=4', '--group_size=2', '--max_iters=2', '--lora_r=4', '--loss_type=grpo', '--learning_rate=1e-2', '--precision=fp32', '--device=cpu')
+    prompts = ['--train_prompts=train.jsonl', '--eval_prompts=val.jsonl', '--column_mapping={"question": "prompt"}']
+    learning = ['--lora_r=4', '--loss_type=grpo', '--learning_rate=1e-2', '--precision=fp32', '--device=cpu']
+    sizes = ['--max_new_tokens=8', '--batch_size=4', '--group_size=2', '--max_iters=2', f'--generator_checkpoint={tiny_qwen}']
+    done = run(tmp_path, str(ROOT / 'config' / 'gsm8k.py'), *prompts, *learning, *sizes)
     assert done.returncode == 0 and '6 prompts to train on, 6 held out' in done.stdout, done.stderr
     out = tmp_path / 'out-gsm8k'
     sample = json.loads(open(out / 'samples.jsonl').readline())
-    assert sample['prompt'].startswith('<|im_start|>system\nReason step by step') and sample['prompt'].endswith('<|im_start|>assistant\n')
-    merged = transformers.AutoModelForCausalLM.from_pretrained(out / 'export').eval()
-    adapted = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tiny_qwen), out / 'adapter').eval()
+    assert sample['prompt'].startswith('<|im_start|>system\nReason step by step')
+    assert sample['prompt'].endswith('<|im_start|>assistant\n')
+    merged, start = (transformers.AutoModelForCausalLM.from_pretrained(path).eval() for path in (out / 'export', tiny_qwen))
+    adapted = peft.PeftModel.from_pretrained(start, out / 'adapter').eval()
     tokens = torch.randint(300, (2, 9))
     torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits, atol=1e-5, rtol=0)
-    assert transformers.AutoTokenizer.from_pretrained(out / 'export').encode('3 apples') == transformers.AutoTokenizer.from_pretrained(tiny_qwen).encode('3 apples')
-    talk = run(tmp_path, '--checkpoint=out-gsm8k/export', '--prompt=How many?', '--chat_template=True', '--max_new_tokens=4', script='sample.py')
+    ours, theirs = (transformers.AutoTokenizer.from_pretrained(path) for path in (out / 'export', tiny_qwen))
+    assert ours.encode('3 apples') == theirs.encode('3 apples')
+    asked = ['--checkpoint=out-gsm8k/export', '--prompt=How many?', '--chat_template=True', '--max_new_tokens=4']
+    talk = run(tmp_path, *asked, script='sample.py')
     assert talk.returncode == 0, talk.stderr

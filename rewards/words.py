@@ -1,0 +1,56 @@
+"""The words and sentences of a text. Words are compared in lower case, and some by their stems."""
+import re
+from collections import Counter
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+NEGATION = re.compile(r"\b(?:not|no|never|none|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+STOP_WORDS = frozenset("""a about after all also am an and any are as at be because been before being but by
+can could did do does doing down during each few for from further had has have having he her here hers him his
+how i if in into is it its itself just me more most my no nor not of off on once only or other our out over
+own same she should so some such than that the their them then there these they this those through to too
+under until up very was we were what when where which while who whom why will with would you your""".split())
+ENDINGS = (('ies', 'y'), ('sses', 'ss'), ('ing', ''), ('ed', ''), ('ly', ''), ('es', ''), ('s', ''))
+
+
+def any_of(*alternatives):
+    """
+    A pattern for any of the alternatives, each perhaps several with | between them, as words in either case.
+    """
+    return re.compile(rf"\b(?:{'|'.join(alternatives)})\b", re.IGNORECASE)
+
+
+def words(text):
+    return WORD.findall(text.lower())
+
+
+def sentences(text):
+    return [s for s in re.split(r'(?<=[.!?])\s+|\n+', text) if words(s)]
+
+
+def stem(word):
+    """A word without its commonest English endings."""
+    for ending, rest in ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith('ss'):
+            return word[:-len(ending)] + rest
+    return word
+
+
+def content_words(text):
+    """The stems of a text's words that carry its subject."""
+    return [stem(word) for word in words(text) if word not in STOP_WORDS]
+
+
+def cues_in(text, cues):
+    """The set of cues (words or phrases) that a text holds."""
+    text = f" {' '.join(words(text))} "
+    return {cue for cue in cues if f' {cue} ' in text}
+
+
+def ngrams(items, n):
+    return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
+
+
+def repeated(items, n=3):
+    """The share of n-grams that occurred before; 0 for a short text."""
+    counts = ngrams(items, n)
+    return 1 - len(counts) / counts.total() if counts else 0.0
