@@ -25,11 +25,34 @@ from runtime.console import say
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion
 from tasks.supervised import save_model, supervised_loop
+from tasks.task import chart
 
 
 class Alignment(Completion):
     """Prompts, and a scorer for the completions of them."""
     headline = 'eval/feasible_reward'
+    charts = {
+        'Evaluation': [
+            chart('held-out reward',
+                  'The weighted sum on held-out prompts. Where a true reward is known and leaves it, the '
+                  'reward model is being fooled.',
+                  'eval/reward', 'eval/true_reward'),
+            chart('held-out cost',
+                  'Above 0 is unsafe.',
+                  'eval/cost', 'eval/true_cost'),
+        ],
+        'Alignment': [
+            chart('lambda',
+                  'The price of cost. It rises while completions are too often unsafe.',
+                  'lambda'),
+            chart('cost',
+                  'Its mean; J_C adds the threshold and shall be at most 0.',
+                  'cost', 'J_C', 'J_C_ema'),
+            chart('safe completions',
+                  'Share with a cost of at most 0.',
+                  'safe_ratio'),
+        ],
+    }
     closing = ('eval/reward', 'eval/cost')  # the headline may be missing from an evaluation
     refuses = ('rewards', 'reward_errors', 'dynamic_sampling')
 

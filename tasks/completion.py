@@ -28,12 +28,28 @@ from tasks.supervised import (
     small_config,
     train_start,
 )
-from tasks.task import Task, longest_line
+from tasks.task import Task, chart, longest_line
 
 
 class Completion(Task):
     """Prompts with verifiable rewards: a causal model completes, a function of the text says how well."""
     headline = 'eval/accuracy_greedy'
+    charts = {
+        'Evaluation': [
+            chart('accuracy',
+                  'First reward on held-out prompts: greedy, sampled, and at least one sampled answer '
+                  'right.',
+                  'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k'),
+            chart('all tests passed',
+                  'Hidden tests far below the shown ones: the policy writes for the tests.',
+                  'eval/pass_rate_greedy', 'eval/hidden_pass_rate_greedy', 'eval/pass_rate_sampled',
+                  'eval/hidden_pass_rate_sampled'),
+            chart('held-out reward',
+                  'The weighted sum on held-out prompts. Where a true reward is known and leaves it, the '
+                  'reward model is being fooled.',
+                  'eval/reward', 'eval/true_reward'),
+        ],
+    }
 
     class Settings:
         # prompts

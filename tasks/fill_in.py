@@ -26,7 +26,7 @@ from runtime.config import Count, Natural, one_line
 from runtime.console import say
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
-from tasks.task import Task, longest_line
+from tasks.task import Task, chart, longest_line
 
 MASK_KINDS = ('random', 'sticky', 'span')
 
@@ -37,6 +37,21 @@ MASK_KINDS = ('random', 'sticky', 'span')
 class FillIn(Task):
     """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
     headline = 'eval/judge_reward'
+    charts = {
+        'Evaluation': [
+            chart('judge reward',
+                  'What the judge thinks of held-out fills, and of real text. Above real text it is being '
+                  'fooled.',
+                  'eval/judge_reward', 'eval/judge_reward_real'),
+            chart('gold judge',
+                  'A second judge that is never the reward. If it falls behind, the policy learns the first '
+                  'one’s mistakes.',
+                  'eval/gold_reward', 'eval/gold_reward_real'),
+            chart('exact match',
+                  'Slots that got the very character that stood there.',
+                  'eval/exact_match_sampled', 'eval/exact_match_greedy'),
+        ],
+    }
     refuses = ('top_k', 'overlong_penalty', 'lora_r')
 
     class Settings:

@@ -48,7 +48,7 @@ from runtime.ranks import all_reduce
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
-from tasks.task import Task, longest_line
+from tasks.task import Task, chart, longest_line
 
 # what actor and critic were made with, and cannot be changed afterwards
 FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
@@ -66,6 +66,33 @@ MEANING = {
 class NLA(Task):
     """An actor puts activations into words, a critic rebuilds them from the words."""
     headline = 'eval/fve'
+    charts = {
+        'Evaluation': [
+            chart('variance explained',
+                  'FVE on documents nobody trained on; 0 is the mean activation, whatever the text.',
+                  'eval/fve', 'eval/fve_greedy', 'eval/fve_true_text', 'eval/fve_frozen_actor'),
+            chart('FVE, controls',
+                  'Texts dealt to other activations, nothing injected, the mean, noise: all should stay '
+                  'low.',
+                  'eval/fve_shuffled', 'eval/fve_no_injection', 'eval/fve_mean_injection',
+                  'eval/fve_random_injection'),
+        ],
+        'Autoencoder': [
+            chart('variance explained',
+                  'FVE on the training batch, before the critic’s step.',
+                  'fve'),
+            chart('cosine',
+                  'Between what the critic rebuilt and the activation.',
+                  'cosine'),
+            chart('critic',
+                  'Its loss.',
+                  'critic_loss'),
+        ],
+    }
+    samples_title = 'Explanations'
+    samples_hint = ("What the actor wrote about an activation (of the last token of the text above it), and "
+                    "how well the critic rebuilt it from that: reconstruction is the reward. With "
+                    "text_reversed the latest token comes first.")
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
             'eval_batch_size')

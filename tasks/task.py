@@ -35,7 +35,9 @@ class Task:
     uses = ()               # settings of other jobs that this one reads too
     refuses = ()            # settings that this one cannot take, though it inherits them or all have them
     headline = ''           # the metric that makes a checkpoint the best one
-    charts = ()             # of the report, as in report/charts.json
+    charts = {}             # of the report: {section: [chart(...)]}, beside those of report/charts.json
+    samples_title = 'Best and worst completions'  # what the report says above the samples
+    samples_hint = 'By advantage, in each group of the slider above.'
     sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
 
     def __init__(self, cfg, device):
@@ -134,6 +136,11 @@ class Task:
             record['logp_changes'] = numbers(moved[0, g, :n], 4)
             records.append(record | {name: values[:n] for name, values in places.items()})
         return records
+
+
+def chart(title, hint, *names):
+    """A chart of the report: its title, what it says, and the metrics that share its axes."""
+    return {'title': title, 'hint': hint, 'names': list(names)}
 
 
 def numbers(tensor, digits=None):

@@ -12,12 +12,18 @@ from pathlib import Path
 import pytest
 from warm import PYTHON
 
-from report import POINTS, charts_of, evenly, picked, read_run, write_report
+import report
+from report import POINTS, evenly, picked
+from tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><svg onload=window.hacked=3>\u202eabc\ud800 {{x}} <!--<script> \u2028'
+
+
+def page_of(out_dirs, path=None):
+    return report.write_report(out_dirs, TASKS, path)
 
 
 def write_run(folder, iterations=60, groups=True, kind='alignment', seed=0, hostile='', max_iters=None):
@@ -133,7 +139,7 @@ BLANK = """plots.filter(([, u]) => { const pixels = u.ctx.getImageData(u.bbox.le
 
 def test_page_in_the_browser(browser, tmp_path):
     """Two runs, light, dark and as wide as a phone: every chart has drawn, nothing complains, nothing but the file is asked for, nothing sticks out."""
-    page = write_report([write_run(tmp_path / 'a', 400), write_run(tmp_path / 'b', 90, seed=1, max_iters=200)], str(tmp_path / 'both.html'))
+    page = page_of([write_run(tmp_path / 'a', 400), write_run(tmp_path / 'b', 90, seed=1, max_iters=200)], str(tmp_path / 'both.html'))
     papers = set()
     for options in ({}, {'dark': True}, {'width': 390, 'height': 844, 'touch': True}):
         ask, js = browser.open(page, **options)
@@ -146,11 +152,11 @@ def test_page_in_the_browser(browser, tmp_path):
         papers.add(js("getComputedStyle(document.body).backgroundColor + ink('--ink')"))
     assert len(papers) == 2
     text = js('document.body.innerText')
-    assert all(words in text for words in ('2 runs', 'surprise', 'reward against cost', 'advantage', 'lambda', 'Best and worst answers', 'Where the runs differ', 'seed'))
+    assert all(words in text for words in ('2 runs', 'surprise', 'reward against cost', 'advantage', 'lambda', 'Best and worst completions', 'Where the runs differ', 'seed'))
 
 
 def test_controls(browser, tmp_path):
-    ask, js = browser.open(write_report([write_run(tmp_path / 'a', 100), write_run(tmp_path / 'b', 100, seed=1)]))
+    ask, js = browser.open(page_of([write_run(tmp_path / 'a', 100), write_run(tmp_path / 'b', 100, seed=1)]))
     lines = "plots.find(([box]) => box === charts.find(c => c.title === 'mean reward').box)[1].series.length"
     assert js(lines) == 1 + 2 * 2                                                        # iteration; of each run what was logged, and smoothed
     js("smoothing.value = 0, smoothing.oninput(), 0")
@@ -170,7 +176,7 @@ def test_controls(browser, tmp_path):
 
 def test_hostile_texts_are_only_texts(browser, tmp_path):
     """Model output, names of rewards and settings that try to be HTML, in the file and in the browser."""
-    page = write_report([write_run(tmp_path / 'a<img src=x onerror=window.hacked=4>', hostile=HOSTILE)])
+    page = page_of([write_run(tmp_path / 'a<img src=x onerror=window.hacked=4>', hostile=HOSTILE)])
     source = Path(page).read_text()
     assert source.count('<script') == 3 and source.count('</script') == 3 and '<img' not in source and '<!--' not in source
     ask, js = browser.open(page)
@@ -193,22 +199,22 @@ def long(tmp_path_factory):
 
 def test_a_long_run_is_thinned(long):
     """Few points, a small file, and every spike still inside its band."""
-    run = read_run(long)
+    run = report.read_run(long, TASKS)
     loss = run['metrics']['loss']
     assert len(loss['x']) <= POINTS and loss['x'] == sorted(loss['x']) and loss['hi'][-1] == loss['last'] == loss['most'] == 7.0 and min(loss['lo']) == loss['least']
     assert all(lo <= y <= hi for lo, y, hi in zip(loss['lo'], loss['y'], loss['hi'])) and run['metrics']['grad_norm']['gaps'] == 1
     assert len(run['groups']) <= 24 and [run['groups'][0]['iter'], run['groups'][-1]['iter']] == [0, 9990] and len(run['rewards']['iters']) <= 40
-    assert os.path.getsize(write_report([long])) < 500_000
+    assert os.path.getsize(page_of([long])) < 500_000
 
 
 def test_only_rounding_is_not_charted(tmp_path):
     """mean_advantage is 1e-9 all along. What is tiny by nature stays: lr, and the gap of 1e-7 between sampler and trainer."""
-    names = {name for section in charts_of([read_run(write_run(tmp_path / 'run', 600))]) for chart in section['charts'] for name in chart['names']}
+    names = {name for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600), TASKS)], TASKS) for chart in section['charts'] for name in chart['names']}
     assert 'mean_advantage' not in names and {'lr', 'sampler_gap_mean', 'mean_kl', 'loss'} <= names
 
 
 def test_a_long_run_in_the_browser(browser, long):
-    ask, js = browser.open(write_report([long]))
+    ask, js = browser.open(page_of([long]))
     assert js('plots.every(([, u]) => u.data[0].length <= 1000)') and js(BLANK) == 0 and browser.complaints() == []
     assert '1 values are no numbers' in js('document.body.innerText')
 
@@ -228,18 +234,18 @@ def odd(tmp_path):
 
 
 def test_torn_odd_and_empty_logs(odd):
-    run = read_run(str(odd / 'odd'))
+    run = report.read_run(str(odd / 'odd'), TASKS)
     assert run['metrics']['loss'] == {'x': [2], 'y': [4], 'gaps': 2, 'first': 4, 'last': 4, 'least': 4, 'most': 4} and run['last'] == 2
     assert run['metrics']['mean_reward']['y'] == [1, 2e299] and not {'note', 'flag'} & run['metrics'].keys()
     assert run['rewards']['iters'] == [0, 1] and [sum(bars) for bars in run['rewards']['parts']['a']['counts']] == [1, 0] and run['rewards']['parts']['a']['missing'] == [2, 0]
     assert len(run['groups']) == 1 and len(run['groups'][0]['answers']) == 2
-    empty = read_run(str(odd / 'empty'))
+    empty = report.read_run(str(odd / 'empty'), TASKS)
     assert empty['last'] is None and empty['metrics'] == empty['config'] == {} and empty['groups'] == []
 
 
 def test_torn_odd_and_empty_logs_in_the_browser(browser, odd):
     for folders in (['empty'], ['odd'], ['empty', 'odd']):
-        ask, js = browser.open(write_report([str(odd / folder) for folder in folders]))
+        ask, js = browser.open(page_of([str(odd / folder) for folder in folders]))
         js('choice(runs.length - 1), 0')
         assert browser.complaints() == [] and js('document.documentElement.dataset.error') is None
         text = js('document.body.innerText')
@@ -255,11 +261,11 @@ def test_picked_and_evenly(tmp_path):
 
 def test_command_line(tmp_path):
     folder = write_run(tmp_path / 'run', 20)
-    run = lambda *arguments: subprocess.run([PYTHON, str(ROOT / 'report.py'), *arguments], cwd=tmp_path, capture_output=True, text=True)
+    run = lambda *arguments: subprocess.run([PYTHON, '-m', 'tools.report', *arguments], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
     assert 'report.html' in run(folder).stdout and os.path.exists(folder + '/report.html')
     assert run(folder, '--out=here.html').returncode == 0 and (tmp_path / 'here.html').exists()
     for arguments, words in ((('nowhere',), "error: there is no folder 'nowhere'"), (('.',), "error: '.' holds neither metrics.jsonl nor config.json"), ((), 'error: name the out_dir'),
                              ((folder, '--smooth=1'), 'error: --smooth=1: the only option is --out=PATH'), ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file")):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count('\n') == 1, done.stderr
-    assert 'no module' not in run('--help').stdout and 'python report.py out-grpo' in run('--help').stdout
+    assert 'no module' not in run('--help').stdout and 'python -m tools.report out-grpo' in run('--help').stdout
