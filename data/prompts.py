@@ -13,7 +13,7 @@ import random
 import re
 
 from data.text import FOLDER, folders_that, read_text_file
-from formats.tokenizer import check_pairs
+from formats.text_files import check_pairs
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')

@@ -1,9 +1,10 @@
 """
-Checkpoints of other programs as plain data: `read` turns a Hugging Face directory, a .gguf file or a hub name into
-GPTConfig fields and a state dict under model.py's names, `write` makes a directory that `transformers` loads.
+Checkpoints of other programs as plain data: `read` turns a Hugging Face directory, a .gguf file or a hub name
+into GPTConfig fields and a state dict under model.py's names, `write` makes a directory that `transformers`
+loads.
 
-Four families differ in little but names, so most of this file is tables. What model.py does not compute is refused by
-name: a model that loads is a model whose logits are right. Every error is one line.
+Four families differ in little but names, so most of this file is tables. What model.py does not compute is
+refused by name: a model that loads is a model whose logits are right. Every error is one line.
 """
 import json
 import os
@@ -64,7 +65,8 @@ DEFAULTS = {
     'llama': LLAMA_DEFAULTS, 'qwen2': LLAMA_DEFAULTS, 'qwen3': LLAMA_DEFAULTS | {'head_dim': 128},
     'gguf': {'attention.head_count_kv': None, 'attention.key_length': None},
 }
-# Keys that change the arithmetic -> the values model.py computes: the first is what an absent key means, and what is written.
+# Keys that change the arithmetic -> the values model.py computes: the first is what an absent key means, and
+# what is written.
 ONLY = {
     'gpt2': {'activation_function': ('gelu_new', 'gelu_pytorch_tanh'), 'scale_attn_weights': (True,),
              'scale_attn_by_inverse_layer_idx': (False,), 'add_cross_attention': (False,)},
@@ -86,8 +88,9 @@ def some(names):
 
 def local_folder(path):
     """
-    The folder or file of that name, or else the local copy of the Hugging Face hub's 'owner/name', fetched where need be.
-    Raises FileNotFoundError, ImportError without huggingface_hub, ConnectionError when the hub does not give it, ValueError for a folder of ours that is no model's.
+    The folder or file of that name, or else the local copy of the Hugging Face hub's 'owner/name', fetched
+    where need be. Raises FileNotFoundError, ImportError without huggingface_hub, ConnectionError when the hub
+    does not give it, ValueError for a folder of ours that is no model's.
     """
     path = os.fspath(path)
     if os.path.isfile(os.path.join(path, 'ckpt.pt')):
@@ -96,7 +99,8 @@ def local_folder(path):
         raise ValueError(f"{path} holds adapters without their model: the two merged lie in export/ beside it")
     if os.path.exists(path):
         return path
-    # out/ckpt mistyped looks like owner/name too: where out/ is a folder here it is that, and no network is asked.
+    # out/ckpt mistyped looks like owner/name too: where out/ is a folder here it is that, and no network is
+    # asked.
     if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) or os.path.isdir(path.split('/')[0]) or path.endswith(('.gguf', '.pt')):
         raise FileNotFoundError(f"there is no file or folder {path!r} (a model on the Hugging Face hub is written owner/name)")
     try:
@@ -111,8 +115,9 @@ def local_folder(path):
 
 def read(path):
     """
-    fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of the model at path: a
-    Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises FileNotFoundError, ValueError, and as local_folder does.
+    fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of the
+    model at path: a Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises
+    FileNotFoundError, ValueError, and as local_folder does.
     """
     path = local_folder(path)
     if os.path.isdir(path):
@@ -150,8 +155,8 @@ def family_of(config, where, scores=False):
 
 def read_fields(config, family, kind, where):
     """
-    GPTConfig's sizes and what makes the family, from another program's keys (kind: its row of DEFAULTS and ONLY).
-    Raises ValueError naming the key that is missing, odd, or asks for what model.py does not compute.
+    GPTConfig's sizes and what makes the family, from another program's keys (kind: its row of DEFAULTS and
+    ONLY). Raises ValueError naming the key that is missing, odd, or asks for what model.py does not compute.
     """
     for key, values in ONLY[kind].items():
         if config.get(key) is not None and config[key] not in values:
@@ -175,7 +180,10 @@ def read_fields(config, family, kind, where):
 
 
 def read_rope(config, where):
-    """RoPE as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) writes it -> the fields rope_theta, rope_scaling."""
+    """
+    RoPE as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) writes it -> the fields
+    rope_theta, rope_scaling.
+    """
     rope = config.get('rope_scaling') or config.get('rope_parameters') or {}
     if not isinstance(rope, dict):
         raise ValueError(f"{where}: the rope scaling is {rope!r}; it must be an object in {{...}}")
@@ -221,7 +229,9 @@ def tensor_files(folder):
 
 
 def open_tensors(files):
-    """{name: (shape, function that reads the tensor)}: shapes are checked before a byte of weights is read."""
+    """
+    {name: (shape, function that reads the tensor)}: shapes are checked before a byte of weights is read.
+    """
     tensors = {}
     for file in files:
         try:
@@ -237,7 +247,10 @@ def open_tensors(files):
 
 
 def open_folder(folder, scores=False):
-    """What config.json says and where the tensors lie: (config, fields, column, tensors, prefix). scores: a head that gives a score is welcome, too."""
+    """
+    What config.json says and where the tensors lie: (config, fields, column, tensors, prefix). scores: a head
+    that gives a score is welcome, too.
+    """
     where = os.path.join(folder, 'config.json')
     if not os.path.isfile(where):
         raise FileNotFoundError(f"{folder} has no config.json")
@@ -263,8 +276,9 @@ def read_folder(folder):
 
 def read_score_model(folder):
     """
-    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and the kind, 'reward', 'cost' or None where the files do not
-    say, of a Hugging Face model that ends in a score: safe-rlhf's LlamaForScore, or transformers' ...ForSequenceClassification with one label.
+    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and the kind,
+    'reward', 'cost' or None where the files do not say, of a Hugging Face model that ends in a score:
+    safe-rlhf's LlamaForScore, or transformers' ...ForSequenceClassification with one label.
     """
     config, fields, column, tensors, prefix = open_folder(local_folder(folder), scores=True)
     found = {name: tensors.pop(name) for name in ('score_head.weight', 'score_head.bias', 'score.weight', 'score.bias', 'normalizer.mean', 'normalizer.var', 'normalizer.count') if name in tensors}
@@ -284,8 +298,8 @@ def read_score_model(folder):
 
 def layout(fields, column):
     """
-    {our tensor: [(their tensor, its shape), ...]}: what they keep apart is stacked by rows in ours. Shapes are (out, in); the
-    matrices in GPT-2's blocks are the other way round.
+    {our tensor: [(their tensor, its shape), ...]}: what they keep apart is stacked by rows in ours. Shapes
+    are (out, in); the matrices in GPT-2's blocks are the other way round.
     """
     D, d, hidden, V = fields['n_embd'], fields['head_dim'], fields['mlp_hidden'], fields['vocab_size']
     q, kv = fields['n_head'] * d, fields['n_kv_head'] * d
@@ -314,8 +328,9 @@ def layout(fields, column):
 
 def assemble(fields, column, tensors, where, prefix=''):
     """
-    The state dict of `fields` out of {their name less prefix: (shape, function that reads it)}, fp32, one tensor at a time.
-    Raises ValueError naming the tensors that are missing, left over or of another shape, before any is read.
+    The state dict of `fields` out of {their name less prefix: (shape, function that reads it)}, fp32, one
+    tensor at a time. Raises ValueError naming the tensors that are missing, left over or of another shape,
+    before any is read.
     """
     if fields['n_layer'] > len(tensors):  # before a plan is made for each
         raise ValueError(f"{where} lacks most of its tensors: its configuration asks for {fields['n_layer']} layers, and there are {len(tensors)} tensors")
@@ -345,8 +360,8 @@ def assemble(fields, column, tensors, where, prefix=''):
 
 def llama3_scaling(divisors, fields, where):
     """
-    GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it. Llama 3.1, 3.2 and 3.3 differ
-    in the factor alone; anything else raises ValueError.
+    GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it. Llama
+    3.1, 3.2 and 3.3 differ in the factor alone; anything else raises ValueError.
     """
     d = fields['head_dim']
     wrong = ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be computed here")
@@ -367,14 +382,16 @@ def decode(tensor, heads, where):
         w = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
     except NotImplementedError:
         raise ValueError(f"{where}: {tensor.name} is of type {tensor.tensor_type.name}, which the gguf package does not decode") from None
-    # llama.cpp turns neighbouring pairs, and Llama's q and k were reordered for it: back to the two halves of each head.
+    # llama.cpp turns neighbouring pairs, and Llama's q and k were reordered for it: back to the two halves of
+    # each head.
     return w.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else w
 
 
 def open_gguf(path):
     """
-    gguf's reader of the file, whose lengths and counts are known to lie within it: gguf itself reads past the end as if nothing were there, and so counts to
-    2**60 where a header says so. Raises ImportError without gguf, ValueError when the file is torn or is none.
+    gguf's reader of the file, whose lengths and counts are known to lie within it: gguf itself reads past the
+    end as if nothing were there, and so counts to 2**60 where a header says so. Raises ImportError without
+    gguf, ValueError when the file is torn or is none.
     """
     try:
         import gguf
@@ -422,7 +439,10 @@ def read_gguf(path):
 
 
 def counterpart(fields):
-    """The family that these fields are. Raises ValueError naming the fields that have no counterpart in the nearest one."""
+    """
+    The family that these fields are. Raises ValueError naming the fields that have no counterpart in the
+    nearest one.
+    """
     def odd(family):
         keys = [key for key, value in FAMILIES[family].items() if fields[key] != value]
         if family == 'gpt2':
@@ -437,9 +457,10 @@ def counterpart(fields):
 
 def write(folder, fields, state, eos_id=None):
     """
-    config.json and model.safetensors in folder, as transformers' from_pretrained reads them. fields: every field of GPTConfig;
-    state: GPT.state_dict(), in the types it should have there; eos_id: where transformers' generate stops. Raises ValueError
-    when no architecture there computes this, before anything is written.
+    config.json and model.safetensors in folder, as transformers' from_pretrained reads them. fields: every
+    field of GPTConfig; state: GPT.state_dict(), in the types it should have there; eos_id: where
+    transformers' generate stops. Raises ValueError when no architecture there computes this, before anything
+    is written.
     """
     family = counterpart(fields)
     column = COLUMN.get(family, HF)

@@ -360,7 +360,7 @@ class Preferences:
         return quality
 
 
-def train_score_model(trunk, preferences, max_iters=400, seed=1, until=0.99):
+def train_score_model(trunk, preferences, max_iters=400, learning_rate=2e-3, seed=1, until=0.99):
     """
     A reward or cost model that starts as the causal model `trunk`, from pairs of answers. Losses of Safe RLHF
     (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each
@@ -386,8 +386,7 @@ def train_score_model(trunk, preferences, max_iters=400, seed=1, until=0.99):
     def good_enough():
         return preferences.quality(model)['sign_accuracy' if kind == 'cost' else 'accuracy'] >= until
 
-    supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, 2e-3, weight_decay=0.01,
-                    enough=good_enough)
+    supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, learning_rate, 0.01, good_enough)
     model.eval().requires_grad_(False)
     scores, _ = preferences.held_out_scores(model)
     model.mean.copy_(scores.mean() if kind == 'reward' else 0.0)

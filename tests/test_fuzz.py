@@ -27,12 +27,19 @@ from safetensors.torch import save_file
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
 from formats import weights
-from formats.tokenizer import GPT2_STEP, PRINTABLE, CharTokenizer, load_tokenizer
+from formats.gguf_vocabulary import PRINTABLE
+from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
 from nla import read_vectors
 from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
-from runtime.config import check, one_line_errors, read_config_file, read_keys, read_override
+from runtime.config import (
+    check,
+    one_line_errors,
+    read_config_file,
+    read_keys,
+    read_override,
+)
 from runtime.lora import add_lora, load_adapter, save_adapter
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable
 
@@ -230,7 +237,7 @@ def byte_level(letters):
     merges = [['t', 'h'], ['th', 'e'], ['a', 'n'], ['Ġ', 'the']]
     vocab = {token: i for i, token in enumerate(letters + [left + right for left, right in merges])}
     added = [{'id': len(vocab) + i, 'content': content, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True} for i, content in enumerate(('<|end|>', '<|start|>'))]
-    spec = {'version': '1.0', 'added_tokens': added, 'normalizer': {'type': 'NFC'}, 'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [{'type': 'Digits', 'individual_digits': True}, GPT2_STEP]}, 'decoder': GPT2_STEP,
+    spec = {'version': '1.0', 'added_tokens': added, 'normalizer': {'type': 'NFC'}, 'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [{'type': 'Digits', 'individual_digits': True}, {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}]}, 'decoder': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True},
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'ignore_merges': False, 'vocab': vocab, 'merges': merges}}
     config = {'eos_token': '<|end|>', 'pad_token': {'content': '<|end|>'}, 'added_tokens_decoder': {str(t['id']): {'content': t['content'], 'special': True} for t in added},
               'chat_template': "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"}

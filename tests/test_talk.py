@@ -14,7 +14,8 @@ import pytest
 import torch
 from warm import PYTHON
 
-from formats.tokenizer import BYTE_OF, GPT2_STEP, CharTokenizer, load_tokenizer
+from formats.gguf_vocabulary import BYTE_OF
+from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
 from nla import Critic, Injection, truncate
@@ -22,8 +23,8 @@ from policy import generate
 from rewards import score
 from runtime.checkpoint import save_checkpoint
 from tasks import show as talk
-from tasks.supervised import small_config
 from tasks.fill_in import filler_config, score_fills, text_with_slots
+from tasks.supervised import small_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = CharTokenizer('0123456789+= ab', end=True)
@@ -64,7 +65,7 @@ def folder(tmp_path_factory):
              'settings': {'injection_token': '<INJECT>', 'text_reversed': False}}
     written(folder / 'nla.pt', 'nla', actor, critic=critic.state_dict(), nla=about)
 
-    spec = {'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(BYTE_OF)}, 'merges': []}, 'pre_tokenizer': GPT2_STEP, 'decoder': {'type': 'ByteLevel'},
+    spec = {'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(BYTE_OF)}, 'merges': []}, 'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}, 'decoder': {'type': 'ByteLevel'},
             'added_tokens': [{'id': 256, 'content': '<end>', 'special': True}]}
     torch.manual_seed(0)
     GPT(GPTConfig(**vars(config) | {'block_size': 64, 'vocab_size': 257})).save_pretrained(str(folder / 'bytes'), eos_id=256)

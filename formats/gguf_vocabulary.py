@@ -1,0 +1,113 @@
+"""
+The tokenizer inside a .gguf file: as a tokenizer.json, which `tokenizers` and `transformers` read, and for
+tiktoken.
+
+Byte-level BPE cuts a text by a regular expression and merges the bytes of each piece in the order of a list.
+"""
+import json
+
+import tiktoken
+import tokenizers
+
+from formats.weights import open_gguf
+
+# tokenizer.json writes bytes as printable characters
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+UNPRINTABLE = [b for b in range(256) if b not in PRINTABLE]
+BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + n): b for n, b in enumerate(UNPRINTABLE)}
+
+# The pieces, by the file's tokenizer.ggml.pre: the regular expressions of these models' tokenizer.json
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2 = LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
+# SmolLM2 cuts out each digit before GPT-2's expression sees the rest, so a digit looks like the end of the
+# text.
+SMOLLM = r'\p{N}|' + GPT2.replace(r'| ?\p{N}+', '').replace(r'(?!\S)', r'(?![^\s\p{N}])')
+PATTERNS = {'gpt-2': GPT2, 'smollm': SMOLLM, 'llama-bpe': LLAMA3, 'qwen2': QWEN2}
+
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
+ROLES = {'bos_token': 'ggml.bos_token_id', 'eos_token': 'ggml.eos_token_id',
+         'pad_token': 'ggml.padding_token_id', 'unk_token': 'ggml.unknown_token_id'}
+
+
+def read_metadata(path):
+    """{key: value} of the file's tokenizer, checked. Raises ValueError."""
+    fields = open_gguf(path).fields
+    try:
+        told = {key.removeprefix('tokenizer.'): field.contents()
+                for key, field in fields.items() if key.startswith('tokenizer.')}
+    except (ValueError, IndexError) as e:  # bytes that are no text, a value without parts
+        raise ValueError(f"{path}: the metadata of its tokenizer cannot be read: {e}") from None
+    kind, pre, tokens = told.get('ggml.model'), told.get('ggml.pre'), told.get('ggml.tokens')
+    if kind != 'gpt2' or pre not in list(PATTERNS) or 'ggml.merges' not in told:
+        raise ValueError(f"{path} has a tokenizer of type {kind!r} with the pieces {pre!r}; only 'gpt2' with "
+                         f"{', '.join(PATTERNS)} is read: give the model's Hugging Face folder")
+    for key in ('ggml.tokens', 'ggml.merges'):
+        if not isinstance(told[key] if key in told else None,
+                          list) or not all(isinstance(t, str) for t in told[key]):
+            raise ValueError(f"{path}: tokenizer.{key} must be a list of texts")
+    types = told.setdefault('ggml.token_type', [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"{path}: tokenizer.ggml.token_type must be a list of {len(tokens)} numbers, one a "
+                         "token")
+    for key in ROLES.values():
+        if type(told.get(key, 0)) is not int or not 0 <= told.get(key, 0) < max(len(tokens), 1):
+            raise ValueError(f"{path}: tokenizer.{key} is {told[key]!r}; it must be one of the "
+                             f"{len(tokens)} tokens")
+    return told
+
+
+def read_vocabulary(path):
+    """
+    ({'tokenizer.json': text, 'tokenizer_config.json': text}, the first one's content, the regular expression
+    that cuts a text into pieces) of a GGUF file. Raises ValueError, ImportError without the package gguf.
+    """
+    told = read_metadata(path)
+    pre, tokens = told['ggml.pre'], told['ggml.tokens']
+    kinds = list(enumerate(zip(tokens, told['ggml.token_type'], strict=True)))
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+    added = [{'id': i, 'content': token, **flags, 'special': kind == CONTROL}
+             for i, (token, kind) in kinds if kind in (CONTROL, USER_DEFINED)]
+    split = {'type': 'Split', 'pattern': {'Regex': PATTERNS[pre]}, 'behavior': 'Isolated', 'invert': False}
+    model = {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
+             'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
+             'ignore_merges': pre == 'llama-bpe',
+             'vocab': {token: i for i, (token, kind) in kinds if kind != UNUSED},
+             'merges': told['ggml.merges']}
+    spec = {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added,
+            'normalizer': {'type': 'NFC'} if pre == 'qwen2' else None,
+            'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [split, BYTE_LEVEL]},
+            'post_processor': None, 'decoder': BYTE_LEVEL, 'model': model}
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
+    config |= {role: tokens[told[key]] for role, key in ROLES.items() if key in told}
+    if 'chat_template' in told:
+        config['chat_template'] = told['chat_template']
+    files = {'tokenizer.json': json.dumps(spec, ensure_ascii=False),
+             'tokenizer_config.json': json.dumps(config, ensure_ascii=False, indent=1)}
+    return files, spec, PATTERNS[pre]
+
+
+def tiktoken_encoding(spec, pattern, name):
+    """
+    A tiktoken.Encoding with the ids of spec, a tokenizer.json, or None where it would give others. A byte
+    without a token has an id beyond the vocabulary.
+
+    tiktoken merges the two neighbours whose concatenation has the lowest id, whichever pair the list of
+    merges means. That is the same where ids grow along the list and each token, merged alone from its bytes,
+    ends as itself.
+    """
+    vocab, merges = spec['model']['vocab'], [tuple(merge.split(' ')) for merge in spec['model']['merges']]
+    merged = [vocab[left + right] for left, right in merges]
+    bytes_alone = {c: vocab.get(c, len(vocab) + (1 << 24) + b) for c, b in BYTE_OF.items()}
+    ranks = bytes_alone | {left + right: i for (left, right), i in zip(merges, merged, strict=True)}
+    by_merges = tokenizers.models.BPE(vocab, merges)
+    ends_as_itself = all(len(by_merges.tokenize(left + right)) == 1 for left, right in merges)
+    ordinary = vocab.keys() - {token['content'] for token in spec['added_tokens']}
+    looks_up_others = spec['model']['ignore_merges'] and not ranks.keys() >= ordinary
+    odd_bytes = not BYTE_OF.keys() >= set(''.join(ranks))
+    if merged != sorted(merged) or not ends_as_itself or looks_up_others or odd_bytes:
+        return None
+    as_bytes = {bytes(map(BYTE_OF.get, token)): i for token, i in ranks.items()}
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=as_bytes, special_tokens={})

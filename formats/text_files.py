@@ -1,0 +1,83 @@
+"""
+Text and JSON files: read with one clear error that names the file and the line, written whole or not at all.
+"""
+import contextlib
+import json
+import os
+import re
+
+HALF_PAIR = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape for half of a character beyond U+FFFF
+
+
+def first_line(error):
+    """The first line of an error's message, at most 160 characters."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0][:160]
+
+
+def read_text(path, newline=None):
+    """The text of a UTF-8 file. newline='' keeps its line ends as they are. Raises ValueError."""
+    try:
+        with open(path, encoding='utf-8', newline=newline) as f:
+            return f.read()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+
+
+def check_unicode(text):
+    """Raises ValueError for half a surrogate pair, which UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        wrong = f"character {text[e.start]!r} at position {e.start} is half a surrogate pair"
+        raise ValueError(f"{wrong}: this is not Unicode text") from None
+
+
+def check_pairs(value, text, where):
+    """Raises ValueError when value, parsed from the JSON in text, holds half a surrogate pair."""
+    if not HALF_PAIR.search(text):
+        return
+    try:
+        check_unicode(json.dumps(value, ensure_ascii=False))
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+
+
+def parse_json(text, where, first_line=1):
+    """The value of a JSON text whose first line is line `first_line` of `where`. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as e:
+        place = f'line {first_line + e.lineno - 1}, column {e.colno}'
+        raise ValueError(f"{where}, {place}: not JSON ({e.msg})") from None
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
+        raise ValueError(f"{where}, line {first_line}: JSON that cannot be read ({e})") from None
+    check_pairs(value, text, f'{where}, line {first_line}')
+    return value
+
+
+def parse_object(text, where):
+    """The dict of a JSON text. Raises ValueError."""
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds a {type(value).__name__}; it must be a JSON object in {{...}}")
+    return value
+
+
+def read_json(path):
+    """The dict that a JSON file holds. Raises ValueError, OSError."""
+    return parse_object(read_text(path), path)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A temporary path to write to; it takes the place of `path` when the block ends without an error."""
+    temporary = f'{path}.{os.getpid()}.tmp'
+    yield temporary
+    os.replace(temporary, path)
+
+
+def write_text(path, text):
+    """Write text to path, as UTF-8 and with its own line ends; the file appears whole or not at all."""
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as f:
+        f.write(text)
