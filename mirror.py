@@ -11,10 +11,12 @@ line and a logarithm,
 with positive parameters, so that it increases. a = 1 alone gives half the squared distance, c = 1 the KL. The
 formula for D subtracts nearly equal numbers where p is near p0; the forms used here add positive terms.
 """
+from typing import Literal
+
 import torch
 
-DIVERGENCES = ('kl', 'l2', 'prob_l2', 'l2kl', 'prob_l2kl', 'neural_mirror')
-MIRROR_WEIGHTINGS = ('token', 'is')
+Divergence = Literal['kl', 'l2', 'prob_l2', 'l2kl', 'prob_l2kl', 'neural_mirror']
+Weighting = Literal['token', 'is']
 COUNTS = (126, 126, 126, 1, 1)  # v, w, b, a, c
 
 
@@ -102,8 +104,8 @@ def relative_entropy(x):
     return torch.where(small, series, (1 + far) * torch.log1p(far.clamp(min=-1 + 1e-7)) - far)
 
 
-def token_divergence(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str, weighting: str = 'token',
-                     mirror: MirrorMap | None = None) -> torch.Tensor:
+def token_divergence(logps: torch.Tensor, ref_logps: torch.Tensor, kind: Divergence,
+                     weighting: Weighting = 'token', mirror: MirrorMap | None = None) -> torch.Tensor:
     """
     A token's divergence (...) from the reference, given its log-probs (...) under both.
 

@@ -1,8 +1,7 @@
 """
-LoRA (Hu et al., arXiv 2106.09685): the model is frozen, and beside its linears learn two thin matrices whose
-product is added to their weight, W + alpha / r * B A. B starts at zero, so training starts from the model
-itself; with the adapters switched off the same weights are the reference policy, without a second copy of
-them. The frozen weights may be int8.
+LoRA (Hu et al., arXiv 2106.09685): the model is frozen, and two thin matrices per linear learn, whose product
+is added to its weight, W + alpha / r * B A. B starts at zero, so training starts from the model itself. With
+the adapters switched off the same weights are the reference policy. The frozen weights may be int8.
 
     model = GPT.from_pretrained(path)
     quantize_int8(model)                     # if memory is short; before or after add_lora
@@ -10,8 +9,8 @@ them. The frozen weights may be int8.
     with adapters_off(model): ...            # the reference
     save_adapter(model, folder)              # for peft;  or merge_lora(model), and it is a plain model again
 
-Our linears are fused (q, k, v in one; gate and up in one) and targets have the names everybody uses, so an
-adapter belongs to some rows of a linear. Shapes: S adapted slices of a linear, r the rank.
+Our linears are fused (q, k, v in one; gate and up in one), so an adapter belongs to some rows of a linear.
+Shapes: S adapted slices of a linear, r the rank.
 """
 import json
 import math
@@ -27,6 +26,7 @@ from formats.weights import open_tensors, read_json
 from runtime.checkpoint import check_fit
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+NUMBER = int, float
 
 
 def replace(module, kind, make):
@@ -42,16 +42,12 @@ def replace(module, kind, make):
 # frozen weights in int8
 
 def dequantise(weight, scale, dtype):
-    # To scale the product instead is cheaper, but unscaled sums overflow fp16. One kernel: multiplied in
-    # fp32, rounded once.
+    # Scaling the product is cheaper, but its sums overflow fp16. One kernel: fp32, rounded once.
     return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
 
 
 class Int8Matmul(torch.autograd.Function):
-    """
-    Autograd alone would keep each layer's dequantised weight until backward, the very memory int8 saves; so
-    dequantise twice.
-    """
+    """Dequantises again in backward: autograd would keep each layer's weight, the memory that int8 saves."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
@@ -65,10 +61,7 @@ class Int8Matmul(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """
-    A frozen linear: weight int8 (out, in) times scale fp32 (out,), both buffers; a weight's error is at most
-    its row's scale / 2.
-    """
+    """A frozen linear: weight int8 (out, in) times scale fp32 (out,); errors are at most scale / 2."""
 
     def __init__(self, linear):
         super().__init__()
@@ -92,12 +85,12 @@ class Int8Linear(nn.Module):
 
 def quantize_int8(model: torch.nn.Module):
     """
-    Every linear in the blocks of a model.GPT becomes an Int8Linear: a quarter of fp32's memory, and no longer
-    trainable. Embeddings, norms and the head stay: fused_logps reads the head's weight, and a tied head is
-    the embedding. How close: SmolLM2-135M-Instruct (Q4_1 GGUF) on 1024 tokens of GSM8K, fp32 against int8,
-    then against bf16 weights instead: mean KL 0.0028 and 0.0011 nats, the likeliest token's log-prob off by
-    0.032 and 0.021 on average, 0.42 and 0.21 at most, and the same token likeliest at 98.2% and 98.8% of
-    positions. The blocks go from 425 to 107 MB.
+    Make every linear in the blocks of a model.GPT an Int8Linear, frozen, in a quarter of fp32's memory.
+
+    Embeddings, norms and the head stay, because fused_logps reads the head's weight. SmolLM2-135M-Instruct
+    (Q4_1 GGUF) on 1024 tokens of GSM8K, int8 against fp32 (bf16 against fp32): mean KL 0.0028 (0.0011) nats,
+    the likeliest token's log-prob off by 0.032 (0.021) on average and 0.42 (0.21) at most, the same token
+    likeliest at 98.2% (98.8%) of positions; the blocks go from 425 to 107 MB.
     """
     replace(model.blocks, nn.Linear, Int8Linear)
 
@@ -130,10 +123,7 @@ class LoRALinear(nn.Module):
         return y + F.linear(narrow, self.wide_B().to(x.dtype))
 
     def wide_B(self):
-        """
-        B as one matrix (out, S r) over all rows, in blocks with zeros elsewhere: W changes by alpha / r *
-        wide_B A.
-        """
+        """B as one matrix (out, S r), zero outside its blocks: W changes by alpha / r * wide_B A."""
         wide = self.B.new_zeros(self.base.out_features, len(self.rows) * self.r)
         for s, (rows, B) in enumerate(zip(self.rows.values(), self.B.split(self.sizes), strict=True)):
             wide[rows, s * self.r:(s + 1) * self.r] = B
@@ -161,9 +151,10 @@ def fused_rows(config):
 def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
              targets: tuple[str, ...] = TARGETS):
     """
-    Freeze a model.GPT and give every block fp32 adapters of rank r on the targets. TARGETS, the default,
-    means all that this model has (GELU has no 'gate'). Raises ValueError for a target it lacks, r < 1, alpha
-    <= 0, or adapters already there.
+    Freeze a model.GPT and give every block fp32 adapters of rank r on the targets.
+
+    TARGETS, the default, means all that this model has (GELU has no 'gate'). Raises ValueError for a target
+    it lacks, r < 1, alpha <= 0, or a model with adapters.
     """
     linears = fused_rows(model.config)
     known = [target for rows in linears.values() for target in rows]
@@ -171,8 +162,7 @@ def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
     if not wanted or set(wanted) - set(known):
         raise ValueError(f"LoRA targets are {tuple(targets)}: this model has {', '.join(known)}")
     if r < 1 or alpha <= 0:
-        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0 "
-                         "(alpha = 2 r is usual)")
+        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
@@ -193,10 +183,7 @@ def lora_layers(model):
 
 @contextmanager
 def adapters_off(model):
-    """
-    Within, the model is its frozen base. With gradient_checkpointing also run backward within, for it
-    computes the forward again.
-    """
+    """Within, the model is its frozen base. gradient_checkpointing needs the backward within, too."""
     layers = lora_layers(model).values()
     before = [layer.on for layer in layers]
     try:
@@ -210,18 +197,12 @@ def adapters_off(model):
 
 @torch.no_grad()
 def merge_lora(model: torch.nn.Module):
-    """
-    Fold the adapters into the weights and dequantise what is int8: linears under their own names again, still
-    frozen.
-    """
+    """Fold the adapters into the weights and dequantise int8: plain linears again, still frozen."""
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
 
 
 def lora_state(model):
-    """
-    The adapters alone, named as in model.state_dict(): what a training checkpoint needs beside the base's
-    path.
-    """
+    """The adapters alone, named as in model.state_dict(), for a training checkpoint."""
     state = {}
     for name, layer in lora_layers(model).items():
         state |= {f'{name}.A': layer.A.detach(), f'{name}.B': layer.B.detach()}
@@ -234,10 +215,7 @@ def load_lora_state(model, state):
 
 
 def copy_tensors(source, target, where):
-    """
-    Copy source into target's tensors of the same names, all or none. Raises ValueError when names or shapes
-    differ.
-    """
+    """Copy source into target's tensors, all or none. Raises ValueError when names or shapes differ."""
     check_fit(source, target, where)
     for name, tensor in target.items():
         tensor.copy_(source[name])
@@ -252,23 +230,16 @@ GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_
 
 
 def is_llama(config):
-    """
-    True for Llama, Qwen2, Qwen3; False for GPT-2. Raises ValueError for what is neither: PEFT would have no
-    names for it.
-    """
+    """True for Llama, Qwen2, Qwen3; False for GPT-2. Raises ValueError for others, which PEFT cannot name."""
     kinds = {key: getattr(config, key) for key in ('causal', 'norm', 'position', 'mlp')}
     llama, gpt2 = (True, 'rmsnorm', 'rope', 'swiglu'), (True, 'layernorm', 'learned', 'gelu')
     if tuple(kinds.values()) not in (llama, gpt2):
-        raise ValueError(f"PEFT adapters are for GPT-2 and Llama-like models, not for {kinds}: save "
-                         "lora_state, or merge_lora and save the model")
+        raise ValueError(f"PEFT adapters are for GPT-2 and Llama-like models, not for {kinds}: merge first")
     return kinds['position'] == 'rope'
 
 
 def peft_tensors(model):
-    """
-    The adapters under PEFT's names. Llama: views of ours. GPT-2: q, k and v are one linear there, so one
-    adapter of rank S r.
-    """
+    """The adapters under PEFT's names. GPT-2's q, k and v are one linear, so one adapter of rank S r."""
     tensors = {}
     for name, layer in lora_layers(model).items():
         _, i, path = name.split('.', 2)  # blocks.I.attn.qkv
@@ -285,9 +256,10 @@ def peft_tensors(model):
 
 def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> None:
     """
-    Write adapter_config.json and adapter_model.safetensors, for peft.PeftModel.from_pretrained(base, folder).
-    base_name: the base's path or hub name, which the config mentions. Raises ValueError for a model without
-    adapters or that PEFT cannot name.
+    Write adapter_config.json and adapter_model.safetensors, as peft reads them.
+
+    base_name: the base's path or hub name, for the config. Raises ValueError for a model without adapters or
+    one that PEFT cannot name.
     """
     layers, tensors, llama = lora_layers(model), peft_tensors(model), is_llama(model.config)
     layer = next(iter(layers.values()))
@@ -312,33 +284,33 @@ def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> No
 def load_adapter(model: torch.nn.Module, folder: str):
     """
     Give a Llama-like model the adapters of a PEFT folder, trainable, with their rank, alpha and dropout.
-    Raises FileNotFoundError, and ValueError naming the config's key that is more than plain LoRA or the
-    tensors that do not fit.
+
+    Raises FileNotFoundError, and ValueError naming the key beyond plain LoRA or the tensors that do not fit.
     """
     config_path = os.path.join(folder, 'adapter_config.json')
     path = os.path.join(folder, 'adapter_model.safetensors')
     for file in (config_path, path):
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"there is no {file}: a PEFT adapter is a folder with "
-                                    "adapter_config.json and adapter_model.safetensors")
+            raise FileNotFoundError(f"there is no {file}: name a folder that PEFT has saved")
     if not is_llama(model.config):
-        raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read, as q, k and v may "
-                         "share one A in it")
-    config = read_json(config_path)
-    numbers = (int, float)
-    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', numbers, 0), ('lora_dropout', numbers, 0)):
-        value = config.get(key, 0 if key == 'lora_dropout' else None)
-        if type(value) not in kinds or not least <= value < 1 << 24:
-            raise ValueError(f"{config_path}: {key} is {value!r}; it must be a number from {least} on")
-    more_than_lora = ('use_rslora', 'alpha_pattern', 'alora_invocation_tokens')
-    odd = {key: config[key] for key in more_than_lora if config.get(key)}
-    # PiSSA and its like change the base too
-    if odd or config.get('init_lora_weights', True) not in (True, False, 'gaussian'):
-        raise ValueError(f"{config_path} has {odd or config['init_lora_weights']}: only plain LoRA can be "
-                         "read")
+        raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read: q, k, v may share an A")
+    config = {'lora_dropout': 0.0} | read_json(config_path)
+    check_plain_lora(config, config_path)
     saved = {name: read() for name, (shape, read) in open_tensors([path]).items()}
-    ends = tuple(name.partition('.lora_A.')[0] for name in saved)
-    modules = {'.'.join(name.split('.')[-2:]) for name in ends}
+    modules = {'.'.join(name.partition('.lora_A.')[0].split('.')[-2:]) for name in saved}
     targets = [target for target, module in LLAMA.items() if module in modules]
-    add_lora(model, config['r'], config['lora_alpha'], config.get('lora_dropout', 0.0), targets or TARGETS)
+    add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets or TARGETS)
     copy_tensors(saved, peft_tensors(model), path)
+
+
+def check_plain_lora(config, path):
+    """Raises ValueError naming the key of a PEFT config that is broken or that goes beyond plain LoRA."""
+    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', NUMBER, 0), ('lora_dropout', NUMBER, 0)):
+        value = config.get(key)
+        if type(value) not in kinds or not least <= value < 1 << 24:
+            raise ValueError(f"{path}: {key} is {value!r}; it must be a number from {least} on")
+    beyond = ('use_rslora', 'alpha_pattern', 'alora_invocation_tokens')
+    odd = {key: config[key] for key in beyond if config.get(key)}
+    start = config.get('init_lora_weights', True)
+    if odd or start not in (True, False, 'gaussian'):  # PiSSA and the like change the base, too
+        raise ValueError(f"{path} has {odd or start}: only plain LoRA can be read")

@@ -15,10 +15,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_ranks_and_weights_by_hand():
-    assert centred_ranks(torch.tensor([[3.0, 1.0], [1e9, 2.0]])).tolist() == [[pytest.approx(1 / 6), -0.5], [0.5, pytest.approx(-1 / 6)]]
+    four = centred_ranks(torch.tensor([[3.0, 1.0], [1e9, 2.0]])).tolist()
+    assert four == [[pytest.approx(1 / 6), -0.5], [0.5, pytest.approx(-1 / 6)]]
     assert centred_ranks(torch.tensor([1.0, 1.0, 0.0])).tolist() == [0.25, 0.25, -0.5]
     nan = float('nan')  # half a pair tells nothing
-    assert pair_weights(torch.tensor([[1.0, 0.0], [nan, 5.0], [2.0, 3.0]])).tolist() == pytest.approx([(-1 / 6 + 0.5) / 4, 0, (1 / 6 - 0.5) / 4])
+    weights = pair_weights(torch.tensor([[1.0, 0.0], [nan, 5.0], [2.0, 3.0]])).tolist()
+    assert weights == pytest.approx([(-1 / 6 + 0.5) / 4, 0, (1 / 6 - 0.5) / 4])
     assert pair_weights(torch.full((2, 2), nan)).tolist() == [0, 0]
 
 
@@ -31,55 +33,75 @@ def test_the_gradient_of_a_quadratic():
     generator = torch.Generator().manual_seed(0)
     x, scales = torch.randn(30, generator=generator), torch.rand(30, generator=generator) + 0.5
     noise = torch.randn(1000, 30, generator=generator)
-    f = lambda x: -(scales * x.square()).sum(dim=-1)
-    found = es_gradient(noise, torch.stack((f(x + 0.1 * noise), f(x - 0.1 * noise)), dim=1))
-    assert torch.cosine_similarity(found, -2 * scales * x, dim=0) > 0.9
+
+    def f(x):
+        return -(scales * x.square()).sum(dim=-1)
+
+    estimate = es_gradient(noise, torch.stack((f(x + 0.1 * noise), f(x - 0.1 * noise)), dim=1))
+    assert torch.cosine_similarity(estimate, -2 * scales * x, dim=0) > 0.9
 
 
 def parameters():
-    return [torch.nn.Parameter(torch.full((3, 4), 1 / 3)), torch.nn.Parameter(torch.full((3, 4), 0.1)), torch.nn.Parameter(torch.ones(5))]
+    return [torch.nn.Parameter(x) for x in (torch.full((3, 4), 1 / 3), torch.full((3, 4), 0.1), torch.ones(5))]
 
 
 def test_noise_differs_between_tensors_of_one_shape_and_comes_again():
     a, b = list(directions(parameters(), 7)), list(directions(parameters(), 7))
-    assert all(torch.equal(x, y) for x, y in zip(a, b)) and not torch.equal(a[0], a[1]) and not torch.equal(a[0], next(directions(parameters(), 8)))
+    assert all(map(torch.equal, a, b)) and not torch.equal(a[0], a[1])
+    assert not torch.equal(a[0], next(directions(parameters(), 8)))
 
 
 def test_a_step_by_hand_and_exact_restoring(monkeypatch):
-    """Both sides are what they should be; with equal rewards the parameters come back bit for bit; else the step is the weighted noise; each rank asks for its share."""
+    """Both sides by hand; with equal rewards the parameters come back bit for bit; else the step is the weighted noise; ranks share the pairs."""
     params, seen = parameters(), []
     before = [p.detach().clone() for p in params]
     es_step(params, lambda: seen.append([p.detach().clone() for p in params]) or 1.0, seed=3, pairs=4, sigma=0.05)
-    assert all(torch.equal(p, b) for p, b in zip(params, before)) and len(seen) == 8
-    for plus, minus in zip(seen[::2], seen[1::2]):
-        for p, m, b in zip(plus, minus, before):
+    assert all(map(torch.equal, params, before)) and len(seen) == 8
+    for plus, minus in zip(seen[::2], seen[1::2], strict=True):
+        for p, m, b in zip(plus, minus, before, strict=True):
             torch.testing.assert_close(p + m, 2 * b)
             assert not torch.equal(p, m)
-    value = lambda: params[0].sum().item() - params[2].square().sum().item()
+
+    def value():
+        return params[0].sum().item() - params[2].square().sum().item()
+
     fitness = es_step(params, value, seed=3, pairs=4, sigma=0.05, learning_rate=2.0)
-    weights = pair_weights(fitness)
-    for i, (p, b) in enumerate(zip(params, before)):
-        wanted = b + 2.0 * sum(w * list(directions(before, (3 * 1_000_003 + n) % 2 ** 62))[i] for n, w in enumerate(weights.tolist()))
-        torch.testing.assert_close(p.detach(), wanted)
+    wanted = [b.clone() for b in before]
+    for n, weight in enumerate(pair_weights(fitness).tolist()):
+        for w, noise in zip(wanted, directions(before, 3 * 1_000_003 + n), strict=True):
+            w += 2.0 * weight * noise
+    for p, w in zip(params, wanted, strict=True):
+        torch.testing.assert_close(p.detach(), w)
     asked = []
     monkeypatch.setattr(evolution, 'own_pairs', lambda pairs: range(1, pairs, 2))  # rank 1 of 2
     es_step(parameters(), lambda: asked.append(1) or 0.0, seed=3, pairs=4)
     assert len(asked) == 4
 
 
-ARITHMETIC = [os.path.join(ROOT, 'config', 'arithmetic.py'), '--optimizer=es', '--n_layer=1', '--n_embd=32', '--pretrain_iters=150', '--pretrain_until=1', '--batch_size=16', '--group_size=2', '--es_pairs=4',
-              '--learning_rate=0.05', '--max_iters=4', '--eval_interval=2', '--eval_prompts_n=20', '--save_interval=2', '--log_interval=1', '--lr_schedule=constant', '--generator_checkpoint=start.pt']
+SMALL = ['--n_layer=1', '--n_embd=32', '--pretrain_iters=150', '--pretrain_until=1', '--group_size=2', '--generator_checkpoint=start.pt']
+ARITHMETIC = [os.path.join(ROOT, 'config', 'arithmetic.py'), *SMALL, '--optimizer=es', '--batch_size=16', '--es_pairs=4',
+              '--learning_rate=0.05', '--max_iters=4', '--eval_interval=2', '--eval_prompts_n=20', '--save_interval=2',
+              '--log_interval=1', '--lr_schedule=constant']
 
 
-def train(cwd, *arguments, launcher=(PYTHON,)):
-    result = subprocess.run([*launcher, os.path.join(ROOT, 'train_grpo.py'), *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+def script(cwd, *arguments, launcher=(PYTHON,)):
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': ROOT}
+    return subprocess.run([*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def train(cwd, *arguments, **launcher):
+    result = script(cwd, os.path.join(ROOT, 'train_grpo.py'), *arguments, **launcher)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def metrics_of(folder):
-    with open(folder / 'metrics.jsonl') as f:
-        return [{k: v for k, v in json.loads(line).items() if k != 'tokens_per_s' and not k.startswith('time_')} for line in f]
+    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    return [without(line, 'tokens_per_s', 'time_') for line in lines]
+
+
+def without(line, *starts):
+    return {key: value for key, value in line.items() if not key.startswith(starts)}
 
 
 def test_the_script_resumes_and_shares_between_processes(tmp_path):
@@ -87,25 +109,35 @@ def test_the_script_resumes_and_shares_between_processes(tmp_path):
     train(tmp_path, *ARITHMETIC, '--out_dir=one')
     train(tmp_path, *ARITHMETIC, '--out_dir=parted', '--max_iters=2')
     train(tmp_path, *ARITHMETIC, '--out_dir=parted', '--init_from=resume')
-    train(tmp_path, *ARITHMETIC, '--out_dir=two', launcher=(PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
+    torchrun = PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'
+    train(tmp_path, *ARITHMETIC, '--out_dir=two', launcher=torchrun)
     one, parted, two = (metrics_of(tmp_path / name) for name in ('one', 'parted', 'two'))
-    keep = lambda lines: [{k: v for k, v in line.items() if not k.startswith('eval/') and k != 'mean_length'} for line in lines]
-    assert keep(one) == keep(parted) == keep(two) and len(one) == 5
+    kept = [[without(line, 'eval/', 'mean_length') for line in lines] for lines in (one, parted, two)]
+    assert kept[0] == kept[1] == kept[2] and len(one) == 5
     assert one[-1] == parted[-1] == two[-1] and len({line['mean_fitness'] for line in one[:-1]}) > 1
 
 
-TINY = ['config/arithmetic.py', '--n_layer=1', '--n_embd=32', '--pretrain_iters=150', '--pretrain_until=1', '--batch_size=8', '--group_size=2', '--kl_estimator=k3', '--divergence=neural_mirror', '--mirror_normalize=True',
-        '--mirror_coefficient=200', '--learning_rate=0.02', '--max_iters=5', '--eval_prompts_n=60', '--retain_text=12+34=46', '--entropy_coef=1', '--eval_show=0', '--generator_checkpoint=start.pt']
-
-
-def script(cwd, *arguments):
-    return subprocess.run([PYTHON, *arguments], cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': ROOT}, capture_output=True, text=True, timeout=300)
+TINY = [*SMALL, '--batch_size=8', '--kl_estimator=k3', '--divergence=neural_mirror', '--mirror_normalize=True',
+        '--mirror_coefficient=200', '--learning_rate=0.02', '--max_iters=5', '--eval_prompts_n=60', '--retain_text=12+34=46',
+        '--entropy_coef=1', '--eval_show=0']
+ARMS = f'''
+base = 'config/arithmetic.py'
+_tiny = [*{TINY!r}, '--eval_interval=1']
+arms = {{'learned': [*_tiny, '--mirror_checkpoint=whole/mirror.pt'], 'none': [*_tiny, '--divergence=kl']}}
+start_settings = {TINY!r}
+seeds = (1,)
+start_row = True
+columns = {{'eval/accuracy_greedy': 'greedy', 'mean_kl': 'KL'}}
+plot_path = 'curve.png'
+document = 'table.md'
+'''
 
 
 def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared(tmp_path):
-    """The outer loop in one go with two processes equals the one stopped and resumed with one; tools.compare trains with what it has learned."""
+    """The search in one go with two processes equals the one resumed with one; tools.compare trains with what it has learned."""
     os.symlink(os.path.join(ROOT, 'config'), tmp_path / 'config')
-    search = ['-m', 'tools.learn_mirror', '--base=config/arithmetic.py', f'--settings={TINY[1:]!r}', '--pairs=1', '--sigma=2', '--fitness_metric=eval/text_log_prob']
+    search = ['-m', 'tools.learn_mirror', '--base=config/arithmetic.py', f'--settings={TINY!r}', '--pairs=1', '--sigma=2',
+              '--fitness_metric=eval/text_log_prob']
     whole = script(tmp_path, *search, '--generations=2', '--out_dir=whole')
     assert whole.returncode == 0 and 'generation 1: eval/text_log_prob' in whole.stdout, whole.stdout + whole.stderr
     assert script(tmp_path, *search, '--generations=1', '--processes=1', '--out_dir=parted').returncode == 0
@@ -113,22 +145,27 @@ def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared
     assert refused.returncode == 1 and '--init_from=resume' in refused.stderr and len(refused.stderr.splitlines()) == 1
     resumed = script(tmp_path, *search, '--generations=2', '--processes=1', '--out_dir=parted', '--init_from=resume')
     assert resumed.returncode == 0 and "resuming with generations = 2 (it was 1)" in resumed.stdout
-    one, parted = (json.load(open(tmp_path / name / 'state.json')) for name in ('whole', 'parted'))
+    one, parted = (json.loads((tmp_path / name / 'state.json').read_text()) for name in ('whole', 'parted'))
     assert one['logs'] == parted['logs'] and one['history'] == parted['history'] and len(one['history']) == 2
     learned = torch.load(tmp_path / 'whole' / 'mirror.pt', weights_only=True)['mirror']['logs']
-    assert learned.tolist() == one['logs'] and any(a != b for g in one['history'] for a, b in g['fitness']) and not torch.equal(learned, MirrorMap().logs)
+    assert learned.tolist() == one['logs'] and not torch.equal(learned, MirrorMap().logs)
+    assert any(plus != minus for generation in one['history'] for plus, minus in generation['fitness'])
+
     (tmp_path / 'table.md').write_text('# seen\n<!-- figures -->\nold\n<!-- end of figures -->\nand more\n')
-    (tmp_path / 'arms.py').write_text(f"base = 'config/arithmetic.py'\n_s = {TINY[1:]!r}\narms = {{'learned': [*_s, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1'], 'none': [*_s, '--divergence=kl', '--eval_interval=1']}}\n"
-                                      "seeds = (1,)\nstart_row = True\ncolumns = {'eval/accuracy_greedy': 'greedy', 'mean_kl': 'KL'}\nplot_path = 'curve.png'\ndocument = 'table.md'\n")
-    done = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--start_settings=' + repr(TINY[1:]))
+    (tmp_path / 'arms.py').write_text(ARMS)
+    done = script(tmp_path, '-m', 'tools.compare', 'arms.py')
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / 'table.md').read_text()
-    greedy = [json.loads(line) for line in open(tmp_path / 'out-compare' / 'learned' / 'seed-1' / 'metrics.jsonl')][-1]['eval/accuracy_greedy']
-    assert f'| learned | {greedy:.3f} | ' in text and '| none | ' in text and '| before training | ' in text and 'old' not in text and text.endswith('and more\n') and '![held-out reward](curve.png)' in text
+    last = (tmp_path / 'out-compare' / 'learned' / 'seed-1' / 'metrics.jsonl').read_text().splitlines()[-1]
+    rows = f"| learned | {json.loads(last)['eval/accuracy_greedy']:.3f} | ", '| none | ', '| before training | '
+    assert all(row in text for row in rows) and '![held-out reward](curve.png)' in text
+    assert 'old' not in text and text.endswith('and more\n')
     assert (tmp_path / 'curve.png').read_bytes()[:4] == b'\x89PNG'
-    again = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--start_settings=' + repr(TINY[1:]))
-    assert (tmp_path / 'table.md').read_text() == text and sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())  # nothing was run again
+    again = script(tmp_path, '-m', 'tools.compare', 'arms.py')  # nothing is run again
+    assert (tmp_path / 'table.md').read_text() == text and sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())
+
     os.remove(tmp_path / 'whole' / 'mirror.pt')  # a run that goes on has its mirror in its checkpoint
-    train(tmp_path, *TINY, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1', '--seed=1', '--out_dir=out-compare/learned/seed-1', '--init_from=resume', '--max_iters=6')
+    train(tmp_path, 'config/arithmetic.py', *TINY, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1', '--seed=1',
+          '--out_dir=out-compare/learned/seed-1', '--init_from=resume', '--max_iters=6')
     done = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--document=nowhere.md')
     assert done.returncode == 1 and done.stderr.startswith('error: nowhere.md') and len(done.stderr.splitlines()) == 1

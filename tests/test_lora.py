@@ -7,7 +7,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from model import GPT, GPTConfig
-from runtime.lora import Int8Linear, LoRALinear, adapters_off, add_lora, load_adapter, load_lora_state, lora_layers, lora_state, merge_lora, quantize_int8, save_adapter
+from runtime.lora import (
+    Int8Linear,
+    LoRALinear,
+    adapters_off,
+    add_lora,
+    load_adapter,
+    load_lora_state,
+    lora_layers,
+    lora_state,
+    merge_lora,
+    quantize_int8,
+    save_adapter,
+)
 from runtime.masters import compute_in
 
 LLAMA = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2)
@@ -180,7 +192,8 @@ def test_state_of_the_adapters():
     narrow = tiny(LLAMA)
     add_lora(narrow, 3, 6.0, targets=('q', 'k', 'v', 'o'))
     state = lora_state(adapted(tiny(LLAMA), targets=('q', 'v')))
-    with pytest.raises(ValueError, match=r"8 tensors of the saved adapters .*: blocks.0.attn.proj.A is missing, wanted \(3, 32\);.* blocks.0.attn.qkv.A is \(6, 32\), wanted \(9, 32\)"):
+    missing = r"8 tensors of the saved adapters .*: blocks.0.attn.proj.A is missing, wanted \(3, 32\);"
+    with pytest.raises(ValueError, match=missing + r".* blocks.0.attn.qkv.A is \(6, 32\), wanted \(9, 32\)"):
         load_lora_state(narrow, state)
     assert not any(layer.B.any() for layer in lora_layers(narrow).values())  # all or none
 
@@ -215,7 +228,7 @@ def test_int8_by_hand():
 def test_int8_error_and_memory():
     model, exact = tiny(LLAMA), tiny(LLAMA)
     quantize_int8(model)
-    for block, before in zip(model.blocks, exact.blocks):
+    for block, before in zip(model.blocks, exact.blocks, strict=True):
         for path in ('attn.qkv', 'attn.proj', 'mlp.up', 'mlp.proj'):
             int8, linear = block.get_submodule(path), before.get_submodule(path)
             assert ((int8.plain().weight - linear.weight).abs() <= int8.scale[:, None] * 0.5001).all()
@@ -260,7 +273,8 @@ def hugging_face(family, folder):
     """A tiny random model of that family, and ours with the same weights."""
     transformers = pytest.importorskip('transformers', reason='the PEFT oracle needs transformers: pip install -r requirements-dev.txt')
     torch.manual_seed(0)
-    small = dict(vocab_size=20, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16)
+    small = dict(vocab_size=20, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, max_position_embeddings=16)
     config = {'gpt2': lambda: transformers.GPT2Config(vocab_size=20, n_positions=16, n_embd=32, n_layer=2, n_head=4),
               'llama': lambda: transformers.LlamaConfig(**small), 'qwen2': lambda: transformers.Qwen2Config(**small),
               'qwen3': lambda: transformers.Qwen3Config(**small, head_dim=16)}[family]()
@@ -289,7 +303,8 @@ def test_peft_reads_what_we_write(family, targets, tmp_path):
 def test_we_read_what_peft_writes(tmp_path):
     peft = pytest.importorskip('peft', reason='the oracle of load_adapter: pip install -r requirements-dev.txt')
     theirs, ours = hugging_face('qwen3', tmp_path / 'base')
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=2, lora_alpha=7, lora_dropout=0.1, target_modules=['k_proj', 'o_proj', 'gate_proj'], init_lora_weights=False)).eval()
+    config = peft.LoraConfig(r=2, lora_alpha=7, lora_dropout=0.1, target_modules=['k_proj', 'o_proj', 'gate_proj'], init_lora_weights=False)
+    theirs = peft.get_peft_model(theirs, config).eval()
     theirs.save_pretrained(str(tmp_path / 'adapter'))
     load_adapter(ours, str(tmp_path / 'adapter'))
     close(ours.logits(TOKENS), theirs(TOKENS).logits)

@@ -60,10 +60,12 @@ def test_rope_depends_on_distance_only():
 
 def test_grouped_query_attention_is_repeated_heads():
     grouped, full = tiny(n_kv_head=2), tiny()
-    for a, b in zip(grouped.blocks, full.blocks):
+    for a, b in zip(grouped.blocks, full.blocks, strict=True):
         q, k, v = a.attn.qkv.weight.view(8, 8, 32).split([4, 2, 2])
-        b.load_state_dict({**a.state_dict(), 'attn.qkv.weight': torch.cat((q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0))).flatten(0, 1),
-                           'attn.qkv.bias': torch.cat([part if i == 0 else part.repeat_interleave(2, 0) for i, part in enumerate(a.attn.qkv.bias.view(8, 8).split([4, 2, 2]))]).flatten()})
+        weight = torch.cat((q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0))).flatten(0, 1)
+        q, k, v = a.attn.qkv.bias.view(8, 8).split([4, 2, 2])
+        bias = torch.cat((q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0))).flatten()
+        b.load_state_dict({**a.state_dict(), 'attn.qkv.weight': weight, 'attn.qkv.bias': bias})
     rest = {k: v for k, v in grouped.state_dict().items() if not k.startswith('blocks')}
     full.load_state_dict(rest, strict=False)
     tokens = torch.randint(20, (2, 9))
@@ -83,7 +85,7 @@ def test_bad_kinds_and_long_texts_are_refused():
         GPTConfig(norm='batch')
     with pytest.raises(ValueError, match='multiple of n_head'):
         GPTConfig(n_embd=30, n_head=4)
-    with pytest.raises(ValueError, match='13 tokens does not fit into the block_size of 12'):
+    with pytest.raises(ValueError, match='13 tokens does not fit into block_size 12'):
         tiny()(torch.zeros(1, 13, dtype=torch.long))
 
 
@@ -122,25 +124,33 @@ def test_characters():
         tokenizer.encode('abz')
 
 
-@pytest.mark.parametrize('P, G, R, H, H_kv, T, d, ragged', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
-def test_group_attention(P, G, R, H, H_kv, T, d, ragged):
-    """Each answer token sees its prompt, as long as that is, and the answer up to itself; the prompt's gradient is the sum over its answers."""
+@pytest.mark.parametrize('sizes', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
+def test_group_attention(sizes):
+    """A token sees its prompt, as long as that is, and its completion to itself; the prompt's gradient is summed over its completions."""
+    P, G, R, H, H_kv, T, d, ragged = sizes
     torch.manual_seed(0)
     lengths = torch.randint(1, T + 1, (P,)) if ragged else torch.full((P,), T)
     seen = torch.arange(T) < lengths[:, None]
     bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
-    mask = torch.cat((seen[:, None, None].expand(P, G, R, T), torch.ones(R, R, dtype=torch.bool).tril().expand(P, G, R, R)), dim=-1).view(P * G, 1, R, T + R)
+    own_mask = torch.ones(R, R, dtype=torch.bool).tril().expand(P, G, R, R)
+    mask = torch.cat((seen[:, None, None].expand(P, G, R, T), own_mask), dim=-1).view(P * G, 1, R, T + R)
+
+    def join(prompt, own):
+        return torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1).transpose(1, 2)
 
     def formula(q, k, v, prompt_k, prompt_v):
-        k, v = (torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1).transpose(1, 2) for prompt, own in ((prompt_k, k), (prompt_v, v)))
-        y = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), k, v, attn_mask=mask, enable_gqa=True)
+        q = q.flatten(0, 1).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, join(prompt_k, k), join(prompt_v, v), attn_mask=mask, enable_gqa=True)
         return y.transpose(1, 2).unflatten(0, (P, G))
-    inputs = [torch.randn(shape, requires_grad=True) for shape in ((P, G, R, H, d), (P, G, R, H_kv, d), (P, G, R, H_kv, d), (P, T, H_kv, d), (P, T, H_kv, d))]
+
+    own_shape, prompt_shape = (P, G, R, H_kv, d), (P, T, H_kv, d)
+    shapes = (P, G, R, H, d), own_shape, own_shape, prompt_shape, prompt_shape
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     y, wanted = GroupAttention.apply(*inputs, bias), formula(*exact)
     grad = torch.randn_like(y)
     torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=0)
-    for mine, theirs in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, exact, grad.double())):
+    for mine, theirs in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, exact, grad.double()), strict=True):
         torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The same tensors through TRL's loss: value to 1e-5, gradient to 1e-5 of its norm. Its KL is by default weighted with the ratio, which ours is not."""
+"""The same tensors through TRL's loss: value to 1e-5, gradient to 1e-5 of its norm. By default its KL is weighted with the ratio."""
 import pytest
 import torch
 

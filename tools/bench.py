@@ -1,16 +1,12 @@
 """
-Side-by-side speed, printed as ratios: both ways in one process, interleaved, medians. Machines are noisy;
-ratios less so.
-$ python -m tools.bench fill_in   # one GRPO step: all G fills from one forward, against P x G rows through
-   the policy
+Side-by-side speed, as ratios of medians: the ways take turns in one process, because machines are noisy.
+$ python -m tools.bench fill_in   # one GRPO step: all G fills from one forward, against P x G rows
 $ python -m tools.bench sample    # generate(), against transformers' generate
-$ python -m tools.bench step      # a whole GRPO step of a causal model, against TRL's GRPOTrainer
-$ python -m tools.bench kernel    # the head's log-probs with their backward, against plain torch, TRL and
-   Liger
-$ python -m tools.bench scale     # how a step's cost grows with G, T, R, V and width, ours and TRL's
+$ python -m tools.bench step      # a GRPO step of a causal model and its peak memory, against TRL's trainer
+$ python -m tools.bench kernel    # the head's log-probs and backward, against plain torch, TRL and Liger
+$ python -m tools.bench scale     # how a step's cost grows with G, T, R, V and D, ours and TRL's
 $ python -m tools.bench kernel step --json=results.json
-sample, step and scale need transformers and trl (requirements-dev.txt). OMP_NUM_THREADS=1 lowers a busy
-machine's noise.
+sample, step and scale need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
 """
 import copy
 import json
@@ -22,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -81,10 +78,7 @@ def compare(ways, rounds=7):
 
 
 def report(what, seconds, n, unit='tokens'):
-    """
-    A line for each other way: how many times faster ours is, the median of the rounds, with their least and
-    largest.
-    """
+    """A line for each other way: how many times faster ours is, the median of the rounds and their range."""
     ours = seconds['ours']
     print(f"  {what}: ours {n / statistics.median(ours):,.0f} {unit}/s", flush=True)
     for name, theirs in seconds.items():
@@ -102,9 +96,9 @@ def report(what, seconds, n, unit='tokens'):
 
 def straightforward_step(policy, reference, judge, batch, group_size, optimizer=None, texts=None):
     """
-    The step as it is usually written: every text copied G times, each copy through sampler, judge, policy and
-    reference, logits at every position, kl_beta 0.1. texts (P G, T): take these fills instead of drawing
-    some. Leaves the gradient behind, steps if there is an optimizer.
+    The step as it is usually written: every text copied G times, logits at every position, kl_beta 0.1.
+
+    texts (P G, T): these fills instead of drawn ones. Leaves the gradient; steps if there is an optimizer.
     """
     prompts = batch['tokens'].repeat_interleave(group_size, dim=0)          # (P G, T)
     is_slot = prompts == policy.tokenizer.mask_id
@@ -142,7 +136,7 @@ def frozen_copy(model):
 
 
 def gradient_error(policy, judge, batch, reward, cfg):
-    """No speed is printed for two ways that do not compute the same thing: same fills, same gradient."""
+    """The gate: how far the two ways' gradients on the same fills differ, as a share of the norm."""
     reference = policy.with_model(frozen_copy(policy.model))
     with torch.no_grad():
         reference.model.wte.weight.mul_(2.0)  # a reference that differs, so that the KL counts
@@ -175,12 +169,10 @@ def fill_in(P=32, T=48):
     print(f"fill_in: {P} texts of {T} characters, 3 layers of width 96, exact KL, one judge")
     for G in (8, 16):
         cfg = Settings(group_size=G, kl_beta=0.1, kl_estimator='exact')
-        policy, other = (FillInPolicy(copy.deepcopy(model), tokenizer, 0.8) for _ in range(2))
-        unclipped = Settings(group_size=G, kl_beta=0.1, kl_estimator='exact', grad_clip=0)
-        error = gradient_error(FillInPolicy(copy.deepcopy(model), tokenizer, 0.8), judge, batch, reward,
-                               unclipped)
-        ways = {'ours': fill_in_step(policy, batch, reward, cfg),
-                'straightforward': other_step(other, judge, batch, G)}
+        policies = [FillInPolicy(copy.deepcopy(model), tokenizer, 0.8) for _ in range(3)]
+        error = gradient_error(policies[0], judge, batch, reward, replace(cfg, grad_clip=0))
+        ways = {'ours': fill_in_step(policies[1], batch, reward, cfg),
+                'straightforward': other_step(policies[2], judge, batch, G)}
         seconds = compare(ways, ROUNDS)
         report(f"G = {G} (gradients equal to {error:.0e})", seconds, P * G * T, 'characters')
 
@@ -201,10 +193,7 @@ def other_step(policy, judge, batch, G):
 # sample
 
 def llamas(sizes, end_share=None):
-    """
-    (ours, transformers') with the same random fp32 weights. end_share: bend the head so that token 0, the
-    end, has about this probability everywhere.
-    """
+    """(ours, transformers') with the same random fp32 weights; end_share: the probability of token 0."""
     import transformers
     torch.manual_seed(0)
     config = GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False,
@@ -227,7 +216,7 @@ def bend_head(model, end_share):
     def texts():
         return torch.randint(model.config.vocab_size, (4, 32))
 
-    # the same number in every token's residual stream, for the end token's row to read
+    # A constant in every token's residual stream, which row 0 of the head reads.
     model.wte.weight[:, 0] = 1.0
     strength = model(texts())[..., 0].mean()
     model.lm_head.weight[0] = 0.0
@@ -238,20 +227,18 @@ def bend_head(model, end_share):
 
 def their_generate(theirs, prompts, G, R, **options):
     ids = torch.tensor(prompts).repeat_interleave(G, dim=0)
-    return theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=R,
-                           pad_token_id=1, top_k=0,
-                           top_p=1.0, temperature=1.0, **options)[:, len(prompts[0]):]
+    texts = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=R,
+                            pad_token_id=1, top_k=0, top_p=1.0, temperature=1.0, **options)
+    return texts[:, ids.shape[1]:]
 
 
 def sample():
     """Completion tokens per second, fp32. Gate: both give the same greedy tokens."""
-    print("sample: against transformers' generate on the same Llama weights, temperature 1, no top-k, no "
-          "top-p")
-    for case in (Case('tiny', 4, 8, 64, 64), Case('tiny', 4, 8, 64, 64, compiled=True),
-                 Case('tiny', 2, 16, 256, 64),
-                 Case('tiny', 8, 8, 64, 128, end_share=1 / 24),
-                 Case('tiny', 8, 8, 64, 128, end_share=1 / 24, compiled=True),
-                 Case('SmolLM2-size', 4, 8, 64, 32, 3), Case('SmolLM2-size', 1, 16, 256, 32, 3)):
+    print("sample: against transformers' generate on the same Llama weights, temperature 1")
+    small, ragged = Case('tiny', 4, 8, 64, 64), Case('tiny', 8, 8, 64, 128, end_share=1 / 24)
+    for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), ragged,
+                 ragged._replace(compiled=True), Case('SmolLM2-size', 4, 8, 64, 32, 3),
+                 Case('SmolLM2-size', 1, 16, 256, 32, 3)):
         sample_case(case)
 
 
@@ -261,8 +248,7 @@ def sample_case(case):
     greedy = generate(ours, prompts, max_new_tokens=16, temperature=0).tokens[:, 0]
     wanted = their_generate(theirs, prompts, 1, 16, do_sample=False, eos_token_id=None)
     assert torch.equal(greedy, wanted), "greedy tokens differ"
-    # ends are drawn: each way counts its tokens
-    lengths, G, R, ragged = [], case.G, case.R, case.end_share is not None
+    lengths, G, R, ragged = [], case.G, case.R, case.end_share is not None  # each way counts its tokens
 
     def our_way():
         completions = generate(ours, prompts, G, R, eos_id=0 if ragged else None, compile=case.compiled)
@@ -283,7 +269,7 @@ def sample_case(case):
 # step
 
 class WordTokenizer(Tokenizer):
-    """What a CausalPolicy asks for and no more."""
+    """The part of a tokenizer that a CausalPolicy uses."""
     eos_id, special_ids = None, []
 
     def __init__(self, vocab_size):
@@ -301,11 +287,10 @@ def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     options = {'loss_type': 'dapo', **options}
     arguments = trl.GRPOConfig(
-        output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G,
-                               max_completion_length=R,
+        output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, beta=0.0,
         temperature=1.0, top_k=0, top_p=1.0, scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0,
         activation_checkpointing=False, bf16=False, use_cpu=True, report_to='none', disable_tqdm=True,
-        generation_kwargs={'min_new_tokens': R}, beta=0.0, **options)
+        max_completion_length=R, generation_kwargs={'min_new_tokens': R}, **options)
 
     def reward(completion_ids, **_):
         return [float(sum(ids) % 7) for ids in completion_ids]
@@ -316,7 +301,7 @@ def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
     trainer = trl.GRPOTrainer(model=theirs, args=arguments, reward_funcs=reward, train_dataset=data,
                               processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1  # what its train() would set
-    trainer.beta = beta  # set here, it loads no reference model: reference log-probs are given to it
+    trainer.beta = beta  # set here, so that no reference model is loaded: its log-probs are given
     return trainer
 
 
@@ -345,10 +330,7 @@ def norm_of(tensors):
 
 
 def same_step(policy, trainer, prompts, examples, cfg):
-    """
-    On TRL's own completions log-probs agree to 1e-5 and the gradient to 1e-4 of its norm. Returns what was
-    seen.
-    """
+    """The gate: on TRL's completions log-probs agree to 1e-5, the gradient to 1e-4 of its norm."""
     theirs, P, G, R = trainer.model, len(prompts), cfg.group_size, policy.max_new_tokens
     inputs = trainer._generate_and_score_completions(examples)
     trainer.compute_loss(theirs, inputs).backward()
@@ -356,15 +338,13 @@ def same_step(policy, trainer, prompts, examples, cfg):
     copies = torch.tensor(prompts).repeat_interleave(G, dim=0)
     assert torch.equal(inputs['prompt_ids'], copies) and inputs['completion_mask'].all()
     rollout = Rollout(prompt_batch(prompts, list(range(P))), tokens, torch.full((P, G), R),
-                      torch.zeros(P, G, R),
-                      advantages=inputs['advantages'].view(P, G))
+                      torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
     with torch.no_grad():
         rollout.logps = completion_logps(policy, rollout)[0]
         texts = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
         their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, torch.ones_like(texts), R)[0]
     still = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    train_on_rollout(policy, rollout, still,
-                     Settings(group_size=G, loss_type='dapo', kl_beta=0.0, grad_clip=0))
+    train_on_rollout(policy, rollout, still, replace(cfg, grad_clip=0))
     gap = (rollout.logps - their_logps.view(P, G, R)).abs().max().item()
     grads = llama_gradient(theirs)
     differences = [p.grad - grads[name] for name, p in policy.model.named_parameters()]
@@ -408,15 +388,12 @@ def step_ways(sizes, case):
 
 
 def step():
-    """
-    Rollout, reward, loss, backward, clip, AdamW; completion tokens per second, fp32, no KL, completions of
-    equal length.
-    """
+    """Completion tokens per second of a whole step, AdamW included; fp32, no KL, equal lengths."""
     print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
-    for case in (Case('tiny', 4, 8, 64, 64), Case('tiny', 4, 8, 64, 64, compiled=True),
-                 Case('tiny', 2, 16, 256, 64),
-                 Case('tiny', 1, 16, 512, 64), Case('tiny', 1, 16, 512, 64, compiled=True),
-                 Case('SmolLM2-size', 2, 8, 64, 64, 3), Case('SmolLM2-size', 1, 16, 256, 64, 3)):
+    small, long = Case('tiny', 4, 8, 64, 64), Case('tiny', 1, 16, 512, 64)
+    for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), long,
+                 long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64, 3),
+                 Case('SmolLM2-size', 1, 16, 256, 64, 3)):
         ways, gate = step_ways(SIZES[case.size], case)
         peaks = {}
         for name, way in ways.items():
@@ -453,8 +430,9 @@ def scale():
 
 def kernel(N=2048, D=576, V=49152):
     """
-    Log-probs of N tokens and their gradients for hidden states and head. Gate: the gradients agree, in fp32
-    to 1e-4 of the norm, in bf16 to 2e-2.
+    Log-probs of N tokens and their gradients for hidden states and head.
+
+    Gate: the gradients agree, in fp32 to 1e-4 of the norm, in bf16 to 2e-2.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     dtype = torch.bfloat16 if device == 'cuda' else torch.float32
@@ -478,7 +456,7 @@ def kernel(N=2048, D=576, V=49152):
         assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: gradients differ by {error:.1e}"
     logits = torch.randn(N, V, device=device).to(dtype)
 
-    def products():  # none can do without
+    def products():  # the least work of any way
         with torch.no_grad():
             hidden @ weight.T, logits @ weight, logits.T @ hidden
 
@@ -497,10 +475,7 @@ def kernel(N=2048, D=576, V=49152):
 
 
 def kernel_ways(hidden, weight):
-    """
-    {name: a function that makes the gradients of hidden (N, D) and weight (V, D)}, of those whose packages
-    are there.
-    """
+    """{name: a function that leaves the gradients of hidden (N, D) and weight (V, D)}."""
     (N, D), V, device = hidden.shape, len(weight), hidden.device
     ids, g, U = torch.randint(V, (N,), device=device), torch.randn(N, device=device), N // 64
     mask = torch.ones(U, 1, 64, dtype=torch.bool, device=device)
@@ -539,10 +514,7 @@ def kernel_ways(hidden, weight):
 
 
 class PeakMemory:
-    """
-    The most that was held above what was held at the start: on a CPU by this process, looked at every 2 ms,
-    on a GPU by its allocator.
-    """
+    """The peak above the start, in bytes: of this process, read every 2 ms, or of the GPU's allocator."""
 
     def __init__(self, device):
         self.device = device

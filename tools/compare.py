@@ -1,11 +1,10 @@
 """
 Several ways to train, several seeds each, side by side: a table and a picture, by one command.
-$ python compare.py config/compare_mirrors.py
-Runs of train_grpo.py, each in a process of its own, `processes` at a time with `threads` threads. A run that
-is finished, with the same settings, files and code, is not repeated; one that was stopped half-way begins
-anew.
-"""
+$ python -m tools.compare config/compare_advantages.py
 
+Runs of train_grpo.py are processes, `processes` at a time with `threads` threads each. A finished run with
+the same settings, files and code is not repeated; one that was stopped starts again.
+"""
 import concurrent.futures
 import glob
 import hashlib
@@ -25,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def digest(*paths):
-    """A hash of what is in files."""
+    """A hash of the files' contents."""
     total = hashlib.sha256()
     for path in paths:
         with open(path, 'rb') as f:
@@ -34,7 +33,7 @@ def digest(*paths):
 
 
 def fingerprint(arguments):
-    """The arguments, what is in the files that they name, and the code."""
+    """The arguments, the contents of the files that they name, and of the code that a run executes."""
     named = []
     for argument in arguments:
         path = argument.rpartition('=')[2]
@@ -54,7 +53,7 @@ def stop_running(*_):
 
 
 def stop_with_children():
-    """From now on SIGTERM ends what train() has started, too."""
+    """From now on SIGTERM also ends the processes of train()."""
     def stop(*_):
         stop_running()
         sys.exit(143)
@@ -64,9 +63,10 @@ def stop_with_children():
 
 def train(arguments, out_dir, threads=1):
     """
-    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished. Returns
-    {'metrics': the objects of its metrics.jsonl, 'seconds'}, or None if it failed; what it printed is in
-    out_dir + '.log'.
+    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished.
+
+    Returns {'arguments', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed; its
+    output is in out_dir + '.log'.
     """
     command = [*arguments, f'--out_dir={out_dir}']
     asked = fingerprint(command)
@@ -92,7 +92,7 @@ def train(arguments, out_dir, threads=1):
         metrics = [json.loads(line) for line in f]
     with open(os.path.join(out_dir, 'config.json'), encoding='utf-8') as f:
         if metrics[-1]['iter'] != json.load(f)['max_iters']:
-            return None  # stopped by a signal, which is not a failure of its own
+            return None  # stopped by a signal, which exits with 0
     done = {'arguments': asked, 'metrics': metrics, 'seconds': seconds}
     with open(done_path + '.tmp', 'w', encoding='utf-8') as f:
         json.dump(done, f)
@@ -109,8 +109,9 @@ def last_words(out_dir):
 
 def train_all(jobs, processes, threads=1, tell=None):
     """
-    train() for each (arguments, out_dir) of jobs, several at a time; results in the order of the jobs.
-    tell(number, result) hears of each when it ends.
+    train() for each (arguments, out_dir) of jobs, several at a time; the results in the order of jobs.
+
+    tell(number, result) is called as each ends.
     """
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         futures = {pool.submit(train, *job, threads): number for number, job in enumerate(jobs)}
@@ -119,7 +120,7 @@ def train_all(jobs, processes, threads=1, tell=None):
                 result = future.result()
                 if tell:
                     tell(futures[future], result)
-        except BaseException:  # what runs is stopped, what waits does not begin
+        except BaseException:  # running jobs are stopped, waiting jobs do not start
             pool.shutdown(wait=False, cancel_futures=True)
             stop_running()
             raise
@@ -127,10 +128,7 @@ def train_all(jobs, processes, threads=1, tell=None):
 
 
 def value_of(result, column):
-    """
-    A run's figure: of what is evaluated, the last; of what each iteration gives, the mean over the last sixth
-    of the run; None if it has none.
-    """
+    """A run's figure, None without one: the last of an evaluation, else the mean of the run's last sixth."""
     if column == 'seconds':
         return result['seconds']
     points = [(m['iter'], m[column]) for m in result['metrics'] if column in m]
@@ -141,10 +139,7 @@ def value_of(result, column):
 
 
 def table(results, columns):
-    """
-    Markdown: a row for each arm, mean and standard deviation over its seeds. results: {arm: [what train()
-    returned, ...]}.
-    """
+    """Markdown, a row for each arm. results: {arm: [what train() returned for each seed]}."""
     lines = ['| | ' + ' | '.join(columns.values()) + ' |', '|---' * (len(columns) + 1) + '|']
     for arm, runs in results.items():
         cells = [cell(runs, column) for column in columns]
@@ -162,7 +157,7 @@ def cell(runs, column):
 
 
 def curves_of(runs, metric):
-    """The iterations that all runs have the metric at, and its values in each run there."""
+    """The iterations at which all runs have the metric, and its values in each run there."""
     of_runs = []
     for run in runs:
         of_runs.append({m['iter']: m[metric] for m in run['metrics'] if metric in m})
@@ -174,7 +169,7 @@ def curves_of(runs, metric):
 
 
 def plot(results, metric, label, path):
-    """A PNG: metric over the iterations, the mean of each arm's seeds, least and most as a band."""
+    """A PNG of the metric over the iterations: the mean of each arm's seeds, their range as a band."""
     try:
         import matplotlib
     except ImportError:
@@ -198,18 +193,19 @@ def plot(results, metric, label, path):
 
 def write_into(path, text):
     """
-    Replace what stands between the lines <!-- figures --> and <!-- end of figures --> of the file by text;
-    with None only look for the place. Raises ValueError where there is none.
+    Put text between the file's lines <!-- figures --> and <!-- end of figures -->; None only checks for them.
+
+    Raises ValueError unless the file has one such place.
     """
     document = ''
     if os.path.isfile(path):
         with open(path, encoding='utf-8') as f:
             document = f.read()
-    place = re.compile(r'(<!-- figures -->\n).*?(<!-- end of figures -->)', re.DOTALL)
-    written, n = place.subn(lambda match: f"{match[1]}{text or ''}\n{match[2]}", document)
+    begin, end = (f'<!-- {mark} -->' for mark in ('figures', 'end of figures'))
+    place = re.compile(f'{begin}\n.*?{end}', re.DOTALL)
+    written, n = place.subn(lambda _: f'{begin}\n{text}\n{end}', document)
     if n != 1:
-        raise ValueError(f"{path} must have one line <!-- figures --> and one <!-- end of figures --> after "
-                         f"it, between which the table goes; it has {n} such places")
+        raise ValueError(f"{path} has {n} places for the table; it needs one: the lines {begin} and {end}")
     if text is not None:
         with open(path, 'w', encoding='utf-8') as f:
             f.write(written)
@@ -217,8 +213,7 @@ def write_into(path, text):
 
 def main(cfg):
     if not cfg.base or not cfg.arms or not cfg.seeds:
-        raise ValueError(f"base ({cfg.base!r}), arms ({len(cfg.arms)}) and seeds ({cfg.seeds}) must be "
-                         "given: see config/compare_mirrors.py")
+        raise ValueError("base, arms and seeds must be given: see config/compare_advantages.py")
     folders = {arm: os.path.join(cfg.out_dir, re.sub(r'\W+', '-', arm).strip('-')) for arm in cfg.arms}
     if len(set(folders.values())) < len(folders):
         raise ValueError(f"two arms would share a folder: {', '.join(folders.values())}")
@@ -227,10 +222,9 @@ def main(cfg):
     if cfg.plot_path:
         plot({}, cfg.plot_metric, cfg.plot_label, cfg.plot_path)
     stop_with_children()
-    # What all arms start from is made once, before they run side by side.
-    print(f"the start, then {len(cfg.arms)} arms with {len(cfg.seeds)} seeds; what a run prints is in "
-          f"{cfg.out_dir}/arm/seed.log", flush=True)
-    start_dir = os.path.join(cfg.out_dir, 'start')
+    size = f"{len(cfg.arms)} arms with {len(cfg.seeds)} seeds"
+    print(f"the start, then {size}; logs: {cfg.out_dir}/arm/seed.log", flush=True)
+    start_dir = os.path.join(cfg.out_dir, 'start')  # the arms' common start is made once, before they run
     arguments = [cfg.base, *cfg.start_settings, f'--seed={cfg.seeds[0]}', '--max_iters=0']
     start = train(arguments, start_dir, cfg.threads * cfg.processes)
     if not start:
@@ -256,8 +250,7 @@ def run_arms(cfg, folders):
     def tell(number, result):
         folder = jobs[number][1]
         if result is None:
-            raise RuntimeError(f"{folder} did not finish ({folder}.log ends: {last_words(folder)}). What is "
-                               "finished is kept: mend it and run this again")
+            raise RuntimeError(f"{folder} failed; its log ends: {last_words(folder)}; finished runs are kept")
         values = {heading: value_of(result, column) for column, heading in cfg.columns.items()}
         shown = [f'{heading} {value:.3f}' for heading, value in values.items() if value is not None]
         print(f"{folder}: {', '.join(shown)}", flush=True)
@@ -276,7 +269,7 @@ if __name__ == '__main__':
     plot_metric = 'eval/reward'
     plot_label = 'held-out reward'
     plot_path: str | None = None            # a .png
-    document: str | None = None             # a text file with a place for the table; None: it is only printed
+    document: str | None = None             # a text file with a place for the table; None: print it only
     processes: Count = 2                    # runs at once
     threads: Count = 1                      # of each
     out_dir = 'out-compare'                 # the runs: out_dir/arm/seed

@@ -1,10 +1,9 @@
 """
-Learn what no gradient inside a run can, the shape of a mirror map (mirror.py), by evolution strategies
-(runtime/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py with
-it.
-$ python -m tools.learn_mirror config/learn_mirror.py      # then train_grpo.py --mirror_checkpoint=out-learn-
-   mirror/mirror.pt
+Learn the shape of a mirror map (mirror.py), which no gradient within a run can, by evolution strategies
+(runtime/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py.
+$ python -m tools.learn_mirror config/learn_mirror.py
 $ python -m tools.learn_mirror config/learn_mirror.py --init_from=resume
+$ python train_grpo.py config/neural_mirror.py --mirror_checkpoint=out-learn-mirror/mirror.pt
 """
 import json
 import math
@@ -22,9 +21,10 @@ from tools.compare import last_words, stop_with_children, train, train_all
 
 def learn_mirror(mirror, cfg, start=0):
     """
-    Generations from `start` on of ES on mirror.logs, in place, so that the parameters stay positive; yields
-    after each (generation, fitness (pairs, 2)). A candidate is a run of cfg.base with a --mirror_checkpoint
-    and, within a generation, one --seed; it fails with NaN. Its files lie in out_dir/candidates.
+    Generations from `start` on of ES on mirror.logs, in place; yields (generation, fitness (pairs, 2)).
+
+    A candidate is a run of cfg.base with a --mirror_checkpoint and the generation's --seed; the fitness of a
+    run that failed is NaN. Its files are in out_dir/candidates.
     """
     for generation in range(start, cfg.generations):
         first = cfg.seed * 10 ** 6 + generation * 1000
@@ -57,15 +57,13 @@ def save_mirror(path, mirror):
 
 
 def resumed_history(cfg, mirror, state_path):
-    """What an earlier search in out_dir has learned, into mirror; returns its generations."""
+    """The generations of an earlier search in out_dir, whose result is copied into mirror; [] without one."""
     if cfg.init_from != 'resume':
         if os.path.exists(state_path):
-            raise FileExistsError(f"{cfg.out_dir} holds an earlier search: go on with --init_from=resume, "
-                                  "or name another --out_dir")
+            raise FileExistsError(f"{cfg.out_dir} holds a search: --init_from=resume or another --out_dir")
         return []
     if not os.path.exists(state_path):
-        raise FileNotFoundError(f"there is no {state_path} to resume from: name the out_dir of a started "
-                                "run, or leave --init_from=resume away")
+        raise FileNotFoundError(f"there is no {state_path} to resume from: start without --init_from=resume")
     with open(state_path, encoding='utf-8') as f:
         state = json.load(f)
     now = json.loads(json.dumps(vars(cfg)))
@@ -81,7 +79,7 @@ def main(cfg):
     state_path = os.path.join(cfg.out_dir, 'state.json')
     history = resumed_history(cfg, mirror, state_path)
     stop_with_children()
-    start_dir = os.path.join(cfg.out_dir, 'start')  # what all start from is made once
+    start_dir = os.path.join(cfg.out_dir, 'start')  # the candidates' common start is made once
     start = train([cfg.base, *cfg.settings, '--max_iters=0'], start_dir, cfg.threads * cfg.processes)
     if not start:
         raise RuntimeError(f"the start failed ({start_dir}.log ends: {last_words(start_dir)})")
@@ -89,21 +87,19 @@ def main(cfg):
     if metric not in known:
         raise RuntimeError(f"there is no metric {metric!r} in a run; there are: {', '.join(known)}")
     for generation, fitness in learn_mirror(mirror, cfg, len(history)):
-        known = fitness[torch.isfinite(fitness)]
-        if not len(known):
+        valid = fitness[torch.isfinite(fitness)]
+        if not len(valid):
             words = last_words(os.path.join(cfg.out_dir, 'candidates', f'{generation}-0-0'))
-            raise RuntimeError(f"all candidates of generation {generation} failed or have no {metric}; the "
-                               f"first one's log ends: {words}")
+            raise RuntimeError(f"generation {generation}: no run has {metric}; the first log ends: {words}")
         history.append({'generation': generation, 'fitness': fitness.tolist()})
-        n, failed = fitness.numel(), fitness.numel() - len(known)
-        print(f"generation {generation}: {metric} {known.mean():.4f}, from {known.min():.4f} to "
-              f"{known.max():.4f}, {failed} of {n} runs failed", flush=True)
+        spread = f"{metric} {valid.mean():.4f}, from {valid.min():.4f} to {valid.max():.4f}"
+        failed = fitness.numel() - len(valid)
+        print(f"generation {generation}: {spread}, {failed} of {fitness.numel()} runs failed", flush=True)
         save_mirror(os.path.join(cfg.out_dir, 'mirror.pt'), mirror)
         with open(state_path + '.tmp', 'w', encoding='utf-8') as f:
             json.dump({'config': vars(cfg), 'logs': mirror.logs.tolist(), 'history': history}, f)
         os.replace(state_path + '.tmp', state_path)
-    print(f"saved {os.path.join(cfg.out_dir, 'mirror.pt')}: train_grpo.py --divergence=neural_mirror "
-          "--mirror_checkpoint=... takes it")
+    print(f"saved: train_grpo.py --mirror_checkpoint={os.path.join(cfg.out_dir, 'mirror.pt')} takes it")
 
 
 if __name__ == '__main__':
