@@ -32,8 +32,8 @@ for subject in 'answers maths form code overlap models reasoning style harm fact
 def score(name: str, text: str, prompt: str | None = None, reference: str | list[str] | None = None,
           tests: str | list[str] | None = None, context: str | None = None, **params) -> float | None:
     """
-    The score of one completion by a reward of the catalogue, from 0 to 1, or None where it does not apply.
-    Raises ValueError for an unknown name or parameter, RuntimeError for what the reward raises.
+    One completion's score by a reward of the catalogue. Raises ValueError for an unknown name or parameter,
+    RuntimeError for what the reward raises.
     """
     bound = find_reward(name).bind(name, params)
     return bound(text, prompt=prompt, reference=reference, tests=tests, context=context)
@@ -43,8 +43,8 @@ def score(name: str, text: str, prompt: str | None = None, reference: str | list
 
 def resolve_rewards(spec, provided=None):
     """
-    spec: names joined by commas, or a list of elements (see read_element). provided: arguments for the
-    rewards that take them by name. Returns [(name, Reward, weight)], no name twice. Raises ValueError.
+    spec: names joined by commas, or a list of elements, see read_element. provided: see Reward.bind. Returns
+    [(name, Reward, weight)], no name twice. Raises ValueError.
     """
     if isinstance(spec, str):
         spec = spec.split(',')
@@ -69,8 +69,8 @@ def resolve_rewards(spec, provided=None):
 
 def read_element(element):
     """
-    One element of a spec as (name or function, weight, params): a name or function, alone (weight 1) or as
-    (name, weight) or (name, weight, params), or {'type', 'weight', 'params'}. Raises ValueError.
+    (name or function, weight, params) of a spec's element: a name or function alone, (name, weight), (name,
+    weight, params), or {'type', 'weight', 'params'}. Raises ValueError.
     """
     if isinstance(element, dict):
         if 'type' not in element or set(element) - {'type', 'weight', 'params'}:
@@ -82,18 +82,18 @@ def read_element(element):
         wanted = "an element is a name or a function, alone or as (name, weight) or (name, weight, params)"
         raise ValueError(f"rewards holds {element!r}: {wanted}")
     function, weight, params = parts + (1.0, {})[len(parts) - 1:]
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise ValueError(f"the weight of reward {function!r} is {weight!r}: it must be a finite number")
     if not isinstance(params, dict):
         raise ValueError(f"the params of reward {function!r} are {params!r}: they must be a dict")
-    if function == 'custom' and callable(params.get('reward_function')):  # as aligntune gives it
+    if function == 'custom' and callable(params.get('reward_function')):  # as in aligntune's configs
         params = dict(params)
         function = params.pop('reward_function')
     return function, float(weight), params
 
 
 def free_name(function, taken):
-    """A reward's name in the logs: its own, or with _2, _3 ... behind it where that is taken."""
+    """A reward's name in the logs: its own, with _2, _3 ... behind it where that is taken."""
     if isinstance(function, (str, Reward)):
         base = getattr(function, 'name', function)
     else:
@@ -108,8 +108,7 @@ def free_name(function, taken):
 
 def fields_of(record):
     """
-    The fields that a record gives to rewards; its answer is the reference. 0 and '' are values, only None is
-    missing.
+    A record's fields for rewards; its answer is the reference. 0 and '' are values, only None is missing.
     """
     answer = record.get('answer')
     reference = record.get('reference') if answer is None else answer
@@ -119,10 +118,9 @@ def fields_of(record):
 
 def check_fields(rewards, records, errors='raise'):
     """
-    Try each reward on an empty completion before any time is spent: for every record where that is cheap,
-    else for the first that has the fields. Raises ValueError for a reward that applies to no record and a
-    record to which no reward applies, and whatever a reward raises, unless errors is 'drop'. Returns the
-    other gaps, {name: {index of the record: ValueError}}.
+    Try each reward on an empty completion before any time is spent: of every record where that is cheap, else
+    of the first that has the fields. Raises ValueError for a reward that applies to no record, and for a
+    record to which none applies. Returns the other gaps, {name: {index of the record: ValueError}}.
     """
     gaps = {name: {} for name, _, _ in rewards}
     for name, reward, _ in rewards:
@@ -159,9 +157,8 @@ def not_applicable(reward, record, index):
 
 def score_completions(rewards, texts, records, errors='raise'):
     """
-    texts: P lists of G completions, one list for each of the P records. Returns {name: P lists of G float |
-    None}, None where a reward does not apply. With errors 'drop', a completion for which a reward raises is
-    warned of, and all its scores are None.
+    texts: G completions for each of P records. Returns {name: P lists of G float | None}, None where a reward
+    does not apply. With errors 'drop', a completion for which one raises is warned of, and has None for all.
     """
     if len(texts) != len(records):
         raise ValueError(f"there are {len(texts)} groups of completions for {len(records)} prompts")

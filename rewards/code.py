@@ -30,10 +30,7 @@ def code_of(text):
 
 
 def parse(text):
-    """
-    (code, tree) of a text. The tree is None for what is no Python, or no program: one defines something, or
-    assigns and calls.
-    """
+    """(code, tree) of a text; no tree for what is no program: one defines something, or assigns and calls."""
     code = code_of(text)
     if len(code) > LONGEST_CODE:
         return code, None
@@ -103,8 +100,8 @@ def uses(tree):
 @reward('code_quality', hackable=True)
 def code_quality(text):
     """
-    The mean of five shares: functions and classes with a docstring, arguments and results with a type,
-    functions of complexity 10 at most, lines of 100 characters at most, imports and variables that are used.
+    The mean of five shares: definitions with a docstring, arguments and results with a type, functions of
+    complexity 10 at most, lines of 100 characters at most, imports and variables that are used.
     """
     code, tree = parse(text)
     if tree is None:
@@ -121,8 +118,7 @@ def code_quality(text):
 
 def does_something(function):
     """
-    Does its body return a value, yield, call, raise (but NotImplementedError) or change something that
-    outlives it?
+    Does it return a value, yield, call, raise or change what outlives it? NotImplementedError is nothing.
     """
     for node in ast.walk(function):
         if isinstance(node, ast.Raise):
@@ -152,8 +148,7 @@ def resolved(tree):
 @reward('code_completeness', hackable=True)
 def code_completeness(text):
     """
-    The share of functions that do something (not pass, ... or NotImplementedError) times that of names which
-    are bound; half of it where a comment says TODO or FIXME.
+    The share of functions that do something times that of names which are bound; half of it with a TODO.
     """
     code, tree = parse(text)
     if tree is None:
@@ -173,9 +168,7 @@ def programs_in(texts):
 
 @reward('code_execution', cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
-    """
-    1 when the module runs to its end in the sandbox, see sandbox.run: it raises nothing and does not exit.
-    """
+    """1 when the module runs to its end in the sandbox, see sandbox.run."""
     check_sandbox(sandbox)  # even where no text is a program, so that a run that cannot do this stops at once
 
     def runs(code):
@@ -190,8 +183,8 @@ def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
 @reward('code_correctness', needs=('tests',), batched=True)
 def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
     """
-    The share of the record's tests (asserts, a list or one text) that the code passes in the sandbox, see
-    sandbox.grade_many. Keep them out of the prompt: what is shown can be written down as the answer.
+    The share of the record's tests that the code passes in the sandbox, see sandbox.grade_many. Keep them out
+    of the prompt: what is shown can be written down as the answer.
     """
     check_sandbox(sandbox)
     for asserts in tests:

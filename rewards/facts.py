@@ -1,6 +1,5 @@
 """
-Whether a text says what a reference or source says, by its words and numbers: nothing here knows what is
-true.
+Whether a text says what a reference or source says, by words and numbers: nothing here knows what is true.
 """
 import functools
 
@@ -32,10 +31,7 @@ def states(sentence, fact):
 
 
 def is_right(text, reference):
-    """
-    Does the text give the reference as its answer: a number as its final one, all else in a sentence that is
-    no list?
-    """
+    """Is the reference the text's answer: a number its final one, all else in a sentence that is no list?"""
     number = number_alone(reference)
     if number is None and '####' in reference:
         number = final_number(reference)
@@ -56,8 +52,7 @@ def supported(sentence, source_words, source_numbers):
 def hallucination(text, *, context=None, reference=None):
     """
     The share of sentences whose numbers and most content words are in the context, or else the reference.
-    Those without content, or that admit ignorance, do not count; a text that only admits ignorance scores
-    0.3.
+    Admitted ignorance does not count, and alone scores 0.3.
     """
     source = plain_text(reference if context is None else context)
     if not words(source):
@@ -99,8 +94,8 @@ FINANCIAL_MYTHS = any_of(
 
 def facts_stated(text, reference, myths):
     """
-    F1 of two shares: the reference's facts (a list, or one per sentence) that a sentence states, and the
-    text's sentences that state one. 0 with one of the myths. None without facts.
+    F1 of the share of facts (a list, or one per sentence) that a sentence states, and of the text's sentences
+    that state one; 0 with one of the myths.
     """
     items = reference if isinstance(reference, (list, tuple)) else [plain_text(reference)]
     facts = [fact for item in items for fact in sentences(str(item))]
@@ -116,7 +111,7 @@ def facts_stated(text, reference, myths):
 
 @reward('medical_accuracy', needs=('reference',))
 def medical_accuracy(text, *, reference=None):
-    """Agreement with the reference's facts, see facts_stated. A true statement that it lacks is no gain."""
+    """Agreement with the reference's facts, see facts_stated."""
     return facts_stated(text, reference, MEDICAL_MYTHS)
 
 

@@ -8,10 +8,7 @@ from rewards.reward import reward
 
 @reward('format_tag', hackable=True)
 def format_tag(text, *, tags=('think', 'answer')):
-    """
-    1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0. A
-    policy collects partial credit and stays there.
-    """
+    """1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0."""
     tags = (tags,) if isinstance(tags, str) else tags
     named = tags and all(re.fullmatch(r'[A-Za-z_][\w-]*', tag) for tag in tags)
     if not named or len(set(tags)) < len(tags):
@@ -70,8 +67,8 @@ def format_xml(text):
 @reward('length', hackable=True)
 def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
     """
-    1 with min_length to max_length words, falling linearly to 0 over `ramp` words outside (0: at once). With
-    target_length, 1 at that many words, falling linearly to 0 at none and at twice as many.
+    1 with min_length to max_length words, falling to 0 over `ramp` words outside (0: at once); or, with
+    target_length, 1 at that many words, falling to 0 at none and at twice as many.
     """
     words = len(text.split())
     if target_length is not None:

@@ -16,8 +16,8 @@ ENDLESS = re.compile(r'\^\s*\{[^{}]*\^|\^\s*\w\s*\^|\^\s*\{?\s*-?[0-9]{4,}|[0-9]
 
 def stated_answer(text):
     r"""
-    The line behind the last '####', else the last \boxed{}, else the line's rest behind 'answer is', else the
-    last line.
+    The line behind the last '####', else the last \boxed{}, else what follows 'answer is', else the last
+    line.
     """
     _, mark, rest = text.rpartition('####')
     if mark:
@@ -32,8 +32,8 @@ def stated_answer(text):
 
 def equal_in_latex(wanted, got):
     """
-    Do two LaTeX expressions mean the same, by math-verify? Its parser of plain expressions evaluates what the
-    model wrote, and is not used.
+    Do two LaTeX expressions mean the same? math-verify's parser of plain ones, which evaluates them, is not
+    used.
     """
     try:
         import math_verify
@@ -53,9 +53,8 @@ def equal_in_latex(wanted, got):
 @reward('math_correctness', needs=('reference',))
 def math_correctness(text, *, reference=None):
     """
-    1 when the text's answer is the reference's, which may be a solution that ends in `#### 42`: numbers
-    exactly, words letter by letter, expressions as LaTeX. A number behind 'answer is' goes before
-    final_number's.
+    1 when the text's answer is the reference's (or its solution's, `#### 42`): numbers exactly, words letter
+    by letter, expressions as LaTeX. A number behind 'answer is' goes before final_number's.
     """
     wanted, got = stated_answer(plain_text(reference)), stated_answer(text)
     if not wanted:
@@ -85,8 +84,8 @@ PLAIN = str.maketrans({'×': '*', '÷': '/', '−': '-', ',': None, '$': None})
 
 def calculate(expression):
     """
-    The exact value, a Fraction, of numbers, brackets and + - * /. Raises SyntaxError, ValueError or
-    ZeroDivisionError for anything else; nothing is run.
+    The exact value, a Fraction, of numbers, brackets and + - * /; nothing is run. Raises SyntaxError,
+    ValueError or ZeroDivisionError.
     """
     expression = re.sub(r'([0-9.]+)%', r'(\1/100)', expression.translate(PLAIN)).strip()
 
@@ -103,8 +102,8 @@ def calculate(expression):
 
 def equations_in(text):
     """
-    [(is it true, the equation)] of each `expression = expression` with an operator on its left side. A number
-    with decimals on the right may be rounded.
+    [(is it true, perhaps rounded; the equation)] of each `expression = expression` with an operator on its
+    left side.
     """
     equations = []
     for left, right in EQUATION.findall(text):
@@ -120,10 +119,7 @@ def equations_in(text):
 
 @reward('math_reasoning', needs=('reference',))
 def math_reasoning(text, *, reference=None):
-    """
-    0.7 for the right answer (math_correctness), and 0.3 for the share of its different equations that are
-    true.
-    """
+    """0.7 for the right answer (math_correctness), 0.3 for the share of different equations that are true."""
     right = math_correctness(text, reference=reference)
     if right is None:
         return None

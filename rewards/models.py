@@ -78,8 +78,8 @@ def sigmoid(x):
 @torch.inference_mode()
 def encode(path, device, layer, texts):
     """
-    [(T, D) fp32 hidden states on the CPU] of texts, by the encoder in the folder `path`. layer: None for the
-    last.
+    [(T, D) fp32 hidden states on the CPU] of texts by the encoder in `path`; those of the last layer for
+    None.
     """
     tokenizer, model = load('AutoModel', path, device)
     states = []

@@ -1,6 +1,6 @@
 """
-How much a text shares with the reference (translation and summary metrics), the prompt, the context or its
-group. BLEU, ROUGE and METEOR give what sacrebleu, rouge-score and nltk give.
+How much a text shares with the reference, the prompt, the context or its group. BLEU, ROUGE and METEOR give
+what sacrebleu, rouge-score and nltk give.
 """
 import functools
 import math
@@ -31,9 +31,9 @@ def tokens_13a(text):
 
 def bleu_of(matches, length, reference_length):
     """
-    BLEU from the clipped n-gram matches of n = 1, 2, ...: the geometric mean of the precisions of the orders
-    that fit into `length` tokens, where the k-th without a match counts as 1/2^k, times the brevity penalty.
-    Chen & Cherry 2014, smoothing 3; sacrebleu's 'exp'.
+    BLEU from the clipped n-gram matches of n = 1, 2, ...: the geometric mean of the precisions that `length`
+    tokens have, the k-th without a match counting as 1/2^k, times the brevity penalty. Chen & Cherry 2014,
+    smoothing 3.
     """
     if not length or not matches[0]:
         return 0.0
@@ -72,8 +72,8 @@ def common_subsequence(a, b):
 @reward('rouge', needs=('reference',))
 def rouge(text, *, reference=None, variant='L'):
     """
-    ROUGE's F1 (Lin 2004). variant: 'L', the longest common subsequence, or 1 or 2, the n-grams. Words are
-    runs of a-z and 0-9.
+    ROUGE's F1 (Lin 2004) of runs of a-z and 0-9. variant: 'L', the longest common subsequence, or n-grams, 1
+    or 2.
     """
     if variant not in ('L', 1, 2):
         raise ValueError(f"variant is {variant!r}: it must be 'L', 1 or 2")
@@ -108,8 +108,8 @@ def align(wanted, got):
 @reward('meteor', needs=('reference',))
 def meteor(text, *, reference=None):
     """
-    METEOR (Banerjee & Lavie 2005) by equal words, then equal stems: F = 10PR / (R + 9P), less half the cube
-    of chunks / matches.
+    METEOR (Banerjee & Lavie 2005) by equal words, then stems: 10PR / (R + 9P), less half of (chunks /
+    matches)^3.
     """
     wanted, got = words(plain_text(reference)), words(text)
     if not wanted:
@@ -124,10 +124,7 @@ def meteor(text, *, reference=None):
 
 @reward('conciseness', needs=('reference',))
 def conciseness(text, *, reference=None):
-    """
-    The share of the reference's content words that the text has, times the reference's length over the
-    text's.
-    """
+    """The share of the reference's content words that are said, times its length over the text's."""
     reference = plain_text(reference)
     wanted, got = Counter(content_words(reference)), Counter(content_words(text))
     if not wanted:
@@ -140,8 +137,8 @@ def conciseness(text, *, reference=None):
 
 def on_subject(text, source):
     """
-    The cosine of the content words, times 1 - the share of the text's word triples that are copied, times 1 -
-    the share that it repeats. None when the source has no content words.
+    The cosine of the content words, times 1 - the share of the text's word triples that are copied from the
+    source, times 1 - the share that is repeated. None for a source without content words.
     """
     a, b = Counter(content_words(text)), Counter(content_words(source))
     if not b:
@@ -190,8 +187,7 @@ def matches_with_rest(counts):
 @reward('diversity', hackable=True, group=True)
 def diversity(texts):
     """
-    The mean of a text's shares of different words and word pairs, times 1 - its BLEU against the rest of the
-    group (self-BLEU, arXiv 1802.01886).
+    The mean of a text's shares of different words and word pairs, times 1 - self-BLEU (arXiv 1802.01886).
     """
     tokens, counts = [words(text) for text in texts], {}
     for n in range(1, 5):

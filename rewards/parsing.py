@@ -83,9 +83,8 @@ def last_box(text):
 
 def final_number(text):
     r"""
-    The number that a text gives as its answer, a Fraction, or None: as GSM8K is scored, the first on the line
-    behind the last '####' (without a number it is a heading); else the last in the last \boxed{}; else the
-    last.
+    The number that a text answers with, a Fraction, or None: the first on the line behind the last '####', as
+    GSM8K is scored (a line without one is a heading); else the last in the last \boxed{}; else the last.
     """
     _, mark, rest = text.rpartition('####')
     marked = numbers_in(rest.strip(' ').partition('\n')[0]) if mark else []

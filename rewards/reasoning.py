@@ -30,8 +30,8 @@ def clashing(text):
 @reward('logical_consistency', hackable=True, batched=True)
 def logical_consistency(texts, *, model=None, device='cpu'):
     """
-    1 - the share of sentences that contradict another one, see clashing; or, with a model for natural
-    language inference, 1 - the likeliest contradiction of any two sentences. 0 for fewer than two.
+    1 - the share of sentences that clash; or, with a model for natural language inference, 1 - the likeliest
+    contradiction of any two sentences. 0 for fewer than two.
     """
     split = [sentences(text) for text in texts]
     if model is None:
@@ -64,16 +64,13 @@ def linked_clauses(text, cues):
 
 @reward('causal_reasoning', hackable=True)
 def causal_reasoning(text):
-    """Different words of cause that link two clauses: 1 for three or more."""
+    """Different words of cause that link two clauses: 1 for three."""
     return min(1.0, len(linked_clauses(text, CAUSAL)) / 3)
 
 
 @reward('counterfactual_reasoning', hackable=True)
 def counterfactual_reasoning(text):
-    """
-    Sentences that say what would be (would, could ...) under a condition (if, had, without ...): 1 for two or
-    more.
-    """
+    """Sentences that say what would be (would, could ...) under a condition (if, had ...): 1 for two."""
     if len(cues_in(text, COUNTER)) > len(words(text)) / 8:
         return 0.0
     conditional = set()

@@ -63,10 +63,7 @@ def meets_quoted(check, quoted, text):
 
 
 def demands_in(prompt):
-    """
-    The checkable demands of a prompt, as functions from a text to bool: counts of words, sentences, lines,
-    paragraphs and bullets, JSON, case, no commas, words to use or to avoid, beginning and end.
-    """
+    """The checkable demands of a prompt, as functions from a text to bool."""
     demands = []
     for how, count, unit in COUNTED.findall(prompt):
         n = int(count) if count.isdigit() else NUMBER_WORDS.index(count.lower())
@@ -80,10 +77,7 @@ def demands_in(prompt):
 
 @reward('instruction_following', needs=('prompt',), hackable=True)
 def instruction_following(text, *, prompt=None):
-    """
-    The share of the prompt's checkable demands, see demands_in, that the text's form meets; after IFEval
-    (arXiv 2311.07911). None without any.
-    """
+    """The share of the prompt's checkable demands that the text meets, after IFEval (arXiv 2311.07911)."""
     demands = demands_in(plain_text(prompt))
     if not demands:
         return None

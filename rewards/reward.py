@@ -79,9 +79,8 @@ class Reward:
 
     def scores(self, groups, records, errors='raise'):
         """
-        groups: P lists of G completions; records: P dicts of fields. Returns P lists of G float | None, None
-        where the reward does not apply. With errors 'drop', a completion or group for which it raises has
-        FAILED.
+        groups: P lists of G completions; records: P dicts of fields. Returns P lists of G float, None where
+        the reward does not apply, or, with errors 'drop', FAILED where it raises.
         """
         fields = [self.fields_from(record) for record in records]
         if self.batched:
@@ -129,9 +128,8 @@ class Reward:
 
     def call(self, texts, fields):
         """
-        One call of the function. Returns a float | None for each text. Errors say the reward's name:
-        RuntimeError for what the function raises, ValueError for what it returns, ConnectionError for a
-        service that is gone.
+        A float | None for each text. Raises, with the reward's name, RuntimeError for what the function
+        raises, ValueError for what it returns, ConnectionError for a service that is gone.
         """
         mine, takes_list = f"reward {self.name!r}", self.group or self.batched
         try:
@@ -183,13 +181,9 @@ def find_reward(name: str):
 
 
 def as_reward(name, function):
-    """
-    A function as a Reward: the catalogue's, or a custom one, whose attributes (group = True) say how to call
-    it.
-    """
+    """A function as a Reward: the catalogue's, or a custom one by its attributes (group = True)."""
     for entry in REWARDS.values():
         if function in (entry, entry.function):
             return entry
-    options = ('needs', 'cheap', 'hackable', 'group', 'batched')
-    given = {key: getattr(function, key) for key in options if hasattr(function, key)}
-    return Reward(name, function, **given)
+    keys = ('needs', 'cheap', 'hackable', 'group', 'batched')
+    return Reward(name, function, **{key: getattr(function, key) for key in keys if hasattr(function, key)})

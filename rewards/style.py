@@ -24,8 +24,8 @@ def stays_on_subject(a, b):
 @reward('coherence', hackable=True, batched=True)
 def coherence(texts, *, model=None, device='cpu'):
     """
-    The share of neighbouring sentences that stay on the subject, or the neighbours' mean cosine by a sentence
-    encoder as model; times 1 - the share of repeated word triples. 0 for one sentence.
+    The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder;
+    times 1 - the share of repeated word triples.
     """
     split, relate = [sentences(text) for text in texts], stays_on_subject
     if model is not None:
@@ -54,10 +54,9 @@ def grammar():
 @reward('fluency', hackable=True, cheap=False, batched=True)
 def fluency(texts, *, by=None, start_log_probs=None):
     """
-    By 'model', the default where there is one: exp of the mean log-prob per character, about 0.5 for plain
-    English and 0.05 for noise, by start_log_probs(texts): in training, of the model that the run started
-    from. By 'grammar': 1 - five times harper-py's complaints per word, and less under five words. Both times
-    1 - the share of repeated word triples.
+    By 'model', the default where there is one: exp of the mean log-prob per character (plain English about
+    0.5, noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
+    harper-py's complaints per word, less under five words. Both times 1 - the share of repeated word triples.
     """
     if by not in (None, 'model', 'grammar'):
         raise ValueError(f"by is {by!r}: it must be 'model' or 'grammar'")
@@ -92,8 +91,7 @@ def syllables(word):
 @reward('readability', hackable=True)
 def readability(text, *, min_words=20):
     """
-    Flesch's reading ease (1948) over 100, within 0 and 1, times 1 - the share of repeated word triples. 0
-    under min_words.
+    Flesch's reading ease (1948) over 100, times 1 - the share of repeated word triples; 0 under min_words.
     """
     spoken = words(text)
     n = len(spoken)
@@ -109,8 +107,8 @@ EXAMPLES = ('for example', 'for instance', 'imagine', 'suppose', 'picture this')
 @reward('engagement', hackable=True)
 def engagement(text):
     """
-    A quarter each for a question, an address to the reader, an example, and sentences of different length; 0
-    under 15 words, and where more than half of the words are repeated.
+    A quarter each for a question, an address, an example, and sentences of different length; 0 under 15
+    words, and where more than half of the words are repeated.
     """
     spoken, lengths = words(text), [len(words(s)) for s in sentences(text)]
     if len(spoken) < 15 or len(set(spoken)) < len(spoken) / 2:
@@ -123,8 +121,8 @@ def engagement(text):
 @reward('brevity', hackable=True)
 def brevity(text, *, reference=None, full=100, none=300):
     """
-    1 up to `full` words, falling linearly to 0 at `none`; 0 without words, or, given a reference, for a wrong
-    answer.
+    1 up to `full` words, falling to 0 at `none`; 0 without words, and for an answer that is not the
+    reference.
     """
     if not 0 < full < none:
         raise ValueError(f"full is {full} and none {none}: they must be 0 < full < none")

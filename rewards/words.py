@@ -14,7 +14,8 @@ ENDINGS = (('ies', 'y'), ('sses', 'ss'), ('ing', ''), ('ed', ''), ('ly', ''), ('
 
 def any_of(*alternatives):
     """
-    A pattern for any of the alternatives, each perhaps several with | between them, as words in either case.
+    A pattern for any of the alternatives, which may hold several with | between them, as words in either
+    case.
     """
     return re.compile(rf"\b(?:{'|'.join(alternatives)})\b", re.IGNORECASE)
 

@@ -1,6 +1,5 @@
 """Rewards: what they score, and what is said when they cannot. Every expected number is written out."""
 import math
-import re
 import sys
 import types
 import warnings
@@ -9,10 +8,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-import rewards.answers
-from rewards import REWARDS, check_fields, resolve_rewards, score, score_completions
+from rewards import REWARDS, Reward, check_fields, resolve_rewards, score, score_completions
+from rewards.answers import ARITHMETIC, reasoning_gym_task
 from rewards.parsing import final_number
-from rewards.reward import reward
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
@@ -22,22 +20,26 @@ from rewards.reward import reward
     ('1,234', 1234), ('1,234,567.', 1234567), ('3,4,5', 5), ('1,2345', 2345), ('1{,}000', 1000),
     ('$18', 18), ('-$5', -5), ('$-5', -5), ('42€', 42), (r'\$1,000.50', Fraction(2001, 2)), ('25%', 25), (r'25\%', 25),
     ('-5', -5), ('= -5', -5), ('−5', -5), ('+5', 5), ('10-5', 5), ('10 - 5', 5), ('(3)-5', 5), ('--5', 5),
-    ('3/4', Fraction(3, 4)), ('-3/4', Fraction(-3, 4)), ('6/4', Fraction(3, 2)), ('2 1/2.', Fraction(5, 2)), (r'\frac{1}{2}', Fraction(1, 2)), (r'-2\frac{1}{2}', Fraction(-5, 2)),
+    ('3/4', Fraction(3, 4)), ('-3/4', Fraction(-3, 4)), ('6/4', Fraction(3, 2)), ('2 1/2.', Fraction(5, 2)),
+    (r'\frac{1}{2}', Fraction(1, 2)), (r'-2\frac{1}{2}', Fraction(-5, 2)),
     ('**42**', 42), ('<b>42</b>', 42), ('x=42', 42), ('12:30', 30),
     # no numbers: words, versions, dates, a division by zero, more digits than Python reads
-    ('', None), ('forty-two', None), ('1e5', None), ('x2', None), ('5km', None), ('3rd', None), ('5²', None), ('1.2.3', None), ('10/12/2024', None), ('6/0', None), ('9' * 5000, None)])
+    ('', None), ('forty-two', None), ('1e5', None), ('x2', None), ('5km', None), ('3rd', None), ('5²', None), ('1.2.3', None),
+    ('10/12/2024', None), ('6/0', None), ('9' * 5000, None)])
 def test_numbers(text, number):
     assert final_number(text) == number
 
 
 @pytest.mark.parametrize('text, number', [
     # the number behind the last '####' comes first
-    ('48/2 = <<48/2=24>>24 clips\n48+24 = 72\n#### 72', 72), ('#### 1,450,000', 1450000), ('#### $42', 42), ('####42.', 42), ('#### -3', -3), ('####  7 apples for 2 children', 7),
+    ('48/2 = <<48/2=24>>24 clips\n48+24 = 72\n#### 72', 72), ('#### 1,450,000', 1450000), ('#### $42', 42), ('####42.', 42),
+    ('#### -3', -3), ('####  7 apples for 2 children', 7),
     ('#### 1\nno, I mean\n#### 2', 2), ('#### 42\nThat took 3 steps.', 42), (r'\boxed{3} #### 4', 4),
     # a heading is not an answer
     ('#### Conclusion\nSo there are 12 eggs.', 12), ('####\n42', 42), ('The answer is 42 ####', 42),
     # then the last \boxed{}, also when more follows
-    (r'\boxed{42} and 7 more words', 42), (r'\boxed{1} then \boxed{2}', 2), (r'\boxed{\frac{1}{2}}', Fraction(1, 2)), (r'\boxed{x = \text{about } 12}', 12), (r'$\boxed{\$1,234}$', 1234),
+    (r'\boxed{42} and 7 more words', 42), (r'\boxed{1} then \boxed{2}', 2), (r'\boxed{\frac{1}{2}}', Fraction(1, 2)),
+    (r'\boxed{x = \text{about } 12}', 12), (r'$\boxed{\$1,234}$', 1234),
     (r'\boxed{\boxed{5}}', 5), (r'so 7 \boxed{none}', None), (r'7 or \boxed{8', 8), (r'\boxed{7} or \boxed{8', 7),
     # then the last number, however far from the end it stands: some implementations look at the last 300 characters only
     ('First 3, then 4, so 12.', 12), ('It is 42. ' + 'And that is that. ' * 200, 42)])
@@ -57,7 +59,8 @@ def test_number_answer():
 
 
 def test_gsm8k_solutions_are_read_as_their_authors_wrote_them():
-    for solution, number in (('<<16-3-4=9>>9 eggs\n#### 18', 18), ('It costs 80,000+50,000=$<<80000+50000=130000>>130,000\n#### 70,000', 70000), ('a loss of\n#### -10', -10)):
+    for solution, number in (('<<16-3-4=9>>9 eggs\n#### 18', 18),
+                             ('It costs 80,000+50,000=$<<80000+50000=130000>>130,000\n#### 70,000', 70000), ('a loss of\n#### -10', -10)):
         assert final_number(solution) == number
 
 
@@ -65,7 +68,8 @@ def test_gsm8k_solutions_are_read_as_their_authors_wrote_them():
 # the others
 
 def test_exact_answer():
-    assert score('exact_answer', ' 46\n', reference='46 ') == score('exact_answer', '46', reference=46) == score('exact_answer', '0', reference=0) == 1.0
+    assert score('exact_answer', ' 46\n', reference='46 ') == score('exact_answer', '46', reference=46) == score('exact_answer', '0',
+        reference=0) == 1.0
     assert score('exact_answer', '146', reference='46') == score('exact_answer', '', reference='46') == 0.0
     assert score('exact_answer', 'paris', reference='Paris') == 0.0
     assert score('exact_answer', 'paris', reference='Paris', case_sensitive=False) == 1.0
@@ -78,9 +82,12 @@ def test_exact_answer():
 
 @pytest.mark.parametrize('text, value', [
     ('<think>so</think><answer>4</answer>', 1), ('\n<think>\nso\n</think>\n\n<answer>4</answer>\n', 1),
-    ('<think>so</think>', 0), ('<answer>4</answer><think>so</think>', 0), ('<think></think><answer>4</answer>', 0), ('<think> </think><answer>4</answer>', 0),
-    ('<think>so</think> well <answer>4</answer>', 0), ('well <think>so</think><answer>4</answer>', 0), ('<think>so</think><answer>4</answer> done', 0),
-    ('<think>so</think><answer>4</answer><answer>5</answer>', 0), ('<think>a<think>b</think></think><answer>4</answer>', 0), ('<think>so<answer>4</answer></think>', 0),
+    ('<think>so</think>', 0), ('<answer>4</answer><think>so</think>', 0), ('<think></think><answer>4</answer>', 0),
+    ('<think> </think><answer>4</answer>', 0),
+    ('<think>so</think> well <answer>4</answer>', 0), ('well <think>so</think><answer>4</answer>', 0),
+    ('<think>so</think><answer>4</answer> done', 0),
+    ('<think>so</think><answer>4</answer><answer>5</answer>', 0), ('<think>a<think>b</think></think><answer>4</answer>', 0),
+    ('<think>so<answer>4</answer></think>', 0),
     ('<think>so</think><answer>4', 0), ('<think >so</think><answer>4</answer>', 0), ('', 0)])
 def test_format_tag(text, value):
     assert score('format_tag', text) == value
@@ -112,14 +119,16 @@ BOMB = '<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><l>&b;</l>'
 
 
 @pytest.mark.parametrize('text, value', [
-    ('<a/>', 1), ('<?xml version="1.0"?>\n<a x="1"><b>t</b></a>', 1), ('<?xml version="1.0" encoding="UTF-16"?><a>é</a>', 1), ('```xml\n<a/>\n```', 1), ('<a>&lt;</a>', 1), ('<a>' * 20000 + '</a>' * 20000, 1),
-    ('', 0), ('text', 0), ('<a>', 0), ('<a></b>', 0), ('<a/><b/>', 0), ('<a/> text', 0), ('<a>&b;</a>', 0), ('<a>\ud800</a>', 0), (BOMB, 0), ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', 0)])
+    ('<a/>', 1), ('<?xml version="1.0"?>\n<a x="1"><b>t</b></a>', 1), ('<?xml version="1.0" encoding="UTF-16"?><a>é</a>', 1),
+    ('```xml\n<a/>\n```', 1), ('<a>&lt;</a>', 1), ('<a>' * 20000 + '</a>' * 20000, 1),
+    ('', 0), ('text', 0), ('<a>', 0), ('<a></b>', 0), ('<a/><b/>', 0), ('<a/> text', 0), ('<a>&b;</a>', 0), ('<a>\ud800</a>', 0), (BOMB, 0),
+    ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', 0)])
 def test_format_xml(text, value):
     assert score('format_xml', text) == value
 
 
 def test_length():
-    words = lambda n: 'x ' * n
+    def words(n): return 'x ' * n
     assert [score('length', words(n), min_length=4, max_length=6) for n in (0, 3, 4, 6, 7)] == [0, 0, 1, 1, 0]
     assert [score('length', words(n), min_length=4, max_length=6, ramp=2) for n in (1, 2, 3, 4, 6, 7, 8)] == [0, 0, 0.5, 1, 1, 0.5, 0]
     assert [score('length', words(n), target_length=4) for n in (0, 1, 4, 5, 8, 100)] == [0, 0.25, 1, 0.75, 0, 0]
@@ -132,14 +141,16 @@ def test_length():
 # calling them
 
 def test_every_reward_stays_in_its_range_on_anything():
-    for name in set(REWARDS) - {'reasoning_gym', 'bertscore', 'semantic_similarity', 'code_execution', 'code_correctness', 'fluency'}:  # which need more than a text; see test_rewards_catalogue.py
+    # which need more than a text; see test_rewards_catalogue.py
+    for name in set(REWARDS) - {'reasoning_gym', 'bertscore', 'semantic_similarity', 'code_execution', 'code_correctness', 'fluency'}:
         for text in ('', ' ', 'x', '42', '{}', '<a/>', '\x00\ud800', '####', '\\boxed{', '```', '-' * 1000):
             value = score(name, text, prompt='Use two words.', reference='42', context='The sea, 42.')
             assert value is None or 0 <= value <= 1, (name, text)
 
 
 def test_unknown_names_and_parameters():
-    with pytest.raises(ValueError, match=r"no reward 'numbr_answer'; did you mean 'number_answer'\? \(there are: exact_answer, .*number_answer"):
+    near = r"no reward 'numbr_answer'; did you mean 'number_answer'\? \(there are: exact_answer, .*number_answer"
+    with pytest.raises(ValueError, match=near):
         score('numbr_answer', '')
     with pytest.raises(ValueError, match="'length' has no parameter 'min_len'; did you mean 'min_length'"):
         score('length', '', min_len=3)
@@ -157,7 +168,8 @@ def divides(text):
 
 
 def test_a_reward_that_raises_is_named_and_its_error_kept():
-    with pytest.raises(RuntimeError, match=r"reward 'divides' raised ZeroDivisionError: division by zero \(.*test_rewards.py, line \d+\) for completion 'some text'") as e:
+    told = r"reward 'divides' raised ZeroDivisionError: division by zero \(.*test_rewards.py, line \d+\) for completion 'some text'"
+    with pytest.raises(RuntimeError, match=told) as e:
         one(divides)
     assert isinstance(e.value.__cause__, ZeroDivisionError)
     with pytest.raises(RuntimeError) as e:
@@ -165,7 +177,8 @@ def test_a_reward_that_raises_is_named_and_its_error_kept():
     assert len(str(e.value)) < 300  # a long completion is cut
 
 
-@pytest.mark.parametrize('value, shown', [(math.nan, 'nan'), (math.inf, 'inf'), ('0.5', "'0.5'"), ([1.0], r'\[1.0\]'), (torch.ones(2), 'tensor')])
+@pytest.mark.parametrize('value, shown',
+                         [(math.nan, 'nan'), (math.inf, 'inf'), ('0.5', "'0.5'"), ([1.0], r'\[1.0\]'), (torch.ones(2), 'tensor')])
 def test_what_is_no_number_is_refused(value, shown):
     def odd(text):
         return value
@@ -174,9 +187,9 @@ def test_what_is_no_number_is_refused(value, shown):
 
 
 def test_ours_stay_within_0_and_1_and_yours_need_not(monkeypatch):
-    assert one(lambda text: -7) == -7.0 and one(lambda text: True) == 1.0 and one(lambda text: torch.tensor(0.5)) == 0.5 and one(lambda text: None) is None
-    monkeypatch.setattr(rewards, 'REWARDS', dict(REWARDS))
-    reward('high')(lambda text: 1.5)
+    assert one(lambda text: -7) == -7.0 and one(lambda text: True) == 1.0 and one(lambda text: torch.tensor(0.5)) == 0.5
+    assert one(lambda text: None) is None
+    monkeypatch.setitem(REWARDS, 'high', Reward('high', lambda text: 1.5, bounds=(0.0, 1.0)))
     with pytest.raises(ValueError, match="reward 'high' returned '1.5' .float., not a number from 0 to 1"):
         score('high', 'x')
 
@@ -200,7 +213,8 @@ def test_a_function_gets_the_fields_that_it_takes():
 
 
 def test_a_function_whose_arguments_do_not_fit_is_refused_early():
-    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, "takes 'prompt' first"), (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
+    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, "takes 'prompt' first"),
+                              (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
         with pytest.raises(ValueError, match=message):
             resolve_rewards([function])
     assert resolve_rewards([(lambda text, gold: gold, 1, {'gold': 3})])[0][1]('x') == 3.0
@@ -208,21 +222,28 @@ def test_a_function_whose_arguments_do_not_fit_is_refused_early():
 
 def test_resolve_rewards():
     def mine(text): return 0.25
-    spec = ['number_answer', ('length', 0.5), ['length', 0.1, {'min_length': 1}], mine, (mine, 2), (mine, 0, {}), {'type': 'format_xml', 'weight': 0.3, 'params': {}}, {'type': 'format_json'},
+    spec = ['number_answer', ('length', 0.5), ['length', 0.1, {'min_length': 1}], mine, (mine, 2), (mine, 0, {}),
+            {'type': 'format_xml', 'weight': 0.3, 'params': {}}, {'type': 'format_json'},
             {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': mine}}]
     with pytest.warns(UserWarning, match='the weights of the rewards sum to 6.4, not to 1'):
         resolved = resolve_rewards(spec)
     assert [(name, weight) for name, _, weight in resolved] == [
-        ('number_answer', 1.0), ('length', 0.5), ('length_2', 0.1), ('mine', 1.0), ('mine_2', 2.0), ('mine_3', 0.0), ('format_xml', 0.3), ('format_json', 1.0), ('mine_4', 0.5)]
+        ('number_answer', 1.0), ('length', 0.5), ('length_2', 0.1), ('mine', 1.0), ('mine_2', 2.0), ('mine_3', 0.0), ('format_xml', 0.3),
+        ('format_json', 1.0), ('mine_4', 0.5)]
     functions = {name: function for name, function, _ in resolved}
     assert functions['length']('x') == 0.0 and functions['length_2']('x') == 1.0 and functions['mine_2']('x') == 0.25
 
 
 @pytest.mark.parametrize('spec, message', [
-    ([], 'at least one reward'), ({'length': 1}, "rewards is {'length': 1}: it must be a list"), ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or a function'), ([()], r'rewards holds \(\)'),
-    (('length', 0.5), 'rewards holds 0.5'), ([('length', 1, {}, 4)], 'an element is'), (['lenght'], "no reward 'lenght'; did you mean 'length'"),
-    ([('length', 'high')], "weight of reward 'length' is 'high': it must be a finite number"), ([('length', math.nan)], 'weight .* is nan'), ([('length', True)], 'is True'),
-    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict takes 'type', 'weight' and 'params'"), ([{'type': 'length', 'wieght': 1}], 'a dict takes')])
+    ([], 'at least one reward'), ({'length': 1}, "rewards is {'length': 1}: it must be a list"),
+    ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or a function'),
+    ([()], r'rewards holds \(\)'),
+    (('length', 0.5), 'rewards holds 0.5'), ([('length', 1, {}, 4)], 'an element is'),
+    (['lenght'], "no reward 'lenght'; did you mean 'length'"),
+    ([('length', 'high')], "weight of reward 'length' is 'high': it must be a finite number"), ([('length', math.nan)], 'weight .* is nan'),
+    ([('length', True)], 'is True'),
+    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict takes 'type', 'weight' and 'params'"),
+    ([{'type': 'length', 'wieght': 1}], 'a dict takes')])
 def test_a_wrong_spec(spec, message):
     with pytest.raises(ValueError, match=message):
         resolve_rewards(spec)
@@ -233,7 +254,8 @@ RECORDS = [{'prompt': '1+1=', 'answer': '2'}, {'prompt': '2+2=', 'reference': 4}
 
 def test_score_completions():
     resolved = resolve_rewards([('exact_answer', 0.5), ('length', 0.5, {'target_length': 2})])
-    assert score_completions(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]], 'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
+    assert score_completions(resolved, [['2', '3', '2 2'], ['4', '', '2']], RECORDS) == {'exact_answer': [[1, 0, 0], [1, 0, 0]],
+                                                                                         'length': [[0.5, 0.5, 1], [0.5, 0, 0.5]]}
     with pytest.raises(ValueError, match='1 groups of completions for 2 prompts'):
         score_completions(resolved, [['2']], RECORDS)
     assert score_completions(resolved, [['2']], [{'prompt': '1+1=', 'tests': []}]) == {'exact_answer': [[None]], 'length': [[0.5]]}
@@ -244,10 +266,12 @@ def test_check_fields():
     assert check_fields(resolved, RECORDS + [{'prompt': '0+0=', 'answer': 0}]) == {}
     gaps = check_fields(resolved, RECORDS + [{'prompt': '3+3='}, {'prompt': '3+3=', 'answer': 'six'}])  # length judges them alone
     assert list(gaps) == ['number_answer'] and list(gaps['number_answer']) == [2, 3]
-    assert re.match(r"reward 'number_answer' does not apply to prompt 2 \('3\+3='\): it needs the field 'answer' \(or 'reference'\), and there are: prompt$", str(gaps['number_answer'][2]))
+    assert str(gaps['number_answer'][2]) == ("reward 'number_answer' does not apply to prompt 2 ('3+3='): "
+                                             "it needs the field 'answer' (or 'reference'), and there are: prompt")
     with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):  # nothing would judge this one
         check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
-    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):  # a reward that would judge nothing
+    # a reward that would judge nothing
+    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):
         check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
     with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised"):
         assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
@@ -260,7 +284,10 @@ def test_check_fields():
 
 
 def test_a_group_and_a_batch_at_once():
-    """A function with group gets the texts of a group and the fields of its record; one with batched the different texts of all prompts that it applies to, and lists of fields."""
+    """
+    A function with group takes the texts of a group and the fields of its record; one with batched the different texts of all
+    prompts that it applies to, and lists of fields.
+    """
     seen = []
 
     def rank(texts, *, prompt):
@@ -270,9 +297,10 @@ def test_a_group_and_a_batch_at_once():
 
     def whole(texts, reference):
         seen.append((list(texts), reference))
-        return torch.tensor([len(text) + r for text, r in zip(texts, reference)])
+        return torch.tensor([len(text) + r for text, r in zip(texts, reference, strict=True)])
     whole.batched, whole.needs = True, ('reference',)
-    texts, records = [['b', 'a', 'b'], ['x', 'y', 'z'], ['b', 'c', 'c']], [{'prompt': 'p', 'answer': 1}, {'prompt': 'q'}, {'prompt': 'r', 'answer': 2}]
+    texts, records = [['b', 'a', 'b'], ['x', 'y', 'z'], ['b', 'c', 'c']], [{'prompt': 'p', 'answer': 1}, {'prompt': 'q'},
+                                                                           {'prompt': 'r', 'answer': 2}]
     values = score_completions(resolve_rewards([(rank, 0.5), (whole, 0.5)]), texts, records)
     assert values == {'rank': [[1, 0, 1], [0, 1, 2], [0, 1, 1]], 'whole': [[2, 2, 2], [None] * 3, [3, 3, 3]]}
     assert seen == [(['b', 'a', 'b'], 'p'), (['x', 'y', 'z'], 'q'), (['b', 'c', 'c'], 'r'), (['b', 'a', 'b', 'c'], [1, 1, 2, 2])]
@@ -286,13 +314,14 @@ def test_errors_stop_or_drop_the_answer():
     resolved = resolve_rewards([(divides, 0.5), ('length', 0.5, {'target_length': 1})])
     with pytest.raises(RuntimeError, match="'divides' raised ZeroDivisionError"):
         score_completions(resolved, [['z', 'a']], [{'prompt': 'p'}])
-    with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised ZeroDivisionError: division by zero .* for completion 'a'"):
+    with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised Zero.*: division by zero .* for completion 'a'"):
         values = score_completions(resolved, [['z', 'a'], ['zz', 'z']], [{'prompt': 'p'}] * 2, errors='drop')
     assert values == {'divides': [[1, None], [0.5, 1]], 'length': [[1, None], [1, 1]]}
 
     def broken(texts): raise OSError('no model')
     broken.batched = True
-    with pytest.raises(RuntimeError, match="'broken' raised OSError: no model .* for completion 'z' and 1 more"):  # nothing of it is one answer's fault
+    # nothing of it is one answer's fault
+    with pytest.raises(RuntimeError, match="'broken' raised OSError: no model .* for completion 'z' and 1 more"):
         score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop')
 
 
@@ -307,8 +336,10 @@ def test_weights_that_do_not_sum_to_1_are_told():
 def test_arguments_that_a_job_provides():
     def asks(text, start_log_probs): return start_log_probs([text])[0]
     provided = {'start_log_probs': lambda texts: [-len(text) for text in texts]}
-    assert resolve_rewards([asks], provided)[0][1]('abc') == -3 and resolve_rewards(['exact_answer'], provided)[0][1]('a', reference='a') == 1
-    assert resolve_rewards([(asks, 1, {'start_log_probs': lambda texts: [7]})], provided)[0][1]('abc') == 7  # what the config gives comes first
+    assert resolve_rewards([asks], provided)[0][1]('abc') == -3
+    assert resolve_rewards(['exact_answer'], provided)[0][1]('a', reference='a') == 1
+    # what the config gives comes first
+    assert resolve_rewards([(asks, 1, {'start_log_probs': lambda texts: [7]})], provided)[0][1]('abc') == 7
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -317,12 +348,16 @@ def test_arguments_that_a_job_provides():
 @pytest.fixture
 def gym(monkeypatch):
     def score_answer(answer, entry):
-        return 1.0 if [int(x) for x in answer.split('x')] == entry['metadata']['factors'] else 0.01  # raises on junk, as prime_factorization does
+        # raises on junk, as prime_factorization does
+        return 1.0 if [int(x) for x in answer.split('x')] == entry['metadata']['factors'] else 0.01
     stub = types.SimpleNamespace(create_dataset=lambda task, **options: types.SimpleNamespace(score_answer=score_answer))
     monkeypatch.setitem(sys.modules, 'reasoning_gym', stub)
-    rewards.answers.reasoning_gym_task.cache_clear()
-    yield lambda task='primes', answer='2x3', factors=(2, 3): {'task': task, 'options': {}, 'entry': {'answer': answer, 'metadata': {'factors': list(factors)}}}
-    rewards.answers.reasoning_gym_task.cache_clear()
+    reasoning_gym_task.cache_clear()
+
+    def record(task='primes', answer='2x3'):
+        return {'task': task, 'options': {}, 'entry': {'answer': answer, 'metadata': {'factors': [2, 3]}}}
+    yield record
+    reasoning_gym_task.cache_clear()
 
 
 def test_reasoning_gym(gym, monkeypatch):
@@ -331,7 +366,7 @@ def test_reasoning_gym(gym, monkeypatch):
     assert score('reasoning_gym', '2x3') is None and score('reasoning_gym', '2x3', context='a text') is None
     with pytest.raises(RuntimeError, match='invalid literal'):  # not the model's fault: the entry's own answer cannot be read either
         score('reasoning_gym', 'junk', context=gym(answer='two times three'))
-    rewards.answers.reasoning_gym_task.cache_clear()
+    reasoning_gym_task.cache_clear()
     monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
     with pytest.raises(RuntimeError, match='pip install reasoning-gym'):
         score('reasoning_gym', '2x3', context=gym())
@@ -345,4 +380,4 @@ def test_reasoning_gym_never_passes_code_on(gym, tmp_path):
     for text in (code, '9**9**9', '9* *9', '1' * 300, 'lambda: 1'):
         assert score('reasoning_gym', text, context=gym('countdown')) == 0.0
     assert not flag.exists()
-    assert rewards.answers.ARITHMETIC.fullmatch('(94*4 - 61) / 6')
+    assert ARITHMETIC.fullmatch('(94*4 - 61) / 6')

@@ -16,8 +16,7 @@ import sandbox
 from data.humaneval.prepare import convert as convert_humaneval
 from data.mbpp.prepare import convert as convert_mbpp
 from data.pyfunc.prepare import make_problems
-
-from sandbox import Grade, SandboxError, constant_passes, grade, grade_many, run
+from sandbox import Grade, SandboxError, constant_passes, grade, grade_many, lockdown, run
 from sandbox.asserts import as_asserts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +44,7 @@ ESCAPES = {
     'utime': "return os.utime(DIRECTORY + '/kept', (0, 0)) is None",
     'read a file of all': "return open(DIRECTORY + '/kept').read()",
     'read /etc/passwd': "return open('/etc/passwd').read()",
-    'read the sandbox': "return open(DIRECTORY + '/../sandbox.py').read()",
+    'read the sandbox': "return open(DIRECTORY + '/../sandbox/__init__.py').read()",
     'read its own environment': "return open('/proc/self/environ', 'rb').read()",
     'read its own memory map': "return open('/proc/self/maps').read()",
     "read the parent's environment": "return open(f'/proc/{PARENT}/environ', 'rb').read()",
@@ -74,7 +73,9 @@ for folder in (sysconfig.get_path('purelib'), '/usr/lib/python3/dist-packages'):
     'kill the group': "return os.kill(0, 9) is None",
     'kill init': "return os.kill(1, 0) is None",
     'pidfd': "import signal; return signal.pidfd_send_signal(os.pidfd_open(PARENT), 9) is None",
-    'SIGIO to the parent': "import fcntl\nreturn any(fcntl.fcntl(fd, command, PARENT if command == 8 else 9) is not None for command in (8, 10, 15) for fd in range(16))",
+    'SIGIO to the parent': "import fcntl\n"
+                           "return any(fcntl.fcntl(fd, command, PARENT if command == 8 else 9) is not None for command in (8, 10, 15) for "
+                           "fd in range(16))",
     'fork': "return os.fork() + 1",
     'fork bomb': "while True:\n    os.fork()",
     'fork and leave the session': "pid = os.fork()\nif pid == 0:\n    os.setsid()\n    import time\n    time.sleep(60)\nreturn pid",
@@ -93,14 +94,18 @@ for folder in (sysconfig.get_path('purelib'), '/usr/lib/python3/dist-packages'):
     'chroot': "return os.chroot('/') is None",
     'chdir': "return os.chdir('/tmp') is None",
     'nice': "return os.nice(-5)",
-    # whatever does not fail with EPERM has gone through, be it with a complaint about the arguments; names as in the kernel's table for x86-64
+    # what does not fail with EPERM has gone through, even if it complains about its arguments; names as in the kernel's x86-64 table
     'raw system calls': """import ctypes, errno
 libc = ctypes.CDLL(None, use_errno=True)
-calls = dict(open=2, socket=41, clone=56, fork=57, vfork=58, execve=59, kill=62, shmget=29, semget=64, msgget=68, fcntl=72, ptrace=101, capset=126, prctl=157, mount=165, tkill=200,
-             io_setup=206, tgkill=234, mq_open=240, add_key=248, keyctl=250, inotify_init=253, unshare=272, perf_event_open=298, prlimit64=302, setns=308, process_vm_readv=310,
-             process_vm_writev=311, kcmp=312, seccomp=317, memfd_create=319, bpf=321, execveat=322, userfaultfd=323, pidfd_send_signal=424, io_uring_setup=425, io_uring_enter=426,
-             open_tree=428, fsopen=430, pidfd_open=434, clone3=435, openat2=437, pidfd_getfd=438, process_madvise=440, landlock_create_ruleset=444, ioctl=16)
-return [name for name, number in calls.items() if libc.syscall(number, *[ctypes.c_long(0)] * 6) != -1 or ctypes.get_errno() != errno.EPERM]""",
+calls = dict(open=2, socket=41, clone=56, fork=57, vfork=58, execve=59, kill=62, shmget=29, semget=64, msgget=68, fcntl=72, ptrace=101,
+             capset=126, prctl=157, mount=165, tkill=200, io_setup=206, tgkill=234, mq_open=240, add_key=248, keyctl=250,
+             inotify_init=253, unshare=272, perf_event_open=298, prlimit64=302, setns=308, process_vm_readv=310, process_vm_writev=311,
+             kcmp=312, seccomp=317, memfd_create=319, bpf=321, execveat=322, userfaultfd=323, pidfd_send_signal=424, io_uring_setup=425,
+             io_uring_enter=426, open_tree=428, fsopen=430, pidfd_open=434, clone3=435, openat2=437, pidfd_getfd=438, process_madvise=440,
+             landlock_create_ruleset=444, ioctl=16)
+def passes(number):
+    return libc.syscall(number, *[ctypes.c_long(0)] * 6) != -1 or ctypes.get_errno() != errno.EPERM
+return [name for name, number in calls.items() if passes(number)]""",
     'x32 system call': "import ctypes; return ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 + 39)) > 0",
     '32-bit system call': """import ctypes, mmap
 code = mmap.mmap(-1, 4096, prot=7)
@@ -110,8 +115,10 @@ return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer
 EXHAUSTION = {  # name: (code, the statuses it may end with)
     'loop': ("while True:\n    pass", 'timeout'),
     'sleep': ("import time; time.sleep(60)", 'timeout'),
-    'loop that ignores signals': ("import signal\nfor s in range(1, 65):\n    try:\n        signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError):\n        pass\nwhile True:\n    pass", 'timeout'),
-    'loop that swallows all': ("while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass", 'timeout'),
+    'loop that ignores signals': ("import signal\nfor s in range(1, 65):\n    try:\n        signal.signal(s, signal.SIG_IGN)\n"
+                                  "    except (OSError, ValueError):\n        pass\nwhile True:\n    pass", 'timeout'),
+    'loop that swallows all': ("while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
+                               'timeout'),
     'loop behind a closed pipe': ("os.closerange(0, 64)\nwhile True:\n    pass", 'crash'),
     'power': ("return 9 ** 9 ** 9 > 0 and None", 'timeout ok'),
     'regular expression': ("import re; re.match('(a+)+$', 'a' * 64 + 'b')", 'timeout'),
@@ -121,14 +128,19 @@ EXHAUSTION = {  # name: (code, the statuses it may end with)
     'segfault': ("import ctypes; ctypes.string_at(0)", 'crash'),
     'abort': ("os.abort()", 'crash'),
     'stdout flood': ("while True:\n    print('x' * 65536)", 'timeout'),
-    'result flood': ("while True:\n    for fd in range(3, 32):\n        try:\n            os.write(fd, b'x' * 65536)\n        except OSError:\n            pass", 'flood'),
-    'garbage on the results': ("for fd in range(3, 32):\n    try:\n        os.write(fd, bytes(range(256)) + b'\\n[0, \"ok\", {\"set\": [[1]]}]\\n[0, \"ok\", {\"a\": 1, \"b\": 2}]\\n[0, \"ok\", ' + b'[' * 9999 + b'\\n[0]\\n[0, \"ok\", ' + b'1' * 5000 + b']\\n')\n    except OSError:\n        pass", 'ok crash'),
+    'result flood': ("while True:\n    for fd in range(3, 32):\n        try:\n            os.write(fd, b'x' * 65536)\n"
+                     "        except OSError:\n            pass", 'flood'),
+    'garbage on the results': ("for fd in range(3, 32):\n    try:\n"
+                               "        os.write(fd, bytes(range(256)) + b'\\n[0, \"ok\", {\"set\": [[1]]}]\\n[0, \"ok\", {\"a\": "
+                               "1, \"b\": 2}]\\n[0, \"ok\", ' + b'[' * 9999 + b'\\n[0]\\n[0, \"ok\", ' + b'1' * 5000 + b']\\n')\n"
+                               "    except OSError:\n        pass", 'ok crash'),
     '100 MB result': ("return 'x' * 10 ** 8", 'ok flood timeout'),
     'deep result': ("x = []\nfor _ in range(10 ** 5):\n    x = [x]\nreturn x", 'ok'),
     'result that holds itself': ("x = []\nx.append(x)\nreturn x", 'ok'),
     '5000 digits': ("return 10 ** 5000", 'ok'),
 }
-AT_IMPORT = {'loop at import': ('while True:\n    pass', 'timeout'), 'code that nests too deep': ('(' * 10 ** 5, 'error crash'), 'NUL': ('x = "\0"', 'error'), 'lone surrogate': ('x = "\ud800"', 'error'),
+AT_IMPORT = {'loop at import': ('while True:\n    pass', 'timeout'), 'code that nests too deep': ('(' * 10 ** 5, 'error crash'),
+             'NUL': ('x = "\0"', 'error'), 'lone surrogate': ('x = "\ud800"', 'error'),
              'sys.exit': ('import sys\nsys.exit(0)', 'error'), 'os._exit as if the sandbox had failed': ('import os\nos._exit(1)', 'crash')}
 
 DRIVER = """
@@ -186,8 +198,7 @@ def besieged(request):
     folder = tempfile.mkdtemp()  # not pytest's own, which others cannot enter
     try:
         os.chmod(folder, 0o755)
-        for name in ('sandbox.py', 'asserts.py'):
-            shutil.copy(ROOT / name, folder)
+        shutil.copytree(ROOT / 'sandbox', Path(folder, 'sandbox'), ignore=shutil.ignore_patterns('__pycache__'))
         watched = Path(folder, 'watched')
         watched.mkdir()
         (watched / 'kept').write_text('as it was')
@@ -195,15 +206,18 @@ def besieged(request):
         (watched / 'kept').chmod(0o666)
         before = (watched / 'kept').stat()
         bodies = {name: body for name, body in ESCAPES.items()} | {name: body for name, (body, _) in EXHAUSTION.items()}
-        attacks = {name: f'import os\nDIRECTORY = {str(watched)!r}\ndef attack():\n    ' + body.replace('\n', '\n    ') for name, body in bodies.items()}
+        attacks = {name: f'import os\nDIRECTORY = {str(watched)!r}\ndef attack():\n    ' + body.replace('\n', '\n    ') for name,
+                   body in bodies.items()}
         attacks |= {name: code for name, (code, _) in AT_IMPORT.items()} | {'control': 'def attack():\n    return [1, "two"]'}
-        done = subprocess.run([python, '-c', DRIVER], input=json.dumps([folder, attacks, 1.0]), env=os.environ | {'SECRET': 'hunter2'}, capture_output=True, text=True, cwd='/',
+        done = subprocess.run([python, '-c', DRIVER], input=json.dumps([folder, attacks, 1.0]), env=os.environ | {'SECRET': 'hunter2'},
+                              capture_output=True, text=True, cwd='/',
                               user=user, group=user, extra_groups=[] if user else None, timeout=120)
         assert done.returncode == 0, done.stderr  # the parent survives
         outcomes, left, uid = json.loads(done.stdout)
         assert uid == (user or os.getuid()) and not left, f"processes left behind: {left}"
         after = (watched / 'kept').stat()
-        assert os.listdir(watched) == ['kept'] and (watched / 'kept').read_text() == 'as it was' and (after.st_mode, after.st_mtime, after.st_nlink) == (before.st_mode, before.st_mtime, 1)
+        assert os.listdir(watched) == ['kept'] and (watched / 'kept').read_text() == 'as it was'
+        assert (after.st_mode, after.st_mtime, after.st_nlink) == (before.st_mode, before.st_mtime, 1)
         assert not any(os.path.exists(path) for path in ('/escaped', '/tmp/escaped', '/dev/shm/escaped'))
         yield outcomes
     finally:
@@ -215,7 +229,8 @@ def test_no_attack_gets_through(besieged):
     assert (status, result) == ('ok', "('ok', [1, 'two'])")
     for name in ESCAPES:
         status, result, through, seconds = besieged[name]
-        assert not through and status == ('crash' if 'system call' in name and 'raw' not in name else 'ok'), f"{name}: {status}, {result}"  # other architectures are death
+        # other architectures are death
+        assert not through and status == ('crash' if 'system call' in name and 'raw' not in name else 'ok'), f"{name}: {status}, {result}"
         assert seconds < 3, f"{name} took {seconds:.1f} s"
     for name, (_, statuses) in (EXHAUSTION | AT_IMPORT).items():
         status, result, through, seconds = besieged[name]
@@ -230,11 +245,17 @@ CHEATS = {
     '_exit': 'import os\ndef f(x):\n    os._exit(0)',
     'printed verdict': 'print("PASS")\ndef f(x):\n    print("ok", True)',
     'always equal': 'class Equal:\n    def __eq__(self, other):\n        return True\ndef f(x):\n    return Equal()',
-    'int subclass': 'class Int(int):\n    def __eq__(self, other):\n        return True\n    __hash__ = int.__hash__\ndef f(x):\n    return Int(1000)',
-    'disguised class': 'class Int(int):\n    __eq__ = lambda self, other: True\n    __class__ = int\nInt.__name__ = "int"\ndef f(x):\n    return Int(1000)',
-    'patched json': 'import json\njson.dumps = lambda line: "[0, \\"ok\\", true]\\n[1, \\"ok\\", true]\\n[2, \\"ok\\", true]"\ndef f(x):\n    return 1000',
-    'patched built-ins': 'import builtins\nbuiltins.eval = lambda *a: True\nbuiltins.compile = builtins.type = builtins.isinstance = lambda *a, **k: True\ndef f(x):\n    return True',
-    'forged lines': 'import os\nfor fd in range(3, 32):\n    try:\n        for i in range(3):\n            for line in (f\'[{i}, "ok", true]\', f\'[{i}, "ok", {{"pass": []}}]\', f\'[{i}, "passed", 1]\', f\'[{i}, "ok", NaN]\'):\n                os.write(fd, line.encode() + b"\\n")\n    except OSError:\n        pass\n'
+    'int subclass': 'class Int(int):\n    def __eq__(self, other):\n        return True\n    __hash__ = int.__hash__\ndef f(x):\n'
+                    '    return Int(1000)',
+    'disguised class': 'class Int(int):\n    __eq__ = lambda self, other: True\n    __class__ = int\nInt.__name__ = "int"\ndef f(x):\n'
+                       '    return Int(1000)',
+    'patched json': 'import json\njson.dumps = lambda line: "[0, \\"ok\\", true]\\n[1, \\"ok\\", true]\\n[2, \\"ok\\", true]"\ndef f(x):\n'
+                    '    return 1000',
+    'patched built-ins': 'import builtins\nbuiltins.eval = lambda *a: True\n'
+                         'builtins.compile = builtins.type = builtins.isinstance = lambda *a, **k: True\ndef f(x):\n    return True',
+    'forged lines': 'import os\nfor fd in range(3, 32):\n    try:\n        for i in range(3):\n'
+                    '            for line in (f\'[{i}, "ok", true]\', f\'[{i}, "ok", {{"pass": []}}]\', f\'[{i}, "passed", 1]\', '
+                    'f\'[{i}, "ok", NaN]\'):\n                os.write(fd, line.encode() + b"\\n")\n    except OSError:\n        pass\n'
                     'os._exit(0)',
     # whatever in the process looks like a test: text that says what f(x) is to equal, or an object that holds 3, 6 and 0 together
     'search for the expected values': """import gc, re, sys
@@ -243,7 +264,8 @@ def f(x):
     while frame:
         seen += [frame.f_locals, frame.f_globals]
         frame = frame.f_back
-    texts = [t for o in seen if type(o) in (dict, list, tuple) for t in (o.values() if type(o) is dict else o) if type(t) is str and 'f(2)' in t and len(t) < 500]
+    items = [t for o in seen if type(o) in (dict, list, tuple) for t in (o.values() if type(o) is dict else o)]
+    texts = [t for t in items if type(t) is str and 'f(2)' in t and len(t) < 500]
     for text in texts:
         found = re.search(re.escape(f'f({x})') + r'\\s*==\\s*(.*)', text)
         if found and 're.search' not in text:
@@ -253,7 +275,7 @@ def f(x):
 
 
 def test_no_answer_grades_itself():
-    for name, got in zip(CHEATS, grade_many([(code, TESTS) for code in CHEATS.values()])):
+    for name, got in zip(CHEATS, grade_many([(code, TESTS) for code in CHEATS.values()]), strict=True):
         assert got.score == 0, f"{name}: {got}"
     # a number that math.isclose cannot take, and one longer than Python reads, are wrong answers and no errors
     assert grade_many([('f = lambda x: 10 ** 400', ['assert f(1) == 0.5']), ('f = lambda x: 10 ** 5000', TESTS)]) == [(0, 'ok'), (0, 'ok')]
@@ -262,9 +284,11 @@ def test_no_answer_grades_itself():
 def test_honest_answers_get_their_share():
     assert grade('def f(x):\n    return x + 1', TESTS) == 1.0
     assert grade('def f(x):\n    return 3', TESTS) == pytest.approx(1 / 3)
-    assert grade_many([('def f(x):\n    while x < 0:\n        pass\n    return x + 1', TESTS), ('def f(x: return', TESTS), ('', TESTS), ('def f(x):\n    return x + 1', '\n'.join(TESTS))], timeout=0.5) == \
+    assert grade_many([('def f(x):\n    while x < 0:\n        pass\n    return x + 1', TESTS), ('def f(x: return', TESTS), ('', TESTS),
+                       ('def f(x):\n    return x + 1', '\n'.join(TESTS))], timeout=0.5) == \
         [Grade(2 / 3, 'timeout'), Grade(0, 'error'), Grade(0, 'ok'), Grade(1, 'ok')]
-    assert run('import collections, re, dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int', ['P(3).x', 're.findall("a", "banana")', 'P(3)', '1 / 0']) == \
+    assert run('import collections, re, dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int',
+               ['P(3).x', 're.findall("a", "banana")', 'P(3)', '1 / 0']) == \
         ('ok', [('ok', 3), ('ok', ['a', 'a', 'a']), ('error', 'TypeError'), ('error', 'ZeroDivisionError')])
     values = [None, True, -3, 1.5, 'ü\n\ud800', b'\x00', 1 + 2j, [1, (2, {3})], {(1, 'a'): [{}]}, frozenset({4}), float('inf')]
     assert run('', [repr(v) if v != float('inf') else 'float("inf")' for v in values])[1] == [('ok', v) for v in values]
@@ -296,18 +320,24 @@ def test_each_kind_of_assert(test, right, wrong):
     assert [g.score for g in grade_many([(f'def f(x):\n    return {value}', tests) for value in (right, wrong)])] == [1, 0]
 
 
-HUMANEVAL = "METADATA = {'author': 'jt'}\n\ndef check(candidate):\n    '''All of it.'''\n    import math\n    assert candidate(2) == 3, 'small'\n    assert True\n    assert math.isclose(candidate(0.5), 1.5)\n"
+HUMANEVAL = ("METADATA = {'author': 'jt'}\n\ndef check(candidate):\n    '''All of it.'''\n    import math\n"
+             "    assert candidate(2) == 3, 'small'\n    assert True\n    assert math.isclose(candidate(0.5), 1.5)\n")
 
 
 def test_humaneval_style():
     asserts = as_asserts(HUMANEVAL, 'f')
     assert asserts == ["METADATA = {'author': 'jt'}", 'import math', 'assert f(2) == 3', 'assert True', 'assert math.isclose(f(0.5), 1.5)']
-    assert grade('def f(x):\n    return x + 1', asserts) == grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1  # `assert True` does not count:
+    # `assert True` does not count:
+    assert grade('def f(x):\n    return x + 1', asserts) == grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1
     assert grade('def f(x):\n    return 3', asserts) == 0.5
-    helped = ['def same(f, x):\n    return [f for y in (f, x)]', 'given = [f for f in (2, 3)]', 'assert f(given[0]) == 3', 'assert same(f(2), 0) == same(3, 0)']  # other things called f inside
+    # other things called f inside
+    helped = ['def same(f, x):\n    return [f for y in (f, x)]', 'given = [f for f in (2, 3)]', 'assert f(given[0]) == 3',
+              'assert same(f(2), 0) == same(3, 0)']
     assert grade('def f(x):\n    return x + 1', helped) == 1 and grade('def f(x):\n    return 4', helped) == 0
-    for tests, why in (('assert f(1) ==', 'not Python'), ('for x in range(3):\n    assert f(x) == x', 'outside a plain assert'), ('y = f(3)\nassert y == 3', 'calls f outside a plain assert'),
-                       ('assert True', 'no assert calls'), ([], 'no assert calls'), (HUMANEVAL, 'entry_point'), ('while True:\n    pass', 'only asserts'), ('assert f(1) == 1 / 0', 'ZeroDivisionError'),
+    for tests, why in (('assert f(1) ==', 'not Python'), ('for x in range(3):\n    assert f(x) == x', 'outside a plain assert'),
+                       ('y = f(3)\nassert y == 3', 'calls f outside a plain assert'),
+                       ('assert True', 'no assert calls'), ([], 'no assert calls'), (HUMANEVAL, 'entry_point'),
+                       ('while True:\n    pass', 'only asserts'), ('assert f(1) == 1 / 0', 'ZeroDivisionError'),
                        ('assert f(1) == object()', 'TypeError')):
         with pytest.raises(ValueError, match=why) as e:
             grade('', tests)
@@ -344,9 +374,9 @@ def test_a_missing_layer_raises_and_is_no_zero(monkeypatch):
         with pytest.raises(SandboxError, match='not ready after 0.1 s'):
             run('', ['1'])
     with monkeypatch.context() as m:
-        m.setattr(sandbox.platform, 'machine', lambda: 'riscv64')
+        m.setattr(lockdown.platform, 'machine', lambda: 'riscv64')
         with pytest.raises(SandboxError, match='riscv64'):
-            sandbox.machine()
+            lockdown.machine()
     for wrong in ({'sandbox': 'off'}, {'timeout': 0}, {'memory': 1000}):
         with pytest.raises(ValueError, match=f'{next(iter(wrong))} is|memory {wrong.get("memory")}'):
             run('', ['1'], **wrong)
@@ -354,17 +384,17 @@ def test_a_missing_layer_raises_and_is_no_zero(monkeypatch):
 
 def test_a_sandbox_that_honest_code_cannot_run_in_raises(monkeypatch):
     sandbox.check_sandbox()
-    for name, changed in (('SYSCALLS', sandbox.SYSCALLS | {'getdents64': (None, None)}), ('readable_paths', lambda: [])):
+    for name, changed in (('SYSCALLS', lockdown.SYSCALLS | {'getdents64': (None, None)}), ('readable_paths', lambda: [])):
         with monkeypatch.context() as m:
             for cached in (sandbox.check_sandbox, sandbox.seccomp_filter, sandbox.landlock_ruleset):
                 cached.cache_clear()
-            m.setattr(sandbox, name, changed)
+            m.setattr(lockdown, name, changed)
             with pytest.raises(SandboxError, match='honest code cannot run'):
                 grade('def f(x):\n    return x + 1', TESTS)
     for cached in (sandbox.check_sandbox, sandbox.seccomp_filter, sandbox.landlock_ruleset):
         cached.cache_clear()
     with monkeypatch.context() as m:
-        m.setattr(sandbox, 'readable_paths', lambda: [('/', 12)])  # as a hole in the layer would be
+        m.setattr(lockdown, 'readable_paths', lambda: [('/', 12)])  # as a hole in the layer would be
         with pytest.raises(SandboxError, match='does not hold'):
             sandbox.check_sandbox()
     sandbox.landlock_ruleset.cache_clear()
@@ -418,21 +448,26 @@ def test_pyfunc():
     assert set(shown + hidden) == {Grade(1.0, 'ok')}
     for problem in random.Random(0).sample(train, 15):
         assert not set(problem['tests']) & set(problem['hidden_tests']) and len(problem['tests']) >= 2 and len(problem['hidden_tests']) >= 3
-        assert constant_passes(problem['tests']) is None and all(test.removeprefix('assert ') in problem['prompt'] for test in problem['tests'])
+        assert constant_passes(problem['tests']) is None
+        assert all(test.removeprefix('assert ') in problem['prompt'] for test in problem['tests'])
 
 
 def test_humaneval_records(tmp_path):
-    problem = {'task_id': 'HumanEval/0', 'prompt': 'def f(x):\n    """ One more. """\n', 'entry_point': 'f', 'canonical_solution': '    return x + 1\n', 'test': HUMANEVAL}
-    loop = problem | {'task_id': 'HumanEval/1', 'test': 'def check(candidate):\n    for x in range(9):\n        assert candidate(x) == x + 1\n'}
+    problem = {'task_id': 'HumanEval/0', 'prompt': 'def f(x):\n    """ One more. """\n', 'entry_point': 'f',
+               'canonical_solution': '    return x + 1\n', 'test': HUMANEVAL}
+    loop = problem | {'task_id': 'HumanEval/1',
+                      'test': 'def check(candidate):\n    for x in range(9):\n        assert candidate(x) == x + 1\n'}
     weak = problem | {'task_id': 'HumanEval/2', 'test': 'def check(candidate):\n    assert candidate(0)\n'}
     unsound = problem | {'task_id': 'HumanEval/3', 'canonical_solution': '    return x\n'}
     records, dropped = convert_humaneval([problem, loop, weak, unsound])
-    assert [r['tests'] for r in records] == [as_asserts(HUMANEVAL, 'f')] and problem['prompt'] in records[0]['prompt'] and grade(records[0]['answer'], records[0]['tests']) == 1
+    assert [r['tests'] for r in records] == [as_asserts(HUMANEVAL, 'f')] and problem['prompt'] in records[0]['prompt']
+    assert grade(records[0]['answer'], records[0]['tests']) == 1
     assert dropped == {'their tests cannot be graded': 1, 'a constant passes their tests': 1, 'their own solution fails': 1}
 
 
 def test_mbpp_records():
-    problem = {'task_id': 601, 'text': 'Write a function to add one.', 'code': 'def f(x):\r\n  return x + 1', 'test_setup_code': '', 'test_list': TESTS, 'challenge_test_list': ['assert f(8) == 9']}
+    problem = {'task_id': 601, 'text': 'Write a function to add one.', 'code': 'def f(x):\r\n  return x + 1', 'test_setup_code': '',
+               'test_list': TESTS, 'challenge_test_list': ['assert f(8) == 9']}
     weak = problem | {'task_id': 602, 'test_list': ['assert f(1) == 2', 'assert f(2) == 2'], 'code': 'def f(x):\n  return 2'}
     records, dropped = convert_mbpp([problem, weak, problem | {'code': 'def f(x):\n  return 1'}])
     assert dropped == {'a constant passes their tests': 1, 'their own solution fails': 1} and len(records) == 1
