@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 
 from kernels import fused_logps, fused_loss, unpack
-from mirror import token_divergence
+from mirror import Divergence, Weighting, token_divergence
 from runtime import ranks
 from runtime.config import Count, Natural, NonNegative, Positive, Share
 from runtime.console import over
@@ -41,7 +41,6 @@ from runtime.shard import drop_collected, gathered, is_shard, is_sharded, whole_
 LossType = Literal['grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce']
 Advantage = Literal['grpo', 'dr_grpo', 'batch', 'rloo', 'gae']
 Estimator = Literal['k1', 'k2', 'k3', 'exact']
-Divergence = Literal['kl', 'l2', 'prob_l2', 'l2kl', 'prob_l2kl', 'neural_mirror']
 LOSS_TYPES = get_args(LossType)
 
 
@@ -79,7 +78,7 @@ class Settings:
     kl_in_reward: bool = False                      # True: it is taken off the reward instead
     divergence: Divergence = 'kl'                   # another has mirror_coefficient; '...kl' is both
     mirror_coefficient: NonNegative = 1e-4          # of a divergence other than the KL
-    mirror_weighting: Literal['token', 'is'] = 'token'  # 'is': divided by the token's probability
+    mirror_weighting: Weighting = 'token'          # 'is': divided by the token's probability
     mirror_init_scale: Positive = 0.01              # neural_mirror's parameters are drawn from [0, this)
     mirror_seed: Natural = 42                        # with this seed
     mirror_normalize: bool = False                  # True: curvature 2 at probability 1/2, as the KL's

@@ -8,17 +8,26 @@ import math
 import os
 import sys
 import tempfile
-import types
+from typing import Annotated, Literal
 
 import torch
 
-from grpo import completion_logps, compute_advantages, compute_rewards, generate_rollouts, kl_estimate, policy_loss, rollout_loss, train_on_rollout
-from runtime.config import configure
-from runtime.masters import configure_optimizers
-from tasks.completion import Completion
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
+import grpo
+from grpo import (
+    completion_logps,
+    compute_advantages,
+    compute_rewards,
+    generate_rollouts,
+    kl_estimate,
+    policy_loss,
+    rollout_loss,
+    train_on_rollout,
+)
+from runtime import config, console
+from runtime.masters import configure_optimizers
+from tasks import TASKS
+from tasks.completion import Completion
 
 ROOT = sys.path[0]
 page = []
@@ -49,9 +58,9 @@ def settings(*arguments):
     path = os.path.join(ROOT, 'train_grpo.py')
     with open(path, encoding='utf-8') as f:
         source = f.read()
-    found = {'__file__': path, 'types': types}
-    exec(source[source.index("task = 'fill_in'"):source.index('config = configure(')], found)
-    return types.SimpleNamespace(**configure(found, arguments))
+    found = vars(config) | {'__file__': path, 'Literal': Literal, 'Annotated': Annotated}
+    exec(source[source.index("task: "):source.index('cfg = configure(')], found)
+    return config.configure(found, grpo.Settings, tasks=TASKS, argv=arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,7 +69,8 @@ def settings(*arguments):
 torch.set_num_threads(1)
 folder = tempfile.TemporaryDirectory()
 s = settings(os.path.join(ROOT, 'config', 'arithmetic.py'), '--n_layer=2', '--n_embd=64', '--pretrain_iters=60', '--eval_prompts_n=50', '--kl_beta=0.05', '--kl_estimator=k3', f'--generator_checkpoint={folder.name}/start.pt')
-job = Completion(s, 'cpu', once=lambda make: make(), say=lambda *_: None)
+console.quiet = True
+job = Completion(s, 'cpu')
 model = job.load_model().eval()
 policy, reference = job.policy(model), job.policy(copy.deepcopy(model).requires_grad_(False))
 rate = s.learning_rate / (s.warmup_iters + 1)  # of iteration 0
@@ -87,7 +97,7 @@ shapes(('prompts', batch['prompts'], '(P, T)', 'token ids, padded on the right')
        ('seeds', batch['seeds'], '(P,)', "each prompt's own noise: an answer depends on its prompt, seed and place in the group, not on the rest of the batch"),
        ('record', batch['record'], '(P,)', 'which record it is: its reference answer is looked up by this'))
 
-rollout = generate_rollouts(policy, batch, s.group_size, reference, s.kl_estimator)
+rollout = generate_rollouts(policy, batch, s, reference)
 compute_rewards(policy, rollout, job.rewards)
 p = int(rollout.rewards.sum(dim=1).argmax())  # the group with most right answers is the one to look at
 g, t = int(rollout.rewards[p].argmax()), 1    # a right answer, and its second token
@@ -95,13 +105,13 @@ texts, record, G = policy.texts(rollout)[p], job.records[batch['record'][p]], s.
 n_tokens = int(rollout.mask.sum())
 say(f"Prompt {p}, the one to follow, is `{record['text']}`, ids `{batch['prompts'][p].tolist()}`, of which {batch['prompt_lengths'][p]} are real.")
 say("""
-## Completions: `rollout = generate_rollouts(policy, batch, group_size, reference, kl_estimator)`
+## Completions: `rollout = generate_rollouts(policy, batch, cfg, reference)`
 
 Each prompt is read once (prefill), and its G answers are sampled side by side from the same keys and values. The reference, here a copy of the start, scores the same tokens at once, however many epochs follow.
 """)
 shapes(('tokens', rollout.tokens, '(P, G, R)', 'answer ids, padded on the right; the end token is one of them'), ('lengths', rollout.lengths, '(P, G)', 'true lengths, end token included'),
        ('ended', rollout.ended, '(P, G)', 'False where max_new_tokens cut the answer off'), ('mask', rollout.mask, '(P, G, R)', 'position < length'),
-       ('logps', rollout.logps, '(P, G, R)', 'log-prob of each token when it was sampled: the old policy of the ratio'), ('ref_log_probs', rollout.ref_log_probs, '(P, G, R)', "the reference's; kl_estimator exact keeps its hidden states instead"))
+       ('logps', rollout.logps, '(P, G, R)', 'log-prob of each token when it was sampled: the old policy of the ratio'), ('ref_logps', rollout.ref_logps, '(P, G, R)', "the reference's; kl_estimator exact keeps its hidden states instead"))
 say(f"Of {rollout.mask.numel():,} places {n_tokens:,} hold a token. The group of `{record['text']}` (answer {g} is followed from here):")
 table(('g', 'answer', 'tokens', 'mask', 'log-prob'), *((i, f'`{texts[i]}`', rollout.tokens[p, i].tolist(), ''.join('01'[m] for m in rollout.mask[p, i]), f'{rollout.logps[p, i][rollout.mask[p, i]].sum():.3f}') for i in range(G)))
 
@@ -128,11 +138,10 @@ say(f"{mixed} of {len(rollout.rewards)} groups have right and wrong answers; in 
 # phase 4, first epoch
 
 A, token, sampled = rollout.advantages[p, g].item(), int(rollout.tokens[p, g, t]), rollout.logps[p, g, t].item()
-hidden = policy.hidden(rollout.rows(p, p + 1)).detach()
+hidden = policy.hidden(rollout.pick(slice(p, p + 1))).detach()
 logits = [(row @ hidden[0, g, t]).item() / s.temperature for row in model.lm_head.weight.detach()]
 log_sum = math.log(sum(math.exp(z) for i, z in enumerate(logits) if not policy.forbidden[i]))
 clip = dict(loss_type=s.loss_type, clip_low=s.clip_low, clip_high=s.clip_high)
-options = clip | dict(kl_beta=s.kl_beta, kl_estimator=s.kl_estimator)
 
 
 def loss_of_token(logp):
@@ -144,12 +153,12 @@ def loss_of_token(logp):
 
 
 first_loss, first_slope = loss_of_token(sampled)
-whole, _ = rollout_loss(policy, rollout, rollout.mask.any(dim=-1).sum(), rollout.mask.sum(), **options)
+whole, _ = rollout_loss(policy, rollout, rollout.mask.any(dim=-1).sum(), rollout.mask.sum(), s)
 per_answer = -(rollout.advantages.double() * rollout.lengths).sum().item() / n_tokens
 weights = copy.deepcopy(list(model.parameters()))
-stats = train_on_rollout(policy, rollout, optimizer, grad_clip=s.grad_clip, **options)
-say("## The first step: `train_on_rollout(policy, rollout, optimizer)`\n\nThe policy reads prompts and answers again, now with gradients, and the fused head turns hidden states into log-probs, entropy and loss without ever holding all logits.")
-shapes(('policy.hidden(rollout.rows(p, p + 1))', hidden, '(1, G, R, D)', "the states that predict the answers' tokens: the first is the prompt's last"), ('lm_head.weight', model.lm_head.weight, '(V, D)', 'the head'), ('forbidden', policy.forbidden, '(V,)', 'ids that are never sampled: at -infinity'))
+stats = train_on_rollout(policy, rollout, optimizer, s)
+say("## The first step: `train_on_rollout(policy, rollout, optimizer, cfg)`\n\nThe policy reads prompts and answers again, now with gradients, and the fused head turns hidden states into log-probs, entropy and loss without ever holding all logits.")
+shapes(('policy.hidden(rollout.pick(slice(p, p + 1)))', hidden, '(1, G, R, D)', "the states that predict the answers' tokens: the first is the prompt's last"), ('lm_head.weight', model.lm_head.weight, '(V, D)', 'the head'), ('forbidden', policy.forbidden, '(V,)', 'ids that are never sampled: at -infinity'))
 say(f"""
 Token {t} of answer {g}, counted from 0, is `{decode([token])}`, id {token}. Its logit is {logits[token]:.4f}, the logarithm of the sum of all exponentials {log_sum:.4f}, so its log-prob is {logits[token] - log_sum:.4f}; the sampler had noted {same(logits[token] - log_sum, sampled)}.
 Nothing has been learned since, so the ratio of new to old policy is exp(0) = 1, inside [1 - {s.clip_low}, 1 + {s.clip_high}], and the token's term is -min(1 A, 1 A) = -A = {-A:.4f}. {s.loss_type} divides by all {n_tokens:,} tokens of the step: {same(-A / n_tokens, first_loss)}.
@@ -168,12 +177,12 @@ Its slope in the log-prob, -A / {n_tokens:,} = {same(-A / n_tokens, first_slope)
 with torch.no_grad():
     logps, entropy = completion_logps(policy, rollout)
 change = ((logps - rollout.logps) * rollout.mask).sum(dim=-1)
-new, old, ref = logps[p, g, t].item(), sampled, rollout.ref_log_probs[p, g, t].item()
+new, old, ref = logps[p, g, t].item(), sampled, rollout.ref_logps[p, g, t].item()
 ratio, d = math.exp(new - old), new - ref
 gain, clipped_gain = ratio * A, min(max(ratio, 1 - s.clip_low), 1 + s.clip_high) * A
 second_loss, second_slope = loss_of_token(new)
 _, clipped_slope = loss_of_token(old + math.log(1.5))
-stats = train_on_rollout(policy, rollout, optimizer, grad_clip=s.grad_clip, **options)
+stats = train_on_rollout(policy, rollout, optimizer, s)
 say(f"""
 ## What has changed: `completion_logps(policy, rollout)`
 

@@ -31,6 +31,11 @@ SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', '
 READ = (*SAVED, 'config.json', 'generation_config.json')
 
 
+def without_none(message):
+    """A chat message without the entries that are None, which templates take for given."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
 class FileTokenizer(Tokenizer):
     """
     A tokenizer.json and the files beside it, read by the package `tokenizers`. files: {name: text}; path: for
@@ -142,8 +147,7 @@ class FileTokenizer(Tokenizer):
         if not self.has_chat_template:
             raise ValueError(f"{self.path} has no chat template: put a chat_template.jinja there, or do "
                              "without chat")
-        messages = [{key: value for key,
-                     value in message.items() if value is not None} for message in messages]
+        messages = [without_none(message) for message in messages]
         variables = {'tools': None, 'documents': None} | self.names | variables
         try:
             return self.compiled_template.render(

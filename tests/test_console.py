@@ -16,7 +16,8 @@ from warm import PYTHON
 from runtime import console
 
 BARS = '''
-import console, time
+import time
+from runtime import console
 console.BAR_AFTER = 0
 for i in console.over('outer', range(3)):
     console.say(f'line {i}')
@@ -79,7 +80,7 @@ def test_bars_on_a_terminal_leave_no_trace(tmp_path):
 
 @pytest.mark.parametrize('setting', ['console.quiet = True', 'import os; os.environ["RANK"] = "1"'])
 def test_the_quiet_and_the_other_ranks_show_nothing(tmp_path, setting):
-    written, status = on_a_terminal([sys.executable, '-c', f'import console; {setting}' + BARS], tmp_path)
+    written, status = on_a_terminal([sys.executable, '-c', f'from runtime import console; {setting}' + BARS], tmp_path)
     assert status == 0 and written == ''
 
 
@@ -129,7 +130,7 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     assert '\r' not in done.stdout + done.stderr and done.stderr == ''
     ended, where, sample, compare, more = done.stdout.splitlines()[-5:]
     assert re.fullmatch(r'done: eval/judge_reward 0\.\d{4} -> 0\.\d{4}, iterations 0 to 2 in \d.*, \d.* with all around them', ended)
-    assert where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt' and more.endswith('--max_iters=4 --init_from=resume') and 'report.py out-grpo' in compare
+    assert where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt' and more.endswith('--max_iters=4 --init_from=resume') and 'python -m tools.report out-grpo' in compare
     shown = subprocess.run([PYTHON, *shlex.split(sample)[3:]], cwd=folder, env=ENV, capture_output=True, text=True)
     assert shown.returncode == 0 and 'log-prob' in shown.stderr, shown.stderr
 

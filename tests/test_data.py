@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def prepare(tmp_path):
     shutil.copytree(ROOT / 'data', tmp_path / 'data', ignore=shutil.ignore_patterns('*.bin', 'vocab.json', 'input.txt', '__pycache__'))
+    for room in ('formats', 'runtime'):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns('__pycache__'))
 
     def prepare(name, *arguments):
         env = {**os.environ, 'https_proxy': 'http://127.0.0.1:9', 'HTTPS_PROXY': 'http://127.0.0.1:9', 'no_proxy': ''}  # nobody answers there

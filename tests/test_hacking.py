@@ -28,11 +28,7 @@ TOY = ['config/arithmetic.py', 'toy.py', '--n_layer=1', '--n_head=2', '--n_embd=
 def patched(tmp_path):
     """patched(name): a copy of the code with that patch, and how many lines it adds to which files."""
     def apply(name):
-        for folder in ('.', 'config', 'data'):
-            for path in (ROOT / folder).glob('*.py' if folder == '.' else '**/*.py'):
-                target = tmp_path / path.relative_to(ROOT)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
+        shutil.copytree(ROOT, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*', 'out-*', 'tests', '__pycache__'))
         (tmp_path / 'toy.py').write_text(CONFIG)
         patch = ROOT / 'docs' / 'patches' / f'{name}.patch'
         environment = {**os.environ, 'GIT_CEILING_DIRECTORIES': str(tmp_path.parent)}  # inside some other checkout, git would apply nothing and say nothing
@@ -45,11 +41,20 @@ def patched(tmp_path):
     return apply
 
 
-def train(folder, *arguments):
+def start(folder, *arguments):
+    return subprocess.run([PYTHON, 'train_grpo.py', *arguments], cwd=folder, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
+
+
+def train_in(folder, *arguments):
     """The run's metrics and samples."""
-    done = subprocess.run([PYTHON, 'train_grpo.py', *TOY, *arguments], cwd=folder, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
+    done = start(folder, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [[json.loads(line) for line in open(folder / 'out-arithmetic-grpo' / name)] for name in ('metrics.jsonl', 'samples.jsonl')]
+    out = next(argument.partition('=')[2] for argument in arguments if argument.startswith('--out_dir='))
+    return [[json.loads(line) for line in open(folder / out / name)] for name in ('metrics.jsonl', 'samples.jsonl')]
+
+
+def train(folder, *arguments):
+    return train_in(folder, *TOY, *arguments, '--out_dir=out-arithmetic-grpo')
 
 
 def load(path):
@@ -63,7 +68,7 @@ def load(path):
 def test_the_page_shows_the_patches():
     """docs/hacking.md holds each patch word for word, and there is none that no test below runs."""
     page = (ROOT / 'docs' / 'hacking.md').read_text()
-    assert [path.stem for path in PATCHES] == ['hellinger', 'maxrl', 'no_repeats']
+    assert [path.stem for path in PATCHES] == ['digit_sum', 'hellinger', 'maxrl', 'no_repeats', 'sapo']
     for path in PATCHES:
         added = [line for line in path.read_text().splitlines() if line.startswith(('+', '-')) and not line.startswith(('+++', '---'))]
         assert added and '\n'.join(added) in page, f"docs/hacking.md does not show {path.name} as it is"
@@ -106,13 +111,49 @@ def test_a_new_divergence(patched):
         assert line['mean_kl'] > 1e-6 and line['mirror_penalty'] == pytest.approx(0.5 * line['mean_kl'], rel=0.1)
 
 
-def test_a_new_reward(patched):
+def test_a_new_reward(patched, monkeypatch):
     folder, added = patched('no_repeats')
-    assert added.keys() == {'rewards.py'} and added['rewards.py'] <= 10
-    no_repeats = load(folder / 'rewards.py').no_repeats
+    assert added.keys() == {'rewards/form.py'} and added['rewards/form.py'] <= 10
+    monkeypatch.setattr('rewards.reward.REWARDS', {})  # the patched file enters its rewards here
+    no_repeats = load(folder / 'rewards' / 'form.py').no_repeats
     assert no_repeats('the cat sat and the cat sat', n=2) == 4 / 6  # the cat, cat sat, sat and, and the; then two of them again
     assert no_repeats('1212', n=2, words=False) == 2 / 3            # 12, 21, 12
     assert no_repeats('too short') == 1.0
     _, samples = train(folder, "--rewards=[('no_repeats', 1.0, {'n': 1, 'words': False})]")
     values = [sample['reward/no_repeats'] for sample in samples]
     assert values == [pytest.approx(len(set(s['completion'])) / max(1, len(s['completion'])) if s['completion'] else 1.0) for s in samples] and len(set(values)) > 2
+
+
+def test_a_new_loss(patched):
+    folder, added = patched('sapo')
+    assert added.keys() == {'grpo.py'} and added['grpo.py'] <= 10
+    policy_loss = load(folder / 'grpo.py').policy_loss
+    ratio, A = torch.tensor([[1.0, 1.5], [1.0, 0.5]], dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
+    logps = ratio.log().requires_grad_()
+    loss, _ = policy_loss(logps, torch.zeros(2, 2, dtype=torch.float64), A, torch.ones(2, 2, dtype=torch.bool), 'sapo')
+    # sigmoid(0) = 1/2, so at ratio 1 the gain is 2 A / tau; each completion is averaged over its 2 tokens, then both over 2
+    first = 2.0 * 4 * (0.5 + 1 / (1 + math.exp(-0.5))) / 2
+    second = -1.0 * 4 / 1.05 * (0.5 + 1 / (1 + math.exp(1.05 * 0.5))) / 2
+    assert loss.item() == pytest.approx(-(first + second) / 2, abs=1e-7)
+    loss.backward()
+    assert logps.grad[:, 0].tolist() == pytest.approx([-2.0 / 4, 1.0 / 4])  # at ratio 1: minus A, a share of 1/4
+    faded = 1 / (1 + math.exp(-0.5))
+    assert logps.grad[0, 1].item() == pytest.approx(-2.0 / 4 * 1.5 * 4 * faded * (1 - faded))
+    lines, _ = train(folder, '--loss_type=sapo', '--num_epochs_per_rollout=2')
+    assert all(math.isfinite(line['loss']) for line in lines[:-1])
+
+
+def test_a_new_task(patched):
+    folder, added = patched('digit_sum')
+    assert len(added) <= 3 and added.keys() == {'tasks/digit_sum.py', 'tasks/__init__.py', 'train_grpo.py'}
+    sizes = [argument for argument in TOY if argument.startswith('--')]
+    arguments = ['--task=digit_sum', *sizes, '--digits=2', '--max_new_tokens=2', '--block_size=16', '--group_size=4', '--generator_checkpoint=start.pt']
+    metrics, samples = train_in(folder, *arguments, '--out_dir=out-task')
+    assert 'eval/accuracy_greedy' in metrics[-1] and len(samples) == 6 * 4
+    for sample in samples:
+        text, wanted = sample['completion'], int(sample['prompt'][0]) + int(sample['prompt'][1])
+        assert int(sample['answer']) == wanted
+        assert sample['reward/nearness'] == pytest.approx(1 / (1 + abs(int(text) - wanted)) if text.isdecimal() else 0.0)
+    for wrong, words in (('--task=completion', 'digits is for task digit_sum'), ("--rewards=['exact_answer']", "rewards means nothing to task 'digit_sum'")):
+        done = start(folder, *arguments, wrong)
+        assert done.returncode == 1 and words in done.stderr and done.stderr.count('\n') == 1, done.stderr

@@ -3,10 +3,12 @@ import copy
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from plain import plain
 from warm import PYTHON
 
 from data.activations.prepare import write_activations
@@ -100,7 +102,7 @@ def test_several_markers_layers_and_widths():
     assert not torch.allclose(logits(two, v), logits(model, v[:, :, 0]))
     narrow = tiny(A=5, mode='replace')
     assert narrow.injection.project[0].weight.shape == (16, 5)
-    with pytest.raises(ValueError, match=r'shape \(2, 1, 16\).*takes width 5 at 1 layer:'):
+    with pytest.raises(ValueError, match=r'shape \(2, 1, 16\).*takes width 5 at 1 layers:'):
         logits(narrow, torch.randn(2, 1, 16))
 
 
@@ -160,22 +162,23 @@ def test_one_gradient_however_it_is_made(options):
     params = [p for p in model.parameters() if p.requires_grad]
 
     def gradient(**how):
-        train_on_rollout(policy, rollout, torch.optim.SGD(params, lr=0.0), grad_clip=0, loss_type='dr_grpo', max_new_tokens=12, **how)
+        cfg = plain(grad_clip=0.0, loss_type='dr_grpo', **how)
+        train_on_rollout(policy, rollout, torch.optim.SGD(params, lr=0.0), cfg)
         return torch.cat([p.grad.flatten() for p in params])
 
-    plain = gradient()
+    expected = gradient()
     model.gradient_checkpointing = options.pop('checkpointing', False)
     options.pop('lora', None)
-    torch.testing.assert_close(gradient(**options), plain, atol=1e-6, rtol=1e-5)
-    assert plain.abs().max() > 0
+    torch.testing.assert_close(gradient(**options), expected, atol=1e-6, rtol=1e-5)
+    assert expected.abs().max() > 0
 
 
 def test_markers():
     assert find_markers([[1, 9, 2], [9, 1]], 9).tolist() == [[1], [0]]
     assert find_markers([[9, 9]], 9, count=2).tolist() == [[0, 1]]
-    with pytest.raises(ValueError, match='prompt 1 has no injection marker '):
+    with pytest.raises(ValueError, match=r'prompt 1 has 0 injection markers .* wants 1:'):
         find_markers([[9], [1, 2]], 9)
-    with pytest.raises(ValueError, match='prompt 0 has 2 injection markers .* its 1 vector:'):
+    with pytest.raises(ValueError, match='prompt 0 has 2 injection markers .* wants 1:'):
         find_markers([[9, 1, 9]], 9)
     assert encode_around(TOKENIZER, 'ab<X>c', '<X>', MARKER) == [0, 1, MARKER, 2] and marker_of(TOKENIZER, '<X>') == MARKER
 
@@ -257,10 +260,16 @@ def test_what_the_critic_reads():
 # ---------------------------------------------------------------------------------------------------------------------
 # activations
 
+def make(**other):
+    """The settings of a small folder of activations."""
+    sizes = dict(activations_n=20, eval_prompts_n=100, activation_context=6, min_position=4)
+    return SimpleNamespace(**(sizes | dict(activation_layer=2, activation_dtype='float32', seed=1) | other))
+
+
 def test_activations_are_the_residuals(tmp_path):
     model = tiny().double().float()
     documents = {'train': ['abcdefghijklmnop' * 2, 'a', 'ponmlkjihgfedcba'], 'val': ['ponmabcdijkl']}
-    write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'), layer=2, n=20, n_val=100, context=6, min_position=4)
+    write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'), make())
     header, splits = load_activations(str(tmp_path / 'a'))
     assert (header['layer'], header['width'], header['n_train'], header['n_val']) == (2, 16, 20, 8)
     where = np.load(tmp_path / 'a' / 'train_where.npy')
@@ -274,18 +283,18 @@ def test_activations_are_the_residuals(tmp_path):
             torch.testing.assert_close(torch.from_numpy(splits[split].vectors[i].copy()), seen[2][0, -1], atol=1e-6, rtol=1e-6)
             assert splits[split].text(i, 3) == ids[-3:] and splits[split].text(i, 99) == ids
     with pytest.raises(FileExistsError, match='is there already'):
-        write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'))
+        write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'), make())
     train_vectors = torch.tensor(splits['train'].vectors)
     torch.testing.assert_close(torch.tensor(header['mean']), train_vectors.mean(0))
-    write_activations(model, TOKENIZER, documents, str(tmp_path / 'b'), layer=2, n=20, n_val=100, context=6, min_position=4, dtype='float16')
+    write_activations(model, TOKENIZER, documents, str(tmp_path / 'b'), make(activation_dtype='float16'))
     again = load_activations(str(tmp_path / 'b'))[1]['train'].vectors
     assert again.dtype == np.float16 and np.allclose(again, splits['train'].vectors, atol=1e-2)
     with pytest.raises(ValueError, match="none of the 1 documents of split 'val' is longer than 12 tokens"):
-        write_activations(model, TOKENIZER, documents, str(tmp_path / 'c'), layer=2, n=20, context=6, min_position=12)
+        write_activations(model, TOKENIZER, documents, str(tmp_path / 'c'), make(min_position=12))
     with pytest.raises(FileNotFoundError, match='header.json is missing'):
         load_activations(str(tmp_path / 'c'))
     with pytest.raises(ValueError, match='activation_layer is 4: this model has blocks 1 to 3'):
-        write_activations(model, TOKENIZER, documents, str(tmp_path / 'd'), layer=4)
+        write_activations(model, TOKENIZER, documents, str(tmp_path / 'd'), make(activation_layer=4))
     (tmp_path / 'a' / 'val.npy').write_bytes((tmp_path / 'a' / 'val.npy').read_bytes()[:50])
     with pytest.raises(ValueError, match='torn'):
         load_activations(str(tmp_path / 'a'))
@@ -400,7 +409,7 @@ def test_given_activations_with_texts(run):
     write('short.jsonl', records[:50])
     assert fails('--train_prompts=short.jsonl') == 'error: given.npy has 60 activations and short.jsonl 50 prompts: there must be one for each'
     write('none.jsonl', records[:7] + [{'prompt': 'no marker'}] + records[8:])
-    assert fails('--train_prompts=none.jsonl').startswith('error: prompt 7 has no injection marker')
+    assert fails('--train_prompts=none.jsonl').startswith('error: prompt 7 has 0 injection markers')
     write('two.jsonl', records[:3] + [{'prompt': '<INJECT> and <INJECT>'}] + records[4:])
     assert fails('--train_prompts=two.jsonl').startswith('error: prompt 3 has 2 injection markers')
     assert fails('--max_prompt_length=5').startswith('error: prompt 0 has 15 tokens and max_prompt_length is 5')

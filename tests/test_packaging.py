@@ -18,9 +18,12 @@ def test_the_requirements_are_the_same():
     assert PROJECT['optional-dependencies']['dev'] == required('requirements-dev.txt')
 
 
+def named(requirement):
+    return re.match(r'[\w-]+', requirement)[0].replace('_', '-')
+
+
 def test_what_an_error_message_asks_for_is_an_extra():
-    named = lambda requirement: re.match(r'[\w-]+', requirement)[0].replace('_', '-')
-    sources = [path for folder, pattern in (('.', '*.py'), ('data', '**/*.py')) for path in (ROOT / folder).glob(pattern)]
+    sources = [path for path in ROOT.glob('**/*.py') if path.relative_to(ROOT).parts[0] not in ('tests', '.venv')]
     asked = {named(name) for path in sources for name in re.findall(r'pip install ([a-z][\w-]+)', path.read_text())}
     extras = {named(r) for name, extra in PROJECT['optional-dependencies'].items() if name != 'dev' for r in extra}
     assert 'gguf' in asked and asked - extras <= {named(r) for r in PROJECT['dependencies']}
@@ -52,4 +55,4 @@ def test_public_names_say_their_types():
     for thing in public:
         assert thing.__doc__, thing
         untyped = [p.name for p in inspect.signature(thing).parameters.values() if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]
-        assert set(untyped) <= {'self', 'policy', 'tokenizer', 'reference', 'others'}, (thing, untyped)
+        assert set(untyped) <= {'self', 'policy', 'tokenizer', 'reference', 'others', 'sampled'}, (thing, untyped)

@@ -263,11 +263,18 @@ def test_sums():
         sums(largest=1, n_val=4)
 
 
+def copy_rooms(folder):
+    """The rooms and root files beside data/."""
+    for room in ('formats', 'rewards', 'runtime', 'sandbox', 'tasks', 'report'):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns('__pycache__'))
+    for path in ROOT.glob('*.py'):
+        shutil.copy(path, folder)
+
+
 def script(name, folder, *arguments):
     """Run data/name/prepare.py as a user does, from a copy of the repo in folder, and without a network."""
     shutil.copytree(ROOT / 'data', folder / 'data', ignore=shutil.ignore_patterns('*.bin', '*.jsonl', 'vocab.json', 'input.txt', 'original', '__pycache__'))
-    for module in ('configurator.py', 'rewards.py'):
-        shutil.copy(ROOT / module, folder)
+    copy_rooms(folder)
     nowhere = {'https_proxy': 'http://127.0.0.1:9', 'HTTPS_PROXY': 'http://127.0.0.1:9', 'no_proxy': ''}  # nobody answers there
     done = subprocess.run([PYTHON, str(folder / 'data' / name / 'prepare.py'), *arguments], env={**os.environ, **nowhere}, capture_output=True, text=True)
     return done, folder / 'data' / name

@@ -20,11 +20,11 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import copy, itertools, types
 import torch, torch.distributed as dist
-from completion import CausalPolicy
-from grpo import LOSS_TYPES, Rollout, gae, train_on_rollout
-from lora import add_lora
+from grpo import LOSS_TYPES, Rollout, Settings, gae, train_on_rollout
 from model import GPT, GPTConfig
-from shard import shard_model, whole
+from policy import CausalPolicy
+from runtime.lora import add_lora
+from runtime.shard import shard_model, whole
 
 sharded, ranks = sys.argv[3] == 'shard', sys.argv[3] != 'one'
 if ranks:
@@ -50,7 +50,7 @@ def rollout_of(policy, value_head):
     g = torch.Generator().manual_seed(1)
     tokens, lengths = torch.randint(1, 23, (4, 3, 6), generator=g), torch.tensor([[6, 2, 4], [1, 3, 6], [5, 5, 1], [1, 1, 1]])
     rollout = Rollout(batch={'prompts': torch.randint(1, 23, (4, 5), generator=g), 'prompt_lengths': torch.tensor([5, 2, 3, 4])}, tokens=tokens, lengths=lengths,
-                      logps=-3 + torch.randn(4, 3, 6, generator=g) * 0.3, ref_log_probs=-3 + torch.randn(4, 3, 6, generator=g) * 0.3)
+                      logps=-3 + torch.randn(4, 3, 6, generator=g) * 0.3, ref_logps=-3 + torch.randn(4, 3, 6, generator=g) * 0.3)
     rollout.advantages = torch.randn(4, 3, generator=g)
     rollout.advantages[0] = 0.0
     if value_head:
@@ -69,14 +69,16 @@ for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumera
     policy = policy_of(model)
     rollout = rollout_of(policy, 'value_head' in made)
     if 'kl_beta' not in options:
-        rollout.ref_log_probs = None
-    mine = rollout.rows(rank * 4 // world, (rank + 1) * 4 // world)
+        rollout.ref_logps = None
+    mine = rollout.pick(slice(rank * 4 // world, (rank + 1) * 4 // world))
     optimizer, gradients = torch.optim.SGD(params.values(), lr=0.1), {}
     def keep_first(*_):
         if not gradients:
             gradients.update(whole({name: p.grad.clone() for name, p in params.items()}))
     optimizer.register_step_pre_hook(keep_first)
-    stats = train_on_rollout(policy, mine, optimizer, num_epochs=2, micro_batch_size=micro, grad_clip=1.0, loss_type=loss_type, max_new_tokens=6, kl_estimator='k3', **options)
+    settings = {'kl_beta': 0.0} | options
+    cfg = Settings(num_epochs=2, micro_batch_size=micro, grad_clip=1.0, loss_type=loss_type, kl_estimator='k3', **settings)
+    stats = train_on_rollout(policy, mine, optimizer, cfg)
     results[n, micro, again] = {'gradients': gradients, 'params': whole({name: p.detach().clone() for name, p in params.items()}), 'stats': stats}
 if rank == 0:
     torch.save(results, sys.argv[2])

@@ -49,18 +49,18 @@ def made_small(command):
         assert (ROOT / name).is_file(), command
     for extras in re.findall(r'\.\[([\w,]+)\]', command):
         assert set(extras.split(',')) <= tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies'].keys(), command
-    if 'bench.py' in command:
-        assert set(re.findall(r"\S+(?: --ranks)?", command.partition("bench.py ")[2])) <= bench.BENCHES.keys(), command
-    if re.match(r'(pip|uv|pytest|python -m pytest|python bench.py) ?', command):
+    if 'tools.bench' in command:
+        assert set(re.findall(r"[a-z_]+", command.partition("tools.bench ")[2])) <= bench.BENCHES.keys(), command
+    if re.match(r'(pip|uv|pytest|python -m pytest|python -m tools.bench) ?', command):
         return None
     if 'sample.py' in command and not re.search(r'--prompt=|--text=|\| ', command):
         command = f'echo "1+1?" | {command}'  # who chats is at a terminal: tests/test_talk.py
     command = command.replace('--nproc_per_node=8', '--nproc_per_node=2')
-    if 'train_grpo.py' in command or 'compare.py' in command:
+    if 'train_grpo.py' in command or 'tools.compare' in command:
         config = next((c for c in TOY if c in command), None)
         assert config or '--help' in command, f"how is {command!r} to be made small? Say so in TOY"
         return f'{command} {TOY.get(config, "")}'
-    assert re.search(r'(sample|rewards|report)\.py', command), f"how is {command!r} to be made small?"
+    assert re.search(r'sample\.py|-m rewards|-m tools\.report', command), f"how is {command!r} to be made small?"
     return command
 
 
@@ -124,7 +124,7 @@ def test_its_links():
 def test_what_it_names_exists():
     """The first column of its table of settings; every --key= and every file of a command, there and in the documents."""
     documents = README + ''.join(path.read_text(encoding='utf-8') for path in (ROOT / 'docs').glob('*.md'))
-    source = (ROOT / 'train_grpo.py').read_text() + ''.join((ROOT / name).read_text() for name in ('sample.py', 'judge.py', 'compare.py', 'rewards.py', 'report.py', 'bench.py'))
+    source = ''.join(path.read_text() for path in ROOT.glob('**/*.py') if 'tests' not in path.parts)
     knobs = README[README.index('## losses and knobs'):README.index('## how it works')]
     named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(re.findall(r'--(\w+)=', documents))
     for key in sorted(named - {'key', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference', 'out'}):

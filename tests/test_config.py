@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = '''
 """A script."""
 import json
-from configurator import configure
+from runtime.config import configure
 # the numbers
 lr = 0.1               # learning rate
 steps = 10             # how many
@@ -23,7 +23,7 @@ limit: float | None = None  # perhaps
 hook: object = None
 later = steps * 2      # not a setting: computed
 config = configure(globals())
-print(json.dumps(config, default=lambda f: f.__name__ + str(f(1))))
+print(json.dumps(vars(config), default=lambda f: f.__name__ + str(f(1))))
 '''
 
 
