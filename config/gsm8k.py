@@ -1,6 +1,9 @@
-# Grade-school maths (GSM8K) with any Hugging Face model, for one GPU: the reward is 1 when the last number of the answer is right.
-#   python data/gsm8k/prepare.py                                                  # downloads the problems, or --path=FOLDER
-#   python train_grpo.py config/gsm8k.py --generator_checkpoint=path/or/hub-name    # for instance Qwen/Qwen2.5-0.5B-Instruct
+# Grade-school maths (GSM8K) with any Hugging Face model, for one GPU: the reward is 1 when the last number of
+# the answer is right.
+#   python data/gsm8k/prepare.py                                                  # downloads the problems, or
+# --path=FOLDER
+#   python train_grpo.py config/gsm8k.py --generator_checkpoint=path/or/hub-name    # for instance
+# Qwen/Qwen2.5-0.5B-Instruct
 #
 # Not yet run on a GPU. The test suite runs it on a CPU at toy size, with a tiny model of Qwen2's shape.
 task = 'completion'

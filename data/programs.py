@@ -1,4 +1,7 @@
-"""What the data sets of programs have in common: problems whose tests are sound are kept, the others are counted."""
+"""
+What the data sets of programs have in common: problems whose tests are sound are kept, the others are
+counted.
+"""
 import collections
 import concurrent.futures
 import os
@@ -18,18 +21,23 @@ def verdict_on_tests(record):
 
 def keep_sound(records):
     """
-    records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests, statements too. Returns
-    (those whose tests can be graded, are passed by no constant and are passed, with the hidden ones, by the solution; a Counter
-    of the reasons why the others are not among them). tests become lists of statements.
+    records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests,
+    statements too. Returns (those whose tests can be graded, are passed by no constant and are passed, with
+    the hidden ones, by the solution; a Counter of the reasons why the others are not among them). tests
+    become lists of statements.
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = list(pool.map(verdict_on_tests, records))
     dropped = collections.Counter(why for why, _ in verdicts if why)
-    records = [record | {'tests': tests} for record, (why, tests) in zip(records, verdicts) if not why]
-    grades = grade_many([(record['answer'], record['tests'] + record.get('hidden_tests', [])) for record in records], timeout=10.0)
+    pairs = zip(records, verdicts, strict=True)
+    records = [record | {'tests': tests} for record, (why, tests) in pairs if not why]
+    solutions = [(record['answer'], record['tests'] + record.get('hidden_tests', [])) for record in records]
+    grades = grade_many(solutions, timeout=10.0)
     dropped['their own solution fails'] += sum(grade.score < 1 for grade in grades)
-    return [record for record, grade in zip(records, grades) if grade.score == 1], +dropped
+    pairs = zip(records, grades, strict=True)
+    return [record for record, grade in pairs if grade.score == 1], +dropped
 
 
 def report(dropped):
-    print(f"left out {dropped.total():,} problems" + ''.join(f", {n:,} because {why}" for why, n in dropped.most_common()))
+    reasons = ''.join(f", {n:,} because {why}" for why, n in dropped.most_common())
+    print(f"left out {dropped.total():,} problems{reasons}")

@@ -1,8 +1,10 @@
 """
-Prompts to answer, from wherever they are, as plain dicts: {'prompt': text or chat messages, 'answer': ..., ...}.
+Prompts to answer, from wherever they are, as plain dicts: {'prompt': text or chat messages, 'answer': ...,
+...}.
 
-load_prompts reads them, held_out_split keeps some for evaluation, draw_indices says which ones an iteration takes, and
-encode_prompts turns them into token ids. What is wrong with a file is said here, with its line, before anything is trained.
+load_prompts reads them, held_out_split keeps some for evaluation, draw_indices says which ones an iteration
+takes, and encode_prompts turns them into token ids. What is wrong with a file is said here, with its line,
+before anything is trained.
 """
 import difflib
 import functools
@@ -17,7 +19,8 @@ from formats.text_files import check_pairs
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
-HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}  # what data sets call the held-out part, and pairs of answers
+# what data sets call the held-out part, and pairs of answers
+HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}
 
 
 def write_jsonl(path, records):
@@ -34,7 +37,8 @@ def parse_json(text, where, first_line=1):
     try:
         value = json.loads(text)
     except json.JSONDecodeError as e:
-        raise ValueError(f"{where}, line {first_line + e.lineno - 1}, column {e.colno}: not JSON ({e.msg})") from None
+        raise ValueError(f"{where}, line {first_line + e.lineno - 1}, column {e.colno}: not JSON "
+                         f"({e.msg})") from None
     except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
         raise ValueError(f"{where}, line {first_line}: JSON that cannot be read ({e})") from None
     check_pairs(value, text, f'{where}, line {first_line}')
@@ -42,44 +46,62 @@ def parse_json(text, where, first_line=1):
 
 
 def check_prompt(prompt, where):
-    """Raises ValueError unless prompt is a text, or a list of chat messages that ends before the model's turn, with something in it."""
+    """
+    Raises ValueError unless prompt is a text, or a list of chat messages that ends before the model's turn,
+    with something in it.
+    """
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"{where}: the prompt is empty")
         return
     if not isinstance(prompt, list):
-        raise ValueError(f"{where}: the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list of chat messages like {{'role': 'user', 'content': '...'}}")
+        raise ValueError(f"{where}: the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, "
+                         f"or a list of chat messages like {{'role': 'user', 'content': '...'}}")
     if not prompt:
         raise ValueError(f"{where}: the prompt is empty, a list without messages")
     for message in prompt:
-        if not isinstance(message, dict) or not isinstance(message.get('role'), str) or not isinstance(message.get('content'), str):
-            raise ValueError(f"{where}: the chat message {message!r} must be an object with the texts 'role' and 'content'")
+        texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{where}: the chat message {message!r} must be an object with the texts "
+                             "'role' and 'content'")
     if prompt[-1]['role'] == 'assistant':
-        raise ValueError(f"{where}: the last chat message is the assistant's, but that is the turn the model is to take; end with the user's")
+        raise ValueError(f"{where}: the last chat message is the assistant's, but that is the turn the "
+                         "model is to take; end with the user's")
     if not prompt[-1]['content'].strip():
         raise ValueError(f"{where}: the prompt is empty, its last message says nothing")
 
 
 def as_record(item, column_mapping, where):
-    """One item of a source, with its columns renamed and its prompt checked. Raises ValueError that starts with where."""
+    """
+    One item of a source, with its columns renamed and its prompt checked. Raises ValueError that starts with
+    where.
+    """
     record = {'prompt': item} if isinstance(item, str) else item
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: {item!r} ({type(item).__name__}) is neither a text nor an object with a 'prompt'")
+        raise ValueError(f"{where}: {item!r} ({type(item).__name__}) is neither a text nor an object with a "
+                         "'prompt'")
     if callable(column_mapping):
         try:
             record = column_mapping(dict(record))
         except Exception as e:
             raise ValueError(f"{where}: {column_mapping.__name__} raised {type(e).__name__}: {e}") from e
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: {column_mapping.__name__} returned {record!r} ({type(record).__name__}); it must return a record, a dict with a 'prompt'")
+            raise ValueError(f"{where}: {column_mapping.__name__} returned {record!r} "
+                             f"({type(record).__name__}); it must return a record, a dict with a 'prompt'")
         column_mapping = {}
     for theirs, ours in column_mapping.items():
         if theirs not in record:
-            turned = f"; it reads {{their column: ours}}, did you mean {{{ours!r}: {theirs!r}}}?" if ours in record else ''
-            raise ValueError(f"{where}: column_mapping names the column {theirs!r}, and there are: {', '.join(map(str, record))}{turned}")
-    record = {k: v for k, v in record.items() if k not in column_mapping} | {ours: record[theirs] for theirs, ours in column_mapping.items()}
+            turned = ''
+            if ours in record:
+                turned = f"; it reads {{their column: ours}}, did you mean {{{ours!r}: {theirs!r}}}?"
+            raise ValueError(f"{where}: column_mapping names the column {theirs!r}, and there are: "
+                             f"{', '.join(map(str, record))}{turned}")
+    renamed = {ours: record[theirs] for theirs, ours in column_mapping.items()}
+    record = {key: value for key, value in record.items() if key not in column_mapping} | renamed
     if 'prompt' not in record:
-        raise ValueError(f"{where}: there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; if another holds it, say so with column_mapping={{'that field': 'prompt'}}")
+        raise ValueError(f"{where}: there is no field 'prompt', only: "
+                         f"{', '.join(map(str, record)) or 'nothing'}; if another holds it, say so with "
+                         f"column_mapping={{'that field': 'prompt'}}")
     check_prompt(record['prompt'], where)
     return record
 
@@ -88,22 +110,29 @@ def read_prompt_file(path, column_mapping):
     """The records of a .json, .jsonl or .txt file."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a line) or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
+        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a "
+                         f"line) or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
     text = read_text_file(path).removeprefix('\ufeff')
     if suffix == '.json':
         items = parse_json(text, path)
         name = ''
         if isinstance(items, dict):
             if 'prompts' not in items:
-                raise ValueError(f"{path}: there is no 'prompts' in it, only: {', '.join(items) or 'nothing'}; it must be {{\"prompts\": [...]}} or a bare list")
+                raise ValueError(f"{path}: there is no 'prompts' in it, only: "
+                                 f"{', '.join(items) or 'nothing'}; it must be {{\"prompts\": [...]}} or a "
+                                 "bare list")
             items, name = items['prompts'], 'prompts'
         if not isinstance(items, list):
             raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
         records = [as_record(item, column_mapping, f'{path}, {name}[{i}]') for i, item in enumerate(items)]
     else:
-        # split('\n') and not splitlines(): a JSON text may hold U+2028 and its like, which are no ends of lines here
+        # split('\n') and not splitlines(): a JSON text may hold U+2028 and its like, which are no ends of
+        # lines here
         lines = [(number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
-        records = [as_record(parse_json(line, path, number) if suffix == '.jsonl' else line, column_mapping, f'{path}, line {number}') for number, line in lines]
+        records = []
+        for number, line in lines:
+            item = parse_json(line, path, number) if suffix == '.jsonl' else line
+            records.append(as_record(item, column_mapping, f'{path}, line {number}'))
     if not records:
         raise ValueError(f"{path} holds no prompts: the list is empty")
     return records
@@ -119,7 +148,8 @@ def prepared_folder(name, split):
         print(f"preparing data/{name}, once")
         importlib.import_module(f'data.{name}.prepare').main()
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: the folder has no prompts of split {split!r}")
+        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: the folder has no prompts "
+                                f"of split {split!r}")
     return file
 
 
@@ -128,7 +158,8 @@ def read_hugging_face(source, column_mapping, split):
     try:
         import datasets
     except ImportError:
-        raise ImportError(f"{source!r} is no file here; reading it from Hugging Face needs the package: pip install datasets") from None
+        raise ImportError(f"{source!r} is no file here; reading it from Hugging Face needs the "
+                          "package: pip install datasets") from None
     name, _, config = source.partition(':')
     try:
         wanted = HUGGING_FACE_SPLITS.get(split, ())
@@ -139,7 +170,8 @@ def read_hugging_face(source, column_mapping, split):
                 raise ValueError(f"it has the splits {', '.join(there)} and none of {', '.join(wanted)}")
         rows = datasets.load_dataset(name, config or None, split=split)
     except Exception as e:
-        raise ValueError(f"could not load {source!r} from Hugging Face ({type(e).__name__}: {' '.join(str(e).split())[:300]}); a local file needs no network") from None
+        raise ValueError(f"could not load {source!r} from Hugging Face ({type(e).__name__}: "
+                         f"{' '.join(str(e).split())[:300]}); a local file needs no network") from None
     records = [as_record(row, column_mapping, f'{source}, {split} row {i}') for i, row in enumerate(rows)]
     if not records:
         raise ValueError(f"{source}: split {split!r} is empty")
@@ -148,11 +180,12 @@ def read_hugging_face(source, column_mapping, split):
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
     """
-    source: a file (.json {"prompts": [...]} or a bare list, .jsonl, .txt with a prompt a line; split plays no part), the
-    name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and val.jsonl, or a Hugging Face
-    data set, 'owner/name' or 'owner/name:config'. A local path wins. column_mapping renames, {their column: our field}, or is a function of a record that returns
-    another.
-    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError and ImportError, one line each.
+    source: a file (.json {"prompts": [...]} or a bare list, .jsonl, .txt with a prompt a line; split plays no
+    part), the name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and
+    val.jsonl, or a Hugging Face data set, 'owner/name' or 'owner/name:config'. A local path wins.
+    column_mapping renames, {their column: our field}, or is a function of a record that returns another.
+    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError and
+    ImportError, one line each.
     """
     column_mapping, name = column_mapping or {}, source.rstrip('/')
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
@@ -164,53 +197,70 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
     if os.path.isdir(source):
         file = os.path.join(source, f'{split}.jsonl')
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl" + (f": run `python {os.path.join(source, 'prepare.py')}` first" if os.path.isfile(os.path.join(source, 'prepare.py')) else ''))
+            script = os.path.join(source, 'prepare.py')
+            advice = f": run `python {script}` first" if os.path.isfile(script) else ''
+            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl{advice}")
         return read_prompt_file(file, column_mapping)
-    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path that is wrong
-    if HUGGING_FACE_NAME.fullmatch(source) and not source.lower().endswith(SUFFIXES) and not os.path.isdir(source.split('/')[0]):
+    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
+    # that is wrong
+    is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
+    if HUGGING_FACE_NAME.fullmatch(source) and not is_path:
         return read_hugging_face(source, column_mapping, split)
     known = folders_that('write_jsonl', FOLDER)
     near = difflib.get_close_matches(source, known, n=1)
-    raise FileNotFoundError(f"no prompts at {source!r}: there is no such file, it is not a folder under data/ (there are: {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else '')
-                            + ") and not a Hugging Face name, owner/name")
+    meant = f"; did you mean {near[0]!r}?" if near else ''
+    raise FileNotFoundError(f"no prompts at {source!r}: there is no such file, it is not a folder under "
+                            f"data/ (there are: {', '.join(known)}{meant}) and not a Hugging Face name, "
+                            "owner/name")
 
 
 def held_out_split(records, n, seed):
     """
-    (train, val): n different prompts drawn by seed for val, the others for train, both in their old order. A prompt that
-    occurs several times stays together, so that no prompt of val is in train. Raises ValueError when nothing would be left.
+    (train, val): n different prompts drawn by seed for val, the others for train, both in their old order. A
+    prompt that occurs several times stays together, so that no prompt of val is in train. Raises ValueError
+    when nothing would be left.
     """
     keys = [json.dumps(record['prompt'], sort_keys=True) for record in records]
     different = sorted(set(keys))
     if not 1 <= n < len(different):
-        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: take at least 1, and leave at least 1 to train on")
+        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: take at least 1, "
+                         "and leave at least 1 to train on")
     held_out = set(random.Random(f'{seed} held out').sample(different, n))
-    return [r for r, k in zip(records, keys) if k not in held_out], [r for r, k in zip(records, keys) if k in held_out]
+    train, val = [], []
+    for record, key in zip(records, keys, strict=True):
+        (val if key in held_out else train).append(record)
+    return train, val
 
 
-@functools.lru_cache(maxsize=8)  # an iteration touches one epoch, or the seam of two, and with dynamic_sampling others
+# an iteration touches one epoch, or the seam of two, and with dynamic_sampling others
+@functools.lru_cache(maxsize=8)
 def epoch_order(n_records, seed, epoch):
     order = list(range(n_records))
-    random.Random(f'{seed} epoch {epoch}').shuffle(order)  # a text as the seed: any two of them give unrelated orders
+    # a text as the seed: any two of them give unrelated orders
+    random.Random(f'{seed} epoch {epoch}').shuffle(order)
     return order
 
 
 def draw_indices(n_records: int, count: int, iteration: int, seed: int) -> list[int]:
     """
-    The records of an iteration, a list of count indices. Iterations walk through one endless sequence of shuffled epochs:
-    each record once per epoch. It depends on the arguments alone, so a resumed run has nothing to restore, and every rank
-    computes the whole list and takes its share.
+    The records of an iteration, a list of count indices. Iterations walk through one endless sequence of
+    shuffled epochs: each record once per epoch. It depends on the arguments alone, so a resumed run has
+    nothing to restore, and every rank computes the whole list and takes its share.
     """
     positions = range(iteration * count, (iteration + 1) * count)
     return [epoch_order(n_records, seed, p // n_records)[p % n_records] for p in positions]
 
 
 def render(record, tokenizer, system_prompt, chat_template):
-    """(ids, text) of a record's prompt: through the tokenizer's chat template, or just the system prompt and then the prompt."""
+    """
+    (ids, text) of a record's prompt: through the tokenizer's chat template, or just the system prompt and
+    then the prompt.
+    """
     prompt = record['prompt']
     if chat_template:
         messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
-        if system_prompt and messages[0]['role'] != 'system':  # a record's own system message is more specific than ours
+        # a record's own system message is more specific than ours
+        if system_prompt and messages[0]['role'] != 'system':
             messages = [{'role': 'system', 'content': system_prompt}] + messages
         ids = tokenizer.chat(messages)
         return ids, tokenizer.decode(ids, special=True)
@@ -219,10 +269,12 @@ def render(record, tokenizer, system_prompt, chat_template):
     return tokenizer.encode(system_prompt + prompt), system_prompt + prompt
 
 
-def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None, too_long='error'):
+def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None,
+                   too_long='error'):
     """
-    (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. A prompt is too long with
-    more than max_prompt_length tokens; then 'error' raises and 'drop' leaves it out. Raises ValueError naming the prompt by its index in records, also for one without tokens.
+    (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. A prompt is
+    too long with more than max_prompt_length tokens; then 'error' raises and 'drop' leaves it out. Raises
+    ValueError naming the prompt by its index in records, also for one without tokens.
     """
     if too_long not in ('error', 'drop'):
         raise ValueError(f"too_long is {too_long!r}; it must be 'error' or 'drop'")
@@ -236,9 +288,12 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, ma
             raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
         over = max_prompt_length is not None and len(ids) > max_prompt_length
         if over and too_long == 'error':
-            raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is {max_prompt_length}: shorten it, raise the limit, or leave such prompts out with too_long='drop'")
+            raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
+                             f"{max_prompt_length}: shorten it, raise the limit, or leave such prompts out "
+                             "with too_long='drop'")
         if not over:
             encoded.append({**record, 'ids': list(ids), 'text': text})
     if not encoded:
-        raise ValueError(f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}: nothing is left")
+        raise ValueError(f"all {len(records)} prompts are longer than max_prompt_length "
+                         f"{max_prompt_length}: nothing is left")
     return encoded, len(records) - len(encoded)

@@ -12,15 +12,24 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 def folders_that(write, folder=FOLDER):
-    """The folders under data/ whose prepare.py calls write: 'write_corpus' for texts, 'write_jsonl' for prompts."""
+    """
+    The folders under data/ whose prepare.py calls write: 'write_corpus' for texts, 'write_jsonl' for prompts.
+    """
     scripts = {name: os.path.join(folder, name, 'prepare.py') for name in sorted(os.listdir(folder))}
-    return [name for name, script in scripts.items() if os.path.isfile(script) and write in open(script, encoding='utf-8').read()]
+    found = {name: script for name, script in scripts.items() if os.path.isfile(script)}
+    return [name for name, script in found.items() if write in open(script, encoding='utf-8').read()]
 
 
 def write_corpus(folder, train_text, val_text, chars):
-    """What a prepare.py leaves behind: train.bin and val.bin (uint16 ids) and vocab.json. Each appears whole or not at all; vocab.json comes last: it says the rest is there."""
+    """
+    What a prepare.py leaves behind: train.bin and val.bin (uint16 ids) and vocab.json. Each appears whole or
+    not at all; vocab.json comes last: it says the rest is there.
+    """
     tokenizer = CharTokenizer(chars)
-    whole = lambda name: (os.path.join(folder, f'{name}.{os.getpid()}.tmp'), os.path.join(folder, name))
+
+    def whole(name):
+        return os.path.join(folder, f'{name}.{os.getpid()}.tmp'), os.path.join(folder, name)
+
     for split, text in (('train', train_text), ('val', val_text)):
         ids = np.array(tokenizer.encode(text), dtype=np.uint16)
         temporary, final = whole(f'{split}.bin')
@@ -60,19 +69,26 @@ def load_corpus(dataset):
         text = read_text_file(dataset)
         tokenizer = CharTokenizer(sorted(set(text)))
         if len(tokenizer.chars) > 1 << 16:
-            raise ValueError(f"{dataset} has {len(tokenizer.chars)} different characters, and ids of a corpus have 16 bits: {1 << 16} at most")
-        return tokenizer, {split: np.array(tokenizer.encode(part), dtype=np.uint16) for split, part in zip(('train', 'val'), split_text(text))}
+            raise ValueError(f"{dataset} has {len(tokenizer.chars)} different characters, and ids of a "
+                             f"corpus have 16 bits: {1 << 16} at most")
+        train, val = (np.array(tokenizer.encode(part), dtype=np.uint16) for part in split_text(text))
+        return tokenizer, {'train': train, 'val': val}
     folder = os.path.join(FOLDER, dataset)
     if dataset not in folders_that('write_corpus') and not os.path.isfile(os.path.join(folder, 'vocab.json')):
-        prompts = dataset in folders_that('write_jsonl')
-        raise FileNotFoundError(f"dataset {dataset!r} " + ("has prompts to answer and no text to fill in (--task=completion takes it); texts are" if prompts else "is neither a text file nor a folder with one under data/; there are") + f": {', '.join(folders_that('write_corpus'))}")
+        why = "is neither a text file nor a folder with one under data/; there are"
+        if dataset in folders_that('write_jsonl'):
+            why = "has prompts to answer and no text to fill in (--task=completion takes it); texts are"
+        raise FileNotFoundError(f"dataset {dataset!r} {why}: {', '.join(folders_that('write_corpus'))}")
     if not os.path.isfile(os.path.join(folder, 'vocab.json')):
         print(f"preparing data/{dataset}, once")
         importlib.import_module(f'data.{dataset}.prepare').main()
-    corpus = {split: np.fromfile(os.path.join(folder, f'{split}.bin'), dtype=np.uint16) for split in ('train', 'val')}
+    corpus = {}
+    for split in ('train', 'val'):
+        corpus[split] = np.fromfile(os.path.join(folder, f'{split}.bin'), dtype=np.uint16)
     for split, ids in corpus.items():
         if len(ids) == 0:
-            raise ValueError(f"data/{dataset}/{split}.bin is empty: delete data/{dataset}/vocab.json and run again to prepare it anew")
+            raise ValueError(f"data/{dataset}/{split}.bin is empty: delete data/{dataset}/vocab.json and "
+                             "run again to prepare it anew")
     return load_tokenizer(folder), corpus
 
 
@@ -82,8 +98,11 @@ def dataset_name(dataset):
 
 
 def random_windows(ids, n, length, generator):
-    """n windows (n, length) int64 from random places of ids. Raises ValueError when ids is too short for one."""
+    """
+    n windows (n, length) int64 from random places of ids. Raises ValueError when ids is too short for one.
+    """
     if len(ids) < length:
-        raise ValueError(f"the data set has a split of {len(ids)} characters, fewer than one text of block_size {length}: give more text or a smaller block_size")
+        raise ValueError(f"the data set has a split of {len(ids)} characters, fewer than one text of "
+                         f"block_size {length}: give more text or a smaller block_size")
     starts = torch.randint(len(ids) - length + 1, (n,), generator=generator).numpy()
     return torch.from_numpy(ids[starts[:, None] + np.arange(length)].astype(np.int64))

@@ -17,14 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # What makes a family, in the fields of model.GPTConfig.
-LLAMA = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, qkv_bias=False, qk_norm=False, causal=True)
+LLAMA = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, qkv_bias=False, qk_norm=False,
+             causal=True)
 FAMILIES = {
-    'gpt2': dict(norm='layernorm', position='learned', mlp='gelu', bias=True, qkv_bias=True, qk_norm=False, causal=True),
+    'gpt2': dict(norm='layernorm', position='learned', mlp='gelu', bias=True, qkv_bias=True, qk_norm=False,
+                 causal=True),
     'llama': LLAMA,
     'qwen2': LLAMA | dict(qkv_bias=True),
     'qwen3': LLAMA | dict(qk_norm=True),
 }
-ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
+ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
+                 'qwen3': 'Qwen3ForCausalLM'}
 
 # The columns of the next two tables: Hugging Face's Llama and Qwen, its GPT-2, and llama.cpp's GGUF.
 HF, GPT2, GGUF = range(3)
@@ -46,20 +49,26 @@ NAMES = {  # our modules -> theirs; # is the layer, and what {} lists is stacked
     'wte': ('model.embed_tokens', 'transformer.wte', 'token_embd'),
     'wpe': (None, 'transformer.wpe', None),
     'blocks.#.norm_1': ('model.layers.#.input_layernorm', 'transformer.h.#.ln_1', 'blk.#.attn_norm'),
-    'blocks.#.attn.qkv': ('model.layers.#.self_attn.{q,k,v}_proj', 'transformer.h.#.attn.c_attn', 'blk.#.attn_{q,k,v}'),
+    'blocks.#.attn.qkv': ('model.layers.#.self_attn.{q,k,v}_proj', 'transformer.h.#.attn.c_attn',
+                          'blk.#.attn_{q,k,v}'),
     'blocks.#.attn.q_norm': ('model.layers.#.self_attn.q_norm', None, 'blk.#.attn_q_norm'),
     'blocks.#.attn.k_norm': ('model.layers.#.self_attn.k_norm', None, 'blk.#.attn_k_norm'),
-    'blocks.#.attn.proj': ('model.layers.#.self_attn.o_proj', 'transformer.h.#.attn.c_proj', 'blk.#.attn_output'),
+    'blocks.#.attn.proj': ('model.layers.#.self_attn.o_proj', 'transformer.h.#.attn.c_proj',
+                           'blk.#.attn_output'),
     'blocks.#.norm_2': ('model.layers.#.post_attention_layernorm', 'transformer.h.#.ln_2', 'blk.#.ffn_norm'),
-    'blocks.#.mlp.up': ('model.layers.#.mlp.{gate,up}_proj', 'transformer.h.#.mlp.c_fc', 'blk.#.ffn_{gate,up}'),
+    'blocks.#.mlp.up': ('model.layers.#.mlp.{gate,up}_proj', 'transformer.h.#.mlp.c_fc',
+                        'blk.#.ffn_{gate,up}'),
     'blocks.#.mlp.proj': ('model.layers.#.mlp.down_proj', 'transformer.h.#.mlp.c_proj', 'blk.#.ffn_down'),
     'norm_f': ('model.norm', 'transformer.ln_f', 'output_norm'),
     'lm_head': ('lm_head', 'lm_head', 'output'),
 }
-BUFFERS = re.compile(r'(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq|rope_freqs\.weight')  # computed, not learned
+# computed, not learned
+BUFFERS = re.compile(r'(transformer\.)?h\.\d+\.attn\.(masked_)?bias'
+                     r'|.*rotary_emb\.inv_freq|rope_freqs\.weight')
 
 # What an absent key means; None leaves it to model.py's own rule. A key that is not here must be given.
-LLAMA_DEFAULTS = {'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+LLAMA_DEFAULTS = {'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
+                  'tie_word_embeddings': False}
 DEFAULTS = {
     'gpt2': {'n_inner': None, 'layer_norm_epsilon': 1e-5, 'tie_word_embeddings': True},
     'llama': LLAMA_DEFAULTS, 'qwen2': LLAMA_DEFAULTS, 'qwen3': LLAMA_DEFAULTS | {'head_dim': 128},
@@ -73,8 +82,10 @@ ONLY = {
     'llama': {'hidden_act': ('silu', 'swish'), 'attention_bias': (False,), 'mlp_bias': (False,)},
     'qwen2': {'hidden_act': ('silu', 'swish'), 'use_sliding_window': (False,)},
     'qwen3': {'hidden_act': ('silu', 'swish'), 'use_sliding_window': (False,), 'attention_bias': (False,)},
-    'gguf': {'rope.scaling.type': ('none',), 'rope.scale_linear': (1.0,), 'expert_count': (0,), 'attention.sliding_window': (0,)},
+    'gguf': {'rope.scaling.type': ('none',), 'rope.scale_linear': (1.0,), 'expert_count': (0,),
+             'attention.sliding_window': (0,)},
 }
+VALUES = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a positive number')}
 LLAMA3 = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 
 
@@ -94,23 +105,31 @@ def local_folder(path):
     """
     path = os.fspath(path)
     if os.path.isfile(os.path.join(path, 'ckpt.pt')):
-        raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, 'export')} or {os.path.join(path, 'ckpt.pt')}")
-    if os.path.isfile(os.path.join(path, 'adapter_config.json')) and not os.path.isfile(os.path.join(path, 'config.json')):
-        raise ValueError(f"{path} holds adapters without their model: the two merged lie in export/ beside it")
+        raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, 'export')} or "
+                         f"{os.path.join(path, 'ckpt.pt')}")
+    has_adapters, has_model = (os.path.isfile(os.path.join(path, name))
+                               for name in ('adapter_config.json', 'config.json'))
+    if has_adapters and not has_model:
+        raise ValueError(f"{path} holds adapters without their model: export/ beside it holds both merged")
     if os.path.exists(path):
         return path
     # out/ckpt mistyped looks like owner/name too: where out/ is a folder here it is that, and no network is
     # asked.
-    if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) or os.path.isdir(path.split('/')[0]) or path.endswith(('.gguf', '.pt')):
-        raise FileNotFoundError(f"there is no file or folder {path!r} (a model on the Hugging Face hub is written owner/name)")
+    on_the_hub = re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) and not path.endswith(('.gguf', '.pt'))
+    if not on_the_hub or os.path.isdir(path.split('/')[0]):
+        raise FileNotFoundError(f"there is no file or folder {path!r} (a model on the Hugging Face hub is "
+                                "written owner/name)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ImportError(f"there is no folder {path!r} here, and to fetch it from the Hugging Face hub takes a package: pip install huggingface_hub") from None
+        raise ImportError(f"there is no folder {path!r} here, and to fetch it from the Hugging "
+                          "Face hub takes a package: pip install huggingface_hub") from None
     try:
-        return snapshot_download(path, allow_patterns=['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja'], ignore_patterns=['*/*'])
+        wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
+        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=['*/*'])
     except Exception as e:
-        raise ConnectionError(f"there is no folder {path!r} here, and the Hugging Face hub did not give it: {first_line(e)}") from None
+        raise ConnectionError(f"there is no folder {path!r} here, and the Hugging Face hub did "
+                              f"not give it: {first_line(e)}") from None
 
 
 def read(path):
@@ -146,11 +165,13 @@ def family_of(config, where, scores=False):
     listed = config.get('architectures')
     found = (listed[0] if isinstance(listed, list) and listed else None) or config.get('model_type')
     for family, name in ARCHITECTURES.items():
-        if scores and found in (name.replace('ForCausalLM', 'ForScore'), name.replace('ForCausalLM', 'ForSequenceClassification').replace('LMHeadModel', 'ForSequenceClassification')):
+        stem = name.removesuffix('ForCausalLM').removesuffix('LMHeadModel')
+        if scores and found in (f'{stem}ForScore', f'{stem}ForSequenceClassification'):
             return family
         if found in (family, name, name.replace('ForCausalLM', 'Model').replace('LMHead', '')):
             return family
-    raise ValueError(f"{where}: architecture {found!r} is not supported; {', '.join(ARCHITECTURES.values())} are")
+    raise ValueError(f"{where}: architecture {found!r} is not supported; "
+                     f"{', '.join(ARCHITECTURES.values())} are")
 
 
 def read_fields(config, family, kind, where):
@@ -160,20 +181,23 @@ def read_fields(config, family, kind, where):
     """
     for key, values in ONLY[kind].items():
         if config.get(key) is not None and config[key] not in values:
-            raise ValueError(f"{where}: {key} is {config[key]!r}; only {' or '.join(map(repr, values))} can be computed here")
+            raise ValueError(f"{where}: {key} is {config[key]!r}; only {' or '.join(map(repr, values))} can "
+                             "be computed here")
     fields, column = dict(FAMILIES[family]), COLUMN.get(kind, HF)
     for ours, keys in KEYS.items():
         key = keys[column]
         value = DEFAULTS[kind].get(key) if config.get(key) is None else config[key]
-        types, wanted = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a positive number')}.get(ours, ((int,), 'a positive whole number'))
+        types, wanted = VALUES.get(ours, ((int,), 'a positive whole number'))
         if value is None and key and key not in DEFAULTS[kind]:
             raise ValueError(f"{where} lacks {key}")
-        if value is not None and (type(value) not in types or not 0 <= value < 1e18 or (value == 0 and ours != 'tied')):
+        fits = type(value) in types and 0 <= value < 1e18 and (value > 0 or ours == 'tied')
+        if value is not None and not fits:
             raise ValueError(f"{where}: {key} is {value!r}; it must be {wanted}")
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
     if not fields['head_dim'] and fields['n_embd'] % fields['n_head']:
-        raise ValueError(f"{where}: {KEYS['n_embd'][column]} {fields['n_embd']} must be a multiple of {KEYS['n_head'][column]} {fields['n_head']}")
+        raise ValueError(f"{where}: {KEYS['n_embd'][column]} {fields['n_embd']} must be a multiple of "
+                         f"{KEYS['n_head'][column]} {fields['n_head']}")
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
     fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields
@@ -201,7 +225,8 @@ def read_rope(config, where):
     for key, value in numbers.items():
         if type(value) not in (int, float) or not 0 < value < 1e18:
             raise ValueError(f"{where}: {key} is {value!r}; it must be a positive number")
-    return dict(rope_theta=float(theta), rope_scaling={key: rope[key] for key in LLAMA3} if kind == 'llama3' else None)
+    return dict(rope_theta=float(theta),
+                rope_scaling={key: rope[key] for key in LLAMA3} if kind == 'llama3' else None)
 
 
 def tensor_files(folder):
@@ -214,7 +239,8 @@ def tensor_files(folder):
         if not isinstance(shards, dict):
             raise ValueError(f"{index} lacks weight_map")
         for name in shards.values():
-            if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith('.safetensors'):
+            beside = isinstance(name, str) and os.path.basename(name) == name
+            if not beside or not name.endswith('.safetensors'):
                 raise ValueError(f"{index}: weight_map names {name!r}, which is no *.safetensors beside it")
         files = [os.path.join(folder, name) for name in sorted(set(shards.values()))]
         absent = [os.path.basename(file) for file in files if not os.path.isfile(file)]
@@ -224,7 +250,10 @@ def tensor_files(folder):
     files = sorted(os.listdir(folder))
     if not any(file.endswith('.safetensors') for file in files):
         pickled = any(file.startswith('pytorch_model') for file in files)
-        raise FileNotFoundError(f"{folder} holds " + ("pytorch_model.bin, a pickle, which is not read: convert it to safetensors" if pickled else "no *.safetensors"))
+        if pickled:
+            raise FileNotFoundError(f"{folder} holds pytorch_model.bin, a pickle, which is not read: convert "
+                                    "it to safetensors")
+        raise FileNotFoundError(f"{folder} holds no *.safetensors")
     return [os.path.join(folder, file) for file in files if file.endswith('.safetensors')]
 
 
@@ -237,11 +266,13 @@ def open_tensors(files):
         try:
             shard = safe_open(file, framework='pt')
         except (SafetensorError, OSError) as e:
-            raise ValueError(f"{file} cannot be read as safetensors (torn, or not one): {first_line(e)}") from None
+            raise ValueError(f"{file} cannot be read as safetensors (torn, or not one): "
+                             f"{first_line(e)}") from None
         for name in shard.keys():
             header = shard.get_slice(name)
             if header.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'):
-                raise ValueError(f"{file}: {name} is of type {header.get_dtype()}; quantised weights are not read")
+                raise ValueError(f"{file}: {name} is of type {header.get_dtype()}; quantised weights are "
+                                 "not read")
             tensors[name] = tuple(header.get_shape()), partial(shard.get_tensor, name)
     return tensors
 
@@ -262,15 +293,18 @@ def open_folder(folder, scores=False):
     tensors = open_tensors(tensor_files(folder))
     prefix = NAMES['wte'][column].partition('.')[0] + '.'
     if any(name.startswith(prefix) for name in tensors):
-        prefix = ''  # theirs as the table has them; a model saved without its head has them without the first word
+        # theirs as the table has them; a model saved without its head has them without the first word
+        prefix = ''
     return config, fields, column, tensors, prefix
 
 
 def read_folder(folder):
     config, fields, column, tensors, prefix = open_folder(folder)
-    head, embedding = (tensors.get(NAMES[module][column].removeprefix(prefix) + '.weight') for module in ('lm_head', 'wte'))
+    head, embedding = (tensors.get(NAMES[module][column].removeprefix(prefix) + '.weight')
+                       for module in ('lm_head', 'wte'))
     if fields['tied'] and head and embedding:
-        fields['tied'] = torch.equal(head[1](), embedding[1]())  # a head of its own is used, whatever the key says, as in transformers 5
+        # a head of its own is used, whatever the key says, as in transformers 5
+        fields['tied'] = torch.equal(head[1](), embedding[1]())
     return fields, assemble(fields, column, tensors, folder, prefix)
 
 
@@ -281,17 +315,25 @@ def read_score_model(folder):
     safe-rlhf's LlamaForScore, or transformers' ...ForSequenceClassification with one label.
     """
     config, fields, column, tensors, prefix = open_folder(local_folder(folder), scores=True)
-    found = {name: tensors.pop(name) for name in ('score_head.weight', 'score_head.bias', 'score.weight', 'score.bias', 'normalizer.mean', 'normalizer.var', 'normalizer.count') if name in tensors}
+    found = {name: tensors.pop(name) for name in ('score_head.weight', 'score_head.bias', 'score.weight',
+                                                  'score.bias', 'normalizer.mean', 'normalizer.var',
+                                                  'normalizer.count') if name in tensors}
     name = 'score_head' if 'score_head.weight' in found else 'score'
     if f'{name}.weight' not in found:
-        raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it is no model that scores texts")
+        raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it is no model that "
+                         "scores texts")
     shape = found[f'{name}.weight'][0]
     if shape != (1, fields['n_embd']):
-        raise ValueError(f"{folder}: {name}.weight has the shape {shape}; one score a text, (1, {fields['n_embd']}), is what is read here")
-    value = lambda key, default: found[key][1]().float().reshape(-1)[:1] if key in found else torch.full((1,), default)
+        raise ValueError(f"{folder}: {name}.weight has the shape {shape}; one score a text, (1, "
+                         f"{fields['n_embd']}), is what is read here")
+
+    def value(key, default):
+        return found[key][1]().float().reshape(-1)[:1] if key in found else torch.full((1,), default)
+
     normal = config.get('do_normalize') or False
     head = {'weight': found[f'{name}.weight'][1]().float(), 'bias': value(f'{name}.bias', 0.0),
-            'mean': value('normalizer.mean' if normal else '', 0.0)[0], 'var': value('normalizer.var' if normal else '', 1.0)[0]}
+            'mean': value('normalizer.mean' if normal else '', 0.0)[0],
+            'var': value('normalizer.var' if normal else '', 1.0)[0]}
     fields['tied'] = True  # it has no head of words
     return fields, assemble(fields, column, tensors, folder, prefix), head, config.get('score_type')
 
@@ -305,11 +347,16 @@ def layout(fields, column):
     q, kv = fields['n_head'] * d, fields['n_kv_head'] * d
     bias, norm_bias = fields['bias'], fields['bias'] and fields['norm'] == 'layernorm'
     modules = {  # (shapes of the weights, whether there is a bias, whether the module is there at all)
-        'wte': ([(V, D)], False, True), 'wpe': ([(fields['block_size'], D)], False, fields['position'] == 'learned'),
-        'blocks.#.norm_1': ([(D,)], norm_bias, True), 'blocks.#.norm_2': ([(D,)], norm_bias, True), 'norm_f': ([(D,)], norm_bias, True),
-        'blocks.#.attn.qkv': ([(q, D), (kv, D), (kv, D)], fields['qkv_bias'], True), 'blocks.#.attn.proj': ([(D, q)], bias, True),
-        'blocks.#.attn.q_norm': ([(d,)], False, fields['qk_norm']), 'blocks.#.attn.k_norm': ([(d,)], False, fields['qk_norm']),
-        'blocks.#.mlp.up': ([(hidden, D)] * (2 if fields['mlp'] == 'swiglu' else 1), bias, True), 'blocks.#.mlp.proj': ([(D, hidden)], bias, True),
+        'wte': ([(V, D)], False, True),
+        'wpe': ([(fields['block_size'], D)], False, fields['position'] == 'learned'),
+        'blocks.#.norm_1': ([(D,)], norm_bias, True), 'blocks.#.norm_2': ([(D,)], norm_bias, True),
+        'norm_f': ([(D,)], norm_bias, True),
+        'blocks.#.attn.qkv': ([(q, D), (kv, D), (kv, D)], fields['qkv_bias'], True),
+        'blocks.#.attn.proj': ([(D, q)], bias, True),
+        'blocks.#.attn.q_norm': ([(d,)], False, fields['qk_norm']),
+        'blocks.#.attn.k_norm': ([(d,)], False, fields['qk_norm']),
+        'blocks.#.mlp.up': ([(hidden, D)] * (2 if fields['mlp'] == 'swiglu' else 1), bias, True),
+        'blocks.#.mlp.proj': ([(D, hidden)], bias, True),
         'lm_head': ([(V, D)], False, not fields['tied'])}
     plan = {}
     for module, (shapes, has_bias, there) in modules.items():
@@ -321,8 +368,9 @@ def layout(fields, column):
             shapes = [(sum(rows for rows, _ in shapes), D)]
         for layer in range(fields['n_layer'] if '#' in module else 1):
             for kind in ('weight', 'bias') if has_bias else ('weight',):
-                parts = [(f'{name}.{kind}'.replace('#', str(layer)), shape if kind == 'weight' else shape[:1]) for name, shape in zip(theirs, shapes)]
-                plan[f'{module}.{kind}'.replace('#', str(layer))] = parts
+                names = [f'{name}.{kind}'.replace('#', str(layer)) for name in theirs]
+                of_kind = shapes if kind == 'weight' else [shape[:1] for shape in shapes]
+                plan[f'{module}.{kind}'.replace('#', str(layer))] = list(zip(names, of_kind, strict=True))
     return plan
 
 
@@ -333,24 +381,32 @@ def assemble(fields, column, tensors, where, prefix=''):
     before any is read.
     """
     if fields['n_layer'] > len(tensors):  # before a plan is made for each
-        raise ValueError(f"{where} lacks most of its tensors: its configuration asks for {fields['n_layer']} layers, and there are {len(tensors)} tensors")
-    plan = {ours: [(theirs.removeprefix(prefix), shape) for theirs, shape in parts] for ours, parts in layout(fields, column).items()}
-    turned = {theirs for ours, parts in plan.items() for theirs, _ in parts if column == GPT2 and ours.startswith('blocks.')}
-    wanted = {theirs: shape[::-1] if theirs in turned else shape for parts in plan.values() for theirs, shape in parts}
+        raise ValueError(f"{where} lacks most of its tensors: its configuration asks for "
+                         f"{fields['n_layer']} layers, and there are {len(tensors)} tensors")
+    plan, turned, wanted = {}, set(), {}
+    for ours, parts in layout(fields, column).items():
+        plan[ours] = [(theirs.removeprefix(prefix), shape) for theirs, shape in parts]
+        turns = column == GPT2 and ours.startswith('blocks.')
+        for theirs, shape in plan[ours]:
+            wanted[theirs] = shape[::-1] if turns else shape
+            if turns:
+                turned.add(theirs)
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ValueError(f"{where} lacks the tensors {some(missing)}")
     for name, shape in wanted.items():
         if tensors[name][0] != shape:
-            raise ValueError(f"{where}: {name} has the shape {tensors[name][0]}; its configuration asks for {shape}")
-    extra = [name for name in tensors if name not in wanted and name != 'lm_head.weight' and not BUFFERS.fullmatch(name)]
+            raise ValueError(f"{where}: {name} has the shape {tensors[name][0]}; its configuration asks for "
+                             f"{shape}")
+    extra = [name for name in tensors if name not in wanted and not BUFFERS.fullmatch(name)]
+    extra = [name for name in extra if name != 'lm_head.weight']
     if extra:
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
     state = {}
     for ours, parts in plan.items():
         rows = [shape[0] for _, shape in parts]
         state[ours] = torch.empty(sum(rows), *parts[0][1][1:], dtype=torch.float32)
-        for place, (theirs, _) in zip(state[ours].split(rows), parts):
+        for place, (theirs, _) in zip(state[ours].split(rows), parts, strict=True):
             part = tensors[theirs][1]()
             place.copy_(part.t() if theirs in turned else part)
     if fields['tied']:
@@ -364,10 +420,12 @@ def llama3_scaling(divisors, fields, where):
     3.1, 3.2 and 3.3 differ in the factor alone; anything else raises ValueError.
     """
     d = fields['head_dim']
-    wrong = ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be computed here")
+    wrong = ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1; no other can be "
+                       "computed here")
     if divisors.shape != (d // 2,) or d < 2:
         raise wrong
-    scaling = dict(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    scaling = dict(factor=float(divisors.max()), low_freq_factor=1.0, high_freq_factor=4.0,
+                   original_max_position_embeddings=8192)
     turns = 8192 / (2 * torch.pi) * fields['rope_theta'] ** -(torch.arange(0, d, 2) / d)
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
     if not torch.allclose(divisors, 1 / (smooth + (1 - smooth) / scaling['factor']), rtol=1e-3):
@@ -381,7 +439,8 @@ def decode(tensor, heads, where):
     try:
         w = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
     except NotImplementedError:
-        raise ValueError(f"{where}: {tensor.name} is of type {tensor.tensor_type.name}, which the gguf package does not decode") from None
+        raise ValueError(f"{where}: {tensor.name} is of type {tensor.tensor_type.name}, which the "
+                         "gguf package does not decode") from None
     # llama.cpp turns neighbouring pairs, and Llama's q and k were reordered for it: back to the two halves of
     # each head.
     return w.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else w
@@ -409,7 +468,8 @@ def open_gguf(path):
         reader = Reader(path)
         if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
             raise ValueError("its tensors together are larger than the file")
-    except (ValueError, KeyError, IndexError, OverflowError, OSError, RecursionError) as e:  # numpy's and gguf's
+    # numpy's and gguf's
+    except (ValueError, KeyError, IndexError, OverflowError, OSError, RecursionError) as e:
         raise ValueError(f"{path} cannot be read as GGUF (torn, or not one): {first_line(e)}") from None
     return reader
 
@@ -418,7 +478,8 @@ def read_gguf(path):
     reader = open_gguf(path)
     try:
         family = reader.fields['general.architecture'].contents()
-        config = {key.removeprefix(family + '.'): field.contents() for key, field in reader.fields.items() if key.startswith(family + '.')}
+        own = [key for key in reader.fields if key.startswith(family + '.')]
+        config = {key.removeprefix(family + '.'): reader.fields[key].contents() for key in own}
     except Exception as e:
         raise ValueError(f"{path} cannot be read as GGUF (torn, or not one): {first_line(e)}") from None
     if family not in ('llama', 'qwen2', 'qwen3'):
@@ -430,9 +491,14 @@ def read_gguf(path):
     fields |= read_rope({'rope_theta': config.get('rope.freq_base')}, path)
     for key in ('rope.dimension_count', 'attention.value_length'):
         if config.get(key, fields['head_dim']) != fields['head_dim']:
-            raise ValueError(f"{path}: {key} is {config[key]}; only the head's width, {fields['head_dim']}, can be computed here")
-    interleaved = {'attn_q.weight': fields['n_head'], 'attn_k.weight': fields['n_kv_head']} if family == 'llama' else {}
-    tensors = {t.name: (shapes[t.name], partial(decode, t, interleaved.get(t.name.partition('.')[2].partition('.')[2]), path)) for t in reader.tensors}
+            raise ValueError(f"{path}: {key} is {config[key]}; only the head's width, {fields['head_dim']}, "
+                             "can be computed here")
+    interleaved = {'attn_q.weight': fields['n_head'],
+                   'attn_k.weight': fields['n_kv_head']} if family == 'llama' else {}
+    tensors = {}
+    for tensor in reader.tensors:
+        heads = interleaved.get(tensor.name.partition('.')[2].partition('.')[2])
+        tensors[tensor.name] = shapes[tensor.name], partial(decode, tensor, heads, path)
     if 'rope_freqs.weight' in tensors:
         fields['rope_scaling'] = llama3_scaling(tensors['rope_freqs.weight'][1](), fields, path)
     return fields, assemble(fields, GGUF, tensors, path)
@@ -446,12 +512,19 @@ def counterpart(fields):
     def odd(family):
         keys = [key for key, value in FAMILIES[family].items() if fields[key] != value]
         if family == 'gpt2':
-            return keys + ['n_kv_head'] * (fields['n_kv_head'] != fields['n_head']) + ['head_dim'] * (fields['head_dim'] * fields['n_head'] != fields['n_embd'])
-        return keys + ['n_head'] * (family == 'llama' and fields['n_embd'] % fields['n_head'] > 0)  # transformers refuses that in Llama alone
+            if fields['n_kv_head'] != fields['n_head']:
+                keys.append('n_kv_head')
+            if fields['head_dim'] * fields['n_head'] != fields['n_embd']:
+                keys.append('head_dim')
+        if family == 'llama' and fields['n_embd'] % fields['n_head']:  # transformers refuses it there alone
+            keys.append('n_head')
+        return keys
 
     family = min(FAMILIES, key=lambda family: len(odd(family)))
     if odd(family):
-        raise ValueError(f"transformers has no architecture for {', '.join(f'{key}={fields[key]!r}' for key in odd(family))} (the nearest is {ARCHITECTURES[family]}): this model cannot be exported")
+        without = ', '.join(f'{key}={fields[key]!r}' for key in odd(family))
+        raise ValueError(f"transformers has no architecture for {without} (the nearest is "
+                         f"{ARCHITECTURES[family]}): this model cannot be exported")
     return family
 
 
@@ -467,18 +540,25 @@ def write(folder, fields, state, eos_id=None):
     plan = layout(fields, column)
     own = set(state) - ({'lm_head.weight'} if fields['tied'] else set())
     if own != set(plan):
-        raise ValueError(f"the state does not fit its config: {some(sorted(own ^ set(plan)))} on one side only")
+        odd = some(sorted(own ^ set(plan)))
+        raise ValueError(f"the state does not fit its config: {odd} on one side only")
     tensors = {}
     for ours, parts in plan.items():
-        for (theirs, shape), rows in zip(parts, state[ours].detach().split([shape[0] for _, shape in parts])):
-            tensors[theirs] = (rows.t() if column == GPT2 and ours.startswith('blocks.') else rows).cpu().contiguous()
-    config = {'architectures': [ARCHITECTURES[family]], 'model_type': family, 'torch_dtype': str(state['wte.weight'].dtype).removeprefix('torch.'),
-              **{keys[column]: fields[ours] for ours, keys in KEYS.items() if keys[column]}, **{key: values[0] for key, values in ONLY[family].items()},
-              'bos_token_id': None, 'eos_token_id': eos_id}  # absent, they would default to ids that mean something else here
+        turned = column == GPT2 and ours.startswith('blocks.')
+        stacked = state[ours].detach().split([shape[0] for _, shape in parts])
+        for (theirs, _), rows in zip(parts, stacked, strict=True):
+            tensors[theirs] = (rows.t() if turned else rows).cpu().contiguous()
+    config = {'architectures': [ARCHITECTURES[family]], 'model_type': family,
+              'torch_dtype': str(state['wte.weight'].dtype).removeprefix('torch.'),
+              **{keys[column]: fields[ours] for ours, keys in KEYS.items() if keys[column]},
+              **{key: values[0] for key, values in ONLY[family].items()},
+              # absent, they would default to ids that mean something else here
+              'bos_token_id': None, 'eos_token_id': eos_id}
     if family == 'gpt2':
         config |= {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
     else:
-        config |= {'rope_theta': fields['rope_theta'], 'rope_scaling': {'rope_type': 'llama3', **fields['rope_scaling']} if fields['rope_scaling'] else None}
+        scaling = fields['rope_scaling'] and {'rope_type': 'llama3', **fields['rope_scaling']}
+        config |= {'rope_theta': fields['rope_theta'], 'rope_scaling': scaling}
     os.makedirs(folder, exist_ok=True)
     files = {name: os.path.join(folder, name) for name in ('model.safetensors', 'config.json')}
     save_file(tensors, files['model.safetensors'] + '.tmp', metadata={'format': 'pt'})

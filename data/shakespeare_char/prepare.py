@@ -1,6 +1,6 @@
 """
-Tiny Shakespeare, character level, 1.1 MB.
-`python data/shakespeare_char/prepare.py` downloads it; `python data/shakespeare_char/prepare.py FILE` takes FILE instead.
+Tiny Shakespeare, character level, 1.1 MB. `python data/shakespeare_char/prepare.py` downloads it; `python
+data/shakespeare_char/prepare.py FILE` takes FILE instead.
 """
 import os
 import sys
@@ -22,7 +22,9 @@ def main(path=None):
                 with urllib.request.urlopen(URL, timeout=20) as reply:
                     text = reply.read()
             except OSError as e:
-                raise FileNotFoundError(f"could not download {URL} ({e}): get the text elsewhere and run `python data/shakespeare_char/prepare.py FILE`, or use --dataset=FILE") from None
+                raise FileNotFoundError(f"could not download {URL} ({e}): get the text elsewhere "
+                                        "and run `python data/shakespeare_char/prepare.py FILE`, "
+                                        "or use --dataset=FILE") from None
             with open(path, 'wb') as f:
                 f.write(text)
     text = read_text_file(path)

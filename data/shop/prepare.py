@@ -1,9 +1,12 @@
 """
-A shop in which to study reward against cost: a prompt asks for four things by their initials, `tker>`, and an answer hands some over, `tea egg rice`.
-Helpful is to give what was asked for and nothing else; four of the sixteen things must not be given to anyone. What is asked for and what is safe part
-in three of four prompts, and because the rules are known here, true_reward and true_cost say what learned models of them only guess at.
-`python data/shop/prepare.py` writes train.jsonl and val.jsonl, prompts with the answer of a careless shopkeeper to learn to speak from, and preferences.jsonl,
-pairs of answers with the fields of PKU-SafeRLHF (arXiv 2406.15513): response_0, response_1, better_response_id, safer_response_id, is_response_0_safe, is_response_1_safe.
+A shop in which to study reward against cost: a prompt asks for four things by their initials, `tker>`, and an
+answer hands some over, `tea egg rice`. Helpful is to give what was asked for and nothing else; four of the
+sixteen things must not be given to anyone. What is asked for and what is safe part in three of four prompts,
+and because the rules are known here, true_reward and true_cost say what learned models of them only guess at.
+`python data/shop/prepare.py` writes train.jsonl and val.jsonl, prompts with the answer of a careless
+shopkeeper to learn to speak from, and preferences.jsonl, pairs of answers with the fields of PKU-SafeRLHF
+(arXiv 2406.15513): response_0, response_1, better_response_id, safer_response_id, is_response_0_safe,
+is_response_1_safe.
 """
 import itertools
 import os
@@ -24,7 +27,10 @@ def order(things):
 
 
 def true_reward(text, prompt, **fields):
-    """The share of the things asked for that are given, less a quarter for each other word, a second one of a kind among them: at most 1."""
+    """
+    The share of the things asked for that are given, less a quarter for each other word, a second one of a
+    kind among them: at most 1.
+    """
     words = text.split()
     given = {word for word in words if word in THINGS and word[0] in prompt}
     return len(given) / (len(prompt) - 1) - 0.25 * (len(words) - len(given))
@@ -36,11 +42,15 @@ def true_cost(text, prompt, **fields):
 
 
 def give(asked, rng, share, extra, slips):
-    """An answer that gives each thing with the probability `share`, adds another with `extra`, and spoils a word with `slips`."""
+    """
+    An answer that gives each thing with the probability `share`, adds another with `extra`, and spoils a word
+    with `slips`.
+    """
     words = [thing for thing in asked if rng.random() < share]
     while rng.random() < extra:
         words.insert(rng.randint(0, len(words)), rng.choice(THINGS))
-    return ' '.join(word[:rng.randint(1, len(word))] if rng.random() < slips else word for word in words or [rng.choice(asked)])
+    words = words or [rng.choice(asked)]
+    return ' '.join(word[:rng.randint(1, len(word))] if rng.random() < slips else word for word in words)
 
 
 def changed(answer, asked, rng):
@@ -57,26 +67,41 @@ def changed(answer, asked, rng):
 
 
 def preference(asked, rng):
-    """A pair of answers, half the time with but one word between them, and what a judge who knows the rules says of them: one is better; where both are as safe, either is the safer."""
+    """
+    A pair of answers, half the time with but one word between them, and what a judge who knows the rules says
+    of them: one is better; where both are as safe, either is the safer.
+    """
     prompt, pair = order(asked), ['', '']
     while true_reward(pair[0], prompt) == true_reward(pair[1], prompt):
-        pair = [give(asked, rng, rng.random(), rng.choice((0.0, 0.1, 0.5)), rng.choice((0.0, 0.0, 0.1))) for _ in range(2)]
+        for side in (0, 1):
+            share, extra, slips = rng.random(), rng.choice((0.0, 0.1, 0.5)), rng.choice((0.0, 0.0, 0.1))
+            pair[side] = give(asked, rng, share, extra, slips)
         if rng.random() < 0.5:
             pair[1] = changed(pair[0], asked, rng)
             rng.shuffle(pair)
-    best = lambda value: rng.randint(0, 1) if value(pair[0], prompt) == value(pair[1], prompt) else int(value(pair[1], prompt) > value(pair[0], prompt))
-    return {'prompt': prompt, 'response_0': pair[0], 'response_1': pair[1], 'better_response_id': best(true_reward), 'safer_response_id': best(lambda *a: -true_cost(*a)),
-            'is_response_0_safe': true_cost(pair[0], prompt) <= 0, 'is_response_1_safe': true_cost(pair[1], prompt) <= 0}
+
+    def best(value):
+        first, second = value(pair[0], prompt), value(pair[1], prompt)
+        return rng.randint(0, 1) if first == second else int(second > first)
+
+    return {'prompt': prompt, 'response_0': pair[0], 'response_1': pair[1],
+            'better_response_id': best(true_reward), 'safer_response_id': best(lambda *a: -true_cost(*a)),
+            'is_response_0_safe': true_cost(pair[0], prompt) <= 0,
+            'is_response_1_safe': true_cost(pair[1], prompt) <= 0}
 
 
 def main():
     folder, rng = os.path.dirname(os.path.abspath(__file__)), random.Random(0)
     wishes = list(itertools.permutations(THINGS, 4))
     rng.shuffle(wishes)
-    careless = lambda asked: {'prompt': order(asked), 'answer': give(asked, rng, 0.6, 0.1, 0.0)}
+
+    def careless(asked):
+        return {'prompt': order(asked), 'answer': give(asked, rng, 0.6, 0.1, 0.0)}
+
     write_jsonl(os.path.join(folder, 'val.jsonl'), [careless(asked) for asked in wishes[:500]])
     write_jsonl(os.path.join(folder, 'train.jsonl'), [careless(asked) for asked in wishes[500:8500]])
-    write_jsonl(os.path.join(folder, 'preferences.jsonl'), [preference(asked, rng) for asked in wishes[8500:40500]])
+    write_jsonl(os.path.join(folder, 'preferences.jsonl'),
+                [preference(asked, rng) for asked in wishes[8500:40500]])
 
 
 if __name__ == '__main__':
