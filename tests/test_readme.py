@@ -127,7 +127,7 @@ def test_what_it_names_exists():
     source = ''.join(path.read_text() for path in ROOT.glob('**/*.py') if 'tests' not in path.parts)
     knobs = README[README.index('## losses and knobs'):README.index('## how it works')]
     named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(re.findall(r'--(\w+)=', documents))
-    for key in sorted(named - {'key', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference', 'out'}):
+    for key in sorted(named - {'key', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference', 'out', 'help'}):
         assert re.search(rf'^\s*{key}(: [^=\n]+)? = ', source, flags=re.MULTILINE) or f"'{key}'" in source, key
     for name in set(re.findall(r'(?:python|torchrun [^`\n]*?|pytest) ([\w/]+\.py)', documents) + re.findall(r'config/\w+\.py', documents)) - {'config/mine.py'}:
         assert (ROOT / name).is_file(), name
