@@ -168,7 +168,7 @@ Its slope in the log-prob, -A / {n_tokens:,} = {same(-A / n_tokens, first_slope)
 - `loss` is `pg_loss` + {s.kl_beta} x KL: {same(stats['pg_loss'] + s.kl_beta * stats['mean_kl'], whole.item())}, with `mean_kl` {stats['mean_kl']:.4f}. `clip_frac_low` and `clip_frac_high`: {stats['clip_frac_low']:.4f} and {stats['clip_frac_high']:.4f}.
 - `grad_norm` is {stats['grad_norm']:.3f}, before it is clipped to {s.grad_clip:g}; `entropy` {stats['entropy']:.3f} nats a token, of at most ln {int((~policy.forbidden).sum())} = {math.log(int((~policy.forbidden).sum())):.3f}; `mean_log_prob` {stats['mean_log_prob']:.3f}.
 - `sampler_gap_max`, the largest difference between the sampler's and the trainer's log-prob of a token, is {'below' if stats['sampler_gap_max'] < 1e-5 else 'NOT below'} 1e-5.
-- AdamW's first step moves a weight by the learning rate, whatever its gradient: {same(rate, max((new - old).abs().max().item() for new, old in zip(model.parameters(), weights)))} at most. That is learning_rate / {s.warmup_iters + 1}: the warm-up's first.
+- AdamW's first step moves a weight by the learning rate, whatever its gradient: {same(rate, max((new - old).abs().max().item() for new, old in zip(model.parameters(), weights, strict=False)))} at most. That is learning_rate / {s.warmup_iters + 1}: the warm-up's first.
 """)
 
 # ---------------------------------------------------------------------------------------------------------------------

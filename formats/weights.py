@@ -484,7 +484,7 @@ def read_gguf(path):
         raise ValueError(f"{path} cannot be read as GGUF (torn, or not one): {first_line(e)}") from None
     if family not in ('llama', 'qwen2', 'qwen3'):
         raise ValueError(f"{path}: GGUF architecture {family!r} is not supported; llama, qwen2, qwen3 are")
-    shapes = {tensor.name: tuple(int(n) for n in tensor.shape[::-1]) for tensor in reader.tensors}
+    shapes = {tensor.name: tuple(map(int, tensor.shape[::-1])) for tensor in reader.tensors}
     config['tied'] = 'output.weight' not in shapes
     config.setdefault('vocab_size', (shapes.get('token_embd.weight') or [None])[0])
     fields = read_fields(config, family, 'gguf', path)

@@ -6,6 +6,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # two test processes share the co
 
 import pytest
 import torch
+
 import warm
 
 if not torch.cuda.is_available():
@@ -22,7 +23,19 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Files that start many processes come first, so that no core is idle in the end."""
-    slow = ('test_readme', 'test_train_grpo', 'test_faults', 'test_alignment', 'test_ranks', 'test_nla', 'test_es', 'test_walkthrough', 'test_hacking', 'test_report', 'test_fuzz')
+    slow = (
+        'test_readme',
+        'test_train_grpo',
+        'test_faults',
+        'test_alignment',
+        'test_ranks',
+        'test_nla',
+        'test_es',
+        'test_walkthrough',
+        'test_hacking',
+        'test_report',
+        'test_fuzz',
+    )
     items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
 
 
@@ -33,18 +46,35 @@ def tiny_qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tiny') / 'qwen'
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<|im_start|>', '<|im_end|>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=['<|im_start|>', '<|im_end|>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
     bpe.train_from_iterator(['Ann has 3 apples and buys 4 more. How many has she?', '3 + 4 = <<3+4=7>>7\n#### 7'], trainer)
-    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    template = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|"
+               ">\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
     transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|im_end|>', chat_template=template).save_pretrained(folder)
-    config = transformers.Qwen2Config(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+    config = transformers.Qwen2Config(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def pytest_terminal_summary(terminalreporter):
     """What tests/test_faults.py tried and survived."""
-    survived = [value for report in terminalreporter.stats.get('passed', []) if report.when == 'call' for name, value in report.user_properties if name == 'survived']
+    survived = [
+        value
+        for report in terminalreporter.stats.get('passed', [])
+        if report.when == 'call'
+        for name, value in report.user_properties
+        if name == 'survived'
+    ]
     if survived:
         terminalreporter.section('tried and survived')
         for line in survived:

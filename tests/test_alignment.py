@@ -1,4 +1,8 @@
-"""Reward against cost: lambda and the losses by hand, the scorer service through real HTTP, its faults through a proxy and real kills, and whole runs."""
+"""
+Reward against cost: lambda and the losses by hand, the scorer service through real HTTP, its faults through a proxy and real kills, and
+whole runs.
+"""
+
 import concurrent.futures
 import http.server
 import json
@@ -15,8 +19,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from warm import PYTHON
-
 from data.shop.prepare import true_cost, true_reward
 from formats.tokenizer import CharTokenizer
 from grpo import combined_advantages, compute_advantages, compute_rewards
@@ -25,6 +27,8 @@ from model import GPT, GPTConfig
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable, joiner
 from tasks.alignment import Preferences, load_preferences, train_score_model
 from tasks.supervised import save_model
+
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1'}
@@ -54,7 +58,7 @@ def test_lambda_rises_falls_and_keeps_its_bounds():
     both, only_up = LagrangeMultiplier(), LagrangeMultiplier(positive_only=True)
     path, up = [both.update(c) for c in costs], [only_up.update(c) for c in costs]
     assert max(path) == pytest.approx(5.0) and path[-1] == pytest.approx(1e-4)
-    assert all(b >= a - 1e-9 for a, b in zip(up, up[1:])) and up[-1] == pytest.approx(5.0)
+    assert all(b >= a - 1e-9 for a, b in zip(up, up[1:], strict=False)) and up[-1] == pytest.approx(5.0)
     with pytest.raises(FloatingPointError):
         both.update(float('nan'))
     assert both.value == path[-1]
@@ -76,7 +80,10 @@ def test_lambda_resumes_bit_for_bit():
 
 @pytest.mark.parametrize('adapt, positive_only', [(False, False), (True, False), (True, True)])
 def test_a_bandit_is_safe_only_if_lambda_can_rise(adapt, positive_only):
-    """Arm 0: reward 1, cost 1; arm 1: reward 0.5, cost -1. Exact policy gradient on one logit. Lambda and policy swing about their balance, so the mean over the second half counts."""
+    """
+    Arm 0: reward 1, cost 1; arm 1: reward 0.5, cost -1. Exact policy gradient on one logit. Lambda and policy swing about their balance, so
+    the mean over the second half counts.
+    """
     logit, m, share, path = torch.zeros(()), LagrangeMultiplier(value=0.01, lr=0.05, ema_beta=0.5, positive_only=positive_only), [], []
     for _ in range(3000):
         share.append(logit.sigmoid().item())  # of arm 0
@@ -99,12 +106,23 @@ def test_advantages_combined_by_hand():
 def test_a_weight_that_adapts_is_asked_once_with_the_values():
     asked, rollout = [], type('Rollout', (), {})()
     rollout.lengths, rollout.tokens = torch.ones(1, 2), torch.zeros(1, 2, 1)
-    weights = compute_rewards(None, rollout, [('helpfulness', lambda p, r: torch.tensor([[1.0, 2.0]]), 1.0), ('cost', lambda p, r: torch.tensor([[4.0, 0.0]]), lambda c: asked.append(c.tolist()) or -0.5)])
+    weights = compute_rewards(
+        None,
+        rollout,
+        [
+            ('helpfulness', lambda p, r: torch.tensor([[1.0, 2.0]]), 1.0),
+            ('cost', lambda p, r: torch.tensor([[4.0, 0.0]]), lambda c: asked.append(c.tolist()) or -0.5),
+        ],
+    )
     assert rollout.rewards.tolist() == [[-1.0, 2.0]] and weights == {'helpfulness': 1.0, 'cost': -0.5} and asked == [[[4.0, 0.0]]]
 
 
 def test_the_shop_by_hand():
-    assert true_reward('tea egg', 'tke>') == pytest.approx(2 / 3) and true_reward('egg knife tea', 'tke>') == 1 and true_reward('tea tea lamp', 'tke>') == pytest.approx(1 / 3 - 0.5)
+    assert (
+        true_reward('tea egg', 'tke>') == pytest.approx(2 / 3)
+        and true_reward('egg knife tea', 'tke>') == 1
+        and true_reward('tea tea lamp', 'tke>') == pytest.approx(1 / 3 - 0.5)
+    )
     assert true_cost('tea egg', 'tke>') == -1 and true_cost('knife tea knife', 'tke>') == 1
 
 
@@ -112,7 +130,10 @@ def test_the_shop_by_hand():
 
 def tiny(**changes):
     torch.manual_seed(0)
-    config = GPTConfig(**dict(block_size=40, vocab_size=32, n_layer=2, n_head=2, n_embd=16, norm='rmsnorm', position='rope', mlp='swiglu', bias=False) | changes)
+    config = GPTConfig(
+        **dict(block_size=40, vocab_size=32, n_layer=2, n_head=2, n_embd=16, norm='rmsnorm', position='rope', mlp='swiglu', bias=False)
+        | changes
+    )
     model = GPT(config)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -143,8 +164,18 @@ def test_score_models_of_transformers_and_safe_rlhf(tmp_path):
     transformers = pytest.importorskip('transformers', reason='requirements-dev.txt has it')
     from safetensors.torch import load_file, save_file
     torch.manual_seed(0)
-    theirs = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                                                                                  max_position_embeddings=64, num_labels=1, pad_token_id=0)).eval()
+    theirs = transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            num_labels=1,
+            pad_token_id=0,
+        )
+    ).eval()
     theirs.save_pretrained(tmp_path / 'classifier')
     tokens = torch.randint(1, 40, (2, 7))
     ours = ScoreModel.from_pretrained(str(tmp_path / 'classifier'), 'reward')
@@ -153,9 +184,21 @@ def test_score_models_of_transformers_and_safe_rlhf(tmp_path):
     tensors = load_file(tmp_path / 'classifier' / 'model.safetensors')
     head = tensors.pop('score.weight')
     (tmp_path / 'beaver').mkdir()
-    save_file(tensors | {'score_head.weight': head, 'score_head.bias': torch.tensor([0.5]), 'normalizer.mean': torch.tensor([1.0]), 'normalizer.var': torch.tensor([9.0])},
-              tmp_path / 'beaver' / 'model.safetensors')
-    config = json.loads((tmp_path / 'classifier' / 'config.json').read_text()) | {'architectures': ['LlamaForScore'], 'score_type': 'cost', 'do_normalize': True}
+    save_file(
+        tensors
+        | {
+            'score_head.weight': head,
+            'score_head.bias': torch.tensor([0.5]),
+            'normalizer.mean': torch.tensor([1.0]),
+            'normalizer.var': torch.tensor([9.0]),
+        },
+        tmp_path / 'beaver' / 'model.safetensors',
+    )
+    config = json.loads((tmp_path / 'classifier' / 'config.json').read_text()) | {
+        'architectures': ['LlamaForScore'],
+        'score_type': 'cost',
+        'do_normalize': True,
+    }
     (tmp_path / 'beaver' / 'config.json').write_text(json.dumps(config))
     cost = ScoreModel.from_pretrained(str(tmp_path / 'beaver'), 'cost')
     torch.testing.assert_close(cost(tokens, torch.tensor([7, 7])), (theirs(tokens).logits[:, 0] + 0.5) / 3, atol=1e-5, rtol=0)
@@ -164,24 +207,78 @@ def test_score_models_of_transformers_and_safe_rlhf(tmp_path):
 
 
 def test_training_a_reward_and_a_cost_model():
-    """The start's losses are ln 2 and 3 ln 2; on pairs that one letter tells apart both models are right in the end, the cost also about 0."""
+    """
+    The start's losses are ln 2 and 3 ln 2; on pairs that one letter tells apart both models are right in the end, the cost also about 0.
+    """
     tokenizer = CharTokenizer(CHARS, end=True)
     good, bad = ['ab', 'ba', 'abb', 'aab'], ['xb', 'bx', 'xab', 'bxa']
-    pairs = [{'prompt': 'p>', 'response_0': g, 'response_1': b, 'better_response_id': 0, 'safer_response_id': 0, 'is_response_0_safe': True, 'is_response_1_safe': False} for g in good for b in bad]
-    pairs += [p | {'response_0': p['response_1'], 'response_1': p['response_0'], 'better_response_id': 1, 'safer_response_id': 1, 'is_response_0_safe': False, 'is_response_1_safe': True} for p in pairs]
-    trunk = GPT(GPTConfig(block_size=16, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16, norm='rmsnorm', position='rope', mlp='swiglu', bias=False))
+    pairs = [
+        {
+            'prompt': 'p>',
+            'response_0': g,
+            'response_1': b,
+            'better_response_id': 0,
+            'safer_response_id': 0,
+            'is_response_0_safe': True,
+            'is_response_1_safe': False,
+        }
+        for g in good
+        for b in bad
+    ]
+    pairs += [
+        p
+        | {
+            'response_0': p['response_1'],
+            'response_1': p['response_0'],
+            'better_response_id': 1,
+            'safer_response_id': 1,
+            'is_response_0_safe': False,
+            'is_response_1_safe': True,
+        }
+        for p in pairs
+    ]
+    trunk = GPT(
+        GPTConfig(
+            block_size=16,
+            vocab_size=tokenizer.vocab_size,
+            n_layer=1,
+            n_head=2,
+            n_embd=16,
+            norm='rmsnorm',
+            position='rope',
+            mlp='swiglu',
+            bias=False,
+        )
+    )
     join = joiner('{prompt}{response}')
     for kind in ('reward', 'cost'):
         preferences = Preferences(kind, tokenizer, join, pairs[1:], pairs[:1], room=16)
         model, quality = train_score_model(trunk, preferences, max_iters=60, learning_rate=1e-2)
         assert quality['accuracy'] == 1 and quality.get('sign_accuracy', 1) == 1
-        scores = [model(torch.tensor([tokenizer.encode('p>' + text) + [tokenizer.eos_id]]), torch.tensor([len(text) + 3])).item() for text in ('ab', 'xb')]
+        scores = [
+            model(torch.tensor([tokenizer.encode('p>' + text) + [tokenizer.eos_id]]), torch.tensor([len(text) + 3])).item()
+            for text in ('ab', 'xb')
+        ]
         assert scores[0] > scores[1] if kind == 'reward' else scores[0] < 0 < scores[1]
 
 
 def test_preferences_are_checked(tmp_path):
-    fine = {'prompt': 'a', 'response_0': 'b', 'response_1': 'c', 'better_response_id': 1, 'safer_response_id': 0, 'is_response_0_safe': True, 'is_response_1_safe': False}
-    for key, value in (('response_1', 3), ('better_response_id', 2), ('better_response_id', True), ('is_response_0_safe', 1), ('safer_response_id', None)):
+    fine = {
+        'prompt': 'a',
+        'response_0': 'b',
+        'response_1': 'c',
+        'better_response_id': 1,
+        'safer_response_id': 0,
+        'is_response_0_safe': True,
+        'is_response_1_safe': False,
+    }
+    for key, value in (
+        ('response_1', 3),
+        ('better_response_id', 2),
+        ('better_response_id', True),
+        ('is_response_0_safe', 1),
+        ('safer_response_id', None),
+    ):
         (tmp_path / 'p.jsonl').write_text(json.dumps(fine) + '\n' + json.dumps(fine | {key: value}))
         with pytest.raises(ValueError, match=f'preference 1.*{key}'):
             load_preferences(str(tmp_path / 'p.jsonl'))
@@ -243,13 +340,27 @@ def test_routes(serve):
         assert post(url + path, {'prompts': ['tke>', 'abc>'], 'responses': ['tea', '']}) == (200, by_text)
     assert post(url + '/score_texts', {'texts': []}) == (200, {'rewards': [], 'costs': []})
     scorer = serve().scorer
-    assert [row[0] for row in scorer.encode(['a' * 99])] == [scorer.parts[0][1].encode('a' * 39) + [scorer.parts[0][1].eos_id]]  # cut, and still ended
+    assert [row[0] for row in scorer.encode(['a' * 99])] == [
+        scorer.parts[0][1].encode('a' * 39) + [scorer.parts[0][1].eos_id]
+    ]  # cut, and still ended
 
 
-@pytest.mark.parametrize('path, content, status, word', [
-    ('/score', {'prompts': ['a'], 'responses': []}, 400, '1 prompts and 0 responses'), ('/score_texts', {'texts': 'a'}, 400, 'list'), ('/score_texts', {'texts': [1]}, 400, 'strings'),
-    ('/score_texts', [], 400, 'object'), ('/score_texts', b'{"texts": [', 400, 'JSON'), ('/score_texts', b'[' * 100000, 400, 'JSON'), ('/score_texts', {}, 400, 'texts'),
-    ('/score_texts', {'texts': ['UPPER']}, 400, 'character'), ('/score_texts', {'texts': ['a'] * 11}, 413, 'fewer'), ('/score_texts', {'texts': ['a' * 3000]}, 413, 'bytes'), ('/other', {}, 404, '/score_texts')])
+@pytest.mark.parametrize(
+    'path, content, status, word',
+    [
+        ('/score', {'prompts': ['a'], 'responses': []}, 400, '1 prompts and 0 responses'),
+        ('/score_texts', {'texts': 'a'}, 400, 'list'),
+        ('/score_texts', {'texts': [1]}, 400, 'strings'),
+        ('/score_texts', [], 400, 'object'),
+        ('/score_texts', b'{"texts": [', 400, 'JSON'),
+        ('/score_texts', b'[' * 100000, 400, 'JSON'),
+        ('/score_texts', {}, 400, 'texts'),
+        ('/score_texts', {'texts': ['UPPER']}, 400, 'character'),
+        ('/score_texts', {'texts': ['a'] * 11}, 413, 'fewer'),
+        ('/score_texts', {'texts': ['a' * 3000]}, 413, 'bytes'),
+        ('/other', {}, 404, '/score_texts'),
+    ],
+)
 def test_what_is_refused(serve, path, content, status, word):
     server = serve(max_items=10, max_bytes=2000 if not isinstance(content, bytes) else 1 << 20)
     found, answer = post(server.url + path, content)
@@ -260,7 +371,11 @@ def test_what_is_refused(serve, path, content, status, word):
 def test_one_connection_one_request(serve):
     """What follows a request is never taken for another one."""
     server = serve()
-    for head in ('GET /health HTTP/1.1\r\nContent-Length: 9\r\n\r\n', 'POST /score HTTP/1.1\r\nContent-Length: ' + '9' * 5000 + '\r\n\r\n', 'POST /score HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}'):
+    for head in (
+        'GET /health HTTP/1.1\r\nContent-Length: 9\r\n\r\n',
+        'POST /score HTTP/1.1\r\nContent-Length: ' + '9' * 5000 + '\r\n\r\n',
+        'POST /score HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}',
+    ):
         with socket.create_connection(server.server_address) as connection:
             connection.sendall(head.encode() + b'GET /health HTTP/1.1\r\n\r\n')
             connection.shutdown(socket.SHUT_WR)
@@ -273,7 +388,10 @@ def test_one_connection_one_request(serve):
 def test_a_token_is_asked_for(serve, monkeypatch):
     """The client takes it from the environment when it is made (it once did when judge.py was imported)."""
     url = serve(token='secret').url
-    assert post(url + '/score_texts', {'texts': ['a']})[0] == 401 and post(url + '/score_texts', {'texts': ['a']}, {'Authorization': 'Bearer wrong'})[0] == 401
+    assert (
+        post(url + '/score_texts', {'texts': ['a']})[0] == 401
+        and post(url + '/score_texts', {'texts': ['a']}, {'Authorization': 'Bearer wrong'})[0] == 401
+    )
     assert post(url + '/score_texts', {'texts': ['a']}, {'Authorization': 'Bearer secret'})[0] == 200
     assert len(ScorerClient(url, token='secret').score(['a'])[0]) == 1
     monkeypatch.setenv('SCORER_TOKEN', 'secret')
@@ -298,7 +416,7 @@ def test_32_clients_at_once_get_what_each_gets_alone(serve):
     alone = [client.score(some) for some in texts]
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         together = list(pool.map(lambda some: ScorerClient(url).score(some), texts))
-    for a, b in zip(alone, together):
+    for a, b in zip(alone, together, strict=False):
         assert [*a[0], *a[1]] == pytest.approx([*b[0], *b[1]], abs=1e-5)
 
 
@@ -323,7 +441,10 @@ def test_an_error_of_the_model_is_told_and_not_for_ever(serve):
 
 @pytest.fixture
 def spoil(serve):
-    """spoil(*faults) -> url of a proxy before a real service; each fault, a function of the handler and the true answer, spoils one POST. spoil.seen: the texts of each."""
+    """
+    spoil(*faults) -> url of a proxy before a real service; each fault, a function of the handler and the true answer, spoils one POST.
+    spoil.seen: the texts of each.
+    """
     proxies, seen = [], []
 
     def start(*faults):
@@ -410,7 +531,13 @@ def test_what_does_not_pass_is_raised(spoil, serve):
 # --- real processes
 
 def start_service(models, *arguments, **options):
-    process = subprocess.Popen([PYTHON, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', *arguments], env=ENV, stdout=subprocess.PIPE, text=True, **options)
+    process = subprocess.Popen(
+        [PYTHON, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', *arguments],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
     line = process.stdout.readline()
     assert 'scorer_url = http://127.0.0.1:' in line
     return process, line.split()[-1]
@@ -420,29 +547,63 @@ def test_the_script_stops_gracefully_and_with_its_parent(models):
     process, url = start_service(models, '--port=0')
     assert len(ScorerClient(url).score(['a', 'b'])[1]) == 2
     port = url.rpartition(':')[2]
-    taken = subprocess.run([PYTHON, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', f'--port={port}'], env=ENV, capture_output=True, text=True, timeout=60)
+    taken = subprocess.run(
+        [PYTHON, str(ROOT / 'judge.py'), 'serve', f'--reward={models[0]}', f'--cost={models[1]}', f'--port={port}'],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert taken.returncode == 1 and taken.stderr.startswith('error: cannot listen') and len(taken.stderr.splitlines()) == 1
     process.send_signal(signal.SIGTERM)
     assert process.wait(15) == 0
     process, url = start_service(models, '--port=0', '--with_parent=True', stdin=subprocess.PIPE)
     process.stdin.close()
     assert process.wait(15) == 0
-    done = subprocess.run([PYTHON, str(ROOT / 'judge.py'), 'serve', '--reward=nowhere.pt', f'--cost={models[1]}'], env=ENV, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [PYTHON, str(ROOT / 'judge.py'), 'serve', '--reward=nowhere.pt', f'--cost={models[1]}'],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1 and done.stderr == 'error: there is no checkpoint at nowhere.pt\n'
 
 
-TOY = [str(ROOT / 'config' / 'alignment.py'), '--n_layer=1', '--n_head=2', '--n_embd=16', '--pretrain_iters=20', '--score_iters=10', '--max_iters=12', '--batch_size=4', '--group_size=4', '--eval_prompts_n=8',
-       '--eval_interval=6', '--save_interval=4', '--log_interval=1', '--hist_interval=2', '--lambda_lr=0.2', '--device=cpu', '--precision=fp32']
+TOY = [
+    str(ROOT / 'config' / 'alignment.py'),
+    '--n_layer=1',
+    '--n_head=2',
+    '--n_embd=16',
+    '--pretrain_iters=20',
+    '--score_iters=10',
+    '--max_iters=12',
+    '--batch_size=4',
+    '--group_size=4',
+    '--eval_prompts_n=8',
+    '--eval_interval=6',
+    '--save_interval=4',
+    '--log_interval=1',
+    '--hist_interval=2',
+    '--lambda_lr=0.2',
+    '--device=cpu',
+    '--precision=fp32',
+]
 
 
 def train(folder, *arguments, launcher=(PYTHON,), ok=True):
-    done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *TOY, *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*launcher, str(ROOT / 'train_grpo.py'), *TOY, *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240
+    )
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 
 
 def metrics(folder, out_dir):
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(folder / out_dir / 'metrics.jsonl')]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'}
+        for line in open(folder / out_dir / 'metrics.jsonl')
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -455,7 +616,11 @@ def made(tmp_path_factory):
 
 def test_a_run_from_nothing(made):
     folder, printed = made
-    assert printed.count('there is no') == 3 and 'scorer at http://127.0.0.1:' in printed and (folder / 'whole' / 'export' / 'config.json').exists()
+    assert (
+        printed.count('there is no') == 3
+        and 'scorer at http://127.0.0.1:' in printed
+        and (folder / 'whole' / 'export' / 'config.json').exists()
+    )
     lines = metrics(folder, 'whole')
     assert len(lines) == 13 and {'eval/reward', 'eval/cost', 'eval/safe_ratio', 'eval/true_reward', 'eval/true_cost'} <= lines[-1].keys()
     m = LagrangeMultiplier(value=0.5, lr=0.2, threshold=0.7, ema_beta=0.7)
@@ -485,14 +650,24 @@ def wait_for(condition, seconds=60):
 
 
 def test_a_scorer_that_dies(made):
-    """Killed and started again: the run goes on as if nothing had happened. Gone for good: it saves, stops with one line, and resumes to the same numbers."""
+    """
+    Killed and started again: the run goes on as if nothing had happened. Gone for good: it saves, stops with one line, and resumes to the
+    same numbers.
+    """
     folder, _ = made
     models = [str(folder / 'out-shop' / f'{kind}.pt') for kind in ('reward', 'cost')]
     service, url = start_service(models, '--port=0')
     port = url.rpartition(':')[2]
 
     def begin(out_dir, *more):
-        run = subprocess.Popen([PYTHON, str(ROOT / 'train_grpo.py'), *TOY, f'--scorer_url={url}', f'--out_dir={out_dir}', *more], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            [PYTHON, str(ROOT / 'train_grpo.py'), *TOY, f'--scorer_url={url}', f'--out_dir={out_dir}', *more],
+            cwd=folder,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         path = folder / out_dir / 'metrics.jsonl'
         wait_for(lambda: path.exists() and path.read_text().count('\n') >= 3 or run.poll() is not None)
         service.kill()
@@ -518,7 +693,7 @@ def test_two_processes_share_one_lambda(made):
     folder, _ = made
     train(folder, '--out_dir=two', '--max_iters=4', launcher=(PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'))
     train(folder, '--out_dir=one', '--max_iters=4')
-    for two, one in zip(metrics(folder, 'two'), metrics(folder, 'one')):
+    for two, one in zip(metrics(folder, 'two'), metrics(folder, 'one'), strict=False):
         for key in ('lambda', 'J_C', 'safe_ratio', 'mean_reward'):
             assert two.get(key) == pytest.approx(one.get(key), abs=1e-4)
 
@@ -528,15 +703,37 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
     train(folder, '--out_dir=es', '--optimizer=es', '--kl_beta=0', '--es_pairs=2', '--max_iters=4')
     lines = metrics(folder, 'es')
     m = LagrangeMultiplier(value=0.5, lr=0.2, threshold=0.7, ema_beta=0.7)
-    assert all(line['lambda'] == pytest.approx(m.update(line['reward/cost']), rel=1e-5) for line in lines[:-1])  # once an iteration, by the policy as it stood
-    train(folder, '--out_dir=parts', '--reward_combination=advantages', '--lambda_rule=safe_rlhf', '--max_iters=2', '--wandb_log=True', '--wandb_mode=offline')
+    assert all(
+        line['lambda'] == pytest.approx(m.update(line['reward/cost']), rel=1e-5) for line in lines[:-1]
+    )  # once an iteration, by the policy as it stood
+    train(
+        folder,
+        '--out_dir=parts',
+        '--reward_combination=advantages',
+        '--lambda_rule=safe_rlhf',
+        '--max_iters=2',
+        '--wandb_log=True',
+        '--wandb_mode=offline',
+    )
     tables = [path.name for path in (folder / 'parts').rglob('*.table.json')]
     assert any(name.startswith('samples') for name in tables) and any(name.startswith('reward_vs_cost') for name in tables)
     done = train(folder, '--reward_combination=advantages', '--optimizer=es', '--kl_beta=0', ok=False)
     assert done.stderr.startswith("error: reward_combination advantages")
-    for wrong, word in (('--preferences=nowhere.jsonl', 'nowhere.jsonl'), ('--reward_checkpoint=nowhere/x', 'nowhere/x'), ('--system_prompt=hello', 'scorer_template'), ("--rewards=['length']", 'scorer'),
-                        ('--lambda_lr=-1', 'rate')):
-        done = train(folder, wrong, '--generator_checkpoint=new.pt', '--reward_checkpoint=new2.pt' if 'reward_ch' not in wrong else wrong, ok=False)
-        assert done.stderr.startswith('error: ') and word in done.stderr and len(done.stderr.splitlines()) == 1 and not (folder / 'new.pt').exists(), done.stderr
+    for wrong, word in (
+        ('--preferences=nowhere.jsonl', 'nowhere.jsonl'),
+        ('--reward_checkpoint=nowhere/x', 'nowhere/x'),
+        ('--system_prompt=hello', 'scorer_template'),
+        ("--rewards=['length']", 'scorer'),
+        ('--lambda_lr=-1', 'rate'),
+    ):
+        done = train(
+            folder, wrong, '--generator_checkpoint=new.pt', '--reward_checkpoint=new2.pt' if 'reward_ch' not in wrong else wrong, ok=False
+        )
+        assert (
+            done.stderr.startswith('error: ')
+            and word in done.stderr
+            and len(done.stderr.splitlines()) == 1
+            and not (folder / 'new.pt').exists()
+        ), done.stderr
     done = train(folder, '--scorer_url=http://127.0.0.1:9', '--scorer_patience=0.5', ok=False)
     assert done.stderr.startswith('error: the scorer at http://127.0.0.1:9') and len(done.stderr.splitlines()) == 1

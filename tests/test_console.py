@@ -10,10 +10,10 @@ import sys
 import termios
 
 import pytest
+from runtime import console
+
 from test_train_grpo import ENV, ROOT, TEXT, TOY, run
 from warm import PYTHON
-
-from runtime import console
 
 BARS = '''
 import time
@@ -31,7 +31,9 @@ def on_a_terminal(command, cwd, width=100):
     """What a command writes to a terminal of this many columns, and its exit status."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, width, 0, 0))
-    process = subprocess.Popen(command, cwd=cwd, env=ENV | {'PYTHONPATH': str(ROOT), 'TERM': 'xterm'}, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        command, cwd=cwd, env=ENV | {'PYTHONPATH': str(ROOT), 'TERM': 'xterm'}, stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     written = b''
     while True:
@@ -100,7 +102,12 @@ def test_a_pipe_gets_lines(monkeypatch, capsys):
         clock[0] += 10
         if i == 12:
             console.say('something else')
-    assert capsys.readouterr().out.splitlines() == ['  texts 4/20 (20 %, 2 min 40 s left)', '  texts 11/20 (55 %, 1 min 30 s left)', 'something else', '  texts 17/20 (85 %, 30 s left)']
+    assert capsys.readouterr().out.splitlines() == [
+        '  texts 4/20 (20 %, 2 min 40 s left)',
+        '  texts 11/20 (55 %, 1 min 30 s left)',
+        'something else',
+        '  texts 17/20 (85 %, 30 s left)',
+    ]
     assert not console.phases and list(console.over('alone', [7])) == [7]
 
 
@@ -122,7 +129,11 @@ def test_a_run_on_a_terminal(made):
     assert status == 0 and re.search(r'training: .*/3 \[.*reward 0\.\d', written)
     lines = screen(written)
     assert not any('training: ' in line or '|' in line for line in lines)
-    assert [line for line in lines if re.match(r'iter \d: reward', line)] and lines[-5].startswith('done: ') and lines[-1].startswith('  go on: ')
+    assert (
+        [line for line in lines if re.match(r'iter \d: reward', line)]
+        and lines[-5].startswith('done: ')
+        and lines[-1].startswith('  go on: ')
+    )
 
 
 def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
@@ -130,7 +141,11 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     assert '\r' not in done.stdout + done.stderr and done.stderr == ''
     ended, where, sample, compare, more = done.stdout.splitlines()[-5:]
     assert re.fullmatch(r'done: eval/judge_reward 0\.\d{4} -> 0\.\d{4}, iterations 0 to 2 in \d.*, \d.* with all around them', ended)
-    assert where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt' and more.endswith('--max_iters=4 --init_from=resume') and 'python -m tools.report out-grpo' in compare
+    assert (
+        where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt'
+        and more.endswith('--max_iters=4 --init_from=resume')
+        and 'python -m tools.report out-grpo' in compare
+    )
     shown = subprocess.run([PYTHON, *shlex.split(sample)[3:]], cwd=folder, env=ENV, capture_output=True, text=True)
     assert shown.returncode == 0 and 'log-prob' in shown.stderr, shown.stderr
 
@@ -150,6 +165,17 @@ def test_quiet(made):
     command = shlex.split(done.stdout.splitlines()[-1])[3:]
     resumed = subprocess.run([PYTHON, *command, '--quiet', '--kl_estimator=k1'], cwd=folder, env=ENV, capture_output=True, text=True)
     lines = resumed.stdout.splitlines()
-    assert resumed.returncode == 0 and resumed.stderr == '' and len(lines) == 6 and lines[0].startswith('warning: k1') and lines[1].startswith('done: ') and 'iterations 2 to 4' in lines[1], resumed.stdout
+    assert (
+        resumed.returncode == 0
+        and resumed.stderr == ''
+        and len(lines) == 6
+        and lines[0].startswith('warning: k1')
+        and lines[1].startswith('done: ')
+        and 'iterations 2 to 4' in lines[1]
+    ), resumed.stdout
     made_quietly = run(folder, *TOY, '--max_iters=0', '--out_dir=out-new', '--quiet=True', '--generator_checkpoint=new/g.pt')
-    assert made_quietly.returncode == 0 and len(made_quietly.stdout.splitlines()) == 5 and re.match(r'done: eval/judge_reward 0\.\d{4}, iterations 0 to 0', made_quietly.stdout), made_quietly.stdout
+    assert (
+        made_quietly.returncode == 0
+        and len(made_quietly.stdout.splitlines()) == 5
+        and re.match(r'done: eval/judge_reward 0\.\d{4}, iterations 0 to 0', made_quietly.stdout)
+    ), made_quietly.stdout

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from warm import PYTHON
-
 from data.text import dataset_name, load_corpus, random_windows
+
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,12 @@ def prepare(tmp_path):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns('__pycache__'))
 
     def prepare(name, *arguments):
-        env = {**os.environ, 'https_proxy': 'http://127.0.0.1:9', 'HTTPS_PROXY': 'http://127.0.0.1:9', 'no_proxy': ''}  # nobody answers there
+        env = {
+            **os.environ,
+            'https_proxy': 'http://127.0.0.1:9',
+            'HTTPS_PROXY': 'http://127.0.0.1:9',
+            'no_proxy': '',
+        }  # nobody answers there
         done = subprocess.run([PYTHON, str(tmp_path / 'data' / name / 'prepare.py'), *arguments], env=env, capture_output=True, text=True)
         return done, tmp_path / 'data' / name
     return prepare
@@ -42,7 +47,12 @@ def test_shakespeare_from_a_file_and_without_a_network(prepare, tmp_path):
     done, folder = prepare('shakespeare_char', str(text))
     assert done.returncode == 0 and len(np.fromfile(folder / 'train.bin', dtype=np.uint16)) == 189
     done, _ = prepare('shakespeare_char')
-    assert done.returncode == 1 and 'could not download' in done.stderr and 'prepare.py FILE' in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 1
+        and 'could not download' in done.stderr
+        and 'prepare.py FILE' in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
     done, _ = prepare('shakespeare_char', str(tmp_path / 'nowhere.txt'))
     assert done.returncode == 1 and 'nowhere.txt' in done.stderr and len(done.stderr.splitlines()) == 1
 

@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 import torch
-from warm import PYTHON
-
 from mirror import MirrorMap
 from runtime import evolution
 from runtime.evolution import centred_ranks, directions, es_gradient, es_step, pair_weights
+
+from warm import PYTHON
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -52,7 +52,9 @@ def test_noise_differs_between_tensors_of_one_shape_and_comes_again():
 
 
 def test_a_step_by_hand_and_exact_restoring(monkeypatch):
-    """Both sides by hand; with equal rewards the parameters come back bit for bit; else the step is the weighted noise; ranks share the pairs."""
+    """
+    Both sides by hand; with equal rewards the parameters come back bit for bit; else the step is the weighted noise; ranks share the pairs.
+    """
     params, seen = parameters(), []
     before = [p.detach().clone() for p in params]
     es_step(params, lambda: seen.append([p.detach().clone() for p in params]) or 1.0, seed=3, pairs=4, sigma=0.05)

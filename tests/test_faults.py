@@ -1,6 +1,6 @@
 """
-A machine that fails: kills, signals, lost and hanging ranks, a full disk, damaged checkpoints, NaN, and rewards that raise, each with real processes. At the end
-the terminal lists what was tried and survived: `python -m pytest tests/test_faults.py`.
+A machine that fails: kills, signals, lost and hanging ranks, a full disk, damaged checkpoints, NaN, and rewards that raise, each with real
+processes. At the end the terminal lists what was tried and survived: `python -m pytest tests/test_faults.py`.
 """
 import json
 import os
@@ -17,15 +17,41 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 REAL = (sys.executable, '-u')  # where the test looks at the process itself
 TORCHRUN = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-TOY = ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--block_size=16', '--max_new_tokens=4', '--n_layer=1', '--n_head=2', '--n_embd=16',
-       '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_samples=1', '--eval_show=0', '--log_interval=1', '--hist_interval=2', '--eval_interval=4',
-       '--save_interval=2', '--max_iters=12', '--kl_estimator=k2', '--reference_mode=ema', '--device=cpu', '--precision=fp32', 'ones.py']
+TOY = [
+    '--task=completion',
+    '--train_prompts=sums.jsonl',
+    '--eval_prompts=held_out.jsonl',
+    '--generator_checkpoint=start.pt',
+    '--block_size=16',
+    '--max_new_tokens=4',
+    '--n_layer=1',
+    '--n_head=2',
+    '--n_embd=16',
+    '--pretrain_iters=40',
+    '--batch_size=4',
+    '--group_size=4',
+    '--temperature=1',
+    '--eval_prompts_n=8',
+    '--eval_samples=1',
+    '--eval_show=0',
+    '--log_interval=1',
+    '--hist_interval=2',
+    '--eval_interval=4',
+    '--save_interval=2',
+    '--max_iters=12',
+    '--kl_estimator=k2',
+    '--reference_mode=ema',
+    '--device=cpu',
+    '--precision=fp32',
+    'ones.py',
+]
 
 
 def command(*arguments, launcher=(PYTHON, '-u')):
@@ -39,7 +65,9 @@ def run(folder, *arguments, launcher=(PYTHON, '-u')):
 def log_of(folder, out_dir='out-grpo'):
     """metrics.jsonl without its times, samples.jsonl and rewards.jsonl."""
     lines = {name: [json.loads(line) for line in open(folder / out_dir / f'{name}.jsonl')] for name in ('metrics', 'samples', 'rewards')}
-    return lines | {'metrics': [{k: v for k, v in line.items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in lines['metrics']]}
+    return lines | {
+        'metrics': [{k: v for k, v in line.items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in lines['metrics']]
+    }
 
 
 def weights_of(folder, out_dir='out-grpo'):
@@ -51,7 +79,12 @@ def undisturbed(tmp_path_factory):
     """A folder with the data, the start and a run that nobody disturbs."""
     folder, rng = tmp_path_factory.mktemp('undisturbed'), random.Random(0)
     for name, n in (('sums', 40), ('held_out', 8)):
-        (folder / f'{name}.jsonl').write_text(''.join(json.dumps({'prompt': f'{a}+{b}=', 'answer': str(a + b)}) + '\n' for a, b in ((rng.randrange(50), rng.randrange(50)) for _ in range(n))))
+        (folder / f'{name}.jsonl').write_text(
+            ''.join(
+                json.dumps({'prompt': f'{a}+{b}=', 'answer': str(a + b)}) + '\n'
+                for a, b in ((rng.randrange(50), rng.randrange(50)) for _ in range(n))
+            )
+        )
     (folder / 'ones.py').write_text('def ones(text, **_):\n    return text.count("1") / 4\n\nrewards = [ones]\n')
     done = run(folder)
     assert done.returncode == 0, done.stderr
@@ -71,7 +104,8 @@ def same(folder, undisturbed):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-# One process that has loaded everything forks a child for each attempt, which is killed (SIGKILL) by itself at the n-th time that it comes to a place, or by a clock.
+# One process that has loaded everything forks a child for each attempt, which is killed (SIGKILL) by itself at the n-th time that it comes
+# to a place, or by a clock.
 KILLED = '''
 import json, os, random, runpy, signal, sys, threading
 root, seed, attempts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -94,6 +128,9 @@ def at_call(owner, name, n, before=lambda *_: None, counts=lambda *_: True):
         return real(*arguments, **options)
     setattr(owner, name, counted)
 
+def at_replace(most, ending):
+    at_call(os, 'replace', rng.randrange(most), counts=lambda source, target: target.endswith(ending))
+
 def half_a_file(checkpoint, f):
     import io
     real_save(checkpoint, whole := io.BytesIO())
@@ -106,8 +143,8 @@ PLACES = {
     'a rollout': lambda: at_call(policy, 'draw', rng.randrange(12)),
     'backward': lambda: at_call(kernels.GroupAttention, 'backward', rng.randrange(4)),
     'a checkpoint half written': lambda: at_call(torch, 'save', rng.randrange(3), half_a_file),
-    'a checkpoint not yet renamed': lambda: at_call(runtime.checkpoint.os, 'replace', rng.randrange(3), counts=lambda source, target: target.endswith('.pt')),
-    'a log not yet renamed': lambda: at_call(runtime.checkpoint.os, 'replace', rng.randrange(4 if os.path.exists('out-grpo/ckpt.pt') else 1), counts=lambda source, target: target.endswith(('.json', '.jsonl'))),
+    'a checkpoint not yet renamed': lambda: at_replace(3, '.pt'),
+    'a log not yet renamed': lambda: at_replace(4 if os.path.exists('out-grpo/ckpt.pt') else 1, ('.json', '.jsonl')),
     'any moment': lambda: threading.Timer(rng.uniform(0.05, 0.6), die).start(),
 }
 places = [place for place in PLACES for _ in range(attempts // len(PLACES))]
@@ -137,8 +174,9 @@ for place in places + [None]:
 
 def test_killed_thirty_times(folder, undisturbed, record_property):
     """
-    kill -9 in rollouts, in backward, in the middle of a checkpoint's bytes, before its rename or a log's and at moments that a clock chooses, thirty times in one run of 60 iterations; each time it is taken up again.
-    In the end its log, its samples and its weights are those of the run that nobody disturbed, to the last bit.
+    kill -9 in rollouts, in backward, in the middle of a checkpoint's bytes, before its rename or a log's and at moments that a clock
+    chooses, thirty times in one run of 60 iterations; each time it is taken up again. In the end its log, its samples and its weights are
+    those of the run that nobody disturbed, to the last bit.
     """
     longer = ['--max_iters=60', '--save_interval=1']
     calm = folder / 'calm'
@@ -148,30 +186,51 @@ def test_killed_thirty_times(folder, undisturbed, record_property):
     assert run(calm, *longer).returncode == 0
     script = folder / 'killed.py'
     script.write_text(KILLED)
-    done = subprocess.run([PYTHON, str(script), str(ROOT), '1', '30', *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [PYTHON, str(script), str(ROOT), '1', '30', *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-1000:] + open(folder / 'log.txt').read()[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert len(result['killed']) == 30 and result['last'] == 0, result
     same(folder, calm)
     assert not [name for name in os.listdir(folder / 'out-grpo') if name.endswith('.tmp')]
     counts = {place: result['killed'].count(place) for place in sorted(set(result['killed']))}
-    record_property('survived', f"kill -9, 30 times in one run: {', '.join(f'{n} in {place}' for place, n in counts.items())}; log, samples and weights equal to the undisturbed run's")
+    record_property(
+        'survived',
+        f"kill -9, 30 times in one run: {', '.join(f'{n} in {place}' for place, n in counts.items())}; log, samples and weights equal to "
+        f"the undisturbed run's",
+    )
 
 
 # --- signals, and ranks that are lost
 
 def ranks_of(folder, *arguments):
-    """Two ranks started as a cluster does it, without torchrun, which would end one when it sees the other fail: [process of rank 0, of rank 1]."""
+    """
+    Two ranks started as a cluster does it, without torchrun, which would end one when it sees the other fail: [process of rank 0, of rank
+    1].
+    """
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     meet = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    return [subprocess.Popen(command(*arguments, launcher=REAL), cwd=folder, env=ENV | meet | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
+    return [
+        subprocess.Popen(
+            command(*arguments, launcher=REAL),
+            cwd=folder,
+            env=ENV | meet | {'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_is_named(folder, number, record_property):
-    """Rank 1 dies, or hangs: rank 0 stops within seconds, or after rank_timeout, and says which process on which machine no longer answers."""
+    """
+    Rank 1 dies, or hangs: rank 0 stops within seconds, or after rank_timeout, and says which process on which machine no longer answers.
+    """
     first, second = ranks_of(folder, '--max_iters=2000', '--save_interval=1', '--rank_timeout=5')
     try:
         assert any(line.startswith('iter 1: reward') for line in first.stdout), second.communicate()[0][-2000:]
@@ -183,34 +242,65 @@ def test_a_lost_rank_is_named(folder, number, record_property):
         for process in (first, second):
             process.kill()
             process.wait()
-    assert first.returncode == 1 and re.search(rf"rank 0 stops: no answer any more from rank 1 \(process {second.pid} on .+\)\. Go on from the last", rest), rest[-2000:]
-    record_property('survived', f"rank 1 of 2 {'dies' if number == signal.SIGKILL else 'hangs (rank_timeout 5 s)'}: rank 0 stops after {took:.0f} s and names it")
+    assert first.returncode == 1 and re.search(
+        rf"rank 0 stops: no answer any more from rank 1 \(process {second.pid} on .+\)\. Go on from the last", rest
+    ), rest[-2000:]
+    record_property(
+        'survived',
+        f"rank 1 of 2 {'dies' if number == signal.SIGKILL else 'hangs (rank_timeout 5 s)'}: rank 0 stops after {took:.0f} s and names it",
+    )
 
 
 def test_torchrun_ends_when_a_rank_dies(folder, record_property):
     """Under torchrun the same, and the run goes on from its checkpoint, with two ranks, with one, and sharded."""
-    process = subprocess.Popen(command('--max_iters=2000', '--save_interval=1', launcher=(sys.executable, *TORCHRUN[1:])), cwd=folder, env=ENV | {'PYTHON_EXEC': sys.executable}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command('--max_iters=2000', '--save_interval=1', launcher=(sys.executable, *TORCHRUN[1:])),
+        cwd=folder,
+        env=ENV | {'PYTHON_EXEC': sys.executable},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     printed = ''
     for line in process.stdout:
         printed += line
         if line.startswith('iter 2: reward'):
             workers = [int(pid) for pid in open(f'/proc/{process.pid}/task/{process.pid}/children').read().split()]
-            os.kill(next(pid for pid in workers if b'RANK=1\0' in open(f'/proc/{pid}/environ', 'rb').read().replace(b'LOCAL_RANK', b'').replace(b'GROUP_RANK', b'').replace(b'ROLE_RANK', b'')), signal.SIGKILL)
+            os.kill(
+                next(
+                    pid
+                    for pid in workers
+                    if b'RANK=1\0'
+                    in open(f'/proc/{pid}/environ', 'rb')
+                    .read()
+                    .replace(b'LOCAL_RANK', b'')
+                    .replace(b'GROUP_RANK', b'')
+                    .replace(b'ROLE_RANK', b'')
+                ),
+                signal.SIGKILL,
+            )
             break
     printed += process.communicate(timeout=60)[0]
     assert process.returncode != 0 and re.search(r'rank +: 1', printed), printed[-2000:]
     iterations = torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True)['iter']
-    for n, (launcher, more) in enumerate(((TORCHRUN, []), ((PYTHON,), []), (TORCHRUN, ['--shard=True']), ((PYTHON,), ['--shard=False'])), 1):
+    for n, (launcher, more) in enumerate(
+        ((TORCHRUN, []), ((PYTHON,), []), (TORCHRUN, ['--shard=True']), ((PYTHON,), ['--shard=False'])), 1
+    ):
         done = run(folder, *more, '--init_from=resume', f'--max_iters={iterations + 2 * n}', launcher=launcher)
         assert done.returncode == 0, done.stderr[-2000:]
     assert [line['iter'] for line in log_of(folder)['metrics']] == list(range(iterations + 9))
-    record_property('survived', 'a rank dies under torchrun, which ends and names it; the run goes on with 2 ranks, with 1, with 2 sharded and with 1 again')
+    record_property(
+        'survived',
+        'a rank dies under torchrun, which ends and names it; the run goes on with 2 ranks, with 1, with 2 sharded and with 1 again',
+    )
 
 
 @pytest.mark.parametrize('launcher', [(PYTHON, '-u'), TORCHRUN])
 def test_sigterm_saves(folder, undisturbed, launcher, record_property):
-    """As a cluster ends a job: it saves, says how to go on, and one process exits with 0 (torchrun itself reports the signal); the run then goes on as if nothing had happened."""
+    """
+    As a cluster ends a job: it saves, says how to go on, and one process exits with 0 (torchrun itself reports the signal); the run then
+    goes on as if nothing had happened.
+    """
     process = subprocess.Popen(command(launcher=launcher), cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     printed = ''
     for line in process.stdout:
@@ -227,22 +317,49 @@ def test_sigterm_saves(folder, undisturbed, launcher, record_property):
     if launcher != TORCHRUN:
         same(folder, undisturbed)
     assert [line['iter'] for line in log_of(folder)['metrics']] == list(range(13))
-    record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'}: saved and gone after {took:.1f} s")
+    record_property(
+        'survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'}: saved and gone after {took:.1f} s"
+    )
 
 
 ONE = (PYTHON, '-u')
 
 
-@pytest.mark.parametrize('launcher, phase, more', [(ONE, 'reward_values', ['--rollout_batch_size=2']), (ONE, 'evaluate', []), (ONE, 'policy_loss', []), (ONE, 'reward_values', ['--optimizer=es', '--es_pairs=4', '--kl_beta=0']),
-                                                   (TORCHRUN, 'reward_values', []), (TORCHRUN, 'evaluate', [])])
+@pytest.mark.parametrize(
+    'launcher, phase, more',
+    [
+        (ONE, 'reward_values', ['--rollout_batch_size=2']),
+        (ONE, 'evaluate', []),
+        (ONE, 'policy_loss', []),
+        (ONE, 'reward_values', ['--optimizer=es', '--es_pairs=4', '--kl_beta=0']),
+        (TORCHRUN, 'reward_values', []),
+        (TORCHRUN, 'evaluate', []),
+    ],
+)
 def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, more, record_property):
-    """The signal comes while a reward (in a thread beside the sampling, or of a candidate of evolution strategies), an evaluation or the loss takes forever: it is broken off, as nothing has changed yet, and the run then goes on as if nothing had happened."""
-    (folder / 'slow.py').write_text('import os as _os, time as _time, traceback as _traceback\nimport grpo as _grpo\n_calls, _real = [0], _grpo.policy_loss\n\n'
-                                    'def _wait(phase):\n    _calls[0] += _os.environ.get("SLOW") == phase\n    while _calls[0] > int(_os.environ.get("AFTER", "20")):\n        print("waiting", flush=True)\n        _time.sleep(0.1)\n\n'
-                                    'def ones(text, **_):\n    _wait(next((f.name for f in _traceback.extract_stack() if f.name in ("evaluate", "reward_values")), None))\n    return text.count("1") / 4\n\n'
-                                    'def _loss(*arguments, **options):\n    _wait("policy_loss")\n    return _real(*arguments, **options)\n\n_grpo.policy_loss = _loss\nrewards = [ones]\n')
+    """
+    The signal comes while a reward (in a thread beside the sampling, or of a candidate of evolution strategies), an evaluation or the loss
+    takes forever: it is broken off, as nothing has changed yet, and the run then goes on as if nothing had happened.
+    """
+    (folder / 'slow.py').write_text(
+        'import os as _os, time as _time, traceback as _traceback\nimport grpo as _grpo\n_calls, _real = [0], _grpo.policy_loss\n\n'
+        'def _wait(phase):\n    _calls[0] += _os.environ.get("SLOW") == phase\n    while _calls[0] > '
+        'int(_os.environ.get("AFTER", "20")):\n        print("waiting", flush=True)\n        _time.sleep(0.1)\n\n'
+        'def ones(text, **_):\n    '
+        '_wait(next((f.name for f in _traceback.extract_stack() if f.name in ("evaluate", "reward_values")), None))\n    return '
+        'text.count("1") / 4\n\n'
+        'def _loss(*arguments, **options):\n    _wait("policy_loss")\n    return _real(*arguments, **options)\n\n_grpo.policy_loss = '
+        '_loss\nrewards = [ones]\n'
+    )
     slow = ['slow.py', '--micro_batch_size=1', '--out_dir=slow', *more]
-    process = subprocess.Popen(command(*slow, launcher=launcher), cwd=folder, env=ENV | {'SLOW': phase, 'AFTER': '200' if '--optimizer=es' in more else '20'}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command(*slow, launcher=launcher),
+        cwd=folder,
+        env=ENV | {'SLOW': phase, 'AFTER': '200' if '--optimizer=es' in more else '20'},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     printed, since = '', None
     for line in process.stdout:
         printed += line
@@ -251,14 +368,26 @@ def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, more, recor
             since = time.monotonic()
     process.wait(timeout=30)
     took = time.monotonic() - since
-    assert re.search(r'stopped in iteration [1-9]', printed) and took < 30 and (process.returncode == 0 or launcher == TORCHRUN), printed[-2000:]
+    assert re.search(r'stopped in iteration [1-9]', printed) and took < 30 and (process.returncode == 0 or launcher == TORCHRUN), printed[
+        -2000:
+    ]
     assert run(folder, *slow, '--init_from=resume', launcher=launcher).returncode == 0
     if launcher != TORCHRUN:
         assert run(folder, *slow, '--out_dir=calm').returncode == 0
-        assert log_of(folder, 'slow') == log_of(folder, 'calm') and all(torch.equal(v, weights_of(folder, 'calm')[k]) for k, v in weights_of(folder, 'slow').items())
+        assert log_of(folder, 'slow') == log_of(folder, 'calm') and all(
+            torch.equal(v, weights_of(folder, 'calm')[k]) for k, v in weights_of(folder, 'slow').items()
+        )
     assert [line['iter'] for line in log_of(folder, 'slow')['metrics']] == list(range(13))
-    where = {'reward_values': "a reward of evolution strategies" if '--optimizer=es' in more else 'a reward', 'evaluate': 'an evaluation', 'policy_loss': 'the loss'}[phase]
-    record_property('survived', f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'} while {where} takes forever: saved and gone after {took:.1f} s")
+    where = {
+        'reward_values': "a reward of evolution strategies" if '--optimizer=es' in more else 'a reward',
+        'evaluate': 'an evaluation',
+        'policy_loss': 'the loss',
+    }[phase]
+    record_property(
+        'survived',
+        f"SIGTERM to {'torchrun with two ranks' if launcher == TORCHRUN else 'one process'} while {where} takes forever: saved and gone "
+        f"after {took:.1f} s",
+    )
 
 
 # --- disks and files
@@ -266,8 +395,9 @@ def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, more, recor
 @pytest.mark.parametrize('what', ['no room', 'too large a file', 'too large a log'])
 def test_a_full_disk(folder, undisturbed, what, record_property):
     """
-    The disk is full when the second checkpoint comes, or a line of a log (a small tmpfs, where one can be mounted; a limit on the size of a file, which anyone can set): the run stops with one
-    line, no torn file is left, the checkpoint from before is whole, and with room again the run goes on to the undisturbed end.
+    The disk is full when the second checkpoint comes, or a line of a log (a small tmpfs, where one can be mounted; a limit on the size of a
+    file, which anyone can set): the run stops with one line, no torn file is left, the checkpoint from before is whole, and with room again
+    the run goes on to the undisturbed end.
     """
     out = folder / 'out-grpo'
     out.mkdir()
@@ -277,8 +407,14 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
             pytest.skip('a tmpfs can be mounted by root alone')
     try:
         rarely = ['--log_interval=1', '--max_iters=2000'] if 'log' in what else ['--log_interval=100', '--max_iters=400']
-        process = subprocess.Popen(command('--save_interval=2', '--eval_interval=2000', '--hist_interval=2000', *rarely, '--keep_checkpoints=0', launcher=REAL), cwd=folder, env=ENV, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command('--save_interval=2', '--eval_interval=2000', '--hist_interval=2000', *rarely, '--keep_checkpoints=0', launcher=REAL),
+            cwd=folder,
+            env=ENV,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         while not (out / 'ckpt.pt').exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -293,7 +429,9 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
             limit = size * 2 if 'log' in what else size // 2
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
         printed, errors = process.communicate(timeout=60)
-        assert process.returncode == 1 and 'could not be written' in errors and 'make room' in errors and len(errors.strip().splitlines()) == 1, errors
+        assert (
+            process.returncode == 1 and 'could not be written' in errors and 'make room' in errors and len(errors.strip().splitlines()) == 1
+        ), errors
         assert not [name for name in os.listdir(out) if name.endswith('.tmp')]
         saved = torch.load(out / 'ckpt.pt', weights_only=True)
         if what == 'no room':
@@ -305,19 +443,34 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
         process.kill()
         if what == 'no room':
             subprocess.run(['umount', '-l', str(out)])
-    record_property('survived', f"a disk that is full while saving ({what}): one line, the checkpoint from before whole, no torn file, and on from it")
+    record_property(
+        'survived', f"a disk that is full while saving ({what}): one line, the checkpoint from before whole, no torn file, and on from it"
+    )
 
 
 def test_a_damaged_checkpoint(folder, undisturbed, record_property):
-    """ckpt.pt cut short, empty, its end or its middle overwritten with zeros: the older one serves, with a warning, and the end is the same. Without an older one the run stops and names the file."""
+    """
+    ckpt.pt cut short, empty, its end or its middle overwritten with zeros: the older one serves, with a warning, and the end is the same.
+    Without an older one the run stops and names the file.
+    """
     whole = (undisturbed / 'out-grpo' / 'ckpt.pt').read_bytes()
-    damages = {'cut to half': whole[:len(whole) // 2], 'its last byte gone': whole[:-1], 'empty': b'', 'its end zero': whole[:-600] + bytes(600), 'not a checkpoint': b'GIF89a' + bytes(200)}
+    damages = {
+        'cut to half': whole[: len(whole) // 2],
+        'its last byte gone': whole[:-1],
+        'empty': b'',
+        'its end zero': whole[:-600] + bytes(600),
+        'not a checkpoint': b'GIF89a' + bytes(200),
+    }
     for name, damaged in damages.items():
         shutil.rmtree(folder / 'out-grpo', ignore_errors=True)
         shutil.copytree(undisturbed / 'out-grpo', folder / 'out-grpo')
         (folder / 'out-grpo' / 'ckpt.pt').write_bytes(damaged)
         done = run(folder, '--init_from=resume')
-        assert done.returncode == 0 and 'warning' in done.stdout and 'going on from out-grpo/ckpt_000010.pt instead, iteration 10' in done.stdout, (name, done.stdout, done.stderr)
+        assert (
+            done.returncode == 0
+            and 'warning' in done.stdout
+            and 'going on from out-grpo/ckpt_000010.pt instead, iteration 10' in done.stdout
+        ), (name, done.stdout, done.stderr)
         same(folder, undisturbed)
     (folder / 'out-grpo' / 'ckpt.pt').write_bytes(b'')
     for older in folder.glob('out-grpo/ckpt_0*'):
@@ -329,8 +482,22 @@ def test_a_damaged_checkpoint(folder, undisturbed, record_property):
 
 def test_two_thousand_iterations(folder, record_property):
     """Memory and open files at iteration 500 are those at 2,000, older checkpoints go, and metrics.jsonl can be read at any moment."""
-    process = subprocess.Popen(command('--max_iters=2010', '--save_interval=100', '--log_interval=10', '--eval_interval=500', '--hist_interval=100', '--keep_checkpoints=2', launcher=REAL), cwd=folder, env=ENV, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(
+            '--max_iters=2010',
+            '--save_interval=100',
+            '--log_interval=10',
+            '--eval_interval=500',
+            '--hist_interval=100',
+            '--keep_checkpoints=2',
+            launcher=REAL,
+        ),
+        cwd=folder,
+        env=ENV,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     seen = {}
     for line in process.stdout:
         found = re.match(r'iter (500|1000|1500|2000): reward', line)
@@ -339,10 +506,19 @@ def test_two_thousand_iterations(folder, record_property):
             seen[int(found[1])] = int(re.search(r'VmRSS:\s+(\d+) kB', status)[1]), len(os.listdir(f'/proc/{process.pid}/fd'))
             assert [json.loads(line)['iter'] for line in open(folder / 'out-grpo' / 'metrics.jsonl')][-1] >= int(found[1]) - 10
     assert process.wait() == 0, process.stderr.read()
-    assert sorted(name for name in os.listdir(folder / 'out-grpo') if name.endswith('.pt')) == ['ckpt.pt', 'ckpt_001900.pt', 'ckpt_002000.pt', 'ckpt_best.pt']
+    assert sorted(name for name in os.listdir(folder / 'out-grpo') if name.endswith('.pt')) == [
+        'ckpt.pt',
+        'ckpt_001900.pt',
+        'ckpt_002000.pt',
+        'ckpt_best.pt',
+    ]
     (first, files), (last, files_last) = seen[500], seen[2000]
     assert last < 1.03 * first and files_last == files, seen
-    record_property('survived', f"2,000 iterations: {first / 1024:.0f} MB at 500, {last / 1024:.0f} MB at 2,000 ({100 * (last / first - 1):+.1f} %), {files} and {files_last} open files")
+    record_property(
+        'survived',
+        f"2,000 iterations: {first / 1024:.0f} MB at 500, {last / 1024:.0f} MB at 2,000 ({100 * (last / first - 1):+.1f} %), {files} and "
+        f"{files_last} open files",
+    )
 
 
 # --- settings, numbers and rewards
@@ -351,50 +527,94 @@ def test_resume_with_other_settings(folder, undisturbed, record_property):
     """Differences are printed; another task, LoRA where there was none, a value head, or another start are refused."""
     shutil.copytree(undisturbed / 'out-grpo', folder / 'out-grpo')
     done = run(folder, '--init_from=resume', '--max_iters=13', '--learning_rate=1e-5', '--group_size=2')
-    assert done.returncode == 0 and 'resuming with learning_rate = 1e-05 (it was 0.0006)' in done.stdout and 'resuming with group_size = 2 (it was 4)' in done.stdout, done.stderr
-    for more, words in ((['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "task 'alignment'"), (['--lora_r=2'], 'adapters'), (['--advantage=gae'], 'value head'),
-                        (['--generator_checkpoint=other.pt', '--seed=7'], 'not the one this run started from'), (['--max_iters=5'], 'max_iters')):
+    assert (
+        done.returncode == 0
+        and 'resuming with learning_rate = 1e-05 (it was 0.0006)' in done.stdout
+        and 'resuming with group_size = 2 (it was 4)' in done.stdout
+    ), done.stderr
+    for more, words in (
+        (['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "task 'alignment'"),
+        (['--lora_r=2'], 'adapters'),
+        (['--advantage=gae'], 'value head'),
+        (['--generator_checkpoint=other.pt', '--seed=7'], 'not the one this run started from'),
+        (['--max_iters=5'], 'max_iters'),
+    ):
         done = run(folder, '--init_from=resume', '--max_iters=20', *more)
         assert done.returncode == 1 and done.stderr.startswith('error: ') and words in done.stderr, (more, done.stderr[-1000:])
     record_property('survived', 'resuming with other settings: told of, and another task, start, LoRA or a value head refused')
 
 
 def test_a_gradient_that_is_not_finite(folder, record_property):
-    """In three iterations of a run the loss is NaN: their steps are skipped and counted, and the run ends well; five in a row end it, with its weights untouched."""
-    broken = ('import grpo as _grpo\n_real, _calls = _grpo.policy_loss, [0]\n\ndef _broken(*arguments, **options):\n    _calls[0] += 1\n    loss, stats = _real(*arguments, **options)\n'
-              '    return (loss * float("nan") if _calls[0] in BAD else loss), stats\n\n_grpo.policy_loss = _broken\n')
+    """
+    In three iterations of a run the loss is NaN: their steps are skipped and counted, and the run ends well; five in a row end it, with its
+    weights untouched.
+    """
+    broken = (
+        'import grpo as _grpo\n_real, _calls = _grpo.policy_loss, [0]\n\ndef _broken(*arguments, **options):\n    _calls[0] += 1\n    '
+        'loss, stats = _real(*arguments, **options)\n'
+        '    return (loss * float("nan") if _calls[0] in BAD else loss), stats\n\n_grpo.policy_loss = _broken\n'
+    )
     (folder / 'now_and_then.py').write_text(broken.replace('BAD', '(2, 3, 7)'))
     (folder / 'from_then_on.py').write_text(broken.replace('BAD', 'range(4, 100)'))
     done = run(folder, 'now_and_then.py')
     assert done.returncode == 0, done.stderr
     lines = log_of(folder)['metrics']
-    assert [line['bad_steps'] for line in lines[:-1]] == [0, 1, 1, 0, 0, 0, 1] + [0] * 5 and lines[1]['loss'] is None and all(torch.isfinite(v).all() for v in weights_of(folder).values())
+    assert (
+        [line['bad_steps'] for line in lines[:-1]] == [0, 1, 1, 0, 0, 0, 1] + [0] * 5
+        and lines[1]['loss'] is None
+        and all(torch.isfinite(v).all() for v in weights_of(folder).values())
+    )
     done = run(folder, 'from_then_on.py', '--out_dir=worse', '--save_interval=1')
-    assert done.returncode == 1 and 'NaN or infinity' in done.stderr and '5 iterations in a row' in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 1
+        and 'NaN or infinity' in done.stderr
+        and '5 iterations in a row' in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    ), done.stderr
     assert [line['bad_steps'] for line in log_of(folder, 'worse')['metrics']] == [0, 0, 0] + [1] * 5
     assert all(torch.isfinite(v).all() for v in weights_of(folder, 'worse').values())
-    record_property('survived', 'NaN in the loss of 3 of 12 iterations: skipped and counted; in 5 in a row: the run stops, its weights untouched')
+    record_property(
+        'survived', 'NaN in the loss of 3 of 12 iterations: skipped and counted; in 5 in a row: the run stops, its weights untouched'
+    )
 
 
 def test_a_reward_that_raises_in_one_rank(folder, record_property):
     """The rank says which reward raised what on which answer; the other stops too, and nothing hangs."""
-    (folder / 'raises.py').write_text('import os\n\ndef touchy(text, **_):\n    if os.environ.get("RANK") == "1":\n        raise KeyError("colour")\n    return 0.5\n\nrewards = [touchy]\n')
+    (folder / 'raises.py').write_text(
+        'import os\n\ndef touchy(text, **_):\n    if os.environ.get("RANK") == "1":\n        raise KeyError("colour")\n    return '
+        '0.5\n\nrewards = [touchy]\n'
+    )
     since = time.monotonic()
     done = run(folder, 'raises.py', '--eval_interval=100', launcher=TORCHRUN)
     assert done.returncode != 0 and "reward 'touchy' raised KeyError: 'colour'" in done.stderr, done.stderr[-2000:]
-    record_property('survived', f"a reward that raises in one of two ranks: named, both end, after {time.monotonic() - since:.0f} s with their start")
+    record_property(
+        'survived', f"a reward that raises in one of two ranks: named, both end, after {time.monotonic() - since:.0f} s with their start"
+    )
     (folder / 'raises.py').write_text((folder / 'raises.py').read_text().replace('== "1"', '== "0"'))
     processes = ranks_of(folder, 'raises.py')  # in the evaluation now, which rank 0 does alone
     printed = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1] and "reward 'touchy' raised KeyError: 'colour'" in printed[0] and 'rank 0 has failed' in printed[1], printed
+    assert (
+        [process.returncode for process in processes] == [1, 1]
+        and "reward 'touchy' raised KeyError: 'colour'" in printed[0]
+        and 'rank 0 has failed' in printed[1]
+    ), printed
 
 
 def test_a_scorer_that_is_gone_for_one_rank(folder, record_property):
-    """A reward whose service one of two ranks cannot reach: both save and stop with one line, nothing is learned from half an answer, and the run goes on to the end it would have had."""
-    (folder / 'gone.py').write_text('import os as _os\n_calls = [0]\n\ndef _scorer(texts):\n    _calls[0] += len(texts) > 1  # not when it is tried, text by text\n    if _calls[0] > 2 and _os.environ.get("RANK") == "1" and not _os.path.exists("back"):\n'
-                                    '        raise ConnectionError("nobody listens")\n    return [len(text) for text in texts]\n\nrewards = [("helpfulness", 1.0, {"scorer": _scorer})]\n')
+    """
+    A reward whose service one of two ranks cannot reach: both save and stop with one line, nothing is learned from half an answer, and the
+    run goes on to the end it would have had.
+    """
+    (folder / 'gone.py').write_text(
+        'import os as _os\n_calls = [0]\n\ndef _scorer(texts):\n    _calls[0] += len(texts) > 1  # not when it is tried, text by text\n   '
+        ' if _calls[0] > 2 and _os.environ.get("RANK") == "1" and not _os.path.exists("back"):\n'
+        '        raise ConnectionError("nobody listens")\n    return [len(text) for text in texts]\n\nrewards = '
+        '[("helpfulness", 1.0, {"scorer": _scorer})]\n'
+    )
     done = run(folder, 'gone.py', launcher=TORCHRUN)
-    assert done.returncode != 0 and "reward 'helpfulness': nobody listens" in done.stderr and 'stopped in iteration' in done.stdout, done.stderr[-2000:]
+    assert done.returncode != 0 and "reward 'helpfulness': nobody listens" in done.stderr and 'stopped in iteration' in done.stdout, (
+        done.stderr[-2000:]
+    )
     (folder / 'back').touch()
     assert run(folder, 'gone.py', '--init_from=resume', launcher=TORCHRUN).returncode == 0
     assert run(folder, 'gone.py', '--out_dir=whole', launcher=TORCHRUN).returncode == 0

@@ -5,8 +5,6 @@ import types
 
 import pytest
 import torch
-from plain import plain
-
 from grpo import (
     LOSS_TYPES,
     Rollout,
@@ -22,6 +20,8 @@ from grpo import (
     train_on_rollout,
 )
 from mirror import MirrorMap
+
+from plain import plain
 
 torch.manual_seed(0)
 

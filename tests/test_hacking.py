@@ -1,4 +1,8 @@
-"""The patches of docs/hacking.md: each applies to today's code, is as small as the page says, trains, and computes what it says, worked out by hand here."""
+"""
+The patches of docs/hacking.md: each applies to today's code, is as small as the page says, trains, and computes what it says, worked out by
+hand here.
+"""
+
 import importlib.util
 import json
 import math
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,8 +25,24 @@ def even(text, **fields):
 
 rewards = [even]
 """
-TOY = ['config/arithmetic.py', 'toy.py', '--n_layer=1', '--n_head=2', '--n_embd=16', '--pretrain_iters=20', '--pretrain_until=1.0', '--batch_size=8', '--max_iters=6', '--log_interval=1', '--save_interval=6', '--eval_interval=6',
-       '--eval_prompts_n=8', '--eval_show=1', '--device=cpu', '--precision=fp32']
+TOY = [
+    'config/arithmetic.py',
+    'toy.py',
+    '--n_layer=1',
+    '--n_head=2',
+    '--n_embd=16',
+    '--pretrain_iters=20',
+    '--pretrain_until=1.0',
+    '--batch_size=8',
+    '--max_iters=6',
+    '--log_interval=1',
+    '--save_interval=6',
+    '--eval_interval=6',
+    '--eval_prompts_n=8',
+    '--eval_show=1',
+    '--device=cpu',
+    '--precision=fp32',
+]
 
 
 @pytest.fixture
@@ -31,7 +52,10 @@ def patched(tmp_path):
         shutil.copytree(ROOT, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*', 'out-*', 'tests', '__pycache__'))
         (tmp_path / 'toy.py').write_text(CONFIG)
         patch = ROOT / 'docs' / 'patches' / f'{name}.patch'
-        environment = {**os.environ, 'GIT_CEILING_DIRECTORIES': str(tmp_path.parent)}  # inside some other checkout, git would apply nothing and say nothing
+        environment = {
+            **os.environ,
+            'GIT_CEILING_DIRECTORIES': str(tmp_path.parent),
+        }  # inside some other checkout, git would apply nothing and say nothing
         for option in ('--numstat', '--verbose'):
             done = subprocess.run(['git', 'apply', option, patch], cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{patch.name} no longer applies; make the change by hand and keep `git diff -U1`: {done.stderr}"
@@ -42,7 +66,14 @@ def patched(tmp_path):
 
 
 def start(folder, *arguments):
-    return subprocess.run([PYTHON, 'train_grpo.py', *arguments], cwd=folder, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [PYTHON, 'train_grpo.py', *arguments],
+        cwd=folder,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def train_in(folder, *arguments):
@@ -104,7 +135,9 @@ def test_a_new_divergence(patched):
     torch.testing.assert_close(token_divergence(p, p_ref, 'hellinger'), torch.tensor([0.08, 0.08, 2.0, 0.0]), atol=1e-5, rtol=0)
     assert token_divergence(p[:1], p_ref[:1], 'hellinger', 'is').item() == pytest.approx(0.125)
     # of a coin, by the sum over its sides: near the KL, 0.28 ln(16 / 9) = 0.1611
-    assert token_divergence(p[:2], p_ref[:2], 'hellinger').sum().item() == pytest.approx(0.16) and 0.28 * math.log(16 / 9) == pytest.approx(0.1611, abs=1e-4)
+    assert token_divergence(p[:2], p_ref[:2], 'hellinger').sum().item() == pytest.approx(0.16) and 0.28 * math.log(16 / 9) == pytest.approx(
+        0.1611, abs=1e-4
+    )
     lines, _ = train(folder, '--divergence=hellinger', '--mirror_weighting=is', '--kl_estimator=k3', '--mirror_coefficient=0.5')
     assert lines[0]['mirror_penalty'] == pytest.approx(0, abs=1e-9)  # the policy is the reference
     for line in lines[2:-1]:
@@ -121,7 +154,10 @@ def test_a_new_reward(patched, monkeypatch):
     assert no_repeats('too short') == 1.0
     _, samples = train(folder, "--rewards=[('no_repeats', 1.0, {'n': 1, 'words': False})]")
     values = [sample['reward/no_repeats'] for sample in samples]
-    assert values == [pytest.approx(len(set(s['completion'])) / max(1, len(s['completion'])) if s['completion'] else 1.0) for s in samples] and len(set(values)) > 2
+    assert (
+        values == [pytest.approx(len(set(s['completion'])) / max(1, len(s['completion'])) if s['completion'] else 1.0) for s in samples]
+        and len(set(values)) > 2
+    )
 
 
 def test_a_new_loss(patched):
@@ -147,13 +183,24 @@ def test_a_new_task(patched):
     folder, added = patched('digit_sum')
     assert len(added) <= 3 and added.keys() == {'tasks/digit_sum.py', 'tasks/__init__.py', 'train_grpo.py'}
     sizes = [argument for argument in TOY if argument.startswith('--')]
-    arguments = ['--task=digit_sum', *sizes, '--digits=2', '--max_new_tokens=2', '--block_size=16', '--group_size=4', '--generator_checkpoint=start.pt']
+    arguments = [
+        '--task=digit_sum',
+        *sizes,
+        '--digits=2',
+        '--max_new_tokens=2',
+        '--block_size=16',
+        '--group_size=4',
+        '--generator_checkpoint=start.pt',
+    ]
     metrics, samples = train_in(folder, *arguments, '--out_dir=out-task')
     assert 'eval/accuracy_greedy' in metrics[-1] and len(samples) == 6 * 4
     for sample in samples:
         text, wanted = sample['completion'], int(sample['prompt'][0]) + int(sample['prompt'][1])
         assert int(sample['answer']) == wanted
         assert sample['reward/nearness'] == pytest.approx(1 / (1 + abs(int(text) - wanted)) if text.isdecimal() else 0.0)
-    for wrong, words in (('--task=completion', 'digits is for task digit_sum'), ("--rewards=['exact_answer']", "rewards means nothing to task 'digit_sum'")):
+    for wrong, words in (
+        ('--task=completion', 'digits is for task digit_sum'),
+        ("--rewards=['exact_answer']", "rewards means nothing to task 'digit_sum'"),
+    ):
         done = start(folder, *arguments, wrong)
         assert done.returncode == 1 and words in done.stderr and done.stderr.count('\n') == 1, done.stderr

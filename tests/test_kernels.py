@@ -1,8 +1,7 @@
 """The fused head against the plain one in float64, in chunks of odd sizes; its Triton kernels too, on a GPU or through the interpreter."""
+import kernels
 import pytest
 import torch
-
-import kernels
 from grpo import LOSS_TYPES, kl_estimate, policy_loss
 from kernels import fused_logps, fused_loss, pack, row_grads_torch, row_stats_torch
 from tools.bench import PeakMemory
@@ -116,7 +115,10 @@ def test_half_precision_is_as_close_as_its_inputs(dtype):
 @pytest.mark.parametrize('loss_type', LOSS_TYPES)
 @pytest.mark.parametrize('K, exact, temperature, tied', [(1, False, 1.0, False), (3, True, 0.8, False), (2, True, 1.3, True)])
 def test_a_whole_loss_and_its_gradient(monkeypatch, way, loss_type, K, exact, temperature, tied):
-    """Off-policy, both clips at work, shares over several chunks, padding that holds anything, g = 3, and gradients that add up where the head is tied."""
+    """
+    Off-policy, both clips at work, shares over several chunks, padding that holds anything, g = 3, and gradients that add up where the head
+    is tied.
+    """
     monkeypatch.setattr(kernels, 'CHUNK', {'cpu': 32 * 37, 'cuda': 32 * 37})
     torch.manual_seed(5)
     U, R, V, D = 6, 5, 37, 8

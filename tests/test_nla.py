@@ -1,4 +1,8 @@
-"""Injection by invariants that hold to the last bit or by hand, the critic by what it must return, activations by a second way to them, and the job as its user runs it."""
+"""
+Injection by invariants that hold to the last bit or by hand, the critic by what it must return, activations by a second way to them, and
+the job as its user runs it.
+"""
+
 import copy
 import json
 import os
@@ -8,17 +12,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from plain import plain
-from warm import PYTHON
-
 from data.activations.prepare import write_activations
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, train_on_rollout
 from model import GPT, GPTConfig
-from nla import Critic, Injection, NLAPolicy, as_read, encode_around, find_markers, fve, inject, load_activations, marker_of, read_vectors, standardiser, truncate, turned_round
+from nla import (
+    Critic,
+    Injection,
+    NLAPolicy,
+    as_read,
+    encode_around,
+    find_markers,
+    fve,
+    inject,
+    load_activations,
+    marker_of,
+    read_vectors,
+    standardiser,
+    truncate,
+    turned_round,
+)
 from policy import prompt_batch
 from runtime.checkpoint import load_checkpoint
 from runtime.lora import add_lora
+
+from plain import plain
+from warm import PYTHON
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2)}
@@ -120,20 +139,28 @@ def test_gradients_reach_the_vector_and_its_map(mode):
 
 def policy_and_batch(model, n=2):
     batch = prompt_batch([[3, MARKER, 4, 1, 5], [9, 2, 6, MARKER]][:n], [11, 12][:n])
-    return NLAPolicy(model, TOKENIZER, 12, start=copy.deepcopy(model.injection)), batch | {'slots': SLOTS[:n], 'activation': torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))[:n]}
+    return NLAPolicy(model, TOKENIZER, 12, start=copy.deepcopy(model.injection)), batch | {
+        'slots': SLOTS[:n],
+        'activation': torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))[:n],
+    }
 
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('mode,layers,scale', [('replace', (0,), 'raw'), ('add', (1,), 'residual'), ('project', (0, 3), None)])
 def test_cached_generation_is_full_recomputation(kind, mode, layers, scale):
-    """Greedy tokens one at a time through whole forwards, on prompts of different lengths; the sampler's log-probs are the trainer's; and the vector matters."""
+    """
+    Greedy tokens one at a time through whole forwards, on prompts of different lengths; the sampler's log-probs are the trainer's; and the
+    vector matters.
+    """
     model = tiny(kind, mode, layers, scale)
     policy, batch = policy_and_batch(model)
     greedy = policy.greedy(batch)
     for p in range(2):
         ids = batch['prompts'][p, :batch['prompt_lengths'][p]].tolist()
         for token in greedy.tokens[p, 0, :greedy.lengths[p, 0]].tolist():
-            scores = logits(model, batch['activation'][p:p + 1], SLOTS[p:p + 1], torch.tensor([ids]))[0, -1].masked_fill(policy.forbidden, -torch.inf)
+            scores = logits(model, batch['activation'][p : p + 1], SLOTS[p : p + 1], torch.tensor([ids]))[0, -1].masked_fill(
+                policy.forbidden, -torch.inf
+            )
             assert scores.argmax() == token
             ids.append(token)
     rollout = policy.sample(batch, 4)
@@ -183,13 +210,15 @@ def test_markers():
     assert encode_around(TOKENIZER, 'ab<X>c', '<X>', MARKER) == [0, 1, MARKER, 2] and marker_of(TOKENIZER, '<X>') == MARKER
 
 
-@pytest.mark.parametrize('field,value', [('mode', 'swap'), ('layers', (4,)), ('layers', ()), ('layers', (1, 1)), ('scale', 'big'), ('scale', -1.0)])
+@pytest.mark.parametrize(
+    'field,value', [('mode', 'swap'), ('layers', (4,)), ('layers', ()), ('layers', (1, 1)), ('scale', 'big'), ('scale', -1.0)]
+)
 def test_bad_settings(field, value):
     with pytest.raises(ValueError, match=f'injection_{"mode" if field == "mode" else field}'):
         tiny(**{field: value})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # the critic
 
 def make_critic(layer=2, pooling='last', head='linear', target_norm='standard', A=16):
@@ -238,14 +267,20 @@ def test_scales():
     assert fve(*critic.standard(critic(tokens, lengths), seen[2][:, -1])) > 1 - 1e-6
     prediction, h = critic(tokens, lengths), torch.randn(5, 16)
     cosine = torch.cosine_similarity(prediction, h)
-    torch.testing.assert_close((prediction - critic.target(h)).square().mean(1), 2 * (1 - cosine))  # -MSE is -2 (1 - cos): 0 for equal, -2 for orthogonal
+    torch.testing.assert_close(
+        (prediction - critic.target(h)).square().mean(1), 2 * (1 - cosine)
+    )  # -MSE is -2 (1 - cos): 0 for equal, -2 for orthogonal
     with pytest.raises(ValueError, match='all activations are equal'):
         standardiser(np.ones((3, 4)))
 
 
 def test_what_the_critic_reads():
     """Never the prompt, never the end token, turned round where texts are written latest first; cut off and empty ones are told."""
-    assert turned_round(torch.tensor([[1, 2, 3, 0], [5, 0, 0, 0], [7, 8, 9, 6]]), torch.tensor([3, 1, 4])).tolist() == [[3, 2, 1, 0], [5, 0, 0, 0], [6, 9, 8, 7]]
+    assert turned_round(torch.tensor([[1, 2, 3, 0], [5, 0, 0, 0], [7, 8, 9, 6]]), torch.tensor([3, 1, 4])).tolist() == [
+        [3, 2, 1, 0],
+        [5, 0, 0, 0],
+        [6, 9, 8, 7],
+    ]
     policy, batch = policy_and_batch(tiny())
     rollout = policy.sample(batch, 2)
     end = TOKENIZER.eos_id
@@ -253,11 +288,11 @@ def test_what_the_critic_reads():
     rollout.lengths, rollout.ended = torch.tensor([[3, 3], [1, 2]]), torch.tensor([[True, False], [True, True]])
     texts, lengths, h, whole = as_read(rollout, True, True)
     assert lengths.tolist() == [2, 3, 0, 1] and whole.tolist() == [True, False, False, True]
-    assert [row[:n] for row, n in zip(texts.tolist(), lengths.tolist())] == [[2, 1], [6, 5, 4], [], [7]]
+    assert [row[:n] for row, n in zip(texts.tolist(), lengths.tolist(), strict=False)] == [[2, 1], [6, 5, 4], [], [7]]
     assert torch.equal(h, batch['activation'][:, 0].repeat_interleave(2, 0))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # activations
 
 def make(**other):
@@ -279,7 +314,7 @@ def test_activations_are_the_residuals(tmp_path):
         for i in range(0, len(splits[split]), 3):
             document, position = places[i]
             ids, seen = TOKENIZER.encode(texts[document])[max(0, position - 5):position + 1], {}
-            model(torch.tensor([ids]), edit=lambda n, x: seen.setdefault(n, x))
+            model(torch.tensor([ids]), edit=seen.setdefault)
             torch.testing.assert_close(torch.from_numpy(splits[split].vectors[i].copy()), seen[2][0, -1], atol=1e-6, rtol=1e-6)
             assert splits[split].text(i, 3) == ids[-3:] and splits[split].text(i, 99) == ids
     with pytest.raises(FileExistsError, match='is there already'):
@@ -312,23 +347,45 @@ def test_vectors_from_files(tmp_path):
     np.save(tmp_path / 'bad.npy', v.numpy())
     np.save(tmp_path / 'flat.npy', np.ones(3))
     (tmp_path / 'torn.pt').write_bytes(b'PK')
-    for name, message in (('bad.npy', 'activation 2 is NaN or infinite'), ('flat.npy', r'shape \(3,\)'), ('torn.pt', 'torn.pt'), ('v.bin', 'is .npy, .pt or .safetensors')):
+    for name, message in (
+        ('bad.npy', 'activation 2 is NaN or infinite'),
+        ('flat.npy', r'shape \(3,\)'),
+        ('torn.pt', 'torn.pt'),
+        ('v.bin', 'is .npy, .pt or .safetensors'),
+    ):
         with pytest.raises(ValueError, match=message):
             read_vectors(str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match='no file of activations'):
         read_vectors(str(tmp_path / 'none.npy'))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # the job
 
-TOY = ['--n_layer=2', '--n_embd=32', '--n_head=2', '--pretrain_iters=20', '--activations_n=400', '--warm_start_iters=20', '--critic_start_iters=10', '--batch_size=4', '--group_size=4',
-       '--eval_prompts_n=40', '--eval_interval=3', '--log_interval=1', '--save_interval=3', '--max_iters=6', '--critic_warmup_iters=2']
+TOY = [
+    '--n_layer=2',
+    '--n_embd=32',
+    '--n_head=2',
+    '--pretrain_iters=20',
+    '--activations_n=400',
+    '--warm_start_iters=20',
+    '--critic_start_iters=10',
+    '--batch_size=4',
+    '--group_size=4',
+    '--eval_prompts_n=40',
+    '--eval_interval=3',
+    '--log_interval=1',
+    '--save_interval=3',
+    '--max_iters=6',
+    '--critic_warmup_iters=2',
+]
 
 
 def train(cwd, *arguments, script='train_grpo.py', ok=True):
     environment = os.environ | {'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run([PYTHON, os.path.join(ROOT, script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [PYTHON, os.path.join(ROOT, script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert (result.returncode == 0) == ok, result.stdout + result.stderr
     return result.stdout if ok and script != 'sample.py' else result.stderr.strip()  # its table goes there, the best answer to stdout
 
@@ -350,10 +407,22 @@ def test_the_job_from_nothing(run):
     lines = metrics_of(folder / 'out-nla' / 'grpo')
     assert [line['iter'] for line in lines] == list(range(7)) and 'loss' not in lines[1] and 'loss' in lines[2]
     assert all(line['fve'] == pytest.approx(1 - line['critic_loss'], abs=1e-6) for line in lines[:-1])
-    assert {'eval/fve', 'eval/fve_greedy', 'eval/fve_shuffled', 'eval/cosine', 'eval/text_nll', 'eval/distinct_texts', 'eval/fve_no_injection', 'eval/fve_random_injection', 'eval/fve_true_text'} <= lines[0].keys()
+    assert {
+        'eval/fve',
+        'eval/fve_greedy',
+        'eval/fve_shuffled',
+        'eval/cosine',
+        'eval/text_nll',
+        'eval/distinct_texts',
+        'eval/fve_no_injection',
+        'eval/fve_random_injection',
+        'eval/fve_true_text',
+    } <= lines[0].keys()
     assert 'held-out fraction of variance explained' in printed and 'PCA, 8 numbers' in printed
     start, end = load_checkpoint(folder / 'out-nla' / 'start.pt', 'nla'), load_checkpoint(folder / 'out-nla' / 'grpo' / 'ckpt.pt', 'run')
-    assert set(start['model']) == set(end['model']) and not torch.equal(start['model']['injection.project.0.weight'], end['model']['injection.project.0.weight'])
+    assert set(start['model']) == set(end['model']) and not torch.equal(
+        start['model']['injection.project.0.weight'], end['model']['injection.project.0.weight']
+    )
     assert not torch.equal(start['critic']['linear.weight'], end['critic']['linear.weight'])
 
 
@@ -376,23 +445,30 @@ def test_resuming_changes_nothing(run):
     train(folder, config, *TOY, '--max_iters=4', '--lr_schedule=constant', '--out_dir=parted')
     train(folder, config, *TOY, '--out_dir=parted', '--init_from=resume')
     whole, parted = (metrics_of(folder / name) for name in (os.path.join('out-nla', 'grpo'), 'parted'))
-    for a, b in zip(whole, parted):
+    for a, b in zip(whole, parted, strict=False):
         assert {k: v for k, v in a.items() if not k.startswith('eval/')} == {k: v for k, v in b.items() if not k.startswith('eval/')}
     assert whole[-1] == parted[-1]
 
 
 def test_explaining(run):
     folder, _ = run
-    printed = train(folder, '--checkpoint=out-nla/grpo/ckpt.pt', '--text=The value of the expression', '--num_samples=3', script='sample.py')
+    printed = train(
+        folder, '--checkpoint=out-nla/grpo/ckpt.pt', '--text=The value of the expression', '--num_samples=3', script='sample.py'
+    )
     values = [float(line.split()[0]) for line in printed.splitlines()[1:]]
     assert len(values) == 4 and values == sorted(values, reverse=True) and '(greedy)' in printed
     np.save(folder / 'some.npy', np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32))
     assert 'explanation' in train(folder, '--checkpoint=out-nla/grpo/ckpt.pt', '--activations=some.npy', '--row=2', script='sample.py')
-    assert 'error: row is 3' in train(folder, '--checkpoint=out-nla/grpo/ckpt.pt', '--activations=some.npy', '--row=3', script='sample.py', ok=False)
+    assert 'error: row is 3' in train(
+        folder, '--checkpoint=out-nla/grpo/ckpt.pt', '--activations=some.npy', '--row=3', script='sample.py', ok=False
+    )
 
 
 def test_given_activations_with_texts(run):
-    """A file of vectors of another width with prompts and texts of its own; and what can be wrong with such files, each told in one line before anything is trained."""
+    """
+    A file of vectors of another width with prompts and texts of its own; and what can be wrong with such files, each told in one line
+    before anything is trained.
+    """
     folder, _ = run
     rng = np.random.default_rng(0)
     np.save(folder / 'given.npy', rng.normal(size=(60, 7)).astype(np.float32))
@@ -402,12 +478,26 @@ def test_given_activations_with_texts(run):
         (folder / name).write_text(''.join(json.dumps(r) + '\n' for r in records))
 
     write('given.jsonl', records)
-    arguments = [os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--train_prompts=given.jsonl', '--activations=given.npy', '--nla_checkpoint=given.pt', '--out_dir=given', '--max_iters=3', '--text_reversed=False']
+    arguments = [
+        os.path.join(ROOT, 'config', 'nla.py'),
+        *TOY,
+        '--train_prompts=given.jsonl',
+        '--activations=given.npy',
+        '--nla_checkpoint=given.pt',
+        '--out_dir=given',
+        '--max_iters=3',
+        '--text_reversed=False',
+    ]
     train(folder, *arguments)
     assert 'eval/fve' in metrics_of(folder / 'given')[-1]
-    fails = lambda *more: train(folder, *arguments, '--out_dir=bad', *more, ok=False)
+
+    def fails(*more):
+        return train(folder, *arguments, '--out_dir=bad', *more, ok=False)
+
     write('short.jsonl', records[:50])
-    assert fails('--train_prompts=short.jsonl') == 'error: given.npy has 60 activations and short.jsonl 50 prompts: there must be one for each'
+    assert (
+        fails('--train_prompts=short.jsonl') == 'error: given.npy has 60 activations and short.jsonl 50 prompts: there must be one for each'
+    )
     write('none.jsonl', records[:7] + [{'prompt': 'no marker'}] + records[8:])
     assert fails('--train_prompts=none.jsonl').startswith('error: prompt 7 has 0 injection markers')
     write('two.jsonl', records[:3] + [{'prompt': '<INJECT> and <INJECT>'}] + records[4:])
@@ -416,24 +506,46 @@ def test_given_activations_with_texts(run):
     vectors = rng.normal(size=(60, 7)).astype(np.float32)
     vectors[41, 3] = np.nan
     np.save(folder / 'nan.npy', vectors)
-    assert fails('--activations=nan.npy') == 'error: nan.npy: activation 41 is NaN or infinite: the model or the file is broken, or float16 too small for it'
+    assert (
+        fails('--activations=nan.npy')
+        == 'error: nan.npy: activation 41 is NaN or infinite: the model or the file is broken, or float16 too small for it'
+    )
     np.save(folder / 'wide.npy', rng.normal(size=(60, 9)).astype(np.float32))
     assert 'activations of width 7 and those at wide.npy have 9' in fails('--activations=wide.npy')
     write('bare.jsonl', [{'prompt': r['prompt']} for r in records])
-    train(folder, *arguments, '--train_prompts=bare.jsonl', '--nla_checkpoint=bare.pt', '--out_dir=bare', '--max_iters=1')  # no texts: the actor starts unprepared
+    train(
+        folder, *arguments, '--train_prompts=bare.jsonl', '--nla_checkpoint=bare.pt', '--out_dir=bare', '--max_iters=1'
+    )  # no texts: the actor starts unprepared
     assert 'were made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add')
-    assert 'holds no texts' in train(folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--dataset=activations', '--generator_checkpoint=new.pt', ok=False)
+    assert 'holds no texts' in train(
+        folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--dataset=activations', '--generator_checkpoint=new.pt', ok=False
+    )
     other = load_checkpoint(folder / 'given.pt', 'nla')
     torch.save(other | {'chars': other['chars'][::-1]}, folder / 'other.pt')
     assert fails('--nla_checkpoint=other.pt').startswith('error: other.pt was trained on another vocabulary')
 
 
-@pytest.mark.parametrize('more,turns', [
-    ([], [(2, [])]),
-    ([], [(2, ['--shard=True', '--max_iters=4']), (1, ['--max_iters=5']), (2, ['--shard=True', '--gather_to_sample=False', '--micro_batch_size=1'])]),
-    (['--lora_r=2', '--learning_rate=1e-2'], [(2, ['--shard=True', '--max_iters=4']), (1, [])])], ids=['two', 'sharded, one, block by block', 'adapters: sharded, one'])
+@pytest.mark.parametrize(
+    'more,turns',
+    [
+        ([], [(2, [])]),
+        (
+            [],
+            [
+                (2, ['--shard=True', '--max_iters=4']),
+                (1, ['--max_iters=5']),
+                (2, ['--shard=True', '--gather_to_sample=False', '--micro_batch_size=1']),
+            ],
+        ),
+        (['--lora_r=2', '--learning_rate=1e-2'], [(2, ['--shard=True', '--max_iters=4']), (1, [])]),
+    ],
+    ids=['two', 'sharded, one, block by block', 'adapters: sharded, one'],
+)
 def test_the_same_run_whoever_does_it(run, tmp_path, more, turns):
-    """torchrun: each process its own prompts, actor and critic whole or spread over both, and in turns, each going on from the other's checkpoint: every metric and all weights are those of one process without a break."""
+    """
+    torchrun: each process its own prompts, actor and critic whole or spread over both, and in turns, each going on from the other's
+    checkpoint: every metric and all weights are those of one process without a break.
+    """
     folder, out = run[0], str(tmp_path / 'out')
     one = folder / 'out-nla' / 'grpo'
     if more:
@@ -441,33 +553,93 @@ def test_the_same_run_whoever_does_it(run, tmp_path, more, turns):
         train(folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, *more, f'--out_dir={one}')
     for n, (processes, settings) in enumerate(turns):
         launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-        arguments = [*launcher, os.path.join(ROOT, 'train_grpo.py'), os.path.join(ROOT, 'config', 'nla.py'), *TOY, *more, *settings, f'--out_dir={out}', *(['--init_from=resume'] if n else [])]
-        done = subprocess.run([PYTHON, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+        arguments = [
+            *launcher,
+            os.path.join(ROOT, 'train_grpo.py'),
+            os.path.join(ROOT, 'config', 'nla.py'),
+            *TOY,
+            *more,
+            *settings,
+            f'--out_dir={out}',
+            *(['--init_from=resume'] if n else []),
+        ]
+        done = subprocess.run(
+            [PYTHON, *arguments], cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     for ours, theirs in zip(metrics_of(tmp_path / 'out'), metrics_of(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     ours, theirs = (load_checkpoint(path / 'ckpt.pt', 'run', 'adapters') for path in (tmp_path / 'out', one))
     for part in ('model', 'critic'):
-        assert ours[part].keys() == theirs[part].keys() and all(torch.allclose(ours[part][name], p, rtol=1e-6, atol=1e-6) for name, p in theirs[part].items())
+        assert ours[part].keys() == theirs[part].keys() and all(
+            torch.allclose(ours[part][name], p, rtol=1e-6, atol=1e-6) for name, p in theirs[part].items()
+        )
     exported = [load_checkpoint(path / 'nla.pt', 'nla') for path in (tmp_path / 'out', one)]
-    assert exported[0].keys() == exported[1].keys() and all(torch.equal(exported[0]['critic'][name], p) for name, p in ours['critic'].items())
+    assert exported[0].keys() == exported[1].keys() and all(
+        torch.equal(exported[0]['critic'][name], p) for name, p in ours['critic'].items()
+    )
 
 
 def test_a_hugging_face_model_with_adapters(tmp_path):
     """A tiny Llama with a tokenizer of its own: a special token marks the place; prompts longer than one token; LoRA on the actor; bf16."""
-    tokenizers, transformers = (pytest.importorskip(name, reason='a checkpoint is made with it: pip install -r requirements-dev.txt') for name in ('tokenizers', 'transformers'))
-    texts = ['The value of an expression is what it says, and a name is what it means. ' * 3, 'A list holds values; a name holds one of them, or none at all. ' * 3]
+    tokenizers, transformers = (
+        pytest.importorskip(name, reason='a checkpoint is made with it: pip install -r requirements-dev.txt')
+        for name in ('tokenizers', 'transformers')
+    )
+    texts = [
+        'The value of an expression is what it says, and a name is what it means. ' * 3,
+        'A list holds values; a name holds one of them, or none at all. ' * 3,
+    ]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    bpe.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=['<|end|>', '<empty>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    bpe.train_from_iterator(
+        texts,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=300, special_tokens=['<|end|>', '<empty>'], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|end|>').save_pretrained(tmp_path / 'llama')
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                                                           max_position_embeddings=64)).save_pretrained(tmp_path / 'llama')
+    transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(tmp_path / 'llama')
     (tmp_path / 'texts.jsonl').write_text(''.join(json.dumps({'text': f'{i} {text}'}) + '\n' for i in range(12) for text in texts))
-    train(tmp_path, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--generator_checkpoint=llama', '--dataset=texts.jsonl', "--column_mapping={'text': 'prompt'}", '--injection_token=<empty>',
-          '--injection_prompt=What is <empty>?', '--injection_layers=(0, 1)', '--critic_pooling=mean', '--critic_head=mlp', '--lora_r=4', '--load_in_8bit=True', '--precision=bf16', '--max_iters=3', '--out_dir=out')
+    train(
+        tmp_path,
+        os.path.join(ROOT, 'config', 'nla.py'),
+        *TOY,
+        '--generator_checkpoint=llama',
+        '--dataset=texts.jsonl',
+        "--column_mapping={'text': 'prompt'}",
+        '--injection_token=<empty>',
+        '--injection_prompt=What is <empty>?',
+        '--injection_layers=(0, 1)',
+        '--critic_pooling=mean',
+        '--critic_head=mlp',
+        '--lora_r=4',
+        '--load_in_8bit=True',
+        '--precision=bf16',
+        '--max_iters=3',
+        '--out_dir=out',
+    )
     assert metrics_of(tmp_path / 'out')[-1]['eval/fve'] < 1
     about = load_checkpoint(tmp_path / 'out' / 'ckpt_best.pt', 'adapters')['nla']
     assert about['prompt'] == bpe.encode('What is ').ids + [bpe.token_to_id('<empty>')] + bpe.encode('?').ids
     assert '(greedy)' in train(tmp_path, '--checkpoint=out/nla.pt', '--text=The value of a name', script='sample.py')
-    assert "injection_token '<INJECT>' is" in train(tmp_path, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--generator_checkpoint=llama', '--dataset=texts.jsonl', "--column_mapping={'text': 'prompt'}", '--out_dir=bad', ok=False)
+    assert "injection_token '<INJECT>' is" in train(
+        tmp_path,
+        os.path.join(ROOT, 'config', 'nla.py'),
+        *TOY,
+        '--generator_checkpoint=llama',
+        '--dataset=texts.jsonl',
+        "--column_mapping={'text': 'prompt'}",
+        '--out_dir=bad',
+        ok=False,
+    )

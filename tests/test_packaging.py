@@ -30,7 +30,9 @@ def test_what_an_error_message_asks_for_is_an_extra():
     versions = {named(r): r for r in required('requirements-dev.txt')}
     for name, extra in PROJECT['optional-dependencies'].items():
         for requirement in extra:
-            assert versions.get(named(requirement), requirement) == requirement, f"{requirement} of the extra {name} is another in requirements-dev.txt"
+            assert versions.get(named(requirement), requirement) == requirement, (
+                f"{requirement} of the extra {name} is another in requirements-dev.txt"
+            )
 
 
 def test_public_names_say_their_types():
@@ -48,10 +50,44 @@ def test_public_names_say_their_types():
     from runtime import evolution, masters, scorer
     from tasks import fill_in
 
-    public = [GPT, GPT.from_pretrained, GPT.logits, GPT.save_pretrained, formats.tokenizer.load_tokenizer, formats.tokenizer.CharTokenizer.encode, formats.tokenizer.CharTokenizer.decode, formats.tokenizer.CharTokenizer.chat,
-              policy.generate, grpo.generate_rollouts, grpo.compute_rewards, grpo.compute_advantages, grpo.train_on_rollout, grpo.policy_loss, grpo.kl_estimate, grpo.grpo_training_step, masters.update_reference,
-              kernels.fused_logps, judge.Judge, judge.LagrangeMultiplier, scorer.ScorerClient, rewards.score, sandbox.run, sandbox.grade, policy.CausalPolicy, policy.prompt_batch, fill_in.FillInPolicy, fill_in.make_batch,
-              mirror.MirrorMap, mirror.MirrorMap.divergence, mirror.MirrorMap.gradient_map, nla.inject, nla.Critic, nla.fve, evolution.es_gradient, evolution.es_step]
+    public = [
+        GPT,
+        GPT.from_pretrained,
+        GPT.logits,
+        GPT.save_pretrained,
+        formats.tokenizer.load_tokenizer,
+        formats.tokenizer.CharTokenizer.encode,
+        formats.tokenizer.CharTokenizer.decode,
+        formats.tokenizer.CharTokenizer.chat,
+        policy.generate,
+        grpo.generate_rollouts,
+        grpo.compute_rewards,
+        grpo.compute_advantages,
+        grpo.train_on_rollout,
+        grpo.policy_loss,
+        grpo.kl_estimate,
+        grpo.grpo_training_step,
+        masters.update_reference,
+        kernels.fused_logps,
+        judge.Judge,
+        judge.LagrangeMultiplier,
+        scorer.ScorerClient,
+        rewards.score,
+        sandbox.run,
+        sandbox.grade,
+        policy.CausalPolicy,
+        policy.prompt_batch,
+        fill_in.FillInPolicy,
+        fill_in.make_batch,
+        mirror.MirrorMap,
+        mirror.MirrorMap.divergence,
+        mirror.MirrorMap.gradient_map,
+        nla.inject,
+        nla.Critic,
+        nla.fve,
+        evolution.es_gradient,
+        evolution.es_step,
+    ]
     for thing in public:
         assert thing.__doc__, thing
         untyped = [p.name for p in inspect.signature(thing).parameters.values() if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]

@@ -9,10 +9,8 @@ import sys
 import types
 from pathlib import Path
 
-import pytest
-from warm import PYTHON
-
 import data.prompts
+import pytest
 from data.arithmetic import prepare as arithmetic
 from data.arithmetic.prepare import sums
 from data.gsm8k import prepare as gsm8k
@@ -20,6 +18,8 @@ from data.prompts import draw_indices, encode_prompts, held_out_split, load_prom
 from data.reasoning_gym.prepare import main as reasoning_gym_main
 from data.reasoning_gym.prepare import make_problems
 from rewards import score
+
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,14 +45,20 @@ def says(*parts):
 # sources
 
 def test_json(file):
-    assert load_prompts(file('a.json', '{"prompts": ["one", {"prompt": "two", "answer": 2}]}')) == [{'prompt': 'one'}, {'prompt': 'two', 'answer': 2}]
+    assert load_prompts(file('a.json', '{"prompts": ["one", {"prompt": "two", "answer": 2}]}')) == [
+        {'prompt': 'one'},
+        {'prompt': 'two', 'answer': 2},
+    ]
     assert load_prompts(file('b.json', '["one", "two"]')) == [{'prompt': 'one'}, {'prompt': 'two'}]
     chat = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'}]
     assert load_prompts(file('c.json', json.dumps({'prompts': [{'prompt': chat}]}))) == [{'prompt': chat}]
 
 
 def test_jsonl_and_text(file):
-    assert load_prompts(file('a.jsonl', '{"prompt": "one", "tests": ["t"]}\n\n  \n"two"\n')) == [{'prompt': 'one', 'tests': ['t']}, {'prompt': 'two'}]
+    assert load_prompts(file('a.jsonl', '{"prompt": "one", "tests": ["t"]}\n\n  \n"two"\n')) == [
+        {'prompt': 'one', 'tests': ['t']},
+        {'prompt': 'two'},
+    ]
     assert load_prompts(file('a.txt', 'one\n\n two \r\n')) == [{'prompt': 'one'}, {'prompt': ' two '}]
     assert load_prompts(file('bom.txt', b'\xef\xbb\xbfone')) == [{'prompt': 'one'}]
     line = json.dumps({'prompt': 'a\u2028b'}, ensure_ascii=False)  # str.splitlines would cut this line in two
@@ -77,28 +83,37 @@ def test_column_mapping(file):
         load_prompts(path, lambda r: None)
 
 
-@pytest.mark.parametrize('name, content, parts', [
-    ('a.jsonl', '{"prompt": "one"}\n\n{"prompt": "two"\n', ('a.jsonl, line 3, column 17: not JSON',)),
-    ('a.json', '{"prompts": [\n  "one",\n  two]}', ('a.json, line 3, column 3: not JSON',)),
-    ('a.jsonl', '{"prompt": "one"}\n{"question": "two", "answer": 2}\n', ('a.jsonl, line 2', "no field 'prompt'", 'only: question, answer', "column_mapping={'that field': 'prompt'}")),
-    ('a.jsonl', '{}\n', ('line 1', "no field 'prompt', only: nothing")),
-    ('a.jsonl', '{"prompt": " "}\n', ('a.jsonl, line 1: the prompt is empty',)),
-    ('a.jsonl', '{"prompt": 3}\n', ('a.jsonl, line 1: the prompt is 3 (int)', 'a text, or a list of chat messages')),
-    ('a.jsonl', '{"prompt": null}\n', ('the prompt is None',)),
-    ('a.jsonl', '3\n', ('a.jsonl, line 1: 3 (int) is neither',)),
-    ('a.json', '{"prompts": ["one", ""]}', ('a.json, prompts[1]: the prompt is empty',)),
-    ('a.json', '[7]', ('a.json, [0]: 7 (int)',)),
-    ('a.json', '{"data": [], "more": 1}', ("no 'prompts' in it, only: data, more",)),
-    ('a.json', '{"prompts": "one"}', ('the prompts are str, they must be a list',)),
-    ('a.json', '"one"', ('the prompts are str',)),
-    ('a.json', '{"prompts": []}', ('a.json holds no prompts',)),
-    ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty, a list without messages',)),
-    ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the chat message', "'role' and 'content'")),
-    ('a.jsonl', '{"prompt": [{"role": "assistant", "content": "Hi"}]}\n', ("last chat message is the assistant's",)),
-    ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ('the prompt is empty, its last message says nothing',)),
-    ('a.txt', ' \n\n', ('a.txt is empty',)), ('a.jsonl', '', ('a.jsonl is empty',)),
-    ('a.txt', b'one\n\xff\xfe', ('a.txt is not UTF-8 text (byte 4)',)),
-    ('a.csv', 'prompt\none', ('a.csv', '.jsonl', 'not as .csv'))])
+@pytest.mark.parametrize(
+    'name, content, parts',
+    [
+        ('a.jsonl', '{"prompt": "one"}\n\n{"prompt": "two"\n', ('a.jsonl, line 3, column 17: not JSON',)),
+        ('a.json', '{"prompts": [\n  "one",\n  two]}', ('a.json, line 3, column 3: not JSON',)),
+        (
+            'a.jsonl',
+            '{"prompt": "one"}\n{"question": "two", "answer": 2}\n',
+            ('a.jsonl, line 2', "no field 'prompt'", 'only: question, answer', "column_mapping={'that field': 'prompt'}"),
+        ),
+        ('a.jsonl', '{}\n', ('line 1', "no field 'prompt', only: nothing")),
+        ('a.jsonl', '{"prompt": " "}\n', ('a.jsonl, line 1: the prompt is empty',)),
+        ('a.jsonl', '{"prompt": 3}\n', ('a.jsonl, line 1: the prompt is 3 (int)', 'a text, or a list of chat messages')),
+        ('a.jsonl', '{"prompt": null}\n', ('the prompt is None',)),
+        ('a.jsonl', '3\n', ('a.jsonl, line 1: 3 (int) is neither',)),
+        ('a.json', '{"prompts": ["one", ""]}', ('a.json, prompts[1]: the prompt is empty',)),
+        ('a.json', '[7]', ('a.json, [0]: 7 (int)',)),
+        ('a.json', '{"data": [], "more": 1}', ("no 'prompts' in it, only: data, more",)),
+        ('a.json', '{"prompts": "one"}', ('the prompts are str, they must be a list',)),
+        ('a.json', '"one"', ('the prompts are str',)),
+        ('a.json', '{"prompts": []}', ('a.json holds no prompts',)),
+        ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty, a list without messages',)),
+        ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the chat message', "'role' and 'content'")),
+        ('a.jsonl', '{"prompt": [{"role": "assistant", "content": "Hi"}]}\n', ("last chat message is the assistant's",)),
+        ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ('the prompt is empty, its last message says nothing',)),
+        ('a.txt', ' \n\n', ('a.txt is empty',)),
+        ('a.jsonl', '', ('a.jsonl is empty',)),
+        ('a.txt', b'one\n\xff\xfe', ('a.txt is not UTF-8 text (byte 4)',)),
+        ('a.csv', 'prompt\none', ('a.csv', '.jsonl', 'not as .csv')),
+    ],
+)
 def test_broken_files(file, name, content, parts):
     with says(*parts):
         load_prompts(file(name, content))
@@ -135,11 +150,18 @@ def test_hugging_face(monkeypatch, tmp_path):
         if name == 'no/network':
             raise ConnectionError('could not\nreach it')
         return [{'question': 'one', 'answer': '1'}] if split != 'train[:0]' else []
-    stub = types.SimpleNamespace(load_dataset=load_dataset, get_dataset_split_names=lambda name, config: ['train', 'test'] if name != 'only/train' else ['train'])
+
+    stub = types.SimpleNamespace(
+        load_dataset=load_dataset, get_dataset_split_names=lambda name, config: ['train', 'test'] if name != 'only/train' else ['train']
+    )
     monkeypatch.setitem(sys.modules, 'datasets', stub)
     monkeypatch.chdir(tmp_path)
     mapping = {'question': 'prompt'}
-    assert load_prompts('openai/gsm8k:main', mapping, 'val') == load_prompts('openai/gsm8k', mapping, 'train[:1%]') == [{'prompt': 'one', 'answer': '1'}]
+    assert (
+        load_prompts('openai/gsm8k:main', mapping, 'val')
+        == load_prompts('openai/gsm8k', mapping, 'train[:1%]')
+        == [{'prompt': 'one', 'answer': '1'}]
+    )
     assert asked == [('openai/gsm8k', 'main', 'test'), ('openai/gsm8k', None, 'train[:1%]')]
     with says('openai/gsm8k, train row 0', "no field 'prompt'", 'question, answer'):
         load_prompts('openai/gsm8k')
@@ -185,7 +207,13 @@ def test_order_needs_no_state():
     """A resumed run asks for iteration 7 first; a process of another life must answer the same (Python's hash() would not)."""
     direct = draw_indices(50, 8, 7, seed=1)
     assert direct == [i for it in range(8) for i in draw_indices(50, 8, it, seed=1)][-8:]
-    other = subprocess.run([sys.executable, '-c', 'from data.prompts import draw_indices; print(draw_indices(50, 8, 7, seed=1))'], cwd=ROOT, env={**os.environ, 'PYTHONHASHSEED': '7'}, capture_output=True, text=True)
+    other = subprocess.run(
+        [sys.executable, '-c', 'from data.prompts import draw_indices; print(draw_indices(50, 8, 7, seed=1))'],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONHASHSEED': '7'},
+        capture_output=True,
+        text=True,
+    )
     assert json.loads(other.stdout) == direct, other.stderr
 
 
@@ -273,10 +301,16 @@ def copy_rooms(folder):
 
 def script(name, folder, *arguments):
     """Run data/name/prepare.py as a user does, from a copy of the repo in folder, and without a network."""
-    shutil.copytree(ROOT / 'data', folder / 'data', ignore=shutil.ignore_patterns('*.bin', '*.jsonl', 'vocab.json', 'input.txt', 'original', '__pycache__'))
+    shutil.copytree(
+        ROOT / 'data',
+        folder / 'data',
+        ignore=shutil.ignore_patterns('*.bin', '*.jsonl', 'vocab.json', 'input.txt', 'original', '__pycache__'),
+    )
     copy_rooms(folder)
     nowhere = {'https_proxy': 'http://127.0.0.1:9', 'HTTPS_PROXY': 'http://127.0.0.1:9', 'no_proxy': ''}  # nobody answers there
-    done = subprocess.run([PYTHON, str(folder / 'data' / name / 'prepare.py'), *arguments], env={**os.environ, **nowhere}, capture_output=True, text=True)
+    done = subprocess.run(
+        [PYTHON, str(folder / 'data' / name / 'prepare.py'), *arguments], env={**os.environ, **nowhere}, capture_output=True, text=True
+    )
     return done, folder / 'data' / name
 
 
@@ -310,9 +344,16 @@ def test_gsm8k(tmp_path, monkeypatch):
     for name in ('train', 'test'):
         (original / f'{name}.jsonl').write_text(json.dumps({'question': f'{name}: 6*7?', 'answer': '6*7=<<6*7=42>>42\n#### 42'}) + '\n')
     gsm8k.main(str(original))
-    assert read(ours / 'val.jsonl') == [{'prompt': 'test: 6*7?', 'answer': '6*7=<<6*7=42>>42\n#### 42'}] and read(ours / 'train.jsonl')[0]['prompt'] == 'train: 6*7?'
+    assert (
+        read(ours / 'val.jsonl') == [{'prompt': 'test: 6*7?', 'answer': '6*7=<<6*7=42>>42\n#### 42'}]
+        and read(ours / 'train.jsonl')[0]['prompt'] == 'train: 6*7?'
+    )
     (original / 'train.jsonl').write_text('{"question": "one", "answer": "1"}\n')
-    for path, message in ((original, "problem 1: the answer '1' has no line `#### number`"), (ours, 'is where the result goes'), (tmp_path / 'nowhere', 'there is no')):
+    for path, message in (
+        (original, "problem 1: the answer '1' has no line `#### number`"),
+        (ours, 'is where the result goes'),
+        (tmp_path / 'nowhere', 'there is no'),
+    ):
         with says(message):
             gsm8k.main(str(path))
     assert read(ours / 'train.jsonl')[0]['prompt'] == 'train: 6*7?'  # what was there is still there
@@ -320,7 +361,12 @@ def test_gsm8k(tmp_path, monkeypatch):
 
 def test_gsm8k_without_a_network(tmp_path):
     done, folder = script('gsm8k', tmp_path)
-    assert done.returncode == 1 and 'could not download https://raw' in done.stderr and '--path=THEIR_FOLDER' in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 1
+        and 'could not download https://raw' in done.stderr
+        and '--path=THEIR_FOLDER' in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
     assert os.listdir(folder) == ['prepare.py']
 
 
@@ -337,13 +383,21 @@ def test_reasoning_gym():
     train, val = make_problems('chain_sum', 20, 5, 0, {'max_terms': 2, 'max_digits': 2})
     assert len(train) == 20 and len(val) == 5 and len({r['prompt'] for r in train + val}) == 25
     assert (train, val) == make_problems('chain_sum', 20, 5, 0, {'max_terms': 2, 'max_digits': 2})
-    assert all(score('reasoning_gym', r['answer'], context=r['context']) == 1 and score('reasoning_gym', 'x', context=r['context']) == 0 for r in train)
+    assert all(
+        score('reasoning_gym', r['answer'], context=r['context']) == 1 and score('reasoning_gym', 'x', context=r['context']) == 0
+        for r in train
+    )
     _, val = make_problems('prime_factorization', 20, 5, 0, {})  # its scoring raises on junk
     assert score('reasoning_gym', 'junk', context=val[0]['context']) == 0
     make_problems('countdown', 20, 5, 0, {})  # its own answers pass our filter
-    for task, options, message in (('chain_sun', {}, "no task 'chain_sun'; did you mean 'chain_sum'"), ('n_queens', {}, "runs the model's answer as Python code"),
-                                   ('game_of_life_halting', {}, "full marks to 'I do not know.'"), ('arc_agi', {}, 'does not accept its own answer'),
-                                   ('chain_sum', {'max_turms': 2}, 'max_turms'), ('chain_sum', {'min_terms': 2, 'max_terms': 2, 'max_digits': 1, 'allow_negation': False}, 'different questions'),
-                                   ('composite', {}, "refuses task 'composite'")):
+    for task, options, message in (
+        ('chain_sun', {}, "no task 'chain_sun'; did you mean 'chain_sum'"),
+        ('n_queens', {}, "runs the model's answer as Python code"),
+        ('game_of_life_halting', {}, "full marks to 'I do not know.'"),
+        ('arc_agi', {}, 'does not accept its own answer'),
+        ('chain_sum', {'max_turms': 2}, 'max_turms'),
+        ('chain_sum', {'min_terms': 2, 'max_terms': 2, 'max_digits': 1, 'allow_negation': False}, 'different questions'),
+        ('composite', {}, "refuses task 'composite'"),
+    ):
         with says(message):
             make_problems(task, 2000 if message == 'different questions' else 5, 1, 0, options)

@@ -1,6 +1,6 @@
 """
-The same run, the same numbers: on 1, 2 and 4 processes, sharded or not, in micro-batches of any size, with and without gradient checkpointing.
-Real processes, gloo on the CPU. What happens to the others when one process dies or hangs is in test_faults.py.
+The same run, the same numbers: on 1, 2 and 4 processes, sharded or not, in micro-batches of any size, with and without gradient
+checkpointing. Real processes, gloo on the CPU. What happens to the others when one process dies or hangs is in test_faults.py.
 """
 import json
 import os
@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import torch
+
 from warm import PYTHON
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,7 +34,9 @@ rank, world = (dist.get_rank(), dist.get_world_size()) if ranks else (0, 1)
 
 def fresh(tied=True, value_head=False, r=0):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=23, block_size=32, n_layer=2, n_head=2, n_embd=16, tied=tied, **(dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False) if not tied else {})))
+    llama = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False)
+    kind = {} if tied else llama
+    model = GPT(GPTConfig(vocab_size=23, block_size=32, n_layer=2, n_head=2, n_embd=16, tied=tied, **kind))
     if r:
         add_lora(model, r, 2 * r)
     if value_head:
@@ -49,7 +52,8 @@ def rollout_of(policy, value_head):
     """4 prompts with 3 answers each; the answers to the first all got the same reward, and one answer is empty but for its end."""
     g = torch.Generator().manual_seed(1)
     tokens, lengths = torch.randint(1, 23, (4, 3, 6), generator=g), torch.tensor([[6, 2, 4], [1, 3, 6], [5, 5, 1], [1, 1, 1]])
-    rollout = Rollout(batch={'prompts': torch.randint(1, 23, (4, 5), generator=g), 'prompt_lengths': torch.tensor([5, 2, 3, 4])}, tokens=tokens, lengths=lengths,
+    batch = {'prompts': torch.randint(1, 23, (4, 5), generator=g), 'prompt_lengths': torch.tensor([5, 2, 3, 4])}
+    rollout = Rollout(batch=batch, tokens=tokens, lengths=lengths,
                       logps=-3 + torch.randn(4, 3, 6, generator=g) * 0.3, ref_logps=-3 + torch.randn(4, 3, 6, generator=g) * 0.3)
     rollout.advantages = torch.randn(4, 3, generator=g)
     rollout.advantages[0] = 0.0
@@ -59,7 +63,8 @@ def rollout_of(policy, value_head):
     return rollout
 
 kinds = [(loss, {}, {}) for loss in LOSS_TYPES]
-kinds += [('dapo', dict(kl_beta=0.3, entropy_coef=0.1), {}), ('grpo', {}, dict(value_head=True)), ('dr_grpo', {}, dict(r=2)), ('grpo', dict(kl_beta=0.1), dict(tied=False))]
+kinds += [('dapo', dict(kl_beta=0.3, entropy_coef=0.1), {}), ('grpo', {}, dict(value_head=True))]
+kinds += [('dr_grpo', {}, dict(r=2)), ('grpo', dict(kl_beta=0.1), dict(tied=False))]
 results = {}
 for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumerate(kinds), itertools.product((None, 1, 3), (False, True))):
     model = fresh(**made)
@@ -79,7 +84,8 @@ for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumera
     settings = {'kl_beta': 0.0} | options
     cfg = Settings(num_epochs_per_rollout=2, micro_batch_size=micro, grad_clip=1.0, loss_type=loss_type, kl_estimator='k3', **settings)
     stats = train_on_rollout(policy, mine, optimizer, cfg)
-    results[n, micro, again] = {'gradients': gradients, 'params': whole({name: p.detach().clone() for name, p in params.items()}), 'stats': stats}
+    learned = whole({name: p.detach().clone() for name, p in params.items()})
+    results[n, micro, again] = {'gradients': gradients, 'params': learned, 'stats': stats}
 if rank == 0:
     torch.save(results, sys.argv[2])
 if ranks:
@@ -94,8 +100,9 @@ def torchrun(n):
 
 def test_any_number_of_ranks_makes_the_same_step(tmp_path):
     """
-    A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one micro-batch, for all loss types,
-    a KL with entropy, a value head, LoRA and a Llama, micro-batches of 1 and 3 prompts, with checkpointing and without, 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so that ranks differ in what counts.
+    A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one
+    micro-batch, for all loss types, a KL with entropy, a value head, LoRA and a Llama, micro-batches of 1 and 3 prompts, with checkpointing
+    and without, 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so that ranks differ in what counts.
     """
     script = tmp_path / 'worker.py'
     script.write_text(WORKER)
@@ -106,23 +113,64 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(tmp_path / f'{i}.pt'))
     worst = {'gradients': 0.0, 'params': 0.0, 'stats': 0.0}
-    for (_, kind), result in zip(ways, results):
+    for result in results:
         assert len(result) == 10 * 6
-        for (n, micro, again), found in result.items():
+        for (n, *_), found in result.items():
             wanted = results[0][n, None, False]
-            assert wanted['gradients'].keys() == found['gradients'].keys() and any(g.abs().max() > 1e-3 for g in wanted['gradients'].values())
+            assert wanted['gradients'].keys() == found['gradients'].keys() and any(
+                g.abs().max() > 1e-3 for g in wanted['gradients'].values()
+            )
             for what in ('gradients', 'params'):
                 scale = max(t.abs().max() for t in wanted[what].values())
-                worst[what] = max(worst[what], *((a - b).abs().max().item() / scale for a, b in zip(found[what].values(), wanted[what].values())))
+                pairs = zip(found[what].values(), wanted[what].values(), strict=True)
+                worst[what] = max(worst[what], *((a - b).abs().max().item() / scale for a, b in pairs))
             assert found['stats'].keys() == wanted['stats'].keys()
             worst['stats'] = max(worst['stats'], *(abs(found['stats'][k] - v) / max(1.0, abs(v)) for k, v in wanted['stats'].items()))
     assert worst['gradients'] < 1e-6 and worst['params'] < 1e-6 and worst['stats'] < 1e-5, worst
 
 
-SMALL = ['--block_size=16', '--n_layer=2', '--n_head=2', '--n_embd=16', '--pretrain_iters=40', '--batch_size=4', '--group_size=4', '--temperature=1', '--eval_prompts_n=8', '--eval_show=0', '--log_interval=1', '--eval_interval=2',
-         '--max_iters=3', '--micro_batch_size=1', '--reference_mode=ema', '--kl_estimator=exact', '--kl_beta=0.1', '--device=cpu', '--precision=fp32']
-JOBS = {'completion': ['--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=held_out.jsonl', '--generator_checkpoint=start.pt', '--max_new_tokens=4', '--eval_samples=1', '--advantage=gae', 'ones.py'],
-        'fill_in': ['--dataset=text.txt', '--generator_checkpoint=start.pt', '--judge_checkpoint=judge.pt', '--gold_checkpoint=gold.pt', '--judge_iters=10', '--unmask_steps=2', '--top_p=0.9']}
+SMALL = [
+    '--block_size=16',
+    '--n_layer=2',
+    '--n_head=2',
+    '--n_embd=16',
+    '--pretrain_iters=40',
+    '--batch_size=4',
+    '--group_size=4',
+    '--temperature=1',
+    '--eval_prompts_n=8',
+    '--eval_show=0',
+    '--log_interval=1',
+    '--eval_interval=2',
+    '--max_iters=3',
+    '--micro_batch_size=1',
+    '--reference_mode=ema',
+    '--kl_estimator=exact',
+    '--kl_beta=0.1',
+    '--device=cpu',
+    '--precision=fp32',
+]
+JOBS = {
+    'completion': [
+        '--task=completion',
+        '--train_prompts=sums.jsonl',
+        '--eval_prompts=held_out.jsonl',
+        '--generator_checkpoint=start.pt',
+        '--max_new_tokens=4',
+        '--eval_samples=1',
+        '--advantage=gae',
+        'ones.py',
+    ],
+    'fill_in': [
+        '--dataset=text.txt',
+        '--generator_checkpoint=start.pt',
+        '--judge_checkpoint=judge.pt',
+        '--gold_checkpoint=gold.pt',
+        '--judge_iters=10',
+        '--unmask_steps=2',
+        '--top_p=0.9',
+    ],
+}
 
 
 def prepare(folder):
@@ -134,11 +182,17 @@ def prepare(folder):
 
 
 def metrics_of(folder):
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'} for line in open(folder / 'metrics.jsonl')]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith('time_') and k != 'tokens_per_s'}
+        for line in open(folder / 'metrics.jsonl')
+    ]
 
 
 def test_two_nodes(tmp_path):
-    """Two torchruns that meet, as on two machines: the metrics of one process, groups that were sampled again among them, and what it says of going on starts two again."""
+    """
+    Two torchruns that meet, as on two machines: the metrics of one process, groups that were sampled again among them, and what it says of
+    going on starts two again.
+    """
     prepare(tmp_path)
     command = [str(ROOT / 'train_grpo.py'), *SMALL, *JOBS['completion'], '--advantage=grpo', '--dynamic_sampling=1', '--overlong_penalty=2']
     with socket.socket() as s:
@@ -146,8 +200,27 @@ def test_two_nodes(tmp_path):
         meeting = f'--rdzv_endpoint=127.0.0.1:{s.getsockname()[1]}'
     one = subprocess.run([PYTHON, *command, '--out_dir=one'], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert one.returncode == 0, one.stderr[-3000:]
-    nodes = [subprocess.Popen([PYTHON, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', meeting, *command, '--out_dir=two'], cwd=tmp_path, env=ENV, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    nodes = [
+        subprocess.Popen(
+            [
+                PYTHON,
+                '-m',
+                'torch.distributed.run',
+                '--nnodes=2',
+                '--nproc_per_node=1',
+                '--rdzv_backend=c10d',
+                meeting,
+                *command,
+                '--out_dir=two',
+            ],
+            cwd=tmp_path,
+            env=ENV,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
     printed = [node.communicate(timeout=120) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed
     assert any('go on: torchrun --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=' in said for said, _ in printed), printed
@@ -158,17 +231,31 @@ def test_two_nodes(tmp_path):
 
 @pytest.mark.parametrize('task', JOBS)
 def test_a_sharded_run_is_the_same_run(tmp_path, task):
-    """Completions or fills, rewards, metrics and weights of a whole run, whose reference moves and, for answers, whose value head learns: one process, two, two sharded, and two that collect block by block to sample."""
+    """
+    Completions or fills, rewards, metrics and weights of a whole run, whose reference moves and, for answers, whose value head learns: one
+    process, two, two sharded, and two that collect block by block to sample.
+    """
     prepare(tmp_path)
     logs, weights = [], []
-    for name, launcher, more in (('one', (PYTHON,), []), ('two', torchrun(2), []), ('sharded', torchrun(2), ['--shard=True']), ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False'])):
-        done = subprocess.run([*launcher, str(ROOT / 'train_grpo.py'), *SMALL, *JOBS[task], f'--out_dir={name}', *more], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    for name, launcher, more in (
+        ('one', (PYTHON,), []),
+        ('two', torchrun(2), []),
+        ('sharded', torchrun(2), ['--shard=True']),
+        ('by-block', torchrun(2), ['--shard=True', '--gather_to_sample=False']),
+    ):
+        done = subprocess.run(
+            [*launcher, str(ROOT / 'train_grpo.py'), *SMALL, *JOBS[task], f'--out_dir={name}', *more],
+            cwd=tmp_path,
+            env=ENV,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         logs.append(metrics_of(tmp_path / name))
         saved = torch.load(tmp_path / name / 'ckpt.pt', weights_only=True)
         weights.append({**saved['model'], **{f'reference {k}': v for k, v in saved['reference'].items()}})
     assert any(line['grad_norm'] > 0.01 for line in logs[0][:-1])
-    for log, weight in zip(logs[1:], weights[1:]):
+    for log, weight in zip(logs[1:], weights[1:], strict=False):
         for ours, theirs in zip(log, logs[0], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
         assert weight.keys() == weights[0].keys() and all(torch.allclose(weight[k], v, atol=1e-5) for k, v in weights[0].items())

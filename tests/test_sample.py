@@ -3,7 +3,6 @@ import shutil
 
 import pytest
 import torch
-
 from kernels import pack, unpack
 from model import GPT, GPTConfig
 from policy import choices, draw, generate, uniforms
@@ -33,7 +32,10 @@ def each(answers):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('options', [{}, dict(temperature=0.7), dict(top_k=5, top_p=0.8, temperature=1.3)])
 def test_log_probs_are_those_of_a_whole_forward(kind, options):
-    """Shared prefix, own cache, ragged prompts, rows that leave: every token's recorded log-prob is the one of reading prompt + answer at once."""
+    """
+    Shared prefix, own cache, ragged prompts, rows that leave: every token's recorded log-prob is the one of reading prompt + answer at
+    once.
+    """
     model = tiny(kind)
     answers = generate(model, PROMPTS, 8, 40, eos_id=EOS, seed=1, **options)
     assert 'top_k' in options or len(answers.lengths.unique()) > 4, 'the test wants rows that leave at different times'
@@ -42,7 +44,9 @@ def test_log_probs_are_those_of_a_whole_forward(kind, options):
         if answers.allowed is not None:
             logits[~unpack(answers.allowed[p, g, :len(tokens)], 37)] = -torch.inf
         torch.testing.assert_close(logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0], logps, atol=1e-5, rtol=0)
-        assert (tokens == EOS).sum() == int(answers.ended[p, g]) == int(tokens[-1] == EOS), 'it stops at the first end token, which it keeps'
+        assert (tokens == EOS).sum() == int(answers.ended[p, g]) == int(tokens[-1] == EOS), (
+            'it stops at the first end token, which it keeps'
+        )
         assert answers.ended[p, g] or len(tokens) == 40
 
 
@@ -65,7 +69,9 @@ def test_an_answer_does_not_depend_on_its_company():
         for g in range(2):
             n = alone.lengths[0, g]
             assert n == together.lengths[p, g] and torch.equal(alone.tokens[0, g, :n], together.tokens[p, g, :n])
-    assert torch.equal(generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=3).tokens, generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=3).tokens)
+    assert torch.equal(
+        generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=3).tokens, generate(model, PROMPTS, 4, 20, eos_id=EOS, seed=3).tokens
+    )
     assert not torch.equal(generate(model, PROMPTS, 4, 20, seed=3).tokens, generate(model, PROMPTS, 4, 20, seed=4).tokens)
 
 
@@ -76,11 +82,14 @@ def test_the_prompt_is_read_once_and_finished_rows_leave():
     answers = generate(model, PROMPTS, 8, 30, eos_id=EOS, seed=1)
     running = [int((answers.lengths > step).sum()) for step in range(1, len(seen))]
     assert seen[0] == 4 * 9 and seen[-1] < 32 / 2
-    assert all(alive <= n <= alive / 0.85 for alive, n in zip(running, seen[1:]))
+    assert all(alive <= n <= alive / 0.85 for alive, n in zip(running, seen[1:], strict=False))
 
 
 def test_draws_follow_the_probabilities():
-    """100,000 draws of 5 tokens: each count within 5 standard deviations (a false alarm once in 300,000 runs); forbidden and impossible ones never."""
+    """
+    100,000 draws of 5 tokens: each count within 5 standard deviations (a false alarm once in 300,000 runs); forbidden and impossible ones
+    never.
+    """
     logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf, 3.0]).expand(100_000, 5)
     u = uniforms([5], 100, 1000).flatten()
     tokens, logps, _ = draw(logits, u, 2.0, 0, 1.0, torch.tensor([False, False, True, False, False]))
@@ -118,7 +127,9 @@ def test_choices_by_hand():
 def test_bad_input():
     model = tiny()
     state = torch.get_rng_state()
-    assert not torch.equal(generate(model, [[1]], 4, 8).tokens, generate(model, [[1]], 4, 8).tokens) and torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(generate(model, [[1]], 4, 8).tokens, generate(model, [[1]], 4, 8).tokens) and torch.equal(
+        torch.get_rng_state(), state
+    )
     broken = tiny()
     broken.norm_f.weight.data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match='NaN'):
@@ -134,7 +145,10 @@ def test_bad_input():
 @pytest.mark.skipif(shutil.which('g++') is None and not torch.cuda.is_available(), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize('options', [{}, dict(top_k=5, top_p=0.8)])
 def test_compiling_changes_nothing(options):
-    """The step compiled, in windows of 64 slots, on a GPU a CUDA graph each: the same tokens; other numbers of prompts, rows and tokens are not compiled for again."""
+    """
+    The step compiled, in windows of 64 slots, on a GPU a CUDA graph each: the same tokens; other numbers of prompts, rows and tokens are
+    not compiled for again.
+    """
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=110, vocab_size=37, n_layer=1, n_head=4, n_embd=32, **KINDS['llama'])).to(DEVICE).eval()
     for p in model.parameters():

@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-
 import sandbox
 from data.humaneval.prepare import convert as convert_humaneval
 from data.mbpp.prepare import convert as convert_mbpp

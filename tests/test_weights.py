@@ -13,10 +13,9 @@ import types
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from formats import weights
 from model import GPT, GPTConfig
+from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip('transformers', reason='transformers, the oracle of these tests, is not installed')
 transformers.logging.set_verbosity_error()
@@ -25,14 +24,56 @@ transformers.logging.disable_progress_bar()
 SMALL = dict(vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
              max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
 # Turned about twice within the original 32 positions: some frequencies are kept, some mixed, some divided.
-LLAMA3 = dict(rope_type='llama3', rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+LLAMA3 = dict(
+    rope_type='llama3', rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
 FAMILIES = {
-    'gpt2': ('GPT2', dict(vocab_size=101, n_positions=64, n_embd=32, n_layer=2, n_head=4, n_inner=40, layer_norm_epsilon=3e-4, bos_token_id=None, eos_token_id=None)),
-    'gpt2_untied': ('GPT2', dict(vocab_size=101, n_positions=64, n_embd=32, n_layer=2, n_head=2, tie_word_embeddings=False, activation_function='gelu_pytorch_tanh', bos_token_id=None, eos_token_id=None)),
+    'gpt2': (
+        'GPT2',
+        dict(
+            vocab_size=101,
+            n_positions=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_inner=40,
+            layer_norm_epsilon=3e-4,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+    ),
+    'gpt2_untied': (
+        'GPT2',
+        dict(
+            vocab_size=101,
+            n_positions=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            tie_word_embeddings=False,
+            activation_function='gelu_pytorch_tanh',
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+    ),
     'llama2': ('Llama', SMALL),
     'llama3': ('Llama', SMALL | dict(num_key_value_heads=2, head_dim=16, rope_parameters=LLAMA3)),
-    'smollm2': ('Llama', SMALL | dict(hidden_size=72, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, rms_norm_eps=1e-4, rope_parameters=dict(rope_type='default', rope_theta=1e5))),
-    'qwen2': ('Qwen2', SMALL | dict(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=dict(rope_type='default', rope_theta=1e6))),
+    'smollm2': (
+        'Llama',
+        SMALL
+        | dict(
+            hidden_size=72,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-4,
+            rope_parameters=dict(rope_type='default', rope_theta=1e5),
+        ),
+    ),
+    'qwen2': (
+        'Qwen2',
+        SMALL | dict(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=dict(rope_type='default', rope_theta=1e6)),
+    ),
     'qwen3': ('Qwen3', SMALL | dict(num_key_value_heads=2, head_dim=12, rope_parameters=dict(rope_type='default', rope_theta=1e6))),
 }
 every_family = pytest.mark.parametrize('family', FAMILIES)
@@ -166,7 +207,16 @@ def test_gpt2_saved_without_its_head_and_with_the_mask_buffers_of_old(folders, e
 
 def test_a_tied_head_may_be_in_the_file(editable):
     folder = editable('smollm2')
-    edit_tensors(folder, lambda tensors: tensors | {'lm_head.weight': tensors['model.embed_tokens.weight'].clone(), 'model.layers.0.self_attn.rotary_emb.inv_freq': torch.ones(4)})
+    edit_tensors(
+        folder,
+        lambda tensors: (
+            tensors
+            | {
+                'lm_head.weight': tensors['model.embed_tokens.weight'].clone(),
+                'model.layers.0.self_attn.rotary_emb.inv_freq': torch.ones(4),
+            }
+        ),
+    )
     model = GPT.from_pretrained(folder)
     assert model.lm_head.weight is model.wte.weight and difference(model, oracle('smollm2')) < 1e-4
     # A head that differs is used, whatever the key says, as in transformers 5.
@@ -178,12 +228,16 @@ def test_a_tied_head_may_be_in_the_file(editable):
 def test_half_precision_is_read_as_fp32(folders, tmp_path):
     copy.deepcopy(oracle('llama3')).bfloat16().save_pretrained(tmp_path)
     assert load_file(tmp_path / 'model.safetensors')['model.norm.weight'].dtype == torch.bfloat16
-    assert difference(GPT.from_pretrained(tmp_path), transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)) < 1e-4
+    assert (
+        difference(GPT.from_pretrained(tmp_path), transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)) < 1e-4
+    )
 
 
 def test_what_read_returns(folders):
     fields, state = weights.read(folders('qwen2'))
-    assert fields['n_kv_head'] == 2 and fields['head_dim'] == 8 and fields['qkv_bias'] and not fields['bias'] and fields['rope_theta'] == 1e6
+    assert (
+        fields['n_kv_head'] == 2 and fields['head_dim'] == 8 and fields['qkv_bias'] and not fields['bias'] and fields['rope_theta'] == 1e6
+    )
     assert state['lm_head.weight'] is state['wte.weight'] and all(v.dtype == torch.float32 for v in state.values())
     assert set(state) == set(GPT(GPTConfig(**fields)).state_dict())
     q, k = (load_file(folders('qwen2') + '/model.safetensors')[f'model.layers.1.self_attn.{x}_proj.bias'] for x in 'qk')
@@ -409,7 +463,9 @@ def test_gguf_logits_equal_transformers(gguf, tmp_path, family, architecture):
 def test_gguf_llama3_scaling(gguf, tmp_path):
     """Llama 3.2's numbers on pairs that turn 1304 to 0.8 times within 8192 positions: kept, mixed (2.2 turns) and divided."""
     scaling = dict(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
-    config = transformers.LlamaConfig(head_dim=16, max_position_embeddings=131072, rope_parameters=scaling | dict(rope_type='llama3', rope_theta=5000.0))
+    config = transformers.LlamaConfig(
+        head_dim=16, max_position_embeddings=131072, rope_parameters=scaling | dict(rope_type='llama3', rope_theta=5000.0)
+    )
     stretched, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS['llama3'](config, 'cpu')
     divisors = 5000.0 ** -(torch.arange(0, 16, 2) / 16) / stretched
     assert divisors[0] == 1 and 1.1 < divisors[6] < 31 and divisors[7] == 32

@@ -1,10 +1,12 @@
 #!/usr/bin/env -S python3 -S -E
 """
-A Python that has imported torch already, for the hundreds of runs that the tests start: `[PYTHON, 'train_grpo.py', ...]` in place of sys.executable.
+A Python that has imported torch already, for the hundreds of runs that the tests start: `[PYTHON, 'train_grpo.py', ...]` in place of
+sys.executable.
 
-PYTHON is this file. It hands its arguments, folder, environment and open files to a server (`start()`; conftest.py has one for each test process) that forks a process for them: the
-script runs there as it would in a new Python, two or three seconds sooner. Signals are passed on; when the caller dies, so does the fork. What looks at its own process (its pid,
-its limits, its terminal, another hash seed or number of threads) takes sys.executable, and so does everything where there is no Linux.
+PYTHON is this file. It hands its arguments, folder, environment and open files to a server (`start()`; conftest.py has one for each test
+process) that forks a process for them: the script runs there as it would in a new Python, two or three seconds sooner. Signals are passed
+on; when the caller dies, so does the fork. What looks at its own process (its pid, its limits, its terminal, another hash seed or number of
+threads) takes sys.executable, and so does everything where there is no Linux.
 """
 import os
 import signal
@@ -38,10 +40,21 @@ def ask():
 
 
 def serve(parent):
-    """Forks for every caller a process that sees to it, until whoever started this one is gone. The socket is where standard input would be."""
+    """
+    Forks for every caller a process that sees to it, until whoever started this one is gone. The socket is where standard input would be.
+    """
     import gc
     import importlib
-    for name in ('numpy', 'safetensors.torch', 'torch._dynamo', 'torch.distributed.fsdp', 'torch.distributed.run', 'tqdm', 'triton'):  # what takes the seconds
+
+    for name in (
+        'numpy',
+        'safetensors.torch',
+        'torch._dynamo',
+        'torch.distributed.fsdp',
+        'torch.distributed.run',
+        'tqdm',
+        'triton',
+    ):  # what takes the seconds
         importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
@@ -81,7 +94,9 @@ def see_to(connection):
 
 
 def become(argv, folder, environment, files):
-    """What `python *argv` does, in this process, which is a fork. At its end it does not take a second to tear down all that was imported."""
+    """
+    What `python *argv` does, in this process, which is a fork. At its end it does not take a second to tear down all that was imported.
+    """
     import atexit
     import runpy
     import threading
@@ -93,8 +108,15 @@ def become(argv, folder, environment, files):
     os.environ.update(environment)
     unbuffered = argv[0] == '-u'
     argv = argv[unbuffered:]
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, 'w', buffering=1 if unbuffered or os.isatty(1) else -1, closefd=False), open(2, 'w', buffering=1, closefd=False)
-    sys.path[:1] = [folder if argv[0] in ('-m', '-c') else os.path.dirname(os.path.realpath(argv[0])), *filter(None, environment.get('PYTHONPATH', '').split(os.pathsep))]
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(0, closefd=False),
+        open(1, 'w', buffering=1 if unbuffered or os.isatty(1) else -1, closefd=False),
+        open(2, 'w', buffering=1, closefd=False),
+    )
+    sys.path[:1] = [
+        folder if argv[0] in ('-m', '-c') else os.path.dirname(os.path.realpath(argv[0])),
+        *filter(None, environment.get('PYTHONPATH', '').split(os.pathsep)),
+    ]
     sys.argv, status = argv[argv[0] == '-m':], 0
     if argv[0] == '-m' and argv[1] in ('tools.learn_mirror', 'tools.compare'):  # they start train_grpo.py
         sys.executable = PYTHON
@@ -126,7 +148,9 @@ def start(folder):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
-        subprocess.Popen([sys.executable, os.path.realpath(__file__), 'serve', str(os.getpid())], stdin=server, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        subprocess.Popen(
+            [sys.executable, os.path.realpath(__file__), 'serve', str(os.getpid())], stdin=server, env=os.environ | {'OMP_NUM_THREADS': '1'}
+        )
     os.environ |= {SOCKET: path, 'PYTHON_EXEC': PYTHON}
 
 

@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
+import tokenizers
 import torch
 
 from formats.tokenizer import CharTokenizer, Tokenizer
@@ -279,7 +280,6 @@ class WordTokenizer(Tokenizer):
 def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
     """TRL's trainer on our prompts: token i is the word ti, so both see the same ids."""
     import datasets
-    import tokenizers
     import transformers
     import trl
     vocabulary = {'<end>': 0, '<pad>': 1} | {f't{i}': i for i in range(2, theirs.config.vocab_size)}
