@@ -21,22 +21,19 @@ def pytest_configure(config):
         warm.start(folder.name)
 
 
+# The files whose tests start processes, the longest first.
+INTEGRATION = ['test_readme', 'test_train_grpo', 'test_faults', 'test_alignment', 'test_ranks', 'test_nla', 'test_es', 'test_walkthrough',
+               'test_hacking', 'test_report', 'test_fuzz', 'test_console', 'test_config', 'test_data', 'test_trackers', 'test_sandbox']
+
+
 def pytest_collection_modifyitems(items):
-    """Files that start many processes come first, so that no core is idle in the end."""
-    slow = (
-        'test_readme',
-        'test_train_grpo',
-        'test_faults',
-        'test_alignment',
-        'test_ranks',
-        'test_nla',
-        'test_es',
-        'test_walkthrough',
-        'test_hacking',
-        'test_report',
-        'test_fuzz',
-    )
-    items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
+    """Every test is integration or unit. The long ones come first, so that no core is idle in the end."""
+    for item in items:
+        item.add_marker('integration' if item.path.stem in INTEGRATION else 'unit')
+        if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason='no GPU'))
+    places = {name: place for place, name in enumerate(INTEGRATION)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope='session')

@@ -244,3 +244,12 @@ def test_memory_does_not_grow_with_the_vocabulary():
     plain = peak(lambda h, w, ids: -(h @ w.T).log_softmax(-1).gather(-1, ids[:, None]).sum())
     print("peak above inputs and gradients in MB:", *(n >> 20 for n in (logps, loss, plain)))
     assert logps < 300e6 and loss < 300e6 < 1.5e9 < plain
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_float64_does():
+    torch.manual_seed(0)
+    hidden, weight, ids = torch.randn(64, 32), torch.randn(1000, 32), torch.randint(1000, (64, 3))
+    found = fused_logps(hidden.cuda(), weight.cuda(), ids.cuda())
+    for ours, wanted in zip(found, plain(hidden.double(), weight.double(), ids, 1.0, None, None), strict=True):
+        torch.testing.assert_close(ours.cpu().double(), wanted, atol=1e-4, rtol=1e-4)
