@@ -723,8 +723,8 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
         ('--preferences=nowhere.jsonl', 'nowhere.jsonl'),
         ('--reward_checkpoint=nowhere/x', 'nowhere/x'),
         ('--system_prompt=hello', 'scorer_template'),
-        ("--rewards=['length']", 'scorer'),
-        ('--lambda_lr=-1', 'rate'),
+        ("--rewards=['length']", 'rewards means nothing to task'),
+        ('--lambda_lr=-1', 'lambda_lr is -1'),
     ):
         done = train(
             folder, wrong, '--generator_checkpoint=new.pt', '--reward_checkpoint=new2.pt' if 'reward_ch' not in wrong else wrong, ok=False

@@ -480,6 +480,7 @@ def test_a_damaged_checkpoint(folder, undisturbed, record_property):
     record_property('survived', f"a damaged ckpt.pt ({', '.join(damages)}): the older one serves, and the end is the same")
 
 
+@pytest.mark.slow
 def test_two_thousand_iterations(folder, record_property):
     """Memory and open files at iteration 500 are those at 2,000, older checkpoints go, and metrics.jsonl can be read at any moment."""
     process = subprocess.Popen(

@@ -86,11 +86,12 @@ def folder(tmp_path_factory):
     }
     written(folder / 'nla.pt', 'nla', actor, critic=critic.state_dict(), nla=about)
 
+    end = {'id': 256, 'content': '<end>', 'special': True, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
     spec = {
         'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(BYTE_OF)}, 'merges': []},
         'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True},
-        'decoder': {'type': 'ByteLevel'},
-        'added_tokens': [{'id': 256, 'content': '<end>', 'special': True}],
+        'decoder': {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True},
+        'added_tokens': [end],
     }
     torch.manual_seed(0)
     GPT(GPTConfig(**vars(config) | {'block_size': 64, 'vocab_size': 257})).save_pretrained(str(folder / 'bytes'), eos_id=256)
