@@ -156,6 +156,8 @@ def closing(out_dir, metrics, training, try_out):
     sample, checkpoint = os.path.join(root, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}'
     twice = f'--max_iters={2 * training.total or 100}'
     go_on = this_run(twice, '--init_from=resume', without=('--init_from', '--max_iters'))
-    compare = shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run', '--out=both.html'])
+    found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
+    compare = found_from_here + shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run',
+                                            '--out=both.html'])
     tell(f"  in {out_dir}: {', '.join(made)}\n  try it: "
          f"{shlex.join(['python', sample, checkpoint, *arguments])}\n  compare: {compare}\n  go on: {go_on}")
