@@ -6,16 +6,13 @@ transformer-circuits.pub (May 2026); what a text carries is measured as the frac
 (FVE).
 
 Where this differs from other implementations:
-1. The critic predicts (h - mean) / scale and its prediction is not normalised: FVE is 1 - MSE, 0 for a critic
-   that knows nothing, and the reward
--MSE is a text's own FVE less 1. With both sides at unit length a small critic cannot even say "the mean"
-   (target_norm='unit' does it all the same).
-2. A vector is written while the prompt is read and never after: in the cache it is there already, and a token
-   that looks like the marker
-   later is just a token.
+1. The critic predicts (h - mean) / scale, and its prediction is not normalised. So FVE is 1 - MSE, 0 for a
+   critic that knows nothing, and the reward -MSE is a text's own FVE less 1. With both sides at unit length a
+   small critic cannot even say "the mean" (target_norm='unit' does it all the same).
+2. A vector is written while the prompt is read and never after: it is in the cache then, and a token that
+   looks like the marker later is just a token.
 3. The actor gets no gradient from the critic, the critic none from the actor. Most of a rising FVE is the
-   critic getting used to the texts, so
-   no claim without the control: the same run with freeze_actor=True.
+   critic getting used to the texts, so no claim without the control: the same run with freeze_actor=True.
 Shapes: P prompts · T prompt tokens · K markers in a prompt · N texts · R text tokens · A width of the
 activation · D width of the model.
 """

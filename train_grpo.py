@@ -177,8 +177,8 @@ for it in log.iterations():
     state.stop_if_broken(stats)                 # steps that are not finite are skipped
 
 if not stopping:
-    if rank == 0 and job.verdict(metrics):
-        say(job.verdict(metrics))
+    if rank == 0 and (verdict := job.verdict(metrics)):
+        say(verdict)
     state.export(job, metrics)
 log.close(stopping)
 run.leave(stopping)

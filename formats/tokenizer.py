@@ -9,6 +9,7 @@ The ids, chats and end tokens are those of `transformers`; tests/test_tokenizer.
 import functools
 import json
 import os
+import re
 import threading
 import unicodedata
 
@@ -29,6 +30,8 @@ from formats.text_files import (
 __all__ = ['CharTokenizer', 'Tokenizer', 'char_tokenizer', 'load_tokenizer']
 SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
 READ = (*SAVED, 'config.json', 'generation_config.json')
+# On a million spaces tiktoken's regex overflows its stack, in a panic that no `except Exception` catches.
+LONG_RUN = re.compile(r'(?<!\s)\s{100000}')
 
 
 def without_none(message):
@@ -200,10 +203,10 @@ class GGUFTokenizer(FileTokenizer):
 
     def encode_plain(self, text):
         """Ids of a text without added tokens."""
-        try:
-            ids = self.tiktoken.encode_ordinary(unicodedata.normalize(self.form, text) if self.form else text)
-        except ValueError:  # tiktoken's regex overflows on a million spaces
+        text = unicodedata.normalize(self.form, text) if self.form else text
+        if LONG_RUN.search(text):
             return super().encode(text)
+        ids = self.tiktoken.encode_ordinary(text)
         known = max(ids, default=0) < self.vocab_size  # a byte without a token has an id beyond
         return ids if known else super().encode(text)
 

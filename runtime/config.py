@@ -158,7 +158,13 @@ def bounds_in_words(interval):
         bounds.append(f"{'at least' if interval[0] == '[' else 'above'} {low}")
     if high != 'inf':
         bounds.append(f"{'at most' if interval[-1] == ']' else 'below'} {high}")
-    return ' and '.join(bounds)
+    return ' and '.join(bounds) or 'finite'
+
+
+def range_of(kind):
+    """What a type takes, in words, where it is the value and not its type that does not fit."""
+    _, interval = parts_of(kind)
+    return bounds_in_words(interval) if interval else name_of(kind)
 
 
 def name_of(kind):
@@ -203,20 +209,21 @@ def check(key, value, keys, where):
     """
     if key not in keys:
         raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys, where)}")
-    kind, out_of_range = keys[key].kind, None
+    kind, out_of_range = keys[key].kind, False
     for member in members(kind):
         if typing.get_origin(member) is typing.Literal:
             if any(type(value) is type(choice) and value == choice for choice in typing.get_args(member)):
                 return value
-            out_of_range = name_of(member)
+            out_of_range = True
             continue
         base, interval = parts_of(member)
         for fitting in converted(value, base):
             if interval is None or inside(fitting, interval):
                 return fitting
-            out_of_range = bounds_in_words(interval) + ', or None' * (types.NoneType in members(kind))
+            out_of_range = True
     if out_of_range:
-        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {out_of_range}")
+        wanted = ', or '.join(map(range_of, members(kind)))
+        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {wanted}")
     raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {shown(value)} ({type(value).__name__})")
 
 
@@ -363,20 +370,26 @@ def print_help(namespace, keys, values, room):
     rooms = list(dict.fromkeys(setting.room for setting in keys.values()))
     if room and room not in rooms:
         raise ValueError(f"--help={room}: there are the rooms {', '.join(rooms)}")
-    if not room:
-        print((namespace.get('__doc__') or '').strip())
-        print("\nSettings, in a config file or as --key=value; --key alone is --key=True.")
-        if len(rooms) > 1:
-            print(f"--help=ROOM shows those of one: {', '.join(rooms)}.")
-    heading = None
     width = max(60, min(shutil.get_terminal_size().columns, 160))
+    if not room:
+        print_lines((namespace.get('__doc__') or '').strip(), width)
+        print_lines("\nSettings, in a config file or as --key=value; --key alone is --key=True.", width)
+        if len(rooms) > 1:
+            print_lines(f"--help=ROOM shows those of one: {', '.join(rooms)}.", width)
+    heading = None
     for key, setting in keys.items():
         if room in ('', setting.room):
             if (setting.room, setting.heading) != heading:
                 heading = setting.room, setting.heading
                 title = [setting.room] if len(rooms) > 1 else []
-                print('\n' + ': '.join(title + [setting.heading] * bool(setting.heading)))
+                print_lines('\n' + ': '.join(title + [setting.heading] * bool(setting.heading)), width)
             print_setting(f'  --{key}={values[key]!r}', setting, width)
+
+
+def print_lines(text, width):
+    """The text's lines, each wrapped where it is wider than the terminal."""
+    for line in text.split('\n'):
+        print('\n'.join(textwrap.wrap(line, width, subsequent_indent='    ')))
 
 
 def print_setting(start, setting, width):
@@ -388,14 +401,10 @@ def print_setting(start, setting, width):
     if typing.get_origin(setting.kind) is typing.Literal and not words.startswith("'"):
         words = f"{' | '.join(map(str, typing.get_args(setting.kind)))}: {words}"
     indent = ' ' * 40
-    lines = textwrap.wrap(words, width - len(indent)) or ['']
-    if len(start) >= len(indent):
-        print(start)
-        print(indent + lines[0])
-    else:
-        print(start.ljust(len(indent)) + lines[0])
-    for line in lines[1:]:
-        print(indent + line)
+    lines = textwrap.wrap(words, width - len(indent))
+    if lines and len(start) < len(indent):
+        start = start.ljust(len(indent)) + lines.pop(0)
+    print('\n'.join([start, *(indent + line for line in lines)]))
 
 
 def one_line(text):

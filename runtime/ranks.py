@@ -189,9 +189,8 @@ def is_first():
 def once(make):
     """Call make() on rank 0 while the others wait: files are made once."""
     if is_first():
-        target = open(os.devnull, 'w') if console.quiet else sys.stdout
-        with redirect_stdout(target):  # the scripts in data/ print
-            make()
+        with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere if console.quiet else sys.stdout):
+            make()  # the scripts in data/ print
     wait_for_rank_0()
 
 

@@ -13,7 +13,7 @@ all ranks together for each token.
 
 In forward and backward a block's weights are collected just before they are used and dropped after; its
 gradient is summed over the ranks in fp32, each rank keeps its part. All ranks must therefore go through the
-same forwards: grpo.py, and nla_task.py for its critic, give each the same number of micro-batches. N weights
+same forwards: grpo.py, and tasks/nla.py for its critic, give each the same number of micro-batches. N weights
 on W ranks in bf16 cost 16 N / W bytes for weights, gradients and Adam, and two blocks and the embeddings at 2
 bytes a weight while they are at work; gathered() adds 2 N bytes while it samples.
 """

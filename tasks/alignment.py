@@ -20,7 +20,7 @@ from model import GPT
 from policy import text_log_prob
 from runtime import ranks
 from runtime.checkpoint import tokenizer_of
-from runtime.config import Count, NonNegative, Positive, Share
+from runtime.config import Count, NonNegative, Positive
 from runtime.console import say
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion
@@ -58,19 +58,14 @@ class Alignment(Completion):
 
     class Settings:
         # the scorer
-        # of `python judge.py serve` or its kind; None: trained and started
-        scorer_url: str | None = None
+        scorer_url: str | None = None           # of `python judge.py serve`; None: trained and started
         scorer_batch_size: Count = 32           # texts of a request
         scorer_timeout: Positive = 300.0        # seconds that a request may take
-        # seconds that a failing one is tried again, before the run saves and stops
-        scorer_patience: Positive = 60.0
-        # '... {prompt} ... {response}', what is scored; None: what the policy reads
-        scorer_template: str | None = None
+        scorer_patience: Positive = 60.0        # seconds that it is tried again before the run stops
+        scorer_template: str | None = None      # '{prompt} ... {response}'; None: what the policy reads
         scorer_device = 'cpu'                   # of the child
-        # pairs of answers, as PKU-SafeRLHF has them; None: where the prompts are
-        preferences: str | None = None
-        # trained first if missing; ours, or a Hugging Face folder
-        reward_checkpoint = 'out-{dataset}/reward.pt'
+        preferences: str | None = None          # pairs as in PKU-SafeRLHF; None: where the prompts are
+        reward_checkpoint = 'out-{dataset}/reward.pt'  # ours or a Hugging Face folder; trained if missing
         cost_checkpoint = 'out-{dataset}/cost.pt'      # the same for the cost
         score_iters: Count = 400                # supervised steps of each
         # lambda
@@ -80,13 +75,11 @@ class Alignment(Completion):
         lambda_lr: NonNegative = 0.005          # of ln lambda
         lambda_min: Positive = 1e-4             # its bounds
         lambda_max: Positive = 5.0
-        # ln lambda += lambda_lr * J, or * lambda J
-        lambda_rule: Literal['exponential', 'safe_rlhf'] = 'exponential'
+        lambda_rule: Literal['exponential', 'safe_rlhf'] = 'exponential'  # ln lambda += lr J, or lr lambda J
         lambda_positive_only = False            # True: J counts as max(J, 0), so that lambda never falls
-        jc_ema_beta: Share = 0.9                # J is averaged over iterations
-        # what the models stand for, where that is known: f(text, prompt=..., ...) -> float, only logged
-        true_reward: types.FunctionType | None = None
-        true_cost: types.FunctionType | None = None
+        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # J is averaged over iterations
+        true_reward: types.FunctionType | None = None  # f(text, prompt=..., ...), where the truth is known
+        true_cost: types.FunctionType | None = None    # the same of the cost; both are only logged
 
         @staticmethod
         def check(cfg):

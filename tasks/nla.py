@@ -106,7 +106,7 @@ class NLA(Task):
         activation_context: Count = 32          # tokens that the source model sees, up to the place
         injection_mode: Literal['replace', 'add', 'project'] = 'project'  # project: by a learned map
         injection_layers = (0,)                 # 0: the marker's embedding; i: what block i puts out there
-        injection_scale: float | str | None = None  # 'raw', 'residual', a length; None: an embedding's
+        injection_scale: Positive | Literal['raw', 'residual'] | None = None  # a length; None: an embedding's
         injection_token = '<INJECT>'            # in a prompt, where the vector goes
         injection_prompt = '<INJECT>'           # the prompt of activations that come without one
         text_reversed = False                   # True: texts are written latest word first

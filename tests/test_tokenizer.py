@@ -6,10 +6,15 @@ import json
 import os
 import random
 
+import numpy as np
 import pytest
-from formats.gguf_vocabulary import LLAMA3, QWEN2
 from formats.tokenizer import CharTokenizer, load_tokenizer
 
+# The expressions of these models' own tokenizer.json, as published.
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 GPT2_STEP = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
 DIGIT_STEP = {'type': 'Digits', 'individual_digits': True}
 
@@ -159,6 +164,51 @@ def test_same_ids_as_tokenizers(tmp_path, name, options):
     assert ours.eos_id == package.token_to_id('<|im_end|>') and ours.pad_id == package.token_to_id('<|endoftext|>') and ours.bos_id is None
     assert ours.special_ids == sorted(package.token_to_id(t) for t in SPECIAL) and ours.vocab_size == max(package.get_vocab().values()) + 1
     assert ours.decode([ours.vocab_size + 5, *ours.encode('ok')]) == 'ok'  # a padding row of the embedding is no text
+
+
+def without_pad(spec):
+    """A GGUF file cannot say that a token takes the spaces beside it."""
+    spec['added_tokens'] = [token for token in spec['added_tokens'] if token['content'] != '<pad>']
+
+
+def write_gguf(path, spec, pre):
+    """The vocabulary of a tokenizer.json as llama.cpp's files hold it, with one tensor."""
+    gguf = pytest.importorskip('gguf', reason='requirements-dev.txt has it')
+    ids = spec['model']['vocab'] | {token['content']: token['id'] for token in spec['added_tokens']}
+    kinds = dict.fromkeys(ids, 1) | {token['content']: 3 if token['special'] else 4 for token in spec['added_tokens']}
+    tokens = sorted(ids, key=ids.get)
+    assert [ids[token] for token in tokens] == list(range(len(tokens)))
+    writer = gguf.GGUFWriter(str(path), 'llama')
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([kinds[token] for token in tokens])
+    writer.add_token_merges([' '.join(pair) for pair in spec['model']['merges']])
+    writer.add_eos_token_id(ids['<|im_end|>'])
+    writer.add_tensor('output_norm.weight', np.zeros(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize('pre, alphabet', [(pre, alphabet) for pre in GGUF_CUTS for alphabet in (True, False)])
+def test_a_gguf_vocabulary_gives_the_ids_of_its_tokenizer_json(tmp_path, pre, alphabet):
+    """
+    tiktoken reads the one, with an expression chosen by the name of the pieces; the package `tokenizers` the other, with its own steps.
+    A million spaces too, on which tiktoken's regex overflows.
+    """
+    normalizer = {'type': 'NFC'} if pre == 'qwen2' else None
+    folder = train(tmp_path / 'hf', GGUF_CUTS[pre], normalizer, ignore_merges=pre == 'llama-bpe', alphabet=alphabet, change=without_pad)
+    write_gguf(tmp_path / 'a.gguf', json.loads((folder / 'tokenizer.json').read_text(encoding='utf-8')), pre)
+    ours, package = load_tokenizer(str(tmp_path / 'a.gguf')), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    assert ours.tiktoken is not None
+    texts = [inspect.getsource(json), '1234567 12 3', "I'M DON'T we'Ll\r\n\r\n x"]
+    assert_same_ids(ours, package, NASTY + list(random_texts(500, seed=2)) + texts)
+    spaces = ('a' + ' ' * 1_000_005 + 'é', '\n ' * 600_000 + "don't", 'x' + ' ' * 99_999 + '\n' * 99_998 + '1')
+    for text in (*spaces, '7' * 300_000, 'a' * 300_000):
+        assert ours.encode(text) == package.encode(text).ids
+    assert (ours.vocab_size, ours.eos_id) == (package.get_vocab_size(), package.token_to_id('<|im_end|>'))
 
 
 def test_a_very_long_run_of_spaces(tmp_path):

@@ -1,8 +1,7 @@
 """
 What a model thinks at random places of a corpus: raw residual vectors after one of its blocks, with the
 tokens that led up to each.
-$ python data/activations/prepare.py --generator_checkpoint=path/to/model --dataset=my.jsonl --out=out-
-   nla/activations
+$ python data/activations/prepare.py --generator_checkpoint=path/to/model --dataset=my.jsonl --out=out-mine
 writes header.json and, for train and val (other documents), train.npy (n, width), train_contexts.npy,
 train_lengths.npy and train_where.npy (document, position). train_grpo.py with --task=nla does this itself for
 a folder that does not exist yet.
