@@ -1,24 +1,22 @@
 """
-Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300): one step, as four phases that can each
-be called alone.
+Group Relative Policy Optimization (GRPO, arXiv 2402.03300): one step, as four phases that can each be called
+alone.
 
     generate_rollouts -> compute_rewards -> compute_advantages -> train_on_rollout
 
-A policy is any object with a `model`, a `temperature`, `forbidden` (V,) bool (ids that are never sampled),
-`max_new_tokens`, `mirror` (None, or the MirrorMap of a reference) and three methods: `sample(prompts,
-group_size) -> Rollout`; `hidden(rollout) -> (P, H, R, D)`, the hidden states that predict the completions'
-tokens (H = 1 when all completions of a group share them, as in fill-in, else H = G); and `texts(rollout) ->
-P lists of G strings`.
+A policy is any object with `model`, `temperature`, `forbidden` (V,) bool (ids that are never sampled),
+`max_new_tokens`, `mirror` (None, or a reference's MirrorMap) and three methods: `sample(prompts, group_size)
+-> Rollout`; `hidden(rollout) -> (P, H, R, D)`, the hidden states that predict the completions' tokens (H = 1
+when a group shares them, as in fill-in, else H = G); `texts(rollout) -> P lists of G strings`.
 
 Where this differs from the paper and from common practice:
-1. The loss is a sum divided by counts of the whole step, which are known before the first backward. So the
-   gradient is the same however the step is cut into micro-batches and ranks.
-2. Log-probs are always those of the distribution that was sampled from, with its temperature, forbidden ids
-   and nucleus, for policy, old policy and reference alike. The old policy is the sampler itself, so the
-   ratio also corrects a sampler that rounds differently.
+1. The loss is a sum divided by counts of the whole step, known before the first backward. So the gradient is
+   the same however the step is cut into micro-batches and ranks.
+2. Log-probs are those of the distribution that was sampled from, with its temperature, forbidden ids and
+   nucleus, for policy, old policy and reference alike. The old policy is the sampler itself, so the ratio
+   also corrects a sampler that rounds differently.
 3. Masks come from lengths, never from token values. What stands in padding, even NaN, has no influence.
-4. With one epoch per rollout the ratio is 1: the loss prints about 0 and its gradient is REINFORCE's. That
-   is no bug.
+4. With one epoch per rollout the ratio is 1: the loss prints about 0, its gradient is REINFORCE's.
 Shapes: P prompts · G completions of each · R completion tokens · V vocabulary · D width.
 """
 import itertools
@@ -30,6 +28,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
 from kernels import fused_logps, fused_loss, unpack
 from mirror import Divergence, Weighting, token_divergence
@@ -89,7 +88,7 @@ class Settings:
 
     @staticmethod
     def check(cfg):
-        """Raises ValueError for settings of a run that contradict each other."""
+        """Raises ValueError for settings that contradict each other."""
         es, gae, no_reference = cfg.optimizer == 'es', cfg.advantage == 'gae', cfg.reference_mode == 'none'
         other, exact = cfg.divergence != 'kl', cfg.kl_estimator == 'exact'
         of_advantages = cfg.reward_combination == 'advantages'
@@ -158,9 +157,8 @@ class Rollout:
 
 def head_log_probs(policy, hidden, allowed=None):
     """
-    Log-probs (..., V) in fp32 of the distribution that the policy samples from, of hidden (..., D):
-    tempered, with forbidden ids at -inf and, where allowed (..., V / 8) is given, renormalised over what it
-    leaves.
+    Log-probs (..., V) in fp32 that the policy samples from at hidden (..., D): tempered, -inf for forbidden
+    ids and for what allowed (..., V / 8 bits) does not leave.
     """
     logits = policy.model.lm_head(hidden).float() / policy.temperature
     if policy.forbidden is not None:
@@ -190,8 +188,8 @@ def share_rows(tensor, H):
 
 def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What the policy thinks of a rollout's tokens: log-probs (P, G, R) and entropy (P, G, R), 0 in padding.
-    Only the n rows that predict a real token reach the head, and their logits are never held.
+    Log-probs (P, G, R) of a rollout's tokens and the policy's entropy there (P, G, R), 0 in padding. Only the
+    n rows that predict a real token reach the head, and their logits are never held.
     """
     hidden = policy.hidden(rollout)                                         # (P, H, R, D)
     P, H, R, _ = hidden.shape
@@ -214,9 +212,6 @@ def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tens
 
 def join(parts):
     """One rollout of several; prompts (P, T) and completions (P, G, R, ...) are padded to the longest."""
-    if len(parts) == 1:
-        return parts[0]
-
     def joined(values):
         first = values[0]
         if first is None:
@@ -225,35 +220,27 @@ def join(parts):
             return {name: joined([*map(itemgetter(name), values)]) for name in first}
         if first.dim() > 1:
             axis = min(first.dim() - 1, 2)
-            longest = max(value.shape[axis] for value in values)
-            values = [pad_axis(value, axis, longest) for value in values]
+            longest, behind = max(value.shape[axis] for value in values), (0, 0) * (first.dim() - 1 - axis)
+            values = [F.pad(value, (*behind, 0, longest - value.shape[axis])) for value in values]
         return torch.cat(values)
 
     columns = {}
     for field in fields(Rollout):
         columns[field.name] = joined([getattr(part, field.name) for part in parts])
-    return Rollout(**columns)
-
-
-def pad_axis(tensor, axis, length):
-    """The tensor with zeros behind what it has along an axis, up to length."""
-    padding = (0, 0) * (tensor.dim() - 1 - axis) + (0, length - tensor.shape[axis])
-    return torch.nn.functional.pad(tensor, padding)
+    return parts[0] if len(parts) == 1 else Rollout(**columns)
 
 
 def micro_batches(rollout, size):
     """The rollout cut into parts of `size` prompts; None is one part."""
-    P = len(rollout.tokens)
-    size = size or P
-    return [rollout.pick(slice(start, start + size)) for start in range(0, P, size)]
+    size = size or len(rollout.tokens)
+    return [rollout.pick(slice(start, start + size)) for start in range(0, len(rollout.tokens), size)]
 
 
 @torch.no_grad()
 def generate_rollouts(policy, prompts: dict, cfg: Settings, reference=None, sampled=None) -> Rollout:
     """
-    group_size completions of each prompt (a dict of tensors with P rows), with the sampler's log-probs and,
-    when a reference policy is given, that one's, computed once however many epochs follow. sampled(part),
-    if given, is called with the rollout of each rollout_batch_size prompts as soon as they are sampled.
+    group_size completions of each prompt (a dict of tensors with P rows), with the sampler's log-probs and a
+    reference's. sampled(part) is called with the rollout of each rollout_batch_size prompts at once.
     """
     P = len(next(iter(prompts.values())))
     size, parts = cfg.rollout_batch_size or P, []
@@ -271,48 +258,41 @@ def generate_rollouts(policy, prompts: dict, cfg: Settings, reference=None, samp
 
 def add_reference(rollout, reference, cfg):
     """Fills in the reference's log-probs of the rollout's tokens, or its hidden states for the exact KL."""
-    home, device = reference.model.wte.weight.device, rollout.tokens.device
-    if home != device:
-        reference.model.to(device)  # an offloaded reference is lent to the GPU while it is needed
+    home = reference.model.wte.weight.device
+    reference.model.to(rollout.tokens.device)  # an offloaded one is lent to the GPU while it is needed
     parts = micro_batches(rollout, cfg.micro_batch_size)
     if cfg.kl_estimator == 'exact':
         rollout.ref_hidden = torch.cat([reference.hidden(part) for part in parts])
     else:
         rollout.ref_logps = torch.cat([completion_logps(reference, part)[0] for part in parts])
-    if home != device:
-        reference.model.to(home)
+    reference.model.to(home)
 
 
 # -----------------------------------------------------------------------------
-# phase 2: rewards, a list of (name, function, weight). function(policy, rollout) -> (P, G), lists with None
-# where it does
-# not apply, or {name: either} for several names at once; a weight that adapts is a function of the reward's
-# values.
+# phase 2: rewards, a list of (name, function, weight). function(policy, rollout) -> (P, G), or lists with
+# None where it does not apply, or {name: either} for several names at once. A weight that adapts is a
+# function of the reward's values.
 
 def reward_tensor(name, values, device=None):
     """
     (P, G) fp32 of a reward's values, a tensor or lists; None in a list becomes NaN: it does not apply. Raises
     FloatingPointError for any other NaN, and for what is infinite.
     """
-    missing = None
+    missing = torch.tensor(False)
     if isinstance(values, list):
-        flat = [value for row in values for value in row]
-        shape = len(values), -1
-        missing = torch.tensor([value is None for value in flat], device=device).view(shape)
+        flat, shape = [value for row in values for value in row], (len(values), -1)
+        missing = torch.tensor([value is None for value in flat]).view(shape)
         values = torch.tensor([0.0 if value is None else value for value in flat]).view(shape)
     tensor = torch.as_tensor(values, dtype=torch.float32, device=device)
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         n = tensor.numel()
         raise FloatingPointError(f"reward {name!r} is NaN or infinite for {bad} of {n} completions")
-    return tensor if missing is None else tensor.masked_fill(missing, torch.nan)
+    return tensor.masked_fill(missing.to(tensor.device), torch.nan)
 
 
 def overlong(lengths: torch.Tensor, max_new_tokens: int, ramp: int) -> torch.Tensor:
-    """
-    DAPO's penalty of long completions (arXiv 2503.14476, eq. 13), for lengths (P, G): 0 up to ramp tokens
-    before max_new_tokens, and from there in a line down to -1.
-    """
+    """DAPO's penalty (arXiv 2503.14476, eq. 13) of lengths (P, G): from 0 to -1 over the last ramp tokens."""
     return -(lengths - (max_new_tokens - ramp)).clamp(min=0) / ramp
 
 
@@ -323,9 +303,8 @@ def all_equal(rewards):
 
 def weighted_reward(parts, weights):
     """
-    The sum of w r, (P, G), from parts {name: (P, G)} and weights {name: float}. Where parts are NaN the
-    others stand for all: their sum times the sum of all |w| over that of theirs. NaN where no part with a
-    weight is left.
+    The sum of w r, (P, G), from parts {name: (P, G)} and weights {name: float}. Where a part is NaN the
+    others stand for all: their sum, times sum |w| over the sum of theirs. NaN where no weight is left.
     """
     total = sum(weights[name] * part for name, part in parts.items())
     if not total.isnan().any():
@@ -353,9 +332,9 @@ def reward_values(policy, rollout, rewards):
 
 def compute_rewards(policy, rollout: Rollout, rewards: list, values: dict | None = None) -> dict[str, float]:
     """
-    Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts. rewards: as above; values:
-    what reward_values has returned already. Returns the weights, {name: float}. Raises FloatingPointError
-    when a reward is not finite, ValueError when none applies to any completion.
+    Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts; values: these parts, where
+    they are known. Returns the weights {name: float}. Raises FloatingPointError when a reward is not finite,
+    ValueError when none applies to any completion.
     """
     rollout.reward_parts = reward_values(policy, rollout, rewards) if values is None else values
     weights = {}
@@ -364,8 +343,7 @@ def compute_rewards(policy, rollout: Rollout, rewards: list, values: dict | None
     rollout.rewards = weighted_reward(rollout.reward_parts, weights)
     if rollout.rewards.isnan().all():
         names = ', '.join(map(repr, weights))
-        n = rollout.rewards.numel()
-        raise ValueError(f"none of the rewards {names} applies to any of the {n} completions")
+        raise ValueError(f"none of the rewards {names} applies to any completion")
     return weights
 
 
@@ -375,14 +353,13 @@ def compute_rewards(policy, rollout: Rollout, rewards: list, values: dict | None
 def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo',
                        all_rewards: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Advantages (P, G) from rewards (P, G). A completion whose reward is NaN takes no part and has 0.
-    Sources: grpo arXiv 2402.03300, dr_grpo 2503.20783, rloo 2402.14740; batch divides by the std of the
-    whole step (all_rewards, when other ranks hold a part of it). Raises ValueError for groups of one
-    completion.
+    Advantages (P, G) from rewards (P, G); 0 where the reward is NaN. Sources: grpo arXiv 2402.03300, dr_grpo
+    2503.20783, rloo 2402.14740; batch divides by the std of the whole step (all_rewards: with the other
+    ranks'). Raises ValueError for groups of one completion.
     """
     P, G = rewards.shape
     if G < 2:
-        raise ValueError("group_size is 1: an advantage compares completions, so a group needs at least 2")
+        raise ValueError("group_size is 1: an advantage compares, so a group needs at least 2 completions")
     everyone = rewards if all_rewards is None else all_rewards
     missing = rewards.isnan()
     if missing.any():
@@ -409,8 +386,8 @@ def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo',
 def combined_advantages(parts: dict, weights: dict[str, float], kind: str = 'grpo') -> torch.Tensor:
     """
     Each reward compared within its group by itself, then weighted: sum of w A / sum of |w|, (P, G), from
-    parts {name: (P, G)} and weights {name: float}. With a reward and a cost of weight -lambda this is Safe
-    RLHF's (A_R - lambda A_C) / (1 + lambda) (arXiv 2310.12773): neither drowns the other by its scale.
+    parts {name: (P, G)} and weights {name: float}. With a cost of weight -lambda it is Safe RLHF's
+    (A_R - lambda A_C) / (1 + lambda) (arXiv 2310.12773).
     """
     total = 0.0
     for name, values in parts.items():
@@ -421,9 +398,8 @@ def combined_advantages(parts: dict, weights: dict[str, float], kind: str = 'grp
 def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0,
         gae_lambda: float = 0.95) -> torch.Tensor:
     """
-    PPO's advantages from per-token rewards, values and mask (..., R): the sum of (gamma lambda)^l times the
-    TD error of l tokens later, within the completion (arXiv 1506.02438). Returns advantages (..., R), 0 in
-    padding.
+    PPO's advantages (..., R), 0 in padding, from per-token rewards, values and mask (..., R): the sum of
+    (gamma lambda)^l times the TD error of l tokens later, within the completion (arXiv 1506.02438).
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     advantages, later, next_value = torch.zeros_like(rewards), 0.0, 0.0
@@ -436,9 +412,8 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
 @torch.no_grad()
 def value_advantages(policy, rollout, token_rewards, cfg):
     """
-    Fills in values, returns and advantages (P, G, R), the latter whitened over the whole step, for PPO. The
-    policy's model has a value_head, D -> 1. token_rewards (P, G, R): what each token costs or earns by
-    itself; the completion's reward comes on top at its last token.
+    PPO's: fills in values, returns and advantages (P, G, R), whitened over the whole step, by the model's
+    value_head (D -> 1). The completion's reward is added to token_rewards (P, G, R) at its last token.
     """
     mask = rollout.mask & ~rollout.rewards.isnan()[..., None]
     parts = micro_batches(rollout, cfg.micro_batch_size)
@@ -488,8 +463,7 @@ def fill_advantages(policy, rollout, token_rewards, weights, cfg):
 def aggregate(values, mask, loss_type, n_completions, n_tokens, max_new_tokens=None):
     """
     One number from per-token values (..., R): this part's share of the step's loss. n_completions and
-    n_tokens count the whole step, over all micro-batches and ranks, so the shares add up to the loss of the
-    undivided step.
+    n_tokens count the whole step, all micro-batches and ranks, so that the shares add up to its loss.
     """
     per_completion = values.masked_fill(~mask, 0.0).sum(dim=-1)             # (...,)
     if loss_type in ('grpo', 'gspo'):
@@ -510,9 +484,9 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
                 max_new_tokens: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
     The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...), or one for each
-    token (..., R). n_completions and n_tokens: counts of the whole step (default: of these tensors).
-    Returns (loss, stats); the stats, like the loss, are shares that add up over micro-batches. Sources:
-    grpo 2402.03300, dapo 2503.14476, dr_grpo 2503.20783, gspo 2507.18071, cispo 2506.13585.
+    token (..., R). n_completions, n_tokens: of the whole step (default: of these tensors). Returns (loss,
+    stats), shares that add up over micro-batches. Sources: grpo arXiv 2402.03300, dapo 2503.14476, dr_grpo
+    2503.20783, gspo 2507.18071, cispo 2506.13585.
     """
     n_completions = mask.any(dim=-1).sum() if n_completions is None else n_completions
     n_tokens = mask.sum() if n_tokens is None else n_tokens
@@ -543,10 +517,9 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
 
 def kl_estimate(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str) -> torch.Tensor:
     """
-    KL(policy || reference) per token. k1, k2, k3 (joschu.net/blog/kl-approx.html) take log-probs (..., R)
-    of the sampled tokens; 'exact' takes whole distributions (..., R, V) and returns (..., R). In the loss
-    the gradient of k1 is zero on average, that of k2 and exact is the reverse KL's, that of k3 the forward
-    KL's.
+    KL(policy || reference) per token, (..., R). k1, k2, k3 (joschu.net/blog/kl-approx.html) take log-probs
+    (..., R) of the sampled tokens, 'exact' whole distributions (..., R, V). In the loss the gradient of k1 is
+    zero on average, that of k2 and exact is the reverse KL's, that of k3 the forward KL's.
     """
     if kind == 'exact':
         difference = (logps - ref_logps).masked_fill(logps == -torch.inf, 0.0)
@@ -562,10 +535,7 @@ def kl_estimate(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str) -> torc
 
 
 class Tokens(NamedTuple):
-    """
-    A part of a rollout, for the loss: u rows of K completions that share hidden states; and the step's
-    counts.
-    """
+    """A part of a rollout, for the loss: u rows of K completions that share hidden states."""
     old_logps: torch.Tensor         # (u, K, R)
     ref_logps: torch.Tensor | None  # (u, K, R)
     advantages: torch.Tensor        # (u, K), or one for each token (u, K, R)
@@ -594,8 +564,8 @@ def policy_term(part, logps, entropy, cfg):
 
 def leash_term(part, logps, kl, cfg, mirror):
     """
-    What holds the policy near its reference: kl_beta * KL, another divergence with mirror_coefficient, or
-    both. kl: the exact one (u, 1, R), used where the part has no ref_logps. Returns (loss, stats).
+    Holds the policy near its reference: kl_beta * KL, another divergence with mirror_coefficient, or both.
+    kl: the exact one (u, 1, R), used where the part has no ref_logps. Returns (loss, stats).
     """
     if part.ref_logps is not None:
         ref_logps = part.ref_logps.masked_fill(~part.mask, 0.0)
@@ -623,10 +593,10 @@ def value_term(policy, rollout, hidden, n_tokens, cfg):
 
 def rollout_loss(policy, rollout, n_completions, n_tokens, cfg, reference=None):
     """
-    The whole loss of a rollout or of a part of one: policy_term + leash_term + value_term. n_completions
-    and n_tokens count the whole step. reference: a policy, needed for the exact KL, and for its mirror.
-    Returns (loss, stats) as policy_loss does; stats['sampler_gap_max'] alone is no share but a maximum. The
-    gradient is made with the loss, see kernels.fused_loss.
+    The loss of a rollout or of a part of one: policy_term + leash_term + value_term. n_completions and
+    n_tokens count the whole step. reference: a policy, for the exact KL and for its mirror. Returns (loss,
+    stats) as policy_loss does; stats['sampler_gap_max'] alone is a maximum. The gradient is made with the
+    loss, see kernels.fused_loss.
     """
     hidden = policy.hidden(rollout)                                         # (P, H, R, D)
     H = hidden.shape[1]
@@ -684,10 +654,9 @@ def usable(rollout, cfg):
 
 def that_teach(rollout, cfg, sharded):
     """
-    The prompts that the loss needs, those of like length together, so that a micro-batch is as wide as its
-    completions. Groups whose completions all scored the same carry no gradient and are skipped, unless a
-    KL, a value head or the entropy counts. The ranks of a sharded model go through the same forwards: a
-    rank with fewer prompts that teach looks at others, which have no token left.
+    The prompts that the loss needs, sorted by length so that micro-batches are narrow. Groups of equal
+    rewards carry no gradient and are skipped, unless a KL, a value head or the entropy counts. The ranks of a
+    sharded model take the same number of prompts: those that do not teach have no token left.
     """
     teaches = (rollout.advantages != 0).flatten(1).any(dim=1)               # (P,)
     if not (rollout.ref_logps is rollout.ref_hidden is rollout.returns is None) or cfg.entropy_coef:
@@ -704,9 +673,8 @@ def that_teach(rollout, cfg, sharded):
 
 def sum_gradients(params, bucket=1 << 25):
     """
-    Every rank's gradient becomes the sum over the ranks: each held its share of one loss, so nothing is
-    averaged. Shards are summed in backward already. bucket: numbers that are sent at once, for which there
-    is a second copy.
+    Every rank's gradient becomes the sum over the ranks, for each held its share of one loss. Shards are
+    summed in backward already. bucket: how many numbers are copied and sent at once.
     """
     for p in params:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -723,7 +691,7 @@ def sum_gradients(params, bucket=1 << 25):
 def take_step(optimizer, params, grad_clip, scaler):
     """
     Clip the gradient and step. Returns (its norm, 1 if it was not finite and the step was skipped, else 0).
-    With a scaler, which tries such, that counts only once its scale has fallen below 1.
+    A scaler tries scales that are too large: its skipped steps count once its scale is below 1.
     """
     scaler.unscale_(optimizer)
     # clipped after the sum over ranks: the norm that counts is the whole step's
@@ -739,9 +707,9 @@ def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer,
                      reference=None) -> dict[str, float]:
     """
     num_epochs_per_rollout optimizer steps on a rollout that has its advantages, each over micro-batches.
-    fp16, whose gradients underflow, wants a torch.amp.GradScaler as optimizer.scaler. Returns stats as
-    floats, averaged over epochs and summed over ranks; the sampler gap is that of the first epoch, before
-    any step. A step whose gradient is not finite is skipped, and counted in bad_steps.
+    fp16 wants a torch.amp.GradScaler as optimizer.scaler. Returns stats as floats, averaged over epochs and
+    summed over ranks; the sampler gap is the first epoch's, before any step. A step whose gradient is not
+    finite is skipped and counted in bad_steps.
     """
     params = [p for group in optimizer.param_groups for p in group['params']]  # fp32, always
     scaler = getattr(optimizer, 'scaler', None) or torch.amp.GradScaler(enabled=False)
@@ -794,8 +762,8 @@ class Clock:
 
 def generate_and_judge(policy, prompts, rewards, cfg, reference, clock):
     """
-    The rollout of prompts, with its reward_parts. With rollout_batch_size the rewards of a part (a
-    sandbox's, a scorer's) are computed in a thread, during the sampling of the next.
+    The rollout of prompts, with its reward_parts. With rollout_batch_size the rewards of a part are computed
+    in a thread, while the next is sampled.
     """
     values, thread = [], ThreadPoolExecutor(1)
 
@@ -829,8 +797,8 @@ def replace_groups(rollout, groups, fresh):
 
 def part_means(parts):
     """
-    {'reward/<name>': its mean over the completions of all ranks that it applies to,
-    'reward_missing/<name>': the share of those that it does not apply to}, from parts {name: (P, G)}.
+    {'reward/<name>': its mean over all ranks' completions that it applies to, 'reward_missing/<name>': the
+    share of the others}, from parts {name: (P, G)}.
     """
     sums, metrics = [], {}
     for part in parts.values():
@@ -843,7 +811,7 @@ def part_means(parts):
 
 
 def rollout_metrics(policy, rollout, everyone, cfg):
-    """What a step logs of completions and rewards, over all ranks; everyone: the rewards of all of them."""
+    """What a step logs of completions and rewards, over all ranks; everyone: all their rewards."""
     own = len(rollout.tokens) / len(everyone)  # this rank's part
     means = {'mean_advantage': rollout.advantages, 'mean_length': rollout.lengths.float()}
     means['frac_truncated'] = torch.zeros(1) if rollout.ended is None else (~rollout.ended).float()
@@ -861,9 +829,9 @@ def grpo_training_step(policy, prompts: dict, optimizer: torch.optim.Optimizer, 
                        reference=None, more_prompts=None, learn: bool = True) -> tuple[dict, Rollout]:
     """
     One iteration: sample, reward, compare, learn. prompts: this rank's, a dict of tensors with P rows;
-    rewards: see compute_rewards; reference: a policy or None; more_prompts(attempt): P further prompts for
-    dynamic sampling (arXiv 2503.14476), each of which takes the place of one, so that ranks need not agree;
-    learn False: the policy rests. Returns (metrics, rollout).
+    rewards: see phase 2; reference: a policy or None; more_prompts(attempt): P further prompts for dynamic
+    sampling (arXiv 2503.14476), each in the place of one, so that ranks need not agree; learn False: the
+    policy rests. Returns (metrics, rollout).
     """
     clock, resampled = Clock(), 0
     reference = reference if learn else None

@@ -4,9 +4,8 @@ Completion: a causal model goes on from P prompts, G times each.
 `generate` samples. A prompt is read once, whatever G is: the completions of its group attend to the same keys
 and values with one matrix product, and to their own with another, under one softmax (GroupCache). Rows that
 have ended leave the batch. Each token costs one uniform number, which is looked up in the cumulated
-probabilities; a row's numbers depend on its seed alone, not on the rest of the batch. `CausalPolicy` is what
-grpo.py trains. It samples, and scores the same completions again with gradients: the same model, and again
-each prompt is read once for its group.
+probabilities; it depends on the row's seed alone, not on the rest of the batch. `CausalPolicy`, which grpo.py
+trains, samples, and scores the same completions again with gradients: again a prompt is read once.
 
 Shapes: P prompts · G completions each · B rows still running, at most P G · T prompt tokens · R completion
 tokens · V vocabulary · D width · H heads, H_kv of keys · d head width.
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
 from grpo import Rollout
@@ -26,16 +24,14 @@ from kernels import pack
 from runtime.console import Progress
 from runtime.graphs import CompiledStep
 from runtime.lora import adapters_off
+from runtime.ranks import any_of
 from runtime.shard import is_sharded
 
 # -----------------------------------------------------------------------------
 # one token
 
 def uniforms(seeds, G, R):
-    """
-    (P, G, R) numbers in [0, 1). That of completion g's token r is a hash of (seeds[p], g, r): the mixer of
-    splitmix64 (Steele et al. 2014).
-    """
+    """(P, G, R) numbers in [0, 1): hashes of (seeds[p], g, r) by splitmix64's mixer (Steele et al. 2014)."""
     golden = np.uint64(0x9E3779B97F4A7C15)
 
     def mix(x):
@@ -52,10 +48,7 @@ def uniforms(seeds, G, R):
 
 
 def choices(logits, top_k, top_p):
-    """
-    bool (B, V): the top_k likeliest tokens (0: all) and of these the smallest set with mass at least top_p
-    (arXiv 1904.09751).
-    """
+    """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
     keep = logits > -torch.inf
     if 0 < top_k < logits.shape[-1]:
         # by index, not by value: ties do not let more than k in
@@ -71,9 +64,8 @@ def choices(logits, top_k, top_p):
 
 def draw(logits, u, temperature, top_k, top_p, forbidden):
     """
-    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1). Returns tokens (B,), their
-    log-probs (B,) fp32 and what was allowed (B, V) or None. At temperature 0 the likeliest token, with its
-    log-prob at temperature 1.
+    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1): tokens (B,), their log-probs
+    (B,) and what was allowed (B, V) or None. At temperature 0 the likeliest, its log-prob at temperature 1.
     """
     if temperature not in (0, 1):
         logits = logits / temperature
@@ -99,10 +91,9 @@ def draw(logits, u, temperature, top_k, top_p, forbidden):
 def look_up(mass, blocks, target):
     """
     The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, V / 128):
-    the mass up to each block's end. The clamps are for NaN, which is reported at the end of generate.
+    the mass up to each block's end. The clamps are for NaN, which generate reports at its end.
     """
-    # `right`: the first token whose cumulated mass lies above. One of probability 0 adds no mass and is never
-    # drawn.
+    # `right`: the first token whose cumulated mass lies above, never one of probability 0
     block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
     before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
@@ -120,25 +111,22 @@ class GroupCache:
     each row's own follow in slots that are the same for all rows, (B, H_kv, R, d).
 
     The rows of all groups fill a rectangle P x G, so that a group reads its prompt in one product. Once rows
-    have left, `place` (B,) is the place of each row in it and `row` (P G,) the row at each place; until then
-    both are None. With a window above 1 every batch goes through the same operations, whatever its lengths
-    and whoever has left, and shapes change once per window: that can be compiled.
+    have left, `place` (B,) is the place of each row in it and `row` (P G,) the row at each place. With a
+    window above 1 all batches go through the same operations, and shapes change once per window, so that a
+    step can be compiled.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
         P, T, H_kv, d = prefix[0][0].shape
         device = prompt_lengths.device
         self.G, self.window = G, window
-        # own slots a row looks at, see go_to
-        self.n = window
-        # the newest token's slot, on the device
-        self.at = torch.zeros(1, dtype=torch.long, device=device)
+        self.n = window                                                         # own slots that are looked at
+        self.at = torch.zeros(1, dtype=torch.long, device=device)               # the newest token's slot
         self.place = self.row = None
         self.prompt = torch.arange(P, device=device).repeat_interleave(G)       # (B,) each row's prompt
         if window > 1:
             self.arrange()
-            # a slice is never the whole: that would be another kind of tensor
-            R = -(-R // window) * window + 1
+            R = -(-R // window) * window + 1  # a slice is never the whole, which compiles separately
         self.keys = [k.permute(0, 2, 3, 1).contiguous() for k, _ in prefix]
         self.values = [v.transpose(1, 2).contiguous() for _, v in prefix]
         self.own = [k.new_zeros(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
@@ -148,9 +136,7 @@ class GroupCache:
         self.slots = torch.arange(R, device=device)
 
     def go_to(self, slot):
-        """
-        Slot number `slot` is next: a row looks at the slots written, their number rounded up to a window.
-        """
+        """Slot number `slot` is next: rows look at the slots written, rounded up to a window."""
         self.n = -(-(slot + 1) // self.window) * self.window
 
     def attend(self, layer, q, k, v):
@@ -188,10 +174,7 @@ class GroupCache:
         return x if self.place is None else x[self.place]
 
     def keep(self, rows):
-        """
-        Only rows (B',) stay, in order. Prompts without rows leave too; the rectangle narrows to the fullest
-        group.
-        """
+        """Only rows (B',) stay, in order; prompts without rows leave too."""
         self.own = [x[:, rows] for x in self.own]
         used, self.prompt = self.prompt[rows].unique_consecutive(return_inverse=True)
         if len(used) < len(self.bias):
@@ -200,12 +183,9 @@ class GroupCache:
         self.arrange()
 
     def arrange(self):
-        """
-        Place the rows in a rectangle as wide as the fullest group; at least 2 with a window: 1 compiles
-        separately.
-        """
+        """Place the rows in a rectangle as wide as the fullest group."""
         counts = self.prompt.bincount()
-        self.G = max(2 if self.window > 1 else 1, int(counts.max()))
+        self.G = max(2 if self.window > 1 else 1, int(counts.max()))  # a width of 1 compiles separately
         rows = torch.arange(len(self.prompt), device=self.prompt.device)
         self.place = self.prompt * self.G + rows - (counts.cumsum(0) - counts)[self.prompt]
         self.row = rows.new_zeros(len(counts) * self.G).index_copy_(0, self.place, rows)
@@ -217,14 +197,11 @@ class GroupCache:
 @dataclass
 class Completions:
     """What generate() returns."""
-    # (P, G, R) int64, right-padded with 0; a completion that ended holds its end token
-    tokens: torch.Tensor
+    tokens: torch.Tensor                  # (P, G, R) int64, right-padded with 0; the end token is among them
     lengths: torch.Tensor                 # (P, G) true lengths, the end token included
-    # (P, G, R) fp32, of each token under the distribution it was drawn from
-    logps: torch.Tensor
+    logps: torch.Tensor                   # (P, G, R) fp32, under the distribution that was drawn from
     ended: torch.Tensor                   # (P, G) bool: False where max_new_tokens cut it off
-    # (P, G, R, V / 8) uint8, see pack: what top_k and top_p left; None: everything
-    allowed: torch.Tensor | None = None
+    allowed: torch.Tensor | None = None   # (P, G, R, V / 8) bits: what top_k and top_p left; None: everything
 
 
 class Decoder:
@@ -234,21 +211,16 @@ class Decoder:
     """
 
     def __init__(self, model, cache, positions, u, eos_id, sampling):
-        """
-        positions (P G,): of the first completion token; u (P G, R): a number for each token; sampling: see
-        draw.
-        """
+        """positions (P G,) of the first tokens; u (P G, R): a number for each token; sampling: see draw."""
         N, R = u.shape
         device, V = u.device, model.config.vocab_size
         _, top_k, top_p, _ = sampling
         self.model, self.cache, self.positions, self.u, self.sampling = model, cache, positions, u, sampling
         self.end_ids = None if eos_id is None else torch.tensor(eos_id, device=device).view(-1)
-        # (B,) p G + g of those still running
-        self.rows = torch.arange(N, device=device)
-        # (B,) until they leave at drop_ended
-        self.running = torch.ones(N, dtype=torch.bool, device=device)
-        self.tokens, self.logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u,
-                                                                                          dtype=torch.float)
+        self.rows = torch.arange(N, device=device)                              # (B,) p G + g
+        self.running = torch.ones(N, dtype=torch.bool, device=device)           # (B,)
+        self.tokens = torch.zeros_like(u, dtype=torch.long)
+        self.logps = torch.zeros_like(u, dtype=torch.float)
         self.lengths, self.ended = torch.full_like(positions, R), torch.zeros_like(self.running)
         self.allowed = None
         if top_k or top_p < 1:
@@ -292,8 +264,8 @@ class Decoder:
     def completions(self, P, G):
         """All of them, as Completions. Raises FloatingPointError where the model's logits were NaN."""
         if not torch.isfinite(self.logps).all():
-            raise FloatingPointError("the model's logits are NaN: its weights are broken. "
-                                     "Start from an earlier checkpoint with a lower learning_rate")
+            raise FloatingPointError("the model's logits are NaN, its weights are broken: start from an "
+                                     "earlier checkpoint with a lower learning_rate")
         R = int(self.lengths.max())
         padding = torch.arange(R, device=self.lengths.device) >= self.lengths[:, None]
         tokens = self.tokens[:, :R].masked_fill(padding, 0)  # ended rows went on writing until they left
@@ -317,17 +289,14 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
     or None: different each time. on_token(r, rows, tokens) is called after each token with the rows p G + g
     still running. compile: the step goes through torch.compile (ten seconds per layer at first use) and on a
     GPU becomes a CUDA graph; only last digits change. prefill stands in for model.prefill. lockstep: the
-    model is sharded (see shard.py), and all ranks, each with its own prompts, take every step together.
-    Raises ValueError for an empty prompt, and for one that leaves no room for max_new_tokens in the model's
-    block_size.
+    model is sharded, and all ranks, each with its own prompts, take every step together. Raises ValueError
+    for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
     """
     check_request(prompts, model.config.block_size, group_size, max_new_tokens, temperature, top_k, top_p)
     P, G, R, device = len(prompts), group_size, max_new_tokens, model.wte.weight.device
     on_gpu = device.type == 'cuda'
-    # counting the running rows makes the host wait for the GPU
-    look_every = 16 if on_gpu and not on_token else 1
-    # leaving costs about a step, for the copied cache, and a new graph
-    full = 0.5 if compile and on_gpu else 0.85
+    look_every = 16 if on_gpu and not on_token else 1  # counting running rows makes the host wait for the GPU
+    full = 0.5 if compile and on_gpu else 0.85         # leaving copies the cache, and takes a new graph
     fewest = 8 if compile else 1                       # one row alone would be compiled separately
     # not in inference mode if sharded: weights collected in it could not be trained with
     with torch.no_grad() if lockstep else torch.inference_mode():
@@ -360,11 +329,10 @@ def check_request(prompts, block_size, G, R, temperature, top_k, top_p):
     lengths = [len(p) for p in prompts]
     longest = max(lengths)
     if 0 in lengths:
-        raise ValueError(f"prompt {lengths.index(0)} is empty: a model needs at least one token to go on "
-                         "from")
+        raise ValueError(f"prompt {lengths.index(0)} is empty: a model goes on from at least one token")
     if longest + R > block_size:
-        raise ValueError(f"a prompt of {longest} tokens and max_new_tokens {R} make {longest + R}, more "
-                         f"than this model's block_size of {block_size}: shorten one of them")
+        raise ValueError(f"a prompt of {longest} tokens and max_new_tokens {R} exceed the model's block_size "
+                         f"of {block_size}: shorten one of them")
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or R < 1 or G < 1:
         raise ValueError(f"temperature {temperature} and top_k {top_k} must be at least 0, top_p {top_p} in "
                          f"(0, 1], max_new_tokens {R} and group_size {G} at least 1")
@@ -380,24 +348,19 @@ def seeds_of(seed, P):
 
 def read_prompts(prefill, prompts, G, R, device, window):
     """
-    Each prompt read once. Returns hidden states (P G, D) that predict the first token of each row, its
-    position (P G,), and the GroupCache.
+    Each prompt read once: hidden states (P G, D) that predict each row's first token, its position (P G,),
+    and the GroupCache.
     """
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     hidden, prefix = prefill(padded(prompts, device))
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), GroupCache(prefix, lengths, G, R,
-                                                                                        window)
+    cache = GroupCache(prefix, lengths, G, R, window)
+    return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
 
 
 def any_alive(alive, lockstep, device):
-    """
-    Whether any row is still running; in lockstep, on any rank: a rank that is done keeps step with the rest.
-    """
-    if lockstep:
-        alive = torch.tensor(alive, device=device)
-        dist.all_reduce(alive)
-    return int(alive) > 0
+    """Whether any row is still running; in lockstep, on any rank."""
+    return any_of(device, alive)[0] if lockstep else alive > 0
 
 
 def padded(prompts, device):
@@ -411,16 +374,15 @@ def padded(prompts, device):
 
 class CausalPolicy:
     """
-    The policy of completion; see grpo.py for what a policy is.
-    Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,) and seeds (P,) on the CPU.
+    What grpo.py trains. Its batch: prompts (P, T) int64 right-padded, prompt_lengths (P,) and seeds (P,) on
+    the CPU.
     """
     mirror = None  # the MirrorMap of a reference, if its divergence is one
 
     def __init__(self, model: torch.nn.Module, tokenizer, max_new_tokens: int = 256, temperature: float = 1.0,
                  top_k: int = 0, top_p: float = 1.0, compile: bool = False):
         if temperature <= 0:
-            raise ValueError(f"temperature {temperature} must be above 0: "
-                             "at 0 the completions of a group are equal and there is nothing to learn from")
+            raise ValueError(f"temperature {temperature} must be above 0, or a group's completions are equal")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_k, self.top_p, self.compile = temperature, top_k, top_p, compile
         self.forbidden = forbidden_tokens(tokenizer, model)
@@ -446,10 +408,7 @@ class CausalPolicy:
         return self.model.prefill(prompts)
 
     def sample(self, batch: dict, group_size: int) -> Rollout:
-        """
-        Completions at the policy's temperature; each depends on its prompt, its seed and its place in the
-        group alone.
-        """
+        """Completions at the policy's temperature, see generate."""
         lengths = batch['prompt_lengths'].tolist()
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), lengths, strict=True)]
         on_cpu = self.model.wte.weight.device.type == 'cpu'
@@ -470,10 +429,7 @@ class CausalPolicy:
         return greedy.sample(batch, 1)
 
     def hidden(self, rollout: Rollout) -> torch.Tensor:
-        """
-        Hidden states (P, G, R, D) that predict the completions' tokens. The first comes from the prompt's
-        end; a group shares the prompt's forward.
-        """
+        """Hidden states (P, G, R, D) that predict the completions' tokens; the first is the prompt's last."""
         P, G, R = rollout.tokens.shape
         lengths = rollout.batch['prompt_lengths']
         states, prefix = self.prefill(rollout.batch['prompts'][:, :int(lengths.max())], rollout.batch)
@@ -498,8 +454,8 @@ class CausalPolicy:
 
 def forbidden_tokens(tokenizer, model):
     """
-    (V,) bool of what is never sampled: rows that only pad the embedding, and the [MASK], [PAD] and [CLS] of a
-    model of characters. None when there is nothing.
+    (V,) bool of what is never sampled, or None: rows that only pad the embedding, and the [MASK], [PAD] and
+    [CLS] of a model of characters.
     """
     forbidden = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size
     if hasattr(tokenizer, 'chars'):
@@ -508,7 +464,7 @@ def forbidden_tokens(tokenizer, model):
 
 
 def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu') -> dict[str, torch.Tensor]:
-    """prompts: P lists of token ids; seeds: P ints. The batch that a CausalPolicy samples from."""
+    """The batch that a CausalPolicy samples from, of P lists of token ids and P seeds."""
     lengths = torch.tensor([len(p) for p in prompts])
     return {'prompts': padded(prompts, device), 'prompt_lengths': lengths, 'seeds': torch.tensor(seeds)}
 
@@ -516,26 +472,23 @@ def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu'
 # -----------------------------------------------------------------------------
 # what a model thinks of texts
 
-
 def next_log_probs(model, tokens):
     """(N, T - 1) fp32: the log-prob of each of tokens (N, T) but the first, after those before it."""
-    return model.logits(tokens)[:, :-1].float().log_softmax(dim=-1).gather(-1,
-                                                                           tokens[:, 1:, None]).squeeze(-1)
+    log_probs = model.logits(tokens)[:, :-1].float().log_softmax(dim=-1)
+    return log_probs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
 
 @torch.no_grad()
 def text_log_prob(model, ids):
-    """
-    Mean log-prob per token of a text (token ids): how much of its language a model kept while it learned.
-    """
+    """Mean log-prob per token of a text (token ids): how much of its language a model has kept."""
     return next_log_probs(model, torch.tensor([ids], device=model.wte.weight.device)).mean().item()
 
 
 @torch.no_grad()
 def text_log_probs(model, tokenizer, texts, batch_size=16):
     """
-    For each text the mean log-prob per character, in nats, of what follows its first token; -inf when nothing
-    does. A text longer than the model's block_size is cut.
+    Each text's mean log-prob per character, in nats, of what follows its first token; -inf when nothing does.
+    A text longer than the model's block_size is cut.
     """
     rows = [tokenizer.encode(text)[:model.config.block_size] for text in texts]
     values = [-float('inf')] * len(texts)
@@ -543,7 +496,6 @@ def text_log_probs(model, tokenizer, texts, batch_size=16):
     longer.sort(key=lambda i: len(rows[i]))  # similar lengths together
     for start in range(0, len(longer), batch_size):
         batch = longer[start:start + batch_size]
-        # a causal model does not see the padding
         tokens = padded([rows[i] for i in batch], model.wte.weight.device)
         for i, log_probs in zip(batch, next_log_probs(model, tokens).cpu(), strict=True):
             ids = rows[i]

@@ -49,10 +49,7 @@ class Setting(NamedTuple):
 # reading the settings out of a script and of the rooms' classes
 
 def settings_block(source):
-    """
-    The statements among which a script calls configure: its own, or those under `if __name__ ==
-    '__main__':`.
-    """
+    """The statements among which a script calls configure, at its top or under `if __name__ ==`."""
     body = ast.parse(source).body
     for node in body:
         if isinstance(node, ast.If) and any(map(calls_configure, node.body)):
@@ -115,10 +112,7 @@ def rooms_of(task):
 
 
 def keys_of(task):
-    """
-    The names of the settings that a task reads: those of its rooms, and what it says it uses or refuses of
-    others.
-    """
+    """The names of the settings that a task reads: its rooms', with what it uses of others' or refuses."""
     own = set()
     for room in rooms_of(task):
         own |= read_room(room).keys()
@@ -178,10 +172,7 @@ def name_of(kind):
 
 
 def converted(value, base):
-    """
-    The value as the type takes it: an int as float, a list as tuple or back. None, inside a tuple, where it
-    does not.
-    """
+    """(the value as the type takes it,): an int as float, a list as tuple or back; () where it does not."""
     if base is object or type(value) is base:
         return (value,)
     if type(value) is int and base is float and abs(value) <= sys.float_info.max:
@@ -192,10 +183,7 @@ def converted(value, base):
 
 
 def shown(value):
-    """
-    repr, which fails of a number with thousands of digits, of lists nested a thousand deep, and at a
-    class's wish.
-    """
+    """repr, which fails of numbers with thousands of digits, of deeply nested lists, or at a class's wish."""
     try:
         return repr(value)
     except Exception:
@@ -203,10 +191,7 @@ def shown(value):
 
 
 def check(key, value, keys, where):
-    """
-    The value, converted to what the key takes. Raises ValueError naming the key, what was given and what it
-    takes.
-    """
+    """The value, converted to what the key takes. Raises ValueError naming key, value and range."""
     if key not in keys:
         raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys, where)}")
     kind, out_of_range = keys[key].kind, False
@@ -238,10 +223,7 @@ def remedy_for(key, keys, where):
 # config files and the command line
 
 def read_config_file(path, keys):
-    """
-    The values that a config file sets. Functions, classes and modules it needs for itself are its own
-    business.
-    """
+    """The values that a config file sets, less the functions, classes and modules that it needs itself."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no config file {path!r} (overrides are written --key=value)")
     names = {'__file__': path, '__name__': 'config'}
@@ -298,9 +280,8 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     """
     Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
     classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
-    as one object, flat. Raises ValueError for a key, type or range that does not fit, for a key of another
-    task, and what a room's check(cfg) raises of settings that contradict each other; FileNotFoundError for
-    a config file that is not there.
+    as one object, flat. Raises ValueError for a key, type or range that does not fit, a key of another task,
+    and settings that contradict each other (a room's check(cfg)); FileNotFoundError for a missing config.
     """
     sys.excepthook = one_line_errors
     with open(namespace['__file__'], encoding='utf-8') as f:
@@ -330,9 +311,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
 
 
 def read_arguments(arguments, keys, values, namespace):
-    """
-    {key: (value, where it was given)} of config files first and then overrides; --help is answered at once.
-    """
+    """{key: (value, where it was given)} of config files, then overrides; --help is answered at once."""
     for argument in arguments:
         if argument in ('-h', '--help') or argument.startswith('--help='):
             print_help(namespace, keys, values, argument.partition('=')[2])
@@ -363,10 +342,7 @@ def refuse_other_tasks(cfg, given, tasks):
 # --help, and errors as one line
 
 def print_help(namespace, keys, values, room):
-    """
-    The script's docstring, then each setting with its value and comment, room by room; `room` alone if one
-    is named.
-    """
+    """The script's docstring and each setting with its value and comment, room by room, or those of one."""
     rooms = list(dict.fromkeys(setting.room for setting in keys.values()))
     if room and room not in rooms:
         raise ValueError(f"--help={room}: there are the rooms {', '.join(rooms)}")
@@ -393,10 +369,7 @@ def print_lines(text, width):
 
 
 def print_setting(start, setting, width):
-    """
-    A setting's line; its comment begins at column 40, and on a line of its own where the value reaches that
-    far.
-    """
+    """A setting's line; its comment begins at column 40."""
     words = setting.comment
     if typing.get_origin(setting.kind) is typing.Literal and not words.startswith("'"):
         words = f"{' | '.join(map(str, typing.get_args(setting.kind)))}: {words}"
@@ -408,18 +381,12 @@ def print_setting(start, setting, width):
 
 
 def one_line(text):
-    """
-    The text with what is no printable character, a line break or what moves a terminal's cursor, as Python
-    writes it.
-    """
+    """The text with line breaks and other unprintable characters as Python writes them."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def stdout_is_gone():
-    """
-    Whether the reader of our standard output, `head -1` say, has closed it; then nothing is sent there any
-    more.
-    """
+    """Whether the reader of our standard output, `head -1` say, has closed it; then nothing more is sent."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are reported always
     gone = bool(poll.poll(0))
@@ -430,8 +397,8 @@ def stdout_is_gone():
 
 def one_line_errors(kind, error, trace):
     """
-    An error that this repo raises on purpose (its last line is a `raise` of ours) is for the user: print
-    its message and nothing else. Any other is a bug, and keeps its traceback.
+    An error raised on purpose (its last line is a `raise` of ours) is for the user: its message is printed
+    and nothing else. Any other is a bug, and keeps its traceback.
     """
     if kind is KeyboardInterrupt:
         return print('interrupted: what was being made is not saved', file=sys.stderr)

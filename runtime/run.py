@@ -1,6 +1,6 @@
 """
-What a run is made of besides its step: State (the model, fp32 masters, AdamW, the reference, checkpoints) and
-Log (all that is written into out_dir or said). They know no task: they ask the job.
+What a run is made of besides its step: State (model, fp32 masters, AdamW, reference, checkpoints) and Log
+(all that is written into out_dir or said). They know no task: they ask the job.
 """
 import copy
 import json
@@ -39,10 +39,7 @@ def in_out_dir(cfg, name):
 
 
 def check(cfg):
-    """
-    Raises ValueError or FileNotFoundError for a run that could not be what its settings say, before time is
-    spent.
-    """
+    """Raises ValueError or FileNotFoundError, before time is spent, for a run that contradicts itself."""
     alone = 'RANK' not in os.environ
     for contradiction, message in (
         (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
@@ -66,25 +63,22 @@ def check_resume(cfg):
     """That there is a run to resume, of this task and kind."""
     checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
     if not os.path.exists(checkpoint):
-        raise FileNotFoundError(f"there is no {checkpoint} to resume from: name the run's out_dir, or leave "
-                                f"{RESUME} away to start one")
+        raise FileNotFoundError(f"there is no {checkpoint} to resume: name the run's out_dir, or leave out "
+                                f"{RESUME}")
     if not os.path.exists(config):
         return
     with open(config, encoding='utf-8') as f:
         began_with = json.load(f)
     if began_with['task'] != cfg.task:
         raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
-                         f"{cfg.task!r} now: give the config it began with, or name another out_dir")
+                         f"{cfg.task!r} now: give its own config, or name another out_dir")
     if bool(began_with['lora_r']) != bool(cfg.lora_r):
         raise ValueError(f"the run in {cfg.out_dir} has lora_r {began_with['lora_r']} and lora_r is "
-                         f"{cfg.lora_r} now: adapters cannot come or go on the way")
+                         f"{cfg.lora_r} now: adapters cannot come or go")
 
 
 def processes(cfg):
-    """
-    (rank, world_size, device) of this process, among those that torchrun has started; without it there is
-    one.
-    """
+    """(rank, world_size, device) of this process, among those that torchrun has started."""
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     device = cfg.device
     if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
@@ -93,19 +87,16 @@ def processes(cfg):
         device = 'cpu'
     on_gpu = device.startswith('cuda')
     if on_gpu and not torch.cuda.is_available():
-        raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: leave it at 'auto' or take "
-                         "'cpu'")
+        raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: take 'auto' or 'cpu'")
     if world_size > 1 or cfg.shard:
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:
         torch.cuda.set_device(device)
     elif cfg.compile and not shutil.which(os.environ.get('CXX', 'g++')):
-        raise ValueError("compile on a CPU needs a C++ compiler, and there is no g++: install it, or name "
-                         "yours in CXX")
+        raise ValueError("compile on a CPU needs a C++ compiler: install g++, or name yours in CXX")
     for key in ('batch_size', 'es_pairs') if cfg.optimizer == 'es' else ('batch_size',):
         if getattr(cfg, key) % world_size:
-            raise ValueError(f"{key} {getattr(cfg, key)} does not divide among {world_size} processes: make "
-                             f"it a multiple of {world_size}")
+            raise ValueError(f"{key} is {getattr(cfg, key)}; it must be a multiple of {world_size} processes")
     return rank, world_size, device
 
 
@@ -166,10 +157,7 @@ class State:
         copy_masters(self.masters, self.model)
 
     def copy_reference(self):
-        """
-        A frozen copy of the start, where one is needed; LoRA's static reference is the model without its
-        adapters.
-        """
+        """A frozen copy of the start, but for LoRA's static reference: the model without its adapters."""
         cfg, self.frozen, self.averages = self.cfg, None, {}
         self.leashed = (cfg.kl_beta > 0 or cfg.divergence != 'kl') and cfg.reference_mode != 'none'
         static = cfg.reference_mode == 'static'
@@ -212,17 +200,15 @@ class State:
         bad = metrics.get('bad_steps', 0) + metrics.get('critic_bad_steps', 0)
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if self.bad_steps >= self.cfg.max_bad_steps:
-            raise FloatingPointError(f"NaN or infinity in the loss or its gradient in {self.bad_steps} "
-                                     "iterations in a row; their steps were skipped. Lower learning_rate "
-                                     f"or raise kl_beta, and go on from the last checkpoint with {RESUME}")
+            raise FloatingPointError(f"{self.bad_steps} steps in a row were skipped, their gradients NaN or "
+                                     "infinite: lower learning_rate or raise kl_beta, and go on from the "
+                                     f"last checkpoint with {RESUME}")
 
     # -----------------------------------------------------------------------------
     # checkpoints
 
     def weights(self):
-        """
-        The fp32 masters, under the model's names; with LoRA the adapters alone. Shards, where it is sharded.
-        """
+        """The fp32 masters (or shards), under the model's names; with LoRA the adapters alone."""
         drop_collected(self.model)
         masters = {p: self.masters[name].detach() for name, p in self.model.named_parameters()}
         kept = {}
@@ -245,8 +231,8 @@ class State:
 
     def save(self, it, log, beside):
         """
-        Everything needed to go on with iteration `it` as if nothing had happened; all ranks call it. beside:
-        what the job had to save when `it` began.
+        All that is needed to go on with iteration `it`; all ranks call it. beside: what the job had to save
+        when `it` began.
         """
         cfg, start = self.cfg, time.perf_counter()
         moving = self.averages and cfg.reference_mode != 'static'
@@ -279,16 +265,15 @@ class State:
         cfg, saved = self.cfg, newest_checkpoint(self.cfg)
         # the last digits of a sum depend on the number of threads
         if not math.isclose(saved['start_weights'], self.start_weights, rel_tol=1e-9, abs_tol=1e-6):
-            raise ValueError(f"the model at {job.generator_path} is not the one this run started from: "
-                             "restore it, for the reference and a LoRA run's frozen weights come from there")
+            raise ValueError(f"the model at {job.generator_path} is not the one this run started from, and "
+                             "the reference comes from there: restore it")
         say_what_changed(saved['config'], plain_config(cfg))
         began_with = saved['config'].get('advantage')
         if (began_with == 'gae') != (cfg.advantage == 'gae'):
-            raise ValueError(f"this run began with advantage {began_with!r} and advantage is "
-                             f"{cfg.advantage!r} now: a value head cannot come or go on the way")
+            raise ValueError(f"this run began with advantage {began_with!r} and it is {cfg.advantage!r} now: "
+                             "a value head cannot come or go")
         if saved['iter'] > cfg.max_iters:
-            raise ValueError(f"max_iters is {cfg.max_iters} and this run has {saved['iter']} iterations "
-                             "behind it already: raise max_iters to go on")
+            raise ValueError(f"max_iters is {cfg.max_iters} and this run is at {saved['iter']}: raise it")
         job.restore(saved)
         weights = self.weights()
         check_fit(saved['model'], weights, self.path)
@@ -319,9 +304,7 @@ class State:
             self.optimizer.scaler.load_state_dict(saved['scaler'])
 
     def export(self, job, metrics):
-        """
-        The trained model as others load it, see job.export; a LoRA run's adapters for peft too, in adapter/.
-        """
+        """The trained model as others load it, see job.export; LoRA's adapters for peft in adapter/."""
         cfg = self.cfg
         model = collect_model(self.model, torch.float32) if cfg.shard else copy.deepcopy(self.model).float()
         saved = whole({name: value for name, value in job.saved().items() if name != 'critic_optimizer'})
@@ -373,8 +356,8 @@ def say_what_changed(before, now):
 
 def evaluate(job, policy, cfg):
     """
-    (metrics, the error of a scorer that is gone or None) of the job's evaluation. Rank 0 evaluates while the
-    others wait, unless something that it takes is sharded: then all do.
+    (metrics, the error of a scorer that is gone or None). Rank 0 evaluates while the others wait; where what
+    it needs is sharded, all do.
     """
     start, metrics, lost = time.perf_counter(), {}, None
     all_evaluate = cfg.shard and (job.sharded_beside or not cfg.gather_to_sample)
@@ -393,10 +376,7 @@ def evaluate(job, policy, cfg):
 
 
 class Log:
-    """
-    What a run tells: metrics.jsonl, samples.jsonl, rewards.jsonl, config.json and report.html in out_dir,
-    trackers, lines. Rank 0 tells, the others are silent.
-    """
+    """What rank 0 tells: metrics, samples, rewards, config and report in out_dir, trackers, lines."""
 
     def __init__(self, cfg, job, start_iter):
         self.cfg, self.job, self.master, self.files = cfg, job, ranks.is_first(), {}
@@ -439,8 +419,8 @@ class Log:
             file.writelines(json.dumps(record) + '\n' for record in records)
             file.flush()
         except OSError as e:
-            raise OSError(f"{file.name} could not be written ({e.strerror}): make room, and go on "
-                          f"from the last checkpoint with {RESUME}") from None
+            raise OSError(f"{file.name} could not be written ({e.strerror}): make room, and go on with "
+                          f"{RESUME}") from None
 
     def reach_the_disk(self):
         for file in self.files.values():
@@ -454,7 +434,7 @@ class Log:
         if self.master:
             record = {'iter': it}
             for name, part in parts.items():
-                record[name] = numbers(part)
+                record[name] = numbers(part.flatten(), 4)
             self.append('rewards', [record])
         for tracker in self.trackers:
             tracker.histograms(parts, it)
@@ -526,10 +506,10 @@ def number_or_none(x):
     return x if math.isfinite(x) else None
 
 
-def numbers(tensor, digits=4):
-    """A list of a tensor's numbers, rounded; None for NaN and infinity."""
-    values = tensor.flatten().tolist()
-    return [round(x, digits) if math.isfinite(x) else None for x in values]
+def numbers(tensor, digits=None):
+    """A list of the numbers of a tensor (n,), rounded to digits; None for NaN and infinity."""
+    values = map(number_or_none, tensor.tolist())
+    return [value if value is None or digits is None else round(value, digits) for value in values]
 
 
 def replace_file(path, text):

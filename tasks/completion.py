@@ -1,6 +1,6 @@
 """
-Completion: prompts with verifiable rewards. A causal model completes each prompt, a function of the text says
-how well.
+Completion: prompts with verifiable rewards. A causal model completes each, a function of the text says how
+well.
 """
 import contextlib
 import os
@@ -21,13 +21,7 @@ from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, Share
 from runtime.console import over, say
 from runtime.shard import is_sharded
-from tasks.supervised import (
-    character_tokenizer,
-    own_tokenizer,
-    save_model,
-    small_config,
-    train_start,
-)
+from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
 from tasks.task import Task, chart, longest_line
 
 
@@ -36,17 +30,12 @@ class Completion(Task):
     headline = 'eval/accuracy_greedy'
     charts = {
         'Evaluation': [
-            chart('accuracy',
-                  'First reward on held-out prompts: greedy, sampled, and at least one sampled answer '
-                  'right.',
+            chart('accuracy', 'First reward on held-out prompts: greedy, sampled, best of the samples.',
                   'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k'),
-            chart('all tests passed',
-                  'Hidden tests far below the shown ones: the policy writes for the tests.',
+            chart('all tests passed', 'Hidden tests far below shown ones: the policy writes for the tests.',
                   'eval/pass_rate_greedy', 'eval/hidden_pass_rate_greedy', 'eval/pass_rate_sampled',
                   'eval/hidden_pass_rate_sampled'),
-            chart('held-out reward',
-                  'The weighted sum on held-out prompts. Where a true reward is known and leaves it, the '
-                  'reward model is being fooled.',
+            chart('held-out reward', 'The weighted sum. Where a true reward leaves it, it is being fooled.',
                   'eval/reward', 'eval/true_reward'),
         ],
     }
@@ -73,8 +62,8 @@ class Completion(Task):
         @staticmethod
         def check(cfg):
             if cfg.overlong_penalty > cfg.max_new_tokens:
-                raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}; it must be at most "
-                                 f"max_new_tokens, {cfg.max_new_tokens}")
+                raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}, above max_new_tokens, "
+                                 f"{cfg.max_new_tokens}: lower it")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -122,15 +111,12 @@ class Completion(Task):
     def check_room(self, block_size):
         longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
         if longest + n > block_size:
-            raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens {n} that is "
-                             f"more than the {block_size} this model reads: lower max_new_tokens, or set "
+            raise ValueError(f"the longest prompt, {longest} tokens, and max_new_tokens {n} exceed the "
+                             f"{block_size} that this model reads: lower max_new_tokens, or set "
                              "max_prompt_length with --too_long=drop")
 
     def make_missing(self):
-        """
-        A small model of characters, taught prompts with their answers, where the .pt file to start from is
-        missing.
-        """
+        """A small model of characters, taught prompts with answers, where the .pt file is missing."""
         cfg = self.cfg
         if not self.generator_path.endswith('.pt') or os.path.exists(self.generator_path):
             return
@@ -172,10 +158,7 @@ class Completion(Task):
     # rewards
 
     def named_rewards(self):
-        """
-        [(name, function, weight)...] of cfg.rewards; what is doubtful about them is said once, not on every
-        rank.
-        """
+        """[(name, function, weight)] of cfg.rewards; what is doubtful about them is said once."""
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter('always')
             resolved = resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
@@ -184,10 +167,7 @@ class Completion(Task):
         return resolved
 
     def start_log_probs(self, texts):
-        """
-        What the model that the run starts from thinks of texts, for rewards that ask; loaded when they first
-        do.
-        """
+        """The start model's log-probs of texts, for rewards that ask."""
         if self.start_model is None:
             self.start_model = self.load_model().to(self.device).eval().requires_grad_(False)
         return text_log_probs(self.start_model, self.tokenizer, texts)
@@ -205,10 +185,7 @@ class Completion(Task):
     # evaluation
 
     def in_step(self, policy):
-        """
-        A context for asking a scorer in an evaluation: where all ranks evaluate with a sharded model, all of
-        them stop when one has lost it, instead of waiting for it in the next forward.
-        """
+        """A context for asking a scorer: where all ranks evaluate, all of them stop when one has lost it."""
         return ranks.together(self.device, False) if is_sharded(policy.model) else contextlib.nullcontext()
 
     def eval_batches(self):
@@ -220,10 +197,10 @@ class Completion(Task):
 
     def evaluate(self, policy):
         """
-        The held-out prompts, completed greedily once and sampled eval_samples times. Accuracy is the first
-        reward's mean, where it applies; pass_at_k the share of prompts of which a sampled completion gets 1;
-        reward the weighted sum. Where the first reward runs tests and the records have hidden_tests,
-        pass_rate is the share of completions that pass all tests, and hidden_pass_rate all the hidden ones.
+        Held-out prompts, completed greedily once and sampled eval_samples times. Accuracy is the first
+        reward's mean; pass_at_k the share of prompts with a sampled completion that gets 1; reward the
+        weighted sum; pass_rate the share of completions that pass all tests, where the first reward runs
+        tests and the records have hidden_tests.
         """
         cfg, first = self.cfg, self.reward_functions[0][0]
         weights = {name: weight for name, _, weight in self.reward_functions}

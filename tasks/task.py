@@ -1,7 +1,6 @@
 """
-What differs between the jobs that train_grpo.py can do: their data, models, rewards and evaluation. A job is
-a class with the names below, in a file of its own, and one line in tasks/__init__.py. `self.cfg` holds all
-settings, flat.
+What differs between the jobs that train_grpo.py can do: data, models, rewards and evaluation. A job is a
+class with the names below, in a file of its own, and one line in tasks/__init__.py.
 """
 import contextlib
 import math
@@ -12,6 +11,7 @@ import torch
 from grpo import completion_logps
 from runtime.config import Count, Natural
 from runtime.console import say
+from runtime.run import numbers
 from tasks.show import show_causal
 
 
@@ -53,13 +53,12 @@ class Task:
         """The metrics that the last lines compare with the start."""
         return [self.headline]
 
-    # what a job must have:
-    # load_model() -> GPT · policy(model) -> a policy, see grpo.py · rewards, see grpo.compute_rewards
+    # What a job must have:
+    # load_model() -> GPT · policy(model) -> a policy, see grpo.py · rewards, see grpo.py, phase 2
     # batch(it, attempt=0) -> the prompts of an iteration, all ranks together: a function of these and the
-    # seed alone,
-    #   so that there is no state to save; attempts 1, 2, ... are other prompts, for dynamic_sampling
+    #   seed alone, so that there is no state to save; attempts 1, 2, ... are for dynamic_sampling
     # evaluate(policy) -> metrics · describe(metrics) -> a line
-    # asked(rollout) -> {'prompt', 'answer'} of its first prompt, as samples.jsonl keeps them
+    # asked(rollout) -> {'prompt', 'answer'} of its first prompt, for samples.jsonl
 
     def verdict(self, metrics):
         """What the last evaluation means, in some lines; '' where describe has said it."""
@@ -88,9 +87,7 @@ class Task:
         return None
 
     def export(self, model, saved, out_dir, metrics):
-        """
-        Write the trained model as others load it: a plain fp32 model, what `saved` returns, the last metrics.
-        """
+        """Write the trained model as others load it, from a plain fp32 model and what `saved` returns."""
         folder = os.path.join(out_dir, 'export')
         model.save_pretrained(folder, eos_id=self.tokenizer.eos_id)
         self.tokenizer.save(folder)
@@ -102,9 +99,7 @@ class Task:
 
     @classmethod
     def show(cls, saved, model, tokenizer, cfg):
-        """
-        What sample.py does with such a model. saved: the checkpoint's dict, or {}; cfg: sample.py's settings.
-        """
+        """What sample.py does with such a model. saved: the checkpoint's dict; cfg: sample.py's settings."""
         show_causal(saved, model, tokenizer, cfg)
 
     def token_places(self, rollout):
@@ -114,8 +109,8 @@ class Task:
     @torch.no_grad()
     def samples(self, policy, rollout):
         """
-        What samples.jsonl keeps of the first prompt's completions, one dict each: texts, rewards, advantage,
-        and of the first 256 tokens the sampler's log-probs and how far this iteration has moved them.
+        What samples.jsonl keeps of the first prompt's completions, a dict each: text, rewards, advantage, and
+        of 256 tokens the sampler's log-probs and how far this iteration has moved them.
         """
         group = rollout.pick(slice(0, 1))
         eager = torch.compiler.set_stance('force_eager') if self.cfg.compile else contextlib.nullcontext()
@@ -141,17 +136,6 @@ class Task:
 def chart(title, hint, *names):
     """A chart of the report: its title, what it says, and the metrics that share its axes."""
     return {'title': title, 'hint': hint, 'names': list(names)}
-
-
-def numbers(tensor, digits=None):
-    """
-    A list of its numbers, rounded; None for what JSON has not: NaN, a reward that does not apply, and
-    infinity.
-    """
-    values = tensor.tolist()
-    if digits is not None:
-        values = [round(x, digits) if math.isfinite(x) else x for x in values]
-    return [x if math.isfinite(x) else None for x in values]
 
 
 def longest_line(text):

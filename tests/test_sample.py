@@ -136,7 +136,7 @@ def test_bad_input():
         generate(broken, [[1]], 2, max_new_tokens=5)
     with pytest.raises(ValueError, match='prompt 1 is empty'):
         generate(model, [[1], []])
-    with pytest.raises(ValueError, match='60 tokens and max_new_tokens 5 make 65.*block_size of 64'):
+    with pytest.raises(ValueError, match='60 tokens and max_new_tokens 5 exceed.*block_size of 64'):
         generate(model, [[1] * 60], max_new_tokens=5)
     with pytest.raises(ValueError, match='top_p 0'):
         generate(model, [[1]], max_new_tokens=5, top_p=0)
