@@ -212,6 +212,9 @@ def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tens
 
 def join(parts):
     """One rollout of several; prompts (P, T) and completions (P, G, R, ...) are padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+
     def joined(values):
         first = values[0]
         if first is None:
@@ -227,7 +230,7 @@ def join(parts):
     columns = {}
     for field in fields(Rollout):
         columns[field.name] = joined([getattr(part, field.name) for part in parts])
-    return parts[0] if len(parts) == 1 else Rollout(**columns)
+    return Rollout(**columns)
 
 
 def micro_batches(rollout, size):
