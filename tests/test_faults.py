@@ -172,13 +172,14 @@ for place in places + [None]:
 '''
 
 
-def test_killed_thirty_times(folder, undisturbed, record_property):
+@pytest.mark.parametrize('times', [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_many_times(folder, undisturbed, times, record_property):
     """
     kill -9 in rollouts, in backward, in the middle of a checkpoint's bytes, before its rename or a log's and at moments that a clock
-    chooses, thirty times in one run of 60 iterations; each time it is taken up again. In the end its log, its samples and its weights are
-    those of the run that nobody disturbed, to the last bit.
+    chooses, six or thirty times in one run of twice as many iterations; each time it is taken up again. In the end its log, its samples and
+    its weights are those of the run that nobody disturbed, to the last bit.
     """
-    longer = ['--max_iters=60', '--save_interval=1']
+    longer = [f'--max_iters={2 * times}', '--save_interval=1']
     calm = folder / 'calm'
     calm.mkdir()
     for name in ('sums.jsonl', 'held_out.jsonl', 'ones.py', 'start.pt'):
@@ -187,18 +188,18 @@ def test_killed_thirty_times(folder, undisturbed, record_property):
     script = folder / 'killed.py'
     script.write_text(KILLED)
     done = subprocess.run(
-        [PYTHON, str(script), str(ROOT), '1', '30', *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
+        [PYTHON, str(script), str(ROOT), '1', str(times), *TOY, *longer], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-1000:] + open(folder / 'log.txt').read()[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert len(result['killed']) == 30 and result['last'] == 0, result
+    assert len(result['killed']) == times and result['last'] == 0, result
     same(folder, calm)
     assert not [name for name in os.listdir(folder / 'out-grpo') if name.endswith('.tmp')]
     counts = {place: result['killed'].count(place) for place in sorted(set(result['killed']))}
     record_property(
         'survived',
-        f"kill -9, 30 times in one run: {', '.join(f'{n} in {place}' for place, n in counts.items())}; log, samples and weights equal to "
-        f"the undisturbed run's",
+        f"kill -9, {times} times in one run: {', '.join(f'{n} in {place}' for place, n in counts.items())}; log, samples and weights "
+        f"equal to the undisturbed run's",
     )
 
 

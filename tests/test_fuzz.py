@@ -14,6 +14,8 @@ import re
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import types
 import urllib.error
@@ -44,9 +46,12 @@ from runtime.lora import add_lora, load_adapter, save_adapter
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable
 from safetensors.torch import save_file
 
+ALL = 'ALL_INPUTS' in os.environ
+
 
 def inputs(n):
-    """n inputs, the same each time; nothing is kept on the disk."""
+    """n inputs, the same each time, of which the quick suite takes a fifth; nothing is kept on the disk."""
+    n = n if ALL else n // 5
     return settings(max_examples=n, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -1217,3 +1222,11 @@ def test_requests_to_the_service(service, data):
 def test_the_service_is_as_before(service):
     """After all that it gives the scores that it gave."""
     assert ask_service(service[0], '/score_texts', b'{"texts": ["good"]}') == service[1]
+
+
+@pytest.mark.slow
+def test_all_inputs():
+    """This file once more, with five times as many."""
+    command = [sys.executable, '-m', 'pytest', '-n', '0', __file__]
+    done = subprocess.run(command, env=os.environ | {'ALL_INPUTS': ''}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
