@@ -5,9 +5,9 @@ alone.
     generate_rollouts -> compute_rewards -> compute_advantages -> train_on_rollout
 
 A policy is any object with `model`, `temperature`, `forbidden` (V,) bool (ids that are never sampled),
-`max_new_tokens`, `mirror` (None, or a reference's MirrorMap) and three methods: `sample(prompts, group_size)
--> Rollout`; `hidden(rollout) -> (P, H, R, D)`, the hidden states that predict the completions' tokens (H = 1
-when a group shares them, as in fill-in, else H = G); `texts(rollout) -> P lists of G strings`.
+`max_new_tokens`, `mirror` (a reference's MirrorMap, else None) and three methods: `sample(prompts,
+group_size) -> Rollout`; `hidden(rollout) -> (P, H, R, D)`, the hidden states that predict the completions'
+tokens (H = 1 when a group shares them, as in fill-in, else H = G); `texts(rollout) -> P lists of G strings`.
 
 Where this differs from the paper and from common practice:
 1. The loss is a sum divided by counts of the whole step, known before the first backward. So the gradient is
@@ -16,7 +16,7 @@ Where this differs from the paper and from common practice:
    nucleus, for policy, old policy and reference alike. The old policy is the sampler itself, so the ratio
    also corrects a sampler that rounds differently.
 3. Masks come from lengths, never from token values. What stands in padding, even NaN, has no influence.
-4. With one epoch per rollout the ratio is 1: the loss prints about 0, its gradient is REINFORCE's.
+4. In the first epoch the ratio is 1 up to rounding: the gradient is REINFORCE's, whatever the loss prints.
 Shapes: P prompts · G completions of each · R completion tokens · V vocabulary · D width.
 """
 import itertools
@@ -45,41 +45,41 @@ LOSS_TYPES = get_args(LossType)
 
 @dataclass
 class Settings:
-    """What a step is told: one object, `cfg`, goes through all of it."""
+    """The settings of a step. `cfg`, which goes through all of it, also holds those of train_grpo.py."""
     # sampling
     group_size: Annotated[int, '[2, inf)'] = 8      # G: completions of each prompt
     temperature: Positive = 0.8                     # of sampling and of scoring alike
     top_k: Natural = 0                              # 0 is off; scoring keeps to what top_k and top_p leave
     top_p: Annotated[float, '(0, 1]'] = 1.0         # 1 is off
     rollout_batch_size: Count | None = None         # prompts sampled at once; rewards are computed meanwhile
-    dynamic_sampling: Natural = 0                   # rounds in which flat groups give way to other prompts'
+    dynamic_sampling: Natural = 0                   # rounds of replacing groups of equal rewards
     # rewards and advantages
     advantage: Advantage = 'grpo'                   # 'gae' is PPO's, with a value head
-    reward_combination: Literal['rewards', 'advantages'] = 'rewards'  # which of them are weighted and summed
+    reward_combination: Literal['rewards', 'advantages'] = 'rewards'  # what is weighted and summed
     mask_truncated: bool = False                    # True: completions that were cut off are not trained on
-    overlong_penalty: Natural = 0                   # the last so many tokens cost up to 1, in a line
+    overlong_penalty: Natural = 0                   # penalty from 0 to 1 over the last so many tokens
     gamma: Share = 1.0                              # the discount of 'gae'
     gae_lambda: Share = 0.95                        # 0: one step ahead, 1: the whole return
     value_coef: NonNegative = 0.5                   # of the value head's squared error
     value_clip: Positive | None = 0.2               # how far its values may move in a step's loss
     # the loss
-    loss_type: LossType = 'grpo'                    # how tokens are clipped and averaged
+    loss_type: LossType = 'grpo'                    # how tokens are clipped (reinforce: not) and averaged
     num_epochs_per_rollout: Count = 1               # mu: optimizer steps on one batch of completions
     micro_batch_size: Count | None = None           # prompts of one forward; changes memory, not the result
-    clip_low: Share = 0.2                           # below 1 - clip_low a bad completion teaches no more
-    clip_high: NonNegative = 0.2                    # nor does a good one above 1 + clip_high
-    dual_clip: Annotated[float, '(1, inf)'] | None = None  # bounds the loss of bad, likely ones
+    clip_low: Share = 0.2                           # tokens with A < 0 stop at ratio 1 - clip_low
+    clip_high: NonNegative = 0.2                    # those with A > 0 at 1 + clip_high; cispo clips here
+    dual_clip: Annotated[float, '(1, inf)'] | None = None  # A < 0: the loss is at most this |A|
     entropy_coef: NonNegative = 0.0                 # above 0 keeps the entropy up
     grad_clip: NonNegative = 1.0                    # the largest norm of the gradient; 0 is off
-    # the leash to the reference
+    # the leash: what it costs to leave the reference
     kl_beta: NonNegative = 0.1                      # 0 needs no reference
     kl_estimator: Estimator = 'exact'               # 'exact' sums over the vocabulary
-    kl_in_reward: bool = False                      # True: it is taken off the reward instead
-    divergence: Divergence = 'kl'                   # another has mirror_coefficient; '...kl' is both
+    kl_in_reward: bool = False                      # True: k1 is taken off the reward instead
+    divergence: Divergence = 'kl'                   # others take mirror_coefficient; '...kl' adds the KL
     mirror_coefficient: NonNegative = 1e-4          # of a divergence other than the KL
-    mirror_weighting: Weighting = 'token'          # 'is': divided by the token's probability
+    mirror_weighting: Weighting = 'token'           # 'is', importance sampling: over the token's probability
     mirror_init_scale: Positive = 0.01              # neural_mirror's parameters are drawn from [0, this)
-    mirror_seed: Natural = 42                        # with this seed
+    mirror_seed: Natural = 42                       # with this seed
     mirror_normalize: bool = False                  # True: curvature 2 at probability 1/2, as the KL's
     mirror_checkpoint: str | None = None            # a learned mirror, or another run's ckpt.pt
     # optimizer='es'
@@ -118,13 +118,13 @@ class Rollout:
     """A batch of prompts with G completions each. The group is always axis 1."""
     batch: dict                             # name -> tensor with P rows: the prompts
     tokens: torch.Tensor                    # (P, G, R) token ids of the completions, right-padded
-    lengths: torch.Tensor                   # (P, G) true lengths, on the CPU: for launches
+    lengths: torch.Tensor                   # (P, G) true lengths, on the CPU: reading them waits for no GPU
     logps: torch.Tensor                     # (P, G, R) fp32, of each token when it was sampled
     ended: torch.Tensor | None = None       # (P, G) bool, on the CPU: false where cut off; None: all ended
     allowed: torch.Tensor | None = None     # (P, H, R, V / 8) bits: what top_k and top_p left
     ref_logps: torch.Tensor | None = None   # (P, G, R) the reference's
     ref_hidden: torch.Tensor | None = None  # (P, H, R, D) its hidden states instead, for the exact KL
-    rewards: torch.Tensor | None = None     # (P, G) weighted sum; NaN where no reward applies: not trained on
+    rewards: torch.Tensor | None = None     # (P, G) weighted sum and token rewards; NaN: no reward applies
     reward_parts: dict | None = None        # name -> (P, G), unweighted; NaN where it does not apply
     advantages: torch.Tensor | None = None  # (P, G); from a value head (P, G, R)
     values: torch.Tensor | None = None      # (P, G, R) what a value head expected before each token
@@ -153,7 +153,8 @@ class Rollout:
 
 
 # -----------------------------------------------------------------------------
-# the head: hidden states -> log-probs of the sampling distribution
+# the head: hidden states -> log-probs of the sampling distribution. The first two functions are the readable
+# form; training goes through kernels.py.
 
 def head_log_probs(policy, hidden, allowed=None):
     """
@@ -178,8 +179,8 @@ def gather_logps(log_probs, tokens):
     return log_probs.gather(-1, ids).transpose(2, 3).reshape(P, G, R)
 
 
-def share_rows(tensor, H):
-    """(P, G, ...) as (P H, G / H, ...): completions that share their hidden states become neighbours."""
+def by_unit(tensor, H):
+    """(P, G, ...) as (P*H, G/H, ...), H = 1 or G: the completions that share hidden states are a unit."""
     if tensor is None:
         return None
     P, G = tensor.shape[:2]
@@ -194,16 +195,16 @@ def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tens
     hidden = policy.hidden(rollout)                                         # (P, H, R, D)
     P, H, R, _ = hidden.shape
     mask = rollout.mask
-    rows = share_rows(mask, H).any(dim=1).view(P, H, R)
-    tokens = share_rows(rollout.tokens.masked_fill(~mask, 0), H)            # (P H, G/H, R)
+    rows = by_unit(mask, H).any(dim=1).view(P, H, R)
+    tokens = by_unit(rollout.tokens.masked_fill(~mask, 0), H)            # (P H, G/H, R)
     ids = tokens.transpose(1, 2).unflatten(0, (P, H))[rows]                 # (n, G/H)
     allowed = None if rollout.allowed is None else rollout.allowed[rows]
-    of_ids, of_rows = fused_logps(hidden[rows], policy.model.lm_head.weight, ids, policy.temperature,
-                                  policy.forbidden, allowed)
-    logps = of_ids.new_zeros(P, H, R, ids.shape[1]).masked_scatter(rows[..., None], of_ids)
-    logps = logps.transpose(2, 3).reshape(mask.shape)
-    entropy = of_rows.new_zeros(P, H, R).masked_scatter(rows, of_rows)
-    entropy = entropy.repeat_interleave(mask.shape[1] // H, dim=1)
+    logps, entropy = fused_logps(hidden[rows], policy.model.lm_head.weight, ids, policy.temperature,
+                                 policy.forbidden, allowed)                # (n, G/H), (n,)
+    logps = logps.new_zeros(P, H, R, ids.shape[1]).masked_scatter(rows[..., None], logps)
+    logps = logps.transpose(2, 3).reshape(mask.shape)                       # (P, G, R)
+    entropy = entropy.new_zeros(P, H, R).masked_scatter(rows, entropy)
+    entropy = entropy.repeat_interleave(mask.shape[1] // H, dim=1)          # (P, G, R)
     return logps.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
 
 
@@ -222,7 +223,7 @@ def join(parts):
         if isinstance(first, dict):
             return {name: joined([*map(itemgetter(name), values)]) for name in first}
         if first.dim() > 1:
-            axis = min(first.dim() - 1, 2)
+            axis = min(first.dim() - 1, 2)  # of (P, T) and (P, G, R, ...)
             longest, behind = max(value.shape[axis] for value in values), (0, 0) * (first.dim() - 1 - axis)
             values = [F.pad(value, (*behind, 0, longest - value.shape[axis])) for value in values]
         return torch.cat(values)
@@ -243,7 +244,7 @@ def micro_batches(rollout, size):
 def generate_rollouts(policy, prompts: dict, cfg: Settings, reference=None, sampled=None) -> Rollout:
     """
     group_size completions of each prompt (a dict of tensors with P rows), with the sampler's log-probs and a
-    reference's. sampled(part) is called with the rollout of each rollout_batch_size prompts at once.
+    reference's. sampled(part) is called with each rollout_batch_size prompts' rollout, once it is sampled.
     """
     P = len(next(iter(prompts.values())))
     size, parts = cfg.rollout_batch_size or P, []
@@ -262,7 +263,7 @@ def generate_rollouts(policy, prompts: dict, cfg: Settings, reference=None, samp
 def add_reference(rollout, reference, cfg):
     """Fills in the reference's log-probs of the rollout's tokens, or its hidden states for the exact KL."""
     home = reference.model.wte.weight.device
-    reference.model.to(rollout.tokens.device)  # an offloaded one is lent to the GPU while it is needed
+    reference.model.to(rollout.tokens.device)  # if offloaded: to the GPU and back
     parts = micro_batches(rollout, cfg.micro_batch_size)
     if cfg.kl_estimator == 'exact':
         rollout.ref_hidden = torch.cat([reference.hidden(part) for part in parts])
@@ -283,9 +284,9 @@ def reward_tensor(name, values, device=None):
     """
     missing = torch.tensor(False)
     if isinstance(values, list):
-        flat, shape = [value for row in values for value in row], (len(values), -1)
-        missing = torch.tensor([value is None for value in flat]).view(shape)
-        values = torch.tensor([0.0 if value is None else value for value in flat]).view(shape)
+        listed, shape = [value for row in values for value in row], (len(values), -1)
+        missing = torch.tensor([value is None for value in listed]).view(shape)
+        values = torch.tensor([0.0 if value is None else value for value in listed]).view(shape)
     tensor = torch.as_tensor(values, dtype=torch.float32, device=device)
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
@@ -300,14 +301,14 @@ def overlong(lengths: torch.Tensor, max_new_tokens: int, ramp: int) -> torch.Ten
 
 
 def all_equal(rewards):
-    """(P,) bool: whether all rewards (P, G) that apply to a group are the same, so that none stands out."""
+    """(P,) bool: whether all rewards (P, G) that apply to a group are the same, or none applies."""
     return rewards.nan_to_num(torch.inf).amin(dim=1) >= rewards.nan_to_num(-torch.inf).amax(dim=1)
 
 
 def weighted_reward(parts, weights):
     """
-    The sum of w r, (P, G), from parts {name: (P, G)} and weights {name: float}. Where a part is NaN the
-    others stand for all: their sum, times sum |w| over the sum of theirs. NaN where no weight is left.
+    The sum of w r, (P, G), from parts {name: (P, G)} and weights {name: float}. Where parts are NaN: the sum
+    of the others times (sum of all |w|) / (sum of their |w|); NaN where no weight is left.
     """
     total = sum(weights[name] * part for name, part in parts.items())
     if not total.isnan().any():
@@ -337,7 +338,7 @@ def compute_rewards(policy, rollout: Rollout, rewards: list, values: dict | None
     """
     Fills in rollout.rewards (P, G), the weighted sum, and rollout.reward_parts; values: these parts, where
     they are known. Returns the weights {name: float}. Raises FloatingPointError when a reward is not finite,
-    ValueError when none applies to any completion.
+    ValueError when none applies to any of this rank's completions.
     """
     rollout.reward_parts = reward_values(policy, rollout, rewards) if values is None else values
     weights = {}
@@ -363,24 +364,26 @@ def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo',
     P, G = rewards.shape
     if G < 2:
         raise ValueError("group_size is 1: an advantage compares, so a group needs at least 2 completions")
-    everyone = rewards if all_rewards is None else all_rewards
+    all_rewards = rewards if all_rewards is None else all_rewards
+    if all_rewards.isnan().any():
+        all_rewards = all_rewards[~all_rewards.isnan()]
     missing = rewards.isnan()
     if missing.any():
         advantages = torch.zeros_like(rewards)
         for row, present in enumerate(~missing):
             if present.sum() > 1:
                 judged = rewards[row, present][None]
-                advantages[row, present] = compute_advantages(judged, kind, everyone[~everyone.isnan()])[0]
+                advantages[row, present] = compute_advantages(judged, kind, all_rewards)[0]
         return advantages
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    # Equal rewards carry no signal. They are exactly 0, before rounding residue is divided by a tiny std.
+    # equal rewards carry no signal: exactly 0, not rounding residue over a tiny std
     centred = centred.masked_fill((rewards == rewards[:, :1]).all(dim=1, keepdim=True), 0.0)
     if kind == 'grpo':
         return centred / (rewards.std(dim=1, keepdim=True) + 1e-4)
     if kind == 'dr_grpo':
         return centred
     if kind == 'batch':
-        return centred / (everyone.std() + 1e-4)
+        return centred / (all_rewards.std() + 1e-4)
     if kind == 'rloo':
         return centred * (G / (G - 1))  # r - mean of the other G - 1
     raise ValueError(f"advantage is {kind!r}; it must be one of {', '.join(get_args(Advantage))}")
@@ -422,8 +425,8 @@ def value_advantages(policy, rollout, token_rewards, cfg):
     parts = micro_batches(rollout, cfg.micro_batch_size)
     values = torch.cat([policy.model.value_head(policy.hidden(part)).squeeze(-1).float() for part in parts])
     rollout.values = values.masked_fill(~mask, 0.0)
-    token_rewards = token_rewards.scatter_add(-1, last_tokens(rollout), rollout.rewards[..., None])
-    advantages = gae(token_rewards, rollout.values, mask, cfg.gamma, cfg.gae_lambda)
+    with_reward = token_rewards.scatter_add(-1, last_tokens(rollout), rollout.rewards[..., None])
+    advantages = gae(with_reward, rollout.values, mask, cfg.gamma, cfg.gae_lambda)
     rollout.returns = advantages + rollout.values
     sums = torch.stack((mask.sum(), advantages.sum(), advantages.square().sum()))
     n, total, squares = ranks.all_reduce(sums)
@@ -438,7 +441,7 @@ def last_tokens(rollout):
 
 
 def token_rewards_of(policy, rollout, reference, cfg):
-    """(P, G, R) what single tokens cost: being overlong at the last one, the KL to the reference at each."""
+    """(P, G, R): minus the overlong penalty at the last token, minus kl_beta times k1 at each; else 0."""
     token_rewards = torch.zeros_like(rollout.logps)
     if cfg.overlong_penalty:
         penalty = overlong(rollout.lengths, policy.max_new_tokens, cfg.overlong_penalty)[..., None]
@@ -461,7 +464,7 @@ def fill_advantages(policy, rollout, token_rewards, weights, cfg):
 
 
 # -----------------------------------------------------------------------------
-# phase 4: the loss
+# phase 4: learning. First the loss
 
 def aggregate(values, mask, loss_type, n_completions, n_tokens, max_new_tokens=None):
     """
@@ -522,7 +525,7 @@ def kl_estimate(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str) -> torc
     """
     KL(policy || reference) per token, (..., R). k1, k2, k3 (joschu.net/blog/kl-approx.html) take log-probs
     (..., R) of the sampled tokens, 'exact' whole distributions (..., R, V). In the loss the gradient of k1 is
-    zero on average, that of k2 and exact is the reverse KL's, that of k3 the forward KL's.
+    zero on average, that of k2 and exact is this KL's, that of k3 is KL(reference || policy)'s.
     """
     if kind == 'exact':
         difference = (logps - ref_logps).masked_fill(logps == -torch.inf, 0.0)
@@ -545,13 +548,13 @@ class Tokens(NamedTuple):
     mask: torch.Tensor              # (u, K, R)
     counts: dict                    # n_completions and n_tokens of the whole step, max_new_tokens
 
-    def mean(self, values):
+    def mean_share(self, values):
         """This part's share of the mean over the step's tokens, of values that broadcast to (u, K, R)."""
         values = values.detach().expand_as(self.mask).masked_fill(~self.mask, 0.0)
         return values.sum() / self.counts['n_tokens']
 
-    def share(self, values, loss_type):
-        """This part's share of the step's loss, of values that broadcast to (u, K, R)."""
+    def loss_share(self, values, loss_type):
+        """This part's share of the step's loss, of values that broadcast to (u, K, R), one for each of K."""
         return aggregate(values.expand_as(self.mask), self.mask, loss_type, **self.counts)
 
 
@@ -559,9 +562,10 @@ def policy_term(part, logps, entropy, cfg):
     """Makes good completions likelier: policy_loss minus entropy_coef * entropy. Returns (loss, stats)."""
     loss, stats = policy_loss(logps, part.old_logps, part.advantages, part.mask, cfg.loss_type, cfg.clip_low,
                               cfg.clip_high, cfg.dual_clip, **part.counts)
-    stats |= {'pg_loss': loss.detach(), 'mean_log_prob': part.mean(logps), 'entropy': part.mean(entropy)}
+    stats |= {'pg_loss': loss.detach(), 'mean_log_prob': part.mean_share(logps)}
+    stats['entropy'] = part.mean_share(entropy)
     if cfg.entropy_coef:
-        loss = loss - cfg.entropy_coef * part.share(entropy, cfg.loss_type)
+        loss = loss - cfg.entropy_coef * part.loss_share(entropy, cfg.loss_type)
     return loss, stats
 
 
@@ -574,11 +578,11 @@ def leash_term(part, logps, kl, cfg, mirror):
         ref_logps = part.ref_logps.masked_fill(~part.mask, 0.0)
         kl = kl_estimate(logps, ref_logps, cfg.kl_estimator)
     in_loss = cfg.divergence.endswith('kl') and not cfg.kl_in_reward
-    loss = (cfg.kl_beta if in_loss else 0.0) * part.share(kl, cfg.loss_type)
-    stats = {'kl_penalty': loss.detach(), 'mean_kl': part.mean(kl)}
+    loss = (cfg.kl_beta if in_loss else 0.0) * part.loss_share(kl, cfg.loss_type)
+    stats = {'kl_penalty': loss.detach(), 'mean_kl': part.mean_share(kl)}
     if cfg.divergence != 'kl':
         D = token_divergence(logps, ref_logps, cfg.divergence, cfg.mirror_weighting, mirror)
-        penalty = cfg.mirror_coefficient * part.share(D, cfg.loss_type)
+        penalty = cfg.mirror_coefficient * part.loss_share(D, cfg.loss_type)
         loss, stats['mirror_penalty'] = loss + penalty, penalty.detach()
     return loss, stats
 
@@ -598,24 +602,25 @@ def rollout_loss(policy, rollout, n_completions, n_tokens, cfg, reference=None):
     """
     The loss of a rollout or of a part of one: policy_term + leash_term + value_term. n_completions and
     n_tokens count the whole step. reference: a policy, for the exact KL and for its mirror. Returns (loss,
-    stats) as policy_loss does; stats['sampler_gap_max'] alone is a maximum. The gradient is made with the
-    loss, see kernels.fused_loss.
+    stats) as policy_loss does; stats['sampler_gap_max'] alone is a maximum. fused_loss calls loss_of part by
+    part and differentiates at once; backward() hands these gradients on.
     """
     hidden = policy.hidden(rollout)                                         # (P, H, R, D)
     H = hidden.shape[1]
     counts = {'n_completions': n_completions, 'n_tokens': n_tokens, 'max_new_tokens': policy.max_new_tokens}
     columns = (rollout.logps, rollout.ref_logps, rollout.advantages, rollout.mask)
-    every = Tokens(*(share_rows(column, H) for column in columns), counts)
+    all_tokens = Tokens(*(by_unit(column, H) for column in columns), counts)
     leashed = rollout.ref_hidden is not None or rollout.ref_logps is not None
     stats = dict.fromkeys(('sampler_gap_max', 'kl_penalty'), torch.zeros((), device=hidden.device))
 
-    def loss_of(rows, logps, entropy, kl):
-        """The share of some rows: logps (u, K, R); entropy and kl (u, 1, R), for they belong to rows."""
-        part = Tokens(*(None if x is None else x[rows] for x in every[:4]), counts)
+    def loss_of(units, logps, entropy, kl):
+        """The share of some units (a slice): logps (u, K, R); entropy and kl (u, 1, R), one for all K."""
+        part = Tokens(*(None if x is None else x[units] for x in all_tokens[:4]), counts)
         loss, shares = policy_term(part, logps, entropy, cfg)
         if leashed:
             leash, leash_shares = leash_term(part, logps, kl, cfg, getattr(reference, 'mirror', None))
             loss, shares = loss + leash, shares | leash_shares
+        # the sampler gap: |log-prob now - when it was sampled|
         gap = (logps.detach() - part.old_logps).abs().masked_fill(~part.mask, 0.0)
         shares |= {'loss': loss.detach(), 'sampler_gap_mean': gap.sum() / n_tokens}
         add_shares(stats, shares)
@@ -627,10 +632,10 @@ def rollout_loss(policy, rollout, n_completions, n_tokens, cfg, reference=None):
         ref_hidden = rollout.ref_hidden.flatten(0, 1)
         ref_weight = reference.model.lm_head.weight.to(hidden.device)
     allowed = None if rollout.allowed is None else rollout.allowed.flatten(0, 1)
-    tokens = share_rows(rollout.tokens.masked_fill(~rollout.mask, 0), H)
-    loss = fused_loss(hidden.flatten(0, 1), policy.model.lm_head.weight, tokens, every.mask, loss_of,
+    tokens = by_unit(rollout.tokens.masked_fill(~rollout.mask, 0), H)
+    loss = fused_loss(hidden.flatten(0, 1), policy.model.lm_head.weight, tokens, all_tokens.mask, loss_of,
                       policy.temperature, policy.forbidden, allowed, ref_hidden, ref_weight,
-                      counts=share_rows(rollout.lengths, H).amax(dim=1).tolist())
+                      counts=by_unit(rollout.lengths, H).amax(dim=1).tolist())
     if rollout.returns is not None:
         of_values, shares = value_term(policy, rollout, hidden, n_tokens, cfg)
         loss = loss + of_values
@@ -645,7 +650,7 @@ def add_shares(stats, shares):
 
 
 # -----------------------------------------------------------------------------
-# phase 4: the optimizer's steps
+# phase 4, the optimizer's steps
 
 def usable(rollout, cfg):
     """The rollout without completions that no reward judged or, with mask_truncated, that were cut off."""
@@ -655,11 +660,11 @@ def usable(rollout, cfg):
     return rollout.without(left_out) if left_out.any() else rollout
 
 
-def that_teach(rollout, cfg, sharded):
+def drop_silent_groups(rollout, cfg, sharded):
     """
-    The prompts that the loss needs, sorted by length so that micro-batches are narrow. Groups of equal
-    rewards carry no gradient and are skipped, unless a KL, a value head or the entropy counts. The ranks of a
-    sharded model take the same number of prompts: those that do not teach have no token left.
+    The prompts that the loss needs, sorted by length so that short ones share a micro-batch. Groups of equal
+    rewards carry no gradient and are dropped, unless a KL, a value head or the entropy counts. The ranks of a
+    sharded model keep the same number of prompts: those that do not teach have no token left.
     """
     teaches = (rollout.advantages != 0).flatten(1).any(dim=1)               # (P,)
     if not (rollout.ref_logps is rollout.ref_hidden is rollout.returns is None) or cfg.entropy_coef:
@@ -667,7 +672,7 @@ def that_teach(rollout, cfg, sharded):
     own, total = teaches.sum(), ranks.all_reduce(teaches.sum())
     most = ranks.all_reduce(teaches.sum(), 'max')
     if total == 0 and ranks.is_first():
-        teaches[0] = True  # a step needs one forward, though nothing comes of it
+        teaches[0] = True  # or there would be nothing to log
     rollout = rollout.without(~teaches[:, None])
     n = int(most if sharded else own) or 1
     prompts = (~teaches).int().argsort(stable=True)[:n].cpu()
@@ -676,8 +681,8 @@ def that_teach(rollout, cfg, sharded):
 
 def sum_gradients(params, bucket=1 << 25):
     """
-    Every rank's gradient becomes the sum over the ranks, for each held its share of one loss. Shards are
-    summed in backward already. bucket: how many numbers are copied and sent at once.
+    Every rank's gradient becomes the sum over the ranks: each had its share of one loss. Shards are summed in
+    backward already. bucket: how many numbers are copied and sent at once.
     """
     for p in params:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -694,7 +699,7 @@ def sum_gradients(params, bucket=1 << 25):
 def take_step(optimizer, params, grad_clip, scaler):
     """
     Clip the gradient and step. Returns (its norm, 1 if it was not finite and the step was skipped, else 0).
-    A scaler tries scales that are too large: its skipped steps count once its scale is below 1.
+    With a scaler, which skips steps while it looks for its scale, they count once that is below 1.
     """
     scaler.unscale_(optimizer)
     # clipped after the sum over ranks: the norm that counts is the whole step's
@@ -710,19 +715,20 @@ def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer,
                      reference=None) -> dict[str, float]:
     """
     num_epochs_per_rollout optimizer steps on a rollout that has its advantages, each over micro-batches.
-    fp16 wants a torch.amp.GradScaler as optimizer.scaler. Returns stats as floats, averaged over epochs and
-    summed over ranks; the sampler gap is the first epoch's, before any step. A step whose gradient is not
-    finite is skipped and counted in bad_steps.
+    fp16 wants a torch.amp.GradScaler as optimizer.scaler. Returns stats of the whole step as floats, averaged
+    over epochs; the sampler gap is the first epoch's, before any step. A step whose gradient is not finite is
+    skipped and counted in bad_steps.
     """
     params = [p for group in optimizer.param_groups for p in group['params']]  # fp32, always
     scaler = getattr(optimizer, 'scaler', None) or torch.amp.GradScaler(enabled=False)
     drop_collected(policy.model)
     mask, epochs = rollout.mask, cfg.num_epochs_per_rollout
+    # of all usable completions, those of silent groups among them
     n_completions, n_tokens = ranks.all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
-    rollout = that_teach(rollout, cfg, is_sharded(policy.model))
+    rollout = drop_silent_groups(rollout, cfg, is_sharded(policy.model))
     n_seen = ranks.all_reduce(rollout.mask.sum()).clamp(min=1)
-    totals, gaps, largest_gap, norms, bad_steps = {}, {}, None, [], 0
-    policy.model.train()  # no more than an adapter's dropout depends on it
+    totals, largest_gap, norms, bad_steps = {}, torch.zeros((), device=mask.device), [], 0
+    policy.model.train()  # matters for LoRA's dropout alone
     for epoch in range(epochs):
         optimizer.zero_grad(set_to_none=True)
         with ranks.breakable(epoch == 0 and not dist.is_initialized()):
@@ -730,20 +736,20 @@ def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer,
                 loss, stats = rollout_loss(policy, part, n_completions, n_tokens, cfg, reference)
                 scaler.scale(loss).backward()
                 gap, gap_mean = stats.pop('sampler_gap_max'), stats.pop('sampler_gap_mean')
-                if epoch == 0:
-                    largest_gap = gap if largest_gap is None else torch.maximum(largest_gap, gap)
-                    add_shares(gaps, {'sampler_gap_mean': gap_mean})
                 add_shares(totals, {name: value / epochs for name, value in stats.items()})
+                if epoch == 0:
+                    largest_gap = torch.maximum(largest_gap, gap)
+                    add_shares(totals, {'sampler_gap_mean': gap_mean})
         sum_gradients(params)
         norm, bad = take_step(optimizer, params, cfg.grad_clip, scaler)
         norms.append(norm)
         bad_steps += bad
     policy.model.eval()
-    totals |= gaps
     summed = ranks.all_reduce(torch.stack([value.float() for value in totals.values()]))
     metrics = dict(zip(totals, summed.tolist(), strict=True))
+    # silent groups were not looked at: these are means over the tokens that were
     for name in {'mean_log_prob', 'entropy', 'sampler_gap_mean', 'mean_kl'} & metrics.keys():
-        metrics[name] *= (n_tokens / n_seen).item()  # a mean over the tokens that were looked at
+        metrics[name] *= (n_tokens / n_seen).item()
     metrics['sampler_gap_max'] = ranks.all_reduce(largest_gap, 'max').item()
     return metrics | {'grad_norm': torch.stack(norms).mean().item(), 'bad_steps': bad_steps}
 
@@ -768,25 +774,25 @@ def generate_and_judge(policy, prompts, rewards, cfg, reference, clock):
     The rollout of prompts, with its reward_parts. With rollout_batch_size the rewards of a part are computed
     in a thread, while the next is sampled.
     """
-    values, thread = [], ThreadPoolExecutor(1)
+    pending, thread = [], ThreadPoolExecutor(1)
 
     def judge(part):
-        values.append(thread.submit(reward_values, policy, part, rewards))
+        pending.append(thread.submit(reward_values, policy, part, rewards))
 
     sampled = judge if cfg.rollout_batch_size else None
     try:
         rollout = generate_rollouts(policy, prompts, cfg, reference, sampled)
         clock.lap('time_rollout')
-        parts = [value.result() for value in values] or [reward_values(policy, rollout, rewards)]
+        parts = [part.result() for part in pending] or [reward_values(policy, rollout, rewards)]
         clock.lap('time_reward')
     finally:
-        thread.shutdown(wait=False, cancel_futures=True)  # after a signal nobody waits for a reward at work
+        thread.shutdown(wait=False, cancel_futures=True)  # a signal waits for no reward
     rollout.reward_parts = {name: torch.cat([*map(itemgetter(name), parts)]) for name in parts[0]}
     return rollout
 
 
-def flat_groups(rollout, rewards):
-    """(P,) bool, on the CPU: groups whose completions all scored the same."""
+def equal_groups(rollout, rewards):
+    """(P,) bool, on the CPU: groups of equal rewards, whose weights are numbers."""
     weights = {name: weight for name, _, weight in rewards}
     return all_equal(weighted_reward(rollout.reward_parts, weights)).cpu()
 
@@ -813,18 +819,18 @@ def part_means(parts):
     return metrics
 
 
-def rollout_metrics(policy, rollout, everyone, cfg):
-    """What a step logs of completions and rewards, over all ranks; everyone: all their rewards."""
-    own = len(rollout.tokens) / len(everyone)  # this rank's part
+def rollout_metrics(policy, rollout, all_rewards, cfg):
+    """What a step logs of completions and rewards, over all ranks; all_rewards: all their rewards."""
+    own = len(rollout.tokens) / len(all_rewards)  # this rank's weight in a mean over ranks
     means = {'mean_advantage': rollout.advantages, 'mean_length': rollout.lengths.float()}
     means['frac_truncated'] = torch.zeros(1) if rollout.ended is None else (~rollout.ended).float()
     if cfg.overlong_penalty:
         means['overlong_penalty'] = overlong(rollout.lengths, policy.max_new_tokens, cfg.overlong_penalty)
-    shares = [own * values.mean().to(everyone.device) for values in means.values()]
+    shares = [own * values.mean().to(all_rewards.device) for values in means.values()]
     metrics = dict(zip(means, ranks.all_reduce(torch.stack(shares)).tolist(), strict=True))
-    judged = everyone[~everyone.isnan()]
+    judged = all_rewards[~all_rewards.isnan()]
     metrics |= {'mean_reward': judged.mean().item(), 'std_reward': judged.std().item()}
-    metrics['frac_reward_zero_std'] = all_equal(everyone).float().mean().item()
+    metrics['frac_reward_zero_std'] = all_equal(all_rewards).float().mean().item()
     return metrics | part_means(rollout.reward_parts)
 
 
@@ -832,9 +838,9 @@ def grpo_training_step(policy, prompts: dict, optimizer: torch.optim.Optimizer, 
                        reference=None, more_prompts=None, learn: bool = True) -> tuple[dict, Rollout]:
     """
     One iteration: sample, reward, compare, learn. prompts: this rank's, a dict of tensors with P rows;
-    rewards: see phase 2; reference: a policy or None; more_prompts(attempt): P further prompts for dynamic
-    sampling (arXiv 2503.14476), each in the place of one, so that ranks need not agree; learn False: the
-    policy rests. Returns (metrics, rollout).
+    rewards: see phase 2; reference: a policy or None; more_prompts(attempt): P other prompts, row p to take
+    the place of prompt p in dynamic sampling (arXiv 2503.14476); learn False: only sample and reward. Returns
+    (metrics, rollout).
     """
     clock, resampled = Clock(), 0
     reference = reference if learn else None
@@ -842,12 +848,12 @@ def grpo_training_step(policy, prompts: dict, optimizer: torch.optim.Optimizer, 
         # 1. sample G completions of each prompt, and let the rewards judge them
         rollout = generate_and_judge(policy, prompts, rewards, cfg, reference, clock)
         for attempt in range(1, cfg.dynamic_sampling + 1):
-            flat = flat_groups(rollout, rewards)
-            if not flat.any():
+            equal = equal_groups(rollout, rewards)
+            if not equal.any():
                 break
-            others = {name: values[flat.to(values.device)] for name, values in more_prompts(attempt).items()}
+            others = {name: rows[equal.to(rows.device)] for name, rows in more_prompts(attempt).items()}
             fresh = generate_and_judge(policy, others, rewards, cfg, reference, clock)
-            rollout, resampled = replace_groups(rollout, flat, fresh), resampled + len(fresh.tokens)
+            rollout, resampled = replace_groups(rollout, equal, fresh), resampled + len(fresh.tokens)
     clock.lap('time_wait')
 
     # 2. one reward for each completion, then how much better each was than its group
@@ -858,12 +864,12 @@ def grpo_training_step(policy, prompts: dict, optimizer: torch.optim.Optimizer, 
     # 3. learn from it
     metrics = train_on_rollout(policy, usable(rollout, cfg), optimizer, cfg, reference) if learn else {}
     if reference is not None:
-        drop_collected(reference.model)  # its head was needed until now
+        drop_collected(reference.model)  # a sharded one's head was in use until here
     clock.lap('time_train')
-    everyone = ranks.gather(rollout.rewards)                                # (P of all ranks, G)
-    metrics |= rollout_metrics(policy, rollout, everyone, cfg)
+    all_rewards = ranks.gather(rollout.rewards)                                # (P of all ranks, G)
+    metrics |= rollout_metrics(policy, rollout, all_rewards, cfg)
     if cfg.dynamic_sampling:
-        replaced = torch.tensor(float(resampled), device=everyone.device)
+        replaced = torch.tensor(float(resampled), device=all_rewards.device)
         metrics['resampled_groups'] = ranks.all_reduce(replaced).item()
-    n_tokens = metrics['mean_length'] * everyone.numel()
+    n_tokens = metrics['mean_length'] * all_rewards.numel()
     return metrics | clock.times | {'tokens_per_s': n_tokens / sum(clock.times.values())}, rollout

@@ -31,11 +31,11 @@ seed: Natural = 1                       # of everything that is drawn
 batch_size: Count = 32                  # P: prompts of an iteration, all ranks together
 max_iters: Natural = 200                # iterations: completions, rewards, a step
 optimizer: Literal['adamw', 'es'] = 'adamw'  # 'es': evolution strategies, rewards without gradients
-learning_rate: NonNegative = 6e-4       # at its highest
-min_lr: NonNegative = 6e-5              # in the end
+learning_rate: NonNegative = 6e-4       # its peak
+min_lr: NonNegative = 6e-5              # at the end
 lr_schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'  # after the warm-up
 warmup_iters: Natural = 10              # iterations in which it rises
-weight_decay: NonNegative = 0.0         # AdamW's, of matrices alone
+weight_decay: NonNegative = 0.0         # AdamW's, on matrices alone
 beta1: Annotated[float, '[0, 1)'] = 0.9  # Adam's averages
 beta2: Annotated[float, '[0, 1)'] = 0.99
 max_bad_steps: Count = 5                # so many skipped steps in a row end the run
@@ -80,7 +80,7 @@ rank, world_size, device = run.processes(cfg)
 job = TASKS[cfg.task](cfg, device)              # prompts, rewards, evaluation; its start is made if missing
 state = run.State(cfg, job, device)             # weights to compute with, fp32 masters, AdamW, checkpoints
 policy = job.policy(state.model)                # samples completions, and scores them again with gradients
-reference = state.reference(policy)             # where we started; None where nothing holds us back
+reference = state.reference(policy)             # what holds us back, or None
 start_iter = state.resume(job) if cfg.init_from == 'resume' else 0
 log = run.Log(cfg, job, start_iter)             # metrics.jsonl, samples.jsonl, trackers, report.html
 mine = slice(rank * cfg.batch_size // world_size, (rank + 1) * cfg.batch_size // world_size)
@@ -123,21 +123,22 @@ step = es_step if cfg.optimizer == 'es' else grpo_step
 ranks.listen()                                  # a first signal asks to stop
 log.opening(state, world_size)
 for it in log.iterations():
-    metrics, lost = {'iter': it}, None
+    metrics, scorer_error = {'iter': it}, None
     last = it == cfg.max_iters
 
     # look: held-out prompts, with the same noise each time
     evaluating = it % cfg.eval_interval == 0 or last
     if evaluating:
-        evaluated, lost = run.evaluate(job, policy, cfg)
+        evaluated, scorer_error = run.evaluate(job, policy, cfg)
         metrics |= evaluated
     headline = metrics.get(job.headline, -math.inf)
     is_best = rank == 0 and headline > state.best
-    stopping, scorer_lost, is_best = ranks.any_of(device, ranks.stop_signals, lost, is_best)
+    stopping, scorer_lost, is_best = ranks.any_of(device, ranks.stop_signals, scorer_error,
+                                                     is_best)
     state.best = max(state.best, headline)
     if scorer_lost:
         state.save_and_say_so(it, log, job.saved(), ' when the scorer is back')
-        raise lost or ConnectionError("the scorer failed rank 0, whose message says how")
+        raise scorer_error or ConnectionError("rank 0 has lost the scorer; its message says how")
 
     # keep: everything needed to go on as if nothing had happened
     if evaluating and rank == 0 and not stopping:
@@ -154,12 +155,12 @@ for it in log.iterations():
         break
 
     # learn: sample a group of completions of each prompt, reward them, compare them, take a step
-    lr, beside = learning_rate_at(it), job.saved()
+    lr, job_state = learning_rate_at(it), job.saved()
     try:
         stats, rollout = step(it, lr)
     except (ConnectionError, ranks.Stopped) as interruption:  # nothing has changed yet
         stopping = isinstance(interruption, ranks.Stopped)
-        state.save_and_say_so(it, log, beside, '' if stopping else ' when the scorer is back')
+        state.save_and_say_so(it, log, job_state, '' if stopping else ' when the scorer is back')
         if stopping:
             break
         raise

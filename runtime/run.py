@@ -229,16 +229,16 @@ class State:
             numbers = {'iter': it, 'best': self.best}
             save_checkpoint(in_out_dir(self.cfg, 'ckpt_best.pt'), self.header() | numbers | kept)
 
-    def save(self, it, log, beside):
+    def save(self, it, log, job_state):
         """
-        All that is needed to go on with iteration `it`; all ranks call it. beside: what the job had to save
-        when `it` began.
+        All that is needed to go on with iteration `it`; all ranks call it. job_state: what the job
+        had to save when `it` began.
         """
         cfg, start = self.cfg, time.perf_counter()
         moving = self.averages and cfg.reference_mode != 'static'
         reference = {name: self.averages[name].detach() for name in self.followed} if moving else {}
         learned = {'model': self.weights(), 'optimizer': self.optimizer.state_dict(), 'reference': reference}
-        kept = whole(learned | beside)
+        kept = whole(learned | job_state)
         if not ranks.is_first():
             return time.perf_counter() - start
         log.reach_the_disk()  # before the checkpoint that builds on it
@@ -254,9 +254,9 @@ class State:
             os.remove(path)
         return time.perf_counter() - start
 
-    def save_and_say_so(self, it, log, beside, when=''):
+    def save_and_say_so(self, it, log, job_state, when=''):
         """When the run was told to stop, or the scorer is gone; all ranks call it."""
-        self.save(it, log, beside)
+        self.save(it, log, job_state)
         tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}")
         ranks.wait_for_rank_0()  # a rank that left first would take the others along
 

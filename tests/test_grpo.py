@@ -314,6 +314,7 @@ def test_completions_without_a_reward_take_no_part_in_the_comparison(kind):
     everyone = rewards[~rewards.isnan()]
     assert advantages[0, [0, 2, 3]].tolist() == compute_advantages(torch.tensor([[1.0, 3.0, 2.0]]), kind, everyone)[0].tolist()
     assert advantages[1].tolist() == compute_advantages(rewards[1:2], kind, everyone)[0].tolist()
+    assert advantages[1].tolist() == compute_advantages(rewards[1:2], kind, rewards)[0].tolist()  # the NaN are other ranks'
     assert advantages[0, 1] == 0 and (advantages[2] == 0).all()
 
 
