@@ -133,8 +133,8 @@ for it in log.iterations():
         metrics |= evaluated
     headline = metrics.get(job.headline, -math.inf)
     is_best = rank == 0 and headline > state.best
-    stopping, scorer_lost, is_best = ranks.any_of(device, ranks.stop_signals, scorer_error,
-                                                     is_best)
+    flags = ranks.stop_signals, scorer_error, is_best
+    stopping, scorer_lost, is_best = ranks.any_of(device, *flags)
     state.best = max(state.best, headline)
     if scorer_lost:
         state.save_and_say_so(it, log, job.saved(), ' when the scorer is back')
