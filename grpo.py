@@ -71,7 +71,7 @@ class Settings:
     dual_clip: Annotated[float, '(1, inf)'] | None = None  # A < 0: the loss is at most this |A|
     entropy_coef: NonNegative = 0.0                 # above 0 keeps the entropy up
     grad_clip: NonNegative = 1.0                    # the largest norm of the gradient; 0 is off
-    # the leash: what it costs to leave the reference
+    # the leash to the reference: what it costs to leave it
     kl_beta: NonNegative = 0.1                      # 0 needs no reference
     kl_estimator: Estimator = 'exact'               # 'exact' sums over the vocabulary
     kl_in_reward: bool = False                      # True: k1 is taken off the reward instead
