@@ -14,34 +14,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.activations.prepare import load_documents, write_activations
+import nla
+from data.activations.prepare import load_activations, load_documents, read_vectors, write_activations
 from data.prompts import draw_indices, load_prompts
 from data.text import dataset_name, random_windows
 from formats.tokenizer import CharTokenizer
 from grpo import sum_gradients
 from kernels import fused_logps
 from model import GPT
-from nla import (
-    Activations,
-    Critic,
-    Injection,
-    NLAPolicy,
-    activation_at_end,
-    as_read,
-    build_actor,
-    build_critic,
-    encode_around,
-    explain,
-    find_markers,
-    fve,
-    load_activations,
-    marker_of,
-    read_vectors,
-    standardiser,
-    truncate,
-)
 from runtime import ranks
-from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
+from runtime.checkpoint import entry, load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
 from runtime.ranks import all_reduce
@@ -52,15 +34,32 @@ from tasks.task import Task, chart, longest_line
 
 # what actor and critic were made with, and cannot be changed afterwards
 FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
-         'critic_head',
-         'critic_target_norm', 'text_reversed')
+         'critic_head', 'critic_target_norm', 'text_reversed')
 MEANING = {
-    'fve': 'sampled text', 'fve_greedy': 'greedy text',
-           'fve_frozen_actor': '  this is the control: the actor rested',
-    'fve_shuffled': "another activation's text", 'fve_no_injection': 'nothing injected',
+    'fve': 'sampled text',
+    'fve_greedy': 'greedy text',
+    'fve_frozen_actor': '  this is the control: the actor rested',
+    'fve_shuffled': "another activation's text",
+    'fve_no_injection': 'nothing injected',
     'fve_mean_injection': 'the mean activation injected',
     'fve_random_injection': 'a random vector of the same length injected',
     'fve_true_text': 'the true text, through the same critic'}
+
+
+def room_for_text(max_new_tokens, ends):
+    """The most tokens of a text, beside its end token where the tokenizer has one (`ends`)."""
+    if max_new_tokens <= ends:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: an explanation needs room for one token and "
+                         "its end")
+    return max_new_tokens - ends
+
+
+def check_made_with(what, settings, remedy):
+    """Raises ValueError where one of settings, {name: (before, now)}, has changed."""
+    for name, (before, now) in settings.items():
+        if before != now:
+            raise ValueError(f"{what} were made with {name} = {before!r} and it is {now!r} now: {remedy}, or "
+                             "one that does not exist yet")
 
 
 class NLA(Task):
@@ -72,21 +71,14 @@ class NLA(Task):
                   'FVE on documents nobody trained on; 0 is the mean activation, whatever the text.',
                   'eval/fve', 'eval/fve_greedy', 'eval/fve_true_text', 'eval/fve_frozen_actor'),
             chart('FVE, controls',
-                  'Texts dealt to other activations, nothing injected, the mean, noise: all should stay '
-                  'low.',
+                  'Texts dealt to other activations, nothing injected, the mean, noise: all should stay low.',
                   'eval/fve_shuffled', 'eval/fve_no_injection', 'eval/fve_mean_injection',
                   'eval/fve_random_injection'),
         ],
         'Autoencoder': [
-            chart('variance explained',
-                  'FVE on the training batch, before the critic’s step.',
-                  'fve'),
-            chart('cosine',
-                  'Between what the critic rebuilt and the activation.',
-                  'cosine'),
-            chart('critic',
-                  'Its loss.',
-                  'critic_loss'),
+            chart('variance explained', 'FVE on the training batch, before the critic’s step.', 'fve'),
+            chart('cosine', 'Between what the critic rebuilt and the activation.', 'cosine'),
+            chart('critic', 'Its loss.', 'critic_loss'),
         ],
     }
     samples_title = 'Explanations'
@@ -128,42 +120,39 @@ class NLA(Task):
 
         @staticmethod
         def check(cfg):
-            if not cfg.injection_layers or not all(isinstance(layer, int) for layer in cfg.injection_layers):
-                raise ValueError(f"injection_layers is {cfg.injection_layers}: it takes numbers of blocks, "
-                                 "0 for the embeddings")
-            if cfg.max_new_tokens < 2:
-                raise ValueError(f"max_new_tokens is {cfg.max_new_tokens}: an explanation needs room for "
-                                 "one token and its end")
+            layers, source = cfg.injection_layers, cfg.generator_checkpoint
+            if not layers or not all(isinstance(layer, int) for layer in layers):
+                raise ValueError(f"injection_layers is {layers}: it takes numbers of blocks, 0 for the "
+                                 "embeddings")
             if cfg.rollout_batch_size and cfg.shard:
-                raise ValueError("rollout_batch_size computes rewards during the sampling, and with a "
-                                 "sharded critic all ranks must keep step: leave one of them")
-            source = cfg.generator_checkpoint.format(dataset=dataset_name(cfg.dataset))
-            if source.endswith('.pt') and not os.path.exists(source):  # it will be trained at this size
-                if max(*cfg.injection_layers, cfg.activation_layer or 0) > cfg.n_layer:
-                    raise ValueError(f"injection_layers is {cfg.injection_layers} and activation_layer "
-                                     f"{cfg.activation_layer}: the model that is to be trained has "
-                                     f"{cfg.n_layer} blocks")
-                if max(cfg.activation_context, cfg.max_new_tokens + 1) > cfg.block_size:
-                    raise ValueError(f"activation_context is {cfg.activation_context} and max_new_tokens "
-                                     f"{cfg.max_new_tokens}: the model that is to be trained reads "
-                                     f"block_size {cfg.block_size} tokens, the prompt among them")
+                raise ValueError("rollout_batch_size lets ranks call a sharded critic out of step: leave it "
+                                 "or shard")
+            source = source.format(dataset=dataset_name(cfg.dataset))
+            if not source.endswith('.pt') or os.path.exists(source):
+                return
+            room_for_text(cfg.max_new_tokens, ends=True)  # the model will be trained, at this size
+            if max(*layers, cfg.activation_layer or 0) > cfg.n_layer:
+                raise ValueError(f"injection_layers is {layers} and activation_layer {cfg.activation_layer}: "
+                                 f"the model to be trained has {cfg.n_layer} blocks")
+            if max(cfg.activation_context, cfg.max_new_tokens + 1) > cfg.block_size:
+                raise ValueError(f"activation_context {cfg.activation_context} and max_new_tokens "
+                                 f"{cfg.max_new_tokens} with a prompt must fit block_size {cfg.block_size}")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
-        name = dataset_name(cfg.dataset)
         paths = cfg.generator_checkpoint, cfg.nla_checkpoint, cfg.activations
-        paths = [path.format(dataset=name) for path in paths]
+        paths = [path.format(dataset=dataset_name(cfg.dataset)) for path in paths]
         self.source_path, self.generator_path, self.activations_path = paths
         ranks.once(self.make_source)
         self.tokenizer = tokenizer_of(self.source_path)
-        self.marker_id = marker_of(self.tokenizer, cfg.injection_token)
+        self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
+        self.ends = self.tokenizer.eos_id is not None
+        self.text_length = room_for_text(cfg.max_new_tokens, self.ends)
         if os.path.splitext(self.activations_path)[1]:
             self.train, self.held_out = self.given_activations()
         else:
             ranks.once(self.make_activations)
             self.train, self.held_out = self.own_activations()
-        self.ends = self.tokenizer.eos_id is not None
-        self.text_length = cfg.max_new_tokens - self.ends
         settings = json.loads(json.dumps({key: getattr(cfg, key) for key in FIXED}))
         self.about = {'layer': self.layer, 'source': self.source_path, 'context': cfg.activation_context,
                       'prompt': self.train.prompts[0], 'max_new_tokens': cfg.max_new_tokens,
@@ -171,7 +160,7 @@ class NLA(Task):
         ranks.once(self.make_start)
         saved = load_checkpoint(self.generator_path, 'nla')
         self.check_start(saved)
-        self.about, self.critic = saved['nla'] | self.about, self.placed(build_critic(saved))
+        self.about, self.critic = saved['nla'] | self.about, self.placed(nla.build_critic(saved))
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
                                                   betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
@@ -191,11 +180,23 @@ class NLA(Task):
         say(f"there is no model at {self.source_path}: training one on the texts of {cfg.dataset}")
         documents = load_documents(cfg.dataset, cfg.column_mapping)
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
-        train, held_out = (list(map(tokenizer.encode, documents[split])) for split in ('train', 'val'))
+        ids = {}
+        for split, texts in documents.items():
+            ended = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
+            ids[split] = np.concatenate(ended, dtype=np.int32)
         torch.manual_seed(cfg.seed)
         model = GPT(small_config(tokenizer, cfg)).to(self.device)
-        quality = train_language_model(model, train, held_out, tokenizer.eos_id, cfg.pretrain_iters,
-                                       seed=cfg.seed)
+        generator = torch.Generator().manual_seed(cfg.seed)
+
+        def loss_on(split, n, generator):
+            tokens = random_windows(ids[split], n, cfg.block_size + 1, generator).to(self.device)
+            return cross_entropy(model, model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+        supervised_loop('language model', model, lambda: loss_on('train', 32, generator), cfg.pretrain_iters,
+                        1e-3)
+        model.eval()
+        with torch.no_grad():
+            quality = {'loss': loss_on('val', 256, torch.Generator().manual_seed(0)).item()}
         save_model(self.source_path, 'generator', model, model.config, tokenizer, quality)
 
     def make_activations(self):
@@ -207,56 +208,51 @@ class NLA(Task):
 
     def own_activations(self):
         """Those of a folder that was made here, to train on and held out."""
-        path, remedy = self.activations_path, "name another, or one that does not exist yet"
+        cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
-        if header['vocab_size'] != self.tokenizer.vocab_size or header['source'] != self.source_path:
-            raise ValueError(f"the activations at {path} are of {header['source']} and the model is "
-                             f"{self.source_path}: {remedy}")
-        for key, before in (('activation_layer', header['layer']), ('activation_context', header['context'])):
-            now = getattr(self.cfg, key)
-            if now not in (None, before):
-                raise ValueError(f"the activations at {path} were made with {key} = {before} and it is "
-                                 f"{now} now: {remedy}")
-        self.layer = header['layer']
-        prompt = self.encode_prompt(self.cfg.injection_prompt)
+        self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
+        check_made_with(f"the activations at {path}", {
+            'generator_checkpoint': (header['source'], self.source_path),
+            'vocab_size': (header['vocab_size'], self.tokenizer.vocab_size),
+            'activation_layer': (header['layer'], self.layer),
+            'activation_context': (header['context'], cfg.activation_context)}, "name another folder")
+        prompt = self.encode_prompt(cfg.injection_prompt)
         for split in splits.values():
-            split.prompts, split.slots = [prompt], find_markers([prompt], self.marker_id)
+            split.prompts = [prompt] * len(split)
+            split.slots = nla.find_markers(split.prompts, self.marker_id)
         return splits['train'], splits['val']
 
     def encode_prompt(self, prompt):
         cfg = self.cfg
-        return encode_around(self.tokenizer, prompt, cfg.injection_token, self.marker_id, cfg.chat_template)
+        return nla.encode_around(self.tokenizer, prompt, cfg.injection_token, self.marker_id,
+                                 cfg.chat_template)
 
     def given_activations(self):
         """Those of a file, each with a prompt of its own, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         if not cfg.train_prompts:
-            raise ValueError(f"activations given in a file ({path}) want their prompts: set train_prompts "
-                             f"to a .jsonl with as many records, each prompt with {cfg.injection_token} in "
-                             "it")
+            raise ValueError(f"the activations in {path} want their prompts: set train_prompts to a .jsonl "
+                             f"with one for each, {cfg.injection_token} in it")
         vectors, records = read_vectors(path), load_prompts(cfg.train_prompts, cfg.column_mapping)
         if len(vectors) != len(records):
             raise ValueError(f"{path} has {len(vectors)} activations and {cfg.train_prompts} {len(records)} "
                              "prompts: there must be one for each")
-        prompts = [self.encode_prompt(record['prompt']) for record in records]
+        prompts, texts = [self.encode_prompt(record['prompt']) for record in records], None
         for i, ids in enumerate(prompts):
             if cfg.max_prompt_length is not None and len(ids) > cfg.max_prompt_length:
                 raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
-                                 f"{cfg.max_prompt_length}: shorten it or raise the limit, for cutting "
-                                 "could take its injection marker away")
-        slots, texts = find_markers(prompts, self.marker_id), None
+                                 f"{cfg.max_prompt_length}: shorten it or raise the limit")
+        slots = nla.find_markers(prompts, self.marker_id)
         if all('answer' in record for record in records):
             texts = [self.tokenizer.encode(str(record['answer'])) for record in records]
         self.layer = cfg.activation_layer
         if self.layer is None:
             self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
-
-        def split(rows):
-            own_texts = texts and [texts[i] for i in rows]
-            return Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows],
-                               texts=own_texts)
-
-        return tuple(map(split, self.split_rows(records)))
+        splits = []
+        for rows in self.split_rows(records):
+            own_prompts, own_texts = [prompts[i] for i in rows], texts and [texts[i] for i in rows]
+            splits.append(nla.Activations(vectors[rows], None, None, own_prompts, slots[rows], own_texts))
+        return splits
 
     def split_rows(self, records):
         """The rows to train on and those held out; rows of one document stay on one side."""
@@ -272,82 +268,120 @@ class NLA(Task):
     # -----------------------------------------------------------------------------
     # the start of actor and critic
 
-    def explanation(self, split, i):
-        """What the actor is taught to write of activation i, its end included."""
-        text = split.text(i, self.text_length)
-        return (text[::-1] if self.cfg.text_reversed else text) + [self.tokenizer.eos_id] * self.ends
-
     def make_start(self):
-        """
-        Actor and critic from the source model, taught on texts that come with the activations, when there are
-        any.
-        """
+        """Actor and critic from the source model, taught on texts that come with the activations, if any."""
         cfg, path = self.cfg, self.generator_path
         if os.path.exists(path):
             return
         say(f"there is no actor and critic at {path}: making them from {self.source_path}")
         torch.manual_seed(cfg.seed)
-        mean, scale = standardiser(self.train.vectors)
+        mean, scale = nla.standardiser(self.train.vectors)
         actor = GPT.from_pretrained(self.source_path)
         room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
-            raise ValueError(f"the longest prompt and max_new_tokens {cfg.max_new_tokens} make {room} "
-                             f"tokens, more than the {actor.config.block_size} that {self.source_path} "
-                             "reads: lower max_new_tokens")
-        trunk = copy.deepcopy(truncate(actor, self.layer))
-        critic = Critic(trunk, mean, scale, cfg.critic_pooling, cfg.critic_head,
-                        cfg.critic_target_norm).to(self.device)
-        actor.injection = Injection(actor, len(mean), cfg.injection_mode, cfg.injection_layers,
-                                    cfg.injection_scale)
+            raise ValueError(f"the longest prompt and max_new_tokens {cfg.max_new_tokens} make {room} tokens, "
+                             f"and {self.source_path} reads {actor.config.block_size}: lower max_new_tokens")
+        critic = nla.Critic(copy.deepcopy(nla.truncate(actor, self.layer)), mean, scale, cfg.critic_pooling,
+                            cfg.critic_head, cfg.critic_target_norm).to(self.device)
+        actor.injection = nla.Injection(actor, len(mean), cfg.injection_mode, cfg.injection_layers,
+                                        cfg.injection_scale)
         actor.to(self.device)
         quality = {}
         if self.train.text(0, 1) is not None:
-            quality = self.teach(actor, critic)
-        if not own_tokenizer(self.tokenizer):
+            quality = self.teach_actor(actor) | self.teach_critic(critic)
+        own = own_tokenizer(self.tokenizer)
+        if not own:
             self.tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
         about = self.about | {'injection': actor.injection.settings, 'critic': critic.settings}
-        weights = {'model': actor.state_dict(), 'model_config': vars(actor.config),
-                   'critic': critic.state_dict()}
-        save_checkpoint(path,
-                        {'kind': 'nla', **weights, 'quality': quality, 'nla': about,
-                         **own_tokenizer(self.tokenizer)})
+        save(path, actor, {'critic': critic.state_dict(), 'nla': about, **own}, quality)
 
-    def teach(self, actor, critic):
-        cfg, splits = self.cfg, (self.train, self.held_out)
-        options = {'learning_rate': cfg.warm_start_learning_rate, 'seed': cfg.seed}
-        quality = train_explainer(actor, *splits, self.explanation, cfg.warm_start_iters, **options)
-        return quality | train_critic(critic, *splits, self.text_length, cfg.critic_start_iters, **options)
+    def teach_actor(self, actor):
+        """
+        From a prompt with an activation in it to its text, in place. Returns quality: held-out loss in nats
+        per token, and with_another, the same with activations dealt to the wrong texts: no more than the loss
+        would mean that the actor does not look at them.
+        """
+        cfg, generator = self.cfg, torch.Generator().manual_seed(self.cfg.seed)
+
+        def loss_of_batch():
+            indices = torch.randint(len(self.train), (64,), generator=generator).tolist()
+            return self.actor_loss(actor, self.train, indices, indices)
+
+        supervised_loop('actor', actor, loss_of_batch, cfg.warm_start_iters, cfg.warm_start_learning_rate)
+        actor.eval()
+        rows = list(range(min(512, len(self.held_out))))
+        others = rows[len(rows) // 2:] + rows[:len(rows) // 2]
+        with torch.no_grad():
+            return {'loss': self.actor_loss(actor, self.held_out, rows, rows).item(),
+                    'with_another': self.actor_loss(actor, self.held_out, rows, others).item()}
+
+    def actor_loss(self, actor, split, indices, seen):
+        """Loss in nats per token of writing the texts of some activations where others are seen."""
+        end = [self.tokenizer.eos_id] * self.ends
+        prompts, texts = [split.prompts[i] for i in indices], []
+        for i in indices:
+            text = split.text(i, self.text_length)
+            texts.append((text[::-1] if self.cfg.text_reversed else text) + end)
+        T = max(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
+        tokens, targets = [], []
+        for prompt, text in zip(prompts, texts, strict=True):
+            padding = T - len(prompt) - len(text)
+            tokens.append(prompt + text + [0] * padding)
+            targets.append([-1] * (len(prompt) - 1) + text + [-1] * (padding + 1))
+        tokens, targets = torch.tensor((tokens, targets), device=self.device)
+        shown = split.batch(seen, seen, self.device)['activation']
+        hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), shown))
+        return cross_entropy(actor, hidden[targets >= 0], targets[targets >= 0])
+
+    def teach_critic(self, critic):
+        """From the texts that come with activations to these, in place. Returns quality: held-out FVE."""
+        cfg, generator = self.cfg, torch.Generator().manual_seed(self.cfg.seed)
+
+        def predict(split, indices):
+            return critic(*self.true_texts(split, indices)), nla.fp32(split.vectors[indices]).to(self.device)
+
+        def loss_of_batch():
+            indices = torch.randint(len(self.train), (64,), generator=generator).tolist()
+            prediction, h = predict(self.train, indices)
+            return F.mse_loss(prediction, critic.target(h))
+
+        supervised_loop('critic', critic, loss_of_batch, cfg.critic_start_iters, cfg.warm_start_learning_rate,
+                        weight_decay=0.0)
+        critic.eval()
+        with torch.no_grad():
+            rows = list(range(min(512, len(self.held_out))))
+            return {'fve': nla.fve(*critic.standard(*predict(self.held_out, rows)))}
+
+    def true_texts(self, split, indices):
+        """The texts that come with activations, (N, text_length), and their lengths (N,)."""
+        texts = [split.text(i, self.text_length) for i in indices]
+        rows = [text + [0] * (self.text_length - len(text)) for text in texts]
+        return torch.tensor(rows, device=self.device), torch.tensor([*map(len, texts)], device=self.device)
 
     def check_start(self, saved):
-        """
-        Raises ValueError unless actor and critic of a checkpoint were made for these activations and
-        settings.
-        """
-        path, remedy = self.generator_path, "name another nla_checkpoint, or one that does not exist yet"
+        """Raises ValueError unless actor and critic were made for these activations and settings."""
+        path = self.generator_path
+        for key in ('nla', 'model', 'model_config', 'critic'):
+            entry(saved, key, dict, path)
         if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
             self.tokenizer.check_same(saved['chars'], path)
         self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
-        before, now = saved['critic']['mean'].shape[0], self.train.vectors.shape[1]
-        if before != now:
-            raise ValueError(f"the actor and critic at {path} are made for activations of width {before} "
-                             f"and those at {self.activations_path} have {now}: {remedy}")
-        settings = saved['nla']['settings'] | {'activation_layer': saved['nla']['layer']}
-        for key, now in (self.about['settings'] | {'activation_layer': self.layer}).items():
-            if settings[key] != now:
-                raise ValueError(f"the actor and critic at {path} were made with {key} = {settings[key]!r} "
-                                 f"and it is {now!r} now: {remedy}")
+        before = saved['nla']['settings']
+        check_made_with(f"the actor and critic at {path}", {
+            'activations of width': (len(saved['critic']['mean']), self.train.vectors.shape[1]),
+            'activation_layer': (saved['nla']['layer'], self.layer),
+            **{key: (before[key], now) for key, now in self.about['settings'].items()}},
+            "name another nla_checkpoint")
 
     def placed(self, model):
-        """
-        A model that stays in fp32 on its device, or spread over all ranks: then all go through each of its
-        forwards.
-        """
+        """A model in fp32 on its device, or spread over all ranks: then all go through each of its forwards."""
         if self.cfg.shard:
             shard_model(model, torch.float32, self.device)
         return model.to(self.device).eval()
 
     def load_model(self):
-        model = build_actor(load_checkpoint(self.generator_path, 'nla')).to(self.home)
+        saved = load_checkpoint(self.generator_path, 'nla')
+        model = nla.build_actor(saved, self.generator_path).to(self.home)
         self.start = copy.deepcopy(model.injection).requires_grad_(False).to(self.device)
         return model
 
@@ -356,9 +390,8 @@ class NLA(Task):
 
     def policy(self, model):
         cfg = self.cfg
-        return NLAPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                         cfg.compile,
-                         start=self.start)
+        return nla.NLAPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
+                             cfg.compile, start=self.start)
 
     def batch(self, it, attempt=0):
         seed, n = self.cfg.seed + 10 ** 6 * attempt, self.cfg.batch_size
@@ -369,25 +402,23 @@ class NLA(Task):
     # the reward, and the critic's own learning
 
     def as_read(self, rollout):
-        return as_read(rollout, self.ends, self.cfg.text_reversed)
+        return nla.as_read(rollout, self.ends, self.cfg.text_reversed)
 
+    @torch.no_grad()
     def predict(self, texts, lengths):
-        size, predictions = self.cfg.eval_batch_size, []
-        with torch.no_grad():
-            for i in range(0, len(texts), size):
-                predictions.append(self.critic(texts[i:i + size], lengths[i:i + size]))
+        size = self.cfg.eval_batch_size
+        parts = zip(texts.split(size), lengths.split(size), strict=True)
+        predictions = torch.cat([self.critic(*part) for part in parts])
         drop_collected(self.critic)
-        return torch.cat(predictions)
+        return predictions
 
     def reconstruction(self, policy, rollout):
         """How well the critic rebuilds the activation from each text, (P, G)."""
         texts, lengths, h, whole = self.as_read(rollout)
         prediction, target = self.predict(texts, lengths), self.critic.target(h)
         mse = (prediction - target).square().mean(dim=1)
-        if self.cfg.nla_reward == 'cosine':
-            reward = torch.cosine_similarity(prediction, target)
-        else:
-            reward = -mse if self.cfg.nla_reward == 'mse' else -mse.clamp(min=1e-6).log()
+        reward = {'mse': -mse, 'log_mse': -mse.clamp(min=1e-6).log(),
+                  'cosine': torch.cosine_similarity(prediction, target)}[self.cfg.nla_reward]
         reward = torch.where(whole, reward, reward.clamp(max=self.cfg.truncated_reward))
         return reward.view(rollout.lengths.shape)
 
@@ -404,13 +435,13 @@ class NLA(Task):
         # every rank
         weights, metrics = whole / n, {}
         size = (self.cfg.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
+        parts = [column.split(size) for column in (texts, lengths, h, weights)]
         self.critic.train()
         for epoch in range(self.cfg.critic_train_epochs):
             self.critic_optimizer.zero_grad(set_to_none=True)
             shares = torch.zeros(3, device=h.device)  # loss, cosine, error
-            for start in range(0, len(texts), size):
-                part = slice(start, start + size)
-                shares += self.critic_backward(texts[part], lengths[part], h[part], weights[part])
+            for part in zip(*parts, strict=True):
+                shares += self.critic_backward(*part)
             sum_gradients(list(self.critic.parameters()))
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0))
             if not torch.isfinite(norm):
@@ -424,10 +455,7 @@ class NLA(Task):
         return metrics
 
     def critic_backward(self, texts, lengths, h, weights):
-        """
-        Backward of the weighted error on some texts. Returns their shares of loss, cosine and standardised
-        error (3,).
-        """
+        """Backward of the weighted error on some texts. Returns shares (3,) of loss, cosine, FVE's error."""
         prediction = self.critic(texts, lengths)
         loss = weights @ (prediction - self.critic.target(h)).square().mean(dim=1)
         loss.backward()
@@ -439,20 +467,13 @@ class NLA(Task):
     # -----------------------------------------------------------------------------
     # evaluation
 
-    def write(self, policy, inject='own', greedy=False):
-        """
-        One text to each held-out activation, as as_read has them. inject: 'own' activations, others (n, A),
-        or None.
-        """
+    def write(self, policy, seen, greedy=False):
+        """A text to each held-out activation where `seen` (n, A) or None is injected, as as_read returns them."""
         parts = []
         for start in over('evaluating', range(0, len(self.held_out), self.cfg.eval_batch_size)):
             indices = list(range(start, min(start + self.cfg.eval_batch_size, len(self.held_out))))
             batch = self.held_out.batch(indices, indices, self.device)
-            shown = dict(batch)
-            if inject is None:
-                del shown['activation']
-            elif not isinstance(inject, str):
-                shown['activation'] = inject[indices, None].to(self.device)
+            shown = batch | {'activation': None if seen is None else seen[indices, None].to(self.device)}
             rollout = policy.greedy(shown) if greedy else policy.sample(shown, 1)
             rollout.batch = batch  # what the text should have been about
             texts, *columns = self.as_read(rollout)
@@ -460,47 +481,40 @@ class NLA(Task):
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def fve_of(self, texts, lengths, h, *_):
-        return fve(*self.critic.standard(self.predict(texts, lengths), h))
+        return nla.fve(*self.critic.standard(self.predict(texts, lengths), h))
 
     def evaluate(self, policy):
         """
         Held-out activations, one sampled and one greedy text each, with the same noise each time, and what to
         compare with: texts dealt to the wrong activations, no injection, the mean activation, a random vector
-        as far from it as the own; the critic on the true text; PCA. text_nll is the source model's.
+        as far from it as the own; the critic on the true text. text_nll is the source model's.
         """
-        n, mean = len(self.held_out), self.critic.mean.cpu()
-        texts, lengths, h, whole = self.write(policy)
+        own, mean = nla.fp32(self.held_out.vectors), self.critic.mean.cpu()
+        n = len(own)
+        texts, lengths, h, whole = self.write(policy, own)
         prediction, target = self.critic.standard(self.predict(texts, lengths), h)
-        m = {'fve': fve(prediction, target), 'fve_greedy': self.fve_of(*self.write(policy, greedy=True)),
-             'fve_shuffled': fve(prediction.roll(n // 2, 0), target),
+        noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
+        noise *= (own - mean).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+        m = {'fve': nla.fve(prediction, target), 'fve_greedy': self.fve_of(*self.write(policy, own, True)),
+             'fve_shuffled': nla.fve(prediction.roll(n // 2, 0), target),
              'cosine': torch.cosine_similarity(prediction, target).mean().item(),
              'fve_no_injection': self.fve_of(*self.write(policy, None)),
-             'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1)))}
-        noise = torch.randn(n, len(mean), generator=torch.Generator().manual_seed(0))
-        distance = (h - self.critic.mean).cpu().norm(dim=1, keepdim=True)
-        noise = noise * (distance / noise.norm(dim=1, keepdim=True)) + mean
-        m['fve_random_injection'] = self.fve_of(*self.write(policy, noise))
+             'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1))),
+             'fve_random_injection': self.fve_of(*self.write(policy, noise + mean))}
         if self.cfg.freeze_actor:
             m['fve_frozen_actor'] = m['fve']
         shown = [row[:k] for row, k in zip(texts.tolist(), lengths.tolist(), strict=True)]
         m |= {'distinct_texts': len(set(map(tuple, shown))) / n, 'frac_whole': whole.float().mean().item(),
               'text_nll': self.nll(texts, lengths)}
         if self.held_out.text(0, 1) is not None:
-            m |= self.against_true_texts(shown, h)
+            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)), h)
+            true_ends = [self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
+            m['last_token'] = sum(a[-1:] == b for a, b in zip(shown, true_ends, strict=True)) / n
         for i in range(min(self.cfg.eval_show, n)):
             about = self.held_out.text(i, 10 ** 6) or self.held_out.prompts[i]
-            explained = 1 - ((prediction[i] - target[i]).square().sum() / target[i].square().sum()).item()
-            text = self.tokenizer.decode(shown[i])
-            say(f"  {self.tokenizer.decode(about)!r}\n    -> {text!r}, FVE {explained:.3f}")
+            say(f"  {self.tokenizer.decode(about)!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE "
+                f"{nla.fve(prediction[i], target[i]):.3f}")
         return {f'eval/{name}': value for name, value in m.items()}
-
-    def against_true_texts(self, shown, h):
-        """The critic on the texts that the activations came from, and how often the last token is theirs."""
-        truth = [self.held_out.text(i, self.text_length) for i in range(len(shown))]
-        texts = torch.tensor([row + [0] * (self.text_length - len(row)) for row in truth], device=self.device)
-        lengths = torch.tensor([len(row) for row in truth], device=self.device)
-        right = sum(a[-1:] == b[-1:] for a, b in zip(shown, truth, strict=True))
-        return {'fve_true_text': self.fve_of(texts, lengths, h), 'last_token': right / len(shown)}
 
     @torch.no_grad()
     def nll(self, texts, lengths):
@@ -508,9 +522,8 @@ class NLA(Task):
         total, count, size = 0.0, 0, self.cfg.eval_batch_size
         if texts.shape[1] < 2:
             return 0.0
-        for start in range(0, len(texts), size):
-            rows, n = texts[start:start + size], lengths[start:start + size, None]
-            places = torch.arange(rows.shape[1], device=rows.device)
+        places = torch.arange(texts.shape[1], device=texts.device)
+        for rows, n in zip(texts.split(size), lengths[:, None].split(size), strict=True):
             rows, scored = rows.masked_fill(places >= n, 0), places[1:] < n
             hidden = self.source(rows[:, :-1])[scored]
             logps = fused_logps(hidden, self.source.lm_head.weight, rows[:, 1:][scored])[0]
@@ -519,20 +532,15 @@ class NLA(Task):
         return total / max(1, count)
 
     def verdict(self, metrics):
-        """
-        The last evaluation as a table; PCA of the training activations says how much that many numbers would
-        carry.
-        """
-        mean = self.critic.mean.cpu()
-        train = torch.from_numpy(np.array(self.train.vectors[:20000], dtype=np.float32)) - mean
-        held_out = torch.from_numpy(np.array(self.held_out.vectors, dtype=np.float32)) - mean
-        directions = torch.linalg.eigh(train.T @ train)[1].flip(1)
+        """The last evaluation as a table, with what PCA of the training activations carries in k numbers."""
         lines = ["held-out fraction of variance explained (FVE) by"]
         for key, meaning in MEANING.items():
             if f'eval/{key}' in metrics:
                 lines.append(f"  {metrics['eval/' + key]:6.3f}  {meaning}")
         lines.append("   0.000  the mean activation, whatever the text")
-        total = held_out.square().sum().item()
+        mean = self.critic.mean.cpu()
+        train, held_out = nla.fp32(self.train.vectors[:20000]) - mean, nla.fp32(self.held_out.vectors) - mean
+        directions, total = torch.linalg.eigh(train.T @ train)[1].flip(1), held_out.square().sum().item()
         for k in (1, 4, 8, 16, 32, 64):
             if k < held_out.shape[1]:
                 carried = (held_out @ directions[:, :k]).square().sum().item()
@@ -541,10 +549,9 @@ class NLA(Task):
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        line = f"held-out FVE sampled {m['fve']:.4f}, greedy {m['fve_greedy']:.4f}, "
-        line += f"shuffled {m['fve_shuffled']:.4f}, cosine {m['cosine']:.3f}, "
-        line += f"source model's NLL of the texts {m['text_nll']:.3f}, "
-        line += f"{100 * m['distinct_texts']:.0f} % distinct"
+        line = (f"held-out FVE sampled {m['fve']:.4f}, greedy {m['fve_greedy']:.4f}, shuffled "
+                f"{m['fve_shuffled']:.4f}, cosine {m['cosine']:.3f}, source model's NLL of the texts "
+                f"{m['text_nll']:.3f}, {100 * m['distinct_texts']:.0f} % distinct")
         if 'last_token' in m:
             line += f", last token right {m['last_token']:.3f}, true text {m['fve_true_text']:.4f}"
         return line
@@ -560,9 +567,8 @@ class NLA(Task):
         return {'prompt': self.tokenizer.decode(ids)}
 
     def saved(self):
-        optimizer = {'critic_optimizer': self.critic_optimizer.state_dict()}
-        return {'critic': self.critic.state_dict(), **optimizer, 'nla': self.about,
-                **own_tokenizer(self.tokenizer)}
+        return {'critic': self.critic.state_dict(), 'critic_optimizer': self.critic_optimizer.state_dict(),
+                'nla': self.about, **own_tokenizer(self.tokenizer)}
 
     def restore(self, checkpoint):
         own = self.critic.state_dict()
@@ -574,26 +580,46 @@ class NLA(Task):
 
     def export(self, model, saved, out_dir, metrics):
         """Actor and critic in nla.pt, a start for others."""
-        path, names = os.path.join(out_dir, 'nla.pt'), ('eval/fve', 'eval/fve_greedy')
-        quality = {name.removeprefix('eval/'): metrics[name] for name in names if name in metrics}
-        weights = {'model': model.state_dict(), 'model_config': vars(model.config)}
-        save_checkpoint(path, {'kind': 'nla', **weights, 'quality': quality, **saved})
+        path, names = os.path.join(out_dir, 'nla.pt'), ('fve', 'fve_greedy')
+        quality = {name: metrics[f'eval/{name}'] for name in names if f'eval/{name}' in metrics}
+        save(path, model, saved, quality)
         say(f"actor and critic saved in {path}")
 
     @classmethod
+    @torch.no_grad()
     def show(cls, saved, model, tokenizer, cfg):
-        """What the actor says of an activation: a row of a file, or that at a text's last token."""
+        """What the actor says of an activation, a row of a file or that at a text's last token, best first."""
+        about, device = saved['nla'], cfg.device
         if cfg.activations:
             vectors = read_vectors(cfg.activations)
-        else:
-            vectors = activation_at_end(saved['nla'], tokenizer, given('text', cfg.text), cfg.device)
+        else:  # as the actor knows them: of the same model and layer, with as many tokens before it
+            ids = tokenizer.encode(given('text', cfg.text))[-about['context']:]
+            source = nla.truncate(GPT.from_pretrained(about['source']).to(device).eval(), about['layer'])
+            vectors = source(torch.tensor([ids], device=device))[:, -1].float().cpu().numpy()
+        actor = nla.build_actor(saved, cfg.checkpoint).to(device).eval()
+        critic = nla.build_critic(saved).to(device).eval()
         if cfg.row >= len(vectors):
             raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
-        vector, rows = vectors[cfg.row:cfg.row + 1], []
-        said = explain(saved, tokenizer, vector, cfg.num_samples or 8, cfg.temperature, cfg.seed, cfg.device)
-        for value, text, greedy, ended in said:
-            rows.append(([f'{value:.3f}'], text, '  (greedy)' * greedy + ' ...' * (not ended)))
-        show_ranked(['FVE', 'explanation'], rows)
+        if vectors.shape[1] != len(critic.mean):
+            raise ValueError(f"the activation has width {vectors.shape[1]} and this NLA explains those of "
+                             f"width {len(critic.mean)}: it belongs to another model")
+        marker_id = nla.marker_of(tokenizer, about['settings']['injection_token'])
+        slots = nla.find_markers([about['prompt']], marker_id)
+        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=[about['prompt']], slots=slots)
+        batch = one.batch([0], [cfg.seed], device)
+        policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0)
+        rollouts, rows = [(policy.greedy(batch), '  (greedy)')], []
+        if cfg.temperature > 0:
+            rollouts.append((policy.sample(batch, cfg.num_samples or 8), ''))
+        for rollout, note in rollouts:
+            reading = nla.as_read(rollout, tokenizer.eos_id is not None, about['settings']['text_reversed'])
+            texts, lengths, h, whole = reading
+            prediction, target = critic.standard(critic(texts, lengths), h)
+            for i, n in enumerate(lengths.tolist()):
+                text = tokenizer.decode(texts[i, :n].tolist())
+                rows.append((nla.fve(prediction[i], target[i]), text, note + ' ...' * (not whole[i])))
+        rows.sort(reverse=True)
+        show_ranked(['FVE', 'explanation'], [([f'{value:.3f}'], text, note) for value, text, note in rows])
 
     def try_out(self):
         text = self.held_out.text(0, 10 ** 6)
@@ -602,97 +628,7 @@ class NLA(Task):
         return 'nla.pt', [f'--text={longest_line(self.tokenizer.decode(text))}']
 
 
-# -----------------------------------------------------------------------------
-# supervised starts
-
-def train_language_model(model, documents, held_out, eos_id, max_iters=1000, learning_rate=1e-3, seed=1):
-    """
-    Next token, everywhere, on windows of the documents (lists of token ids, an end token between them), in
-    place. Returns quality: the loss in nats per token on windows of held_out.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device, width = model.wte.weight.device, model.config.block_size + 1
-    end = [eos_id] if eos_id is not None else []
-
-    def joined(documents):
-        return np.array([token for ids in documents for token in ids + end], dtype=np.int32)
-
-    def loss_on(ids, n, generator):
-        tokens = random_windows(ids, n, width, generator).to(device)
-        return cross_entropy(model, model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-
-    train = joined(documents)
-    supervised_loop('language model', model, lambda: loss_on(train, 32, generator), max_iters, learning_rate)
-    model.eval()
-    with torch.no_grad():
-        return {'loss': loss_on(joined(held_out), 256, torch.Generator().manual_seed(0)).item()}
-
-
-def explainer_loss(model, split, indices, explanation, seen=None):
-    """
-    Loss in nats per token of writing explanations of activations; seen: the activations shown, their own if
-    None.
-    """
-    device = model.wte.weight.device
-    batch = split.batch(indices, indices, device)
-    texts, lengths = [explanation(split, i) for i in indices], batch['prompt_lengths'].tolist()
-    T = max(n + len(text) for n, text in zip(lengths, texts, strict=True))
-    tokens, targets = (torch.full((len(indices), T), value) for value in (0, -1))
-    for row, (prompt, n, text) in enumerate(zip(batch['prompts'].tolist(), lengths, texts, strict=True)):
-        tokens[row, :n + len(text)] = torch.tensor(prompt[:n] + text)
-        targets[row, n - 1:n + len(text) - 1] = torch.tensor(text)
-    vectors = batch['activation'] if seen is None else split.batch(seen, seen, device)['activation']
-    hidden = model(tokens.to(device), edit=model.injection.edit(batch['slots'], vectors))
-    targets = targets.to(device)
-    return cross_entropy(model, hidden[targets >= 0], targets[targets >= 0])
-
-
-def train_explainer(model, activations, held_out, explanation, max_iters=200, learning_rate=5e-4, seed=1):
-    """
-    A start for the actor, in place: from a prompt with an activation in it to a text. activations, held_out:
-    nla.Activations; explanation(split, i): token ids that the actor is to write of activation i, the end
-    token included. Returns quality: held-out loss in nats per token, and with_another, the same with
-    activations dealt to the wrong texts: no more than the loss would mean that the actor does not look at
-    them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss_of_batch():
-        indices = torch.randint(len(activations), (64,), generator=generator).tolist()
-        return explainer_loss(model, activations, indices, explanation)
-
-    supervised_loop('actor', model, loss_of_batch, max_iters, learning_rate)
-    model.eval()
-    rows = list(range(min(512, len(held_out))))
-    others = rows[len(rows) // 2:] + rows[:len(rows) // 2]
-    with torch.no_grad():
-        return {'loss': explainer_loss(model, held_out, rows, explanation).item(),
-                'with_another': explainer_loss(model, held_out, rows, explanation, others).item()}
-
-
-def train_critic(critic, activations, held_out, length, max_iters=100, learning_rate=5e-4, seed=1):
-    """
-    A start for the critic, in place: from the texts that come with the activations, cut to `length` tokens,
-    to the activations. Returns quality: held-out FVE.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device = critic.mean.device
-
-    def predict(split, indices):
-        texts = [split.text(i, length) for i in indices]
-        tokens = torch.zeros(len(indices), length, dtype=torch.long)
-        for row, text in enumerate(texts):
-            tokens[row, :len(text)] = torch.tensor(text)
-        lengths = torch.tensor([len(text) for text in texts], device=device)
-        h = torch.from_numpy(np.array(split.vectors[np.asarray(indices)], dtype=np.float32)).to(device)
-        return critic(tokens.to(device), lengths), h
-
-    def loss_of_batch():
-        indices = torch.randint(len(activations), (64,), generator=generator).tolist()
-        prediction, h = predict(activations, indices)
-        return F.mse_loss(prediction, critic.target(h))
-
-    supervised_loop('critic', critic, loss_of_batch, max_iters, learning_rate, weight_decay=0.0)
-    critic.eval()
-    with torch.no_grad():
-        return {'fve': fve(*critic.standard(*predict(held_out, list(range(min(512, len(held_out)))))))}
+def save(path, actor, saved, quality):
+    """Actor and critic as a start; saved: all but the actor's weights."""
+    weights = {'model': actor.state_dict(), 'model_config': vars(actor.config)}
+    save_checkpoint(path, {'kind': 'nla', **weights, 'quality': quality, **saved})
