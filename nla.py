@@ -1,8 +1,8 @@
 """
-Natural Language Autoencoders: an actor puts an activation vector into words, a critic rebuilds the vector
-from the words, and GRPO makes the words carry it. Here: writing a vector into a model's residual stream, the
-policy that does so while it reads its prompt, the critic, and activations as batches. The idea:
-transformer-circuits.pub (May 2026); the measure is the fraction of variance explained (FVE).
+Natural Language Autoencoders (transformer-circuits.pub, May 2026): an actor puts an activation vector into
+words, a critic rebuilds the vector from the words, and GRPO makes the words carry it. Here: writing a vector
+into a model's residual stream, the policy that does so while it reads its prompt, and the critic. The measure
+is the fraction of variance explained (FVE).
 
 Where this differs from other implementations:
 1. The critic predicts (h - mean) / scale, and its prediction is not normalised. So FVE is 1 - MSE, 0 for a
@@ -25,6 +25,11 @@ from torch.nn import functional as F
 
 from model import GPT, GPTConfig, build
 from policy import CausalPolicy, prompt_batch
+
+
+def padding(tokens, lengths):
+    """Where rows (N, R) of lengths (N,) are padded on the right."""
+    return torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
 
 
 def check_choice(name, value, choices):
@@ -107,17 +112,16 @@ class Injection(nn.Module):
         D, n_layer = model.config.n_embd, model.config.n_layer
         check_choice('injection_mode', mode, ('replace', 'add', 'project'))
         if not layers or not set(layers) <= set(range(n_layer + 1)) or len(set(layers)) < len(layers):
-            raise ValueError(f"injection_layers is {tuple(layers)}: it takes different numbers from 0 (the "
-                             f"embeddings) to {n_layer} (the last block)")
+            raise ValueError(f"injection_layers is {tuple(layers)}; it must be different ones of 0 (the "
+                             f"embeddings) to {n_layer}")
         named = scale in (None, 'raw', 'residual') or isinstance(scale, list)  # a list: one for each layer
         if not named and (isinstance(scale, str) or scale <= 0):
-            raise ValueError(f"injection_scale is {scale!r}; it must be 'raw', 'residual', a length above 0, "
-                             "or None")
-        self.settings = {'activation_dim': activation_dim, 'mode': mode, 'layers': list(layers)}
+            raise ValueError(f"injection_scale is {scale!r}; it must be raw, residual, a length or None")
         if scale is None:
             typical = model.wte.weight.detach().float().norm(dim=1).mean().item()
             scale = [typical if layer == 0 else 'residual' for layer in layers]
-        self.settings['scale'] = scale
+        self.settings = {'activation_dim': activation_dim, 'mode': mode, 'layers': list(layers),
+                         'scale': scale}
         self.project = None
         if mode == 'project' or activation_dim != D:
             self.project = nn.ModuleList(nn.Linear(activation_dim, D) for _ in layers)
@@ -133,7 +137,7 @@ class Injection(nn.Module):
         """
         if vectors is None:
             return None
-        mode, layers, scale, A = (self.settings[key] for key in ('mode', 'layers', 'scale', 'activation_dim'))
+        A, mode, layers, scale = self.settings.values()
         if vectors.shape[-1] != A or vectors.dim() == 4 and vectors.shape[2] != len(layers):
             raise ValueError(f"activations of shape {tuple(vectors.shape)} do not fit an actor that takes "
                              f"width {A} at {len(layers)} layers: is it another model's?")
@@ -153,8 +157,8 @@ class Injection(nn.Module):
 
 class NLAPolicy(CausalPolicy):
     """
-    A CausalPolicy whose prefill writes the batch's activations (P, K, A), if any, at its slots (P, K).
-    start: the injection that training began with; it learns beside adapters.
+    Its prefill writes the batch's activations (P, K, A), if any, at its slots (P, K). start: the injection
+    that training began with, which learns beside adapters.
     """
 
     def __init__(self, *settings, start=None):
@@ -211,38 +215,33 @@ class Critic(nn.Module):
         check_choice('critic_head', head, ('linear', 'mlp'))
         check_choice('critic_target_norm', target_norm, ('standard', 'unit'))
         D, A = trunk.config.n_embd, len(mean)
-        self.trunk = trunk
         self.register_buffer('mean', mean.float())
         self.register_buffer('scale', torch.as_tensor(scale, dtype=torch.float32))
-        self.linear = nn.Linear(D, A)
-        self.mlp = None
+        self.trunk, self.linear, self.mlp = trunk, nn.Linear(D, A), None
+        nn.init.zeros_(self.linear.weight)  # where widths differ it starts by saying "the mean"
+        nn.init.zeros_(self.linear.bias)
+        if A == D:
+            nn.init.eye_(self.linear.weight)
+            if target_norm == 'standard':
+                self.linear.weight.data /= self.scale
+                self.linear.bias.data -= self.mean / self.scale
         if head == 'mlp':
             self.mlp = nn.Sequential(nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, A))
-        with torch.no_grad():
-            self.linear.weight.zero_()  # where widths differ it starts by saying "the mean"
-            self.linear.bias.zero_()
-            if A == D and target_norm == 'unit':
-                self.linear.weight.copy_(torch.eye(D))
-            elif A == D:
-                self.linear.weight.copy_(torch.eye(D) / self.scale)
-                self.linear.bias.copy_(-self.mean / self.scale)
-            if self.mlp:
-                self.mlp[2].weight.zero_()
-                self.mlp[2].bias.zero_()
+            nn.init.zeros_(self.mlp[2].weight)
+            nn.init.zeros_(self.mlp[2].bias)
 
     def pool(self, hidden, lengths):
         """(N, R, D), lengths (N,) at least 1 -> (N, D); what stands in padding has no influence."""
-        inside = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[..., None]
         if self.settings['pooling'] == 'last':
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        outside = padding(hidden, lengths)[..., None]
         if self.settings['pooling'] == 'mean':
-            return hidden.masked_fill(~inside, 0.0).sum(dim=1) / lengths[:, None]
-        return hidden.masked_fill(~inside, -torch.inf).amax(dim=1)
+            return hidden.masked_fill(outside, 0.0).sum(dim=1) / lengths[:, None]
+        return hidden.masked_fill(outside, -torch.inf).amax(dim=1)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Right-padded texts (N, R) int64 of lengths (N,) -> predictions (N, A) of `target`."""
-        inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        x = self.pool(self.trunk(tokens.masked_fill(~inside, 0)), lengths.clamp(min=1))
+        x = self.pool(self.trunk(tokens.masked_fill(padding(tokens, lengths), 0)), lengths.clamp(min=1))
         prediction = self.linear(x) + (self.mlp(x) if self.mlp else 0)
         return self.at_unit_length(prediction) if self.settings['target_norm'] == 'unit' else prediction
 
@@ -277,7 +276,7 @@ def as_read(rollout, ends, text_reversed):
     """
     device = rollout.tokens.device
     tokens, ended = rollout.tokens.flatten(0, 1), rollout.ended.flatten().to(device)
-    lengths = rollout.lengths.flatten().to(device) - (ended.long() if ends else 0)
+    lengths = rollout.lengths.flatten().to(device) - ended.long()
     h = rollout.batch['activation'][:, 0].repeat_interleave(rollout.tokens.shape[1], dim=0)
     whole = (lengths > 0) & ended if ends else lengths > 0
     return (turned_round(tokens, lengths) if text_reversed else tokens), lengths, h, whole
@@ -333,7 +332,7 @@ def build_critic(saved):
 
 @dataclass
 class Activations:
-    """One split. Those made here come with contexts, those given from outside perhaps with texts."""
+    """A split. Those made here come with contexts, those from outside perhaps with texts."""
     vectors: np.ndarray                             # (n, A), mapped from the disk
     contexts: np.ndarray | None = None              # (n, C) int32 token ids up to where it was taken
     lengths: np.ndarray | None = None               # (n,)
@@ -344,11 +343,8 @@ class Activations:
     def __len__(self):
         return len(self.vectors)
 
-    def text(self, i, n):
-        """
-        A text of at most n tokens about activation i, in reading order: the one that was given, or the last n
-        tokens of its context. None when there is neither.
-        """
+    def text(self, i, n=10 ** 6):
+        """At most n tokens about activation i: of the given text, or the last of its context; or None."""
         if self.texts is not None:
             return self.texts[i][:n]
         return None if self.contexts is None else self.contexts[i, :self.lengths[i]][-n:].tolist()

@@ -1,7 +1,7 @@
 """
 Natural Language Autoencoders: an actor puts activations into words, a critic rebuilds them from the words;
-minus its error is the reward, and it learns beside the policy. With it comes the table of controls without
-which a fraction of variance explained (FVE) says little.
+minus its error is the reward, and it learns beside the policy. A fraction of variance explained (FVE) comes
+with controls, for alone it says little.
 Shapes: P prompts · G completions · N = P G texts · R tokens · A width of an activation.
 """
 import copy
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 import nla
 from data.activations.prepare import load_activations, load_documents, read_vectors, write_activations
@@ -26,7 +27,6 @@ from runtime import ranks
 from runtime.checkpoint import entry, load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
-from runtime.ranks import all_reduce
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
@@ -54,12 +54,12 @@ def room_for_text(max_new_tokens, ends):
     return max_new_tokens - ends
 
 
-def check_made_with(what, settings, remedy):
-    """Raises ValueError where one of settings, {name: (before, now)}, has changed."""
+def check_made_with(what, settings, where):
+    """Raises ValueError where one of the settings {name: (before, now)} is another now."""
     for name, (before, now) in settings.items():
         if before != now:
-            raise ValueError(f"{what} were made with {name} = {before!r} and it is {now!r} now: {remedy}, or "
-                             "one that does not exist yet")
+            raise ValueError(f"{what} were made with {name} = {before!r} and it is {now!r} now: name another "
+                             f"{where}, or one that does not exist yet")
 
 
 class NLA(Task):
@@ -82,9 +82,8 @@ class NLA(Task):
         ],
     }
     samples_title = 'Explanations'
-    samples_hint = ("What the actor wrote about an activation (of the last token of the text above it), and "
-                    "how well the critic rebuilt it from that: reconstruction is the reward. With "
-                    "text_reversed the latest token comes first.")
+    samples_hint = ("What the actor wrote about an activation (of the last token of the text above it; with "
+                    "text_reversed latest first), and how well the critic rebuilt it: reconstruction.")
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
             'eval_batch_size')
@@ -120,23 +119,12 @@ class NLA(Task):
 
         @staticmethod
         def check(cfg):
-            layers, source = cfg.injection_layers, cfg.generator_checkpoint
+            layers = cfg.injection_layers
             if not layers or not all(isinstance(layer, int) for layer in layers):
-                raise ValueError(f"injection_layers is {layers}: it takes numbers of blocks, 0 for the "
-                                 "embeddings")
+                raise ValueError(f"injection_layers is {layers}: it takes blocks, 0 for the embeddings")
             if cfg.rollout_batch_size and cfg.shard:
-                raise ValueError("rollout_batch_size lets ranks call a sharded critic out of step: leave it "
-                                 "or shard")
-            source = source.format(dataset=dataset_name(cfg.dataset))
-            if not source.endswith('.pt') or os.path.exists(source):
-                return
-            room_for_text(cfg.max_new_tokens, ends=True)  # the model will be trained, at this size
-            if max(*layers, cfg.activation_layer or 0) > cfg.n_layer:
-                raise ValueError(f"injection_layers is {layers} and activation_layer {cfg.activation_layer}: "
-                                 f"the model to be trained has {cfg.n_layer} blocks")
-            if max(cfg.activation_context, cfg.max_new_tokens + 1) > cfg.block_size:
-                raise ValueError(f"activation_context {cfg.activation_context} and max_new_tokens "
-                                 f"{cfg.max_new_tokens} with a prompt must fit block_size {cfg.block_size}")
+                raise ValueError("with rollout_batch_size ranks would call a sharded critic out of step: "
+                                 "leave it or shard")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -166,7 +154,7 @@ class NLA(Task):
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
         self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))
         quality = ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items())
-        say(f"{len(self.train):,} activations of width {self.train.vectors.shape[1]} to train on, "
+        say(f"{len(self.train):,} activations of width {len(self.critic.mean)} to train on, "
             f"{len(self.held_out):,} held out; actor and critic start from {self.generator_path}: {quality}")
 
     # -----------------------------------------------------------------------------
@@ -174,10 +162,17 @@ class NLA(Task):
 
     def make_source(self):
         """A character model of the data set, where the .pt file is missing."""
-        cfg = self.cfg
-        if not self.source_path.endswith('.pt') or os.path.exists(self.source_path):
+        cfg, path = self.cfg, self.source_path
+        if not path.endswith('.pt') or os.path.exists(path):
             return
-        say(f"there is no model at {self.source_path}: training one on the texts of {cfg.dataset}")
+        room_for_text(cfg.max_new_tokens, ends=True)
+        layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
+        tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
+        for size, least, of in (('n_layer', layers, 'injection_layers and activation_layer'),
+                                ('block_size', tokens, 'activation_context and max_new_tokens')):
+            if getattr(cfg, size) < least:
+                raise ValueError(f"{size} is {getattr(cfg, size)}, and {of} need at least {least}")
+        say(f"there is no model at {path}: training one on the texts of {cfg.dataset}")
         documents = load_documents(cfg.dataset, cfg.column_mapping)
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
         ids = {}
@@ -188,23 +183,22 @@ class NLA(Task):
         model = GPT(small_config(tokenizer, cfg)).to(self.device)
         generator = torch.Generator().manual_seed(cfg.seed)
 
-        def loss_on(split, n, generator):
+        def loss(split, n, generator):
             tokens = random_windows(ids[split], n, cfg.block_size + 1, generator).to(self.device)
             return cross_entropy(model, model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
-        supervised_loop('language model', model, lambda: loss_on('train', 32, generator), cfg.pretrain_iters,
+        supervised_loop('language model', model, lambda: loss('train', 32, generator), cfg.pretrain_iters,
                         1e-3)
-        model.eval()
         with torch.no_grad():
-            quality = {'loss': loss_on('val', 256, torch.Generator().manual_seed(0)).item()}
-        save_model(self.source_path, 'generator', model, model.config, tokenizer, quality)
+            quality = {'loss': loss('val', 256, torch.Generator().manual_seed(0)).item()}
+        save_model(path, 'generator', model, model.config, tokenizer, quality)
 
     def make_activations(self):
-        if not os.path.exists(self.activations_path):
+        cfg, path = self.cfg, self.activations_path
+        if not os.path.exists(path):
             model = GPT.from_pretrained(self.source_path).to(self.device).eval()
-            documents = load_documents(self.cfg.dataset, self.cfg.column_mapping)
-            write_activations(model, self.tokenizer, documents, self.activations_path, self.cfg,
-                              self.source_path)
+            documents = load_documents(cfg.dataset, cfg.column_mapping)
+            write_activations(model, self.tokenizer, documents, path, cfg, self.source_path)
 
     def own_activations(self):
         """Those of a folder that was made here, to train on and held out."""
@@ -215,43 +209,44 @@ class NLA(Task):
             'generator_checkpoint': (header['source'], self.source_path),
             'vocab_size': (header['vocab_size'], self.tokenizer.vocab_size),
             'activation_layer': (header['layer'], self.layer),
-            'activation_context': (header['context'], cfg.activation_context)}, "name another folder")
-        prompt = self.encode_prompt(cfg.injection_prompt)
+            'activation_context': (header['context'], cfg.activation_context)}, 'folder')
+        prompts, slots = self.encoded([cfg.injection_prompt])
         for split in splits.values():
-            split.prompts = [prompt] * len(split)
-            split.slots = nla.find_markers(split.prompts, self.marker_id)
+            split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
         return splits['train'], splits['val']
 
-    def encode_prompt(self, prompt):
-        cfg = self.cfg
-        return nla.encode_around(self.tokenizer, prompt, cfg.injection_token, self.marker_id,
-                                 cfg.chat_template)
+    def encoded(self, prompts):
+        """Prompts as token ids, and where the marker stands in each, (n, 1)."""
+        cfg, marker_id, encoded = self.cfg, self.marker_id, []
+        for i, prompt in enumerate(prompts):
+            ids = nla.encode_around(self.tokenizer, prompt, cfg.injection_token, marker_id, cfg.chat_template)
+            if len(ids) > (cfg.max_prompt_length or len(ids)):
+                raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
+                                 f"{cfg.max_prompt_length}: shorten it or raise the limit")
+            encoded.append(ids)
+        return encoded, nla.find_markers(encoded, marker_id)
 
     def given_activations(self):
         """Those of a file, each with a prompt of its own, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         if not cfg.train_prompts:
-            raise ValueError(f"the activations in {path} want their prompts: set train_prompts to a .jsonl "
-                             f"with one for each, {cfg.injection_token} in it")
+            raise ValueError(f"the activations of {path} need prompts: set train_prompts to a file with one "
+                             f"for each, {cfg.injection_token} in it")
         vectors, records = read_vectors(path), load_prompts(cfg.train_prompts, cfg.column_mapping)
         if len(vectors) != len(records):
             raise ValueError(f"{path} has {len(vectors)} activations and {cfg.train_prompts} {len(records)} "
                              "prompts: there must be one for each")
-        prompts, texts = [self.encode_prompt(record['prompt']) for record in records], None
-        for i, ids in enumerate(prompts):
-            if cfg.max_prompt_length is not None and len(ids) > cfg.max_prompt_length:
-                raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
-                                 f"{cfg.max_prompt_length}: shorten it or raise the limit")
-        slots = nla.find_markers(prompts, self.marker_id)
-        if all('answer' in record for record in records):
-            texts = [self.tokenizer.encode(str(record['answer'])) for record in records]
+        prompts, slots = self.encoded([record['prompt'] for record in records])
+        answered = all('answer' in record for record in records)
         self.layer = cfg.activation_layer
         if self.layer is None:
             self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
         splits = []
         for rows in self.split_rows(records):
-            own_prompts, own_texts = [prompts[i] for i in rows], texts and [texts[i] for i in rows]
-            splits.append(nla.Activations(vectors[rows], None, None, own_prompts, slots[rows], own_texts))
+            split = nla.Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows])
+            if answered:
+                split.texts = [self.tokenizer.encode(str(records[i]['answer'])) for i in rows]
+            splits.append(split)
         return splits
 
     def split_rows(self, records):
@@ -279,84 +274,68 @@ class NLA(Task):
         actor = GPT.from_pretrained(self.source_path)
         room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
-            raise ValueError(f"the longest prompt and max_new_tokens {cfg.max_new_tokens} make {room} tokens, "
-                             f"and {self.source_path} reads {actor.config.block_size}: lower max_new_tokens")
+            raise ValueError(f"max_new_tokens {cfg.max_new_tokens} after the longest prompt make {room} "
+                             f"tokens, and {self.source_path} reads {actor.config.block_size}: lower it")
         critic = nla.Critic(copy.deepcopy(nla.truncate(actor, self.layer)), mean, scale, cfg.critic_pooling,
                             cfg.critic_head, cfg.critic_target_norm).to(self.device)
         actor.injection = nla.Injection(actor, len(mean), cfg.injection_mode, cfg.injection_layers,
                                         cfg.injection_scale)
         actor.to(self.device)
-        quality = {}
-        if self.train.text(0, 1) is not None:
-            quality = self.teach_actor(actor) | self.teach_critic(critic)
-        own = own_tokenizer(self.tokenizer)
+        quality, own = {}, own_tokenizer(self.tokenizer)
+        if self.train.text(0) is not None:
+            self.teach('actor', actor, self.actor_loss, cfg.warm_start_iters, 0.1)
+            self.teach('critic', critic, self.critic_loss, cfg.critic_start_iters, 0.0)
+            quality = self.start_quality(actor, critic)
         if not own:
             self.tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
         about = self.about | {'injection': actor.injection.settings, 'critic': critic.settings}
         save(path, actor, {'critic': critic.state_dict(), 'nla': about, **own}, quality)
 
-    def teach_actor(self, actor):
-        """
-        From a prompt with an activation in it to its text, in place. Returns quality: held-out loss in nats
-        per token, and with_another, the same with activations dealt to the wrong texts: no more than the loss
-        would mean that the actor does not look at them.
-        """
-        cfg, generator = self.cfg, torch.Generator().manual_seed(self.cfg.seed)
+    def teach(self, name, model, loss, max_iters, weight_decay):
+        """Supervised steps on the texts that come with the activations, in place."""
+        generator = torch.Generator().manual_seed(self.cfg.seed)
 
         def loss_of_batch():
-            indices = torch.randint(len(self.train), (64,), generator=generator).tolist()
-            return self.actor_loss(actor, self.train, indices, indices)
+            indices = torch.randint(len(self.train), (64,), generator=generator)
+            return loss(model, self.train, indices.tolist())
 
-        supervised_loop('actor', actor, loss_of_batch, cfg.warm_start_iters, cfg.warm_start_learning_rate)
-        actor.eval()
-        rows = list(range(min(512, len(self.held_out))))
-        others = rows[len(rows) // 2:] + rows[:len(rows) // 2]
-        with torch.no_grad():
-            return {'loss': self.actor_loss(actor, self.held_out, rows, rows).item(),
-                    'with_another': self.actor_loss(actor, self.held_out, rows, others).item()}
+        rate = self.cfg.warm_start_learning_rate
+        supervised_loop(name, model, loss_of_batch, max_iters, rate, weight_decay)
 
-    def actor_loss(self, actor, split, indices, seen):
-        """Loss in nats per token of writing the texts of some activations where others are seen."""
-        end = [self.tokenizer.eos_id] * self.ends
-        prompts, texts = [split.prompts[i] for i in indices], []
-        for i in indices:
-            text = split.text(i, self.text_length)
-            texts.append((text[::-1] if self.cfg.text_reversed else text) + end)
-        T = max(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
+    def actor_loss(self, actor, split, indices, injected=None):
+        """Nats per token of writing the texts of some activations, with these or others injected."""
         tokens, targets = [], []
-        for prompt, text in zip(prompts, texts, strict=True):
-            padding = T - len(prompt) - len(text)
-            tokens.append(prompt + text + [0] * padding)
-            targets.append([-1] * (len(prompt) - 1) + text + [-1] * (padding + 1))
-        tokens, targets = torch.tensor((tokens, targets), device=self.device)
-        shown = split.batch(seen, seen, self.device)['activation']
-        hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), shown))
+        for i in indices:
+            prompt, text = split.prompts[i], split.text(i, self.text_length)
+            text = (text[::-1] if self.cfg.text_reversed else text) + [self.tokenizer.eos_id] * self.ends
+            tokens.append(torch.tensor(prompt + text))
+            targets.append(torch.tensor([-1] * (len(prompt) - 1) + text + [-1]))
+        tokens = pad_sequence(tokens, batch_first=True).to(self.device)
+        targets = pad_sequence(targets, batch_first=True, padding_value=-1).to(self.device)
+        vectors = split.batch(injected or indices, indices, self.device)['activation']
+        hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), vectors))
         return cross_entropy(actor, hidden[targets >= 0], targets[targets >= 0])
 
-    def teach_critic(self, critic):
-        """From the texts that come with activations to these, in place. Returns quality: held-out FVE."""
-        cfg, generator = self.cfg, torch.Generator().manual_seed(self.cfg.seed)
-
-        def predict(split, indices):
-            return critic(*self.true_texts(split, indices)), nla.fp32(split.vectors[indices]).to(self.device)
-
-        def loss_of_batch():
-            indices = torch.randint(len(self.train), (64,), generator=generator).tolist()
-            prediction, h = predict(self.train, indices)
-            return F.mse_loss(prediction, critic.target(h))
-
-        supervised_loop('critic', critic, loss_of_batch, cfg.critic_start_iters, cfg.warm_start_learning_rate,
-                        weight_decay=0.0)
-        critic.eval()
-        with torch.no_grad():
-            rows = list(range(min(512, len(self.held_out))))
-            return {'fve': nla.fve(*critic.standard(*predict(self.held_out, rows)))}
+    def critic_loss(self, critic, split, indices):
+        texts, lengths, h = self.true_texts(split, indices)
+        return F.mse_loss(critic(texts, lengths), critic.target(h))
 
     def true_texts(self, split, indices):
-        """The texts that come with activations, (N, text_length), and their lengths (N,)."""
+        """Texts that come with activations (N, text_length), their lengths (N,), the activations (N, A)."""
         texts = [split.text(i, self.text_length) for i in indices]
         rows = [text + [0] * (self.text_length - len(text)) for text in texts]
-        return torch.tensor(rows, device=self.device), torch.tensor([*map(len, texts)], device=self.device)
+        parts = torch.tensor(rows), torch.tensor([*map(len, texts)]), nla.fp32(split.vectors[indices])
+        return [part.to(self.device) for part in parts]
+
+    @torch.no_grad()
+    def start_quality(self, actor, critic):
+        """Held out: the actor's loss, and with_another activation injected (it should be more); FVE."""
+        rows = list(range(min(512, len(self.held_out))))
+        others = rows[len(rows) // 2:] + rows[:len(rows) // 2]
+        texts, lengths, h = self.true_texts(self.held_out, rows)
+        return {'loss': self.actor_loss(actor, self.held_out, rows).item(),
+                'with_another': self.actor_loss(actor, self.held_out, rows, others).item(),
+                'fve': nla.fve(*critic.standard(critic(texts, lengths), h))}
 
     def check_start(self, saved):
         """Raises ValueError unless actor and critic were made for these activations and settings."""
@@ -371,10 +350,10 @@ class NLA(Task):
             'activations of width': (len(saved['critic']['mean']), self.train.vectors.shape[1]),
             'activation_layer': (saved['nla']['layer'], self.layer),
             **{key: (before[key], now) for key, now in self.about['settings'].items()}},
-            "name another nla_checkpoint")
+            'nla_checkpoint')
 
     def placed(self, model):
-        """A model in fp32 on its device, or spread over all ranks: then all go through each of its forwards."""
+        """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
         if self.cfg.shard:
             shard_model(model, torch.float32, self.device)
         return model.to(self.device).eval()
@@ -428,52 +407,46 @@ class NLA(Task):
     def learn_beside(self, rollout):
         """The critic's own steps on the whole texts. Its metrics are those before them."""
         texts, lengths, h, whole = self.as_read(rollout)
-        n = all_reduce(whole.sum())
+        n = ranks.all_reduce(whole.sum())
         if n == 0:
             return {}
-        # texts that are not whole are read too, with weight 0: a sharded critic takes as many forwards on
-        # every rank
+        # the others are read too, with weight 0: a sharded critic takes as many forwards on every rank
         weights, metrics = whole / n, {}
         size = (self.cfg.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
         parts = [column.split(size) for column in (texts, lengths, h, weights)]
-        self.critic.train()
         for epoch in range(self.cfg.critic_train_epochs):
             self.critic_optimizer.zero_grad(set_to_none=True)
-            shares = torch.zeros(3, device=h.device)  # loss, cosine, error
-            for part in zip(*parts, strict=True):
-                shares += self.critic_backward(*part)
+            shares = torch.zeros(3, device=h.device)  # loss, cosine, 1 - FVE
+            for texts, lengths, h, weights in zip(*parts, strict=True):
+                prediction = self.critic(texts, lengths)
+                loss = weights @ (prediction - self.critic.target(h)).square().mean(dim=1)
+                loss.backward()
+                with torch.no_grad():
+                    rebuilt, truth = self.critic.standard(prediction, h)
+                    cosine = weights @ torch.cosine_similarity(rebuilt, truth)
+                    shares += torch.stack((loss, cosine, weights @ (rebuilt - truth).square().mean(dim=1)))
             sum_gradients(list(self.critic.parameters()))
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0))
             if not torch.isfinite(norm):
                 return metrics | {'critic_bad_steps': 1}
             self.critic_optimizer.step()
             if epoch == 0:
-                loss, cosine, error = all_reduce(shares).tolist()
+                loss, cosine, error = ranks.all_reduce(shares).tolist()
                 metrics = {'critic_loss': loss, 'cosine': cosine, 'fve': 1 - error,
                            'critic_grad_norm': norm.item()}
-        self.critic.eval()
         return metrics
-
-    def critic_backward(self, texts, lengths, h, weights):
-        """Backward of the weighted error on some texts. Returns shares (3,) of loss, cosine, FVE's error."""
-        prediction = self.critic(texts, lengths)
-        loss = weights @ (prediction - self.critic.target(h)).square().mean(dim=1)
-        loss.backward()
-        with torch.no_grad():
-            centred, truth = self.critic.standard(prediction, h)
-            cosine = weights @ torch.cosine_similarity(centred, truth)
-            return torch.stack((loss, cosine, weights @ (centred - truth).square().mean(dim=1)))
 
     # -----------------------------------------------------------------------------
     # evaluation
 
-    def write(self, policy, seen, greedy=False):
-        """A text to each held-out activation where `seen` (n, A) or None is injected, as as_read returns them."""
-        parts = []
-        for start in over('evaluating', range(0, len(self.held_out), self.cfg.eval_batch_size)):
-            indices = list(range(start, min(start + self.cfg.eval_batch_size, len(self.held_out))))
+    def write(self, policy, injected, greedy=False):
+        """What as_read returns of a text to each held-out activation; injected: vectors (n, A), or None."""
+        parts, n, size = [], len(self.held_out), self.cfg.eval_batch_size
+        for start in over('evaluating', range(0, n, size)):
+            indices = list(range(start, min(start + size, n)))
             batch = self.held_out.batch(indices, indices, self.device)
-            shown = batch | {'activation': None if seen is None else seen[indices, None].to(self.device)}
+            vectors = None if injected is None else injected[indices, None].to(self.device)
+            shown = batch | {'activation': vectors}
             rollout = policy.greedy(shown) if greedy else policy.sample(shown, 1)
             rollout.batch = batch  # what the text should have been about
             texts, *columns = self.as_read(rollout)
@@ -485,9 +458,9 @@ class NLA(Task):
 
     def evaluate(self, policy):
         """
-        Held-out activations, one sampled and one greedy text each, with the same noise each time, and what to
-        compare with: texts dealt to the wrong activations, no injection, the mean activation, a random vector
-        as far from it as the own; the critic on the true text. text_nll is the source model's.
+        Held-out activations, one sampled and one greedy text each, with the same noise each time, and the
+        controls: see MEANING; the random vector is as far from the mean as the own. text_nll is the source
+        model's.
         """
         own, mean = nla.fp32(self.held_out.vectors), self.critic.mean.cpu()
         n = len(own)
@@ -506,12 +479,12 @@ class NLA(Task):
         shown = [row[:k] for row, k in zip(texts.tolist(), lengths.tolist(), strict=True)]
         m |= {'distinct_texts': len(set(map(tuple, shown))) / n, 'frac_whole': whole.float().mean().item(),
               'text_nll': self.nll(texts, lengths)}
-        if self.held_out.text(0, 1) is not None:
-            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)), h)
-            true_ends = [self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
-            m['last_token'] = sum(a[-1:] == b for a, b in zip(shown, true_ends, strict=True)) / n
+        if self.held_out.text(0) is not None:
+            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)))
+            right = [shown[i][-1:] == self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
+            m['last_token'] = sum(right) / n
         for i in range(min(self.cfg.eval_show, n)):
-            about = self.held_out.text(i, 10 ** 6) or self.held_out.prompts[i]
+            about = self.held_out.text(i) or self.held_out.prompts[i]
             say(f"  {self.tokenizer.decode(about)!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE "
                 f"{nla.fve(prediction[i], target[i]):.3f}")
         return {f'eval/{name}': value for name, value in m.items()}
@@ -522,9 +495,9 @@ class NLA(Task):
         total, count, size = 0.0, 0, self.cfg.eval_batch_size
         if texts.shape[1] < 2:
             return 0.0
-        places = torch.arange(texts.shape[1], device=texts.device)
-        for rows, n in zip(texts.split(size), lengths[:, None].split(size), strict=True):
-            rows, scored = rows.masked_fill(places >= n, 0), places[1:] < n
+        for rows, n in zip(texts.split(size), lengths.split(size), strict=True):
+            outside = nla.padding(rows, n)
+            rows, scored = rows.masked_fill(outside, 0), ~outside[:, 1:]
             hidden = self.source(rows[:, :-1])[scored]
             logps = fused_logps(hidden, self.source.lm_head.weight, rows[:, 1:][scored])[0]
             total, count = total - logps.sum().item(), count + len(logps)
@@ -560,10 +533,8 @@ class NLA(Task):
     # what a run leaves behind
 
     def asked(self, rollout):
-        i, batch = rollout.batch['record'][0].item(), rollout.batch
-        ids = batch['prompts'][0, :batch['prompt_lengths'][0]]
-        if self.train.texts is None and self.train.contexts is not None:
-            ids = self.train.text(i, 10 ** 6)
+        i, train = rollout.batch['record'][0].item(), self.train
+        ids = train.prompts[i] if train.contexts is None else train.text(i)
         return {'prompt': self.tokenizer.decode(ids)}
 
     def saved(self):
@@ -588,7 +559,7 @@ class NLA(Task):
     @classmethod
     @torch.no_grad()
     def show(cls, saved, model, tokenizer, cfg):
-        """What the actor says of an activation, a row of a file or that at a text's last token, best first."""
+        """What the actor says of an activation: a row of a file, or that at a text's last token."""
         about, device = saved['nla'], cfg.device
         if cfg.activations:
             vectors = read_vectors(cfg.activations)
@@ -600,20 +571,17 @@ class NLA(Task):
         critic = nla.build_critic(saved).to(device).eval()
         if cfg.row >= len(vectors):
             raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
-        if vectors.shape[1] != len(critic.mean):
-            raise ValueError(f"the activation has width {vectors.shape[1]} and this NLA explains those of "
-                             f"width {len(critic.mean)}: it belongs to another model")
-        marker_id = nla.marker_of(tokenizer, about['settings']['injection_token'])
-        slots = nla.find_markers([about['prompt']], marker_id)
-        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=[about['prompt']], slots=slots)
+        prompt, settings = about['prompt'], about['settings']
+        slots = nla.find_markers([prompt], nla.marker_of(tokenizer, settings['injection_token']))
+        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=[prompt], slots=slots)
         batch = one.batch([0], [cfg.seed], device)
         policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0)
         rollouts, rows = [(policy.greedy(batch), '  (greedy)')], []
         if cfg.temperature > 0:
             rollouts.append((policy.sample(batch, cfg.num_samples or 8), ''))
         for rollout, note in rollouts:
-            reading = nla.as_read(rollout, tokenizer.eos_id is not None, about['settings']['text_reversed'])
-            texts, lengths, h, whole = reading
+            texts, lengths, h, whole = nla.as_read(rollout, tokenizer.eos_id is not None,
+                                                   settings['text_reversed'])
             prediction, target = critic.standard(critic(texts, lengths), h)
             for i, n in enumerate(lengths.tolist()):
                 text = tokenizer.decode(texts[i, :n].tolist())
@@ -622,7 +590,7 @@ class NLA(Task):
         show_ranked(['FVE', 'explanation'], [([f'{value:.3f}'], text, note) for value, text, note in rows])
 
     def try_out(self):
-        text = self.held_out.text(0, 10 ** 6)
+        text = self.held_out.text(0)
         if text is None:
             return 'nla.pt', [f'--activations={self.activations_path}', '--row=0']
         return 'nla.pt', [f'--text={longest_line(self.tokenizer.decode(text))}']

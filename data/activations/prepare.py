@@ -87,20 +87,20 @@ def write_activations(model, tokenizer, documents, out, cfg, source=''):
     """
     if os.path.exists(out):
         raise FileExistsError(f"{out} is there already: delete it, or name another folder")
-    layer, context = cfg.activation_layer, cfg.activation_context
+    layer, position = cfg.activation_layer, getattr(cfg, 'min_position', None)
     layer = round(2 / 3 * model.config.n_layer) if layer is None else layer
-    position = getattr(cfg, 'min_position', None)
-    position = context - 1 if position is None else position
+    position = cfg.activation_context - 1 if position is None else position
     folder = f'{out.rstrip("/")}.tmp'
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    header = {'source': source, 'layer': layer, 'width': model.config.n_embd, 'context': context,
-              'dtype': getattr(cfg, 'activation_dtype', 'float32'), 'vocab_size': tokenizer.vocab_size}
+    header = {'source': source, 'layer': layer, 'width': model.config.n_embd,
+              'context': cfg.activation_context, 'dtype': getattr(cfg, 'activation_dtype', 'float32'),
+              'vocab_size': tokenizer.vocab_size}
     trunk, vectors = truncate(model, layer), {}
     for split, count in (('train', cfg.activations_n), ('val', cfg.eval_prompts_n)):
         ids, path = [tokenizer.encode(text) for text in documents[split]], os.path.join(folder, split)
         places = draw_places(ids, count, position, split, cfg.seed)
-        vectors[split] = extract_activations(trunk, ids, places, context, header['dtype'], path)
+        vectors[split] = extract_activations(trunk, ids, places, header['context'], header['dtype'], path)
         header[f'n_{split}'] = len(places)
     mean, header['scale'] = standardiser(vectors['train'])
     header['mean'] = mean.tolist()
@@ -112,10 +112,7 @@ def write_activations(model, tokenizer, documents, out, cfg, source=''):
 
 
 def load_activations(path):
-    """
-    (header, {'train': Activations, 'val': Activations}) of a folder that write_activations made; the header
-    says layer, width and which model. Raises FileNotFoundError and ValueError naming the file.
-    """
+    """(header, {'train': Activations, 'val': Activations}) of a folder that write_activations made."""
     splits, remedy = {}, "delete the folder to have it made anew"
     try:
         with open(os.path.join(path, 'header.json'), encoding='utf-8') as f:
@@ -124,16 +121,15 @@ def load_activations(path):
             files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts', '_lengths')]
             splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{path} is no folder of activations, {os.path.basename(e.filename)} is "
-                                "missing: name another, or a new one to have it made") from None
+        raise FileNotFoundError(f"{path} holds no activations, {os.path.basename(e.filename)} is missing: "
+                                "name another folder, or a new one") from None
     except ValueError as e:
         raise ValueError(f"{path} holds a file that is torn or no array ({e}): {remedy}") from None
     for split, part in splits.items():
         check_finite(part.vectors, os.path.join(path, f'{split}.npy'))
         n, shape = len(part.contexts), part.vectors.shape
         if shape != (n, header['width']):
-            raise ValueError(f"{path}/{split}.npy is {shape}, with {n} contexts and width {header['width']} "
-                             f"in its header: {remedy}")
+            raise ValueError(f"{path}/{split}.npy is {shape} and must be {n, header['width']}: {remedy}")
     return header, splits
 
 
@@ -163,11 +159,11 @@ def read_vectors(path):
 
 def check_finite(vectors, path):
     """Raises ValueError naming the first of vectors (n, A) with a NaN or an infinity in it."""
-    for start in range(0, len(vectors), 10000):
-        wrong = ~np.isfinite(vectors[start:start + 10000]).all(axis=1)
-        if wrong.any():
-            raise ValueError(f"{path}: activation {start + wrong.argmax()} is NaN or infinite: the model or "
-                             "the file is broken, or float16 too small for it")
+    with np.errstate(invalid='ignore'):
+        wrong = ~np.isfinite(vectors.sum(axis=1, dtype=np.float64))  # the sum takes no more memory
+    if wrong.any():
+        raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite: the model or the file is "
+                         "broken, or float16 too small for it")
 
 
 def main():
