@@ -5,11 +5,10 @@ into a model's residual stream, the policy that does so while it reads its promp
 is the fraction of variance explained (FVE).
 
 Where this differs from other implementations:
-1. The critic predicts (h - mean) / scale, and its prediction is not normalised. So FVE is 1 - MSE, 0 for a
-   critic that knows nothing, and the reward -MSE is a text's own FVE less 1. With both sides at unit length
+1. The critic predicts (h - mean) / scale, not normalised. So FVE is 1 - MSE, 0 for a critic that knows
+   nothing, and the reward -MSE is a text's own FVE less 1. With both sides at unit length
    (target_norm='unit') a small critic cannot even say "the mean".
-2. A vector is written while the prompt is read and never after: it is in the cache then, and a token that
-   looks like the marker later is just a token.
+2. A vector is written while the prompt is read: a marker among the completion's tokens is just a token.
 3. The actor gets no gradient from the critic, the critic none from the actor. Most of a rising FVE is the
    critic getting used to the texts, so no claim without the control: the same run with freeze_actor=True.
 Shapes: P prompts · T prompt tokens · K markers in a prompt · N texts · R text tokens · A width of the
@@ -43,9 +42,9 @@ def check_choice(name, value, choices):
 def inject(x: torch.Tensor, slots: torch.Tensor, vectors: torch.Tensor, mode: str = 'replace',
            scale: str | float = 'raw') -> torch.Tensor:
     """
-    x (P, T, D) with vectors (P, K, D) in the places slots (P, K); x itself stays as it is. mode: 'add', or
-    'replace' (and 'project', whose map has been applied before). scale: 'raw', 'residual' (each vector gets
-    the length of what stands in its place) or a number, the length that all get.
+    x (P, T, D) with vectors (P, K, D) written at slots (P, K); x itself stays as it is. mode: 'add', or
+    'replace' (and 'project', whose map has been applied before). scale: the length that vectors get, a
+    number, 'residual' (that of what stands in the slot) or 'raw' (their own).
     """
     rows = torch.arange(len(x), device=x.device)[:, None]
     residual = x[rows, slots]                                               # (P, K, D)
@@ -76,16 +75,12 @@ def marker_of(tokenizer, injection_token):
         return tokenizer.mask_id
     ids = tokenizer.encode(injection_token, special=True)
     if len(ids) != 1:
-        raise ValueError(f"injection_token {injection_token!r} is {len(ids)} tokens of this tokenizer: name "
-                         "a single one that no text contains")
+        raise ValueError(f"injection_token {injection_token!r} is {len(ids)} tokens: name one that is unused")
     return ids[0]
 
 
 def encode_around(tokenizer, prompt, injection_token, marker_id, chat_template=False):
-    """
-    Token ids of a prompt with the marker's id wherever the text says injection_token. With chat_template the
-    prompt is the user's turn, or a list of messages.
-    """
+    """Token ids of a prompt, text or chat messages, with the marker's id wherever it says injection_token."""
     if chat_template:
         messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
         stand_in = '\ue0ff'  # of private use: goes through the template as it is
@@ -102,9 +97,9 @@ def encode_around(tokenizer, prompt, injection_token, marker_id, chat_template=F
 class Injection(nn.Module):
     """
     How a model takes vectors of width A: at which layers (0: the embeddings, before positions; i: what block
-    i puts out), in which mode, at what length. In mode 'project', and wherever A is not the model's width, a
-    learned linear map for each layer stands before it, the identity at first if it can be. scale None: the
-    mean length of an embedding at layer 0, elsewhere the length of the residual there.
+    i puts out), in which mode, at what length. In mode 'project', and where A is not the model's width, each
+    layer has a learned linear map, at first the identity if it can be. scale None: the mean length of an
+    embedding at layer 0, 'residual' elsewhere.
     """
 
     def __init__(self, model, activation_dim, mode='project', layers=(0,), scale=None):
@@ -112,16 +107,14 @@ class Injection(nn.Module):
         D, n_layer = model.config.n_embd, model.config.n_layer
         check_choice('injection_mode', mode, ('replace', 'add', 'project'))
         if not layers or not set(layers) <= set(range(n_layer + 1)) or len(set(layers)) < len(layers):
-            raise ValueError(f"injection_layers is {tuple(layers)}; it must be different ones of 0 (the "
-                             f"embeddings) to {n_layer}")
+            raise ValueError(f"injection_layers is {tuple(layers)}: take different ones of 0 to {n_layer}")
         named = scale in (None, 'raw', 'residual') or isinstance(scale, list)  # a list: one for each layer
         if not named and (isinstance(scale, str) or scale <= 0):
             raise ValueError(f"injection_scale is {scale!r}; it must be raw, residual, a length or None")
         if scale is None:
             typical = model.wte.weight.detach().float().norm(dim=1).mean().item()
             scale = [typical if layer == 0 else 'residual' for layer in layers]
-        self.settings = {'activation_dim': activation_dim, 'mode': mode, 'layers': list(layers),
-                         'scale': scale}
+        self.settings = dict(activation_dim=activation_dim, mode=mode, layers=list(layers), scale=scale)
         self.project = None
         if mode == 'project' or activation_dim != D:
             self.project = nn.ModuleList(nn.Linear(activation_dim, D) for _ in layers)
@@ -131,10 +124,7 @@ class Injection(nn.Module):
                     nn.init.eye_(linear.weight)
 
     def edit(self, slots, vectors):
-        """
-        What GPT.run takes as `edit`: vectors (P, K, A), or (P, K, L, A) with one for each of the L layers,
-        are written at slots (P, K). None changes nothing.
-        """
+        """What GPT.run takes as `edit`: writes vectors (P, K, A), or (P, K, layers, A), at slots (P, K)."""
         if vectors is None:
             return None
         A, mode, layers, scale = self.settings.values()
@@ -190,8 +180,7 @@ class NLAPolicy(CausalPolicy):
 def truncate(model, layer):
     """The first `layer` blocks of a GPT, sharing its weights: tokens -> the residual stream after them."""
     if not 0 <= layer <= model.config.n_layer:
-        raise ValueError(f"activation_layer is {layer}: this model has blocks 1 to {model.config.n_layer}, "
-                         "and 0 is its embeddings")
+        raise ValueError(f"activation_layer is {layer}: this model has blocks 1 to {model.config.n_layer}")
     trunk = copy.copy(model)
     trunk._modules = dict(model._modules)
     trunk._modules.pop('injection', None)
@@ -203,8 +192,8 @@ def truncate(model, layer):
 class Critic(nn.Module):
     """
     Reads a text and nothing else, and says which activation it is about: trunk (see `truncate`; a copy that
-    may learn), pooled over the text, and a head that starts as the identity where widths allow: a new critic
-    with pooling 'last' returns the activation at the end of its text. mean (A,) and scale: see `standard`.
+    learns), pooled over the text, and a head that is the identity at first where widths allow: with pooling
+    'last' a new critic returns the activation at its text's end. mean (A,) and scale: see `standard`.
     """
 
     def __init__(self, trunk: nn.Module, mean: torch.Tensor, scale: float | torch.Tensor,
@@ -272,7 +261,7 @@ def as_read(rollout, ends, text_reversed):
     """
     A rollout's completions as the critic reads them: texts (N, R) in reading order, right-padded, their
     lengths (N,) without the end token, the activations (N, A) they are about, and which are whole: not empty
-    and, where the tokenizer has an end token (`ends`), ended with it.
+    and, where the tokenizer has an end token (`ends`), ended.
     """
     device = rollout.tokens.device
     tokens, ended = rollout.tokens.flatten(0, 1), rollout.ended.flatten().to(device)
@@ -298,10 +287,7 @@ def standardiser(vectors):
 
 
 def fve(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor | float = 0.0) -> float:
-    """
-    Fraction of variance explained: 1 - sum |target - prediction|^2 / sum |target - mean|^2, both (B, D); mean
-    is the training set's, 0 for standardised ones.
-    """
+    """Fraction of variance explained, 1 - sum |target - prediction|^2 / sum |target - mean|^2."""
     return 1 - ((target - prediction).square().sum() / (target - mean).square().sum()).item()
 
 
@@ -333,12 +319,12 @@ def build_critic(saved):
 @dataclass
 class Activations:
     """A split. Those made here come with contexts, those from outside perhaps with texts."""
-    vectors: np.ndarray                             # (n, A), mapped from the disk
-    contexts: np.ndarray | None = None              # (n, C) int32 token ids up to where it was taken
-    lengths: np.ndarray | None = None               # (n,)
-    prompts: list | None = None                     # n lists of token ids
-    slots: torch.Tensor | None = None               # (n, K): where in them the markers stand
-    texts: list | None = None                       # n texts (token ids) to learn from before GRPO
+    vectors: np.ndarray                     # (n, A), mapped from the disk
+    contexts: np.ndarray | None = None      # (n, C) int32 token ids up to where it was taken
+    lengths: np.ndarray | None = None       # (n,)
+    prompts: list | None = None             # n lists of token ids
+    slots: torch.Tensor | None = None       # (n, K): where in them the markers stand
+    texts: list | None = None               # n texts (token ids) to learn from before GRPO
 
     def __len__(self):
         return len(self.vectors)

@@ -1,7 +1,6 @@
 """
-Natural Language Autoencoders: an actor puts activations into words, a critic rebuilds them from the words;
-minus its error is the reward, and it learns beside the policy. A fraction of variance explained (FVE) comes
-with controls, for alone it says little.
+The job of a Natural Language Autoencoder, see nla.py: minus the critic's error is the reward, and the critic
+learns beside the policy. A fraction of variance explained (FVE) comes with controls: alone it says little.
 Shapes: P prompts · G completions · N = P G texts · R tokens · A width of an activation.
 """
 import copy
@@ -46,20 +45,19 @@ MEANING = {
     'fve_true_text': 'the true text, through the same critic'}
 
 
-def room_for_text(max_new_tokens, ends):
-    """The most tokens of a text, beside its end token where the tokenizer has one (`ends`)."""
-    if max_new_tokens <= ends:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: an explanation needs room for one token and "
-                         "its end")
-    return max_new_tokens - ends
+def check_sizes(cfg, *sizes):
+    """sizes: (setting, the least that it may be, what needs that)."""
+    for setting, least, needed_by in sizes:
+        if getattr(cfg, setting) < least:
+            raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
 
 
-def check_made_with(what, settings, where):
-    """Raises ValueError where one of the settings {name: (before, now)} is another now."""
-    for name, (before, now) in settings.items():
-        if before != now:
-            raise ValueError(f"{what} were made with {name} = {before!r} and it is {now!r} now: name another "
-                             f"{where}, or one that does not exist yet")
+def check_made_with(what, before, now, where):
+    """Raises ValueError where a setting {name: value} is another now than before."""
+    for name, value in now.items():
+        if before[name] != value:
+            raise ValueError(f"{what} were made with {name} = {before[name]!r} and it is {value!r} now: name "
+                             f"another {where}, or one that does not exist yet")
 
 
 class NLA(Task):
@@ -123,8 +121,7 @@ class NLA(Task):
             if not layers or not all(isinstance(layer, int) for layer in layers):
                 raise ValueError(f"injection_layers is {layers}: it takes blocks, 0 for the embeddings")
             if cfg.rollout_batch_size and cfg.shard:
-                raise ValueError("with rollout_batch_size ranks would call a sharded critic out of step: "
-                                 "leave it or shard")
+                raise ValueError("rollout_batch_size calls a sharded critic out of step: leave it or shard")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -135,7 +132,8 @@ class NLA(Task):
         self.tokenizer = tokenizer_of(self.source_path)
         self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
         self.ends = self.tokenizer.eos_id is not None
-        self.text_length = room_for_text(cfg.max_new_tokens, self.ends)
+        check_sizes(cfg, ('max_new_tokens', 1 + self.ends, "a token and its text's end"))
+        self.text_length = cfg.max_new_tokens - self.ends
         if os.path.splitext(self.activations_path)[1]:
             self.train, self.held_out = self.given_activations()
         else:
@@ -158,20 +156,18 @@ class NLA(Task):
             f"{len(self.held_out):,} held out; actor and critic start from {self.generator_path}: {quality}")
 
     # -----------------------------------------------------------------------------
-    # the source model and its activations
+    # the source model, its activations, the start of actor and critic
 
     def make_source(self):
         """A character model of the data set, where the .pt file is missing."""
         cfg, path = self.cfg, self.source_path
         if not path.endswith('.pt') or os.path.exists(path):
             return
-        room_for_text(cfg.max_new_tokens, ends=True)
-        layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
         tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
-        for size, least, of in (('n_layer', layers, 'injection_layers and activation_layer'),
-                                ('block_size', tokens, 'activation_context and max_new_tokens')):
-            if getattr(cfg, size) < least:
-                raise ValueError(f"{size} is {getattr(cfg, size)}, and {of} need at least {least}")
+        layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
+        check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
+                    ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
+                    ('n_layer', layers, 'injection_layers and activation_layer'))
         say(f"there is no model at {path}: training one on the texts of {cfg.dataset}")
         documents = load_documents(cfg.dataset, cfg.column_mapping)
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
@@ -181,14 +177,13 @@ class NLA(Task):
             ids[split] = np.concatenate(ended, dtype=np.int32)
         torch.manual_seed(cfg.seed)
         model = GPT(small_config(tokenizer, cfg)).to(self.device)
-        generator = torch.Generator().manual_seed(cfg.seed)
+        draws = torch.Generator().manual_seed(cfg.seed)
 
         def loss(split, n, generator):
             tokens = random_windows(ids[split], n, cfg.block_size + 1, generator).to(self.device)
             return cross_entropy(model, model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
-        supervised_loop('language model', model, lambda: loss('train', 32, generator), cfg.pretrain_iters,
-                        1e-3)
+        supervised_loop('language model', model, lambda: loss('train', 32, draws), cfg.pretrain_iters, 1e-3)
         with torch.no_grad():
             quality = {'loss': loss('val', 256, torch.Generator().manual_seed(0)).item()}
         save_model(path, 'generator', model, model.config, tokenizer, quality)
@@ -205,11 +200,9 @@ class NLA(Task):
         cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
         self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
-        check_made_with(f"the activations at {path}", {
-            'generator_checkpoint': (header['source'], self.source_path),
-            'vocab_size': (header['vocab_size'], self.tokenizer.vocab_size),
-            'activation_layer': (header['layer'], self.layer),
-            'activation_context': (header['context'], cfg.activation_context)}, 'folder')
+        now = {'source': self.source_path, 'vocab_size': self.tokenizer.vocab_size, 'layer': self.layer,
+               'context': cfg.activation_context}
+        check_made_with(f"the activations at {path}", header, now, 'folder')
         prompts, slots = self.encoded([cfg.injection_prompt])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
@@ -230,8 +223,7 @@ class NLA(Task):
         """Those of a file, each with a prompt of its own, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         if not cfg.train_prompts:
-            raise ValueError(f"the activations of {path} need prompts: set train_prompts to a file with one "
-                             f"for each, {cfg.injection_token} in it")
+            raise ValueError(f"the activations of {path} need prompts: name their file in train_prompts")
         vectors, records = read_vectors(path), load_prompts(cfg.train_prompts, cfg.column_mapping)
         if len(vectors) != len(records):
             raise ValueError(f"{path} has {len(vectors)} activations and {cfg.train_prompts} {len(records)} "
@@ -260,9 +252,6 @@ class NLA(Task):
         train = [i for i, name in enumerate(names) if name not in kept]
         return train, [i for i, name in enumerate(names) if name in kept]
 
-    # -----------------------------------------------------------------------------
-    # the start of actor and critic
-
     def make_start(self):
         """Actor and critic from the source model, taught on texts that come with the activations, if any."""
         cfg, path = self.cfg, self.generator_path
@@ -274,8 +263,8 @@ class NLA(Task):
         actor = GPT.from_pretrained(self.source_path)
         room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
-            raise ValueError(f"max_new_tokens {cfg.max_new_tokens} after the longest prompt make {room} "
-                             f"tokens, and {self.source_path} reads {actor.config.block_size}: lower it")
+            raise ValueError(f"prompt and max_new_tokens make {room} tokens, and {self.source_path} reads "
+                             f"{actor.config.block_size}: lower max_new_tokens")
         critic = nla.Critic(copy.deepcopy(nla.truncate(actor, self.layer)), mean, scale, cfg.critic_pooling,
                             cfg.critic_head, cfg.critic_target_norm).to(self.device)
         actor.injection = nla.Injection(actor, len(mean), cfg.injection_mode, cfg.injection_layers,
@@ -299,8 +288,8 @@ class NLA(Task):
             indices = torch.randint(len(self.train), (64,), generator=generator)
             return loss(model, self.train, indices.tolist())
 
-        rate = self.cfg.warm_start_learning_rate
-        supervised_loop(name, model, loss_of_batch, max_iters, rate, weight_decay)
+        supervised_loop(name, model, loss_of_batch, max_iters, self.cfg.warm_start_learning_rate,
+                        weight_decay)
 
     def actor_loss(self, actor, split, indices, injected=None):
         """Nats per token of writing the texts of some activations, with these or others injected."""
@@ -345,12 +334,10 @@ class NLA(Task):
         if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
             self.tokenizer.check_same(saved['chars'], path)
         self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
-        before = saved['nla']['settings']
-        check_made_with(f"the actor and critic at {path}", {
-            'activations of width': (len(saved['critic']['mean']), self.train.vectors.shape[1]),
-            'activation_layer': (saved['nla']['layer'], self.layer),
-            **{key: (before[key], now) for key, now in self.about['settings'].items()}},
-            'nla_checkpoint')
+        made, widths = saved['nla'], (len(saved['critic']['mean']), self.train.vectors.shape[1])
+        before = made['settings'] | {'layer': made['layer'], 'activations of width': widths[0]}
+        now = self.about['settings'] | {'layer': self.layer, 'activations of width': widths[1]}
+        check_made_with(f"the actor and critic at {path}", before, now, 'nla_checkpoint')
 
     def placed(self, model):
         """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
@@ -411,9 +398,8 @@ class NLA(Task):
         if n == 0:
             return {}
         # the others are read too, with weight 0: a sharded critic takes as many forwards on every rank
-        weights, metrics = whole / n, {}
-        size = (self.cfg.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1]
-        parts = [column.split(size) for column in (texts, lengths, h, weights)]
+        size, metrics = (self.cfg.micro_batch_size or len(rollout.tokens)) * rollout.tokens.shape[1], {}
+        parts = [column.split(size) for column in (texts, lengths, h, whole / n)]
         for epoch in range(self.cfg.critic_train_epochs):
             self.critic_optimizer.zero_grad(set_to_none=True)
             shares = torch.zeros(3, device=h.device)  # loss, cosine, 1 - FVE
@@ -458,12 +444,10 @@ class NLA(Task):
 
     def evaluate(self, policy):
         """
-        Held-out activations, one sampled and one greedy text each, with the same noise each time, and the
-        controls: see MEANING; the random vector is as far from the mean as the own. text_nll is the source
-        model's.
+        One sampled and one greedy text to each held-out activation, with the same noise each time, and the
+        controls (see MEANING). The random vector is as far from the mean as the own.
         """
-        own, mean = nla.fp32(self.held_out.vectors), self.critic.mean.cpu()
-        n = len(own)
+        own, n, mean = nla.fp32(self.held_out.vectors), len(self.held_out), self.critic.mean.cpu()
         texts, lengths, h, whole = self.write(policy, own)
         prediction, target = self.critic.standard(self.predict(texts, lengths), h)
         noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
@@ -484,9 +468,9 @@ class NLA(Task):
             right = [shown[i][-1:] == self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
             m['last_token'] = sum(right) / n
         for i in range(min(self.cfg.eval_show, n)):
-            about = self.held_out.text(i) or self.held_out.prompts[i]
-            say(f"  {self.tokenizer.decode(about)!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE "
-                f"{nla.fve(prediction[i], target[i]):.3f}")
+            about = self.tokenizer.decode(self.held_out.text(i) or self.held_out.prompts[i])
+            value = nla.fve(prediction[i], target[i])
+            say(f"  {about!r}\n    -> {self.tokenizer.decode(shown[i])!r}, FVE {value:.3f}")
         return {f'eval/{name}': value for name, value in m.items()}
 
     @torch.no_grad()
@@ -565,29 +549,27 @@ class NLA(Task):
             vectors = read_vectors(cfg.activations)
         else:  # as the actor knows them: of the same model and layer, with as many tokens before it
             ids = tokenizer.encode(given('text', cfg.text))[-about['context']:]
-            source = nla.truncate(GPT.from_pretrained(about['source']).to(device).eval(), about['layer'])
-            vectors = source(torch.tensor([ids], device=device))[:, -1].float().cpu().numpy()
-        actor = nla.build_actor(saved, cfg.checkpoint).to(device).eval()
-        critic = nla.build_critic(saved).to(device).eval()
+            source = nla.truncate(GPT.from_pretrained(about['source']), about['layer']).to(device)
+            vectors = source(torch.tensor([ids], device=device))[:, -1].cpu().numpy()
+        actor, critic = nla.build_actor(saved, cfg.checkpoint).to(device), nla.build_critic(saved).to(device)
         if cfg.row >= len(vectors):
             raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
-        prompt, settings = about['prompt'], about['settings']
-        slots = nla.find_markers([prompt], nla.marker_of(tokenizer, settings['injection_token']))
-        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=[prompt], slots=slots)
-        batch = one.batch([0], [cfg.seed], device)
+        prompts, settings = [about['prompt']], about['settings']
+        slots = nla.find_markers(prompts, nla.marker_of(tokenizer, settings['injection_token']))
+        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=prompts, slots=slots)
+        batch, ends = one.batch([0], [cfg.seed], device), tokenizer.eos_id is not None
         policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0)
-        rollouts, rows = [(policy.greedy(batch), '  (greedy)')], []
+        rollouts, rows = {'  (greedy)': policy.greedy(batch)}, []
         if cfg.temperature > 0:
-            rollouts.append((policy.sample(batch, cfg.num_samples or 8), ''))
-        for rollout, note in rollouts:
-            texts, lengths, h, whole = nla.as_read(rollout, tokenizer.eos_id is not None,
-                                                   settings['text_reversed'])
+            rollouts[''] = policy.sample(batch, cfg.num_samples or 8)
+        for note, rollout in rollouts.items():
+            texts, lengths, h, whole = nla.as_read(rollout, ends, settings['text_reversed'])
             prediction, target = critic.standard(critic(texts, lengths), h)
             for i, n in enumerate(lengths.tolist()):
                 text = tokenizer.decode(texts[i, :n].tolist())
                 rows.append((nla.fve(prediction[i], target[i]), text, note + ' ...' * (not whole[i])))
-        rows.sort(reverse=True)
-        show_ranked(['FVE', 'explanation'], [([f'{value:.3f}'], text, note) for value, text, note in rows])
+        rows = [([f'{value:.3f}'], *more) for value, *more in sorted(rows, reverse=True)]
+        show_ranked(['FVE', 'explanation'], rows)
 
     def try_out(self):
         text = self.held_out.text(0)

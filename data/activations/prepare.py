@@ -1,6 +1,6 @@
 """
-What a model thinks at random places of a corpus: residual vectors after one of its blocks, with the tokens
-that led up to each; and vectors from other files.
+Residual vectors after one of a model's blocks at random places of a corpus, with the tokens that led up to
+each; and vectors from other files.
 $ python data/activations/prepare.py --generator_checkpoint=path/to/model --dataset=my.jsonl --out=out-mine
 writes header.json and, for train and val (other documents), train.npy (n, width), train_contexts.npy,
 train_lengths.npy and train_where.npy (document, position). train_grpo.py with --task=nla does this itself for
@@ -58,8 +58,7 @@ def draw_places(documents, n, min_position, split, seed):
 def extract_activations(trunk, documents, places, context, dtype, path):
     """
     What trunk (see nla.truncate) puts out at places (n, 2) of documents (lists of token ids), each seeing at
-    most `context` tokens up to its own. Returns the vectors (n, A), which lie in {path}.npy; their contexts,
-    lengths and places lie beside it.
+    most `context` tokens up to its own: vectors (n, A), which lie in {path}.npy beside contexts and places.
     """
     n, device = len(places), trunk.wte.weight.device
     vectors = np.lib.format.open_memmap(f'{path}.npy', 'w+', dtype, (n, trunk.config.n_embd))
@@ -80,11 +79,7 @@ def extract_activations(trunk, documents, places, context, dtype, path):
 
 
 def write_activations(model, tokenizer, documents, out, cfg, source=''):
-    """
-    The folder `out`, whole or not at all. cfg: activation_layer (None: two thirds up), activations_n and
-    eval_prompts_n, how many to train on and to hold out, activation_context, seed; and perhaps min_position
-    (None: the first place with a full context) and activation_dtype, 'float32' or 'float16'.
-    """
+    """The folder `out`, whole or not at all. cfg: the settings below; the last two may be missing."""
     if os.path.exists(out):
         raise FileExistsError(f"{out} is there already: delete it, or name another folder")
     layer, position = cfg.activation_layer, getattr(cfg, 'min_position', None)
@@ -107,8 +102,8 @@ def write_activations(model, tokenizer, documents, out, cfg, source=''):
     with open(os.path.join(folder, 'header.json'), 'w', encoding='utf-8') as f:
         json.dump(header, f, indent=1)
     os.rename(folder, out)
-    say(f"{out}: {header['n_train']:,} activations after block {layer} to train on, {header['n_val']:,} of "
-        "other documents")
+    counts = f"{header['n_train']:,} to train on, {header['n_val']:,} of other documents"
+    say(f"{out}: activations after block {layer}, {counts}")
 
 
 def load_activations(path):
@@ -121,8 +116,7 @@ def load_activations(path):
             files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts', '_lengths')]
             splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{path} holds no activations, {os.path.basename(e.filename)} is missing: "
-                                "name another folder, or a new one") from None
+        raise FileNotFoundError(f"{e.filename} is missing: name another folder of activations") from None
     except ValueError as e:
         raise ValueError(f"{path} holds a file that is torn or no array ({e}): {remedy}") from None
     for split, part in splits.items():
@@ -162,30 +156,27 @@ def check_finite(vectors, path):
     with np.errstate(invalid='ignore'):
         wrong = ~np.isfinite(vectors.sum(axis=1, dtype=np.float64))  # the sum takes no more memory
     if wrong.any():
-        raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite: the model or the file is "
-                         "broken, or float16 too small for it")
+        raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite: wrong, or beyond float16")
 
 
 def main():
     """What --dataset=activations would call."""
-    raise ValueError("data/activations holds no texts: name a corpus as the dataset, and the folder of "
-                     "activations in `activations`")
+    raise ValueError("data/activations holds no texts: name a corpus as dataset, the folder in activations")
 
 
 if __name__ == '__main__':
     generator_checkpoint = 'out-pydoc_topics/generator.pt'  # ours, a Hugging Face directory, a .gguf file
-    # documents: a folder under data/, or a file whose lines or records are texts
-    dataset = 'pydoc_topics'
-    column_mapping: dict | None = None                      # {'text': 'prompt'}
+    dataset = 'pydoc_topics'  # a folder under data/, or a file whose lines or records are texts
+    column_mapping: dict | None = None  # {'text': 'prompt'}
     out = 'out-pydoc_topics/activations'
-    activation_layer: int | None = None                     # after this block; None: two thirds up
+    device = 'cpu'
+    seed = 1
+    activation_layer: int | None = None  # after this block; None: two thirds up
     activations_n = 20000
     eval_prompts_n = 1000
-    activation_context = 32                                 # tokens that the model sees, up to the place
-    min_position: int | None = None                         # the first place; None: where the context is full
+    activation_context = 32  # tokens that the model sees, up to the place
+    min_position: int | None = None  # the first place; None: where the context is full
     activation_dtype: Literal['float32', 'float16'] = 'float32'  # float16 halves the file
-    seed = 1
-    device = 'cpu'
     cfg = configure(globals())
     model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
     documents = load_documents(dataset, column_mapping)
