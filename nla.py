@@ -291,9 +291,6 @@ def fve(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor | flo
     return 1 - ((target - prediction).square().sum() / (target - mean).square().sum()).item()
 
 
-# -----------------------------------------------------------------------------
-# actor and critic of a checkpoint: 'model' and 'critic', their weights, and 'nla', how they were made
-
 def build_actor(saved, path):
     """The GPT of a checkpoint, read from path, with its injection."""
     def make(config):
@@ -313,12 +310,9 @@ def build_critic(saved):
     return critic
 
 
-# -----------------------------------------------------------------------------
-# activations: made here, or given; data/activations/prepare.py reads them
-
 @dataclass
 class Activations:
-    """A split. Those made here come with contexts, those from outside perhaps with texts."""
+    """A split, see data/activations/prepare.py. Given ones come without contexts, perhaps with texts."""
     vectors: np.ndarray                     # (n, A), mapped from the disk
     contexts: np.ndarray | None = None      # (n, C) int32 token ids up to where it was taken
     lengths: np.ndarray | None = None       # (n,)

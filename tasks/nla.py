@@ -52,12 +52,12 @@ def check_sizes(cfg, *sizes):
             raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
 
 
-def check_made_with(what, before, now, where):
+def check_made_with(what, before, now):
     """Raises ValueError where a setting {name: value} is another now than before."""
     for name, value in now.items():
         if before[name] != value:
-            raise ValueError(f"{what} were made with {name} = {before[name]!r} and it is {value!r} now: name "
-                             f"another {where}, or one that does not exist yet")
+            raise ValueError(f"{what} was made with {name} = {before[name]!r} and it is {value!r} now: name "
+                             "another, or one that does not exist yet")
 
 
 class NLA(Task):
@@ -81,7 +81,7 @@ class NLA(Task):
     }
     samples_title = 'Explanations'
     samples_hint = ("What the actor wrote about an activation (of the last token of the text above it; with "
-                    "text_reversed latest first), and how well the critic rebuilt it: reconstruction.")
+                    "text_reversed latest first), and how well the critic rebuilt it, reconstruction.")
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
             'eval_batch_size')
@@ -91,19 +91,19 @@ class NLA(Task):
         # activations
         activations = 'out-{dataset}/activations'  # a folder, made if missing; or a file, with train_prompts
         activation_layer: Natural | None = None  # after this block; None: two thirds up
-        activations_n: Count = 20000            # how many to train on
-        activation_context: Count = 32          # tokens that the source model sees, up to the place
+        activations_n: Count = 20000        # how many to train on
+        activation_context: Count = 32      # tokens that the source model sees, up to the place
         injection_mode: Literal['replace', 'add', 'project'] = 'project'  # project: by a learned map
-        injection_layers = (0,)                 # 0: the marker's embedding; i: what block i puts out there
+        injection_layers = (0,)             # 0: the marker's embedding; i: what block i puts out there
         injection_scale: Positive | Literal['raw', 'residual'] | None = None  # a length; None: an embedding's
-        injection_token = '<INJECT>'            # in a prompt, where the vector goes
-        injection_prompt = '<INJECT>'           # the prompt of activations that come without one
-        text_reversed = False                   # True: texts are written latest word first
+        injection_token = '<INJECT>'        # in a prompt, where the vector goes
+        injection_prompt = '<INJECT>'       # the prompt of activations that come without one
+        text_reversed = False               # True: texts are written latest word first
         # the start of actor and critic
         nla_checkpoint = 'out-{dataset}/nla.pt'  # taught first if there is no such file
         warm_start_learning_rate: Positive = 5e-4
-        warm_start_iters: Natural = 200         # supervised steps of the actor
-        critic_start_iters: Natural = 100       # and of the critic
+        warm_start_iters: Natural = 200     # supervised steps of the actor
+        critic_start_iters: Natural = 100   # and of the critic
         # rewards, and the critic
         nla_reward: Literal['mse', 'log_mse', 'cosine'] = 'mse'  # minus the error, or minus its logarithm
         truncated_reward: Annotated[float, '(-inf, inf)'] = -2.0  # the most for a text that was cut off
@@ -111,9 +111,9 @@ class NLA(Task):
         critic_head: Literal['linear', 'mlp'] = 'linear'  # both start as the identity
         critic_target_norm: Literal['standard', 'unit'] = 'standard'
         critic_learning_rate: NonNegative = 3e-4  # constant
-        critic_train_epochs: Count = 1          # its steps on the completions of an iteration
-        critic_warmup_iters: Natural = 0        # the actor rests as long
-        freeze_actor = False                    # True: it rests all along; the control
+        critic_train_epochs: Count = 1      # its steps on the completions of an iteration
+        critic_warmup_iters: Natural = 0    # the actor rests as long
+        freeze_actor = False                # True: it rests all along; the control
 
         @staticmethod
         def check(cfg):
@@ -152,8 +152,8 @@ class NLA(Task):
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
         self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))
         quality = ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items())
-        say(f"{len(self.train):,} activations of width {len(self.critic.mean)} to train on, "
-            f"{len(self.held_out):,} held out; actor and critic start from {self.generator_path}: {quality}")
+        say(f"{len(self.train):,} activations to train on, {len(self.held_out):,} held out; actor and critic "
+            f"start from {self.generator_path}: {quality}")
 
     # -----------------------------------------------------------------------------
     # the source model, its activations, the start of actor and critic
@@ -202,7 +202,7 @@ class NLA(Task):
         self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
         now = {'source': self.source_path, 'vocab_size': self.tokenizer.vocab_size, 'layer': self.layer,
                'context': cfg.activation_context}
-        check_made_with(f"the activations at {path}", header, now, 'folder')
+        check_made_with(f"the folder of activations {path}", header, now)
         prompts, slots = self.encoded([cfg.injection_prompt])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
@@ -233,24 +233,24 @@ class NLA(Task):
         self.layer = cfg.activation_layer
         if self.layer is None:
             self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
-        splits = []
-        for rows in self.split_rows(records):
+        held_out, splits = self.which_are_held_out(records), []
+        for part in (False, True):
+            rows = [i for i, held in enumerate(held_out) if held == part]
             split = nla.Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows])
             if answered:
                 split.texts = [self.tokenizer.encode(str(records[i]['answer'])) for i in rows]
             splits.append(split)
         return splits
 
-    def split_rows(self, records):
-        """The rows to train on and those held out; rows of one document stay on one side."""
+    def which_are_held_out(self, records):
+        """A bool for each; records of one document stay on one side."""
         names = [json.dumps(record.get('document', i)) for i, record in enumerate(records)]
         order = sorted(set(names))
         if len(order) < 2:
             raise ValueError(f"{self.cfg.train_prompts} has one document: there must be another to hold out")
         random.Random('held out').shuffle(order)  # the same for every seed
         kept = set(order[:max(1, min(self.cfg.eval_prompts_n, len(order) // 10))])
-        train = [i for i, name in enumerate(names) if name not in kept]
-        return train, [i for i, name in enumerate(names) if name in kept]
+        return [name in kept for name in names]
 
     def make_start(self):
         """Actor and critic from the source model, taught on texts that come with the activations, if any."""
@@ -337,7 +337,7 @@ class NLA(Task):
         made, widths = saved['nla'], (len(saved['critic']['mean']), self.train.vectors.shape[1])
         before = made['settings'] | {'layer': made['layer'], 'activations of width': widths[0]}
         now = self.about['settings'] | {'layer': self.layer, 'activations of width': widths[1]}
-        check_made_with(f"the actor and critic at {path}", before, now, 'nla_checkpoint')
+        check_made_with(f"nla_checkpoint {path}", before, now)
 
     def placed(self, model):
         """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
@@ -427,10 +427,9 @@ class NLA(Task):
 
     def write(self, policy, injected, greedy=False):
         """What as_read returns of a text to each held-out activation; injected: vectors (n, A), or None."""
-        parts, n, size = [], len(self.held_out), self.cfg.eval_batch_size
-        for start in over('evaluating', range(0, n, size)):
-            indices = list(range(start, min(start + size, n)))
-            batch = self.held_out.batch(indices, indices, self.device)
+        parts, rows = [], torch.arange(len(self.held_out)).split(self.cfg.eval_batch_size)
+        for indices in over('evaluating', rows):
+            batch = self.held_out.batch(indices.tolist(), indices.tolist(), self.device)
             vectors = None if injected is None else injected[indices, None].to(self.device)
             shown = batch | {'activation': vectors}
             rollout = policy.greedy(shown) if greedy else policy.sample(shown, 1)
@@ -507,8 +506,8 @@ class NLA(Task):
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
         line = (f"held-out FVE sampled {m['fve']:.4f}, greedy {m['fve_greedy']:.4f}, shuffled "
-                f"{m['fve_shuffled']:.4f}, cosine {m['cosine']:.3f}, source model's NLL of the texts "
-                f"{m['text_nll']:.3f}, {100 * m['distinct_texts']:.0f} % distinct")
+                f"{m['fve_shuffled']:.4f}, cosine {m['cosine']:.3f}, NLL of the texts {m['text_nll']:.3f}, "
+                f"{100 * m['distinct_texts']:.0f} % distinct")
         if 'last_token' in m:
             line += f", last token right {m['last_token']:.3f}, true text {m['fve_true_text']:.4f}"
         return line
