@@ -52,8 +52,8 @@ def check_sizes(cfg, *sizes):
             raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
 
 
-def check_made_with(what, before, now):
-    """Raises ValueError where a setting {name: value} is another now than before."""
+def check_made_with(what, before, **now):
+    """Raises ValueError where a setting is another now than before, {name: value}."""
     for name, value in now.items():
         if before[name] != value:
             raise ValueError(f"{what} was made with {name} = {before[name]!r} and it is {value!r} now: name "
@@ -200,9 +200,8 @@ class NLA(Task):
         cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
         self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
-        now = {'source': self.source_path, 'vocab_size': self.tokenizer.vocab_size, 'layer': self.layer,
-               'context': cfg.activation_context}
-        check_made_with(f"the folder of activations {path}", header, now)
+        check_made_with(f"activations {path}", header, source=self.source_path, layer=self.layer,
+                        context=cfg.activation_context, vocab_size=self.tokenizer.vocab_size)
         prompts, slots = self.encoded([cfg.injection_prompt])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
@@ -263,12 +262,11 @@ class NLA(Task):
         actor = GPT.from_pretrained(self.source_path)
         room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
-            raise ValueError(f"prompt and max_new_tokens make {room} tokens, and {self.source_path} reads "
-                             f"{actor.config.block_size}: lower max_new_tokens")
+            raise ValueError(f"prompt and max_new_tokens are {room} tokens; {self.source_path} reads fewer")
         critic = nla.Critic(copy.deepcopy(nla.truncate(actor, self.layer)), mean, scale, cfg.critic_pooling,
                             cfg.critic_head, cfg.critic_target_norm).to(self.device)
-        actor.injection = nla.Injection(actor, len(mean), cfg.injection_mode, cfg.injection_layers,
-                                        cfg.injection_scale)
+        injection = cfg.injection_mode, cfg.injection_layers, cfg.injection_scale
+        actor.injection = nla.Injection(actor, len(mean), *injection)
         actor.to(self.device)
         quality, own = {}, own_tokenizer(self.tokenizer)
         if self.train.text(0) is not None:
@@ -282,14 +280,13 @@ class NLA(Task):
 
     def teach(self, name, model, loss, max_iters, weight_decay):
         """Supervised steps on the texts that come with the activations, in place."""
-        generator = torch.Generator().manual_seed(self.cfg.seed)
+        rate, generator = self.cfg.warm_start_learning_rate, torch.Generator().manual_seed(self.cfg.seed)
 
         def loss_of_batch():
             indices = torch.randint(len(self.train), (64,), generator=generator)
             return loss(model, self.train, indices.tolist())
 
-        supervised_loop(name, model, loss_of_batch, max_iters, self.cfg.warm_start_learning_rate,
-                        weight_decay)
+        supervised_loop(name, model, loss_of_batch, max_iters, rate, weight_decay)
 
     def actor_loss(self, actor, split, indices, injected=None):
         """Nats per token of writing the texts of some activations, with these or others injected."""
@@ -301,7 +298,7 @@ class NLA(Task):
             targets.append(torch.tensor([-1] * (len(prompt) - 1) + text + [-1]))
         tokens = pad_sequence(tokens, batch_first=True).to(self.device)
         targets = pad_sequence(targets, batch_first=True, padding_value=-1).to(self.device)
-        vectors = split.batch(injected or indices, indices, self.device)['activation']
+        vectors = nla.fp32(split.vectors[injected or indices])[:, None].to(self.device)
         hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), vectors))
         return cross_entropy(actor, hidden[targets >= 0], targets[targets >= 0])
 
@@ -337,7 +334,7 @@ class NLA(Task):
         made, widths = saved['nla'], (len(saved['critic']['mean']), self.train.vectors.shape[1])
         before = made['settings'] | {'layer': made['layer'], 'activations of width': widths[0]}
         now = self.about['settings'] | {'layer': self.layer, 'activations of width': widths[1]}
-        check_made_with(f"nla_checkpoint {path}", before, now)
+        check_made_with(f"nla_checkpoint {path}", before, **now)
 
     def placed(self, model):
         """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
