@@ -24,6 +24,7 @@ from functools import partial
 
 import pytest
 import torch
+from data.activations.prepare import read_vectors
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
 from formats import weights
@@ -33,7 +34,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
-from nla import read_vectors
 from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import (
     check,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from data.activations.prepare import write_activations
+from data.activations.prepare import load_activations, read_vectors, write_activations
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, train_on_rollout
 from model import GPT, GPTConfig
@@ -25,9 +25,7 @@ from nla import (
     find_markers,
     fve,
     inject,
-    load_activations,
     marker_of,
-    read_vectors,
     standardiser,
     truncate,
     turned_round,
@@ -508,21 +506,36 @@ def test_given_activations_with_texts(run):
     np.save(folder / 'nan.npy', vectors)
     assert (
         fails('--activations=nan.npy')
-        == 'error: nan.npy: activation 41 is NaN or infinite: the model or the file is broken, or float16 too small for it'
+        == 'error: nan.npy: activation 41 is NaN or infinite: wrong, or beyond float16'
     )
     np.save(folder / 'wide.npy', rng.normal(size=(60, 9)).astype(np.float32))
-    assert 'activations of width 7 and those at wide.npy have 9' in fails('--activations=wide.npy')
+    assert 'was made with activations of width = 7 and it is 9 now' in fails('--activations=wide.npy')
     write('bare.jsonl', [{'prompt': r['prompt']} for r in records])
     train(
         folder, *arguments, '--train_prompts=bare.jsonl', '--nla_checkpoint=bare.pt', '--out_dir=bare', '--max_iters=1'
     )  # no texts: the actor starts unprepared
-    assert 'were made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add')
+    assert 'was made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add')
     assert 'holds no texts' in train(
         folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--dataset=activations', '--generator_checkpoint=new.pt', ok=False
     )
     other = load_checkpoint(folder / 'given.pt', 'nla')
     torch.save(other | {'chars': other['chars'][::-1]}, folder / 'other.pt')
     assert fails('--nla_checkpoint=other.pt').startswith('error: other.pt was trained on another vocabulary')
+    torch.save({key: value for key, value in other.items() if key != 'nla'}, folder / 'crafted.pt')
+    assert fails('--nla_checkpoint=crafted.pt').startswith("error: crafted.pt has no dict 'nla'")
+
+
+def test_explanations_of_one_token(run):
+    """They need a second one for the end, unless the tokenizer has none."""
+    folder, _ = run
+    source = torch.load(folder / 'out-nla' / 'source.pt')
+    torch.save(source | {'end': False}, folder / 'endless.pt')
+    arguments = [os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--max_new_tokens=1', '--max_iters=1', '--out_dir=one']
+    assert train(folder, *arguments, ok=False).startswith('error: max_new_tokens is 1: ')
+    assert train(folder, *arguments, '--generator_checkpoint=new.pt', ok=False).startswith('error: max_new_tokens is 1: ')
+    made = ['--generator_checkpoint=endless.pt', '--activations=endless', '--nla_checkpoint=endless_start.pt']
+    train(folder, *arguments, *made)
+    assert metrics_of(folder / 'one')[-1]['eval/frac_whole'] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """
-What a model thinks at random places of a corpus: raw residual vectors after one of its blocks, with the
-tokens that led up to each.
+Residual vectors after one of a model's blocks at random places of a corpus, with the tokens that led up to
+each; and vectors from other files.
 $ python data/activations/prepare.py --generator_checkpoint=path/to/model --dataset=my.jsonl --out=out-mine
 writes header.json and, for train and val (other documents), train.npy (n, width), train_contexts.npy,
 train_lengths.npy and train_where.npy (document, position). train_grpo.py with --task=nla does this itself for
@@ -10,22 +10,27 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
 
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from data.prompts import held_out_split, load_prompts
 from model import GPT
-from nla import draw_places, extract_activations, load_activations, standardiser
-from runtime.checkpoint import tokenizer_of
+from nla import Activations, standardiser, truncate
+from runtime.checkpoint import load_pt, tokenizer_of
 from runtime.config import configure
-from runtime.console import say
+from runtime.console import over, say
+
+READERS = {'.npy': partial(np.load, mmap_mode='r'), '.pt': load_pt, '.safetensors': load_file}
 
 
 def load_documents(dataset, column_mapping=None):
-    """
-    {'train': texts, 'val': texts}: the 'prompt' of each record of a data set (see load_prompts), a file split
-    by document, one in ten held out.
-    """
+    """{'train': texts, 'val': texts}: the prompts of a data set; of a file, one in ten is held out."""
     records = load_prompts(dataset, column_mapping)
     if os.path.isfile(dataset):
         records, held_out = held_out_split(records, max(1, len(records) // 10), 0)
@@ -34,67 +39,144 @@ def load_documents(dataset, column_mapping=None):
     return {'train': [r['prompt'] for r in records], 'val': [r['prompt'] for r in held_out]}
 
 
+def draw_places(documents, n, min_position, split, seed):
+    """(n, 2): document and position of different random places, from min_position on; all where n is more."""
+    places = np.array([max(0, len(ids) - min_position) for ids in documents])
+    ends, total = places.cumsum(), int(places.sum())
+    if total == 0:
+        raise ValueError(f"none of the {len(documents)} documents of split {split!r} is longer than "
+                         f"{min_position} tokens: take a shorter context or longer texts")
+    n = min(n, total)
+    chosen = np.sort(np.random.default_rng([seed, split == 'val']).choice(total, n, replace=False))
+    document = np.searchsorted(ends, chosen, side='right')
+    position = chosen - (ends - places)[document] + min_position
+    where = np.stack((document, position), axis=1).astype(np.int32)
+    return where[np.random.default_rng(seed).permutation(n)]
+
+
+@torch.no_grad()
+def extract_activations(trunk, documents, places, context, dtype, path):
+    """
+    What trunk (see nla.truncate) puts out at places (n, 2) of documents (lists of token ids), each seeing at
+    most `context` tokens up to its own: vectors (n, A), which lie in {path}.npy beside contexts and places.
+    """
+    n, device = len(places), trunk.wte.weight.device
+    vectors = np.lib.format.open_memmap(f'{path}.npy', 'w+', dtype, (n, trunk.config.n_embd))
+    contexts, lengths = np.zeros((n, context), dtype=np.int32), np.zeros(n, dtype=np.int32)
+    for i, (document, position) in enumerate(places):
+        ids = documents[document][max(0, position + 1 - context):position + 1]
+        contexts[i, :len(ids)], lengths[i] = ids, len(ids)
+    for start in over(f'activations, {os.path.basename(path)}', range(0, n, 256)):
+        part = slice(start, start + 256)
+        hidden = trunk(torch.from_numpy(contexts[part]).long().to(device))
+        last = torch.from_numpy(lengths[part]).long() - 1
+        vectors[part] = hidden[torch.arange(len(hidden)), last].float().cpu().numpy()
+    vectors.flush()
+    check_finite(vectors, f'{path}.npy')
+    for name, array in (('contexts', contexts), ('lengths', lengths), ('where', places)):
+        np.save(f'{path}_{name}.npy', array)
+    return vectors
+
+
 def write_activations(model, tokenizer, documents, out, cfg, source=''):
-    """
-    The folder `out`, whole or not at all. cfg: activation_layer (None: two thirds up), activations_n and
-    eval_prompts_n, how many to train on and to hold out, activation_context, seed; and perhaps min_position
-    (None: the first place with a full context) and activation_dtype, 'float32' or 'float16'.
-    """
-    dtype, position = getattr(cfg, 'activation_dtype', 'float32'), getattr(cfg, 'min_position', None)
+    """The folder `out`, whole or not at all. cfg: the settings below; the last two may be missing."""
     if os.path.exists(out):
         raise FileExistsError(f"{out} is there already: delete it, or name another folder")
-    if dtype not in ('float32', 'float16'):
-        raise ValueError(f"activation_dtype is {dtype!r}; it must be float32 or float16")
-    layer, context = cfg.activation_layer, cfg.activation_context
+    layer, position = cfg.activation_layer, getattr(cfg, 'min_position', None)
     layer = round(2 / 3 * model.config.n_layer) if layer is None else layer
-    position = context - 1 if position is None else position
+    position = cfg.activation_context - 1 if position is None else position
     folder = f'{out.rstrip("/")}.tmp'
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    header = {'source': source, 'layer': layer, 'width': model.config.n_embd, 'context': context,
-              'dtype': dtype,
+    header = {'source': source, 'layer': layer, 'width': model.config.n_embd,
+              'context': cfg.activation_context, 'dtype': getattr(cfg, 'activation_dtype', 'float32'),
               'vocab_size': tokenizer.vocab_size}
+    trunk, vectors = truncate(model, layer), {}
     for split, count in (('train', cfg.activations_n), ('val', cfg.eval_prompts_n)):
-        ids = [tokenizer.encode(text) for text in documents[split]]
+        ids, path = [tokenizer.encode(text) for text in documents[split]], os.path.join(folder, split)
         places = draw_places(ids, count, position, split, cfg.seed)
-        header[f'n_{split}'] = extract_activations(model, ids, layer, places, context, folder, split, dtype)
-    write_header(folder, header)
-    mean, header['scale'] = standardiser(load_activations(folder)[1]['train'].vectors)
+        vectors[split] = extract_activations(trunk, ids, places, header['context'], header['dtype'], path)
+        header[f'n_{split}'] = len(places)
+    mean, header['scale'] = standardiser(vectors['train'])
     header['mean'] = mean.tolist()
-    write_header(folder, header)
-    os.rename(folder, out)
-    say(f"{out}: {header['n_train']:,} activations after block {layer} to train on, {header['n_val']:,} of "
-        "other documents")
-
-
-def write_header(folder, header):
     with open(os.path.join(folder, 'header.json'), 'w', encoding='utf-8') as f:
         json.dump(header, f, indent=1)
+    os.rename(folder, out)
+    counts = f"{header['n_train']:,} to train on, {header['n_val']:,} of other documents"
+    say(f"{out}: activations after block {layer}, {counts}")
+
+
+def load_activations(path):
+    """(header, {'train': Activations, 'val': Activations}) of a folder that write_activations made."""
+    splits, remedy = {}, "delete the folder to have it made anew"
+    try:
+        with open(os.path.join(path, 'header.json'), encoding='utf-8') as f:
+            header = json.load(f)
+        for split in ('train', 'val'):
+            files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts', '_lengths')]
+            splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{e.filename} is missing: name another folder of activations") from None
+    except ValueError as e:
+        raise ValueError(f"{path} holds a file that is torn or no array ({e}): {remedy}") from None
+    for split, part in splits.items():
+        check_finite(part.vectors, os.path.join(path, f'{split}.npy'))
+        n, shape = len(part.contexts), part.vectors.shape
+        if shape != (n, header['width']):
+            raise ValueError(f"{path}/{split}.npy is {shape} and must be {n, header['width']}: {remedy}")
+    return header, splits
+
+
+def read_vectors(path):
+    """Vectors (n, A) fp32 from a file that holds one tensor. Raises ValueError naming the file."""
+    suffix = os.path.splitext(path)[1]
+    if suffix not in READERS:
+        raise ValueError(f"{path}: a file of activations is .npy, .pt or .safetensors")
+    try:
+        tensor = READERS[suffix](path)
+        if isinstance(tensor, dict):
+            if len(tensor) != 1:
+                raise ValueError(f"it holds {len(tensor)} tensors ({', '.join(list(tensor)[:5])}), not one")
+            tensor, = tensor.values()
+        if isinstance(tensor, torch.Tensor):
+            tensor = tensor.float()  # numpy has no bfloat16
+        vectors = np.asarray(tensor, dtype=np.float32)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file of activations at {path}") from None
+    except Exception as e:
+        raise ValueError(f"{path}: {' '.join(str(e).split())[:200]}") from None
+    if vectors.ndim != 2:
+        raise ValueError(f"{path} has shape {vectors.shape}; it must be (how many, width)")
+    check_finite(vectors, path)
+    return vectors
+
+
+def check_finite(vectors, path):
+    """Raises ValueError naming the first of vectors (n, A) with a NaN or an infinity in it."""
+    with np.errstate(invalid='ignore'):
+        wrong = ~np.isfinite(vectors.sum(axis=1, dtype=np.float64))  # the sum takes no more memory
+    if wrong.any():
+        raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite: wrong, or beyond float16")
 
 
 def main():
     """What --dataset=activations would call."""
-    raise ValueError("data/activations makes activations, it holds no texts: name a corpus as the dataset, "
-                     "and the folder of activations in `activations`")
+    raise ValueError("data/activations holds no texts: name a corpus as dataset, the folder in activations")
 
 
 if __name__ == '__main__':
-    # the model: ours, a Hugging Face directory, a .gguf file
-    generator_checkpoint = 'out-pydoc_topics/generator.pt'
-    # documents: a folder under data/, or a file whose lines or records are texts
-    dataset = 'pydoc_topics'
-    column_mapping: dict | None = None                      # {'text': 'prompt'}
+    generator_checkpoint = 'out-pydoc_topics/generator.pt'  # ours, a Hugging Face directory, a .gguf file
+    dataset = 'pydoc_topics'  # a folder under data/, or a file whose lines or records are texts
+    column_mapping: dict | None = None  # {'text': 'prompt'}
     out = 'out-pydoc_topics/activations'
-    activation_layer: int | None = None                     # after this block; None: two thirds up
+    device = 'cpu'
+    seed = 1
+    activation_layer: int | None = None  # after this block; None: two thirds up
     activations_n = 20000
     eval_prompts_n = 1000
-    # tokens that the model sees, up to and with the place
-    activation_context = 32
-    # the first place in a document; None: where the context is full
-    min_position: int | None = None
-    activation_dtype = 'float32'                            # 'float16' halves the file
-    seed = 1
-    device = 'cpu'
+    activation_context = 32  # tokens that the model sees, up to the place
+    min_position: int | None = None  # the first place; None: where the context is full
+    activation_dtype: Literal['float32', 'float16'] = 'float32'  # float16 halves the file
     cfg = configure(globals())
     model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
     documents = load_documents(dataset, column_mapping)
