@@ -38,8 +38,8 @@ from runtime.console import over
 from runtime.shard import drop_collected, gathered, is_shard, is_sharded, whole_norm
 
 LossType = Literal['grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce']
-Advantage = Literal['grpo', 'dr_grpo', 'batch', 'rloo', 'gae']
 Estimator = Literal['k1', 'k2', 'k3', 'exact']
+Advantage = Literal['grpo', 'dr_grpo', 'batch', 'rloo', 'gae']
 LOSS_TYPES = get_args(LossType)
 
 
@@ -354,6 +354,12 @@ def compute_rewards(policy, rollout: Rollout, rewards: list, values: dict | None
 # -----------------------------------------------------------------------------
 # phase 3: advantages
 
+def unknown(setting, value, choices):
+    """The ValueError for a value that a function has no branch for, be it a new one of the choices."""
+    known = ', '.join(choice for choice in choices if choice != value)
+    return ValueError(f"{setting} is {value!r}; it must be one of {known}")
+
+
 def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo',
                        all_rewards: torch.Tensor | None = None) -> torch.Tensor:
     """
@@ -386,7 +392,7 @@ def compute_advantages(rewards: torch.Tensor, kind: str = 'grpo',
         return centred / (all_rewards.std() + 1e-4)
     if kind == 'rloo':
         return centred * (G / (G - 1))  # r - mean of the other G - 1
-    raise ValueError(f"advantage is {kind!r}; it must be one of {', '.join(get_args(Advantage))}")
+    raise unknown('advantage', kind, get_args(Advantage))
 
 
 def combined_advantages(parts: dict, weights: dict[str, float], kind: str = 'grpo') -> torch.Tensor:
@@ -480,7 +486,7 @@ def aggregate(values, mask, loss_type, n_completions, n_tokens, max_new_tokens=N
         return per_completion.sum() / (n_completions * (max_new_tokens or mask.shape[-1]))
     if loss_type == 'reinforce':
         return per_completion.sum() / n_completions
-    raise ValueError(f"loss_type is {loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")
+    raise unknown('loss_type', loss_type, LOSS_TYPES)
 
 
 def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor,  # noqa: PLR0913
@@ -489,7 +495,7 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
                 n_tokens: torch.Tensor | int | None = None,
                 max_new_tokens: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    The readable definition of the loss. logps, old_logps, mask (..., R); advantages (...), or one for each
+    The definition of the loss; the fused one calls it. logps, old_logps, mask (..., R); advantages (...), or one for each
     token (..., R). n_completions, n_tokens: of the whole step (default: of these tensors). Returns (loss,
     stats), shares that add up over micro-batches. Sources: grpo arXiv 2402.03300, dapo 2503.14476, dr_grpo
     2503.20783, gspo 2507.18071, cispo 2506.13585.
@@ -503,6 +509,7 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
         mean = log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
         log_ratio = mean.expand_as(log_ratio)
     ratio = log_ratio.exp()
+    # what is counted as clipped, and then the losses, which clip
     too_low = (ratio < 1 - clip_low) & (A < 0) & mask
     too_high = (ratio > 1 + clip_high) & (A > 0) & mask
 
@@ -512,11 +519,13 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
     elif loss_type == 'cispo':
         terms = -ratio.detach().clamp(max=1 + clip_high) * A * logps
         too_low, too_high = torch.zeros_like(mask), (ratio > 1 + clip_high) & mask
-    else:
+    elif loss_type in ('grpo', 'gspo', 'dapo', 'dr_grpo'):
         gain = torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
         if dual_clip is not None:  # bounds the loss of a bad completion that became likely (1912.09729)
             gain = torch.where(A < 0, torch.maximum(gain, dual_clip * A), gain)
         terms = -gain
+    else:
+        raise unknown('loss_type', loss_type, LOSS_TYPES)
     loss = aggregate(terms, mask, loss_type, n_completions, n_tokens, max_new_tokens)
     return loss, {'clip_frac_low': too_low.sum() / n_tokens, 'clip_frac_high': too_high.sum() / n_tokens}
 
@@ -537,7 +546,7 @@ def kl_estimate(logps: torch.Tensor, ref_logps: torch.Tensor, kind: str) -> torc
         return d.square() / 2
     if kind == 'k3':
         return torch.expm1(-d) + d
-    raise ValueError(f"kl_estimator is {kind!r}; it must be one of {', '.join(get_args(Estimator))}")
+    raise unknown('kl_estimator', kind, get_args(Estimator))
 
 
 class Tokens(NamedTuple):

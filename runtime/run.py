@@ -484,8 +484,8 @@ class Log:
 
     def close(self, stopping):
         """The end: what to run next, unless the run was stopped."""
-        for tracker in self.trackers:
-            tracker.finish()
+        for output in (*self.files.values(), *self.trackers):
+            output.close()
         if self.master and stopping:
             self.report()
         elif self.master:

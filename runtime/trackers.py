@@ -65,7 +65,7 @@ class Wandb:
         table = self.wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
         self.run.log({'samples': table}, step=it)
 
-    def finish(self):
+    def close(self):
         self.run.finish()
 
 
@@ -105,7 +105,7 @@ class TensorBoard:
     def samples(self, rows, it):
         self.text('samples', '\n\n'.join(map(as_lines, rows)), it)
 
-    def finish(self):
+    def close(self):
         self.writer.close()
 
 

@@ -118,7 +118,7 @@ def test_reward_and_cost_are_drawn(tmp_path):
     pytest.importorskip('matplotlib')
     tracker = TensorBoard(str(tmp_path), {'name': 'ü'}, 0)
     tracker.histograms({'helpfulness': torch.randn(4, 2), 'cost': torch.randn(4, 2), 'none': torch.full((4, 2), torch.nan)}, 3)
-    tracker.finish()
+    tracker.close()
     events = tensorboard.EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
     picture, = events.Images('scatter/reward_vs_cost')
     assert picture.step == 3 and picture.encoded_image_string.startswith(b'\x89PNG') and len(events.Tags()['histograms']) == 2
