@@ -495,10 +495,10 @@ def policy_loss(logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.
                 n_tokens: torch.Tensor | int | None = None,
                 max_new_tokens: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    The definition of the loss; the fused one calls it. logps, old_logps, mask (..., R); advantages (...), or one for each
-    token (..., R). n_completions, n_tokens: of the whole step (default: of these tensors). Returns (loss,
-    stats), shares that add up over micro-batches. Sources: grpo arXiv 2402.03300, dapo 2503.14476, dr_grpo
-    2503.20783, gspo 2507.18071, cispo 2506.13585.
+    The definition of the loss; the fused one calls it. logps, old_logps, mask (..., R); advantages (...), or
+    one for each token (..., R). n_completions, n_tokens: of the whole step (default: of these tensors).
+    Returns (loss, stats), shares that add up over micro-batches. Sources: grpo arXiv 2402.03300, dapo
+    2503.14476, dr_grpo 2503.20783, gspo 2507.18071, cispo 2506.13585.
     """
     n_completions = mask.any(dim=-1).sum() if n_completions is None else n_completions
     n_tokens = mask.sum() if n_tokens is None else n_tokens
