@@ -200,9 +200,8 @@ class State:
         bad = metrics.get('bad_steps', 0) + metrics.get('critic_bad_steps', 0)
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if self.bad_steps >= self.cfg.max_bad_steps:
-            raise FloatingPointError(f"{self.bad_steps} steps in a row were skipped, their gradients NaN or "
-                                     "infinite: lower learning_rate or raise kl_beta, and go on from the "
-                                     f"last checkpoint with {RESUME}")
+            raise FloatingPointError(f"NaN or infinity in the gradients of {self.bad_steps} iterations in a row: "
+                                     f"lower learning_rate or raise kl_beta, and go on with {RESUME}")
 
     # -----------------------------------------------------------------------------
     # checkpoints
@@ -273,7 +272,7 @@ class State:
             raise ValueError(f"this run began with advantage {began_with!r} and it is {cfg.advantage!r} now: "
                              "a value head cannot come or go")
         if saved['iter'] > cfg.max_iters:
-            raise ValueError(f"max_iters is {cfg.max_iters} and this run is at {saved['iter']}: raise it")
+            raise ValueError(f"max_iters is {cfg.max_iters} and the run at {saved['iter']}: raise max_iters")
         job.restore(saved)
         weights = self.weights()
         check_fit(saved['model'], weights, self.path)
