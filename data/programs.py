@@ -1,9 +1,8 @@
-"""
-What the data sets of programs have in common: problems whose tests are sound are kept, the others are
-counted.
-"""
+"""What the data sets of programs share: problems whose tests are sound are kept, the others are counted."""
 import collections
 import concurrent.futures
+import gzip
+import json
 import os
 
 from sandbox import constant_passes, grade_many
@@ -23,8 +22,7 @@ def keep_sound(records):
     """
     records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests,
     statements too. Returns (those whose tests can be graded, are passed by no constant and are passed, with
-    the hidden ones, by the solution; a Counter of the reasons why the others are not among them). tests
-    become lists of statements.
+    the hidden ones, by the solution; a Counter of why the others are not). tests become lists of statements.
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = list(pool.map(verdict_on_tests, records))
@@ -38,6 +36,18 @@ def keep_sound(records):
     return [record for record, grade in pairs if grade.score == 1], +dropped
 
 
-def report(dropped):
+def convert_file(path, convert, fields):
+    """
+    The sound records that convert makes of the objects in a .jsonl or .jsonl.gz; prints how many others there
+    were. fields: those that convert reads, in words. Raises FileNotFoundError, ValueError.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no {path}: it must be the data set's original .jsonl")
+    try:
+        with (gzip.open if path.endswith('.gz') else open)(path, 'rt', encoding='utf-8') as f:
+            records, dropped = convert([json.loads(line) for line in f if line.strip()])
+    except (KeyError, TypeError, EOFError, gzip.BadGzipFile, json.JSONDecodeError) as e:
+        raise ValueError(f"{path}: {type(e).__name__} {e}; a line must be an object with {fields}") from None
     reasons = ''.join(f", {n:,} because {why}" for why, n in dropped.most_common())
     print(f"left out {dropped.total():,} problems{reasons}")
+    return records
