@@ -23,76 +23,67 @@ HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'pr
 
 
 def write_splits(script, **splits):
-    """
-    What a prepare.py leaves beside itself: {split}.jsonl of records, an object a line. A file appears whole
-    or not at all.
-    """
+    """What a prepare.py leaves beside itself: {split}.jsonl of records, each file whole or not at all."""
+    folder = os.path.dirname(os.path.abspath(script))
     for split, records in splits.items():
-        path = os.path.join(os.path.dirname(os.path.abspath(script)), f'{split}.jsonl')
+        path = os.path.join(folder, f'{split}.jsonl')
         with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as f:
             f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
         print(f"{path}: {len(records):,} prompts")
 
 
+def as_messages(prompt):
+    return [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+
+
 def check_prompt(prompt):
     """Raises ValueError unless prompt is a text, or chat messages that end before the model's turn."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError("the prompt is empty")
-        return
-    if not isinstance(prompt, list):
+    messages = as_messages(prompt)
+    if not isinstance(messages, list):
         raise ValueError(f"the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list "
                          "of chat messages like {'role': 'user', 'content': '...'}")
-    if not prompt:
-        raise ValueError("the prompt is empty, a list without messages")
-    for message in prompt:
+    for message in messages:
         texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"the chat message {message!r} must be an object with the texts 'role' and "
                              "'content'")
-    if prompt[-1]['role'] == 'assistant':
-        raise ValueError("the last chat message is the assistant's, whose turn is the model's; end with the "
-                         "user's")
-    if not prompt[-1]['content'].strip():
-        raise ValueError("the prompt is empty, its last message says nothing")
+    if not messages or not messages[-1]['content'].strip():
+        raise ValueError(f"the prompt is empty: {prompt!r}")
+    if messages[-1]['role'] == 'assistant':
+        raise ValueError("the last chat message is the assistant's: end with the user's")
 
 
-def called(column_mapping, record):
-    """The record that the user's function makes of a record."""
-    name = column_mapping.__name__
-    try:
-        made = column_mapping(dict(record))
-    except Exception as e:
-        raise ValueError(f"{name} raised {type(e).__name__}: {e}") from e
-    if not isinstance(made, dict):
-        raise ValueError(f"{name} returned {made!r} ({type(made).__name__}); it must return a dict with a "
-                         "'prompt'")
-    return made
-
-
-def renamed(column_mapping, record):
-    """The record with our names for their columns."""
+def mapped(record, column_mapping):
+    """The record with its columns renamed, or what the user's function makes of it."""
+    if callable(column_mapping):
+        name = column_mapping.__name__
+        try:
+            made = column_mapping(dict(record))
+        except Exception as e:
+            raise ValueError(f"{name} raised {type(e).__name__}: {e}") from e
+        if not isinstance(made, dict):
+            raise ValueError(f"{name} returned {made!r} ({type(made).__name__}), not a dict with a 'prompt'")
+        return made
     for theirs, ours in column_mapping.items():
         if theirs not in record:
             turned = f"; did you mean {{{ours!r}: {theirs!r}}}?" if ours in record else ''
             raise ValueError(f"column_mapping names the column {theirs!r}, and there are: "
                              f"{', '.join(map(str, record))}{turned}")
-    ours = {ours: record[theirs] for theirs, ours in column_mapping.items()}
-    return {key: value for key, value in record.items() if key not in column_mapping} | ours
+    renamed = {ours: record[theirs] for theirs, ours in column_mapping.items()}
+    return {key: value for key, value in record.items() if key not in column_mapping} | renamed
 
 
 def as_record(item, column_mapping, where):
-    """An item of a source, with its columns renamed and its prompt checked. Raises ValueError."""
+    """An item of a source as a record, its columns mapped and its prompt checked. Raises ValueError."""
     try:
         record = {'prompt': item} if isinstance(item, str) else item
         if not isinstance(record, dict):
             raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object with a "
                              "'prompt'")
-        make = called if callable(column_mapping) else renamed
-        record = make(column_mapping, record)
+        record = mapped(record, column_mapping)
         if 'prompt' not in record:
             raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
-                             "if another holds it, say so with column_mapping={'that field': 'prompt'}")
+                             "name another with column_mapping={'that field': 'prompt'}")
         check_prompt(record['prompt'])
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
@@ -138,8 +129,7 @@ def prepared_folder(name, split):
         print(f"preparing data/{name}, once")
         importlib.import_module(f'data.{name}.prepare').main()
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: the folder has no prompts "
-                                f"of split {split!r}")
+        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: it has no such split")
     return file
 
 
@@ -208,8 +198,8 @@ def held_out_split(records, n, seed):
     keys = [json.dumps(record['prompt'], sort_keys=True) for record in records]
     different = sorted(set(keys))
     if not 1 <= n < len(different):
-        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: take at least 1, "
-                         "and leave at least 1 to train on")
+        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: at least 1 must "
+                         "be held out, and 1 left")
     held_out = set(random.Random(f'{seed} held out').sample(different, n))
     train, val = [], []
     for record, key in zip(records, keys, strict=True):
@@ -237,7 +227,7 @@ def render(record, tokenizer, system_prompt, chat_template):
     """(ids, text) of a prompt, through the chat template or as the system prompt and then the prompt."""
     prompt = record['prompt']
     if chat_template:
-        messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+        messages = as_messages(prompt)
         if system_prompt and messages[0]['role'] != 'system':  # a record's own is more specific than ours
             messages = [{'role': 'system', 'content': system_prompt}] + messages
         ids = tokenizer.chat(messages)

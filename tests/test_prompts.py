@@ -103,10 +103,10 @@ def test_column_mapping(file):
         ('a.json', '{"prompts": "one"}', ('the prompts are str, they must be a list',)),
         ('a.json', '"one"', ('the prompts are str',)),
         ('a.json', '{"prompts": []}', ('a.json holds no prompts',)),
-        ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty, a list without messages',)),
+        ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty: []',)),
         ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the chat message', "'role' and 'content'")),
         ('a.jsonl', '{"prompt": [{"role": "assistant", "content": "Hi"}]}\n', ("last chat message is the assistant's",)),
-        ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ('the prompt is empty, its last message says nothing',)),
+        ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ("the prompt is empty: [{'role': 'user', 'content': ' '}]",)),
         ('a.txt', ' \n\n', ('a.txt is empty',)),
         ('a.jsonl', '', ('a.jsonl is empty',)),
         ('a.txt', b'one\n\xff\xfe', ('a.txt is not UTF-8 text (byte 4)',)),
@@ -331,7 +331,7 @@ def test_a_folder_is_prepared_on_first_use(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(arithmetic, '__file__', str(tmp_path / 'arithmetic' / 'prepare.py'))
     assert len(load_prompts('arithmetic', split='val')) == 1000 and len(load_prompts('arithmetic')) == 9000
     assert capsys.readouterr().out.count('preparing data/arithmetic, once') == 1
-    with says("wrote no test.jsonl: the folder has no prompts of split 'test'"):
+    with says("wrote no test.jsonl"):
         load_prompts('arithmetic', split='test')
 
 

@@ -22,18 +22,15 @@ def check_scoring(task, record):
     """Raises ValueError where the task's own scoring cannot be trusted with what a model writes."""
     prompt, answer, context = record['prompt'], record['answer'], record['context']
     if answer is not None and score('reasoning_gym', answer, prompt=prompt, context=context) != 1:
-        raise ValueError(f"the task {task!r} does not accept its own answer {answer!r} once it has been "
-                         "through a file: choose another task")
+        raise ValueError(f"the task {task!r} does not accept its own answer {answer!r} when read back from a "
+                         "file: choose another")
     no_answer = 'I do not know.'
     if answer != no_answer and score('reasoning_gym', no_answer, context=context) == 1:
-        raise ValueError(f"the task {task!r} gives full marks to {no_answer!r}: choose another task")
+        raise ValueError(f"the task {task!r} gives full marks to {no_answer!r}: choose another")
 
 
 def make_problems(task, n, n_val, seed, options):
-    """
-    (train, val): lists of n and n_val records, no question twice. options: the task's own settings. Raises
-    ImportError without the package, ValueError.
-    """
+    """(train, val): n and n_val records, no question twice. Raises ImportError, ValueError."""
     try:
         import reasoning_gym
     except ImportError:
@@ -43,23 +40,22 @@ def make_problems(task, n, n_val, seed, options):
         meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ''
         raise ValueError(f"reasoning_gym has no task {task!r}{meant}")
     if task in EXECUTES_COMPLETIONS:
-        raise ValueError(f"the task {task!r} runs the model's answer as Python code to score it: not safe, "
-                         "choose another task")
+        raise ValueError(f"the task {task!r} runs the model's answer as Python code: choose another")
     try:
         problems = reasoning_gym.create_dataset(task, seed=seed, size=3 * (n + n_val), **options)
     except (TypeError, ValueError, AssertionError) as e:
         raise ValueError(f"reasoning_gym refuses task {task!r} with options {options}: {e}") from None
     records = {}
     for problem in problems:
-        question, context = problem['question'], {'task': task, 'options': options, 'entry': problem}
-        record = {'prompt': question, 'answer': problem['answer'], 'context': context}
-        records.setdefault(question, record)
+        context = {'task': task, 'options': options, 'entry': problem}
+        record = {'prompt': problem['question'], 'answer': problem['answer'], 'context': context}
+        records.setdefault(problem['question'], json.loads(json.dumps(record)))  # as it will be read back
         if len(records) == n + n_val:
             break
     if len(records) < n + n_val:
         raise ValueError(f"the task {task!r} gave only {len(records)} different questions, {n + n_val} were "
                          "asked for: lower n, or widen it with options")
-    records = [json.loads(json.dumps(record)) for record in records.values()]  # as they will be read back
+    records = list(records.values())
     for record in records[:20]:
         check_scoring(task, record)
     return records[n_val:], records[:n_val]
