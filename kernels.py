@@ -57,7 +57,7 @@ def scaled(z, scale, forbidden):
 
 
 def new_stats(z, ids):
-    """Room for what row_stats returns."""
+    """Room for the five that row_stats returns."""
     return torch.empty(ids.shape, device=z.device), *torch.zeros(4, len(z), 1, device=z.device)
 
 
@@ -104,38 +104,38 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
 
 # ---- the two passes in Triton: ROWS rows per program (1 on a GPU), the vocabulary in blocks of BLOCK columns
 
+# forbidden and z_ref may be None, which is known when a kernel is compiled
+
 if triton is not None:
 
     @triton.jit
-    def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr, FORBIDDEN: tl.constexpr):
+    def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr):
         x = tl.load(z + row * V + column, mask=inside, other=-float('inf')).to(tl.float32) * SCALE
-        if FORBIDDEN:
+        if forbidden is not None:
             banned = tl.load(forbidden + column, mask=column < V, other=1)
             x = tl.where(banned != 0, -float('inf'), x)
         return x
 
     @triton.jit
     def stats_kernel(z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref, N, V, K: tl.constexpr,
-                     SCALE: tl.constexpr, FORBIDDEN: tl.constexpr, REF: tl.constexpr, ROWS: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
         # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
         # u = sum e^(z - m) ((z - m) - (z_ref - m_ref)).
-        m, m_ref = tl.full((ROWS, 1), -1e30, tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
-        s, t = tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32)
-        u, s_ref = tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32)
+        zero, lowest = tl.zeros((ROWS, 1), tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
+        m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             inside = real & (column < V)
-            x = load(z, row, column, inside, forbidden, V, SCALE, FORBIDDEN)
+            x = load(z, row, column, inside, forbidden, V, SCALE)
             new = tl.maximum(m, tl.max(x, axis=1)[:, None])
             e = tl.exp(x - new)
             y = tl.where(e > 0, x - new, 0.0)
             old = tl.exp(m - new)
             shift = tl.where(s > 0, m - new, 0.0)
-            if REF:
-                x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE, FORBIDDEN)
+            if z_ref is not None:
+                x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
                 y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
@@ -151,16 +151,15 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, V, SCALE, FORBIDDEN)
+            x = load(z, row, chosen, real, forbidden, V, SCALE)
             tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
-        if REF:
+        if z_ref is not None:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
             tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
 
     @triton.jit
     def grads_kernel(z, z_ref, ids, forbidden, dz, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl,
-                     N, V, K: tl.constexpr, SCALE: tl.constexpr, FORBIDDEN: tl.constexpr, REF: tl.constexpr,
-                     ROWS: tl.constexpr, BLOCK: tl.constexpr):
+                     N, V, K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
         h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
@@ -171,19 +170,19 @@ if triton is not None:
             c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
             total += c
             live = live | (c != 0)
-        if REF:
+        if z_ref is not None:
             d, n_ref = tl.load(kl + row, mask=real, other=0.0), tl.load(lse_ref + row, mask=real, other=0.0)
             kappa = tl.load(of_kl + row, mask=real, other=0.0)
             live = live | (kappa != 0)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             inside = real & (column < V)
-            y = load(z, row, column, inside, forbidden, V, SCALE, FORBIDDEN) - n  # log p
+            y = load(z, row, column, inside, forbidden, V, SCALE) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
-            if REF:
-                y_ref = load(z_ref, row, column, inside, forbidden, V, SCALE, FORBIDDEN) - n_ref
+            if z_ref is not None:
+                y_ref = load(z_ref, row, column, inside, forbidden, V, SCALE) - n_ref
                 factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
             g = p * factor
             for k in tl.static_range(K):
@@ -200,10 +199,8 @@ def launch(kernel, z, z_ref, ids, forbidden, scale, *tensors):
         rows, block, warps = 32, triton.next_power_of_2(V), 4
     if N:
         with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](
-                z, z_ref, ids, forbidden, *tensors, N, V, K=ids.shape[1], SCALE=float(scale),
-                FORBIDDEN=forbidden is not None, REF=z_ref is not None, ROWS=rows, BLOCK=block,
-                num_warps=warps)
+            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, forbidden, *tensors, N, V, K=ids.shape[1],
+                                            SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
 
 
 def row_stats_triton(z, ids, scale, forbidden, z_ref=None):
@@ -442,9 +439,9 @@ def both_inputs(q, k, v, prompt_k, prompt_v):
 
 class GroupAttention(torch.autograd.Function):
     """
-    Completions attend to themselves and to their prompt, whose keys and values are stored once per group: two
-    calls of a CPU's flash attention, merged by their normalisers. Given the merged output and normaliser, the
-    backward of each is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
+    Completions attend to themselves and to their prompt, stored once per group: two calls of a CPU's flash
+    attention, merged by their normalisers. With the merged output and normaliser the backward of each is its
+    part of the sum (the idea of ring attention, arXiv 2310.01889).
     """
 
     @staticmethod

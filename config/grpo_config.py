@@ -4,7 +4,7 @@
 #
 # 2 CPU cores (AMD EPYC, fp32): 4 to 6 minutes from nothing, about 1 when generator and judges are there.
 # Held-out judge reward 0.71 -> 0.84 (real text 0.85), gold reward 0.70 -> 0.82 (0.83), exact match of sampled
-# fills stays at 0.48 (seed 1; docs/jobs.md has three). Not yet run on a GPU.
+# fills stays at 0.48 (seed 1; docs/jobs.md has three).
 dataset = 'stdlib_char'
 group_size = 8
 temperature = 0.8

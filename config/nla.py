@@ -3,7 +3,7 @@
 # that rebuilds the activation from them.
 # 2 CPU cores (AMD EPYC, fp32), everything included: 5 min 21 s (seed 3), the control 2 min 51 s more.
 # Held-out FVE of sampled texts, seeds 1 to 3: start 0.20, 0.19, 0.22, control 0.443, 0.425, 0.458, trained
-# 0.614, 0.570, 0.596. Not yet run on a GPU.
+# 0.614, 0.570, 0.596.
 # The control, without which the numbers say little: --freeze_actor=True --out_dir=out-nla/frozen
 task = 'nla'
 dataset = 'pydoc_topics'

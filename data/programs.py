@@ -21,8 +21,8 @@ def verdict_on_tests(record):
 def keep_sound(records):
     """
     records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests,
-    statements too. Returns (those whose tests can be graded, are passed by no constant and are passed, with
-    the hidden ones, by the solution; a Counter of why the others are not). tests become lists of statements.
+    statements too. Returns (those whose tests no constant passes and the solution does, with the hidden ones;
+    a Counter of why the others are not among them). tests become lists of statements.
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = list(pool.map(verdict_on_tests, records))
@@ -39,7 +39,7 @@ def keep_sound(records):
 def convert_file(path, convert, fields):
     """
     The sound records that convert makes of the objects in a .jsonl or .jsonl.gz; prints how many others there
-    were. fields: those that convert reads, in words. Raises FileNotFoundError, ValueError.
+    were. fields: what convert reads, in words. Raises FileNotFoundError, ValueError.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}: it must be the data set's original .jsonl")

@@ -1,9 +1,8 @@
 """
 Prompts to answer, as plain dicts: {'prompt': text or chat messages, 'answer': ..., ...}.
 
-load_prompts reads them from wherever they are, held_out_split keeps some for evaluation, draw_indices says
-which ones an iteration takes, and encode_prompts turns them into token ids. What is wrong with a file is said
-with its line before anything is trained.
+load_prompts reads them, held_out_split keeps some for evaluation, draw_indices says which ones an iteration
+takes, and encode_prompts turns them into token ids.
 """
 import difflib
 import functools
@@ -45,8 +44,7 @@ def check_prompt(prompt):
     for message in messages:
         texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"the chat message {message!r} must be an object with the texts 'role' and "
-                             "'content'")
+            raise ValueError(f"the chat message {message!r} must have the texts 'role' and 'content'")
     if not messages or not messages[-1]['content'].strip():
         raise ValueError(f"the prompt is empty: {prompt!r}")
     if messages[-1]['role'] == 'assistant':
@@ -78,8 +76,7 @@ def as_record(item, column_mapping, where):
     try:
         record = {'prompt': item} if isinstance(item, str) else item
         if not isinstance(record, dict):
-            raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object with a "
-                             "'prompt'")
+            raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
         record = mapped(record, column_mapping)
         if 'prompt' not in record:
             raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
@@ -90,14 +87,13 @@ def as_record(item, column_mapping, where):
     return record
 
 
-def read_prompt_file(path, column_mapping):
-    """The records of a .json, .jsonl or .txt file."""
+def read_file(path):
+    """(where, item) of all in a .json, .jsonl or .txt file."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a line) "
                          f"or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
     text = read_text_file(path).removeprefix('\ufeff')
-    records = []
     if suffix == '.json':
         items, name = parse_json(text, path), ''
         if isinstance(items, dict):
@@ -108,18 +104,14 @@ def read_prompt_file(path, column_mapping):
             items, name = items['prompts'], 'prompts'
         if not isinstance(items, list):
             raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
-        records = [as_record(item, column_mapping, f'{path}, {name}[{i}]') for i, item in enumerate(items)]
-    else:
-        for number, line in enumerate(text.split('\n'), 1):  # splitlines would cut a JSON text at U+2028
-            if line.strip():
-                item = parse_json(line, path, number) if suffix == '.jsonl' else line
-                records.append(as_record(item, column_mapping, f'{path}, line {number}'))
-    if not records:
-        raise ValueError(f"{path} holds no prompts: the list is empty")
-    return records
+        yield from ((f'{path}, {name}[{i}]', item) for i, item in enumerate(items))
+        return
+    for number, line in enumerate(text.split('\n'), 1):  # splitlines would cut a JSON text at U+2028
+        if line.strip():
+            yield f'{path}, line {number}', parse_json(line, path, number) if suffix == '.jsonl' else line
 
 
-def prepared_folder(name, split):
+def prepared(name, split):
     """data/name/split.jsonl, made by data/name/prepare.py when it is not there yet."""
     folder = os.path.join(FOLDER, name)
     file = os.path.join(folder, f'{split}.jsonl')
@@ -133,8 +125,8 @@ def prepared_folder(name, split):
     return file
 
 
-def read_hugging_face(source, column_mapping, split):
-    """The records of owner/name or owner/name:config, through the package `datasets` and the network."""
+def read_hugging_face(source, split):
+    """(where, row) of owner/name or owner/name:config, through the package `datasets` and the network."""
     try:
         import datasets
     except ImportError:
@@ -151,10 +143,32 @@ def read_hugging_face(source, column_mapping, split):
     except Exception as e:
         raise ValueError(f"could not load {source!r} from Hugging Face ({type(e).__name__}: "
                          f"{' '.join(str(e).split())[:300]}); a local file needs no network") from None
-    records = [as_record(row, column_mapping, f'{source}, {split} row {i}') for i, row in enumerate(rows)]
-    if not records:
-        raise ValueError(f"{source}: split {split!r} is empty")
-    return records
+    return ((f'{source}, {split} row {i}', row) for i, row in enumerate(rows))
+
+
+def read_source(source, split):
+    """(where, item) of all that load_prompts finds."""
+    name = source.rstrip('/')
+    if os.path.isfile(source):
+        return read_file(source)
+    if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
+        return read_file(prepared(name, split))
+    if os.path.isdir(source):
+        file = os.path.join(source, f'{split}.jsonl')
+        if not os.path.isfile(file):
+            script = os.path.join(source, 'prepare.py')
+            advice = f": run `python {script}` first" if os.path.isfile(script) else ''
+            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl{advice}")
+        return read_file(file)
+    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
+    is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
+    if HUGGING_FACE_NAME.fullmatch(source) and not is_path:
+        return read_hugging_face(source, split)
+    known = folders_that('write_splits', FOLDER)
+    near = difflib.get_close_matches(source, known, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ''
+    raise FileNotFoundError(f"no prompts at {source!r}: it is no file, no folder under data/ (there are: "
+                            f"{', '.join(known)}{meant}) and no Hugging Face name, owner/name")
 
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
@@ -165,29 +179,13 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
     column_mapping renames, {their column: our field}, or is a function of a record that returns another.
     Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError, ImportError.
     """
-    column_mapping, name = column_mapping or {}, source.rstrip('/')
+    column_mapping = column_mapping or {}
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
-    if os.path.isfile(source):
-        return read_prompt_file(source, column_mapping)
-    if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
-        return read_prompt_file(prepared_folder(name, split), column_mapping)
-    if os.path.isdir(source):
-        file = os.path.join(source, f'{split}.jsonl')
-        if not os.path.isfile(file):
-            script = os.path.join(source, 'prepare.py')
-            advice = f": run `python {script}` first" if os.path.isfile(script) else ''
-            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl{advice}")
-        return read_prompt_file(file, column_mapping)
-    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
-    is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
-    if HUGGING_FACE_NAME.fullmatch(source) and not is_path:
-        return read_hugging_face(source, column_mapping, split)
-    known = folders_that('write_splits', FOLDER)
-    near = difflib.get_close_matches(source, known, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ''
-    raise FileNotFoundError(f"no prompts at {source!r}: it is no file, no folder under data/ (there are: "
-                            f"{', '.join(known)}{meant}) and no Hugging Face name, owner/name")
+    records = [as_record(item, column_mapping, where) for where, item in read_source(source, split)]
+    if not records:
+        raise ValueError(f"{source} holds no prompts")
+    return records
 
 
 def held_out_split(records, n, seed):

@@ -43,8 +43,8 @@ def corpus_ids(tokenizer, text):
 
 def write_corpus(script, chars, train, val):
     """
-    What a prepare.py leaves beside itself: train.bin and val.bin (uint16 ids), and vocab.json last, which
-    says that the rest is there. Each appears whole or not at all.
+    What a prepare.py leaves beside itself, each whole or not at all: train.bin and val.bin (uint16 ids), and
+    last vocab.json, which says that the rest is there.
     """
     folder, tokenizer = os.path.dirname(os.path.abspath(script)), CharTokenizer(chars)
     for split, text in (('train', train), ('val', val)):
@@ -85,18 +85,17 @@ def load_corpus(dataset):
     if not os.path.isfile(os.path.join(folder, 'vocab.json')):
         texts = folders_that('write_corpus')
         if dataset not in texts:
-            why = "is neither a text file nor a folder with one under data/; there are"
+            why = "is no text file, and no text under data/"
             if dataset in folders_that('write_splits'):
-                why = "has prompts to answer and no text to fill in (--task=completion takes it); texts are"
-            raise FileNotFoundError(f"dataset {dataset!r} {why}: {', '.join(texts)}")
+                why = "has prompts to answer (--task=completion takes it) and no text to fill in"
+            raise FileNotFoundError(f"dataset {dataset!r} {why}; texts are: {', '.join(texts)}")
         print(f"preparing data/{dataset}, once")
         importlib.import_module(f'data.{dataset}.prepare').main()
     corpus = {}
     for split in ('train', 'val'):
         corpus[split] = np.fromfile(os.path.join(folder, f'{split}.bin'), dtype=np.uint16)
         if len(corpus[split]) == 0:
-            raise ValueError(f"data/{dataset}/{split}.bin is empty: delete data/{dataset}/vocab.json and "
-                             "run again to prepare it anew")
+            raise ValueError(f"data/{dataset}/{split}.bin is empty: delete vocab.json there and run again")
     return load_tokenizer(folder), corpus
 
 
@@ -108,7 +107,7 @@ def dataset_name(dataset):
 def random_windows(ids, n, length, generator):
     """n windows (n, length) int64 from random places of ids. Raises ValueError when ids is too short."""
     if len(ids) < length:
-        raise ValueError(f"the data set has a split of {len(ids)} characters, fewer than one text of "
-                         f"block_size {length}: give more text or a smaller block_size")
+        raise ValueError(f"a split of the data has {len(ids)} characters, fewer than one text of block_size "
+                         f"{length}: give more text or a smaller block_size")
     starts = torch.randint(len(ids) - length + 1, (n,), generator=generator).numpy()
     return torch.from_numpy(ids[starts[:, None] + np.arange(length)].astype(np.int64))

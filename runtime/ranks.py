@@ -84,7 +84,7 @@ def asked_to_stop(number, frame):
 
 @contextmanager
 def breakable(really: bool = True):
-    """A context that changes nothing that counts: a signal breaks it off with Stopped. really: whether so."""
+    """A context in which nothing that counts changes, if `really`: a signal breaks it off with Stopped."""
     global may_break
     if really and stop_signals:
         raise Stopped

@@ -167,7 +167,7 @@ def test_hugging_face(monkeypatch, tmp_path):
         load_prompts('no/network')
     with says('splits train and none of val, validation'):
         load_prompts('only/train', mapping, 'val')
-    with says("split 'train[:0]' is empty"):
+    with says("openai/gsm8k holds no prompts"):
         load_prompts('openai/gsm8k', mapping, 'train[:0]')
     (tmp_path / 'openai' / 'gsm8k').mkdir(parents=True)  # a local path wins
     write_splits(tmp_path / 'openai' / 'gsm8k' / 'prepare.py', train=[{'prompt': 'mine'}])

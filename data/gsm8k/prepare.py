@@ -20,13 +20,12 @@ OTHERWISE = 'get the files elsewhere and run `python data/gsm8k/prepare.py --pat
 def read_original(file):
     """The records of one of GSM8K's own files. Raises ValueError, FileNotFoundError."""
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"there is no {file}: --path must name a folder with GSM8K's original "
-                                "train.jsonl and test.jsonl")
+        raise FileNotFoundError(f"there is no {file}: --path names a folder with train.jsonl and test.jsonl")
     records = load_prompts(file, {'question': 'prompt'})
     for i, record in enumerate(records, 1):
         if '####' not in str(record.get('answer')):
-            raise ValueError(f"{file}, problem {i}: the answer {record.get('answer')!r} has no line `#### "
-                             "number`; are these GSM8K's original files?")
+            raise ValueError(f"{file}, problem {i}: the answer {record.get('answer')!r} has no line "
+                             "`#### number`; is it GSM8K's original?")
     return [{'prompt': record['prompt'], 'answer': record['answer']} for record in records]
 
 
@@ -34,14 +33,14 @@ def main(path=None):
     """path: a folder with the original train.jsonl and test.jsonl; None downloads them."""
     if path is not None and os.path.realpath(path) == os.path.dirname(os.path.realpath(__file__)):
         raise ValueError(f"--path={path} is where the result goes: put the original files elsewhere")
-    files = {}
-    for name in ('test.jsonl', 'train.jsonl'):
+    splits = {}
+    for split, name in (('val', 'test.jsonl'), ('train', 'train.jsonl')):
         if path is None:
-            files[name] = download(f'{ORIGINAL}/{name}', f'gsm8k/original/{name}', OTHERWISE)
+            file = download(f'{ORIGINAL}/{name}', f'gsm8k/original/{name}', OTHERWISE)
         else:
-            files[name] = os.path.join(path, name)
-    val, train = map(read_original, files.values())
-    write_splits(__file__, val=val, train=train)  # train last: it says that the rest is there
+            file = os.path.join(path, name)
+        splits[split] = read_original(file)
+    write_splits(__file__, **splits)  # train last: it says that the rest is there
 
 
 if __name__ == '__main__':
