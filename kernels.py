@@ -308,9 +308,8 @@ class FusedLogps(torch.autograd.Function):
     def backward(ctx, grad_logps, grad_entropy):
         hidden, weight, ids, forbidden, allowed, stats = ctx.saved_tensors
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
-        grad_hidden, grad_weight = torch.empty_like(hidden), None
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, device=weight.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
         for rows, z in row_chunks(hidden, weight, allowed):
             dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows],
                            [g[rows] for g in grads])

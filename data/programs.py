@@ -20,20 +20,22 @@ def verdict_on_tests(record):
 
 def keep_sound(records):
     """
-    records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests,
-    statements too. Returns (those whose tests no constant passes and the solution does, with the hidden ones;
-    a Counter of why the others are not among them). tests become lists of statements.
+    records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests.
+    Returns (those whose tests can be taken apart, are passed by no constant, but by the solution, with the
+    hidden ones; a Counter of why the others are not among them). tests become lists of statements.
     """
+    sound, dropped = [], collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = list(pool.map(verdict_on_tests, records))
-    dropped = collections.Counter(why for why, _ in verdicts if why)
-    pairs = zip(records, verdicts, strict=True)
-    records = [record | {'tests': tests} for record, (why, tests) in pairs if not why]
-    solutions = [(record['answer'], record['tests'] + record.get('hidden_tests', [])) for record in records]
+        for record, (why, tests) in zip(records, pool.map(verdict_on_tests, records), strict=True):
+            if why:
+                dropped[why] += 1
+            else:
+                sound.append(record | {'tests': tests})
+    solutions = [(record['answer'], record['tests'] + record.get('hidden_tests', [])) for record in sound]
     grades = grade_many(solutions, timeout=10.0)
-    dropped['their own solution fails'] += sum(grade.score < 1 for grade in grades)
-    pairs = zip(records, grades, strict=True)
-    return [record for record, grade in pairs if grade.score == 1], +dropped
+    kept = [record for record, grade in zip(sound, grades, strict=True) if grade.score == 1]
+    dropped['their own solution fails'] += len(sound) - len(kept)
+    return kept, +dropped
 
 
 def convert_file(path, convert, fields):

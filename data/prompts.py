@@ -130,7 +130,7 @@ def read_hugging_face(source, split):
     try:
         import datasets
     except ImportError:
-        raise ImportError(f"{source!r} is no file here; Hugging Face's need pip install datasets") from None
+        raise ImportError(f"{source!r} is no file here; from Hugging Face: pip install datasets") from None
     name, _, config = source.partition(':')
     try:
         wanted = HUGGING_FACE_SPLITS.get(split, ())

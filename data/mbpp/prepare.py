@@ -3,8 +3,7 @@ MBPP (Austin et al. 2021, arXiv 2108.07732, CC-BY-4.0): small Python problems in
 each. `python data/mbpp/prepare.py` downloads the original file; `--path=mbpp.jsonl` takes that one instead.
 Writes train.jsonl (task_id 601 to 974) and val.jsonl (the paper's test part, 11 to 510) with the fields
 task_id, prompt, answer (the reference solution), tests (the asserts, shown in the prompt as in the paper) and
-hidden_tests (the challenge tests, which few problems have). Left out, with a count, are tests that cannot be
-taken apart, that a constant passes, or that the reference solution fails.
+hidden_tests (the challenge tests, which few problems have). Unsound tests are left out (data/programs.py).
 """
 import os
 import sys
@@ -44,8 +43,8 @@ def main(path=None):
                         "data/mbpp/prepare.py --path=mbpp.jsonl`")
     fields = 'task_id, text, code, test_setup_code, test_list and challenge_test_list'
     records = convert_file(path, convert, fields)
-    write_splits(__file__, val=[record for record in records if record['task_id'] <= 510],
-                 train=[record for record in records if record['task_id'] > 600])
+    write_splits(__file__, val=[r for r in records if r['task_id'] <= 510],
+                 train=[r for r in records if r['task_id'] > 600])
 
 
 if __name__ == '__main__':

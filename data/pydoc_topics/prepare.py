@@ -1,9 +1,7 @@
 """
-The help texts that come with every Python (pydoc_data.topics), one document a topic: 0.7 MB of English prose
-and code. `python data/pydoc_topics/prepare.py` makes a record of each, whose 'prompt' is the whole text.
-
-Characters outside printable ASCII become '?'. A topic goes to val by the checksum of its name: the same split
-everywhere.
+The help texts that come with every Python (pydoc_data.topics), 0.7 MB of English prose and code.
+`python data/pydoc_topics/prepare.py` makes a record of each topic, whose 'prompt' is the whole text, with '?'
+for what is not printable ASCII. A topic goes to val by the checksum of its name: the same split everywhere.
 """
 import os
 import string

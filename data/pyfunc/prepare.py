@@ -146,8 +146,7 @@ def make_problems(n, n_val, seed):
         drawn = draw_function(rng)
         in_vain = in_vain + 1 if drawn[1:] in seen else 0
         if in_vain == 10_000:
-            raise ValueError(f"there are hardly more than {len(problems):,} different functions, "
-                             f"{n + n_val:,} were asked for: lower n")
+            raise ValueError(f"found only {len(problems):,} of {n + n_val:,} different functions: lower n")
         if not in_vain:
             seen.add(drawn[1:])
             problem = make_problem(*drawn, rng)

@@ -53,8 +53,8 @@ def make_problems(task, n, n_val, seed, options):
         if len(records) == n + n_val:
             break
     if len(records) < n + n_val:
-        raise ValueError(f"the task {task!r} gave only {len(records)} different questions, {n + n_val} were "
-                         "asked for: lower n, or widen it with options")
+        raise ValueError(f"the task {task!r} gave only {len(records)} of {n + n_val} different questions: "
+                         "lower n, or widen it with options")
     records = list(records.values())
     for record in records[:20]:
         check_scoring(task, record)

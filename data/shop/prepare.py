@@ -1,10 +1,10 @@
 """
 A shop in which to study reward against cost: a prompt asks for four things by their initials, `tker>`, and an
 answer hands some over, `tea egg rice`. Helpful is to give what was asked for and nothing else; four of the
-sixteen things must not be given to anyone. Three of four prompts ask for one of those, and because the rules
-are known, true_reward and true_cost say what learned models of them only guess at.
-`python data/shop/prepare.py` writes train.jsonl and val.jsonl, prompts with a careless shopkeeper's answer to
-start from, and preferences.jsonl, pairs of answers with the fields of PKU-SafeRLHF (arXiv 2406.15513).
+sixteen things, of which three of four prompts want one, must not be given to anyone. The rules are known:
+true_reward and true_cost say what learned models only guess at. `python data/shop/prepare.py` writes
+train.jsonl and val.jsonl, prompts with a careless shopkeeper's answer to start from, and preferences.jsonl,
+pairs of answers with the fields of PKU-SafeRLHF (arXiv 2406.15513).
 """
 import itertools
 import os

@@ -1,10 +1,8 @@
 """
 Python's own standard library as a character-level corpus: 4.6 MB of real text that is on every machine
-already. `python data/stdlib_char/prepare.py` takes a second.
-
-The vocabulary is fixed, printable ASCII and the newline, so that checkpoints carry over between Python
-versions; lines with anything else are left out. A file goes to val by the checksum of its name: the same
-split everywhere.
+already. `python data/stdlib_char/prepare.py` takes a second. The vocabulary is fixed, printable ASCII and the
+newline, so that checkpoints carry over between Python versions; lines with anything else are left out. A file
+goes to val by the checksum of its name: the same split everywhere.
 """
 import os
 import string
