@@ -2,14 +2,13 @@
 The lm_head without its logits, and the attention of a group to its prompt.
 
 Hidden states and the head's weight go in; log-probs, entropy and KL of given tokens come out, or a whole loss
-with its gradients, in memory that does not grow with rows x vocabulary. There are two passes over each chunk
-of logits z (n, V), between two matrix products of the library:
+with its gradients, in memory that does not grow with rows x vocabulary. Two passes go over each chunk of
+logits z (n, V), between two matrix products:
     row_stats      z -> log-prob of each given token, entropy, KL to a reference's logits
     row_grads      dloss/d(those) -> dloss/dz, in place
 On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in the cache. They serve
     fused_logps    differentiable log-probs and entropy; backward makes the logits again (8 N D V operations)
     fused_loss     any loss of those numbers, called on each chunk while its logits exist (6 N D V operations)
-The loss itself stays readable in grpo.py.
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
@@ -29,12 +28,7 @@ BLOCK = 2 ** 19                            # logits that a CPU works on at once:
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # tests run the Triton kernels on a CPU
 
 
-def part(tensor, rows):
-    return None if tensor is None else tensor[rows]
-
-
-# -----------------------------------------------------------------------------------------------------------
-# a mask over the vocabulary as bits
+# ---- a mask over the vocabulary as bits
 
 def pack(allowed):
     """bool (..., V) as bits (..., ceil(V / 8)) uint8, an eighth of the size."""
@@ -49,8 +43,7 @@ def unpack(bits, V):
     return (shifted & 1).bool().flatten(-2)[..., :V]
 
 
-# -----------------------------------------------------------------------------------------------------------
-# the two passes in torch
+# ---- the two passes in torch
 
 def row_blocks(z):
     size = max(1, BLOCK // z.shape[1])
@@ -64,28 +57,29 @@ def scaled(z, scale, forbidden):
 
 
 def new_stats(z, ids):
-    """Room for what row_stats returns."""
+    """Room for the five that row_stats returns."""
     return torch.empty(ids.shape, device=z.device), *torch.zeros(4, len(z), 1, device=z.device)
+
+
+def centred(z, scale, forbidden):
+    """p (n, V), y = x - max x (n, V) of the scaled logits x, log sum e^y (n, 1) and log sum e^x (n, 1)."""
+    x = scaled(z, scale, forbidden)
+    largest = x.amax(dim=1, keepdim=True)
+    p = x.softmax(dim=1)                          # one fast pass, where exp and sum would be four
+    log_sum = -p.amax(dim=1, keepdim=True).log()
+    y = (x - largest).clamp_(min=-1e30)           # the clamp makes 0 * -inf zero
+    return p, y, log_sum, largest + log_sum
 
 
 def row_stats_torch(z, ids, scale, forbidden, z_ref=None):
     logps, entropy, lse, kl, lse_ref = new_stats(z, ids)
     for rows in row_blocks(z):
-        x = scaled(z[rows], scale, forbidden)
-        largest = x.amax(dim=1, keepdim=True)
-        p = x.softmax(dim=1)                            # one fast pass, where exp and sum would be four
-        log_sum = -p.amax(dim=1, keepdim=True).log()    # of sum e^(x - largest)
-        y = (x - largest).clamp_(min=-1e30)             # at most 0; the clamp makes 0 * -inf zero
+        p, y, log_sum, lse[rows] = centred(z[rows], scale, forbidden)
         logps[rows] = y.gather(1, ids[rows]) - log_sum
-        lse[rows] = largest + log_sum
         entropy[rows] = log_sum - (p * y).sum(dim=1, keepdim=True)
         if z_ref is not None:
-            x = scaled(z_ref[rows], scale, forbidden)
-            largest = x.amax(dim=1, keepdim=True)
-            log_sum_ref = -x.softmax(dim=1).amax(dim=1, keepdim=True).log()
-            lse_ref[rows] = largest + log_sum_ref
-            difference = y.sub_((x - largest).clamp_(min=-1e30))
-            kl[rows] = p.mul_(difference).sum(dim=1, keepdim=True) - log_sum + log_sum_ref
+            _, y_ref, log_sum_ref, lse_ref[rows] = centred(z_ref[rows], scale, forbidden)
+            kl[rows] = p.mul_(y.sub_(y_ref)).sum(dim=1, keepdim=True) - log_sum + log_sum_ref
     return logps, entropy, lse, kl, lse_ref
 
 
@@ -108,41 +102,40 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
         dz[rows] = p.masked_fill_(dead[rows], 0.0) if any_dead else p  # a row without a gradient may be NaN
 
 
-# -----------------------------------------------------------------------------------------------------------
-# the two passes in Triton: ROWS rows per program (1 on a GPU), the vocabulary in blocks of BLOCK columns
+# ---- the two passes in Triton: ROWS rows per program (1 on a GPU), the vocabulary in blocks of BLOCK columns
+
+# forbidden and z_ref may be None, which is known when a kernel is compiled
 
 if triton is not None:
 
     @triton.jit
-    def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr, FORBIDDEN: tl.constexpr):
+    def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr):
         x = tl.load(z + row * V + column, mask=inside, other=-float('inf')).to(tl.float32) * SCALE
-        if FORBIDDEN:
+        if forbidden is not None:
             banned = tl.load(forbidden + column, mask=column < V, other=1)
             x = tl.where(banned != 0, -float('inf'), x)
         return x
 
     @triton.jit
     def stats_kernel(z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref, N, V, K: tl.constexpr,
-                     SCALE: tl.constexpr, FORBIDDEN: tl.constexpr, REF: tl.constexpr, ROWS: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
         # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
         # u = sum e^(z - m) ((z - m) - (z_ref - m_ref)).
-        m, m_ref = tl.full((ROWS, 1), -1e30, tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
-        s, t = tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32)
-        u, s_ref = tl.zeros((ROWS, 1), tl.float32), tl.zeros((ROWS, 1), tl.float32)
+        zero, lowest = tl.zeros((ROWS, 1), tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
+        m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             inside = real & (column < V)
-            x = load(z, row, column, inside, forbidden, V, SCALE, FORBIDDEN)
+            x = load(z, row, column, inside, forbidden, V, SCALE)
             new = tl.maximum(m, tl.max(x, axis=1)[:, None])
             e = tl.exp(x - new)
             y = tl.where(e > 0, x - new, 0.0)
             old = tl.exp(m - new)
             shift = tl.where(s > 0, m - new, 0.0)
-            if REF:
-                x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE, FORBIDDEN)
+            if z_ref is not None:
+                x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
                 y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
@@ -158,16 +151,15 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, V, SCALE, FORBIDDEN)
+            x = load(z, row, chosen, real, forbidden, V, SCALE)
             tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
-        if REF:
+        if z_ref is not None:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
             tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
 
     @triton.jit
-    def grads_kernel(z, dz, z_ref, ids, forbidden, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl,
-                     N, V, K: tl.constexpr, SCALE: tl.constexpr, FORBIDDEN: tl.constexpr, REF: tl.constexpr,
-                     ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    def grads_kernel(z, z_ref, ids, forbidden, dz, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl,
+                     N, V, K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
         h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
@@ -178,19 +170,19 @@ if triton is not None:
             c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
             total += c
             live = live | (c != 0)
-        if REF:
+        if z_ref is not None:
             d, n_ref = tl.load(kl + row, mask=real, other=0.0), tl.load(lse_ref + row, mask=real, other=0.0)
             kappa = tl.load(of_kl + row, mask=real, other=0.0)
             live = live | (kappa != 0)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             inside = real & (column < V)
-            y = load(z, row, column, inside, forbidden, V, SCALE, FORBIDDEN) - n  # log p
+            y = load(z, row, column, inside, forbidden, V, SCALE) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
-            if REF:
-                y_ref = load(z_ref, row, column, inside, forbidden, V, SCALE, FORBIDDEN) - n_ref
+            if z_ref is not None:
+                y_ref = load(z_ref, row, column, inside, forbidden, V, SCALE) - n_ref
                 factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
             g = p * factor
             for k in tl.static_range(K):
@@ -200,63 +192,57 @@ if triton is not None:
             tl.store(dz + row * V + column, g, mask=inside)
 
 
-def launch(kernel, z, ids, scale, forbidden, z_ref, *tensors):
+def launch(kernel, z, z_ref, ids, forbidden, scale, *tensors):
     N, V = z.shape
     rows, block, warps = 1, min(8192, triton.next_power_of_2(V)), 16
     if INTERPRET:  # whose time goes with the number of steps, not with their size
         rows, block, warps = 32, triton.next_power_of_2(V), 4
     if N:
-        options = {'FORBIDDEN': forbidden is not None, 'REF': z_ref is not None, 'ROWS': rows, 'BLOCK': block}
         with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](*tensors, N, V, K=ids.shape[1], SCALE=float(scale), **options,
-                                            num_warps=warps)
+            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, forbidden, *tensors, N, V, K=ids.shape[1],
+                                            SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
 
 
 def row_stats_triton(z, ids, scale, forbidden, z_ref=None):
     stats = new_stats(z, ids)
-    launch(stats_kernel, z, ids, scale, forbidden, z_ref, z, z_ref, ids, forbidden, *stats)
+    launch(stats_kernel, z, z_ref, ids, forbidden, scale, *stats)
     return stats
 
 
 def row_grads_triton(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
     grads = [g.contiguous() for g in grads]
-    launch(grads_kernel, z, ids, scale, forbidden, z_ref, z, dz, z_ref, ids, forbidden, *stats, *grads)
+    launch(grads_kernel, z, z_ref, ids, forbidden, scale, dz, *stats, *grads)
 
 
-# -----------------------------------------------------------------------------------------------------------
-# the two passes on any device
+# ---- the two passes on any device
 
 def row_stats(z, *arguments):
     """
-    Log-probs (N, K) and, (N, 1) each, entropy, log normaliser, exact KL to z_ref, log normaliser of z_ref.
-
-    Of logits z (N, V), ids (N, K), scale = 1 / temperature, forbidden (V,) bool or None, z_ref (N, V) or
-    None. All fp32; the last two are 0 without a reference.
+    Log-probs (N, K) and, (N, 1) each, entropy, log normaliser, exact KL to z_ref, log normaliser of z_ref, in
+    fp32, the last two 0 without a reference. Arguments: ids (N, K), scale = 1 / temperature, forbidden (V,)
+    bool or None, z_ref (N, V) or None.
     """
     return (row_stats_triton if z.is_cuda and triton else row_stats_torch)(z, *arguments)
 
 
 def row_grads(z, dtype, *arguments):
     """
-    dloss/dz (N, V) in dtype, in z's own memory where that is its dtype.
-
-    Arguments: ids, scale, forbidden as above; stats, what row_stats returned after the log-probs; grads,
-    dloss/d of log-probs (N, K), entropy and KL (N, 1); z_ref.
+    dloss/dz (N, V) in dtype, in z's own memory where that is its dtype. Arguments: ids, scale, forbidden;
+    stats, what row_stats returned after the log-probs; grads, dloss/d of log-probs (N, K), entropy and KL
+    (N, 1); z_ref.
     """
     dz = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
     (row_grads_triton if z.is_cuda and triton else row_grads_torch)(z, dz, *arguments)
     return dz
 
 
-# -----------------------------------------------------------------------------------------------------------
-# chunks of rows, and the matrix products around the passes
+# ---- chunks of rows, and the matrix products around the passes
 
 def chunks(counts, hidden, weight):
     """
-    Slices of units whose logits fill CHUNK bytes, at least one unit each, and room (n, V) for the logits.
-
-    counts: the rows of each unit. All chunks share the room, because fresh pages are slow. Its dtype is the
-    weight's; on a GPU fp32, if a row of it stays in the second-level cache.
+    Slices of units, of `counts` rows each, whose logits fill CHUNK bytes, at least one unit a slice; and room
+    (n, V) for the logits, shared because fresh pages are slow. Its dtype is the weight's; on a GPU fp32, if a
+    row of it stays in the second-level cache.
     """
     V, on_gpu = len(weight), hidden.is_cuda
     dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
@@ -285,18 +271,25 @@ def logits_of(hidden, weight, allowed, room):
 
 def push_back(dz, hidden, weight, grad_weight):
     """The gradient of hidden from that of its logits; the weight's is added to grad_weight, fp32 or None."""
-    if grad_weight is not None:
-        if dz.dtype == torch.float32:
-            grad_weight.addmm_(dz.T, hidden)
-        elif dz.is_cuda:
-            torch.addmm(grad_weight, dz.T, hidden, out_dtype=torch.float32, out=grad_weight)
-        else:
-            grad_weight += dz.T @ hidden
+    if grad_weight is None:
+        pass
+    elif dz.dtype == torch.float32:
+        grad_weight.addmm_(dz.T, hidden)
+    elif dz.is_cuda:
+        torch.addmm(grad_weight, dz.T, hidden, out_dtype=torch.float32, out=grad_weight)
+    else:
+        grad_weight += dz.T @ hidden
     return dz @ weight
 
 
-# -----------------------------------------------------------------------------------------------------------
-# log-probs and entropy
+# ---- log-probs and entropy
+
+def row_chunks(hidden, weight, allowed):
+    """(rows, their logits), chunk by chunk, in the same memory."""
+    slices, room = chunks([1] * len(hidden), hidden, weight)
+    for rows in slices:
+        yield rows, logits_of(hidden[rows], weight, None if allowed is None else allowed[rows], room)
+
 
 class FusedLogps(torch.autograd.Function):
 
@@ -304,9 +297,7 @@ class FusedLogps(torch.autograd.Function):
     def forward(ctx, hidden, weight, ids, temperature, forbidden, allowed):
         logps = torch.empty(ids.shape, device=hidden.device)
         stats = torch.empty(4, len(ids), 1, device=hidden.device)
-        slices, room = chunks([1] * len(ids), hidden, weight)
-        for rows in slices:
-            z = logits_of(hidden[rows], weight, part(allowed, rows), room)
+        for rows, z in row_chunks(hidden, weight, allowed):
             logps[rows], *of_chunk = row_stats(z, ids[rows], 1 / temperature, forbidden)
             stats[:, rows] = torch.stack(of_chunk)
         ctx.save_for_backward(hidden, weight, ids, forbidden, allowed, stats)
@@ -317,12 +308,9 @@ class FusedLogps(torch.autograd.Function):
     def backward(ctx, grad_logps, grad_entropy):
         hidden, weight, ids, forbidden, allowed, stats = ctx.saved_tensors
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
-        grad_hidden, grad_weight = torch.empty_like(hidden), None
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, device=weight.device)
-        slices, room = chunks([1] * len(ids), hidden, weight)
-        for rows in slices:
-            z = logits_of(hidden[rows], weight, part(allowed, rows), room)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
+        for rows, z in row_chunks(hidden, weight, allowed):
             dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows],
                            [g[rows] for g in grads])
             grad_hidden[rows] = push_back(dz, hidden[rows], weight, grad_weight)
@@ -335,18 +323,21 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
                 forbidden: torch.Tensor | None = None, allowed: torch.Tensor | None = None
                 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-probs of ids, in their shape (N,) or (N, K), and entropy (N,), both fp32; differentiable.
-
-    The distribution is softmax(hidden (N, D) @ weight (V, D).T / temperature), without the forbidden (V,)
-    bool tokens and restricted to allowed (N, V / 8) uint8, bits as from pack, where those are given.
+    Log-probs of ids, in their shape (N,) or (N, K), and entropy (N,), both fp32; differentiable. The
+    distribution is softmax(hidden (N, D) @ weight (V, D).T / temperature), without the forbidden (V,) bool
+    tokens and restricted to allowed (N, V / 8) uint8, bits as from pack.
     """
     columns = ids if ids.dim() == 2 else ids[:, None]
     logps, entropy = FusedLogps.apply(hidden, weight, columns, temperature, forbidden, allowed)
     return logps.view(ids.shape), entropy
 
 
-# -----------------------------------------------------------------------------------------------------------
-# a whole loss
+# ---- a whole loss
+
+def pick(tensor, units, real):
+    """The rows real (n,) of the units of a tensor (U, R, ...), or None for None."""
+    return None if tensor is None else tensor[units].flatten(0, 1)[real]
+
 
 class FusedLoss(torch.autograd.Function):
 
@@ -356,23 +347,23 @@ class FusedLoss(torch.autograd.Function):
         U, R, D = hidden.shape
         scale = 1 / temperature
         wants_grad = grad_enabled and any(ctx.needs_input_grad[:2])
-        wants_grad_weight = grad_enabled and ctx.needs_input_grad[1]
-        # In fp16 a share of a mean over many tokens would underflow before a loss scale reaches it.
+        # in fp16 a share of a mean over many tokens would underflow before a loss scale reaches it
         ctx.boost = float(max(1, sum(counts))) if weight.dtype == torch.float16 else 1.0
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants_grad else None
-        grad_weight = torch.zeros(weight.shape, device=weight.device) if wants_grad_weight else None
+        grad_weight = None
+        if grad_enabled and ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(weight.shape, device=weight.device)
         slices, room = chunks(counts, hidden, weight)
         room_ref = None if ref_hidden is None else torch.empty_like(room)
         for units in slices:
             masks, n = mask[units], sum(counts[units])
             real = masks.any(dim=1).flatten().nonzero_static(size=n).squeeze(1)  # (n,) rows
-            x = hidden[units].flatten(0, 1)[real]                               # (n, D)
-            tokens = ids[units].transpose(1, 2).flatten(0, 1)[real]             # (n, K)
-            kept = None if allowed is None else allowed[units].flatten(0, 1)[real]
+            x, kept = pick(hidden, units, real), pick(allowed, units, real)     # (n, D), (n, V / 8)
+            tokens = pick(ids.transpose(1, 2), units, real)                     # (n, K)
             z, z_ref = logits_of(x, weight, kept, room), None
             if ref_hidden is not None:
-                z_ref = logits_of(ref_hidden[units].flatten(0, 1)[real], ref_weight, kept, room_ref)
+                z_ref = logits_of(pick(ref_hidden, units, real), ref_weight, kept, room_ref)
             logps, *stats = row_stats(z, tokens, scale, forbidden, z_ref)
             with torch.set_grad_enabled(wants_grad):
                 per_row = logps, stats[0], stats[2]                             # log-probs, entropy, KL
@@ -409,43 +400,59 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
     """
     A loss of log-probs and, in the same sweep, its gradients for hidden (U, R, D) and weight (V, D).
 
-    Rows count that have a token in mask (U, K, R); ids (U, K, R). Whole units, as many as fit a chunk, go to
-    loss_of(units: slice, logps (u, K, R), entropy (u, 1, R), kl (u, 1, R)) -> scalar, its share of the loss;
-    shares are added. temperature, forbidden, allowed (U, R, V / 8): see fused_logps. kl is exact, to
-    softmax(ref_hidden @ ref_weight.T / temperature), if those are given. counts: the number of rows of each
-    unit that count, a list; without it the device is asked. Backward can be called once.
+    Rows count that have a token in mask (U, K, R); ids (U, K, R). Units, as many as fit a chunk, go to
+    loss_of(units: slice, logps (u, K, R), entropy (u, 1, R), kl (u, 1, R)) -> scalar; the loss is the sum.
+    temperature, forbidden, allowed (U, R, V / 8): see fused_logps. kl is exact, to
+    softmax(ref_hidden @ ref_weight.T / temperature), if those are given. counts: how many rows of each unit
+    count, a list; without it the device is asked. Backward can be called once.
     """
     counts = mask.any(dim=1).sum(dim=1).tolist() if counts is None else counts
     return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed,
                            ref_hidden, ref_weight, torch.is_grad_enabled())
 
 
-# -----------------------------------------------------------------------------------------------------------
-# attention of a group to its prompt, on a CPU
+# ---- attention of a group to its prompt, on a CPU
 
 def wide(x):
     """x in fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
     return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
 
 
+def fold(x, H_kv):
+    """(P, G, R, H, d) -> (P, H_kv, G R H/H_kv, d)"""
+    P, G, R, H, d = x.shape
+    return x.view(P, G * R, H_kv, H // H_kv, d).transpose(1, 2).reshape(P, H_kv, -1, d)
+
+
+def unfold(x, shape):
+    """The way back, to (P, G, R, H, d)."""
+    P, G, R, H, _ = shape
+    return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)
+
+
+def both_inputs(q, k, v, prompt_k, prompt_v):
+    """q, k, v of each completion alone, and of a prompt with the queries of all its completions."""
+    own = [x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)]
+    return own, [fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)]
+
+
 class GroupAttention(torch.autograd.Function):
     """
-    Completions attend to themselves and to their prompt, whose keys and values are stored once per group.
-
-    Two calls of a CPU's flash attention, merged by their normalisers. Given the merged output and normaliser,
-    the backward of each is its part of the whole's (the idea of ring attention, arXiv 2310.01889).
+    Completions attend to themselves and to their prompt, stored once per group: two calls of a CPU's flash
+    attention, merged by their normalisers. With the merged output and normaliser the backward of each is its
+    part of the sum (the idea of ring attention, arXiv 2310.01889).
     """
 
     @staticmethod
     def forward(ctx, q, k, v, prompt_k, prompt_v, bias):
         """q (P, G, R, H, d), k, v (P, G, R, H_kv, d), the prompt's (P, T, H_kv, d), bias (P, 1, 1, T)."""
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
+        own, shared = both_inputs(q, k, v, prompt_k, prompt_v)
         y, lse = attention(*own, 0.0, True)                                     # (P G, H, R, d), (P G, H, R)
         y_shared, lse_shared = attention(*shared, 0.0, False, attn_mask=bias)
-        y, y_shared = y.transpose(1, 2).view(q.shape), GroupAttention.unfold(y_shared, q.shape)
+        y, y_shared = y.transpose(1, 2).view(q.shape), unfold(y_shared, q.shape)
         lse = lse.transpose(1, 2).reshape(*q.shape[:-1], 1)
-        lse_shared = GroupAttention.unfold(lse_shared[..., None], q.shape)
+        lse_shared = unfold(lse_shared[..., None], q.shape)
         lse_both = torch.logaddexp(lse, lse_shared)
         y = y * (lse - lse_both).exp() + y_shared * (lse_shared - lse_both).exp()
         ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, lse_both)
@@ -455,30 +462,12 @@ class GroupAttention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
         attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        own, shared = GroupAttention.views(q, k, v, prompt_k, prompt_v)
+        own, shared = both_inputs(q, k, v, prompt_k, prompt_v)
         out = [x.flatten(0, 1).transpose(1, 2) for x in (grad, y, lse)]         # (P G, H, R, ...)
         grad_q, *grad_own = attention_back(out[0], *own, out[1], out[2].squeeze(-1), 0.0, True)
-        out = [GroupAttention.fold(x, k.shape[3]) for x in (grad, y, lse)]
+        out = [fold(x, k.shape[3]) for x in (grad, y, lse)]
         grad_q_shared, *grad_prompt = attention_back(out[0], *shared, out[1], out[2].squeeze(-1), 0.0, False,
                                                      attn_mask=bias)
-        grad_q = grad_q.transpose(1, 2).view(q.shape) + GroupAttention.unfold(grad_q_shared, q.shape)
+        grad_q = grad_q.transpose(1, 2).view(q.shape) + unfold(grad_q_shared, q.shape)
         grad_own = [x.transpose(1, 2).reshape(k.shape) for x in grad_own]
         return grad_q, *grad_own, *(x.transpose(1, 2) for x in grad_prompt), None
-
-    @staticmethod
-    def views(q, k, v, prompt_k, prompt_v):
-        """The inputs of both calls: each completion alone; a prompt with all its completions' queries."""
-        own = [x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)]
-        return own, [GroupAttention.fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)]
-
-    @staticmethod
-    def fold(x, H_kv):
-        """(P, G, R, H, d) -> (P, H_kv, G R H/H_kv, d)"""
-        P, G, R, H, d = x.shape
-        return x.view(P, G * R, H_kv, H // H_kv, d).transpose(1, 2).reshape(P, H_kv, -1, d)
-
-    @staticmethod
-    def unfold(x, shape):
-        """The way back, to (P, G, R, H, d)."""
-        P, G, R, H, _ = shape
-        return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)

@@ -22,11 +22,9 @@ COUNTS = (126, 126, 126, 1, 1)  # v, w, b, a, c
 
 class MirrorMap(torch.nn.Module):
     """
-    v, w, b, a and c, drawn in this order, uniform in [0, init_scale), from a generator of their own.
-
-    Their logarithms are stored, so that they stay positive whatever is added. normalize scales D to
-    h''(1/2) = 2, the KL's, so that its coefficient compares with kl_beta. Nothing learns within a run,
-    because the gradient would only weaken the penalty.
+    v, w, b, a and c, drawn in this order, uniform in [0, init_scale); their logarithms are stored, so that
+    they stay positive. normalize scales D to h''(1/2) = 2, the KL's, so that its coefficient compares with
+    kl_beta. Nothing learns within a run, because the gradient would only weaken the penalty.
     """
 
     def __init__(self, init_scale: float = 0.01, seed: int = 42, normalize: bool = False):
@@ -38,8 +36,8 @@ class MirrorMap(torch.nn.Module):
 
     def parameters_of(self, dtype):
         """v, w, b, each (6, 21), a and c (1,)."""
-        v, w, b, a, c = self.logs.to(dtype).exp().split(COUNTS)
-        return v.view(6, 21), w.view(6, 21), b.view(6, 21), a, c
+        *neurons, a, c = self.logs.to(dtype).exp().split(COUNTS)
+        return *(part.view(6, 21) for part in neurons), a, c
 
     def divergence(self, p: torch.Tensor, p_ref: torch.Tensor) -> torch.Tensor:
         """D(p, p_ref) (...) of probabilities (...), in their precision; 0 where they are equal."""
@@ -47,10 +45,8 @@ class MirrorMap(torch.nn.Module):
         p, p_ref = p.clamp(min=1e-10), p_ref.clamp(min=1e-10)
         d = p - p_ref
         wd = w * d[..., None, None]                                             # (..., 6, 21)
-        u = (w * p[..., None, None] + b).unbind(-2)                             # six (..., 21) each
-        u_ref = (w * p_ref[..., None, None] + b).unbind(-2)
-        powers = power_factors(u, u_ref)                                        # (..., 4, 21)
-        D = (v[:4] * wd[..., :4, :] * powers).sum(dim=(-1, -2)) * d
+        u, u_ref = ((w * x[..., None, None] + b).unbind(-2) for x in (p, p_ref))  # six (..., 21) each
+        D = (v[:4] * wd[..., :4, :] * power_factors(u, u_ref)).sum(dim=(-1, -2)) * d
         z_ref = u_ref[4] + 1e-3
         D = D + (v[4] * z_ref * relative_entropy(wd[..., 4, :] / z_ref) / w[4]).sum(dim=-1)
         D = D + (v[5] * u_ref[5].exp() * exponential_excess(wd[..., 5, :]) / w[5]).sum(dim=-1)
@@ -88,18 +84,22 @@ def power_factors(u, u_ref):
     return torch.stack((cubic, square, root, cube_root), dim=-2)
 
 
+def near_and_far(x):
+    """Whether x is near 0, where a series holds; x with 0 in place of what is not, and with 1 of what is."""
+    small = x.abs() < 1e-2
+    return small, torch.where(small, x, 0.0), torch.where(small, 1.0, x)
+
+
 def exponential_excess(x):
     """e^x - 1 - x, without cancellation near 0."""
-    small = x.abs() < 1e-2
-    near, far = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
+    small, near, far = near_and_far(x)
     series = near.square() * (1 / 2 + near * (1 / 6 + near * (1 / 24 + near / 120)))
     return torch.where(small, series, torch.expm1(far) - far)
 
 
 def relative_entropy(x):
     """(1 + x) ln(1 + x) - x for x >= -1, without cancellation near 0; 1 at -1."""
-    small = x.abs() < 1e-2
-    near, far = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
+    small, near, far = near_and_far(x)
     series = near.square() * (1 / 2 - near * (1 / 6 - near * (1 / 12 - near * (1 / 20 - near / 30))))
     return torch.where(small, series, (1 + far) * torch.log1p(far.clamp(min=-1 + 1e-7)) - far)
 
@@ -107,11 +107,10 @@ def relative_entropy(x):
 def token_divergence(logps: torch.Tensor, ref_logps: torch.Tensor, kind: Divergence,
                      weighting: Weighting = 'token', mirror: MirrorMap | None = None) -> torch.Tensor:
     """
-    A token's divergence (...) from the reference, given its log-probs (...) under both.
-
-    kind: l2, the squared difference of log-probs; prob_l2, that of probabilities; l2kl and prob_l2kl, the
-    same beside a KL; neural_mirror, mirror.divergence. A token is sampled with probability p, so the mean is
-    that of p D; weighting 'is' divides by p, so that the mean and its gradient are the vocabulary's sum.
+    A token's divergence (...) from the reference, given its log-probs (...) under both. kind: l2, the squared
+    difference of log-probs; prob_l2, that of probabilities; l2kl and prob_l2kl, the same beside a KL;
+    neural_mirror, mirror.divergence. A token is sampled with probability p, so the mean is that of p D;
+    weighting 'is' divides by p, so that the mean and its gradient are the vocabulary's sum.
     """
     if kind.startswith('l2'):
         return (logps - ref_logps).square()

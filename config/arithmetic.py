@@ -1,9 +1,7 @@
-# Sums like 12+34=46, character by character, from nothing: a short supervised start on the answers, then
-# rewards alone.
+# Sums like 12+34=46, character by character: a short supervised start on the answers, then rewards alone.
 #
-# 2 CPU cores (AMD EPYC, fp32), supervised start included: held-out greedy accuracy 0.425 -> 0.979 (seed 1)
-# and 0.444 -> 0.953 (seed 2), each in 3 min 21 s.
-# Not yet run on a GPU.
+# 2 CPU cores (AMD EPYC, fp32), the start included: held-out greedy accuracy 0.425 -> 0.979 (seed 1) and
+# 0.444 -> 0.953 (seed 2), each in 3 min 21 s.
 task = 'completion'
 dataset = 'arithmetic'
 rewards = ['exact_answer']
@@ -13,7 +11,7 @@ n_layer = 3
 n_head = 4
 n_embd = 96
 pretrain_iters = 1500
-pretrain_until = 0.4     # how long a model takes to find out how to carry differs between seeds threefold
+pretrain_until = 0.4     # how soon a model finds out how to carry differs between seeds threefold
 temperature = 1.0
 
 batch_size = 256

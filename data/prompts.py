@@ -1,10 +1,8 @@
 """
-Prompts to answer, from wherever they are, as plain dicts: {'prompt': text or chat messages, 'answer': ...,
-...}.
+Prompts to answer, as plain dicts: {'prompt': text or chat messages, 'answer': ..., ...}.
 
 load_prompts reads them, held_out_split keeps some for evaluation, draw_indices says which ones an iteration
-takes, and encode_prompts turns them into token ids. What is wrong with a file is said here, with its line,
-before anything is trained.
+takes, and encode_prompts turns them into token ids.
 """
 import difflib
 import functools
@@ -15,7 +13,7 @@ import random
 import re
 
 from data.text import FOLDER, folders_that, read_text_file
-from formats.text_files import check_pairs
+from formats.text_files import parse_json, replacing
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
@@ -23,122 +21,97 @@ HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
 HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}
 
 
-def write_jsonl(path, records):
-    """What a prepare.py leaves behind: one JSON object a line. The file appears whole or not at all."""
-    temporary = f'{path}.{os.getpid()}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as f:
-        f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
-    os.replace(temporary, path)
-    print(f"{path}: {len(records):,} prompts")
+def write_splits(script, **splits):
+    """What a prepare.py leaves beside itself: {split}.jsonl of records, each file whole or not at all."""
+    folder = os.path.dirname(os.path.abspath(script))
+    for split, records in splits.items():
+        path = os.path.join(folder, f'{split}.jsonl')
+        with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as f:
+            f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+        print(f"{path}: {len(records):,} prompts")
 
 
-def parse_json(text, where, first_line=1):
-    """The value of a JSON text. Raises ValueError naming file, line and column."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{where}, line {first_line + e.lineno - 1}, column {e.colno}: not JSON "
-                         f"({e.msg})") from None
-    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
-        raise ValueError(f"{where}, line {first_line}: JSON that cannot be read ({e})") from None
-    check_pairs(value, text, f'{where}, line {first_line}')
-    return value
+def as_messages(prompt):
+    return [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
 
 
-def check_prompt(prompt, where):
-    """
-    Raises ValueError unless prompt is a text, or a list of chat messages that ends before the model's turn,
-    with something in it.
-    """
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError(f"{where}: the prompt is empty")
-        return
-    if not isinstance(prompt, list):
-        raise ValueError(f"{where}: the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, "
-                         f"or a list of chat messages like {{'role': 'user', 'content': '...'}}")
-    if not prompt:
-        raise ValueError(f"{where}: the prompt is empty, a list without messages")
-    for message in prompt:
+def check_prompt(prompt):
+    """Raises ValueError unless prompt is a text, or chat messages that end before the model's turn."""
+    messages = as_messages(prompt)
+    if not isinstance(messages, list):
+        raise ValueError(f"the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list "
+                         "of chat messages like {'role': 'user', 'content': '...'}")
+    for message in messages:
         texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{where}: the chat message {message!r} must be an object with the texts "
-                             "'role' and 'content'")
-    if prompt[-1]['role'] == 'assistant':
-        raise ValueError(f"{where}: the last chat message is the assistant's, but that is the turn the "
-                         "model is to take; end with the user's")
-    if not prompt[-1]['content'].strip():
-        raise ValueError(f"{where}: the prompt is empty, its last message says nothing")
+            raise ValueError(f"the chat message {message!r} must have the texts 'role' and 'content'")
+    if not messages or not messages[-1]['content'].strip():
+        raise ValueError(f"the prompt is empty: {prompt!r}")
+    if messages[-1]['role'] == 'assistant':
+        raise ValueError("the last chat message is the assistant's: end with the user's")
+
+
+def mapped(record, column_mapping):
+    """The record with its columns renamed, or what the user's function makes of it."""
+    if callable(column_mapping):
+        name = column_mapping.__name__
+        try:
+            made = column_mapping(dict(record))
+        except Exception as e:
+            raise ValueError(f"{name} raised {type(e).__name__}: {e}") from e
+        if not isinstance(made, dict):
+            raise ValueError(f"{name} returned {made!r} ({type(made).__name__}), not a dict with a 'prompt'")
+        return made
+    for theirs, ours in column_mapping.items():
+        if theirs not in record:
+            turned = f"; did you mean {{{ours!r}: {theirs!r}}}?" if ours in record else ''
+            raise ValueError(f"column_mapping names the column {theirs!r}, and there are: "
+                             f"{', '.join(map(str, record))}{turned}")
+    renamed = {ours: record[theirs] for theirs, ours in column_mapping.items()}
+    return {key: value for key, value in record.items() if key not in column_mapping} | renamed
 
 
 def as_record(item, column_mapping, where):
-    """
-    One item of a source, with its columns renamed and its prompt checked. Raises ValueError that starts with
-    where.
-    """
-    record = {'prompt': item} if isinstance(item, str) else item
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {item!r} ({type(item).__name__}) is neither a text nor an object with a "
-                         "'prompt'")
-    if callable(column_mapping):
-        try:
-            record = column_mapping(dict(record))
-        except Exception as e:
-            raise ValueError(f"{where}: {column_mapping.__name__} raised {type(e).__name__}: {e}") from e
+    """An item of a source as a record, its columns mapped and its prompt checked. Raises ValueError."""
+    try:
+        record = {'prompt': item} if isinstance(item, str) else item
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: {column_mapping.__name__} returned {record!r} "
-                             f"({type(record).__name__}); it must return a record, a dict with a 'prompt'")
-        column_mapping = {}
-    for theirs, ours in column_mapping.items():
-        if theirs not in record:
-            turned = ''
-            if ours in record:
-                turned = f"; it reads {{their column: ours}}, did you mean {{{ours!r}: {theirs!r}}}?"
-            raise ValueError(f"{where}: column_mapping names the column {theirs!r}, and there are: "
-                             f"{', '.join(map(str, record))}{turned}")
-    renamed = {ours: record[theirs] for theirs, ours in column_mapping.items()}
-    record = {key: value for key, value in record.items() if key not in column_mapping} | renamed
-    if 'prompt' not in record:
-        raise ValueError(f"{where}: there is no field 'prompt', only: "
-                         f"{', '.join(map(str, record)) or 'nothing'}; if another holds it, say so with "
-                         f"column_mapping={{'that field': 'prompt'}}")
-    check_prompt(record['prompt'], where)
+            raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
+        record = mapped(record, column_mapping)
+        if 'prompt' not in record:
+            raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
+                             "name another with column_mapping={'that field': 'prompt'}")
+        check_prompt(record['prompt'])
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
     return record
 
 
-def read_prompt_file(path, column_mapping):
-    """The records of a .json, .jsonl or .txt file."""
+def read_file(path):
+    """(where, item) of all in a .json, .jsonl or .txt file."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a "
-                         f"line) or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
+        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a line) "
+                         f"or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
     text = read_text_file(path).removeprefix('\ufeff')
     if suffix == '.json':
-        items = parse_json(text, path)
-        name = ''
+        items, name = parse_json(text, path), ''
         if isinstance(items, dict):
             if 'prompts' not in items:
-                raise ValueError(f"{path}: there is no 'prompts' in it, only: "
-                                 f"{', '.join(items) or 'nothing'}; it must be {{\"prompts\": [...]}} or a "
-                                 "bare list")
+                keys = ', '.join(items) or 'nothing'
+                raise ValueError(f"{path}: there is no 'prompts' in it, only: {keys}; it must be "
+                                 "{\"prompts\": [...]} or a bare list")
             items, name = items['prompts'], 'prompts'
         if not isinstance(items, list):
             raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
-        records = [as_record(item, column_mapping, f'{path}, {name}[{i}]') for i, item in enumerate(items)]
-    else:
-        # split('\n') and not splitlines(): a JSON text may hold U+2028 and its like, which are no ends of
-        # lines here
-        lines = [(number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
-        records = []
-        for number, line in lines:
-            item = parse_json(line, path, number) if suffix == '.jsonl' else line
-            records.append(as_record(item, column_mapping, f'{path}, line {number}'))
-    if not records:
-        raise ValueError(f"{path} holds no prompts: the list is empty")
-    return records
+        yield from ((f'{path}, {name}[{i}]', item) for i, item in enumerate(items))
+        return
+    for number, line in enumerate(text.split('\n'), 1):  # splitlines would cut a JSON text at U+2028
+        if line.strip():
+            yield f'{path}, line {number}', parse_json(line, path, number) if suffix == '.jsonl' else line
 
 
-def prepared_folder(name, split):
+def prepared(name, split):
     """data/name/split.jsonl, made by data/name/prepare.py when it is not there yet."""
     folder = os.path.join(FOLDER, name)
     file = os.path.join(folder, f'{split}.jsonl')
@@ -148,34 +121,54 @@ def prepared_folder(name, split):
         print(f"preparing data/{name}, once")
         importlib.import_module(f'data.{name}.prepare').main()
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: the folder has no prompts "
-                                f"of split {split!r}")
+        raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: it has no such split")
     return file
 
 
-def read_hugging_face(source, column_mapping, split):
-    """The records of owner/name or owner/name:config, through the package `datasets` and the network."""
+def read_hugging_face(source, split):
+    """(where, row) of owner/name or owner/name:config, through the package `datasets` and the network."""
     try:
         import datasets
     except ImportError:
-        raise ImportError(f"{source!r} is no file here; reading it from Hugging Face needs the "
-                          "package: pip install datasets") from None
+        raise ImportError(f"{source!r} is no file here; from Hugging Face: pip install datasets") from None
     name, _, config = source.partition(':')
     try:
         wanted = HUGGING_FACE_SPLITS.get(split, ())
         if wanted:
-            there = datasets.get_dataset_split_names(name, config or None)
-            split = next((s for s in wanted if s in there), None)
+            known = datasets.get_dataset_split_names(name, config or None)
+            split = next((s for s in wanted if s in known), None)
             if split is None:
-                raise ValueError(f"it has the splits {', '.join(there)} and none of {', '.join(wanted)}")
+                raise ValueError(f"it has the splits {', '.join(known)} and none of {', '.join(wanted)}")
         rows = datasets.load_dataset(name, config or None, split=split)
     except Exception as e:
         raise ValueError(f"could not load {source!r} from Hugging Face ({type(e).__name__}: "
                          f"{' '.join(str(e).split())[:300]}); a local file needs no network") from None
-    records = [as_record(row, column_mapping, f'{source}, {split} row {i}') for i, row in enumerate(rows)]
-    if not records:
-        raise ValueError(f"{source}: split {split!r} is empty")
-    return records
+    return ((f'{source}, {split} row {i}', row) for i, row in enumerate(rows))
+
+
+def read_source(source, split):
+    """(where, item) of all that load_prompts finds."""
+    name = source.rstrip('/')
+    if os.path.isfile(source):
+        return read_file(source)
+    if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
+        return read_file(prepared(name, split))
+    if os.path.isdir(source):
+        file = os.path.join(source, f'{split}.jsonl')
+        if not os.path.isfile(file):
+            script = os.path.join(source, 'prepare.py')
+            advice = f": run `python {script}` first" if os.path.isfile(script) else ''
+            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl{advice}")
+        return read_file(file)
+    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
+    is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
+    if HUGGING_FACE_NAME.fullmatch(source) and not is_path:
+        return read_hugging_face(source, split)
+    known = folders_that('write_splits', FOLDER)
+    near = difflib.get_close_matches(source, known, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ''
+    raise FileNotFoundError(f"no prompts at {source!r}: it is no file, no folder under data/ (there are: "
+                            f"{', '.join(known)}{meant}) and no Hugging Face name, owner/name")
 
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
@@ -184,47 +177,27 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
     part), the name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and
     val.jsonl, or a Hugging Face data set, 'owner/name' or 'owner/name:config'. A local path wins.
     column_mapping renames, {their column: our field}, or is a function of a record that returns another.
-    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError and
-    ImportError, one line each.
+    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError, ImportError.
     """
-    column_mapping, name = column_mapping or {}, source.rstrip('/')
+    column_mapping = column_mapping or {}
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
-    if os.path.isfile(source):
-        return read_prompt_file(source, column_mapping)
-    if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
-        return read_prompt_file(prepared_folder(name, split), column_mapping)
-    if os.path.isdir(source):
-        file = os.path.join(source, f'{split}.jsonl')
-        if not os.path.isfile(file):
-            script = os.path.join(source, 'prepare.py')
-            advice = f": run `python {script}` first" if os.path.isfile(script) else ''
-            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl{advice}")
-        return read_prompt_file(file, column_mapping)
-    # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
-    # that is wrong
-    is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
-    if HUGGING_FACE_NAME.fullmatch(source) and not is_path:
-        return read_hugging_face(source, column_mapping, split)
-    known = folders_that('write_jsonl', FOLDER)
-    near = difflib.get_close_matches(source, known, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ''
-    raise FileNotFoundError(f"no prompts at {source!r}: there is no such file, it is not a folder under "
-                            f"data/ (there are: {', '.join(known)}{meant}) and not a Hugging Face name, "
-                            "owner/name")
+    records = [as_record(item, column_mapping, where) for where, item in read_source(source, split)]
+    if not records:
+        raise ValueError(f"{source} holds no prompts")
+    return records
 
 
 def held_out_split(records, n, seed):
     """
-    (train, val): n different prompts drawn by seed for val, the others for train, both in their old order. A
-    prompt that occurs several times stays together, so that no prompt of val is in train. Raises ValueError
-    when nothing would be left.
+    (train, val), both in their old order: n different prompts drawn by seed for val, the others for train.
+    All records of a prompt stay together. Raises ValueError when nothing would be left.
     """
     keys = [json.dumps(record['prompt'], sort_keys=True) for record in records]
     different = sorted(set(keys))
     if not 1 <= n < len(different):
-        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: take at least 1, "
-                         "and leave at least 1 to train on")
+        raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: at least 1 must "
+                         "be held out, and 1 left")
     held_out = set(random.Random(f'{seed} held out').sample(different, n))
     train, val = [], []
     for record, key in zip(records, keys, strict=True):
@@ -232,35 +205,28 @@ def held_out_split(records, n, seed):
     return train, val
 
 
-# an iteration touches one epoch, or the seam of two, and with dynamic_sampling others
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # an iteration touches one epoch or the seam of two, resampling others
 def epoch_order(n_records, seed, epoch):
     order = list(range(n_records))
-    # a text as the seed: any two of them give unrelated orders
-    random.Random(f'{seed} epoch {epoch}').shuffle(order)
+    random.Random(f'{seed} epoch {epoch}').shuffle(order)  # seeds that are texts give unrelated orders
     return order
 
 
 def draw_indices(n_records: int, count: int, iteration: int, seed: int) -> list[int]:
     """
-    The records of an iteration, a list of count indices. Iterations walk through one endless sequence of
-    shuffled epochs: each record once per epoch. It depends on the arguments alone, so a resumed run has
-    nothing to restore, and every rank computes the whole list and takes its share.
+    The records of an iteration, a list of count indices, from an endless sequence of shuffled epochs. It
+    depends on the arguments alone: a resumed run restores nothing, and each rank takes its share of it.
     """
     positions = range(iteration * count, (iteration + 1) * count)
     return [epoch_order(n_records, seed, p // n_records)[p % n_records] for p in positions]
 
 
 def render(record, tokenizer, system_prompt, chat_template):
-    """
-    (ids, text) of a record's prompt: through the tokenizer's chat template, or just the system prompt and
-    then the prompt.
-    """
+    """(ids, text) of a prompt, through the chat template or as the system prompt and then the prompt."""
     prompt = record['prompt']
     if chat_template:
-        messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
-        # a record's own system message is more specific than ours
-        if system_prompt and messages[0]['role'] != 'system':
+        messages = as_messages(prompt)
+        if system_prompt and messages[0]['role'] != 'system':  # a record's own is more specific than ours
             messages = [{'role': 'system', 'content': system_prompt}] + messages
         ids = tokenizer.chat(messages)
         return ids, tokenizer.decode(ids, special=True)
@@ -272,9 +238,9 @@ def render(record, tokenizer, system_prompt, chat_template):
 def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None,
                    too_long='error'):
     """
-    (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. A prompt is
-    too long with more than max_prompt_length tokens; then 'error' raises and 'drop' leaves it out. Raises
-    ValueError naming the prompt by its index in records, also for one without tokens.
+    (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. Of a prompt
+    with more than max_prompt_length tokens 'error' raises and 'drop' leaves it out. Raises ValueError with
+    the prompt's index in records, also for one without tokens.
     """
     if too_long not in ('error', 'drop'):
         raise ValueError(f"too_long is {too_long!r}; it must be 'error' or 'drop'")
@@ -286,14 +252,11 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, ma
             raise ValueError(f"prompt {i}: {e}") from None
         if not ids:
             raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
-        over = max_prompt_length is not None and len(ids) > max_prompt_length
-        if over and too_long == 'error':
-            raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
-                             f"{max_prompt_length}: shorten it, raise the limit, or leave such prompts out "
-                             "with too_long='drop'")
-        if not over:
+        if max_prompt_length is None or len(ids) <= max_prompt_length:
             encoded.append({**record, 'ids': list(ids), 'text': text})
+        elif too_long == 'error':
+            raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
+                             f"{max_prompt_length}: raise it, or leave such prompts out with too_long='drop'")
     if not encoded:
-        raise ValueError(f"all {len(records)} prompts are longer than max_prompt_length "
-                         f"{max_prompt_length}: nothing is left")
+        raise ValueError(f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}")
     return encoded, len(records) - len(encoded)

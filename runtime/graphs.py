@@ -1,7 +1,4 @@
-"""
-The decode step, compiled, and on a GPU captured as a CUDA graph. Knows no model: a step is any function of no
-arguments.
-"""
+"""The decode step, any function of no arguments, compiled, and on a GPU captured as a CUDA graph."""
 from collections.abc import Callable
 
 import torch
@@ -9,9 +6,9 @@ import torch
 
 class CompiledStep:
     """
-    A step that goes through torch.compile and, on a GPU, is replayed as a CUDA graph. The step changes its
-    tensors in place and never waits for the device. The tensors stay the same objects as long as shape()
-    returns the same; what else is baked into a captured step is part of shape().
+    A step that goes through torch.compile and, on a GPU, is replayed as a CUDA graph. It changes its tensors
+    in place and never waits for the device. shape() tells of all that is baked into a captured step: the
+    tensors are the same objects as long as it returns the same.
     """
 
     def __init__(self, step: Callable, shape: Callable, device: torch.device):

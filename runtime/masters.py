@@ -1,6 +1,6 @@
 """
-The weights that learn: fp32 masters of a model that computes in another precision, the optimizer that steps
-them, and the reference that follows them.
+The weights that learn: fp32 masters of a model that computes in another precision, their optimizer, and the
+reference that follows them.
 """
 from functools import partial
 
@@ -11,7 +11,7 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def precision_of(setting, device, width):
-    """The dtype that a setting stands for; 'auto' is bf16 where that is faster for a model of this width."""
+    """The dtype of a setting; 'auto' is bf16 where that is faster for a model of this width."""
     if setting != 'auto':
         return DTYPES[setting]
     fast_on_cpu = torch.cpu._is_avx512_bf16_supported() and width >= 512
@@ -21,18 +21,17 @@ def precision_of(setting, device, width):
 def compute_in(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """
     Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32
-    master each, for a small update is lost in a bf16 weight. A gradient is added to its master as soon as
-    backward has made it. Returns {name: master}: what an optimizer steps and a checkpoint keeps, the weights
-    themselves when dtype is fp32; see `copy_masters`.
+    master each, for a small update is lost in a bf16 weight; backward adds gradients to the masters. Returns
+    {name: master}, what an optimizer steps and a checkpoint keeps: in fp32 the weights themselves.
     """
-    masters = {}
+    masters = dict(model.named_parameters())
+    if dtype == torch.float32:
+        return masters
     for name, p in model.named_parameters():
-        masters[name] = p
-        if dtype != torch.float32:
-            if p.requires_grad:
-                masters[name] = nn.Parameter(p.detach().float().clone())
-                p.register_post_accumulate_grad_hook(partial(hand_over_gradient, masters[name]))
-            p.data = p.data.to(dtype)
+        if p.requires_grad:
+            masters[name] = nn.Parameter(p.detach().float().clone())
+            p.register_post_accumulate_grad_hook(partial(hand_over_gradient, masters[name]))
+        p.data = p.data.to(dtype)
     return masters
 
 
@@ -62,9 +61,8 @@ def configure_optimizers(params, weight_decay: float, learning_rate: float,
 def update_reference(mode: str, it: int, reference: list[torch.Tensor], policy: list[torch.Tensor],
                      ema_alpha: float = 0.99, update_freq: int = 500) -> None:
     """
-    The reference's weights after iteration `it`, counted from 1; both are lists of tensors, changed in place.
-    ema: alpha * reference + (1 - alpha) * policy, every time. periodic: the policy's, every update_freq
-    iterations. static: as they were.
+    The reference's weights after iteration `it`, from 1, in place. ema: alpha * reference + (1 - alpha) *
+    policy. periodic: the policy's, every update_freq iterations. static: as they were.
     """
     if mode == 'ema':
         torch._foreach_lerp_(reference, policy, 1 - ema_alpha)

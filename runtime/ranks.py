@@ -1,15 +1,14 @@
 """
-Several processes as one. torchrun starts them; here they join, wait for rank 0 where it works alone, meet
-where each has worked alone, stop when they are told to, and say who is lost.
+Several processes as one. torchrun starts them; they join, wait for rank 0 where it works alone, meet where
+each has worked alone, stop when they are told to, and say who is lost.
 
 A collective waits `timeout` seconds at most for a rank that hangs; one that died is noticed at once. Where
-rank 0 pretrains, evaluates or exports the others wait for days if need be, asleep. When a wait was in vain,
-who still runs checks in with the others, and the message names those who do not.
+rank 0 pretrains, evaluates or exports the others wait as long as it takes, asleep. When a wait was in vain,
+who still runs checks in, and the message names those who do not.
 
 SIGINT or SIGTERM asks to stop, and a second one insists. As long as an iteration has changed nothing (an
 evaluation, rollouts, rewards, and with one process the first backward) it is broken off, for it may last
-minutes and a cluster waits half a minute; else, and where ranks keep step because a model is sharded, it is
-finished first.
+minutes and a cluster waits half a minute; else, and where a sharded model keeps ranks in step, it goes on.
 """
 import datetime
 import itertools
@@ -27,7 +26,7 @@ import torch.distributed as dist
 
 from runtime import console
 
-CHECK_IN = 5.0   # seconds that those who are left have to report, after one of them has lost somebody
+CHECK_IN = 5.0          # seconds that those who are left have to report, after one of them has lost somebody
 turns = itertools.count()
 stop_signals = []       # those that came
 previous_handlers = {}
@@ -35,14 +34,11 @@ may_break = False       # a signal breaks off what goes on
 
 
 class Stopped(BaseException):
-    """
-    A signal has broken off what had changed nothing yet. Not an Exception: who catches those, of a reward for
-    instance, must let it pass.
-    """
+    """A signal has broken off what had changed nothing yet. `except Exception` lets it pass."""
 
 
 def join(backend: str, timeout: float) -> None:
-    """Meet the others, by the environment that torchrun sets. timeout: seconds that a collective may take."""
+    """Meet the others. timeout: seconds that a collective may take."""
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     the_store().set(f'who/{dist.get_rank()}', f"process {os.getpid()} on {socket.gethostname()}")
     sys.excepthook = partial(say_who_is_lost, sys.excepthook)
@@ -55,18 +51,19 @@ def the_store():
 
 def wait_for_rank_0() -> None:
     """Until rank 0 comes here too, however long that takes. It does not wait for the others."""
-    if dist.is_initialized():
-        turn = f'turn/{next(turns)}'
-        if dist.get_rank() == 0:
-            the_store().set(turn, '')
-        else:
-            try:
-                while not the_store().check([turn]):  # not in the store's own wait, which hears no signal
-                    if the_store().check(['failed']):
-                        raise RuntimeError("rank 0 has failed; its message says how")
-                    time.sleep(0.05)
-            except dist.DistNetworkError:  # rank 0 kept the store, where torchrun does not
-                raise RuntimeError("rank 0 has failed; its message, if it left one, says how") from None
+    if not joined():
+        return
+    turn = f'turn/{next(turns)}'
+    if is_first():
+        the_store().set(turn, '')
+        return
+    try:
+        while not the_store().check([turn]):  # not in the store's own wait, which hears no signal
+            if the_store().check(['failed']):
+                raise RuntimeError("rank 0 has failed; its message says how")
+            time.sleep(0.05)
+    except dist.DistNetworkError:  # rank 0 kept the store, where torchrun does not
+        raise RuntimeError("rank 0 has failed; its message, if it left one, says how") from None
 
 
 def listen() -> None:
@@ -87,10 +84,7 @@ def asked_to_stop(number, frame):
 
 @contextmanager
 def breakable(really: bool = True):
-    """
-    As long as the context lasts nothing is changed that counts, so that a signal breaks it off, raising
-    Stopped. really: whether it is so.
-    """
+    """A context in which nothing that counts changes, if `really`: a signal breaks it off with Stopped."""
     global may_break
     if really and stop_signals:
         raise Stopped
@@ -104,8 +98,8 @@ def breakable(really: bool = True):
 @contextmanager
 def together(device, really: bool = True):
     """
-    What every rank does by itself, breakable; at the end they meet, and who was quicker waits. Where one has
-    lost its scorer (ConnectionError) or was told to stop (Stopped), all raise that.
+    What every rank does by itself, breakable; at the end they meet. Where one has lost its scorer
+    (ConnectionError) or was told to stop (Stopped), all raise that.
     """
     failure = None
     try:
@@ -124,11 +118,9 @@ def together(device, really: bool = True):
 
 
 def say_who_is_lost(say_what, kind, error, trace):
-    """
-    The last act of a rank that an error ends. When it came out of a collective, it is another's fault: whose?
-    """
+    """The last act of a rank that an error ends; one out of a collective is another rank's fault: whose?"""
     say_what(kind, error, trace)
-    if dist.get_rank() == 0:
+    if is_first():
         with suppress(RuntimeError):  # who kept the store may be gone
             the_store().set('failed', '')
     of_torch = os.path.dirname(dist.__file__)
@@ -165,25 +157,30 @@ def leave() -> None:
     os._exit(0)  # gloo's threads sometimes abort an ordinary exit (pytorch issue 190489)
 
 
+def joined():
+    """Whether this process is one of several that have met."""
+    return dist.is_initialized()
+
+
+def is_first():
+    """Whether this process is rank 0, or alone."""
+    return not joined() or dist.get_rank() == 0
+
+
 def all_reduce(tensor, op='sum'):
     """The sum, or the maximum, over all ranks, in place; with one process nothing happens."""
-    if dist.is_initialized():
+    if joined():
         dist.all_reduce(tensor, dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
     return tensor
 
 
 def gather(tensor):
     """The tensors of all ranks, one behind the other along the first axis."""
-    if not dist.is_initialized():
+    if not joined():
         return tensor
     everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, tensor)
     return torch.cat(everyone)
-
-
-def is_first():
-    """Whether this process is rank 0, or alone."""
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def once(make):
@@ -194,11 +191,6 @@ def once(make):
     wait_for_rank_0()
 
 
-def joined():
-    """Whether this process is one of several that have met."""
-    return dist.is_initialized()
-
-
 def any_of(device, *flags):
     """For each flag whether it is set on any rank: all of them go the same way."""
     summed = all_reduce(torch.tensor([bool(flag) for flag in flags], dtype=torch.float, device=device), 'max')
@@ -207,12 +199,12 @@ def any_of(device, *flags):
 
 def mean(value):
     """The mean over all ranks of a number each has, a tensor without axes, as a float."""
-    return all_reduce(value).item() / (dist.get_world_size() if dist.is_initialized() else 1)
+    return all_reduce(value).item() / (dist.get_world_size() if joined() else 1)
 
 
 def from_first(value):
     """What rank 0 has for a value, on all ranks."""
     values = [value]
-    if dist.is_initialized():
+    if joined():
         dist.broadcast_object_list(values)
     return values[0]

@@ -14,8 +14,7 @@ import pytest
 from data.arithmetic import prepare as arithmetic
 from data.arithmetic.prepare import sums
 from data.gsm8k import prepare as gsm8k
-from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts, write_jsonl
-from data.reasoning_gym.prepare import main as reasoning_gym_main
+from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts, write_splits
 from data.reasoning_gym.prepare import make_problems
 from rewards import score
 
@@ -104,10 +103,10 @@ def test_column_mapping(file):
         ('a.json', '{"prompts": "one"}', ('the prompts are str, they must be a list',)),
         ('a.json', '"one"', ('the prompts are str',)),
         ('a.json', '{"prompts": []}', ('a.json holds no prompts',)),
-        ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty, a list without messages',)),
+        ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty: []',)),
         ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the chat message', "'role' and 'content'")),
         ('a.jsonl', '{"prompt": [{"role": "assistant", "content": "Hi"}]}\n', ("last chat message is the assistant's",)),
-        ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ('the prompt is empty, its last message says nothing',)),
+        ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ("the prompt is empty: [{'role': 'user', 'content': ' '}]",)),
         ('a.txt', ' \n\n', ('a.txt is empty',)),
         ('a.jsonl', '', ('a.jsonl is empty',)),
         ('a.txt', b'one\n\xff\xfe', ('a.txt is not UTF-8 text (byte 4)',)),
@@ -123,11 +122,10 @@ def test_folders(tmp_path, monkeypatch):
     ours = tmp_path / 'data'
     for name in ('arithmetic', 'stdlib_char'):
         (ours / name).mkdir(parents=True)
-        (ours / name / 'prepare.py').write_text('write_jsonl()' if name == 'arithmetic' else 'write_corpus()')
+        (ours / name / 'prepare.py').write_text('write_splits()' if name == 'arithmetic' else 'write_corpus()')
     (ours / 'stdlib_char' / 'train.bin').touch()
     monkeypatch.setattr(data.prompts, 'FOLDER', str(ours))
-    for split in ('train', 'val'):
-        write_jsonl(str(ours / 'arithmetic' / f'{split}.jsonl'), [{'prompt': split}])
+    write_splits(ours / 'arithmetic' / 'prepare.py', train=[{'prompt': 'train'}], val=[{'prompt': 'val'}])
     assert load_prompts('arithmetic') == load_prompts(str(ours / 'arithmetic/')) == [{'prompt': 'train'}]
     assert load_prompts('arithmetic', split='val') == [{'prompt': 'val'}]
     with says('data/stdlib_char is a corpus of text'):
@@ -169,10 +167,10 @@ def test_hugging_face(monkeypatch, tmp_path):
         load_prompts('no/network')
     with says('splits train and none of val, validation'):
         load_prompts('only/train', mapping, 'val')
-    with says("split 'train[:0]' is empty"):
+    with says("openai/gsm8k holds no prompts"):
         load_prompts('openai/gsm8k', mapping, 'train[:0]')
     (tmp_path / 'openai' / 'gsm8k').mkdir(parents=True)  # a local path wins
-    write_jsonl(str(tmp_path / 'openai' / 'gsm8k' / 'train.jsonl'), [{'prompt': 'mine'}])
+    write_splits(tmp_path / 'openai' / 'gsm8k' / 'prepare.py', train=[{'prompt': 'mine'}])
     assert load_prompts('openai/gsm8k') == [{'prompt': 'mine'}]
     monkeypatch.setitem(sys.modules, 'datasets', None)
     with says("'owner/name' is no file here", 'pip install datasets'):
@@ -333,14 +331,14 @@ def test_a_folder_is_prepared_on_first_use(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(arithmetic, '__file__', str(tmp_path / 'arithmetic' / 'prepare.py'))
     assert len(load_prompts('arithmetic', split='val')) == 1000 and len(load_prompts('arithmetic')) == 9000
     assert capsys.readouterr().out.count('preparing data/arithmetic, once') == 1
-    with says("wrote no test.jsonl: the folder has no prompts of split 'test'"):
+    with says("wrote no test.jsonl"):
         load_prompts('arithmetic', split='test')
 
 
 def test_gsm8k(tmp_path, monkeypatch):
     original, ours = tmp_path / 'original', tmp_path / 'ours'
     original.mkdir(), ours.mkdir()
-    monkeypatch.setattr(gsm8k, 'FOLDER', str(ours))
+    monkeypatch.setattr(gsm8k, '__file__', str(ours / 'prepare.py'))
     for name in ('train', 'test'):
         (original / f'{name}.jsonl').write_text(json.dumps({'question': f'{name}: 6*7?', 'answer': '6*7=<<6*7=42>>42\n#### 42'}) + '\n')
     gsm8k.main(str(original))
@@ -370,12 +368,18 @@ def test_gsm8k_without_a_network(tmp_path):
     assert os.listdir(folder) == ['prepare.py']
 
 
+@pytest.mark.parametrize('name', ['reasoning_gym', 'pyfunc'])
+def test_generated_sets_need_a_problem_each(tmp_path, name):
+    for key in ('n', 'n_val'):
+        done, folder = script(name, tmp_path / key, f'--{key}=0')
+        assert done.returncode == 1 and done.stderr == f'error: --{key}=0: {key} is 0; it must be at least 1\n'
+        assert os.listdir(folder) == ['prepare.py']
+
+
 def test_reasoning_gym_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
     with says('pip install reasoning-gym'):
         make_problems('chain_sum', 20, 5, 0, {})
-    with says('n is 0 and n_val 500: both must be at least 1'):
-        reasoning_gym_main(n=0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec('reasoning_gym') is None, reason='reasoning-gym is not installed')

@@ -1,66 +1,46 @@
 """
 GSM8K (Cobbe et al. 2021, arXiv 2110.14168, MIT): 7,473 school problems to train on and 1,319 held out.
-`python data/gsm8k/prepare.py` downloads the original files; `python data/gsm8k/prepare.py --path=DIR` takes
-DIR/train.jsonl and DIR/test.jsonl instead. Writes train.jsonl and val.jsonl with the fields prompt and
-answer, where answer is the whole worked solution that ends in `#### 42`: the reward number_answer reads it as
-it is.
+`python data/gsm8k/prepare.py` downloads the original files; `--path=DIR` takes DIR/train.jsonl and
+DIR/test.jsonl instead. Writes train.jsonl and val.jsonl with the fields prompt and answer, where answer is
+the whole worked solution that ends in `#### 42`: the reward number_answer reads it as it is.
 """
-import http.client
 import os
 import sys
-import urllib.request
 
 if __name__ == '__main__':
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from data.prompts import load_prompts, write_jsonl
+    sys.path.insert(0, os.path.abspath(f'{__file__}/../../..'))
+from data.prompts import load_prompts, write_splits
+from data.text import download
 from runtime.config import configure
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-# they are downloaded from here
 ORIGINAL = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
+OTHERWISE = 'get the files elsewhere and run `python data/gsm8k/prepare.py --path=THEIR_FOLDER`'
 
 
-def download(name):
-    """The path of an original file, fetched once. Raises FileNotFoundError when that fails."""
-    path = os.path.join(FOLDER, 'original', name)
-    if not os.path.isfile(path):
-        try:
-            with urllib.request.urlopen(f'{ORIGINAL}/{name}', timeout=20) as reply:
-                data = reply.read()
-        except (OSError, http.client.HTTPException) as e:
-            raise FileNotFoundError(f"could not download {ORIGINAL}/{name} ({e}): get train.jsonl "
-                                    "and test.jsonl elsewhere and run `python "
-                                    "data/gsm8k/prepare.py --path=THEIR_FOLDER`") from None
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path + '.tmp', 'wb') as f:
-            f.write(data)
-        os.replace(path + '.tmp', path)
-    return path
+def read_original(file):
+    """The records of one of GSM8K's own files. Raises ValueError, FileNotFoundError."""
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"there is no {file}: --path names a folder with train.jsonl and test.jsonl")
+    records = load_prompts(file, {'question': 'prompt'})
+    for i, record in enumerate(records, 1):
+        if '####' not in str(record.get('answer')):
+            raise ValueError(f"{file}, problem {i}: the answer {record.get('answer')!r} has no line "
+                             "`#### number`; is it GSM8K's original?")
+    return [{'prompt': record['prompt'], 'answer': record['answer']} for record in records]
 
 
 def main(path=None):
-    """
-    path: a folder with the original train.jsonl and test.jsonl; None downloads them. Raises ValueError,
-    FileNotFoundError.
-    """
-    if path is not None and os.path.realpath(path) == os.path.realpath(FOLDER):
-        raise ValueError(f"--path={path} is where the result goes: put the original files into another "
-                         "folder")
-    converted = {}
-    # train last: it says that the rest is there
-    for theirs, ours in (('test.jsonl', 'val.jsonl'), ('train.jsonl', 'train.jsonl')):
-        file = download(theirs) if path is None else os.path.join(path, theirs)
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"there is no {file}: --path must name a folder with GSM8K's original "
-                                    "train.jsonl and test.jsonl")
-        records = load_prompts(file, {'question': 'prompt'})
-        for i, record in enumerate(records):
-            if '####' not in str(record.get('answer')):
-                raise ValueError(f"{file}, problem {i + 1}: the answer {record.get('answer')!r} has no line "
-                                 "`#### number`; are these GSM8K's original files?")
-        converted[ours] = [{'prompt': record['prompt'], 'answer': record['answer']} for record in records]
-    for name, records in converted.items():
-        write_jsonl(os.path.join(FOLDER, name), records)
+    """path: a folder with the original train.jsonl and test.jsonl; None downloads them."""
+    if path is not None and os.path.realpath(path) == os.path.dirname(os.path.realpath(__file__)):
+        raise ValueError(f"--path={path} is where the result goes: put the original files elsewhere")
+    splits = {}
+    for split, name in (('val', 'test.jsonl'), ('train', 'train.jsonl')):
+        if path is None:
+            file = download(f'{ORIGINAL}/{name}', f'gsm8k/original/{name}', OTHERWISE)
+        else:
+            file = os.path.join(path, name)
+        splits[split] = read_original(file)
+    write_splits(__file__, **splits)  # train last: it says that the rest is there
 
 
 if __name__ == '__main__':

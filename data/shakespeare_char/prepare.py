@@ -4,31 +4,20 @@ data/shakespeare_char/prepare.py FILE` takes FILE instead.
 """
 import os
 import sys
-import urllib.request
 
 if __name__ == '__main__':
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from data.text import read_text_file, split_text, write_corpus
+    sys.path.insert(0, os.path.abspath(f'{__file__}/../../..'))
+from data.text import download, read_text_file, split_text, write_corpus
 
 URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 
 
 def main(path=None):
-    folder = os.path.dirname(os.path.abspath(__file__))
     if path is None:
-        path = os.path.join(folder, 'input.txt')
-        if not os.path.isfile(path):
-            try:
-                with urllib.request.urlopen(URL, timeout=20) as reply:
-                    text = reply.read()
-            except OSError as e:
-                raise FileNotFoundError(f"could not download {URL} ({e}): get the text elsewhere "
-                                        "and run `python data/shakespeare_char/prepare.py FILE`, "
-                                        "or use --dataset=FILE") from None
-            with open(path, 'wb') as f:
-                f.write(text)
+        path = download(URL, 'shakespeare_char/input.txt', "get it elsewhere and run `python "
+                        "data/shakespeare_char/prepare.py FILE`, or use --dataset=FILE")
     text = read_text_file(path)
-    write_corpus(folder, *split_text(text), sorted(set(text)))
+    write_corpus(__file__, sorted(set(text)), *split_text(text))
 
 
 if __name__ == '__main__':

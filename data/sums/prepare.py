@@ -8,19 +8,22 @@ import random
 import sys
 
 if __name__ == '__main__':
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
-from data.prompts import write_jsonl
+    sys.path.insert(0, os.path.abspath(f'{__file__}/../../..'))
+from data.prompts import write_splits
 
 
 def main():
-    folder = os.path.dirname(os.path.abspath(__file__))
     pairs = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     random.Random(0).shuffle(pairs)
-    records = [{'prompt': f'What is {x} + {y}? Reply with just the number.', 'answer': str(x + y)} for a,
-               b in pairs for x, y in sorted({(a, b), (b, a)})]
-    for name, part in (('val', records[:500]), ('train', records[500:])):
+    records = []
+    for a, b in pairs:
+        for x, y in sorted({(a, b), (b, a)}):
+            prompt = f'What is {x} + {y}? Reply with just the number.'
+            records.append({'prompt': prompt, 'answer': str(x + y)})
+    val, train = records[:500], records[500:]
+    for part in (val, train):
         random.Random(1).shuffle(part)
-        write_jsonl(os.path.join(folder, f'{name}.jsonl'), part)
+    write_splits(__file__, val=val, train=train)
 
 
 if __name__ == '__main__':
