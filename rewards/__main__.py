@@ -26,18 +26,9 @@ def main(arguments):
         except (RuntimeError, ValueError) as e:
             print(f"{name:24} cannot be computed: {e}" if name in REWARDS else e)
             continue
-        print(f"{name:24} {describe(REWARDS[name], value, fields)}")
-
-
-def describe(reward, value, fields):
-    """A score, or why there is none, and whether the reward is hackable."""
-    if value is not None:
-        verdict = f"{value:.4f}"
-    elif missing := [need for need in reward.needs if need not in fields]:
-        verdict = f"not applicable (needs {' and '.join(missing)})"
-    else:
-        verdict = f"not applicable (it can do nothing with the {' and '.join(reward.needs) or 'record'})"
-    return verdict + ('  hackable' if reward.hackable else '')
+        reward = REWARDS[name]
+        verdict = f"not applicable: {reward.why_none(fields)}" if value is None else f"{value:.4f}"
+        print(f"{name:24} {verdict}{'  hackable' if reward.hackable else ''}")
 
 
 if __name__ == '__main__':

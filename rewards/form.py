@@ -1,4 +1,4 @@
-"""The form of a text: tags, JSON, XML, length. All of it can be had without a good answer."""
+"""The form of a text: tags, JSON, XML, length."""
 import json
 import re
 from xml.parsers import expat
@@ -6,7 +6,7 @@ from xml.parsers import expat
 from rewards.reward import reward
 
 
-@reward('format_tag', hackable=True)
+@reward(hackable=True)
 def format_tag(text, *, tags=('think', 'answer')):
     """1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0."""
     tags = (tags,) if isinstance(tags, str) else tags
@@ -26,21 +26,19 @@ def format_tag(text, *, tags=('think', 'answer')):
 
 
 def unfenced(text, language):
-    """The content of the one fenced block (```json or bare ```), or without exactly one the text."""
+    """The content of the text's only fenced block (```json or bare ```); the text, unless it has just one."""
     fence = rf'^```[ \t]*(?:{language})?[ \t]*\n(.*?)^```[ \t]*$'
     blocks = re.findall(fence, text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
     return blocks[0] if len(blocks) == 1 and text.count('```') == 2 else text
 
 
-def refuse(first, *rest):
-    raise ValueError(f"refused: {first!r}")
+def refuse(*seen):
+    raise ValueError(seen)
 
 
-@reward('format_json', hackable=True)
+@reward(hackable=True)
 def format_json(text, *, keys=None):
-    """
-    1 for a JSON object or array, perhaps in the one fenced block; with keys, for an object that has them.
-    """
+    """1 for a JSON object or array, perhaps in a fenced block; with keys, for an object that has them."""
     if isinstance(keys, str):
         raise ValueError(f"keys is {keys!r}: it must be a list of names")
     try:
@@ -52,9 +50,9 @@ def format_json(text, *, keys=None):
     return float(isinstance(value, dict) and set(keys) <= set(value))
 
 
-@reward('format_xml', hackable=True)
+@reward(hackable=True)
 def format_xml(text):
-    """1 for well-formed XML, perhaps in the one fenced block; 0 for any DTD, where XML bombs hide."""
+    """1 for well-formed XML, perhaps in a fenced block; 0 for any DTD, where XML bombs hide."""
     parser = expat.ParserCreate(encoding='utf-8')
     parser.StartDoctypeDeclHandler = refuse
     try:
@@ -64,7 +62,7 @@ def format_xml(text):
     return 1.0
 
 
-@reward('length', hackable=True)
+@reward(hackable=True)
 def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
     """
     1 with min_length to max_length words, falling to 0 over `ramp` words outside (0: at once); or, with
@@ -77,6 +75,6 @@ def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
         return max(0.0, 1 - abs(words - target_length) / target_length)
     if not 0 <= min_length <= max_length or ramp < 0:
         seen = f"min_length is {min_length}, max_length {max_length} and ramp {ramp}"
-        raise ValueError(f"{seen}: it must be 0 <= min_length <= max_length, and ramp at least 0")
+        raise ValueError(f"{seen}: it takes 0 <= min_length <= max_length and 0 <= ramp")
     outside = max(min_length - words, words - max_length, 0)
     return max(0.0, 1 - outside / ramp) if ramp else float(outside == 0)

@@ -1,5 +1,4 @@
-"""Whether a text does what the prompt asks for."""
-import functools
+"""Does a text do what the prompt asks for?"""
 import re
 
 from rewards.form import format_json
@@ -58,41 +57,36 @@ def meets_count(how, n, unit, text):
     return count == n
 
 
-def meets_quoted(check, quoted, text):
-    return check(text.lower(), quoted)
-
-
-def demands_in(prompt):
-    """The checkable demands of a prompt, as functions from a text to bool."""
-    demands = []
+def demands_met(prompt, text):
+    """Of each checkable demand of a prompt: does the text meet it?"""
+    met = []
     for how, count, unit in COUNTED.findall(prompt):
         n = int(count) if count.isdigit() else NUMBER_WORDS.index(count.lower())
-        demands.append(functools.partial(meets_count, how.lower(), n, unit.lower()))
-    demands += [check for pattern, check in SIMPLE.items() if re.search(pattern, prompt, re.IGNORECASE)]
+        met.append(meets_count(how.lower(), n, unit.lower(), text))
+    met += [check(text) for pattern, check in SIMPLE.items() if re.search(pattern, prompt, re.IGNORECASE)]
     for pattern, check in QUOTING.items():
         for quoted in re.findall(pattern + QUOTED, prompt, re.IGNORECASE):
-            demands.append(functools.partial(meets_quoted, check, quoted.lower()))
-    return demands
+            met.append(check(text.lower(), quoted.lower()))
+    return met
 
 
-@reward('instruction_following', needs=('prompt',), hackable=True)
-def instruction_following(text, *, prompt=None):
+@reward(hackable=True)
+def instruction_following(text, *, prompt):
     """The share of the prompt's checkable demands that the text meets, after IFEval (arXiv 2311.07911)."""
-    demands = demands_in(plain_text(prompt))
-    if not demands:
+    met = demands_met(plain_text(prompt), text)
+    if not met:
         return None
-    return sum(met(text) for met in demands) / len(demands) if text.strip() else 0.0
+    return sum(met) / len(met) if text.strip() else 0.0
 
 
-@reward('helpfulness', needs=('prompt',), hackable=True, batched=True)
+@reward(hackable=True, batched=True)
 def helpfulness(texts, *, prompt, scorer=None):
     """Twice the relevance to the prompt, 1 at most, 0 for a refusal; or the sigmoid of a scorer's reward."""
     prompts = list(map(plain_text, prompt))
     if scorer is not None:
         return [sigmoid(value) for value in scored(scorer, prompts, texts, column=0)]
-    values = []
-    for text, closeness in zip(texts, map(on_subject, texts, prompts), strict=True):
-        if closeness is not None:
-            closeness = 0.0 if REFUSING.search(text) else min(1.0, 2 * closeness)
-        values.append(closeness)
+    values = list(map(on_subject, texts, prompts))
+    for i, text in enumerate(texts):
+        if values[i] is not None:
+            values[i] = 0.0 if REFUSING.search(text) else min(1.0, 2 * values[i])
     return values

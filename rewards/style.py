@@ -1,27 +1,23 @@
-"""
-How a text reads, on its surface, which is what a policy learns from one of these alone. Silence scores 0.
-"""
+"""How a text reads, on its surface, which is all that a policy learns from these alone. Silence scores 0."""
 import functools
 import math
 import re
 
 from rewards.facts import is_right
-from rewards.harm import mild
+from rewards.harm import ABUSE, free_of
 from rewards.models import embeddings_of
 from rewards.parsing import plain_text
-from rewards.reward import reward
+from rewards.reward import optional, reward
 from rewards.words import content_words, cues_in, repeated, sentences, words
 
 
 def stays_on_subject(a, b):
-    """
-    Do two sentences share 5 to 60 % of their content words: the same subject, but not the same statement?
-    """
+    """Do two sentences share 5 to 60 % of their content words: one subject, but not one statement?"""
     x, y = set(content_words(a)), set(content_words(b))
     return 0.05 <= len(x & y) / max(1, len(x | y)) <= 0.6
 
 
-@reward('coherence', hackable=True, batched=True)
+@reward(hackable=True, batched=True)
 def coherence(texts, *, model=None, device='cpu'):
     """
     The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder;
@@ -41,17 +37,12 @@ def coherence(texts, *, model=None, device='cpu'):
     return values
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def grammar():
-    try:
-        from harper import Linter
-    except ImportError:
-        # in a training run the start model can judge instead
-        raise ImportError("checking grammar needs the package: pip install harper-py") from None
-    return Linter()
+    return optional('harper', "checking grammar needs the package: pip install harper-py").Linter()
 
 
-@reward('fluency', hackable=True, cheap=False, batched=True)
+@reward(hackable=True, cheap=False, batched=True)
 def fluency(texts, *, by=None, start_log_probs=None):
     """
     By 'model', the default where there is one: exp of the mean log-prob per character (plain English about
@@ -88,11 +79,9 @@ def syllables(word):
     return max(1, len(re.findall('[aeiouy]+', word)) - bool(SILENT_E.search(word)))
 
 
-@reward('readability', hackable=True)
+@reward(hackable=True)
 def readability(text, *, min_words=20):
-    """
-    Flesch's reading ease (1948) over 100, times 1 - the share of repeated word triples; 0 under min_words.
-    """
+    """Flesch's reading ease (1948) / 100, times 1 - the share of repeated word triples; 0 under min_words."""
     spoken = words(text)
     n = len(spoken)
     if n < max(1, min_words):
@@ -104,11 +93,11 @@ def readability(text, *, min_words=20):
 EXAMPLES = ('for example', 'for instance', 'imagine', 'suppose', 'picture this')
 
 
-@reward('engagement', hackable=True)
+@reward(hackable=True)
 def engagement(text):
     """
-    A quarter each for a question, an address, an example, and sentences of different length; 0 under 15
-    words, and where more than half of the words are repeated.
+    A quarter each for a question, an address, an example, and sentences of different length; 0 under 15 words
+    and where more than half are repeated.
     """
     spoken, lengths = words(text), [len(words(s)) for s in sentences(text)]
     if len(spoken) < 15 or len(set(spoken)) < len(spoken) / 2:
@@ -118,12 +107,9 @@ def engagement(text):
     return (asks + addresses + bool(cues_in(text, EXAMPLES)) + varies) / 4
 
 
-@reward('brevity', hackable=True)
+@reward(hackable=True)
 def brevity(text, *, reference=None, full=100, none=300):
-    """
-    1 up to `full` words, falling to 0 at `none`; 0 without words, and for an answer that is not the
-    reference.
-    """
+    """1 up to `full` words, falling to 0 at `none`; 0 without words, or for an answer not the reference."""
     if not 0 < full < none:
         raise ValueError(f"full is {full} and none {none}: they must be 0 < full < none")
     n = len(words(text))
@@ -136,7 +122,7 @@ POLITE = ("please,thank you,thanks,you are welcome,you're welcome,sorry,apologie
           "could you,would you,i would be happy,i'd be happy,happy to help,i appreciate").split(',')
 
 
-@reward('politeness', hackable=True)
+@reward(hackable=True)
 def politeness(text):
-    """Half for each of two different polite phrases, one for every 8 words at most, times mild(text)."""
-    return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * mild(text)
+    """Half for each of two different polite phrases, one for every 8 words at most, if there is no abuse."""
+    return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * free_of(ABUSE, text)

@@ -212,7 +212,7 @@ def test_a_function_gets_the_fields_that_it_takes():
 
 
 def test_a_function_whose_arguments_do_not_fit_is_refused_early():
-    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, "takes 'prompt' first"),
+    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, r"takes \(prompt, text\): its first"),
                               (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
         with pytest.raises(ValueError, match=message):
             resolve_rewards([function])
@@ -266,11 +266,11 @@ def test_check_fields():
     gaps = check_fields(resolved, RECORDS + [{'prompt': '3+3='}, {'prompt': '3+3=', 'answer': 'six'}])  # length judges them alone
     assert list(gaps) == ['number_answer'] and list(gaps['number_answer']) == [2, 3]
     assert str(gaps['number_answer'][2]) == ("reward 'number_answer' does not apply to prompt 2 ('3+3='): "
-                                             "it needs the field 'answer' (or 'reference'), and there are: prompt")
+                                             "it needs reference, and the record has: prompt")
     with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):  # nothing would judge this one
         check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
     # a reward that would judge nothing
-    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):
+    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs reference, and the record has"):
         check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
     with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised"):
         assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
