@@ -28,7 +28,7 @@ def code_of(text):
 
 
 def parse(text):
-    """(code, tree) of a text; no tree for what is no program: one defines something, or assigns and calls."""
+    """(code, tree) of a text; no tree unless it is a program: it defines something, or assigns and calls."""
     code = code_of(text)
     try:
         if len(code) > LONGEST_CODE:
@@ -111,7 +111,7 @@ def code_quality(text):
 # ---- completeness
 
 def does_something(function):
-    """Does it return a value, yield, call, raise (NotImplementedError aside) or change what outlives it?"""
+    """Does it return a value, yield, call, raise (not NotImplementedError) or change what outlives it?"""
     for node in ast.walk(function):
         match node:
             case ast.Raise():
@@ -126,7 +126,7 @@ def does_something(function):
 
 
 def resolved(tree):
-    """For each name that is read: is it bound anywhere in the code, or built in?"""
+    """For each name that is read: is it bound anywhere, or built in?"""
     bound = names_imported(tree) | names_in(tree, (ast.Store, ast.Del)) | {*dir(builtins), '__file__'}
     for node in ast.walk(tree):
         match node:
@@ -152,7 +152,7 @@ def code_completeness(text):
 @reward(cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
     """1 when the module runs to its end in the sandbox, see sandbox.run."""
-    check_sandbox(sandbox)  # even where no text is a program, so that a run that cannot do this stops at once
+    check_sandbox(sandbox)  # even where no text is a program: a run that cannot do this stops at once
 
     def runs(program):
         code, tree = program
@@ -164,8 +164,8 @@ def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
 @reward(batched=True)
 def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
     """
-    The share of the record's tests that the code passes in the sandbox, see sandbox.grade_many. Keep them out
-    of the prompt: what is shown can be written down as the answer.
+    The share of the record's tests that the code passes, see sandbox.grade_many. Keep them out of the prompt:
+    what is shown can be written down as the answer.
     """
     check_sandbox(sandbox)
     for asserts in tests:

@@ -29,7 +29,7 @@ def states(sentence, fact):
 
 
 def is_right(text, reference):
-    """Is the reference the text's answer: a number its final one, all else in a sentence that is no list?"""
+    """Is the reference the answer: a number the text's final one, all else in a sentence that is no list?"""
     number = final_number(reference) if '####' in reference else number_alone(reference)
     if number is not None:
         return final_number(text) == number
@@ -63,9 +63,8 @@ def honesty(text, *, reference):
     reference = plain_text(reference)
     if not words(reference):
         return None
-    if is_right(text, reference):
-        return 1.0
-    return UNSURE * bool(ABSTAINING.search(text) or HEDGED.search(text))
+    humble = ABSTAINING.search(text) or HEDGED.search(text)
+    return 1.0 if is_right(text, reference) else UNSURE * bool(humble)
 
 
 # ---- fields of knowledge
@@ -84,13 +83,8 @@ FINANCIAL_MYTHS = any_of(
 
 
 def facts_stated(text, reference, myths):
-    """
-    F1 of the share of facts (a list, or one per sentence) that are stated, and of the text's sentences that
-    state one; 0 with one of the myths.
-    """
-    items = reference if isinstance(reference, (list, tuple)) else [plain_text(reference)]
-    facts = [fact for item in items for fact in sentences(str(item))]
-    claims = sentences(text)
+    """F1 of the shares of the reference's sentences stated and of the text's stating one; 0 with a myth."""
+    facts, claims = sentences(plain_text(reference)), sentences(text)
     if not facts:
         return None
     if not claims or myths.search(text):
@@ -114,7 +108,7 @@ def legal_compliance(text, *, reference):
 
 @reward()
 def financial_accuracy(text, *, reference):
-    """As facts_stated has it, times the share of true equations."""
+    """See facts_stated, times the share of true equations."""
     agreement, steps = facts_stated(text, reference, FINANCIAL_MYTHS), equations_in(text)
     if agreement is None or not steps:
         return agreement

@@ -13,20 +13,14 @@ def format_tag(text, *, tags=('think', 'answer')):
     named = tags and all(re.fullmatch(r'[A-Za-z_][\w-]*', tag) for tag in tags)
     if not named or len(set(tags)) < len(tags):
         raise ValueError(f"tags is {tags!r}: it must be different names like 'think'")
-    rest = text.strip()
-    for tag in tags:
-        opening, closing = f'<{tag}>', f'</{tag}>'
-        if text.count(opening) != 1 or text.count(closing) != 1 or not rest.startswith(opening):
-            return 0.0
-        inside, _, rest = rest[len(opening):].partition(closing)
-        rest = rest.lstrip()
-        if not inside.strip():
-            return 0.0
-    return float(not rest)
+    marks = '|'.join(f'</?{tag}>' for tag in tags)
+    parts = [rf'<{tag}>((?:(?!{marks}).)*)</{tag}>' for tag in tags]
+    match = re.fullmatch(r'\s*'.join(parts), text.strip(), re.DOTALL)
+    return float(match is not None and all(inside.strip() for inside in match.groups()))
 
 
 def unfenced(text, language):
-    """The content of the text's only fenced block (```json or bare ```); the text, unless it has just one."""
+    """The content of the only fenced block (```json or bare ```), or all of a text with none or several."""
     fence = rf'^```[ \t]*(?:{language})?[ \t]*\n(.*?)^```[ \t]*$'
     blocks = re.findall(fence, text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
     return blocks[0] if len(blocks) == 1 and text.count('```') == 2 else text
@@ -65,8 +59,8 @@ def format_xml(text):
 @reward(hackable=True)
 def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
     """
-    1 with min_length to max_length words, falling to 0 over `ramp` words outside (0: at once); or, with
-    target_length, 1 at that many words, falling to 0 at none and at twice as many.
+    1 with min_length to max_length words, falling to 0 over `ramp` words outside; or 1 at target_length
+    words, falling to 0 at none and at twice as many.
     """
     words = len(text.split())
     if target_length is not None:
@@ -74,7 +68,7 @@ def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
             raise ValueError(f"target_length is {target_length}: it must be at least 1")
         return max(0.0, 1 - abs(words - target_length) / target_length)
     if not 0 <= min_length <= max_length or ramp < 0:
-        seen = f"min_length is {min_length}, max_length {max_length} and ramp {ramp}"
+        seen = f"min_length is {min_length}, max_length {max_length}, ramp {ramp}"
         raise ValueError(f"{seen}: it takes 0 <= min_length <= max_length and 0 <= ramp")
     outside = max(min_length - words, words - max_length, 0)
     return max(0.0, 1 - outside / ramp) if ramp else float(outside == 0)

@@ -28,10 +28,10 @@ def stated_answer(text):
 
 
 def equal_in_latex(wanted, got):
-    """Do two LaTeX expressions mean the same? math-verify also parses plain ones, but by evaluating them."""
+    """Do they mean the same? Read as LaTeX alone, for math-verify evaluates what is plain."""
     need = "to compare expressions takes the package: pip install math-verify"
     math_verify = optional('math_verify', f"the reference {shorten(wanted)} is no number; {need}")
-    # its time limit is an alarm, which works in the main thread alone and elsewhere fails silently
+    # its time limit is an alarm, which fails silently outside of the main thread
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     options = {'extraction_mode': 'first_match', 'parsing_timeout': limit}
     latex = [math_verify.LatexExtractionConfig()]

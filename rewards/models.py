@@ -24,7 +24,7 @@ def load(kind, path, device):
 
 
 def batches(tokenizer, model, texts):
-    """The texts, or pairs, as padded inputs; long ones are cut."""
+    """Texts, or pairs, as padded inputs; long ones are cut."""
     longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     options = {'padding': True, 'truncation': True, 'max_length': longest, 'return_tensors': 'pt'}
     for start in range(0, len(texts), BATCH):
@@ -68,10 +68,7 @@ def sigmoid(x):
 
 @torch.inference_mode()
 def states_of(model, device, texts, layer=None):
-    """
-    {text: (T, D) hidden states} by a function, or by a folder's encoder (fp32, on the CPU, by default of the
-    last layer).
-    """
+    """{text: (T, D) hidden states} by a function, or by an encoder, its last layer's by default."""
     if model is None:
         raise ValueError("it needs a model: give params {'model': a local folder with an encoder}")
     texts = [text for text in dict.fromkeys(texts) if text.strip()]
@@ -88,7 +85,7 @@ def states_of(model, device, texts, layer=None):
 
 
 def embeddings_of(model, device, texts):
-    """{text: (D,)}, the means of the last hidden states, of length 1."""
+    """{text: (D,) the mean of its hidden states, of length 1}"""
     states = states_of(model, device, texts)
     return {text: x.mean(dim=0) / x.mean(dim=0).norm() for text, x in states.items()}
 

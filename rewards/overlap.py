@@ -10,7 +10,7 @@ from collections import Counter
 
 from rewards.parsing import plain_text
 from rewards.reward import reward
-from rewards.words import content_words, ngrams, repeated, stem, words
+from rewards.words import content_words, fresh, ngrams, stem, words
 
 # ---- against a reference
 
@@ -132,7 +132,7 @@ def conciseness(text, *, reference):
 def on_subject(text, source):
     """
     The cosine of the content words, times 1 - the share of word triples that are copied from the source,
-    times 1 - the share that is repeated. None for a source without content words.
+    times fresh(text). None for a source without content words.
     """
     a, b = Counter(content_words(text)), Counter(content_words(source))
     if not b:
@@ -146,7 +146,7 @@ def on_subject(text, source):
         copied = sum(n for triple, n in triples.items() if triple in source_triples) / triples.total()
     else:
         copied = float(set(words(text)) <= set(words(source)))
-    return max(0.0, min(1.0, cosine) * (1 - copied) * (1 - repeated(words(text))))
+    return max(0.0, min(1.0, cosine) * (1 - copied) * fresh(text))
 
 
 @reward(hackable=True)
@@ -174,12 +174,12 @@ def matches_with_rest(counts):
 @reward(hackable=True, group=True)
 def diversity(texts):
     """The mean of the shares of different words and word pairs, times 1 - self-BLEU (arXiv 1802.01886)."""
-    tokens = list(map(words, texts))
-    singles, pairs, *longer = ([ngrams(own, n) for own in tokens] for n in range(1, 5))
-    matches = zip(*map(matches_with_rest, (singles, pairs, *longer)), strict=True)  # G x 4
-    values = []
+    tokens, counts, values = list(map(words, texts)), [], []
+    for n in range(1, 5):
+        counts.append([ngrams(own, n) for own in tokens])
+    matches = zip(*map(matches_with_rest, counts), strict=True)  # G x 4
     for i, own_matches in enumerate(matches):
-        varied = sum(len(c) / c.total() if c else 0.0 for c in (singles[i], pairs[i])) / 2
+        varied = sum(len(c[i]) / c[i].total() if c[i] else 0.0 for c in counts[:2]) / 2
         rest = [len(other) for j, other in enumerate(tokens) if j != i and other]
         values.append(varied * (1 - bleu_of(own_matches, len(tokens[i]), rest)) if rest else varied)
     return values

@@ -19,9 +19,9 @@ def answer_part(text, after=None, tag=None):
         if not mark:
             return None
     if tag is not None:
-        before, closed, _ = text.rpartition(f'</{tag}>')
-        _, opened, text = before.rpartition(f'<{tag}>')
-        if not (opened and closed):
+        text, _, _ = text.rpartition(f'</{tag}>')
+        _, opened, text = text.rpartition(f'<{tag}>')
+        if not opened:
             return None
     return text.strip()
 

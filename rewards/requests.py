@@ -12,6 +12,8 @@ from rewards.words import sentences, words
 NUMBER_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen twenty""".split()
 BULLET = re.compile(r'^\s*(?:[-*•]|[0-9]+[.)])\s+\S', re.MULTILINE)
+PARTS = {'word': words, 'sentence': sentences, 'bullet': BULLET.findall, 'line': str.splitlines,
+         'paragraph': re.compile(r'\n\s*\n').split}
 HOW = 'exactly|at least|at most|no more than|up to|fewer than|less than|more than|under|in|of|with|use|write'
 COUNT = rf"[0-9]{{1,4}}|{'|'.join(NUMBER_WORDS)}"
 UNIT = '(word|sentence|line|paragraph|bullet)(?:s| point| points)?'
@@ -34,20 +36,9 @@ QUOTING = {
     r'\b(?:end|finish)(?:s|ing)? ' + WITH: lambda t, quoted: t.strip().endswith(quoted)}
 
 
-def count_of(unit, text):
-    if unit == 'word':
-        return len(words(text))
-    if unit == 'sentence':
-        return len(sentences(text))
-    if unit == 'bullet':
-        return len(BULLET.findall(text))
-    parts = text.splitlines() if unit == 'line' else re.split(r'\n\s*\n', text)
-    return sum(bool(part.strip()) for part in parts)
-
-
 def meets_count(how, n, unit, text):
     """Does a text meet a demand like 'at least 3 words'?"""
-    count = count_of(unit, text)
+    count = sum(bool(part.strip()) for part in PARTS[unit](text))
     if how in ('at least', 'more than'):
         return count >= n + (how == 'more than')
     if how in ('at most', 'no more than', 'up to'):

@@ -49,10 +49,7 @@ class Reward:
     def __post_init__(self):
         """Read the signature. Raises ValueError unless the first argument can be the completion."""
         kinds = inspect.Parameter
-        try:
-            arguments = list(inspect.signature(self.function).parameters.values())
-        except ValueError:  # some built-ins have no signature
-            arguments = [kinds('text', kinds.POSITIONAL_ONLY)]
+        arguments = list(inspect.signature(self.function).parameters.values())
         by_name = (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD)
         if not arguments or arguments[0].kind in by_name or arguments[0].name in FIELDS:
             taken = ', '.join(map(str, arguments))
@@ -64,8 +61,8 @@ class Reward:
 
     def bind(self, name, params, provided=None):
         """
-        This reward as `name`, with its parameters. provided: arguments for the functions that take them;
-        params go first. Raises ValueError for a parameter that the function does not take, or lacks.
+        This reward as `name` with params, and with what it takes of `provided`. Raises ValueError for a
+        parameter that the function does not take, or lacks.
         """
         params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
         own = sorted(set(self.defaults) - set(FIELDS))
@@ -95,18 +92,28 @@ class Reward:
 
     def scores(self, groups, records, errors='raise'):
         """
-        groups: P lists of G completions; records: P dicts of fields. Returns P lists of G float, None where
-        the reward does not apply, or, with errors 'drop', FAILED where it raises.
+        P lists of G float, None where it does not apply, or, with errors 'drop', FAILED where it raises.
+        groups: P lists of G completions; records: P dicts of fields.
         """
-        if self.batched:
-            return self.score_batch(groups, records)
-        scores = []
-        for texts, record in zip(groups, records, strict=True):
-            values, applies = [], not self.missing(record)
-            for called in [texts] if self.group else [[text] for text in texts]:
-                values += self.try_call(called, record, errors) if applies else [None] * len(called)
-            scores.append(values)
+        scores = [[None] * len(texts) for texts in groups]
+        applies = [p for p, record in enumerate(records) if not self.missing(record)]
+        batch = self.score_batch(groups, records, applies) if self.batched else {}
+        for p in applies:
+            if self.batched:
+                scores[p] = [batch[p, text] for text in groups[p]]
+            elif self.group:
+                scores[p] = self.try_call(groups[p], records[p], errors)
+            else:
+                scores[p] = [self.try_call([text], records[p], errors)[0] for text in groups[p]]
         return scores
+
+    def score_batch(self, groups, records, applies):
+        """{(p, text): score} by one call, each different text of a prompt once. It raises in any case."""
+        slots, columns = [(p, text) for p in applies for text in dict.fromkeys(groups[p])], {}
+        for name in self.fields:
+            columns[name] = [records[p][name] for p, _ in slots]
+        values = self.call([text for _, text in slots], columns) if slots else []
+        return dict(zip(slots, values, strict=True))
 
     def try_call(self, texts, record, errors):
         try:
@@ -117,30 +124,15 @@ class Reward:
             warnings.warn(f"completions left out: {e}", stacklevel=2)
             return [FAILED] * len(texts)
 
-    def score_batch(self, groups, records):
-        """One call for all groups, each different text of a prompt once. It raises whatever `errors` says."""
-        slots = []
-        for p, texts in enumerate(groups):
-            if not self.missing(records[p]):
-                slots += [(p, text) for text in dict.fromkeys(texts)]
-        columns = {}
-        for name in self.fields:
-            columns[name] = [records[p][name] for p, _ in slots]
-        values = self.call([text for _, text in slots], columns) if slots else []
-        by_slot, scores = dict(zip(slots, values, strict=True)), []
-        for p, texts in enumerate(groups):
-            scores.append([by_slot.get((p, text)) for text in texts])
-        return scores
-
     def call(self, texts, fields):
         """
-        A float | None for each text. Raises, with the reward's name, RuntimeError for what the function
-        raises, ValueError for what it returns, ConnectionError for a service that is gone.
+        A float | None for each text. Raises RuntimeError for what the function raises, ValueError for what it
+        returns, ConnectionError for a service that is gone.
         """
         mine, takes_list = f"reward {self.name!r}", self.group or self.batched
         try:
             values = self.function(texts if takes_list else texts[0], **fields, **self.params)
-        except ConnectionError as e:  # not the reward's fault: the run saves and stops
+        except ConnectionError as e:  # the run saves and stops
             raise ConnectionError(f"{mine}: {e}") from e
         except Exception as e:
             frame = traceback.extract_tb(e.__traceback__)[-1]
@@ -155,7 +147,6 @@ class Reward:
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
 
     def checked(self, value, text):
-        """A value as a float, or None. Raises ValueError for what is no number or out of bounds."""
         if value is None:
             return None
         try:

@@ -8,7 +8,7 @@ from rewards.harm import ABUSE, free_of
 from rewards.models import embeddings_of
 from rewards.parsing import plain_text
 from rewards.reward import optional, reward
-from rewards.words import content_words, cues_in, repeated, sentences, words
+from rewards.words import content_words, cues_in, fresh, sentences, words
 
 
 def stays_on_subject(a, b):
@@ -20,8 +20,8 @@ def stays_on_subject(a, b):
 @reward(hackable=True, batched=True)
 def coherence(texts, *, model=None, device='cpu'):
     """
-    The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder;
-    times 1 - the share of repeated word triples.
+    The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder,
+    times fresh(text).
     """
     split, relate = [sentences(text) for text in texts], stays_on_subject
     if model is not None:
@@ -33,7 +33,7 @@ def coherence(texts, *, model=None, device='cpu'):
     for text, parts in zip(texts, split, strict=True):
         n = len(parts) - 1
         related = sum(map(relate, parts, parts[1:]))
-        values.append(min(1.0, related / n) * (1 - repeated(words(text))) if n > 0 else 0.0)
+        values.append(min(1.0, related / n) * fresh(text) if n > 0 else 0.0)
     return values
 
 
@@ -47,7 +47,7 @@ def fluency(texts, *, by=None, start_log_probs=None):
     """
     By 'model', the default where there is one: exp of the mean log-prob per character (plain English about
     0.5, noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
-    harper-py's complaints per word, less under five words. Both times 1 - the share of repeated word triples.
+    harper-py's complaints per word, less under five words. Both times fresh(text).
     """
     if by not in (None, 'model', 'grammar'):
         raise ValueError(f"by is {by!r}: it must be 'model' or 'grammar'")
@@ -57,18 +57,15 @@ def fluency(texts, *, by=None, start_log_probs=None):
         return [grammatical(text) for text in texts]
     spoken = [text for text in texts if text.strip()]
     log_probs = dict(zip(spoken, start_log_probs(spoken) if spoken else (), strict=True))
-    values = []
-    for text in texts:
-        likely = math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0
-        values.append(likely * (1 - repeated(words(text))))
-    return values
+    likely = [math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0 for text in texts]
+    return [p * fresh(text) for p, text in zip(likely, texts, strict=True)]
 
 
 def grammatical(text):
     n = len(words(text))
     if not n:
         return 0.0
-    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) * (1 - repeated(words(text)))
+    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) * fresh(text)
 
 
 SILENT_E = re.compile('(?:[^aeiouyl]|[aeiouy]l)e$|[^aeiouytd]ed$')
@@ -81,13 +78,13 @@ def syllables(word):
 
 @reward(hackable=True)
 def readability(text, *, min_words=20):
-    """Flesch's reading ease (1948) / 100, times 1 - the share of repeated word triples; 0 under min_words."""
+    """Flesch's reading ease (1948) / 100, times fresh(text); 0 under min_words."""
     spoken = words(text)
     n = len(spoken)
     if n < max(1, min_words):
         return 0.0
     ease = 206.835 - 1.015 * n / len(sentences(text)) - 84.6 * sum(map(syllables, spoken)) / n
-    return min(1.0, max(0.0, ease / 100)) * (1 - repeated(spoken))
+    return min(1.0, max(0.0, ease / 100)) * fresh(text)
 
 
 EXAMPLES = ('for example', 'for instance', 'imagine', 'suppose', 'picture this')
@@ -102,9 +99,9 @@ def engagement(text):
     spoken, lengths = words(text), [len(words(s)) for s in sentences(text)]
     if len(spoken) < 15 or len(set(spoken)) < len(spoken) / 2:
         return 0.0
-    asks, addresses = bool(re.search(r'\w\?', text)), bool({'you', 'your'} & set(spoken))
-    varies = len(lengths) > 1 and max(lengths) >= 1.5 * min(lengths)
-    return (asks + addresses + bool(cues_in(text, EXAMPLES)) + varies) / 4
+    hooks = [re.search(r'\w\?', text), {'you', 'your'} & set(spoken), cues_in(text, EXAMPLES),
+             max(lengths) >= 1.5 * min(lengths)]
+    return sum(map(bool, hooks)) / 4
 
 
 @reward(hackable=True)
@@ -124,5 +121,5 @@ POLITE = ("please,thank you,thanks,you are welcome,you're welcome,sorry,apologie
 
 @reward(hackable=True)
 def politeness(text):
-    """Half for each of two different polite phrases, one for every 8 words at most, if there is no abuse."""
+    """Half for each of two polite phrases, one for every 8 words at most, less for abuse (free_of)."""
     return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * free_of(ABUSE, text)

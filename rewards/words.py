@@ -48,7 +48,8 @@ def ngrams(items, n):
     return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
 
 
-def repeated(words):
-    """The share of word triples that occurred before; 0 for a short text."""
-    triples = ngrams(words, 3)
-    return 1 - len(triples) / triples.total() if triples else 0.0
+def fresh(text):
+    """1 - the share of word triples that occurred before; 1 for a short text."""
+    triples = ngrams(words(text), 3)
+    repeated = 1 - len(triples) / triples.total() if triples else 0.0
+    return 1 - repeated

@@ -8,14 +8,14 @@ What holds it, each layer enough for most attacks:
              and no other file, though it can ask whether one exists
   rlimits    processor time, memory, no bytes into files, no core; no capabilities even for root
   the parent a wall clock, a cap on results, SIGKILL to the process group
-It takes Linux 5.13 on x86-64 (aarch64: not tried), no root, no container, no package. A hole in the kernel
-ends it, so train as an unprivileged user. A layer that cannot be put up raises SandboxError, and is never a
-score of 0. Code gets by without threads, asyncio and numpy.
+It takes Linux 5.13 on x86-64 (aarch64: not tried), no root, no container. A hole in the kernel ends it, so
+train as an unprivileged user. A layer that cannot be put up raises SandboxError, and is never a score of 0.
+Code gets by without threads, asyncio and numpy.
 
 The process never learns what is expected, and its word is no verdict: `assert f(2) == 3 + 1` becomes f(2),
-evaluated beside the code, and 3 + 1, evaluated once per test set in a sandbox without it. Both come back as
-JSON of exact built-in types, and are compared here. Code can still lie where a test asks only the code
-itself, `assert f(f(1)) == f(1)`, and state passes from one test to the next.
+evaluated beside the code, and 3 + 1, evaluated once in a sandbox without it. Both come back as JSON of exact
+built-in types, and are compared here. Code can still lie where a test asks it about itself alone, as `assert
+f(f(1)) == f(1)` does, and state passes from one test to the next.
 """
 import builtins
 import collections
@@ -39,7 +39,7 @@ from sandbox.lockdown import RESTRICT_SELF, WAY_OUT, SandboxError, landlock_rule
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
 READY = b'["ready"]'
-START_LIMIT = 30.0      # seconds for a process to get ready; more is not the code's fault, and raises
+START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
 EXPECTED_LIMIT = 10.0   # seconds for the expected values of a test set
 RESULT_CAP = 64 << 10   # bytes for all results of one process
 # With a hash seed, the order of a set is the same each time, and so is the verdict.
@@ -60,8 +60,8 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
         sandbox: str = 'full') -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls in turn, all in one process of its own.
-    timeout: seconds for all of it, once the process is ready; memory: bytes of address space; sandbox:
-    'full', or 'none' for a mere subprocess with limits, which malicious code leaves as it likes.
+    timeout: seconds from when it is ready; memory: bytes of address space; sandbox: 'full', or 'none' for a
+    mere subprocess with limits, which malicious code leaves as it likes.
     Returns (status, results). status: 'ok' (it ran to its end), 'error' (the code raised), 'timeout', 'crash'
     (the process ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok', value),
     ('error', the exception's name; TypeError for a value not of built-in types), or None if never reached.
@@ -74,13 +74,18 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     seconds = math.ceil(timeout) + 1  # for when the parent is gone
     limits = {'CPU': seconds, 'AS': memory, 'FSIZE': 0, 'CORE': 0, 'NOFILE': 32, 'STACK': 8 << 20}
     job = {'code': code, 'calls': list(calls), 'limits': limits, 'parent': os.getpid(), 'filter': None}
+    inherited = []
     if sandbox == 'full':
-        layers = {'filter': seccomp_filter().hex(), 'ruleset': landlock_ruleset()}
-        job |= layers | {'restrict_self': RESTRICT_SELF, 'capset': machine()[3]}
+        inherited = [landlock_ruleset()]
+        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[0], 'restrict_self': RESTRICT_SELF,
+                'capset': machine()[3]}
     else:
         warn_unprotected()
-    child = start(job)
+    child = start(inherited)
     try:
+        with suppress(BrokenPipeError):  # it ended before it was ready, which collect sees
+            child.stdin.write(json.dumps(job).encode())
+            child.stdin.close()
         data, ended = collect(child, timeout)
     finally:
         stop(child)
@@ -93,23 +98,12 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     return ended or ('error' if failed else finished), results
 
 
-def start(job):
-    """The process, with its job sent."""
-    inherited = [job['ruleset']] if job['filter'] else []
+def start(inherited):
     try:
-        child = Popen([sys.executable, '-s', '-S', '-B', '-c', CHILD], cwd='/', env=ENVIRONMENT, stdin=PIPE,
-                      stdout=PIPE, stderr=DEVNULL, pass_fds=inherited, start_new_session=True)
+        return Popen([sys.executable, '-s', '-S', '-B', '-c', CHILD], cwd='/', env=ENVIRONMENT, stdin=PIPE,
+                     stdout=PIPE, stderr=DEVNULL, pass_fds=inherited, start_new_session=True)
     except OSError as e:
         raise SandboxError(f"no process for the sandbox: {e}") from None
-    try:
-        child.stdin.write(json.dumps(job).encode())
-        child.stdin.close()
-    except BrokenPipeError:
-        pass  # it ended before it was ready, which collect sees
-    except BaseException:
-        stop(child)
-        raise
-    return child
 
 
 def collect(child, timeout):
@@ -204,7 +198,7 @@ def check_sandbox(sandbox='full'):
 
 @functools.lru_cache(maxsize=1 << 14)
 def expected_steps(tests, sandbox):
-    """(Steps with the expected values, names) of tests, a text or a tuple, worked out once."""
+    """take_apart of tests, a text or a tuple, with the expected values in place."""
     steps, names = take_apart(as_asserts(tests))
     status, results = run('', [step.expected for step in steps], EXPECTED_LIMIT, sandbox=sandbox)
     valued = []
@@ -222,10 +216,9 @@ def hashable(tests):
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, as many at once as there are processors; tests as as_asserts takes them
-    (HumanEval's check with its call). limits: timeout, for all tests of a pair together, and memory, see run.
-    A test that was not reached is not passed. Raises ValueError for tests that cannot be graded, SandboxError
-    where the sandbox cannot be put up.
+    The Grades of (code, tests) pairs, as many at once as there are processors; tests as as_asserts takes
+    them, HumanEval's check with its call. limits: timeout (of all tests of a pair) and memory, see run. A
+    test that was not reached is not passed. Raises ValueError for tests that cannot be graded, SandboxError.
     """
     check_sandbox(sandbox)
     jobs = [(code, hashable(tests)) for code, tests in jobs]

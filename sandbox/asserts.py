@@ -5,8 +5,8 @@ import collections
 import math
 import operator
 
-# call: the expression for the process with the code; check: a name in CHECKS, or None for what only prepares,
-# in both processes; expected: the expression for the process without the code, later its value.
+# call: the expression for the process with the code; check: one of CHECKS, or None for what prepares, in both
+# processes; expected: the expression for the process without the code, later its value.
 Step = collections.namedtuple('Step', 'call check expected')
 
 
@@ -121,7 +121,7 @@ PREPARING = (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)
 
 
 def inline_check(check, body, entry_point):
-    """HumanEval's statements: those of the function check, of the function under test, and the others."""
+    """HumanEval's statements with those of the function check in place, of the function under test."""
     rest = []
     for s in body:
         match s:

@@ -212,7 +212,8 @@ def test_a_function_gets_the_fields_that_it_takes():
 
 
 def test_a_function_whose_arguments_do_not_fit_is_refused_early():
-    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, r"takes \(prompt, text\): its first"),
+    for function, message in ((lambda: 0, 'its first argument must be the text'),
+                              (lambda prompt, text: 0, r"takes \(prompt, text\): its first"),
                               (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
         with pytest.raises(ValueError, match=message):
             resolve_rewards([function])
@@ -235,14 +236,14 @@ def test_resolve_rewards():
 
 @pytest.mark.parametrize('spec, message', [
     ([], 'at least one reward'), ({'length': 1}, "rewards is {'length': 1}: it must be a list"),
-    ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or a function'),
+    ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or'),
     ([()], r'rewards holds \(\)'),
     (('length', 0.5), 'rewards holds 0.5'), ([('length', 1, {}, 4)], 'an element is'),
     (['lenght'], "no reward 'lenght'; did you mean 'length'"),
     ([('length', 'high')], "weight of reward 'length' is 'high': it must be a finite number"), ([('length', math.nan)], 'weight .* is nan'),
     ([('length', True)], 'is True'),
-    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict takes 'type', 'weight' and 'params'"),
-    ([{'type': 'length', 'wieght': 1}], 'a dict takes')])
+    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict of 'type', 'weight' and 'params'"),
+    ([{'type': 'length', 'wieght': 1}], 'a dict of')])
 def test_a_wrong_spec(spec, message):
     with pytest.raises(ValueError, match=message):
         resolve_rewards(spec)
