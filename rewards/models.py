@@ -90,14 +90,13 @@ def embeddings_of(model, device, texts):
     return {text: x.mean(dim=0) / x.mean(dim=0).norm() for text, x in states.items()}
 
 
-def compared(texts, references, compare):
-    """compare(text, reference) of each pair, from 0 to 1; None without a reference, 0 for an empty text."""
+def compared(texts, references, states, compare):
+    """compare(the states of both) of each pair, 0 to 1; None without a reference, 0 for an empty text."""
     values = []
-    for text, reference in zip(texts, references, strict=True):
-        if text.strip() and reference.strip():
-            values.append(min(1.0, max(0.0, compare(text, reference))))
-        else:
-            values.append(0.0 if reference.strip() else None)
+    for text, wanted in zip(texts, references, strict=True):
+        values.append(0.0 if wanted.strip() else None)
+        if text.strip() and wanted.strip():
+            values[-1] = min(1.0, max(0.0, compare(states[text], states[wanted])))
     return values
 
 
@@ -106,7 +105,7 @@ def semantic_similarity(texts, *, reference, model=None, device='cpu'):
     """The cosine of text and reference by a sentence encoder (such as all-MiniLM-L6-v2), at least 0."""
     references = list(map(plain_text, reference))
     means = embeddings_of(model, device, texts + references)
-    return compared(texts, references, lambda text, wanted: (means[text] @ means[wanted]).item())
+    return compared(texts, references, means, lambda x, y: (x @ y).item())
 
 
 @reward(cheap=False, batched=True)
@@ -121,9 +120,9 @@ def bertscore(texts, *, reference, model=None, device='cpu', layer=None, baselin
     states = states_of(model, device, texts + references, layer)
     states = {text: x / x.norm(dim=1, keepdim=True) for text, x in states.items()}
 
-    def rescaled_f1(text, wanted):
-        alike = states[text] @ states[wanted].T  # (T, T of the reference)
+    def rescaled_f1(x, y):
+        alike = x @ y.T  # (T, T of the reference)
         precision, recall = alike.amax(dim=1).mean().item(), alike.amax(dim=0).mean().item()
         f1 = 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
         return (f1 - baseline) / (1 - baseline)
-    return compared(texts, references, rescaled_f1)
+    return compared(texts, references, states, rescaled_f1)

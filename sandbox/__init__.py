@@ -34,7 +34,7 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
-from sandbox.asserts import as_asserts, share_passed, take_apart
+from sandbox.asserts import as_asserts, near, share_passed, take_apart
 from sandbox.lockdown import RESTRICT_SELF, WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
@@ -205,7 +205,7 @@ def expected_steps(tests, sandbox):
     for step, result in zip(steps, results, strict=True):
         if result is None or result[0] == 'error':
             why = f"which has no plain value ({result[1] if result else status})"
-            raise ValueError(f"these tests expect {step.expected}, {why}: {step.call} {step.check}")
+            raise ValueError(f"these tests expect {step.expected}, {why}: {step.call}")
         valued.append(step._replace(expected=result[1]))
     return valued, names
 
@@ -247,7 +247,7 @@ def constant_passes(tests):
     return it or a process reports it, or None. Such tests teach nothing. Raises as grade does.
     """
     steps, names = expected_steps(hashable(tests), 'full')
-    expected = [step.expected[0] if step.check == 'near' else step.expected for step in steps if step.check]
+    expected = [step.expected[0] if step.check is near else step.expected for step in steps if step.check]
     constants = {repr(constant): constant for constant in (*CONSTANTS, *expected)}
     code = ''.join(f'{name} = lambda *args, **kwargs: VALUE\n' for name in sorted(names))
     calls = []

@@ -5,8 +5,8 @@ import collections
 import math
 import operator
 
-# call: the expression for the process with the code; check: one of CHECKS, or None for what prepares, in both
-# processes; expected: the expression for the process without the code, later its value.
+# call: the expression for the process with the code; expected: the one for the process without, later its
+# value; check(got, wanted): do they agree? It is None for what prepares, in both processes.
 Step = collections.namedtuple('Step', 'call check expected')
 
 
@@ -33,12 +33,17 @@ def near(got, wanted):
     return got == value or abs(got - value) <= max(relative * max(abs(got), abs(value)), absolute)
 
 
-CHECKS = {'==': equal, 'is': same, 'near': near, '<': operator.lt, '<=': operator.le, '>': operator.gt,
-          '>=': operator.ge, 'has': operator.contains, 'in': lambda got, wanted: got in wanted}
-NEGATED = {'!=': '==', 'is not': 'is', 'not in': 'in', 'has not': 'has'}
-SYMBOLS = {ast.Eq: '==', ast.NotEq: '!=', ast.Lt: '<', ast.LtE: '<=', ast.Gt: '>', ast.GtE: '>=',
-           ast.Is: 'is', ast.IsNot: 'is not', ast.In: 'in', ast.NotIn: 'not in'}
-TURNED = {'<': '>', '<=': '>=', '>': '<', '>=': '<=', 'in': 'has', 'not in': 'has not'}
+def negated(check):
+    return lambda got, wanted: not check(got, wanted)
+
+
+def contained(got, wanted):
+    return got in wanted
+
+
+CHECKS = {ast.Eq: equal, ast.NotEq: negated(equal), ast.Is: same, ast.IsNot: negated(same), ast.In: contained,
+          ast.NotIn: negated(contained), ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+          ast.GtE: operator.ge}
 
 
 def passes(step, result):
@@ -46,10 +51,9 @@ def passes(step, result):
     if result is None or result[0] != 'ok':
         return False
     try:
-        holds = bool(CHECKS[NEGATED.get(step.check, step.check)](result[1], step.expected))
+        return bool(step.check(result[1], step.expected))
     except (TypeError, ValueError, OverflowError):  # 'a' < 1, or math.isclose(10**400, 1.0)
         return False
-    return holds != (step.check in NEGATED)
 
 
 def share_passed(steps, results):
@@ -76,19 +80,19 @@ def unknown_names(node, known):
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - bound_names(node) - known
 
 
-def compare(left, symbol, right, known):
+def compare(left, check, right, known):
     """A Step where only one side needs the code, else None."""
     needs = bool(unknown_names(left, known)), bool(unknown_names(right, known))
     if needs == (True, False):
-        return Step(ast.unparse(left), symbol, ast.unparse(right))
+        return Step(ast.unparse(left), check, ast.unparse(right))
     if needs == (False, True):
-        return Step(ast.unparse(right), TURNED.get(symbol, symbol), ast.unparse(left))
+        return Step(ast.unparse(right), lambda got, wanted: check(wanted, got), ast.unparse(left))
 
 
 def compare_near(a, b, relative, absolute, known):
     """The same for |a - b| within tolerances, which are source."""
-    step = compare(a, '==', b, known)
-    return step and Step(step.call, 'near', f'({step.expected}, {relative}, {absolute})')
+    step = compare(a, equal, b, known)
+    return step and Step(step.call, near, f'({step.expected}, {relative}, {absolute})')
 
 
 def compare_difference(test, known):
@@ -108,13 +112,13 @@ def split(test, known):
         case ast.BoolOp(ast.And(), parts):
             return [step for part in parts for step in split(part, known)]
         case ast.UnaryOp(ast.Not(), operand):
-            step = Step(f'bool({ast.unparse(operand)})', 'is', 'False')
+            step = Step(f'bool({ast.unparse(operand)})', same, 'False')
         case ast.Compare(left, [sign], [right]):
-            step = compare_difference(test, known) or compare(left, SYMBOLS[type(sign)], right, known)
+            step = compare_difference(test, known) or compare(left, CHECKS[type(sign)], right, known)
         case ast.Call(ast.Name('isclose') | ast.Attribute(ast.Name('math'), 'isclose'), [a, b], options):
             given = {'rel_tol': '1e-09', 'abs_tol': '0.0'} | {o.arg: ast.unparse(o.value) for o in options}
             step = compare_near(a, b, given['rel_tol'], given['abs_tol'], known)
-    return [step or Step(f'bool({ast.unparse(test)})', 'is', 'True')]
+    return [step or Step(f'bool({ast.unparse(test)})', same, 'True')]
 
 
 PREPARING = (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)
