@@ -29,11 +29,11 @@ def number_answer(text, *, reference, after=None, tag=None):
 
 # ---- reasoning-gym
 
-# Tasks whose own scoring passes the completion to eval() or to sympy's parser, which evaluates it: a model
-# that writes __import__('os').system(...) has it run. Each task of reasoning-gym 0.1.25 was tried.
+# Tasks whose own scoring evaluates the completion: __import__('os').system(...) in it is run. Each task of
+# reasoning-gym 0.1.25 was tried.
 EXECUTES_COMPLETIONS = ('binary_matrix', 'intermediate_integration', 'n_queens', 'polynomial_multiplication',
                         'simple_integration', 'spiral_matrix', 'string_insertion')
-# These do so too, but an answer to them is digits and operators, and anything else is refused.
+# These do so too, but their answers are digits and operators, and anything else is refused.
 ARITHMETIC_TASKS = ('countdown', 'puzzle24')
 ARITHMETIC = re.compile(r'(?!.*\*\s*\*)[0-9+\-*/() ]{1,200}')  # no powers: 9**9**9 does not end
 

@@ -55,13 +55,10 @@ def probabilities(model, device, texts, label):
 
 
 def scored(scorer, prompts, texts, column):
-    """A scorer's numbers for prompt + text. column: 0 for rewards, 1 for costs of `judge.py serve`."""
-    joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    return ScorerClient(scorer).score(joined)[column] if isinstance(scorer, str) else list(scorer(joined))
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-max(-700.0, min(700.0, x))))
+    """Sigmoids of a scorer's numbers for prompt + text. column: of `judge.py serve`, 0 rewards, 1 costs."""
+    joined = [plain_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
+    numbers = ScorerClient(scorer).score(joined)[column] if isinstance(scorer, str) else scorer(joined)
+    return [1 / (1 + math.exp(-max(-700.0, min(700.0, x)))) for x in numbers]
 
 
 # ---- encoders

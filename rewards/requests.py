@@ -3,7 +3,7 @@ import re
 
 from rewards.form import format_json
 from rewards.harm import REFUSING
-from rewards.models import scored, sigmoid
+from rewards.models import scored
 from rewards.overlap import on_subject
 from rewards.parsing import plain_text
 from rewards.reward import reward
@@ -73,10 +73,9 @@ def instruction_following(text, *, prompt):
 @reward(hackable=True, batched=True)
 def helpfulness(texts, *, prompt, scorer=None):
     """Twice the relevance to the prompt, 1 at most, 0 for a refusal; or the sigmoid of a scorer's reward."""
-    prompts = list(map(plain_text, prompt))
     if scorer is not None:
-        return [sigmoid(value) for value in scored(scorer, prompts, texts, column=0)]
-    values = list(map(on_subject, texts, prompts))
+        return scored(scorer, prompt, texts, column=0)
+    values = list(map(on_subject, texts, map(plain_text, prompt)))
     for i, text in enumerate(texts):
         if values[i] is not None:
             values[i] = 0.0 if REFUSING.search(text) else min(1.0, 2 * values[i])

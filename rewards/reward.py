@@ -19,14 +19,13 @@ def shorten(text, limit=80):
     return repr(text if len(text) <= limit else text[:limit - 3] + '...')
 
 
-def nearest(name, names):
-    """'; did you mean ...?', or '' where nothing is near."""
+def hint(name, names):
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ''
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
 
 
 def optional(module, told):
-    """A package that only some users have. told: the ImportError where it is missing."""
+    """A package that not all users have. told: the ImportError where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -48,15 +47,14 @@ class Reward:
 
     def __post_init__(self):
         """Read the signature. Raises ValueError unless the first argument can be the completion."""
-        kinds = inspect.Parameter
-        arguments = list(inspect.signature(self.function).parameters.values())
-        by_name = (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD)
-        if not arguments or arguments[0].kind in by_name or arguments[0].name in FIELDS:
-            taken = ', '.join(map(str, arguments))
-            raise ValueError(f"reward {self.name!r} takes ({taken}): its first argument must be the text")
-        named = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
-        self.defaults = {a.name: a.default for a in arguments[1:] if a.kind in named}
-        self.takes_any = arguments[-1].kind is kinds.VAR_KEYWORD
+        signature = inspect.signature(self.function)
+        arguments = list(signature.parameters.values())
+        positional = [a.name for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)]
+        if not positional or positional[0] in FIELDS:
+            raise ValueError(f"reward {self.name!r} takes {signature}: its first argument must be the text")
+        named = [a for a in arguments[1:] if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+        self.defaults = {a.name: a.default for a in named}
+        self.takes_any = arguments[-1].kind is inspect.Parameter.VAR_KEYWORD
         self.fields = [name for name in FIELDS if self.takes_any or name in self.defaults]
 
     def bind(self, name, params, provided=None):
@@ -68,8 +66,7 @@ class Reward:
         own = sorted(set(self.defaults) - set(FIELDS))
         for key in params:
             if key in FIELDS or not (key in own or self.takes_any):
-                hint = nearest(key, own) or f"; it has: {', '.join(own) or 'none'}"
-                raise ValueError(f"reward {name!r} has no parameter {key!r}{hint}")
+                raise ValueError(f"reward {name!r} has no parameter {key!r}; {hint(key, own)}")
         for key in own:
             if self.defaults[key] is EMPTY and key not in params:
                 raise ValueError(f"reward {name!r} needs the argument {key!r}: give it in params")
@@ -109,7 +106,8 @@ class Reward:
 
     def score_batch(self, groups, records, applies):
         """{(p, text): score} by one call, each different text of a prompt once. It raises in any case."""
-        slots, columns = [(p, text) for p in applies for text in dict.fromkeys(groups[p])], {}
+        slots = [(p, text) for p in applies for text in dict.fromkeys(groups[p])]
+        columns = {}
         for name in self.fields:
             columns[name] = [records[p][name] for p, _ in slots]
         values = self.call([text for _, text in slots], columns) if slots else []
@@ -132,6 +130,7 @@ class Reward:
         mine, takes_list = f"reward {self.name!r}", self.group or self.batched
         try:
             values = self.function(texts if takes_list else texts[0], **fields, **self.params)
+            values = list(values) if takes_list else [values]
         except ConnectionError as e:  # the run saves and stops
             raise ConnectionError(f"{mine}: {e}") from e
         except Exception as e:
@@ -139,11 +138,8 @@ class Reward:
             error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
             more = f" and {len(texts) - 1} more" if len(texts) > 1 else ''
             raise RuntimeError(f"{mine} raised {error} for completion {shorten(texts[0])}{more}") from e
-        if not takes_list:
-            values = [values]
-        elif isinstance(values, str) or not hasattr(values, '__len__') or len(values) != len(texts):
-            wanted = f"{len(texts)} texts: it must be a list with a value for each"
-            raise ValueError(f"{mine} returned {shorten(repr(values))} for {wanted}")
+        if len(values) != len(texts):
+            raise ValueError(f"{mine} returned a list of {len(values)} for {len(texts)} texts")
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
 
     def checked(self, value, text):
@@ -175,8 +171,7 @@ def find_reward(function):
     """The Reward of a name or function: the catalogue's, or a custom one by its attributes (group = True)."""
     if isinstance(function, str):
         if function not in REWARDS:
-            known = f"{nearest(function, REWARDS)} (there are: {', '.join(REWARDS)})"
-            raise ValueError(f"there is no reward {function!r}{known}")
+            raise ValueError(f"there is no reward {function!r}; {hint(function, REWARDS)}")
         return REWARDS[function]
     for entry in REWARDS.values():
         if function in (entry, entry.function):

@@ -54,18 +54,17 @@ def fluency(texts, *, by=None, start_log_probs=None):
     if by == 'model' and start_log_probs is None:
         raise ValueError("by is 'model', and there is none: give start_log_probs")
     if by == 'grammar' or start_log_probs is None:
-        return [grammatical(text) for text in texts]
-    spoken = [text for text in texts if text.strip()]
-    log_probs = dict(zip(spoken, start_log_probs(spoken) if spoken else (), strict=True))
-    likely = [math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0 for text in texts]
-    return [p * fresh(text) for p, text in zip(likely, texts, strict=True)]
+        values = map(grammatical, texts)
+    else:
+        spoken = [text for text in texts if text.strip()]
+        log_probs = dict(zip(spoken, start_log_probs(spoken) if spoken else (), strict=True))
+        values = [math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0 for text in texts]
+    return [value * fresh(text) for value, text in zip(values, texts, strict=True)]
 
 
 def grammatical(text):
     n = len(words(text))
-    if not n:
-        return 0.0
-    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) * fresh(text)
+    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) if n else 0.0
 
 
 SILENT_E = re.compile('(?:[^aeiouyl]|[aeiouy]l)e$|[^aeiouytd]ed$')

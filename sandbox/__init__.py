@@ -111,7 +111,7 @@ def collect(child, timeout):
     waiting = select.poll()  # select.select knows no file descriptors above 1023
     waiting.register(child.stdout, select.POLLIN)
     data, ready, ended, deadline = b'', False, None, time.monotonic() + START_LIMIT
-    while ended is None:
+    while not ended:
         left = deadline - time.monotonic()
         if left <= 0 or not waiting.poll(left * 1000):
             ended = 'timeout'

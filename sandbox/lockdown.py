@@ -50,8 +50,7 @@ def seccomp_filter():
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     ALLOW, EPERM, KILL = 0x7fff0000, 0x00050001, 0x80000000
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    # (operation, instructions to skip if so, if not, value); seccomp_data: nr at byte 0, arch at 4, third
-    # argument at 32
+    # (operation, skip if so, if not, value); seccomp_data: nr at byte 0, arch at 4, third argument at 32
     program = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, KILL),
                (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), (answer, 0, 0, KILL)]  # x32 has other numbers
     for numbers in SYSCALLS.values():
@@ -83,6 +82,10 @@ def syscall(*arguments):
     return libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
 
 
+def last_error():
+    return os.strerror(ctypes.get_errno())
+
+
 @functools.cache
 def landlock_ruleset():
     """
@@ -91,14 +94,13 @@ def landlock_ruleset():
     """
     version = syscall(CREATE_RULESET, None, 0, 1)
     if version < 1:
-        seen = os.strerror(ctypes.get_errno())
-        raise SandboxError(f"no Landlock in this kernel ({seen}): it takes 5.13 with it on; {WAY_OUT}")
+        raise SandboxError(f"no Landlock here ({last_error()}): it takes Linux 5.13 with it on; {WAY_OUT}")
     rights = 13 + (version >= 2) + (version >= 3) + (version >= 5)
     # the rights, a bit each, that only a rule gives: for files, for TCP, for signals and abstract sockets
     attributes = [(1 << rights) - 1] + [3] * (version >= 4) + [3] * (version >= 6)
     ruleset = syscall(CREATE_RULESET, struct.pack(f'{len(attributes)}Q', *attributes), 8 * len(attributes), 0)
     if ruleset < 0:
-        raise SandboxError(f"Landlock gives no ruleset: {os.strerror(ctypes.get_errno())}")
+        raise SandboxError(f"Landlock gives no ruleset: {last_error()}")
     for path, right in readable_paths():
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -107,5 +109,5 @@ def landlock_ruleset():
         worked = syscall(ADD_RULE, ruleset, 1, struct.pack('<Qi', right, fd), 0) == 0
         os.close(fd)
         if not worked:
-            raise SandboxError(f"Landlock refuses a rule for {path}: {os.strerror(ctypes.get_errno())}")
+            raise SandboxError(f"Landlock refuses a rule for {path}: {last_error()}")
     return ruleset

@@ -148,12 +148,13 @@ def test_every_reward_stays_in_its_range_on_anything():
 
 
 def test_unknown_names_and_parameters():
-    near = r"no reward 'numbr_answer'; did you mean 'number_answer'\? \(there are: exact_answer, .*number_answer"
-    with pytest.raises(ValueError, match=near):
+    with pytest.raises(ValueError, match="no reward 'numbr_answer'; did you mean 'number_answer'"):
         score('numbr_answer', '')
+    with pytest.raises(ValueError, match="no reward 'xyzzy'; there are: exact_answer, .*number_answer"):
+        score('xyzzy', '')
     with pytest.raises(ValueError, match="'length' has no parameter 'min_len'; did you mean 'min_length'"):
         score('length', '', min_len=3)
-    with pytest.raises(ValueError, match="'format_xml' has no parameter 'speed'; it has: none"):
+    with pytest.raises(ValueError, match="'format_xml' has no parameter 'speed'; there are: none"):
         resolve_rewards([('format_xml', 1, {'speed': 1})])
 
 
@@ -304,7 +305,7 @@ def test_a_group_and_a_batch_at_once():
     values = score_completions(resolve_rewards([(rank, 0.5), (whole, 0.5)]), texts, records)
     assert values == {'rank': [[1, 0, 1], [0, 1, 2], [0, 1, 1]], 'whole': [[2, 2, 2], [None] * 3, [3, 3, 3]]}
     assert seen == [(['b', 'a', 'b'], 'p'), (['x', 'y', 'z'], 'q'), (['b', 'c', 'c'], 'r'), (['b', 'a', 'b', 'c'], [1, 1, 2, 2])]
-    with pytest.raises(ValueError, match=r"'short' returned '\[1.0\]' for 3 texts: it must be a list with a value for each"):
+    with pytest.raises(ValueError, match="'short' returned a list of 1 for 3 texts"):
         def short(texts): return [1.0]
         short.group = True
         score_completions(resolve_rewards([short]), texts[:1], records[:1])
