@@ -104,9 +104,9 @@ def fields_of(record):
 
 def check_fields(rewards, records, errors='raise'):
     """
-    Try each reward on an empty completion: of every record where that is cheap, else of the first that has
-    the fields. Raises ValueError for a reward that applies to no record, and for a record to which none
-    applies. Returns the other gaps, {name: {index of the record: ValueError}}.
+    Try each reward on an empty completion of every record, or where it is not cheap of the first that has the
+    fields. Raises ValueError for a reward that applies to no record, and for a record to which none applies.
+    Returns the other gaps, {name: {index of the record: ValueError}}.
     """
     gaps = {name: {} for name, _, _ in rewards}
     for name, reward, _ in rewards:

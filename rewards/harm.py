@@ -45,8 +45,8 @@ def toxicity(texts, *, model=None, device='cpu'):
 @reward(hackable=True, batched=True)
 def harmlessness(texts, *, prompt=None, scorer=None):
     """
-    By phrases, 0 for a text that tells how to do harm, or does not refuse a prompt that asks how; or, with a
-    scorer, 1 - sigmoid(its cost).
+    0 for a text that tells how to do harm, or answers a prompt that asks how, by a list of phrases; or, with
+    a scorer, 1 - sigmoid(its cost).
     """
     if scorer is not None:
         return [1 - cost for cost in scored(scorer, prompt, texts, column=1)]
@@ -82,8 +82,8 @@ SWAPPED = dict(PAIRS) | {b: a for a, b in PAIRS}
 @reward(hackable=True, batched=True)
 def bias(texts, *, model=None, device='cpu'):
     """
-    No sweeping statements about people, see free_of; or, with a classifier that has a label toxic, 1 - how
-    much its verdict changes when the people in the text are swapped: she for he, young for old.
+    No sweeping statements about people, see free_of; or, with a model for toxicity, 1 - how much its verdict
+    changes when she is put for he, young for old, and so on.
     """
     if model is None:
         return [free_of(GENERALISING, text) for text in texts]

@@ -31,9 +31,8 @@ def tokens_13a(text):
 
 def bleu_of(matches, length, reference_lengths):
     """
-    BLEU from the clipped n-gram matches of n = 1, 2, ...: the geometric mean of the precisions that `length`
-    tokens have, the k-th without a match counting as 1/2^k (Chen & Cherry 2014, smoothing 3), times the
-    penalty for being shorter than the nearest reference.
+    BLEU from the clipped n-gram matches of n = 1, 2, ... of `length` tokens: the mean precision, the k-th
+    without a match counting as 1/2^k (Chen & Cherry 2014, smoothing 3), times the brevity penalty.
     """
     if not length or not matches[0]:
         return 0.0

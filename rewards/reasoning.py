@@ -4,12 +4,12 @@ from itertools import combinations
 
 from rewards.models import probabilities
 from rewards.reward import reward
-from rewards.words import NEGATION, content_words, cues_in, sentences, words
+from rewards.words import NEGATION, any_of, content_words, cues_in, sentences, words
 
 CAUSAL = ('because,since,therefore,thus,hence,consequently,as a result,due to,leads to,led to,causes,caused,'
           'so that,which is why').split(',')
 COUNTER = 'would,would have,could have,might have,otherwise,had not,were to,if not for,without'.split(',')
-CONDITION = re.compile(r'\b(?:if|had|were|without|unless|otherwise)\b', re.IGNORECASE)
+CONDITION = any_of('if|had|were|without|unless|otherwise')
 CONSEQUENCE = re.compile(r"\b(?:would|could|might)\b|['’]d\b", re.IGNORECASE)
 LONGEST = 12  # sentences of a text that a model compares with each other
 

@@ -45,8 +45,8 @@ def grammar():
 @reward(hackable=True, cheap=False, batched=True)
 def fluency(texts, *, by=None, start_log_probs=None):
     """
-    By 'model', the default where there is one: exp of the mean log-prob per character (plain English about
-    0.5, noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
+    By 'model', the default where there is one: exp of the mean log-prob per character (English about 0.5,
+    noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
     harper-py's complaints per word, less under five words. Both times fresh(text).
     """
     if by not in (None, 'model', 'grammar'):

@@ -1,8 +1,7 @@
 """
 Runs model-written Python where it cannot get out (`run`), and grades it by tests (`grade`, `grade_many`).
 
-Each completion gets a fresh process that may compute, import the standard library, and write to a pipe.
-What holds it, each layer enough for most attacks:
+Each completion gets a fresh process that may compute, import the standard library, and write to a pipe:
   seccomp    only the system calls of SYSCALLS: no process, thread, signal or socket, no writable file
   Landlock   it reads the standard and shared libraries, without installed packages (some hold the answers),
              and no other file, though it can ask whether one exists
@@ -59,13 +58,12 @@ def warn_unprotected():
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
         sandbox: str = 'full') -> tuple[str, list]:
     """
-    Run code, then evaluate the expressions in calls in turn, all in one process of its own.
-    timeout: seconds from when it is ready; memory: bytes of address space; sandbox: 'full', or 'none' for a
-    mere subprocess with limits, which malicious code leaves as it likes.
-    Returns (status, results). status: 'ok' (it ran to its end), 'error' (the code raised), 'timeout', 'crash'
-    (the process ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok', value),
-    ('error', the exception's name; TypeError for a value not of built-in types), or None if never reached.
-    Raises SandboxError where the sandbox cannot be put up, ValueError.
+    Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it is ready;
+    memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
+    malicious code leaves as it likes. Returns (status, results). status: 'ok', 'error' (the code raised),
+    'timeout', 'crash' (it ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok',
+    value), ('error', the exception's name; TypeError for a value not of built-in types), or None if never
+    reached. Raises SandboxError where the sandbox cannot be put up, ValueError.
     """
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")
@@ -216,9 +214,9 @@ def hashable(tests):
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, as many at once as there are processors; tests as as_asserts takes
-    them, HumanEval's check with its call. limits: timeout (of all tests of a pair) and memory, see run. A
-    test that was not reached is not passed. Raises ValueError for tests that cannot be graded, SandboxError.
+    The Grades of (code, tests) pairs, as many at once as there are processors. tests: see as_asserts; one not
+    reached is not passed. limits: timeout (of all tests of a pair) and memory, see run. Raises ValueError for
+    tests that cannot be graded, SandboxError.
     """
     check_sandbox(sandbox)
     jobs = [(code, hashable(tests)) for code, tests in jobs]
@@ -243,8 +241,8 @@ CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
 
 def constant_passes(tests):
     """
-    The source of a constant, of CONSTANTS and the expected values, that passes all tests when functions
-    return it or a process reports it, or None. Such tests teach nothing. Raises as grade does.
+    The source of a constant that passes all tests when functions return it or a process reports it, or None.
+    Such tests teach nothing. Raises as grade does.
     """
     steps, names = expected_steps(hashable(tests), 'full')
     expected = [step.expected[0] if step.check is near else step.expected for step in steps if step.check]

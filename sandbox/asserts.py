@@ -144,9 +144,8 @@ def inline_check(check, body, entry_point):
 def as_asserts(tests, entry_point=None):
     """
     tests as a list of statements: asserts, and the imports, assignments and functions that they need. tests:
-    such a list, one text, or HumanEval's function check(candidate) full of asserts, with the name of the
-    function under test as entry_point or in a call check(name). Raises ValueError for what cannot be graded:
-    asserts inside loops and conditions, and other statements that call the code.
+    such a list, one text, or HumanEval's function check(candidate), with the name of the function under test
+    as entry_point or in a call check(name). Raises ValueError for what cannot be graded, such as loops.
     """
     try:
         body = ast.parse(tests if isinstance(tests, str) else '\n'.join(tests)).body
@@ -168,13 +167,13 @@ def as_asserts(tests, entry_point=None):
 
 
 def take_apart(statements):
-    """(Steps, the names that the code must define) of as_asserts' list. Raises ValueError as that does."""
+    """(Steps, the names that the code must define) of as_asserts' list. Raises ValueError."""
     known, steps, names = set(dir(builtins)), [], set()
     for statement in ast.parse('\n'.join(statements)).body:
         unknown = unknown_names(statement, known)
         if isinstance(statement, ast.Assert):
             steps += split(statement.test, known)
-            names |= unknown_names(statement.test, known)
+            names |= unknown
         elif isinstance(statement, PREPARING) and not unknown:
             if isinstance(statement, ast.FunctionDef):
                 known.add(statement.name)  # not what is local in it
