@@ -167,7 +167,6 @@ def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='fu
     The share of the record's tests that the code passes, see sandbox.grade_many. Keep them out of the prompt:
     what is shown can be written down as the answer.
     """
-    check_sandbox(sandbox)
     for asserts in tests:
         as_asserts(asserts)  # raises for what cannot be graded
     programs = {i: code for i, (code, tree) in enumerate(map(parse, texts)) if tree is not None}

@@ -83,7 +83,7 @@ FINANCIAL_MYTHS = any_of(
 
 
 def facts_stated(text, reference, myths):
-    """F1 of the shares of the reference's sentences stated and of the text's stating one; 0 with a myth."""
+    """F1 over sentences: the reference's that are stated, the text's that state one. 0 with a myth."""
     facts, claims = sentences(plain_text(reference)), sentences(text)
     if not facts:
         return None

@@ -28,7 +28,7 @@ def stated_answer(text):
 
 
 def equal_in_latex(wanted, got):
-    """Do they mean the same? Read as LaTeX alone, for math-verify evaluates what is plain."""
+    """Do they mean the same? Read as LaTeX alone: math-verify evaluates plain expressions to read them."""
     need = "to compare expressions takes the package: pip install math-verify"
     math_verify = optional('math_verify', f"the reference {shorten(wanted)} is no number; {need}")
     # its time limit is an alarm, which fails silently outside of the main thread
@@ -74,7 +74,7 @@ PLAIN = str.maketrans({'×': '*', '÷': '/', '−': '-', ',': None, '$': None})
 
 
 def calculate(expression):
-    """The Fraction that it comes to. Raises SyntaxError, ValueError or ZeroDivisionError."""
+    """The Fraction that it comes to; nothing is run. Raises SyntaxError, ValueError, ZeroDivisionError."""
     expression = re.sub(r'([0-9.]+)%', r'(\1/100)', expression.translate(PLAIN)).strip()
 
     def value(node):

@@ -31,8 +31,8 @@ def tokens_13a(text):
 
 def bleu_of(matches, length, reference_lengths):
     """
-    BLEU from the clipped n-gram matches of n = 1, 2, ... of `length` tokens: the mean precision, the k-th
-    without a match counting as 1/2^k (Chen & Cherry 2014, smoothing 3), times the brevity penalty.
+    BLEU from the clipped matches of n = 1, 2, ... in `length` tokens: the geometric mean of precisions, the
+    k-th without a match counting as 1/2^k (Chen & Cherry 2014, smoothing 3), times the brevity penalty.
     """
     if not length or not matches[0]:
         return 0.0
@@ -162,11 +162,12 @@ def context_relevance(text, *, context):
 
 def matches_with_rest(counts):
     """counts: G texts' n-grams. How many of each text's occur in the rest, clipped as BLEU does."""
-    most, second = Counter(), Counter()  # an n-gram's largest counts in two texts
+    most, second = {}, Counter()  # an n-gram's largest counts in two texts
     for own in counts:
         for gram, count in own.items():
-            second[gram] = max(second[gram], min(count, most[gram]))
-            most[gram] = max(count, most[gram])
+            best = most.get(gram, 0)
+            second[gram] = max(second.get(gram, 0), min(count, best))
+            most[gram] = max(count, best)
     return [(own & second).total() for own in counts]
 
 

@@ -105,7 +105,7 @@ class Reward:
         return scores
 
     def score_batch(self, groups, records, applies):
-        """{(p, text): score} by one call, each different text of a prompt once. It raises in any case."""
+        """{(p, text): score} by one call, each different text of a prompt once. Whatever fails is raised."""
         slots = [(p, text) for p in applies for text in dict.fromkeys(groups[p])]
         columns = {}
         for name in self.fields:
