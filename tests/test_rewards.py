@@ -87,7 +87,7 @@ def test_exact_answer():
     ('<think>so</think><answer>4</answer> done', 0),
     ('<think>so</think><answer>4</answer><answer>5</answer>', 0), ('<think>a<think>b</think></think><answer>4</answer>', 0),
     ('<think>so<answer>4</answer></think>', 0),
-    ('<think>so</think><answer>4', 0), ('<think >so</think><answer>4</answer>', 0), ('', 0)])
+    ('<think>so</think><answer>4', 0), ('<think></answer></think><answer>4', 0), ('<think >so</think><answer>4</answer>', 0), ('', 0)])
 def test_format_tag(text, value):
     assert score('format_tag', text) == value
 
