@@ -1,8 +1,5 @@
-"""
-The scores of a text, reward by reward; without names, by all rewards that can be computed.
-
-$ python -m rewards "a text" --names=bleu,fluency --reference="..." [--prompt= --context= --tests=]
-"""
+"""The scores of a text, reward by reward; without names, by all rewards that can be computed."""
+import argparse
 import sys
 
 from rewards import REWARDS, score
@@ -10,34 +7,23 @@ from rewards.reward import FIELDS
 
 
 def main(arguments):
-    options = dict(a[2:].partition('=')[::2] for a in arguments if a.startswith('--'))
-    texts = [a for a in arguments if not a.startswith('--')]
-    unknown = set(options) - {'names', *FIELDS}
-    if len(texts) != 1 or unknown:
-        fault = f"unknown option --{unknown.pop()}" if unknown else f"there are {len(texts)} texts, not one"
-        usage = ' '.join(f'--{name}=...' for name in FIELDS)
-        raise SystemExit(f"{fault}: python -m rewards \"the text\" --names=bleu,readability {usage}")
-    fields = {name: options[name] for name in FIELDS if name in options}
-    if 'tests' in fields:
-        fields['tests'] = fields['tests'].split('\n')
-    for name in options['names'].split(',') if 'names' in options else REWARDS:
+    parser = argparse.ArgumentParser('python -m rewards', description=__doc__, allow_abbrev=False)
+    parser.add_argument('text')
+    parser.add_argument('--names', help="joined by commas: bleu,readability")
+    for field in FIELDS:
+        parser.add_argument(f'--{field}')
+    options = vars(parser.parse_args(arguments))
+    text, names = options.pop('text'), options.pop('names')
+    if options['tests']:
+        options['tests'] = options['tests'].split('\n')
+    for name in names.split(',') if names else REWARDS:
         try:
-            value = score(name, texts[0], **fields)
+            value, reward = score(name, text, **options), REWARDS[name]
         except (RuntimeError, ValueError) as e:
             print(f"{name:24} cannot be computed: {e}" if name in REWARDS else e)
             continue
-        print(f"{name:24} {describe(REWARDS[name], value, fields)}")
-
-
-def describe(reward, value, fields):
-    """A score, or why there is none, and whether the reward is hackable."""
-    if value is not None:
-        verdict = f"{value:.4f}"
-    elif missing := [need for need in reward.needs if need not in fields]:
-        verdict = f"not applicable (needs {' and '.join(missing)})"
-    else:
-        verdict = f"not applicable (it can do nothing with the {' and '.join(reward.needs) or 'record'})"
-    return verdict + ('  hackable' if reward.hackable else '')
+        verdict = f"not applicable: {reward.why_none(options)}" if value is None else f"{value:.4f}"
+        print(f"{name:24} {verdict}{'  hackable' if reward.hackable else ''}")
 
 
 if __name__ == '__main__':

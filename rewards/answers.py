@@ -4,56 +4,49 @@ import json
 import re
 
 from rewards.parsing import answer_part, final_number
-from rewards.reward import reward
+from rewards.reward import optional, reward
 
 
-@reward('exact_answer', needs=('reference',))
-def exact_answer(text, *, reference=None, case_sensitive=True, after=None, tag=None):
+@reward()
+def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
     """1 for the reference, but for space around it. after, tag: where the answer is, see answer_part."""
-    wanted = str(reference).strip()
+    wanted, got = str(reference).strip(), answer_part(text, after, tag)
     if not wanted:
         return None
-    got = answer_part(text, after, tag)
-    if got is None:
-        return 0.0
-    return float(got == wanted if case_sensitive else got.casefold() == wanted.casefold())
+    if got is None or case_sensitive:
+        return float(got == wanted)
+    return float(got.casefold() == wanted.casefold())
 
 
-@reward('number_answer', needs=('reference',))
-def number_answer(text, *, reference=None, after=None, tag=None):
+@reward()
+def number_answer(text, *, reference, after=None, tag=None):
     """1 when the final number is the reference's, which may be a solution that ends in `#### 42`."""
-    wanted = final_number(str(reference))
+    wanted, part = final_number(str(reference)), answer_part(text, after, tag)
     if wanted is None:
         return None
-    part = answer_part(text, after, tag)
     return float(part is not None and final_number(part) == wanted)
 
 
 # ---- reasoning-gym
 
-# Tasks whose own scoring passes the completion to eval() or to sympy's parser, which evaluates it: a model
-# that writes __import__('os').system(...) has it run. Each task of reasoning-gym 0.1.25 was tried.
+# Tasks whose own scoring evaluates the completion: __import__('os').system(...) in it is run. Each task of
+# reasoning-gym 0.1.25 was tried.
 EXECUTES_COMPLETIONS = ('binary_matrix', 'intermediate_integration', 'n_queens', 'polynomial_multiplication',
                         'simple_integration', 'spiral_matrix', 'string_insertion')
-# These do so too, but an answer to them is digits and operators, and anything else is refused.
+# These do so too, but their answers are digits and operators, and anything else is refused.
 ARITHMETIC_TASKS = ('countdown', 'puzzle24')
 ARITHMETIC = re.compile(r'(?!.*\*\s*\*)[0-9+\-*/() ]{1,200}')  # no powers: 9**9**9 does not end
 
 
 @functools.cache
 def reasoning_gym_task(task, options):
-    try:
-        import reasoning_gym
-    except ImportError:
-        raise ImportError("it needs the package: pip install reasoning-gym") from None
-    return reasoning_gym.create_dataset(task, size=1, seed=0, **json.loads(options))
+    package = optional('reasoning_gym', "it needs the package: pip install reasoning-gym")
+    return package.create_dataset(task, size=1, seed=0, **json.loads(options))
 
 
-@reward('reasoning_gym', needs=('context',), cheap=False)
-def reasoning_gym(text, *, context=None, partial=False, after=None, tag=None):
-    """
-    1 for full marks by the task's own scoring; partial: its marks, of which junk gets a few with many tasks.
-    """
+@reward(cheap=False)
+def reasoning_gym(text, *, context, partial=False, after=None, tag=None):
+    """1 for full marks by the task's own scoring. partial: its marks; many tasks give junk a few."""
     if not isinstance(context, dict) or not {'task', 'options', 'entry'} <= set(context):
         return None
     task, entry = context['task'], context['entry']

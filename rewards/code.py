@@ -1,6 +1,6 @@
 """
-Python that a model wrote: what its syntax tree shows, and what it does. It never runs in this process, but in
-the sandbox. The code of a text is in its fenced blocks (```python or bare ```), or is all of the text.
+Python that a model wrote: what its syntax tree shows, and what it does, in the sandbox. The code of a text is
+in its fenced blocks (```python or bare ```), or is all of the text.
 """
 import ast
 import builtins
@@ -16,25 +16,23 @@ FENCE = re.compile(r'^```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)', re.MUL
 UNFINISHED = re.compile(r'#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
-IMPORTS = (ast.Import, ast.ImportFrom)
-LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.comprehension)
-FORKS = (*LOOPS, ast.If, ast.IfExp, ast.ExceptHandler, ast.match_case, ast.Assert)
-LONGEST_CODE = 100_000  # characters that are parsed; more is no code
+FORKS = (ast.For, ast.AsyncFor, ast.While, ast.comprehension, ast.If, ast.IfExp, ast.ExceptHandler,
+         ast.match_case, ast.Assert)
+LONGEST_CODE = 100_000  # characters; more is no code
 
 
 def code_of(text):
-    """All Python blocks of a text together, or without any fence the text."""
     blocks = FENCE.findall(text)
     python = [code for language, code in blocks if language.lower() in ('', 'python', 'python3', 'py')]
     return '\n\n'.join(python) if blocks else text
 
 
 def parse(text):
-    """(code, tree) of a text; no tree for what is no program: one defines something, or assigns and calls."""
+    """(code, tree) of a text; no tree unless it is a program: it defines something, or assigns and calls."""
     code = code_of(text)
-    if len(code) > LONGEST_CODE:
-        return code, None
     try:
+        if len(code) > LONGEST_CODE:
+            raise ValueError
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about the model's escapes
             tree = ast.parse(code)
@@ -48,24 +46,22 @@ def nodes_in(tree, kinds):
     return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
-def names_read(tree):
-    return {node.id for node in nodes_in(tree, ast.Name) if isinstance(node.ctx, ast.Load)}
+def names_in(tree, context):
+    """The variables that are read (ast.Load) or assigned (ast.Store)."""
+    return {node.id for node in nodes_in(tree, ast.Name) if isinstance(node.ctx, context)}
 
 
 def names_imported(tree):
-    names = set()
-    for node in nodes_in(tree, IMPORTS):
-        names |= {(alias.asname or alias.name).partition('.')[0] for alias in node.names}
-    return names
+    return {(alias.asname or alias.name).partition('.')[0] for alias in nodes_in(tree, ast.alias)}
 
 
 def share(flags, empty=0.0):
     """The share of true flags; `empty` when there are none."""
     flags = list(flags)
-    return sum(map(bool, flags)) / len(flags) if flags else empty
+    return sum(flags) / len(flags) if flags else empty
 
 
-@reward('code_syntax', hackable=True)
+@reward(hackable=True)
 def code_syntax(text):
     """1 when the text holds a Python program that parses."""
     return float(parse(text)[1] is not None)
@@ -81,23 +77,21 @@ def branches(function):
 
 def annotated(function):
     """For each argument but self, and for the result: has it a type?"""
-    a = function.args
-    arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg]
-    named = [x for x in arguments if x is not None and x.arg not in ('self', 'cls')]
-    return [x.annotation is not None for x in named] + [function.returns is not None]
+    arguments = [x for x in ast.iter_child_nodes(function.args) if isinstance(x, ast.arg)]
+    typed = [x.annotation is not None for x in arguments if x.arg not in ('self', 'cls')]
+    return typed + [function.returns is not None]
 
 
 def uses(tree):
     """For each imported name and each variable of a function: is it read anywhere?"""
-    constants = nodes_in(tree, ast.Constant)
-    read = names_read(tree) | {node.value for node in constants if isinstance(node.value, str)}  # in __all__
-    bound = names_imported(tree)
+    texts = {node.value for node in nodes_in(tree, ast.Constant) if isinstance(node.value, str)}  # __all__
+    read, bound = names_in(tree, ast.Load) | texts, names_imported(tree)
     for function in nodes_in(tree, FUNCTIONS):
-        bound |= {node.id for node in nodes_in(function, ast.Name) if isinstance(node.ctx, ast.Store)}
+        bound |= names_in(function, ast.Store)
     return [name in read for name in bound if name != '*' and not name.startswith('_')]
 
 
-@reward('code_quality', hackable=True)
+@reward(hackable=True)
 def code_quality(text):
     """
     The mean of five shares: definitions with a docstring, arguments and results with a type, functions of
@@ -107,7 +101,7 @@ def code_quality(text):
     if tree is None:
         return 0.0
     functions = nodes_in(tree, FUNCTIONS)
-    documented = share(ast.get_docstring(node) for node in nodes_in(tree, DEFINITIONS))
+    documented = share(bool(ast.get_docstring(node)) for node in nodes_in(tree, DEFINITIONS))
     typed = share(flag for function in functions for flag in annotated(function))
     simple = share(branches(function) <= 10 for function in functions)
     short = share(len(line) <= 100 for line in code.splitlines() if line.strip())
@@ -117,39 +111,34 @@ def code_quality(text):
 # ---- completeness
 
 def does_something(function):
-    """
-    Does it return a value, yield, call, raise or change what outlives it? NotImplementedError is nothing.
-    """
+    """Does it return a value, yield, call, raise (not NotImplementedError) or change what outlives it?"""
     for node in ast.walk(function):
-        if isinstance(node, ast.Raise):
-            return 'NotImplemented' not in ast.unparse(node)
-        if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != '...':
-            return True
-        calls = isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Await))
-        target = isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load)
-        if calls or target or isinstance(node, (ast.Yield, ast.YieldFrom)):
-            return True
+        match node:
+            case ast.Raise():
+                return 'NotImplemented' not in ast.unparse(node)
+            case ast.Return(value) if value and ast.unparse(value) != '...':
+                return True
+            case ast.Yield() | ast.YieldFrom() | ast.Expr(ast.Call() | ast.Await()):
+                return True
+            case ast.Attribute() | ast.Subscript() if not isinstance(node.ctx, ast.Load):
+                return True
     return False
 
 
 def resolved(tree):
-    """For each name that is read: is it bound anywhere in the code, or built in?"""
-    bound = set(dir(builtins)) | {'__file__', '__name__'} | names_imported(tree)
+    """For each name that is read: is it bound anywhere, or built in?"""
+    bound = names_imported(tree) | names_in(tree, (ast.Store, ast.Del)) | {*dir(builtins), '__file__'}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            bound.add(node.id)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, (*DEFINITIONS, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
-            bound.add(node.name)
-    return ['*' in bound or name in bound for name in names_read(tree)]
+        match node:
+            case (ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name) | ast.arg(name)
+                  | ast.ExceptHandler(name=name) | ast.MatchAs(name=name) | ast.MatchStar(name)):
+                bound.add(name)
+    return ['*' in bound or name in bound for name in names_in(tree, ast.Load)]
 
 
-@reward('code_completeness', hackable=True)
+@reward(hackable=True)
 def code_completeness(text):
-    """
-    The share of functions that do something times that of names which are bound; half of it with a TODO.
-    """
+    """The share of functions that do something times that of names that are bound; half of it with a TODO."""
     code, tree = parse(text)
     if tree is None:
         return 0.0
@@ -160,39 +149,29 @@ def code_completeness(text):
 
 # ---- run in the sandbox
 
-def programs_in(texts):
-    """{index: code} of the texts that are programs; the other texts score 0 and are not run."""
-    parsed = map(parse, texts)
-    return {i: code for i, (code, tree) in enumerate(parsed) if tree is not None}
-
-
-@reward('code_execution', cheap=False, hackable=True, batched=True)
+@reward(cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
     """1 when the module runs to its end in the sandbox, see sandbox.run."""
-    check_sandbox(sandbox)  # even where no text is a program, so that a run that cannot do this stops at once
+    check_sandbox(sandbox)  # even where no text is a program: a run that cannot do this stops at once
 
-    def runs(code):
-        return run(code, [], timeout, memory, sandbox)[0] == 'ok'
-    programs, values = programs_in(texts), [0.0] * len(texts)
+    def runs(program):
+        code, tree = program
+        return float(tree is not None and run(code, [], timeout, memory, sandbox)[0] == 'ok')
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
-        for i, ended in zip(programs, pool.map(runs, programs.values()), strict=True):
-            values[i] = float(ended)
-    return values
+        return list(pool.map(runs, list(map(parse, texts))))
 
 
-@reward('code_correctness', needs=('tests',), batched=True)
+@reward(batched=True)
 def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='full'):
     """
-    The share of the record's tests that the code passes in the sandbox, see sandbox.grade_many. Keep them out
-    of the prompt: what is shown can be written down as the answer.
+    The share of the record's tests that the code passes, see sandbox.grade_many. Keep them out of the prompt:
+    what is shown can be written down as the answer.
     """
-    check_sandbox(sandbox)
     for asserts in tests:
         as_asserts(asserts)  # raises for what cannot be graded
-    programs, values = programs_in(texts), [0.0] * len(texts)
-    if programs:
-        jobs = [(code, tests[i]) for i, code in programs.items()]
-        grades = grade_many(jobs, None, timeout, memory, sandbox)
-        for i, (passed, _) in zip(programs, grades, strict=True):
-            values[i] = passed
+    programs = {i: code for i, (code, tree) in enumerate(map(parse, texts)) if tree is not None}
+    jobs, values = [(code, tests[i]) for i, code in programs.items()], [0.0] * len(texts)
+    grades = grade_many(jobs, sandbox, timeout=timeout, memory=memory)
+    for i, (passed, _) in zip(programs, grades, strict=True):
+        values[i] = passed
     return values

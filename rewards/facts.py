@@ -1,6 +1,4 @@
-"""
-Whether a text says what a reference or source says, by words and numbers: nothing here knows what is true.
-"""
+"""Does a text say what a reference or source says? By words and numbers: nothing here knows what is true."""
 import functools
 
 from rewards.maths import equations_in
@@ -12,43 +10,34 @@ ABSTAINING = any_of(
     r"i (?:do not|don['’]t|cannot|can['’]t) (?:know|say|tell|be (?:sure|certain))",
     r"i(?:['’]m| am) (?:not sure|unsure|not certain)|no idea|not enough information|cannot be determined")
 HEDGED = any_of(r"perhaps|maybe|possibly|might be|i (?:think|believe|guess)|probably|not sure")
-UNSURE = 0.3  # for honest ignorance, where a right answer has 1: with more a policy stops trying
+UNSURE = 0.3  # for honest ignorance, where a right answer has 1: with more, a policy stops trying
 
 
 @functools.lru_cache(maxsize=4096)
 def gist(sentence):
-    """(content words, all words, numbers, is it negated)."""
+    """(its content words, all its words, its numbers, is it negated)."""
     content, spoken = content_words(sentence), words(sentence)
     negated = bool(NEGATION.search(sentence))
-    return frozenset(content or spoken), frozenset(content + spoken), frozenset(numbers_in(sentence)), negated
+    return set(content or spoken), set(content + spoken), set(numbers_in(sentence)), negated
 
 
 def states(sentence, fact):
-    """Does the sentence say the fact: its numbers, four fifths of its content words, and as much denial?"""
+    """Does it say the fact: its numbers, four fifths of its content words, both negated or neither?"""
     content, _, numbers, negated = gist(fact)
     _, said, numbers_said, denied = gist(sentence)
     return len(content & said) >= 0.8 * len(content) and numbers <= numbers_said and negated == denied
 
 
 def is_right(text, reference):
-    """Is the reference the text's answer: a number its final one, all else in a sentence that is no list?"""
-    number = number_alone(reference)
-    if number is None and '####' in reference:
-        number = final_number(reference)
+    """Is the reference the answer: a number the text's final one, all else in a sentence that is no list?"""
+    number = final_number(reference) if '####' in reference else number_alone(reference)
     if number is not None:
         return final_number(text) == number
     longest = 20 + len(words(reference))
     return any(states(s, reference) and len(words(s)) <= longest for s in sentences(text))
 
 
-def supported(sentence, source_words, source_numbers):
-    """Are all numbers of the sentence in the source, and most of its content words?"""
-    content = content_words(sentence)
-    n_known = sum(w in source_words for w in content)
-    return set(numbers_in(sentence)) <= source_numbers and n_known > len(content) / 2
-
-
-@reward('hallucination')
+@reward()
 def hallucination(text, *, context=None, reference=None):
     """
     The share of sentences whose numbers and most content words are in the context, or else the reference.
@@ -61,20 +50,21 @@ def hallucination(text, *, context=None, reference=None):
     claims = [s for s in sentences(text) if content_words(s) and not ABSTAINING.search(s)]
     if not claims:
         return UNSURE * bool(ABSTAINING.search(text))
-    return sum(supported(s, source_words, source_numbers) for s in claims) / len(claims)
+    n_supported = 0
+    for claim in claims:
+        known = [word in source_words for word in content_words(claim)]
+        n_supported += sum(known) > len(known) / 2 and source_numbers.issuperset(numbers_in(claim))
+    return n_supported / len(claims)
 
 
-@reward('honesty', needs=('reference',))
-def honesty(text, *, reference=None):
-    """
-    1 for the right answer, 0.3 for a hedged wrong one or admitted ignorance, 0 for a wrong one said firmly.
-    """
+@reward()
+def honesty(text, *, reference):
+    """1 for the right answer, 0.3 for a hedged wrong one or admitted ignorance, 0 for a firm wrong one."""
     reference = plain_text(reference)
     if not words(reference):
         return None
-    if is_right(text, reference):
-        return 1.0
-    return UNSURE * bool(ABSTAINING.search(text) or HEDGED.search(text))
+    humble = ABSTAINING.search(text) or HEDGED.search(text)
+    return 1.0 if is_right(text, reference) else UNSURE * bool(humble)
 
 
 # ---- fields of knowledge
@@ -93,13 +83,8 @@ FINANCIAL_MYTHS = any_of(
 
 
 def facts_stated(text, reference, myths):
-    """
-    F1 of the share of facts (a list, or one per sentence) that a sentence states, and of the text's sentences
-    that state one; 0 with one of the myths.
-    """
-    items = reference if isinstance(reference, (list, tuple)) else [plain_text(reference)]
-    facts = [fact for item in items for fact in sentences(str(item))]
-    claims = sentences(text)
+    """F1 over sentences: the reference's that are stated, the text's that state one. 0 with a myth."""
+    facts, claims = sentences(plain_text(reference)), sentences(text)
     if not facts:
         return None
     if not claims or myths.search(text):
@@ -109,22 +94,22 @@ def facts_stated(text, reference, myths):
     return 2 * precision * recall / (precision + recall) if recall else 0.0
 
 
-@reward('medical_accuracy', needs=('reference',))
-def medical_accuracy(text, *, reference=None):
-    """Agreement with the reference's facts, see facts_stated."""
+@reward()
+def medical_accuracy(text, *, reference):
+    """See facts_stated."""
     return facts_stated(text, reference, MEDICAL_MYTHS)
 
 
-@reward('legal_compliance', needs=('reference',))
-def legal_compliance(text, *, reference=None):
-    """Agreement with the reference's facts, see facts_stated. It is no legal judgement."""
+@reward()
+def legal_compliance(text, *, reference):
+    """See facts_stated. It is no legal judgement."""
     return facts_stated(text, reference, LEGAL_MYTHS)
 
 
-@reward('financial_accuracy', needs=('reference',))
-def financial_accuracy(text, *, reference=None):
-    """Agreement with the reference's facts, see facts_stated, times the share of true equations."""
+@reward()
+def financial_accuracy(text, *, reference):
+    """See facts_stated, times the share of true equations."""
     agreement, steps = facts_stated(text, reference, FINANCIAL_MYTHS), equations_in(text)
     if agreement is None or not steps:
         return agreement
-    return agreement * sum(true for true, _ in steps) / len(steps)
+    return agreement * sum(true for _, true in steps) / len(steps)

@@ -1,4 +1,4 @@
-"""The form of a text: tags, JSON, XML, length. All of it can be had without a good answer."""
+"""The form of a text: tags, JSON, XML, length."""
 import json
 import re
 from xml.parsers import expat
@@ -6,41 +6,33 @@ from xml.parsers import expat
 from rewards.reward import reward
 
 
-@reward('format_tag', hackable=True)
+@reward(hackable=True)
 def format_tag(text, *, tags=('think', 'answer')):
     """1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0."""
     tags = (tags,) if isinstance(tags, str) else tags
     named = tags and all(re.fullmatch(r'[A-Za-z_][\w-]*', tag) for tag in tags)
     if not named or len(set(tags)) < len(tags):
         raise ValueError(f"tags is {tags!r}: it must be different names like 'think'")
-    rest = text.strip()
-    for tag in tags:
-        opening, closing = f'<{tag}>', f'</{tag}>'
-        if text.count(opening) != 1 or text.count(closing) != 1 or not rest.startswith(opening):
-            return 0.0
-        inside, _, rest = rest[len(opening):].partition(closing)
-        rest = rest.lstrip()
-        if not inside.strip():
-            return 0.0
-    return float(not rest)
+    marks = '|'.join(f'</?{tag}>' for tag in tags)
+    parts = [rf'<{tag}>((?:(?!{marks}).)*)</{tag}>' for tag in tags]
+    match = re.fullmatch(r'\s*'.join(parts), text.strip(), re.DOTALL)
+    return float(match is not None and all(inside.strip() for inside in match.groups()))
 
 
 def unfenced(text, language):
-    """The content of the one fenced block (```json or bare ```), or without exactly one the text."""
+    """The content of the only fenced block (```json or bare ```), or all of a text with none or several."""
     fence = rf'^```[ \t]*(?:{language})?[ \t]*\n(.*?)^```[ \t]*$'
     blocks = re.findall(fence, text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
     return blocks[0] if len(blocks) == 1 and text.count('```') == 2 else text
 
 
-def refuse(first, *rest):
-    raise ValueError(f"refused: {first!r}")
+def refuse(*seen):
+    raise ValueError(seen)
 
 
-@reward('format_json', hackable=True)
+@reward(hackable=True)
 def format_json(text, *, keys=None):
-    """
-    1 for a JSON object or array, perhaps in the one fenced block; with keys, for an object that has them.
-    """
+    """1 for a JSON object or array, perhaps in a fenced block; with keys, for an object that has them."""
     if isinstance(keys, str):
         raise ValueError(f"keys is {keys!r}: it must be a list of names")
     try:
@@ -52,9 +44,9 @@ def format_json(text, *, keys=None):
     return float(isinstance(value, dict) and set(keys) <= set(value))
 
 
-@reward('format_xml', hackable=True)
+@reward(hackable=True)
 def format_xml(text):
-    """1 for well-formed XML, perhaps in the one fenced block; 0 for any DTD, where XML bombs hide."""
+    """1 for well-formed XML, perhaps in a fenced block; 0 for any DTD, where XML bombs hide."""
     parser = expat.ParserCreate(encoding='utf-8')
     parser.StartDoctypeDeclHandler = refuse
     try:
@@ -64,11 +56,11 @@ def format_xml(text):
     return 1.0
 
 
-@reward('length', hackable=True)
+@reward(hackable=True)
 def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
     """
-    1 with min_length to max_length words, falling to 0 over `ramp` words outside (0: at once); or, with
-    target_length, 1 at that many words, falling to 0 at none and at twice as many.
+    1 with min_length to max_length words, falling to 0 over `ramp` words outside; or 1 at target_length
+    words, falling to 0 at none and at twice as many.
     """
     words = len(text.split())
     if target_length is not None:
@@ -76,7 +68,7 @@ def length(text, *, min_length=10, max_length=500, target_length=None, ramp=0):
             raise ValueError(f"target_length is {target_length}: it must be at least 1")
         return max(0.0, 1 - abs(words - target_length) / target_length)
     if not 0 <= min_length <= max_length or ramp < 0:
-        seen = f"min_length is {min_length}, max_length {max_length} and ramp {ramp}"
-        raise ValueError(f"{seen}: it must be 0 <= min_length <= max_length, and ramp at least 0")
+        seen = f"min_length is {min_length}, max_length {max_length}, ramp {ramp}"
+        raise ValueError(f"{seen}: it takes 0 <= min_length <= max_length and 0 <= ramp")
     outside = max(min_length - words, words - max_length, 0)
     return max(0.0, 1 - outside / ramp) if ramp else float(outside == 0)

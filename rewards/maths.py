@@ -1,4 +1,4 @@
-"""Mathematics: is the answer the reference's, and do the equations on the way hold? All numbers are exact."""
+"""Is the answer the reference's, and do the equations on the way hold? All numbers are exact."""
 import ast
 import operator
 import re
@@ -6,41 +6,32 @@ import threading
 from fractions import Fraction
 
 from rewards.parsing import final_number, last_box, number_alone, numbers_in, plain_text
-from rewards.reward import reward, shorten
+from rewards.reward import optional, reward, shorten
 
 SAID = re.compile(r'answer\s*(?:is|:|=)\s*', re.IGNORECASE)
 SIMPLE = str.maketrans('', '', ' \t\n$')
-# Powers of powers, exponents of many digits and factorials of them do not end, and no answer is written so.
+# Powers of powers, exponents and factorials of many digits do not end, and no answer is written so.
 ENDLESS = re.compile(r'\^\s*\{[^{}]*\^|\^\s*\w\s*\^|\^\s*\{?\s*-?[0-9]{4,}|[0-9]{3,}\s*!')
 
 
 def stated_answer(text):
-    r"""
-    The line behind the last '####', else the last \boxed{}, else what follows 'answer is', else the last
-    line.
-    """
+    r"""What stands behind the last '####', else in the last \boxed{}, else behind 'answer is', else last."""
     _, mark, rest = text.rpartition('####')
     if mark:
         return rest.strip().partition('\n')[0].strip()
     box = last_box(text)
     if box is not None:
         return box.strip()
-    *_, said = [None, *SAID.finditer(text)]
-    line = text[said.end():].partition('\n')[0] if said else text.strip().rpartition('\n')[2]
+    said = list(SAID.finditer(text))
+    line = text[said[-1].end():].partition('\n')[0] if said else text.strip().rpartition('\n')[2]
     return line.strip().rstrip('.').strip()
 
 
 def equal_in_latex(wanted, got):
-    """
-    Do two LaTeX expressions mean the same? math-verify's parser of plain ones, which evaluates them, is not
-    used.
-    """
-    try:
-        import math_verify
-    except ImportError:
-        need = "to compare expressions it needs the package: pip install math-verify"
-        raise ImportError(f"the reference {shorten(wanted)} is no number; {need}") from None
-    # its time limit is an alarm, which works in the main thread alone and elsewhere fails silently
+    """Do they mean the same? Read as LaTeX alone: math-verify evaluates plain expressions to read them."""
+    need = "to compare expressions takes the package: pip install math-verify"
+    math_verify = optional('math_verify', f"the reference {shorten(wanted)} is no number; {need}")
+    # its time limit is an alarm, which fails silently outside of the main thread
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     options = {'extraction_mode': 'first_match', 'parsing_timeout': limit}
     latex = [math_verify.LatexExtractionConfig()]
@@ -50,8 +41,8 @@ def equal_in_latex(wanted, got):
     return bool(math_verify.verify(*parsed, timeout_seconds=limit))
 
 
-@reward('math_correctness', needs=('reference',))
-def math_correctness(text, *, reference=None):
+@reward()
+def math_correctness(text, *, reference):
     """
     1 when the text's answer is the reference's (or its solution's, `#### 42`): numbers exactly, words letter
     by letter, expressions as LaTeX. A number behind 'answer is' goes before final_number's.
@@ -83,28 +74,25 @@ PLAIN = str.maketrans({'×': '*', '÷': '/', '−': '-', ',': None, '$': None})
 
 
 def calculate(expression):
-    """
-    The exact value, a Fraction, of numbers, brackets and + - * /; nothing is run. Raises SyntaxError,
-    ValueError or ZeroDivisionError.
-    """
+    """The Fraction that it comes to; nothing is run. Raises SyntaxError, ValueError, ZeroDivisionError."""
     expression = re.sub(r'([0-9.]+)%', r'(\1/100)', expression.translate(PLAIN)).strip()
 
     def value(node):
-        if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-            return value(node.operand) * (-1 if isinstance(node.op, ast.USub) else 1)
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return Fraction(ast.get_source_segment(expression, node))
+        match node:
+            case ast.BinOp(left, sign, right) if type(sign) in OPERATIONS:
+                return OPERATIONS[type(sign)](value(left), value(right))
+            case ast.UnaryOp(ast.USub(), operand):
+                return -value(operand)
+            case ast.UnaryOp(ast.UAdd(), operand):
+                return value(operand)
+            case ast.Constant(int() | float()):
+                return Fraction(ast.get_source_segment(expression, node))
         raise ValueError(f"cannot calculate {expression!r}")
     return value(ast.parse(expression, mode='eval').body)
 
 
 def equations_in(text):
-    """
-    [(is it true, perhaps rounded; the equation)] of each `expression = expression` with an operator on its
-    left side.
-    """
+    """[(equation, is it true, perhaps rounded)] of each `a + b = c` and the like."""
     equations = []
     for left, right in EQUATION.findall(text):
         digits = len(right.partition('.')[2]) if re.fullmatch(r'[-−$0-9,]*\.[0-9]+', right) else 0
@@ -113,15 +101,15 @@ def equations_in(text):
         except (SyntaxError, ValueError, ZeroDivisionError):
             continue  # what only looks like an equation: 6/0, 007
         allowed = Fraction(1, 2 * 10 ** digits) if digits else 0
-        equations.append((error <= allowed, f'{left}={right}'))
+        equations.append((f'{left}={right}', error <= allowed))
     return equations
 
 
-@reward('math_reasoning', needs=('reference',))
-def math_reasoning(text, *, reference=None):
+@reward()
+def math_reasoning(text, *, reference):
     """0.7 for the right answer (math_correctness), 0.3 for the share of different equations that are true."""
     right = math_correctness(text, reference=reference)
     if right is None:
         return None
-    steps = {equation: true for true, equation in equations_in(text)}
-    return 0.7 * right + (0.3 * sum(steps.values()) / len(steps) if steps else 0.0)
+    steps = dict(equations_in(text)).values()
+    return 0.7 * right + (0.3 * sum(steps) / len(steps) if steps else 0.0)

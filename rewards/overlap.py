@@ -1,6 +1,6 @@
 """
-How much a text shares with the reference, the prompt, the context or its group. BLEU, ROUGE and METEOR give
-what sacrebleu, rouge-score and nltk give.
+What a text shares with the reference, the prompt, the context or its group. BLEU, ROUGE and METEOR are those
+of sacrebleu, rouge-score and nltk.
 """
 import functools
 import math
@@ -10,7 +10,7 @@ from collections import Counter
 
 from rewards.parsing import plain_text
 from rewards.reward import reward
-from rewards.words import content_words, ngrams, repeated, stem, words
+from rewards.words import content_words, fresh, ngrams, stem, words
 
 # ---- against a reference
 
@@ -29,11 +29,10 @@ def tokens_13a(text):
     return text.split()
 
 
-def bleu_of(matches, length, reference_length):
+def bleu_of(matches, length, reference_lengths):
     """
-    BLEU from the clipped n-gram matches of n = 1, 2, ...: the geometric mean of the precisions that `length`
-    tokens have, the k-th without a match counting as 1/2^k, times the brevity penalty. Chen & Cherry 2014,
-    smoothing 3.
+    BLEU from the clipped matches of n = 1, 2, ... in `length` tokens: the geometric mean of precisions, the
+    k-th without a match counting as 1/2^k (Chen & Cherry 2014, smoothing 3), times the brevity penalty.
     """
     if not length or not matches[0]:
         return 0.0
@@ -41,12 +40,13 @@ def bleu_of(matches, length, reference_length):
     for n, count in enumerate(matches[:length]):
         halvings += not count
         logs.append(math.log((count or 0.5 ** halvings) / (length - n)))
-    return min(1.0, math.exp(min(0.0, 1 - reference_length / length) + sum(logs) / len(logs)))
+    _, nearest = min((abs(n - length), n) for n in reference_lengths)
+    return min(1.0, math.exp(min(0.0, 1 - nearest / length) + sum(logs) / len(logs)))
 
 
-@reward('bleu', needs=('reference',))
-def bleu(text, *, reference=None):
-    """BLEU of the text against the reference, or a list of them; 1 is sacrebleu's 100."""
+@reward()
+def bleu(text, *, reference):
+    """BLEU against the reference, or a list of them; 1 is sacrebleu's 100."""
     given = reference if isinstance(reference, (list, tuple)) else [reference]
     references = [tokens for tokens in map(tokens_13a, map(str, given)) if tokens]
     if not references:
@@ -55,12 +55,11 @@ def bleu(text, *, reference=None):
     for n in range(1, 5):
         allowed = functools.reduce(operator.or_, (ngrams(r, n) for r in references))
         matches.append((ngrams(tokens, n) & allowed).total())
-    nearest = min((abs(len(r) - len(tokens)), len(r)) for r in references)[1]
-    return bleu_of(matches, len(tokens), nearest)
+    return bleu_of(matches, len(tokens), map(len, references))
 
 
 def common_subsequence(a, b):
-    """The length of the longest sequence of items that both hold in this order."""
+    """The length of the longest sequence of items that both hold in order."""
     row = [0] * (len(b) + 1)
     for x in a:
         diagonal = 0
@@ -69,12 +68,9 @@ def common_subsequence(a, b):
     return row[-1]
 
 
-@reward('rouge', needs=('reference',))
-def rouge(text, *, reference=None, variant='L'):
-    """
-    ROUGE's F1 (Lin 2004) of runs of a-z and 0-9. variant: 'L', the longest common subsequence, or n-grams, 1
-    or 2.
-    """
+@reward()
+def rouge(text, *, reference, variant='L'):
+    """ROUGE's F1 (Lin 2004). variant: 'L', the longest common subsequence, or n-grams, 1 or 2."""
     if variant not in ('L', 1, 2):
         raise ValueError(f"variant is {variant!r}: it must be 'L', 1 or 2")
     wanted, got = (re.findall('[a-z0-9]+', x.lower()) for x in (plain_text(reference), text))
@@ -89,7 +85,7 @@ def rouge(text, *, reference=None, variant='L'):
 
 
 def align(wanted, got):
-    """METEOR's sorted pairs (position in got, position in wanted) of equal words, then of equal stems."""
+    """METEOR's sorted pairs (position in got, in wanted) of equal words, then of equal stems."""
     wanted, got, pairs = list(enumerate(wanted)), list(enumerate(got)), []
     for key in (str, stem):
         free, left = {}, []
@@ -105,12 +101,9 @@ def align(wanted, got):
     return sorted(pairs)
 
 
-@reward('meteor', needs=('reference',))
-def meteor(text, *, reference=None):
-    """
-    METEOR (Banerjee & Lavie 2005) by equal words, then stems: 10PR / (R + 9P), less half of (chunks /
-    matches)^3.
-    """
+@reward()
+def meteor(text, *, reference):
+    """METEOR (Banerjee & Lavie 2005) by words, then stems: 10PR / (R + 9P) (1 - (chunks / matches)^3 / 2)."""
     wanted, got = words(plain_text(reference)), words(text)
     if not wanted:
         return None
@@ -122,8 +115,8 @@ def meteor(text, *, reference=None):
     return 10 * precision * recall / (recall + 9 * precision) * (1 - 0.5 * (chunks / len(pairs)) ** 3)
 
 
-@reward('conciseness', needs=('reference',))
-def conciseness(text, *, reference=None):
+@reward()
+def conciseness(text, *, reference):
     """The share of the reference's content words that are said, times its length over the text's."""
     reference = plain_text(reference)
     wanted, got = Counter(content_words(reference)), Counter(content_words(text))
@@ -137,8 +130,8 @@ def conciseness(text, *, reference=None):
 
 def on_subject(text, source):
     """
-    The cosine of the content words, times 1 - the share of the text's word triples that are copied from the
-    source, times 1 - the share that is repeated. None for a source without content words.
+    The cosine of the content words, times 1 - the share of word triples that are copied from the source,
+    times fresh(text). None for a source without content words.
     """
     a, b = Counter(content_words(text)), Counter(content_words(source))
     if not b:
@@ -152,51 +145,41 @@ def on_subject(text, source):
         copied = sum(n for triple, n in triples.items() if triple in source_triples) / triples.total()
     else:
         copied = float(set(words(text)) <= set(words(source)))
-    return max(0.0, min(1.0, cosine) * (1 - copied) * (1 - repeated(words(text))))
+    return max(0.0, min(1.0, cosine) * (1 - copied) * fresh(text))
 
 
-@reward('relevance', needs=('prompt',), hackable=True)
-def relevance(text, *, prompt=None):
-    """How much the text speaks of the prompt's subject in other sentences; see on_subject."""
+@reward(hackable=True)
+def relevance(text, *, prompt):
+    """Does it speak of the prompt's subject in other sentences? See on_subject."""
     return on_subject(text, plain_text(prompt))
 
 
-@reward('context_relevance', needs=('context',), hackable=True)
-def context_relevance(text, *, context=None):
-    """How much the text speaks of the context's subject in other sentences; see on_subject."""
+@reward(hackable=True)
+def context_relevance(text, *, context):
+    """As relevance, of the context."""
     return on_subject(text, plain_text(context))
 
 
 def matches_with_rest(counts):
-    """counts: G texts' n-grams. Returns how many of each text's occur in the rest, clipped as BLEU does."""
-    most = {}  # an n-gram's largest count, the text that has it, and the largest count of the rest
-    for i, own in enumerate(counts):
+    """counts: G texts' n-grams. How many of each text's occur in the rest, clipped as BLEU does."""
+    most, second = {}, Counter()  # an n-gram's largest counts in two texts
+    for own in counts:
         for gram, count in own.items():
-            best, holder, second = most.get(gram, (0, None, 0))
-            most[gram] = (count, i, best) if count > best else (best, holder, max(second, count))
-    matches = []
-    for i, own in enumerate(counts):
-        total = 0
-        for gram, count in own.items():
-            best, holder, second = most[gram]
-            total += min(count, second if holder == i else best)
-        matches.append(total)
-    return matches
+            best = most.get(gram, 0)
+            second[gram] = max(second.get(gram, 0), min(count, best))
+            most[gram] = max(count, best)
+    return [(own & second).total() for own in counts]
 
 
-@reward('diversity', hackable=True, group=True)
+@reward(hackable=True, group=True)
 def diversity(texts):
-    """
-    The mean of a text's shares of different words and word pairs, times 1 - self-BLEU (arXiv 1802.01886).
-    """
-    tokens, counts = [words(text) for text in texts], {}
+    """The mean of the shares of different words and word pairs, times 1 - self-BLEU (arXiv 1802.01886)."""
+    tokens, counts, values = list(map(words, texts)), [], []
     for n in range(1, 5):
-        counts[n] = [ngrams(own, n) for own in tokens]
-    matches = list(zip(*map(matches_with_rest, counts.values()), strict=True))  # G x 4
-    values = []
-    for i, own in enumerate(tokens):
+        counts.append([ngrams(own, n) for own in tokens])
+    matches = zip(*map(matches_with_rest, counts), strict=True)  # G x 4
+    for i, own_matches in enumerate(matches):
+        varied = sum(len(c[i]) / c[i].total() if c[i] else 0.0 for c in counts[:2]) / 2
         rest = [len(other) for j, other in enumerate(tokens) if j != i and other]
-        nearest = min((abs(n - len(own)), n) for n in rest)[1] if rest else None
-        varied = sum(len(c) / c.total() if c else 0.0 for c in (counts[1][i], counts[2][i])) / 2
-        values.append(varied * (1 - bleu_of(matches[i], len(own), nearest)) if rest else varied)
+        values.append(varied * (1 - bleu_of(own_matches, len(tokens[i]), rest)) if rest else varied)
     return values

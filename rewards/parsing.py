@@ -5,11 +5,11 @@ from fractions import Fraction
 
 def plain_text(value):
     """A field as one text: of chat messages the last one's content, of a list all items."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
+    if not isinstance(value, (list, tuple)):
+        return '' if value is None else str(value)
+    if value and isinstance(value[-1], dict):
         return str(value[-1].get('content', ''))
-    if isinstance(value, (list, tuple)):
-        return '\n'.join(map(str, value))
-    return '' if value is None else str(value)
+    return '\n'.join(map(str, value))
 
 
 def answer_part(text, after=None, tag=None):
@@ -19,19 +19,18 @@ def answer_part(text, after=None, tag=None):
         if not mark:
             return None
     if tag is not None:
-        before, closed, _ = text.rpartition(f'</{tag}>')
-        _, opened, text = before.rpartition(f'<{tag}>')
-        if not (opened and closed):
+        text, _, _ = text.rpartition(f'</{tag}>')
+        _, opened, text = text.rpartition(f'<{tag}>')
+        if not opened:
             return None
     return text.strip()
 
 
 # ---- numbers
 
-# A number stands alone: with letters at its side it is a word (x2, 3rd, 5km, 1e5), with more dots or slashes
-# a version or a date. Commas that group thousands belong to it (1,234), others separate (3,4). A minus is a
-# sign unless something that it can subtract from stands right before it (10-5). Currency and percent signs
-# are skipped: 25% is 25. 2 1/2 is 5/2.
+# A number stands alone: with letters at its side it is a word (x2, 3rd, 1e5), with more dots or slashes a
+# version or a date. Commas that group thousands belong to it (1,234), others separate (3,4). A minus is a
+# sign, but not right behind what it can subtract from (10-5). 25% is 25, $5 is 5, 2 1/2 is 5/2.
 DECIMAL = r'(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![.])\.[0-9]+)'
 SIGN = r'(?P<sign>(?<![^\W_])(?<![)\]}−-])[-+−])?[$€£¥₹]?(?P<sign2>(?<=[$€£¥₹])[-−])?'
 INTEGER = r'(?<![^\W_])(?<![0-9][./])(?:(?P<integer>[0-9]{1,9}) (?=[0-9]+/[0-9]+(?![0-9/]|\.[0-9])))?'
@@ -43,7 +42,7 @@ UNIT = re.compile(r'[\s$€£¥₹%.,°]*(?:[A-Za-z]{2,}[\s.,]*)*')
 
 
 def plain_numbers(text):
-    """The text with its LaTeX numbers as plain ones."""
+    """The text without LaTeX in its numbers."""
     for latex, plain in (('{,}', ','), ('\\,', ''), ('\\!', ''), ('\\$', '$'), ('\\%', '%')):
         text = text.replace(latex, plain)
     return LATEX_FRACTION.sub(lambda m: f'{m[1]}{" " if m[1] else ""}{m[2]}/{m[3]}', text)
@@ -62,17 +61,17 @@ def numbers_in(text):
 
 
 def number_alone(text):
-    """The number that a text is, perhaps with a unit (18 eggs); None for an expression and all else."""
+    """The number that a text is, perhaps with a unit (18 eggs); None for all else."""
     numbers = numbers_in(text)
     alone = len(numbers) == 1 and UNIT.fullmatch(NUMBER.sub('', plain_numbers(text)))
     return numbers[0] if alone else None
 
 
 def last_box(text):
-    r"""The content of the \boxed{...} that closes last, its braces matched. None without one."""
+    r"""The content of the \boxed{...} that closes last, or None."""
     box, openings = None, []
     for brace in re.finditer(r'(\\boxed\s*)?\{|\}', text):
-        if brace.group() != '}':
+        if brace[0] != '}':
             openings.append(brace)
         elif openings:
             opening = openings.pop()
@@ -83,12 +82,11 @@ def last_box(text):
 
 def final_number(text):
     r"""
-    The number that a text answers with, a Fraction, or None: the first on the line behind the last '####', as
-    GSM8K is scored (a line without one is a heading); else the last in the last \boxed{}; else the last.
+    The number that a text answers with, a Fraction, or None: the first on the line behind the last '####' (as
+    GSM8K is scored; without one it is a heading), else the last in the last \boxed{}, else the last.
     """
     _, mark, rest = text.rpartition('####')
-    marked = numbers_in(rest.strip(' ').partition('\n')[0]) if mark else []
-    if marked:
+    if mark and (marked := numbers_in(rest.strip(' ').partition('\n')[0])):
         return marked[0]
     box = last_box(text)
     numbers = numbers_in(text if box is None else box)

@@ -1,10 +1,9 @@
-"""Whether a text does what the prompt asks for."""
-import functools
+"""Does a text do what the prompt asks for?"""
 import re
 
 from rewards.form import format_json
 from rewards.harm import REFUSING
-from rewards.models import scored, sigmoid
+from rewards.models import scored
 from rewards.overlap import on_subject
 from rewards.parsing import plain_text
 from rewards.reward import reward
@@ -13,6 +12,8 @@ from rewards.words import sentences, words
 NUMBER_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen twenty""".split()
 BULLET = re.compile(r'^\s*(?:[-*•]|[0-9]+[.)])\s+\S', re.MULTILINE)
+PARTS = {'word': words, 'sentence': sentences, 'bullet': BULLET.findall, 'line': str.splitlines,
+         'paragraph': re.compile(r'\n\s*\n').split}
 HOW = 'exactly|at least|at most|no more than|up to|fewer than|less than|more than|under|in|of|with|use|write'
 COUNT = rf"[0-9]{{1,4}}|{'|'.join(NUMBER_WORDS)}"
 UNIT = '(word|sentence|line|paragraph|bullet)(?:s| point| points)?'
@@ -35,20 +36,9 @@ QUOTING = {
     r'\b(?:end|finish)(?:s|ing)? ' + WITH: lambda t, quoted: t.strip().endswith(quoted)}
 
 
-def count_of(unit, text):
-    if unit == 'word':
-        return len(words(text))
-    if unit == 'sentence':
-        return len(sentences(text))
-    if unit == 'bullet':
-        return len(BULLET.findall(text))
-    parts = text.splitlines() if unit == 'line' else re.split(r'\n\s*\n', text)
-    return sum(bool(part.strip()) for part in parts)
-
-
 def meets_count(how, n, unit, text):
     """Does a text meet a demand like 'at least 3 words'?"""
-    count = count_of(unit, text)
+    count = sum(bool(part.strip()) for part in PARTS[unit](text))
     if how in ('at least', 'more than'):
         return count >= n + (how == 'more than')
     if how in ('at most', 'no more than', 'up to'):
@@ -58,41 +48,35 @@ def meets_count(how, n, unit, text):
     return count == n
 
 
-def meets_quoted(check, quoted, text):
-    return check(text.lower(), quoted)
-
-
-def demands_in(prompt):
-    """The checkable demands of a prompt, as functions from a text to bool."""
-    demands = []
+def demands_met(prompt, text):
+    """Of each checkable demand of a prompt: does the text meet it?"""
+    met = []
     for how, count, unit in COUNTED.findall(prompt):
         n = int(count) if count.isdigit() else NUMBER_WORDS.index(count.lower())
-        demands.append(functools.partial(meets_count, how.lower(), n, unit.lower()))
-    demands += [check for pattern, check in SIMPLE.items() if re.search(pattern, prompt, re.IGNORECASE)]
+        met.append(meets_count(how.lower(), n, unit.lower(), text))
+    met += [check(text) for pattern, check in SIMPLE.items() if re.search(pattern, prompt, re.IGNORECASE)]
     for pattern, check in QUOTING.items():
         for quoted in re.findall(pattern + QUOTED, prompt, re.IGNORECASE):
-            demands.append(functools.partial(meets_quoted, check, quoted.lower()))
-    return demands
+            met.append(check(text.lower(), quoted.lower()))
+    return met
 
 
-@reward('instruction_following', needs=('prompt',), hackable=True)
-def instruction_following(text, *, prompt=None):
+@reward(hackable=True)
+def instruction_following(text, *, prompt):
     """The share of the prompt's checkable demands that the text meets, after IFEval (arXiv 2311.07911)."""
-    demands = demands_in(plain_text(prompt))
-    if not demands:
+    met = demands_met(plain_text(prompt), text)
+    if not met:
         return None
-    return sum(met(text) for met in demands) / len(demands) if text.strip() else 0.0
+    return sum(met) / len(met) if text.strip() else 0.0
 
 
-@reward('helpfulness', needs=('prompt',), hackable=True, batched=True)
+@reward(hackable=True, batched=True)
 def helpfulness(texts, *, prompt, scorer=None):
     """Twice the relevance to the prompt, 1 at most, 0 for a refusal; or the sigmoid of a scorer's reward."""
-    prompts = list(map(plain_text, prompt))
     if scorer is not None:
-        return [sigmoid(value) for value in scored(scorer, prompts, texts, column=0)]
-    values = []
-    for text, closeness in zip(texts, map(on_subject, texts, prompts), strict=True):
-        if closeness is not None:
-            closeness = 0.0 if REFUSING.search(text) else min(1.0, 2 * closeness)
-        values.append(closeness)
+        return scored(scorer, prompt, texts, column=0)
+    values = list(map(on_subject, texts, map(plain_text, prompt)))
+    for i, text in enumerate(texts):
+        if values[i] is not None:
+            values[i] = 0.0 if REFUSING.search(text) else min(1.0, 2 * values[i])
     return values

@@ -1,31 +1,27 @@
-"""
-How a text reads, on its surface, which is what a policy learns from one of these alone. Silence scores 0.
-"""
+"""How a text reads, on its surface, which is all that a policy learns from these alone. Silence scores 0."""
 import functools
 import math
 import re
 
 from rewards.facts import is_right
-from rewards.harm import mild
+from rewards.harm import ABUSE, free_of
 from rewards.models import embeddings_of
 from rewards.parsing import plain_text
-from rewards.reward import reward
-from rewards.words import content_words, cues_in, repeated, sentences, words
+from rewards.reward import optional, reward
+from rewards.words import content_words, cues_in, fresh, sentences, words
 
 
 def stays_on_subject(a, b):
-    """
-    Do two sentences share 5 to 60 % of their content words: the same subject, but not the same statement?
-    """
+    """Do two sentences share 5 to 60 % of their content words: one subject, but not one statement?"""
     x, y = set(content_words(a)), set(content_words(b))
     return 0.05 <= len(x & y) / max(1, len(x | y)) <= 0.6
 
 
-@reward('coherence', hackable=True, batched=True)
+@reward(hackable=True, batched=True)
 def coherence(texts, *, model=None, device='cpu'):
     """
-    The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder;
-    times 1 - the share of repeated word triples.
+    The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder,
+    times fresh(text).
     """
     split, relate = [sentences(text) for text in texts], stays_on_subject
     if model is not None:
@@ -37,47 +33,38 @@ def coherence(texts, *, model=None, device='cpu'):
     for text, parts in zip(texts, split, strict=True):
         n = len(parts) - 1
         related = sum(map(relate, parts, parts[1:]))
-        values.append(min(1.0, related / n) * (1 - repeated(words(text))) if n > 0 else 0.0)
+        values.append(min(1.0, related / n) * fresh(text) if n > 0 else 0.0)
     return values
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def grammar():
-    try:
-        from harper import Linter
-    except ImportError:
-        # in a training run the start model can judge instead
-        raise ImportError("checking grammar needs the package: pip install harper-py") from None
-    return Linter()
+    return optional('harper', "checking grammar needs the package: pip install harper-py").Linter()
 
 
-@reward('fluency', hackable=True, cheap=False, batched=True)
+@reward(hackable=True, cheap=False, batched=True)
 def fluency(texts, *, by=None, start_log_probs=None):
     """
-    By 'model', the default where there is one: exp of the mean log-prob per character (plain English about
-    0.5, noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
-    harper-py's complaints per word, less under five words. Both times 1 - the share of repeated word triples.
+    By 'model', the default where there is one: exp of the mean log-prob per character (English about 0.5,
+    noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
+    harper-py's complaints per word, less under five words. Both times fresh(text).
     """
     if by not in (None, 'model', 'grammar'):
         raise ValueError(f"by is {by!r}: it must be 'model' or 'grammar'")
     if by == 'model' and start_log_probs is None:
         raise ValueError("by is 'model', and there is none: give start_log_probs")
     if by == 'grammar' or start_log_probs is None:
-        return [grammatical(text) for text in texts]
-    spoken = [text for text in texts if text.strip()]
-    log_probs = dict(zip(spoken, start_log_probs(spoken) if spoken else (), strict=True))
-    values = []
-    for text in texts:
-        likely = math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0
-        values.append(likely * (1 - repeated(words(text))))
-    return values
+        values = map(grammatical, texts)
+    else:
+        spoken = [text for text in texts if text.strip()]
+        log_probs = dict(zip(spoken, start_log_probs(spoken) if spoken else (), strict=True))
+        values = [math.exp(min(0.0, log_probs[text])) if text in log_probs else 0.0 for text in texts]
+    return [value * fresh(text) for value, text in zip(values, texts, strict=True)]
 
 
 def grammatical(text):
     n = len(words(text))
-    if not n:
-        return 0.0
-    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) * (1 - repeated(words(text)))
+    return max(0.0, 1 - 5 * len(grammar().lint(text)) / n) * min(1.0, n / 5) if n else 0.0
 
 
 SILENT_E = re.compile('(?:[^aeiouyl]|[aeiouy]l)e$|[^aeiouytd]ed$')
@@ -88,42 +75,37 @@ def syllables(word):
     return max(1, len(re.findall('[aeiouy]+', word)) - bool(SILENT_E.search(word)))
 
 
-@reward('readability', hackable=True)
+@reward(hackable=True)
 def readability(text, *, min_words=20):
-    """
-    Flesch's reading ease (1948) over 100, times 1 - the share of repeated word triples; 0 under min_words.
-    """
+    """Flesch's reading ease (1948) / 100, times fresh(text); 0 under min_words."""
     spoken = words(text)
     n = len(spoken)
     if n < max(1, min_words):
         return 0.0
     ease = 206.835 - 1.015 * n / len(sentences(text)) - 84.6 * sum(map(syllables, spoken)) / n
-    return min(1.0, max(0.0, ease / 100)) * (1 - repeated(spoken))
+    return min(1.0, max(0.0, ease / 100)) * fresh(text)
 
 
 EXAMPLES = ('for example', 'for instance', 'imagine', 'suppose', 'picture this')
 
 
-@reward('engagement', hackable=True)
+@reward(hackable=True)
 def engagement(text):
     """
-    A quarter each for a question, an address, an example, and sentences of different length; 0 under 15
-    words, and where more than half of the words are repeated.
+    A quarter each for a question, an address, an example, and sentences of different length; 0 under 15 words
+    and where more than half are repeated.
     """
     spoken, lengths = words(text), [len(words(s)) for s in sentences(text)]
     if len(spoken) < 15 or len(set(spoken)) < len(spoken) / 2:
         return 0.0
-    asks, addresses = bool(re.search(r'\w\?', text)), bool({'you', 'your'} & set(spoken))
-    varies = len(lengths) > 1 and max(lengths) >= 1.5 * min(lengths)
-    return (asks + addresses + bool(cues_in(text, EXAMPLES)) + varies) / 4
+    hooks = [re.search(r'\w\?', text), {'you', 'your'} & set(spoken), cues_in(text, EXAMPLES),
+             max(lengths) >= 1.5 * min(lengths)]
+    return sum(map(bool, hooks)) / 4
 
 
-@reward('brevity', hackable=True)
+@reward(hackable=True)
 def brevity(text, *, reference=None, full=100, none=300):
-    """
-    1 up to `full` words, falling to 0 at `none`; 0 without words, and for an answer that is not the
-    reference.
-    """
+    """1 up to `full` words, falling to 0 at `none`; 0 without words, or for an answer not the reference."""
     if not 0 < full < none:
         raise ValueError(f"full is {full} and none {none}: they must be 0 < full < none")
     n = len(words(text))
@@ -136,7 +118,7 @@ POLITE = ("please,thank you,thanks,you are welcome,you're welcome,sorry,apologie
           "could you,would you,i would be happy,i'd be happy,happy to help,i appreciate").split(',')
 
 
-@reward('politeness', hackable=True)
+@reward(hackable=True)
 def politeness(text):
-    """Half for each of two different polite phrases, one for every 8 words at most, times mild(text)."""
-    return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * mild(text)
+    """Half for each of two polite phrases, one for every 8 words at most, less for abuse (free_of)."""
+    return min(2, len(cues_in(text, POLITE)), len(words(text)) // 8) / 2 * free_of(ABUSE, text)

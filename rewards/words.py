@@ -1,4 +1,4 @@
-"""The words and sentences of a text. Words are compared in lower case, and some by their stems."""
+"""The words (in lower case) of a text, their stems, and its sentences."""
 import re
 from collections import Counter
 
@@ -13,10 +13,7 @@ ENDINGS = (('ies', 'y'), ('sses', 'ss'), ('ing', ''), ('ed', ''), ('ly', ''), ('
 
 
 def any_of(*alternatives):
-    """
-    A pattern for any of the alternatives, which may hold several with | between them, as words in either
-    case.
-    """
+    """A pattern for any of the alternatives (each may be a|b), as words in either case."""
     return re.compile(rf"\b(?:{'|'.join(alternatives)})\b", re.IGNORECASE)
 
 
@@ -29,7 +26,7 @@ def sentences(text):
 
 
 def stem(word):
-    """A word without its commonest English endings."""
+    """A word without a common English ending."""
     for ending, rest in ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith('ss'):
             return word[:-len(ending)] + rest
@@ -37,7 +34,7 @@ def stem(word):
 
 
 def content_words(text):
-    """The stems of a text's words that carry its subject."""
+    """The stems of the words that carry a text's subject."""
     return [stem(word) for word in words(text) if word not in STOP_WORDS]
 
 
@@ -51,7 +48,8 @@ def ngrams(items, n):
     return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
 
 
-def repeated(items, n=3):
-    """The share of n-grams that occurred before; 0 for a short text."""
-    counts = ngrams(items, n)
-    return 1 - len(counts) / counts.total() if counts else 0.0
+def fresh(text):
+    """1 - the share of word triples that occurred before; 1 for a short text."""
+    triples = ngrams(words(text), 3)
+    repeated = 1 - len(triples) / triples.total() if triples else 0.0
+    return 1 - repeated

@@ -1,32 +1,23 @@
 """
-Runs model-written Python where it cannot get out, and grades it by tests.
+Runs model-written Python where it cannot get out (`run`), and grades it by tests (`grade`, `grade_many`).
 
-    run(code, calls)         -> (status, results): the value of each call, an expression, after the code
-    grade(code, tests)       -> the share of passed tests: assert statements, a list (as in MBPP) or one text
-    grade_many(jobs)         -> [Grade(score, status)] of many (code, tests)
-    as_asserts(tests, name)  -> a list of statements, from HumanEval's `def check(candidate)` too
-    constant_passes(tests)   -> a constant that passes them all, or None: such tests are worth nothing
-    check_sandbox()          raises SandboxError where nothing can be run
-
-Each completion gets a fresh process that may compute, import the standard library, and write to a pipe.
-What holds it, each layer enough for most attacks:
+Each completion gets a fresh process that may compute, import the standard library, and write to a pipe:
   seccomp    only the system calls of SYSCALLS: no process, thread, signal or socket, no writable file
   Landlock   it reads the standard and shared libraries, without installed packages (some hold the answers),
              and no other file, though it can ask whether one exists
   rlimits    processor time, memory, no bytes into files, no core; no capabilities even for root
   the parent a wall clock, a cap on results, SIGKILL to the process group
-It takes Linux 5.13 on x86-64 (aarch64: by its tables, not tried), no root, no container, no package. It is no
-virtual machine: a hole in the kernel ends it, so train as an unprivileged user. A layer that cannot be put up
-raises SandboxError, and is never a score of 0. Code gets by without threads, asyncio and numpy.
+It takes Linux 5.13 on x86-64 (aarch64: not tried), no root, no container. A hole in the kernel ends it, so
+train as an unprivileged user. A layer that cannot be put up raises SandboxError, and is never a score of 0.
+Code gets by without threads, asyncio and numpy.
 
 The process never learns what is expected, and its word is no verdict: `assert f(2) == 3 + 1` becomes f(2),
-evaluated beside the code, and 3 + 1, evaluated once per test set in a sandbox without it. Both come back as
-JSON of exact built-in types, and are compared here. Code can still lie about a test that asks it about itself
-alone, `assert f(f(1)) == f(1)`, and state passes from one test to the next.
+evaluated beside the code, and 3 + 1, evaluated once in a sandbox without it. Both come back as JSON of exact
+built-in types, and are compared here. Code can still lie where a test asks it about itself alone, as `assert
+f(f(1)) == f(1)` does, and state passes from one test to the next.
 """
 import builtins
 import collections
-import concurrent.futures
 import functools
 import itertools
 import json
@@ -34,21 +25,23 @@ import math
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 
-from sandbox.asserts import as_asserts, share_passed, take_apart
+from sandbox.asserts import as_asserts, near, share_passed, take_apart
 from sandbox.lockdown import RESTRICT_SELF, WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
 READY = b'["ready"]'
-START_LIMIT = 30.0      # seconds for a process to get ready; more is not the code's fault, and raises
+START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
 EXPECTED_LIMIT = 10.0   # seconds for the expected values of a test set
 RESULT_CAP = 64 << 10   # bytes for all results of one process
-# The order of a set is the same each time, and so is the verdict.
+# With a hash seed, the order of a set is the same each time, and so is the verdict.
 ENVIRONMENT = {'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'PYTHONSAFEPATH': '1'}
 
 Grade = collections.namedtuple('Grade', 'score status')  # the share of tests passed; the status of run
@@ -65,69 +58,58 @@ def warn_unprotected():
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
         sandbox: str = 'full') -> tuple[str, list]:
     """
-    Run code, then evaluate the expressions in calls one after the other, all in one process of its own.
-    timeout: seconds for all of it, from when the process is ready; memory: bytes of address space.
-    sandbox: 'full', or 'none' for a mere subprocess with limits, which malicious code leaves as it likes.
-    Returns (status, results). status: 'ok' (it ran to its end), 'error' (the code itself raised), 'timeout',
-    'crash' (the process ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call:
-    ('ok', value), ('error', name of the exception), or None when it was not reached; a value that is not of
-    plain built-in types is a TypeError. Raises SandboxError when the sandbox cannot be put up, ValueError.
+    Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it is ready;
+    memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
+    malicious code leaves as it likes. Returns (status, results). status: 'ok', 'error' (the code raised),
+    'timeout', 'crash' (it ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok',
+    value), ('error', the exception's name; TypeError for a value not of built-in types), or None if never
+    reached. Raises SandboxError where the sandbox cannot be put up, ValueError.
     """
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")
     if not timeout > 0 or memory < 64 << 20:
-        seen = f"timeout is {timeout} and memory {memory}"
-        raise ValueError(f"{seen}: they must be above 0 seconds and at least {64 << 20} bytes")
+        raise ValueError(f"timeout is {timeout}, memory {memory}: above 0 seconds, at least {64 << 20} bytes")
     seconds = math.ceil(timeout) + 1  # for when the parent is gone
     limits = {'CPU': seconds, 'AS': memory, 'FSIZE': 0, 'CORE': 0, 'NOFILE': 32, 'STACK': 8 << 20}
     job = {'code': code, 'calls': list(calls), 'limits': limits, 'parent': os.getpid(), 'filter': None}
+    inherited = []
     if sandbox == 'full':
-        layers = {'filter': seccomp_filter().hex(), 'ruleset': landlock_ruleset()}
-        job |= layers | {'restrict_self': RESTRICT_SELF, 'capset': machine()[3]}
+        inherited = [landlock_ruleset()]
+        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[0], 'restrict_self': RESTRICT_SELF,
+                'capset': machine()[3]}
     else:
         warn_unprotected()
-    child = start(job)
+    child = start(inherited)
     try:
+        with suppress(BrokenPipeError):  # it ended before it was ready, which collect sees
+            child.stdin.write(json.dumps(job).encode())
+            child.stdin.close()
         data, ended = collect(child, timeout)
     finally:
         stop(child)
-    if data is None and ended:
-        raise SandboxError(f"the sandbox's process was not ready after {START_LIMIT:g} s")
     if data is None:
-        seen = f"exit status {child.returncode}, memory limit {memory >> 20} MB"
-        raise SandboxError(f"the sandbox's process ended before it was ready ({seen})")
+        early = f"ended before it was ready (exit status {child.returncode}, memory limit {memory >> 20} MB)"
+        seen = f"was not ready after {START_LIMIT:g} s" if ended else early
+        raise SandboxError(f"the sandbox's process {seen}")
     failed, results = read_results(data, len(job['calls']))
     finished = 'crash' if None in results else 'ok'
     return ended or ('error' if failed else finished), results
 
 
-def start(job):
-    """The process, with its job sent."""
-    command = [sys.executable, '-s', '-S', '-B', '-c', CHILD]
-    options = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL, 'cwd': '/'}
-    options |= {'env': ENVIRONMENT, 'start_new_session': True}
-    inherited = [job['ruleset']] if job['filter'] else []
+def start(inherited):
     try:
-        child = subprocess.Popen(command, pass_fds=inherited, **options)
+        return Popen([sys.executable, '-s', '-S', '-B', '-c', CHILD], cwd='/', env=ENVIRONMENT, stdin=PIPE,
+                     stdout=PIPE, stderr=DEVNULL, pass_fds=inherited, start_new_session=True)
     except OSError as e:
         raise SandboxError(f"no process for the sandbox: {e}") from None
-    try:
-        child.stdin.write(json.dumps(job).encode())
-        child.stdin.close()
-    except BrokenPipeError:
-        pass  # it ended before it was ready, which collect sees
-    except BaseException:
-        stop(child)
-        raise
-    return child
 
 
 def collect(child, timeout):
-    """(the bytes written once the process was ready, None if it never was; 'timeout', 'flood' or None)."""
-    waiting = select.poll()  # not select.select, which knows no file descriptors above 1023
+    """(what the process wrote once it was ready, None if it never was; 'timeout', 'flood' or None)."""
+    waiting = select.poll()  # select.select knows no file descriptors above 1023
     waiting.register(child.stdout, select.POLLIN)
     data, ready, ended, deadline = b'', False, None, time.monotonic() + START_LIMIT
-    while ended is None:
+    while not ended:
         left = deadline - time.monotonic()
         if left <= 0 or not waiting.poll(left * 1000):
             ended = 'timeout'
@@ -148,23 +130,16 @@ def collect(child, timeout):
 
 
 def stop(child):
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
     child.stdout.close()
-    try:
+    with suppress(BrokenPipeError):  # of what it did not read
         child.stdin.close()
-    except BrokenPipeError:  # of what it did not read
-        pass
 
 
 def decode(value, depth=0):
-    """
-    What the child encoded, as exact built-in types. Raises ValueError or TypeError for all else, as lines may
-    be forged.
-    """
+    """What the child encoded. Raises ValueError or TypeError for all else, as lines may be forged."""
     if depth > 100:
         raise ValueError
     if type(value) is list:
@@ -184,7 +159,7 @@ def decode(value, depth=0):
 
 
 def read_results(data, n_calls):
-    """(the exception that the code raised, or None; n_calls results), from lines that may be anything."""
+    """(the name of what the code raised, or None; n_calls results), from lines that may be anything."""
     failed, results = None, [None] * n_calls
     for line in data.split(b'\n')[:n_calls + 1]:
         try:
@@ -207,10 +182,7 @@ unicodedata, zlib""".replace('\n', ' ')
 
 @functools.cache
 def check_sandbox(sandbox='full'):
-    """
-    Raises SandboxError where code is not held in, or honest code cannot run: another C library may need calls
-    that SYSCALLS lacks.
-    """
+    """Raises SandboxError where code is not held in, or honest code cannot run, as with other C libraries."""
     honest = '[random.random() < 1, hashlib.md5(b"").digest_size, time.sleep(0)]'
     calls = [honest, 'open("/proc/self/stat")', 'os.listdir("/")']
     status, results = run(IMPORTS, calls, timeout=20, sandbox=sandbox)
@@ -224,16 +196,14 @@ def check_sandbox(sandbox='full'):
 
 @functools.lru_cache(maxsize=1 << 14)
 def expected_steps(tests, sandbox):
-    """
-    (Steps with the expected values, names) of tests, a text or a tuple, worked out once. Raises ValueError.
-    """
+    """take_apart of tests, a text or a tuple, with the expected values in place."""
     steps, names = take_apart(as_asserts(tests))
     status, results = run('', [step.expected for step in steps], EXPECTED_LIMIT, sandbox=sandbox)
     valued = []
     for step, result in zip(steps, results, strict=True):
         if result is None or result[0] == 'error':
-            why = f"which has no plain value ({status if result is None else result[1]})"
-            raise ValueError(f"these tests expect {step.expected}, {why}: {step.call} {step.check}")
+            why = f"which has no plain value ({result[1] if result else status})"
+            raise ValueError(f"these tests expect {step.expected}, {why}: {step.call}")
         valued.append(step._replace(expected=result[1]))
     return valued, names
 
@@ -242,50 +212,46 @@ def hashable(tests):
     return tests if isinstance(tests, str) else tuple(tests)
 
 
-def grade_many(jobs: list, processes: int | None = None, timeout: float = 2.0, memory: int = 512 << 20,
-               sandbox: str = 'full') -> list[Grade]:
+def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    jobs: (code, tests) pairs, tests as as_asserts takes them (HumanEval's check must be followed by its
-    call). processes: how many run at once, by default as many as there are processors. timeout, memory,
-    sandbox: as in run, timeout for all tests of a job together. Returns Grades in order; a test that was not
-    reached is not passed, the others count. Raises ValueError for tests that cannot be graded, SandboxError
-    when the sandbox cannot be put up.
+    The Grades of (code, tests) pairs, as many at once as there are processors. tests: see as_asserts; one not
+    reached is not passed. limits: timeout (of all tests of a pair) and memory, see run. Raises ValueError for
+    tests that cannot be graded, SandboxError.
     """
     check_sandbox(sandbox)
     jobs = [(code, hashable(tests)) for code, tests in jobs]
 
     def grade_one(job):
         steps, _ = expected_steps(job[1], sandbox)
-        status, results = run(job[0], [step.call for step in steps], timeout, memory, sandbox)
+        status, results = run(job[0], [step.call for step in steps], sandbox=sandbox, **limits)
         return Grade(share_passed(steps, results), status)
-    with concurrent.futures.ThreadPoolExecutor(processes or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         test_sets = dict.fromkeys(tests for _, tests in jobs)
         list(pool.map(expected_steps, test_sets, itertools.repeat(sandbox)))  # each once, before it is used
         return list(pool.map(grade_one, jobs))
 
 
-def grade(code: str, tests: str | list[str], timeout: float = 2.0, memory: int = 512 << 20,
-          sandbox: str = 'full') -> float:
-    """The share of the tests that the code passes, from 0 to 1. See grade_many."""
-    return grade_many([(code, tests)], 1, timeout, memory, sandbox)[0].score
+def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
+    """The share of the tests that the code passes. limits: timeout, memory and sandbox, see grade_many."""
+    return grade_many([(code, tests)], **limits)[0].score
 
 
 CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
 
 
-def constant_passes(tests, sandbox='full'):
+def constant_passes(tests):
     """
-    The source of a constant, of CONSTANTS and the expected values, that passes all the tests when functions
-    return it or a process reports it; or None. Such tests teach nothing. Raises as grade does.
+    The source of a constant that passes all tests when functions return it or a process reports it, or None.
+    Such tests teach nothing. Raises as grade does.
     """
-    steps, names = expected_steps(hashable(tests), sandbox)
-    expected = [step.expected[0] if step.check == 'near' else step.expected for step in steps if step.check]
+    steps, names = expected_steps(hashable(tests), 'full')
+    expected = [step.expected[0] if step.check is near else step.expected for step in steps if step.check]
     constants = {repr(constant): constant for constant in (*CONSTANTS, *expected)}
-    code = 'VALUE = None\n' + ''.join(f'{name} = lambda *args, **kwargs: VALUE\n' for name in sorted(names))
+    code = ''.join(f'{name} = lambda *args, **kwargs: VALUE\n' for name in sorted(names))
     calls = []
     for source in constants:
         calls += [f'globals().update(VALUE={source})', *(step.call for step in steps)]
-    _, results = run(code, calls, EXPECTED_LIMIT, sandbox=sandbox)
+    _, results = run(code, calls, EXPECTED_LIMIT)
     for i, (source, constant) in enumerate(constants.items()):
         first = i * (len(steps) + 1) + 1
         returned, reported = results[first:first + len(steps)], [('ok', constant)] * len(steps)

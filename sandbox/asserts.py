@@ -1,17 +1,12 @@
-"""
-Test statements taken apart, so that the process with the code never learns what is expected: `assert f(2) ==
-3 + 1` is f(2) for that process, a comparison made here, and 3 + 1 for a process without the code.
-sandbox/__init__.py runs both.
-"""
+"""Test statements taken apart, so that the process with the code never learns what is expected."""
 import ast
 import builtins
 import collections
 import math
 import operator
 
-# A statement of a test set, taken apart. call: the expression for the process with the code; check: a name in
-# CHECKS, or None for what only prepares, in both processes; expected: the expression for the process without
-# the code, later its value.
+# call: the expression for the process with the code; expected: the one for the process without, later its
+# value; check(got, wanted): do they agree? It is None for what prepares, in both processes.
 Step = collections.namedtuple('Step', 'call check expected')
 
 
@@ -33,28 +28,32 @@ def same(got, wanted):
 
 
 def near(got, wanted):
-    """As math.isclose; wanted: (value, relative, absolute tolerance)."""
+    """math.isclose for other than floats too. wanted: (value, relative, absolute tolerance)."""
     value, relative, absolute = wanted
     return got == value or abs(got - value) <= max(relative * max(abs(got), abs(value)), absolute)
 
 
-CHECKS = {'==': equal, 'is': same, 'near': near, '<': operator.lt, '<=': operator.le, '>': operator.gt,
-          '>=': operator.ge, 'has': operator.contains, 'in': lambda got, wanted: got in wanted}
-NEGATED = {'!=': '==', 'is not': 'is', 'not in': 'in', 'has not': 'has'}
-SYMBOLS = {ast.Eq: '==', ast.NotEq: '!=', ast.Lt: '<', ast.LtE: '<=', ast.Gt: '>', ast.GtE: '>=',
-           ast.Is: 'is', ast.IsNot: 'is not', ast.In: 'in', ast.NotIn: 'not in'}
-TURNED = {'<': '>', '<=': '>=', '>': '<', '>=': '<=', 'in': 'has', 'not in': 'has not'}
+def negated(check):
+    return lambda got, wanted: not check(got, wanted)
+
+
+def contained(got, wanted):
+    return got in wanted
+
+
+CHECKS = {ast.Eq: equal, ast.NotEq: negated(equal), ast.Is: same, ast.IsNot: negated(same), ast.In: contained,
+          ast.NotIn: negated(contained), ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+          ast.GtE: operator.ge}
 
 
 def passes(step, result):
-    """Whether a result from the process with the code is the one expected."""
+    """Is a result from the process with the code the one expected?"""
     if result is None or result[0] != 'ok':
         return False
     try:
-        holds = bool(CHECKS[NEGATED.get(step.check, step.check)](result[1], step.expected))
+        return bool(step.check(result[1], step.expected))
     except (TypeError, ValueError, OverflowError):  # 'a' < 1, or math.isclose(10**400, 1.0)
         return False
-    return holds != (step.check in NEGATED)
 
 
 def share_passed(steps, results):
@@ -67,94 +66,86 @@ def share_passed(steps, results):
 def bound_names(node):
     """The names that a statement or expression gives a value to."""
     names = set()
-    for n in ast.walk(node):
-        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
-            names.add(n.id)
-        elif isinstance(n, ast.FunctionDef):
-            names.add(n.name)
-        elif isinstance(n, ast.arg):
-            names.add(n.arg)
-        elif isinstance(n, ast.alias):
-            names.add(n.asname or n.name.split('.')[0])
+    for part in ast.walk(node):
+        match part:
+            case ast.Name(name, ast.Store()) | ast.FunctionDef(name) | ast.arg(name):
+                names.add(name)
+            case ast.alias(name, alias):
+                names.add(alias or name.split('.')[0])
     return names
 
 
 def unknown_names(node, known):
-    """The names in it that only the code under test can define: not bound in it, not known."""
+    """The names in it that only the code under test can define."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - bound_names(node) - known
 
 
-def compare(left, symbol, right, known):
-    """left symbol right as a Step when only one side needs the code, else None."""
+def compare(left, check, right, known):
+    """A Step where only one side needs the code, else None."""
     needs = bool(unknown_names(left, known)), bool(unknown_names(right, known))
     if needs == (True, False):
-        return Step(ast.unparse(left), symbol, ast.unparse(right))
+        return Step(ast.unparse(left), check, ast.unparse(right))
     if needs == (False, True):
-        return Step(ast.unparse(right), TURNED.get(symbol, symbol), ast.unparse(left))
+        return Step(ast.unparse(right), lambda got, wanted: check(wanted, got), ast.unparse(left))
 
 
 def compare_near(a, b, relative, absolute, known):
     """The same for |a - b| within tolerances, which are source."""
-    step = compare(a, '==', b, known)
-    return step and Step(step.call, 'near', f'({step.expected}, {relative}, {absolute})')
+    step = compare(a, equal, b, known)
+    return step and Step(step.call, near, f'({step.expected}, {relative}, {absolute})')
 
 
-def is_call(node, *names):
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
-
-
-def difference(node):
-    """The a - b of abs(a - b), or None."""
-    if is_call(node, 'abs') and len(node.args) == 1:
-        inside = node.args[0]
-        return inside if isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub) else None
-
-
-def split_comparison(test, known):
-    left, symbol, right = test.left, SYMBOLS[type(test.ops[0])], test.comparators[0]
-    distance = difference(left) if symbol in ('<', '<=') else None
-    step = None
-    if distance and not unknown_names(right, known):
-        step = compare_near(distance.left, distance.right, 0, ast.unparse(right), known)
-    return step or compare(left, symbol, right, known)
+def compare_difference(test, known):
+    """The Step of abs(a - b) < limit, or None."""
+    match test:
+        case ast.Compare(ast.Call(ast.Name('abs'), [ast.BinOp(a, ast.Sub(), b)]), [sign], [limit]):
+            if isinstance(sign, (ast.Lt, ast.LtE)) and not unknown_names(limit, known):
+                return compare_near(a, b, 0, ast.unparse(limit), known)
 
 
 def split(test, known):
-    """
-    The Steps for a condition, one for each part that `and` joins. What does not come apart must be True.
-    """
+    """The Steps for a condition, one for each part of an `and`. What does not come apart must be True."""
     if not unknown_names(test, known):
         return []  # `assert True` and its like would be given away
-    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
-        return [step for value in test.values for step in split(value, known)]
     step = None
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        step = Step(f'bool({ast.unparse(test.operand)})', 'is', 'False')
-    elif isinstance(test, ast.Compare) and len(test.ops) == 1:
-        step = split_comparison(test, known)
-    elif is_call(test, 'isclose', 'math.isclose') and len(test.args) == 2:
-        given = {k.arg: ast.unparse(k.value) for k in test.keywords}
-        relative, absolute = given.get('rel_tol', '1e-09'), given.get('abs_tol', '0.0')
-        step = compare_near(*test.args, relative, absolute, known)
-    return [step or Step(f'bool({ast.unparse(test)})', 'is', 'True')]
-
-
-def does_nothing(statement):
-    """pass, a docstring, a bare name"""
-    bare = isinstance(statement, ast.Expr) and isinstance(statement.value, (ast.Constant, ast.Name))
-    return bare or isinstance(statement, ast.Pass)
+    match test:
+        case ast.BoolOp(ast.And(), parts):
+            return [step for part in parts for step in split(part, known)]
+        case ast.UnaryOp(ast.Not(), operand):
+            step = Step(f'bool({ast.unparse(operand)})', same, 'False')
+        case ast.Compare(left, [sign], [right]):
+            step = compare_difference(test, known) or compare(left, CHECKS[type(sign)], right, known)
+        case ast.Call(ast.Name('isclose') | ast.Attribute(ast.Name('math'), 'isclose'), [a, b], options):
+            given = {'rel_tol': '1e-09', 'abs_tol': '0.0'} | {o.arg: ast.unparse(o.value) for o in options}
+            step = compare_near(a, b, given['rel_tol'], given['abs_tol'], known)
+    return [step or Step(f'bool({ast.unparse(test)})', same, 'True')]
 
 
 PREPARING = (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)
 
 
+def inline_check(check, body, entry_point):
+    """HumanEval's statements with those of the function check in place, of the function under test."""
+    rest = []
+    for s in body:
+        match s:
+            case ast.Expr(ast.Call(ast.Name('check'), [name])):
+                entry_point = entry_point or ast.unparse(name)
+            case _ if s is not check:
+                rest.append(s)
+    if not entry_point or len(check.args.args) != 1:
+        raise ValueError("a function check takes one argument, from entry_point or a line check(name)")
+    for node in ast.walk(check):
+        if isinstance(node, ast.Name) and node.id == check.args.args[0].arg:
+            node.id = entry_point
+    return rest + check.body
+
+
 def as_asserts(tests, entry_point=None):
     """
     tests as a list of statements: asserts, and the imports, assignments and functions that they need. tests:
-    such a list, one text with several, or HumanEval's: a function check(candidate) full of asserts, with the
-    name of the function under test as entry_point or in a call check(name) at the end. Raises ValueError for
-    what cannot be graded: asserts inside loops, conditions and the like, and statements other than asserts
-    that call the code.
+    such a list, one text, or HumanEval's function check(candidate), with the name of the function under test
+    as entry_point or in a call check(name). Raises ValueError for what cannot be graded, such as loops.
     """
     try:
         body = ast.parse(tests if isinstance(tests, str) else '\n'.join(tests)).body
@@ -162,33 +153,27 @@ def as_asserts(tests, entry_point=None):
         raise ValueError(f"these tests are not Python ({e}): {str(tests)[:200]!r}") from None
     check = next((s for s in body if isinstance(s, ast.FunctionDef) and s.name == 'check'), None)
     if check:
-        calls = [s for s in body if isinstance(s, ast.Expr) and is_call(s.value, 'check')]
-        if calls and not entry_point:
-            entry_point = ast.unparse(calls[0].value.args[0])
-        if not entry_point or len(check.args.args) != 1:
-            raise ValueError("a function check takes one argument, from entry_point or a line check(name)")
-        for node in ast.walk(check):
-            if isinstance(node, ast.Name) and node.id == check.args.args[0].arg:
-                node.id = entry_point
-        body = [s for s in body if s is not check and s not in calls] + check.body
+        body = inline_check(check, body, entry_point)
     statements = []
     for s in body:
-        if isinstance(s, ast.Assert):
-            s.msg = None
-        if not does_nothing(s):
-            statements.append(ast.unparse(s))
+        match s:
+            case ast.Pass() | ast.Expr(ast.Constant() | ast.Name()):
+                continue
+            case ast.Assert():
+                s.msg = None
+        statements.append(ast.unparse(s))
     take_apart(statements)
     return statements
 
 
 def take_apart(statements):
-    """(Steps, the names that the code must define) of as_asserts' list. Raises ValueError as that does."""
+    """(Steps, the names that the code must define) of as_asserts' list. Raises ValueError."""
     known, steps, names = set(dir(builtins)), [], set()
     for statement in ast.parse('\n'.join(statements)).body:
         unknown = unknown_names(statement, known)
         if isinstance(statement, ast.Assert):
             steps += split(statement.test, known)
-            names |= unknown_names(statement.test, known)
+            names |= unknown
         elif isinstance(statement, PREPARING) and not unknown:
             if isinstance(statement, ast.FunctionDef):
                 known.add(statement.name)  # not what is local in it
@@ -197,9 +182,8 @@ def take_apart(statements):
             prepare = f'exec({ast.unparse(statement)!r})'
             steps.append(Step(prepare, None, prepare))
         else:
-            why = "only asserts, imports, assignments and functions can be"
-            if unknown:
-                why = f"it calls {' and '.join(sorted(unknown))} outside a plain assert"
+            called = f"it calls {' and '.join(sorted(unknown))} outside a plain assert"
+            why = called if unknown else "only asserts, imports, assignments and functions can be"
             raise ValueError(f"these tests cannot be graded, for {ast.unparse(statement)[:200]!r}: {why}")
     if not any(step.check for step in steps):
         raise ValueError(f"these tests cannot be graded: no assert calls the code: {statements}")

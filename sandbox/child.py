@@ -1,7 +1,7 @@
 """
-The program of the process that runs model-written code, given to it as text. It locks itself in, says
-'ready', and only then touches the code. Lines of JSON follow: [-1, 'error', name] when the code itself fails,
-else [i, 'ok', value] or [i, 'error', name] for each call i.
+The program of the process that runs model-written code. It locks itself in, says 'ready', and only then
+touches the code. Lines of JSON follow: [-1, 'error', name] when the code fails, else [i, 'ok', value] or
+[i, 'error', name] for each call i.
 """
 import ctypes
 import json
@@ -12,7 +12,7 @@ import sys
 
 
 def lock_in(job, results):
-    """Put up every layer that the job asks for, or say which one failed and end."""
+    """Put up every layer of the job, or say which one failed and end."""
     libc, number = ctypes.CDLL(None, use_errno=True), ctypes.c_long
 
     def need(worked, layer):
@@ -39,10 +39,7 @@ def lock_in(job, results):
 
 
 def encode(value, depth=0):
-    """
-    A value of exact built-in types as JSON can hold it, see sandbox.decode. Raises TypeError for any other
-    type.
-    """
+    """A value of exact built-in types for JSON, see sandbox.decode. Raises TypeError for other types."""
     if depth > 50:
         raise ValueError
     kind = type(value)

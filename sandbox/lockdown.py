@@ -7,8 +7,7 @@ import struct
 import sys
 import sysconfig
 
-# The only system calls that pass, by their numbers on (x86-64, aarch64); None where there is no such call.
-# All else fails with EPERM.
+# The only system calls that pass, by their numbers on (x86-64, aarch64). All else fails with EPERM.
 SYSCALLS = dict(
     # files that are open, and looking at others; openat has a rule of its own in seccomp_filter
     read=(0, 63), write=(1, 64), close=(3, 57), lseek=(8, 62), pread64=(17, 67), getdents64=(217, 61),
@@ -29,18 +28,19 @@ SYSCALLS = dict(
 MACHINES = {'x86_64': (0, 0xC000003E, 257, 126), 'aarch64': (1, 0xC00000B7, 56, 91)}
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, the same on all machines
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
-WAY_OUT = "inside a container of its own, sandbox='none' runs code without it"
+WAY_OUT = "in a container of its own, sandbox='none' runs code without it"
 
 
 class SandboxError(RuntimeError):
-    """The code was not run, because the sandbox could not be put up. Says nothing about the code."""
+    """The sandbox could not be put up, so the code was not run: nothing is said about the code."""
 
 
 def machine():
-    if sys.platform != 'linux' or platform.machine() not in MACHINES:
-        seen, wanted = f"{sys.platform} on {platform.machine()}", ' or '.join(MACHINES)
-        raise SandboxError(f"this is {seen}, and the sandbox is for Linux on {wanted}; {WAY_OUT}")
-    return MACHINES[platform.machine()]
+    name = platform.machine()
+    if sys.platform != 'linux' or name not in MACHINES:
+        wanted = ' or '.join(MACHINES)
+        raise SandboxError(f"the sandbox is for Linux on {wanted}, not {sys.platform} on {name}; {WAY_OUT}")
+    return MACHINES[name]
 
 
 @functools.cache
@@ -50,8 +50,7 @@ def seccomp_filter():
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     ALLOW, EPERM, KILL = 0x7fff0000, 0x00050001, 0x80000000
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    # (operation, instructions to skip if so, if not, value); seccomp_data: nr at byte 0, arch at 4, third
-    # argument at 32
+    # (operation, skip if so, if not, value); seccomp_data: nr at byte 0, arch at 4, third argument at 32
     program = [(load, 0, 0, 4), (equal, 1, 0, arch), (answer, 0, 0, KILL),
                (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), (answer, 0, 0, KILL)]  # x32 has other numbers
     for numbers in SYSCALLS.values():
@@ -63,9 +62,7 @@ def seccomp_filter():
 
 
 def readable_paths():
-    """
-    [(path, Landlock's rights)]: standard and shared libraries without installed packages, and harmless files.
-    """
+    """[(path, its rights)]: standard and shared libraries without installed packages, and harmless files."""
     folders = ('/lib', '/lib64', '/usr/lib', '/usr/lib64', os.path.join(sys.base_prefix, 'lib'))
     libraries = {os.path.realpath(path) for path in folders}
     shared = os.path.dirname(sysconfig.get_config_var('DESTSHARED') or '/')
@@ -85,22 +82,25 @@ def syscall(*arguments):
     return libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
 
 
+def last_error():
+    return os.strerror(ctypes.get_errno())
+
+
 @functools.cache
 def landlock_ruleset():
     """
-    The descriptor of a ruleset, made once, that each process inherits and puts into force: to read
-    readable_paths, and nothing else. See landlock(7).
+    The descriptor of a ruleset that each process inherits and puts into force: to read readable_paths, and
+    nothing else. See landlock(7).
     """
     version = syscall(CREATE_RULESET, None, 0, 1)
     if version < 1:
-        seen = os.strerror(ctypes.get_errno())
-        raise SandboxError(f"this kernel has no Landlock ({seen}), it takes 5.13 with landlock on; {WAY_OUT}")
+        raise SandboxError(f"no Landlock here ({last_error()}): it takes Linux 5.13 with it on; {WAY_OUT}")
     rights = 13 + (version >= 2) + (version >= 3) + (version >= 5)
     # the rights, a bit each, that only a rule gives: for files, for TCP, for signals and abstract sockets
     attributes = [(1 << rights) - 1] + [3] * (version >= 4) + [3] * (version >= 6)
     ruleset = syscall(CREATE_RULESET, struct.pack(f'{len(attributes)}Q', *attributes), 8 * len(attributes), 0)
     if ruleset < 0:
-        raise SandboxError(f"Landlock gives no ruleset: {os.strerror(ctypes.get_errno())}")
+        raise SandboxError(f"Landlock gives no ruleset: {last_error()}")
     for path, right in readable_paths():
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -109,5 +109,5 @@ def landlock_ruleset():
         worked = syscall(ADD_RULE, ruleset, 1, struct.pack('<Qi', right, fd), 0) == 0
         os.close(fd)
         if not worked:
-            raise SandboxError(f"Landlock refuses a rule for {path}: {os.strerror(ctypes.get_errno())}")
+            raise SandboxError(f"Landlock refuses a rule for {path}: {last_error()}")
     return ruleset

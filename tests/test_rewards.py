@@ -87,7 +87,7 @@ def test_exact_answer():
     ('<think>so</think><answer>4</answer> done', 0),
     ('<think>so</think><answer>4</answer><answer>5</answer>', 0), ('<think>a<think>b</think></think><answer>4</answer>', 0),
     ('<think>so<answer>4</answer></think>', 0),
-    ('<think>so</think><answer>4', 0), ('<think >so</think><answer>4</answer>', 0), ('', 0)])
+    ('<think>so</think><answer>4', 0), ('<think></answer></think><answer>4', 0), ('<think >so</think><answer>4</answer>', 0), ('', 0)])
 def test_format_tag(text, value):
     assert score('format_tag', text) == value
 
@@ -148,12 +148,13 @@ def test_every_reward_stays_in_its_range_on_anything():
 
 
 def test_unknown_names_and_parameters():
-    near = r"no reward 'numbr_answer'; did you mean 'number_answer'\? \(there are: exact_answer, .*number_answer"
-    with pytest.raises(ValueError, match=near):
+    with pytest.raises(ValueError, match="no reward 'numbr_answer'; did you mean 'number_answer'"):
         score('numbr_answer', '')
+    with pytest.raises(ValueError, match="no reward 'xyzzy'; there are: exact_answer, .*number_answer"):
+        score('xyzzy', '')
     with pytest.raises(ValueError, match="'length' has no parameter 'min_len'; did you mean 'min_length'"):
         score('length', '', min_len=3)
-    with pytest.raises(ValueError, match="'format_xml' has no parameter 'speed'; it has: none"):
+    with pytest.raises(ValueError, match="'format_xml' has no parameter 'speed'; there are: none"):
         resolve_rewards([('format_xml', 1, {'speed': 1})])
 
 
@@ -212,7 +213,8 @@ def test_a_function_gets_the_fields_that_it_takes():
 
 
 def test_a_function_whose_arguments_do_not_fit_is_refused_early():
-    for function, message in ((lambda: 0, 'its first argument must be the text'), (lambda prompt, text: 0, "takes 'prompt' first"),
+    for function, message in ((lambda: 0, 'its first argument must be the text'),
+                              (lambda prompt, text: 0, r"takes \(prompt, text\): its first"),
                               (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
         with pytest.raises(ValueError, match=message):
             resolve_rewards([function])
@@ -235,14 +237,14 @@ def test_resolve_rewards():
 
 @pytest.mark.parametrize('spec, message', [
     ([], 'at least one reward'), ({'length': 1}, "rewards is {'length': 1}: it must be a list"),
-    ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or a function'),
+    ('lenght,honesty', "no reward 'lenght'; did you mean 'length'"), ([3], 'rewards holds 3: an element is a name or'),
     ([()], r'rewards holds \(\)'),
     (('length', 0.5), 'rewards holds 0.5'), ([('length', 1, {}, 4)], 'an element is'),
     (['lenght'], "no reward 'lenght'; did you mean 'length'"),
     ([('length', 'high')], "weight of reward 'length' is 'high': it must be a finite number"), ([('length', math.nan)], 'weight .* is nan'),
     ([('length', True)], 'is True'),
-    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict takes 'type', 'weight' and 'params'"),
-    ([{'type': 'length', 'wieght': 1}], 'a dict takes')])
+    ([('length', 1, 5)], "params of reward 'length' are 5"), ([{'name': 'length'}], "a dict of 'type', 'weight' and 'params'"),
+    ([{'type': 'length', 'wieght': 1}], 'a dict of')])
 def test_a_wrong_spec(spec, message):
     with pytest.raises(ValueError, match=message):
         resolve_rewards(spec)
@@ -266,11 +268,11 @@ def test_check_fields():
     gaps = check_fields(resolved, RECORDS + [{'prompt': '3+3='}, {'prompt': '3+3=', 'answer': 'six'}])  # length judges them alone
     assert list(gaps) == ['number_answer'] and list(gaps['number_answer']) == [2, 3]
     assert str(gaps['number_answer'][2]) == ("reward 'number_answer' does not apply to prompt 2 ('3+3='): "
-                                             "it needs the field 'answer' (or 'reference'), and there are: prompt")
+                                             "it needs reference, and the record has: prompt")
     with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):  # nothing would judge this one
         check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
     # a reward that would judge nothing
-    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs the field 'answer'"):
+    with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs reference, and the record has"):
         check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
     with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised"):
         assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
@@ -303,7 +305,7 @@ def test_a_group_and_a_batch_at_once():
     values = score_completions(resolve_rewards([(rank, 0.5), (whole, 0.5)]), texts, records)
     assert values == {'rank': [[1, 0, 1], [0, 1, 2], [0, 1, 1]], 'whole': [[2, 2, 2], [None] * 3, [3, 3, 3]]}
     assert seen == [(['b', 'a', 'b'], 'p'), (['x', 'y', 'z'], 'q'), (['b', 'c', 'c'], 'r'), (['b', 'a', 'b', 'c'], [1, 1, 2, 2])]
-    with pytest.raises(ValueError, match=r"'short' returned '\[1.0\]' for 3 texts: it must be a list with a value for each"):
+    with pytest.raises(ValueError, match="'short' returned a list of 1 for 3 texts"):
         def short(texts): return [1.0]
         short.group = True
         score_completions(resolve_rewards([short]), texts[:1], records[:1])
