@@ -200,7 +200,7 @@ class State:
         bad = metrics.get('bad_steps', 0) + metrics.get('critic_bad_steps', 0)
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if self.bad_steps >= self.cfg.max_bad_steps:
-            raise FloatingPointError(f"NaN or infinity in the gradient, {self.bad_steps} iterations in a row: "
+            raise FloatingPointError(f"NaN or infinity in gradients, {self.bad_steps} iterations in a row: "
                                      f"lower learning_rate or raise kl_beta, and go on with {RESUME}")
 
     # -----------------------------------------------------------------------------
