@@ -142,7 +142,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         lists = [request.get(name) if isinstance(request, dict) else None for name in names]
         for texts in lists:
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"the request must be an object with {' and '.join(names)}, lists of strings")
+                raise ValueError(f"the request must be an object: {' and '.join(names)}, lists of strings")
         n, most = len(lists[0]), self.server.max_items
         if n != len(lists[-1]):
             raise ValueError(f"there are {n} prompts and {len(lists[1])} responses")
@@ -158,7 +158,7 @@ def joiner(template):
     """
     parts = re.split(r'(\{prompt\}|\{response\})', template)
     if parts[1::2] != ['{prompt}', '{response}']:
-        raise ValueError(f"template is {template!r}: it must have {{prompt}} and then {{response}}, once each")
+        raise ValueError(f"template is {template!r}: it must have {{prompt}}, then {{response}}, once each")
     before, _, between, _, after = parts
     return lambda prompt, response: before + prompt + between + response + after
 
