@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -38,8 +39,8 @@ def read_model(path, kind):
 class Judge(nn.Module):
     """
     A bidirectional trunk that reads [CLS] + text. A slot head says of each token how likely it was replaced;
-    the score is sigmoid(w . h_CLS + a * logit(mean of those over the text) + b). So a text has T labels
-    instead of one, and training takes a minute instead of several.
+    the score is sigmoid(w . h_CLS + a * logit(mean of those) + b). T labels a text instead of one make it
+    good after a minute.
     """
 
     def __init__(self, config: GPTConfig, cls_id: int):
@@ -58,10 +59,7 @@ class Judge(nn.Module):
         Logits of the score (N,) and of each token having been replaced (N, T). tokens (N, T), right-padded;
         lengths (N,), or None without padding.
         """
-        (N, T), longest = tokens.shape, self.trunk.config.block_size - 1
-        if T > longest:
-            raise ValueError(f"the judge reads at most {longest} tokens and a text has {T}: lower block_size")
-        cls = torch.full((N, 1), self.cls_id, device=tokens.device)
+        cls = torch.full_like(tokens[:, :1], self.cls_id)
         with_cls = None if lengths is None else lengths + 1
         hidden = self.trunk(torch.cat((cls, tokens), dim=1), with_cls)         # (N, 1 + T, D)
         slots = self.slot_head(hidden[:, 1:]).squeeze(-1)
@@ -69,22 +67,19 @@ class Judge(nn.Module):
         if lengths is None:
             share = replaced.mean(dim=1, keepdim=True)
         else:
-            padding = torch.arange(T, device=tokens.device) >= lengths[:, None]
+            padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
             share = replaced.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None]
         evidence = torch.cat((hidden[:, 0], share.logit(eps=1e-4)), dim=1)
         return self.score_head(evidence).squeeze(-1), slots
 
     @torch.inference_mode()
     def score(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """How machine-filled each text looks: (N,) in (0, 1)."""
+        """How machine-filled each text looks, (N,) from 0 to 1."""
         return self(tokens, lengths)[0].sigmoid()
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer) -> 'Judge':
-        """
-        The judge of a checkpoint file, on the CPU, frozen. Its `quality` says how well it told held-out
-        texts apart (auc, r2). Raises as load_checkpoint does, and ValueError for another vocabulary.
-        """
+        """The frozen judge of a checkpoint file, on the CPU; its `quality` is that on held-out texts."""
         checkpoint, *saved = read_model(path, 'judge')
         tokenizer.check_same(entry(checkpoint, 'chars', list, path), path)
         judge = build(lambda config: cls(config, tokenizer.cls_id), *saved, path)
@@ -122,10 +117,7 @@ class ScoreModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str, kind: str) -> 'ScoreModel':
-        """
-        The model of kind 'reward' or 'cost', on the CPU, frozen: our checkpoint, or a folder that
-        weights.read_score_model takes. Raises as load_checkpoint does.
-        """
+        """The frozen model of that kind, on the CPU: our checkpoint, or a folder of transformers' form."""
         if path.endswith('.pt'):
             _, fields, state = read_model(path, kind)
         else:
@@ -137,34 +129,38 @@ class ScoreModel(nn.Module):
         return build(lambda config: cls(config, kind), fields, state, path).eval().requires_grad_(False)
 
 
+@dataclass
 class LagrangeMultiplier:
     """
-    Lambda, the price of a cost, so that E[C] + threshold <= 0. update() goes by the exponential average of
-    J = mean cost + threshold, which begins at the first J. rule 'exponential': ln lambda += lr * average.
-    rule 'safe_rlhf': ln lambda += lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773,
-    which averages 128 episodes, as ema_beta 0 does with a batch of them). positive_only: J counts as
-    max(J, 0), so that lambda never falls.
+    Lambda, the price of a cost, so that E[C] + threshold <= 0. It goes by the exponential average of J = mean
+    cost + threshold, which begins at the first J. rule 'exponential': ln lambda += lr * average; 'safe_rlhf':
+    ln lambda += lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773, which averages 128
+    episodes, as ema_beta 0 does with a batch of them). positive_only: J counts as max(J, 0).
     """
+    value: float = 1.0
+    lr: float = 0.005
+    minimum: float = 1e-4
+    maximum: float = 5.0
+    ema_beta: float = 0.9
+    threshold: float = 0.0
+    positive_only: bool = False
+    rule: str = 'exponential'
 
-    def __init__(self, value: float = 1.0, lr: float = 0.005, minimum: float = 1e-4, maximum: float = 5.0,
-                 ema_beta: float = 0.9, threshold: float = 0.0, positive_only: bool = False,
-                 rule: str = 'exponential'):
+    def __post_init__(self):
         for right, wanted in (
-            (value >= 0, f'value {value} must be at least 0'),
-            (lr >= 0, f'rate {lr} must be at least 0'),
-            (0 < minimum <= maximum, f'minimum {minimum} must be above 0 and at most its maximum {maximum}'),
-            (0 <= ema_beta < 1, f'ema_beta {ema_beta} must be at least 0 and below 1'),
-            (rule in ('exponential', 'safe_rlhf'), f"rule {rule!r} must be 'exponential' or 'safe_rlhf'"),
+            (self.value >= 0, f'value {self.value} must be at least 0'),
+            (self.lr >= 0, f'rate {self.lr} must be at least 0'),
+            (0 < self.minimum <= self.maximum,
+             f'minimum {self.minimum} must be above 0 and at most its maximum, {self.maximum}'),
+            (0 <= self.ema_beta < 1, f'ema_beta {self.ema_beta} must be at least 0 and below 1'),
+            (self.rule in ('exponential', 'safe_rlhf'), 'rule must be exponential or safe_rlhf'),
         ):
             if not right:
                 raise ValueError(f"lambda's {wanted}")
-        self.value, self.lr, self.minimum, self.maximum = value, lr, minimum, maximum
-        self.threshold, self.ema_beta, self.ema = threshold, ema_beta, None
-        self.positive_only, self.rule = positive_only, rule
-        self.log_value = math.log(value) if value else -math.inf
+        self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, None
 
     def update(self, mean_cost: float) -> float:
-        """The new lambda, from a finite mean cost over all ranks; else raises FloatingPointError."""
+        """The new lambda. mean_cost: over all ranks. Raises FloatingPointError unless it is finite."""
         if not math.isfinite(mean_cost):
             raise FloatingPointError(f"the mean cost is {mean_cost}: lambda was not touched")
         J = mean_cost + self.threshold
@@ -180,7 +176,7 @@ class LagrangeMultiplier:
         return {'value': self.value, 'log_value': self.log_value, 'ema': self.ema}
 
     def load_state_dict(self, state):
-        self.value, self.log_value, self.ema = state['value'], state['log_value'], state['ema']
+        vars(self).update(state)
 
 
 # -----------------------------------------------------------------------------
@@ -188,8 +184,8 @@ class LagrangeMultiplier:
 
 def score_ids(tokenizer, text, room):
     """
-    Token ids of a text as score models read it, in training and in service: at most `room`, cut before the
-    end token, where the score is read; a Llama's begin token comes first.
+    At most `room` token ids of a text as score models read it, in training and in service: a Llama's begin
+    token first, the end token last, where the score is read.
     """
     config = json.loads(getattr(tokenizer, 'files', {}).get('tokenizer_config.json', '{}'))
     adds_bos = config.get('add_bos_token', 'Llama' in str(config.get('tokenizer_class')))
@@ -215,14 +211,14 @@ class TextScorer:
             self.parts.append((model, tokenizer, min(max_length, model.trunk.config.block_size)))
 
     def encode(self, texts):
-        """For each text its token ids for each of the models. Raises ValueError for one it cannot read."""
+        """For each text its token ids for each of the models."""
         rows = []
         for text in texts:
             rows.append([score_ids(tokenizer, text, room) for _, tokenizer, room in self.parts])
         return rows
 
     def score(self, rows):
-        """(rewards, costs), lists of floats, of what encode returned; one list where there is one model."""
+        """A list of floats for each model, of what encode returned."""
         return tuple(self.score_with(i, [row[i] for row in rows]) for i in range(len(self.parts)))
 
     @torch.inference_mode()
@@ -264,7 +260,7 @@ def serve(cfg):
 
 
 def stop_with_parent(server):
-    """Standard input closes when the program that started this one ends."""
+    """Standard input closes when who started us ends."""
     sys.stdin.read()
     server.stop()
 

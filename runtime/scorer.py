@@ -16,12 +16,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from functools import partial
 
 import torch
 
 JUDGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'judge.py')
-ROUTES = 'GET /health, POST /score_texts, /score, /score_batch'
 BATCH_ROWS = 256           # texts that are computed together
 LARGEST_ANSWER = 16 << 20  # bytes; two numbers for each of 4096 texts are far less
 LARGEST_SCORE = torch.finfo(torch.float32).max
@@ -62,10 +60,7 @@ class Refused(Exception):
 
 
 class ScorerHandler(http.server.BaseHTTPRequestHandler):
-    """
-    One request, one connection. At most max_busy are read and computed at once; a client beyond that is told
-    to come back.
-    """
+    """One request a connection, at most max_busy at once: who comes beyond that is told to come back."""
     timeout = 60  # seconds of a silent client
 
     def log_message(self, *args): pass
@@ -74,10 +69,10 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         self.reply(self.health, '/health')
 
     def do_POST(self):
-        self.reply(self.scores, '/score', '/score_batch', '/score_texts')
+        self.reply(self.scores, '/score_texts', '/score', '/score_batch')
 
     def reply(self, answer, *paths):
-        """Send what answer() returns, or why not. paths: where it can be asked for."""
+        """Send what answer() returns, or why not; there are these paths alone."""
         server = self.server
         is_free = server.free.acquire(blocking=False)
         try:
@@ -85,7 +80,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
                 if not is_free:
                     raise Refused(503, f"{server.max_busy} requests are being answered already")
                 if self.path not in paths:
-                    raise Refused(404, f"there is no {self.path}: {ROUTES}")
+                    raise Refused(404, f"there is no {self.path}, only {', '.join(paths)}")
                 status, content = 200, answer()
             except Refused as e:
                 status, content = e.args[0], {'error': e.args[1]}
@@ -117,7 +112,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
             rows = server.scorer.encode(self.texts_of(request))
         except ValueError as e:
             raise Refused(400, str(e)) from None
-        rewards, costs = server.batcher.ask(rows)
+        rewards, costs = server.batcher.ask(rows) if rows else ([], [])
         if not all(map(math.isfinite, rewards + costs)):
             raise ArithmeticError("a model gave NaN or infinity")
         return {'rewards': rewards, 'costs': costs}
@@ -137,7 +132,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, f"the request is no JSON: {str(e)[:200]}") from None
 
     def texts_of(self, request):
-        """The texts to score. Raises ValueError unless it is an object with the lists that the path wants."""
+        """The texts to score. Raises ValueError for an object other than the path wants."""
         names = ['texts'] if self.path == '/score_texts' else ['prompts', 'responses']
         lists = [request.get(name) if isinstance(request, dict) else None for name in names]
         for texts in lists:
@@ -152,10 +147,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
 
 
 def joiner(template):
-    """
-    '... {prompt} ... {response} ...' as a function (prompt, response) -> text. Raises ValueError unless each
-    is there once, in this order.
-    """
+    """'... {prompt} ... {response} ...' as a function (prompt, response) -> text."""
     parts = re.split(r'(\{prompt\}|\{response\})', template)
     if parts[1::2] != ['{prompt}', '{response}']:
         raise ValueError(f"template is {template!r}: it must have {{prompt}}, then {{response}}, once each")
@@ -176,7 +168,7 @@ class ScorerServer(http.server.ThreadingHTTPServer):
         self.free = threading.Semaphore(max_busy)
 
     def stop(self, *_):
-        """Take no more connections, answer what is being answered, at most 10 s long."""
+        """Take no more connections, and let run() answer what is being answered, at most 10 s long."""
         threading.Thread(target=self.shutdown).start()
 
     def run(self):
@@ -194,9 +186,8 @@ class ScorerUnavailable(ConnectionError):
 class ScorerClient:
     """
     Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection,
-    408, 429, 5xx, an answer that is no list of as many numbers, finite in fp32) is tried again for `patience`
-    seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is
-    raised: never a made-up score.
+    408, 429, 5xx, an answer that is not as many finite numbers) is tried again for `patience` seconds, with
+    growing pauses or those of Retry-After; then, and at any other refusal, it raises ScorerUnavailable.
     """
 
     def __init__(self, url: str, batch_size: int = 32, timeout: float = 300.0, patience: float = 60.0,
@@ -212,63 +203,52 @@ class ScorerClient:
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
 
     def wait(self, seconds):
-        """Return when /health answers. Raises ScorerUnavailable after so many seconds."""
-        self.ask('/health', None, check_health, seconds)
+        """Until the scorer answers, for so many seconds."""
+        self.ask([], seconds)
 
     def score(self, texts: list[str]) -> tuple[list[float], list[float]]:
-        """(rewards, costs), two lists of floats, one of each for each text."""
+        """(rewards, costs) of texts."""
         scores, different = {}, list(dict.fromkeys(texts))
         for start in range(0, len(different), self.batch_size):
             batch = different[start:start + self.batch_size]
-            check = partial(check_scores, len(batch))
-            answer = self.ask('/score_texts', {'texts': batch}, check, self.patience)
-            for text, reward, cost in zip(batch, answer['rewards'], answer['costs'], strict=True):
-                scores[text] = float(reward), float(cost)
+            scores |= zip(batch, zip(*self.ask(batch, self.patience), strict=True), strict=True)
         return [scores[text][0] for text in texts], [scores[text][1] for text in texts]
 
-    def ask(self, path, content, check, patience):
-        """The answer to a request; check(answer) raises ValueError where it cannot be used."""
-        body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self.url + path, body, self.headers)
-        timeout = self.timeout if content else min(self.timeout, patience)
+    def ask(self, texts, patience):
+        """Rewards and costs, of one request."""
+        body = json.dumps({'texts': texts}).encode()
+        request = urllib.request.Request(self.url + '/score_texts', body, self.headers)
+        timeout = self.timeout if texts else min(self.timeout, patience)
         deadline, pause = None, 0.5  # from the first trouble on
         while True:
             retry_after = ''
             try:
                 with self.opener.open(request, timeout=timeout) as response:
                     answer = json.loads(response.read(LARGEST_ANSWER))
-                check(answer)
-                return answer
+                return [finite_numbers(answer, key, len(texts)) for key in ('rewards', 'costs')]
             except urllib.error.HTTPError as e:
                 trouble, retry_after = f"status {e.code}: {reason_of(e)}", e.headers.get('Retry-After', '')
                 if e.code not in (408, 429) and e.code < 500:
                     remedy = ": lower scorer_batch_size" if e.code == 413 else ''
-                    raise ScorerUnavailable(f"the scorer at {self.url} refuses {path}, "
-                                            f"{trouble}{remedy}") from None
+                    raise ScorerUnavailable(f"the scorer at {self.url} refuses: {trouble}{remedy}") from None
             except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:
                 trouble = f"{type(e).__name__}: {e}"
             wait = float(retry_after) if retry_after.isdecimal() else pause * random.uniform(0.8, 1.2)
             deadline = deadline or time.monotonic() + patience
             if time.monotonic() + wait > deadline:
-                raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer to {path} for "
-                                        f"{patience:.0f} s ({trouble}): `curl {self.url}/health` asks "
-                                        "whether it runs, `python judge.py serve` starts one")
+                raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer in {patience:.0f} s "
+                                        f"({trouble}): does it run? `python judge.py serve` starts one")
             time.sleep(wait)
             pause = min(2 * pause, 10.0)
 
 
-def check_health(answer):
-    if not isinstance(answer, dict) or answer.get('status') != 'healthy':
-        raise ValueError("its answer is not that it is healthy")
-
-
-def check_scores(n, answer):
-    """Raises ValueError unless an answer has n rewards and n costs, finite in fp32."""
-    for key in ('rewards', 'costs'):
-        values = answer.get(key) if isinstance(answer, dict) else None
-        fine = isinstance(values, list) and len(values) == n
-        if not fine or not all(type(x) in (int, float) and abs(x) <= LARGEST_SCORE for x in values):
-            raise ValueError("its answer is not finite numbers, one of a kind for each text")
+def finite_numbers(answer, key, n):
+    """The n numbers, finite in fp32, that an answer has under key; else raises ValueError."""
+    values = answer.get(key) if isinstance(answer, dict) else None
+    fine = isinstance(values, list) and len(values) == n
+    if not fine or not all(type(x) in (int, float) and abs(x) <= LARGEST_SCORE for x in values):
+        raise ValueError(f"its answer has not a list of {n} finite {key}")
+    return list(map(float, values))
 
 
 def reason_of(error):
@@ -281,10 +261,7 @@ def reason_of(error):
 
 
 def start_scorer(reward_path, cost_path, device='cpu'):
-    """
-    A scorer service as a child process on a free port: (process, url). It ends when we end, however we do.
-    Raises ScorerUnavailable when it does not start.
-    """
+    """A scorer service as a child process on a free port: (process, url). It ends when we end."""
     command = [sys.executable, JUDGE, 'serve', f'--reward={reward_path}', f'--cost={cost_path}',
                f'--device={device}', '--port=0', '--with_parent=True']
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

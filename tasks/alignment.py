@@ -84,7 +84,8 @@ class Alignment(Completion):
     def __init__(self, cfg, device):
         self.cfg, self.multiplier = cfg, multiplier_of(cfg)
         template, name = template_of(cfg), dataset_name(cfg.train_prompts or cfg.dataset)
-        self.join, self.prompt_key = joiner(template or '{prompt}{response}'), 'prompt' if template else 'text'
+        self.join = joiner(template or '{prompt}{response}')
+        self.prompt_key = 'prompt' if template else 'text'  # of a record
         self.paths = {'reward': cfg.reward_checkpoint.format(dataset=name),
                       'cost': cfg.cost_checkpoint.format(dataset=name)}
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
@@ -163,13 +164,10 @@ class Alignment(Completion):
 
     def learn_beside(self, rollout):
         """Lambda has learned already; its metrics."""
-        average = {'J_C_ema': self.multiplier.ema} if self.multiplier.ema is not None else {}
-        safe = ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean())
-        return {'lambda': self.multiplier.value, 'cost': self.mean_cost, 'safe_ratio': safe,
-                'J_C': self.mean_cost + self.cfg.cost_threshold_d, **average}
-
-    # -----------------------------------------------------------------------------
-    # evaluation
+        metrics = {'lambda': self.multiplier.value, 'cost': self.mean_cost,
+                   'safe_ratio': ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean()),
+                   'J_C': self.mean_cost + self.cfg.cost_threshold_d}
+        return metrics if self.multiplier.ema is None else metrics | {'J_C_ema': self.multiplier.ema}
 
     @torch.no_grad()
     def evaluate(self, policy):
@@ -206,12 +204,9 @@ class Alignment(Completion):
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        line = (f"held-out reward {m['reward']:.4f}, cost {m['cost']:.4f}, safe {m['safe_ratio']:.4f}, "
-                f"lambda {self.multiplier.value:.4f}")
-        for name in ('true_reward', 'true_cost'):
-            if name in m:
-                line += f", {name.replace('_', ' ')} {m[name]:.4f}"
-        return line
+        true = [f", {name.replace('_', ' ')} {m[name]:.4f}" for name in m if name.startswith('true')]
+        return (f"held-out reward {m['reward']:.4f}, cost {m['cost']:.4f}, safe {m['safe_ratio']:.4f}, "
+                f"lambda {self.multiplier.value:.4f}{''.join(true)}")
 
     @classmethod
     def show(cls, saved, model, tokenizer, cfg):

@@ -2,9 +2,9 @@
 Fill-in: texts with masked slots, a bidirectional model that fills all of them at once, and a frozen judge
 that says how real each fill looks.
 
-Given the unmasked text, the slots are independent of each other, so one forward gives the exact distribution
-of every fill: the G fills of a text are G draws from the same logits, and log pi(fill) is a sum over its
-slots. Shapes: P texts · G fills · T positions · M slots (right-padded) · V vocabulary · D width.
+Given the unmasked text, slots are independent of each other, so one forward gives the exact distribution of
+every fill: the G fills of a text are G draws from the same logits, and log pi(fill) is a sum over its slots.
+Shapes: P texts · G fills · T positions · M slots (right-padded) · V vocabulary · D width.
 """
 import copy
 import os
@@ -105,11 +105,8 @@ class FillIn(Task):
     def realness(self, policy, rollout):
         return 1 - score_fills(self.judge, rollout.batch, rollout.tokens)
 
-    # -----------------------------------------------------------------------------
-    # texts with slots
-
     def masked(self, split, n, T, ratio, generator, seed=0):
-        """make_batch of n random texts (n, T), an equal share masked in each kind. seed: of their fills."""
+        """make_batch of n random texts (n, T), an equal share masked in each kind; seed: of their fills."""
         tokens, kinds = random_windows(self.corpus[split], n, T, generator), self.cfg.mask_kinds
         lengths, chosen = torch.full((n,), T), []
         for i, kind in enumerate(kinds):
@@ -117,9 +114,8 @@ class FillIn(Task):
         return make_batch(tokens, lengths, torch.cat(chosen), self.tokenizer.mask_id, seed)
 
     def draw(self, split, n, seed):
-        """n random texts of a split, masked, as prompts."""
-        generator = torch.Generator().manual_seed(seed)
-        batch = self.masked(split, n, self.cfg.block_size, self.cfg.mask_ratio, generator, seed)
+        cfg, generator = self.cfg, torch.Generator().manual_seed(seed)
+        batch = self.masked(split, n, cfg.block_size, cfg.mask_ratio, generator, seed)
         return on_device(batch, self.device)
 
     def batch(self, it, attempt=0):
@@ -169,9 +165,9 @@ class FillIn(Task):
     @torch.no_grad()
     def machine_filled(self, model, split, n, generator, ratio=(0.05, 0.6), heat=(0.6, 1.1), untouched=0.15):
         """
-        n texts (n, T) for a judge, with shares of their characters between those of `ratio` filled in by the
-        model at temperatures between those of `heat`; a share of them is untouched. And replaced (n, T) bool,
-        true where a fill differs from what stood there: one that restores the text leaves it real.
+        n texts (n, T), a share `untouched` of them as they were, the others with a share of their characters
+        filled in at some temperature, between the two of `ratio` and of `heat`; and replaced (n, T) bool,
+        where a fill differs from what stood there. A fill that restores the text leaves it real.
         """
         batch = self.masked(split, n, model.config.block_size - 1, ratio, generator)
         chosen = batch['tokens'] == self.tokenizer.mask_id
@@ -188,9 +184,9 @@ class FillIn(Task):
     def train_judge(self, model, seed):
         """
         A judge that starts as the generator `model` and learns how much of a text that has filled in, over
-        many mask ratios and temperatures, so that it still knows what to say when the policy moves. Returns
-        (judge, quality), on held-out texts: r2 of its score; auc, the chance that a text with a quarter of it
-        filled in at temperature 0.8 scores above a real one; and the mean scores of both.
+        many mask ratios and temperatures, because the policy will move. Returns (judge, quality): r2 of its
+        score on held-out texts; auc, the chance that a text with a quarter of it filled in at temperature 0.8
+        scores above a real one; and the mean scores of both.
         """
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -219,11 +215,8 @@ class FillIn(Task):
         return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
                        'score_filled': filled.mean().item()}
 
-    # -----------------------------------------------------------------------------
-    # evaluation, and what a run leaves behind
-
     def evaluate(self, policy):
-        """The same held-out texts with the same noise each time. The gold judge is never a reward."""
+        """The same held-out texts with the same noise each time."""
         batch, original = self.eval_batch, self.eval_batch['original']
         fills = policy.sample(batch, 2).tokens
         if self.cfg.eval_show:
@@ -236,10 +229,10 @@ class FillIn(Task):
                 'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
 
     def describe(self, metrics):
-        m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        return (f"held-out judge reward {m['judge_reward']:.4f} (real text {m['judge_reward_real']:.4f}), "
-                f"gold reward {m['gold_reward']:.4f} (real text {m['gold_reward_real']:.4f}), exact match "
-                f"sampled {m['exact_match_sampled']:.4f}, greedy {m['exact_match_greedy']:.4f}")
+        m = {name.removeprefix('eval/'): f'{value:.4f}' for name, value in metrics.items()}
+        return (f"held-out judge reward {m['judge_reward']} (real text {m['judge_reward_real']}), gold "
+                f"reward {m['gold_reward']} (real text {m['gold_reward_real']}), exact match sampled "
+                f"{m['exact_match_sampled']}, greedy {m['exact_match_greedy']}")
 
     def asked(self, rollout):
         decode, batch = self.tokenizer.decode, rollout.batch
@@ -249,7 +242,6 @@ class FillIn(Task):
         return {'slots': rollout.batch['slots'][0].tolist()}
 
     def saved(self):
-        """What sample.py needs to use the checkpoint."""
         return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
 
     def export(self, model, saved, out_dir, metrics):
@@ -281,7 +273,7 @@ class FillIn(Task):
 # masks
 
 def order_of(noise, exists):
-    """(P, T): the rank of each position by noise (P, T); positions that do not exist (P, T) come last."""
+    """(P, T): each position's rank by noise (P, T); positions that do not exist come last."""
     return noise.masked_fill(~exists, 2.0).argsort(dim=1).argsort(dim=1)
 
 
@@ -291,13 +283,13 @@ def random_slots(exists, counts, generator):
 
 
 def sticky_slots(exists, counts, generator):
-    """Clumps that grow: a position next to a masked one is ten times likelier to follow."""
+    """Clumps that grow: next to a masked position others follow ten times likelier."""
     chosen = torch.zeros_like(exists)
     while (short := chosen.sum(1) < counts).any():
         neighbours = F.pad(chosen[:, :-1], (1, 0)) | F.pad(chosen[:, 1:], (0, 1))
         new = torch.rand(exists.shape, generator=generator) < torch.where(neighbours, 0.3, 0.03)
         new &= exists & ~chosen & short[:, None]
-        # the last round may overshoot: of the new ones only as many stay as are missing, at random
+        # the last round may overshoot: as many stay as are missing, at random
         chosen |= new & random_slots(new, counts - chosen.sum(1), generator)
     return chosen
 
@@ -320,8 +312,8 @@ CHOOSERS = {'random': random_slots, 'sticky': sticky_slots, 'span': span_slots}
 
 def choose_slots(kind, lengths, T, ratio, generator):
     """
-    Which positions of texts with true lengths (P,) to mask: bool (P, T), at least one in each text. ratio
-    (low, high): each text's share of masked positions is uniform between them.
+    Which positions of texts of true lengths (P,) to mask: bool (P, T), at least one in each text; each text's
+    share of them is uniform between the two of ratio.
     """
     low, high = ratio
     shares = low + (high - low) * torch.rand(len(lengths), generator=generator)
@@ -332,9 +324,9 @@ def choose_slots(kind, lengths, T, ratio, generator):
 def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor, mask_id: int,
                seed: int = 0) -> dict[str, torch.Tensor]:
     """
-    The prompts of a fill-in step: tokens (P, T) with every chosen position (P, T) bool masked. Returns a dict
-    of tensors: tokens (P, T) masked, lengths (P,), slots (P, M) positions in reading order, n_slots (P,),
-    original (P, T), and of `seed` each text's own, seeds (P,). Raises ValueError for a text without a slot.
+    The prompts of a fill-in step, from tokens (P, T), lengths (P,) and bool (P, T), which are chosen. A dict:
+    tokens (P, T) masked, lengths, slots (P, M), positions in reading order, n_slots (P,), original (P, T),
+    seeds (P,), each text's own. Raises ValueError for a text without a slot.
     """
     n_slots = chosen.sum(dim=1)
     if (n_slots == 0).any():
@@ -366,8 +358,7 @@ def lengths_of(batch, n):
 
 def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
     """
-    make_batch of one text in which mask_char marks the slots; or, with mask_ratio above 0, that share of it
-    is masked at random. Raises ValueError where there is no slot.
+    make_batch of one text: mask_char marks the slots, or mask_ratio, above 0, is the share masked at random.
     """
     lengths, chosen = torch.tensor([len(text)]), torch.tensor([[c == mask_char for c in text]])
     if mask_ratio > 0:
@@ -381,10 +372,10 @@ def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
 
 
 def fill(batch, fills):
-    """The texts (P, G, T) of a batch with their slots holding fills (P, G, M)."""
+    """The texts (P, G, T) of a batch, filled in with fills (P, G, M)."""
     P, G, M = fills.shape
     T = batch['tokens'].shape[1]
-    # Padding slots all point at one extra position, cut off again: a real slot is never overwritten.
+    # padding slots all point at one extra position, cut off again
     slots = torch.where(real_slots(batch), batch['slots'], T)[:, None].expand(P, G, M)
     texts = torch.cat((batch['tokens'], batch['tokens'][:, :1]), dim=1)[:, None].expand(P, G, T + 1)
     return texts.scatter(2, slots, fills)[..., :T]
@@ -397,32 +388,29 @@ class FillInPolicy:
     """
     The policy of fill-in GRPO; see grpo.py for what a policy is. All slots of a text are filled from one
     forward over P rows, whatever G is. With unmask_steps=K > 1 the slots are dealt into K steps at random,
-    before anything is sampled, so that log-probs stay exact. A step sees the fills of those before it: from
-    the second on each of the G fills has a forward of its own. max_new_tokens: the most slots of a text.
+    before anything is sampled, so that log-probs stay exact; a step sees the fills of those before it, and
+    from the second on each fill has a forward of its own. max_new_tokens: the most slots of a text.
     """
     mirror = None
 
     def __init__(self, model: torch.nn.Module, tokenizer, temperature: float = 1.0, top_p: float = 1.0,
                  unmask_steps: int = 1, max_new_tokens: int | None = None):
-        if temperature <= 0 or not 0 < top_p <= 1 or unmask_steps < 1:
-            raise ValueError(f"temperature {temperature} must be above 0, top_p {top_p} in (0, 1], "
-                             f"unmask_steps {unmask_steps} at least 1")
+        if min(temperature, top_p, unmask_steps) <= 0:
+            raise ValueError(f"temperature, top_p and unmask_steps ({temperature}, {top_p}, {unmask_steps}) "
+                             "must be above 0")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_p, self.unmask_steps = temperature, top_p, unmask_steps
         self.forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=model.wte.weight.device)
         self.forbidden[tokenizer.special_ids] = True
 
     def with_model(self, model):
-        """The same distribution under another model's weights: a reference."""
+        """The same distribution under other weights: a reference."""
         other = copy.copy(self)
         other.model = model
         return other
 
     def slot_hidden(self, batch, fills, step):
-        """
-        Hidden states at the slots, (P, 1, M, D) at step 0 and (P, G, M, D) later, of texts in which the slots
-        of earlier steps hold `fills` (P, G, M) and the others [MASK].
-        """
+        """Hidden states (P, H, M, D) at the slots, with earlier steps' fills (P, G, M); H = 1 at step 0."""
         slots, texts = batch['slots'][:, None], batch['tokens'][:, None]    # (P, 1, M), (P, 1, T)
         if step > 0:
             known = (batch['step_of_slot'] < step)[:, None].expand_as(fills)
@@ -453,8 +441,8 @@ class FillInPolicy:
         for step in range(self.unmask_steps):
             log_probs = head_log_probs(self, self.slot_hidden(batch, fills, step))  # (P, H, M, V)
             if not torch.isfinite(log_probs.amax(dim=-1)).all():
-                raise FloatingPointError("the policy's logits are NaN: its weights are broken. Start from "
-                                         "an earlier checkpoint with a lower learning_rate")
+                raise FloatingPointError("the policy's logits are NaN, its weights are broken: start from an "
+                                         "earlier checkpoint with a lower learning_rate")
             now = (batch['step_of_slot'] == step)[:, None]                  # (P, 1, M)
             if self.top_p < 1:
                 keep = choices(log_probs, 0, self.top_p)
@@ -499,13 +487,13 @@ def draw_fills(log_probs, u):
 # how good fills are
 
 def exact_match(batch, fills):
-    """The share of slots that got the very character that stood there, over all texts and fills (P, G, M)."""
+    """The share of slots in which fills (P, G, M) are the very character that stood there."""
     wanted = batch['original'].gather(1, batch['slots'])[:, None]
     return (fills == wanted)[real_slots(batch)[:, None].expand_as(fills)].float().mean().item()
 
 
 def score_fills(judge, batch, fills):
-    """A judge's score of every fill: (P, G) in (0, 1), 1 for machine-made."""
+    """A judge's score of every fill: (P, G), 1 for machine-made."""
     P, G, _ = fills.shape
     return judge.score(fill(batch, fills).flatten(0, 1), lengths_of(batch, G)).view(P, G)
 
@@ -532,17 +520,15 @@ def show_fills(policy, batch, judge, n):
     if n:
         rollout = policy.sample(batch, n)
         fills, logps = torch.cat((fills, rollout.tokens), dim=1), torch.cat((logps, rollout.logps), dim=1)
-    columns = [(1 - score_fills(judge, batch, fills)[0]).tolist()] if judge else []
-    columns.append(logps[0].sum(dim=-1).tolist())
+    columns = {'reward': (1 - score_fills(judge, batch, fills)[0]).tolist()} if judge else {}
+    columns['log-prob'] = logps[0].sum(dim=-1).tolist()
     texts = [policy.tokenizer.decode(ids) for ids in fill(batch, fills)[0]]
-    times, values = Counter(texts[1:]), {}
-    for text, *row in zip(texts, *columns, strict=True):
-        values.setdefault(text, row)
-    rows = []
+    values = dict(zip(texts, zip(*columns.values(), strict=True), strict=True))
+    times, rows = Counter(texts[1:]), []
     for text in sorted(values, key=values.get, reverse=True):
         cells = [*(f'{value:.3f}' for value in values[text]), str(times[text])]
         rows.append((cells, text, '  (greedy)' if text == texts[0] else ''))
-    show_ranked(['reward'] * bool(judge) + ['log-prob', 'times', 'text'], rows)
+    show_ranked([*columns, 'times', 'text'], rows)
 
 
 # -----------------------------------------------------------------------------

@@ -524,7 +524,7 @@ def test_what_does_not_pass_is_raised(spoil, serve):
     assert len(ScorerClient(serve(max_items=3).url, batch_size=3).score(['a', 'b', 'c', 'd'])[0]) == 4
     with pytest.raises(ScorerUnavailable, match='400'):
         ScorerClient(serve().url).score(['UPPER'])
-    with pytest.raises(ScorerUnavailable, match='curl'):
+    with pytest.raises(ScorerUnavailable, match='judge.py serve'):
         ScorerClient('http://127.0.0.1:9', patience=0.5).wait(0.5)
 
 
