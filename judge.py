@@ -102,7 +102,7 @@ class ScoreModel(nn.Module):
         self.register_buffer('var', torch.ones(()))
 
     def forward(self, tokens, lengths):
-        """Scores (N,) of tokens (N, T), right-padded to any length, with true lengths (N,)."""
+        """Scores (N,) of tokens (N, T), right-padded, with true lengths (N,)."""
         rows = torch.arange(len(tokens), device=tokens.device)
         last = self.trunk(tokens)[rows, lengths - 1]
         score = self.score_head(last).squeeze(-1).float()
@@ -123,9 +123,10 @@ class ScoreModel(nn.Module):
         else:
             fields, trunk, head, its_kind = weights.read_score_model(path)
             if its_kind not in (None, kind):
-                raise ValueError(f"{path} holds a {its_kind} model where a {kind} model is wanted: swapped?")
+                raise ValueError(f"{path} holds a {its_kind} model where a {kind} model is wanted")
             state = {f'trunk.{name}': tensor for name, tensor in trunk.items()}
-            state |= {'score_head.weight': head.pop('weight'), 'score_head.bias': head.pop('bias'), **head}
+            state |= {'score_head.weight': head['weight'], 'score_head.bias': head['bias'],
+                      'mean': head['mean'], 'var': head['var']}
         return build(lambda config: cls(config, kind), fields, state, path).eval().requires_grad_(False)
 
 
@@ -147,16 +148,13 @@ class LagrangeMultiplier:
     rule: str = 'exponential'
 
     def __post_init__(self):
-        for right, wanted in (
-            (self.value >= 0, f'value {self.value} must be at least 0'),
-            (self.lr >= 0, f'rate {self.lr} must be at least 0'),
-            (0 < self.minimum <= self.maximum,
-             f'minimum {self.minimum} must be above 0 and at most its maximum, {self.maximum}'),
-            (0 <= self.ema_beta < 1, f'ema_beta {self.ema_beta} must be at least 0 and below 1'),
-            (self.rule in ('exponential', 'safe_rlhf'), 'rule must be exponential or safe_rlhf'),
-        ):
-            if not right:
-                raise ValueError(f"lambda's {wanted}")
+        if not 0 < self.minimum <= self.maximum:
+            raise ValueError(f"lambda's minimum {self.minimum} must be above 0 and at most its maximum, "
+                             f"{self.maximum}")
+        known = self.rule in ('exponential', 'safe_rlhf')
+        if self.value < 0 or self.lr < 0 or not 0 <= self.ema_beta < 1 or not known:
+            raise ValueError(f"{self}: value and lr must be at least 0, ema_beta in [0, 1), and rule "
+                             "exponential or safe_rlhf")
         self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, None
 
     def update(self, mean_cost: float) -> float:
@@ -241,16 +239,14 @@ def serve(cfg):
     """Score texts over HTTP until a signal comes."""
     token = os.environ.get('SCORER_TOKEN')
     if not token and cfg.host not in ('127.0.0.1', 'localhost'):
-        print(f"warning: anyone who reaches {cfg.host} may ask; set SCORER_TOKEN in the environment",
-              file=sys.stderr)
+        print(f"warning: anyone who reaches {cfg.host} may ask; set SCORER_TOKEN", file=sys.stderr)
     dtype = torch.bfloat16 if cfg.precision == 'bf16' else torch.float32
     scorer = TextScorer(cfg.reward, cfg.cost, cfg.device, cfg.max_length, dtype)
     template = cfg.template or ('{prompt}{response}' if cfg.reward.endswith('.pt') else BEAVER_TEMPLATE)
     try:
         server = ScorerServer(scorer, cfg.host, cfg.port, template, token, cfg.max_items, cfg.max_bytes)
     except OSError as e:
-        raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({e.strerror}): name another --port, "
-                      "or 0 for any free one") from None
+        raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({e.strerror}): name another --port") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.stop)
     if cfg.with_parent:

@@ -20,7 +20,6 @@ import urllib.request
 import torch
 
 JUDGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'judge.py')
-BATCH_ROWS = 256           # texts that are computed together
 LARGEST_ANSWER = 16 << 20  # bytes; two numbers for each of 4096 texts are far less
 LARGEST_SCORE = torch.finfo(torch.float32).max
 
@@ -41,7 +40,7 @@ class Batcher:
     def work(self):
         while True:
             jobs = [self.queue.get()]
-            while sum(len(rows) for rows, _ in jobs) < BATCH_ROWS and not self.queue.empty():
+            while not self.queue.empty():
                 jobs.append(self.queue.get())
             try:
                 rewards, costs = self.score([row for rows, _ in jobs for row in rows])
@@ -106,7 +105,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
     def scores(self):
         server, given = self.server, self.headers.get('Authorization', '')
         if server.token and not hmac.compare_digest(given.encode(), f'Bearer {server.token}'.encode()):
-            raise Refused(401, "the header 'Authorization: Bearer ...' with the SCORER_TOKEN is wanted")
+            raise Refused(401, "the header 'Authorization: Bearer SCORER_TOKEN' is wanted")
         request = self.read_json()
         try:
             rows = server.scorer.encode(self.texts_of(request))
@@ -270,5 +269,5 @@ def start_scorer(reward_path, cost_path, device='cpu'):
     if 'http://' not in line:
         process.kill()
         process.wait()
-        raise ScorerUnavailable("the scorer did not start; what it said stands above")
+        raise ScorerUnavailable("the scorer did not start; it says why above")
     return process, line.split()[-1]

@@ -78,8 +78,8 @@ class Alignment(Completion):
             if template:
                 joiner(template)
             elif not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template):
-                raise ValueError("with a system_prompt or chat_template the scorer must be told what it "
-                                 "reads: set scorer_template, '{prompt}{response}' for the bare texts")
+                raise ValueError("system_prompt and chat_template need a scorer_template: "
+                                 "'{prompt}{response}' for the bare texts")
 
     def __init__(self, cfg, device):
         self.cfg, self.multiplier = cfg, multiplier_of(cfg)
@@ -176,20 +176,19 @@ class Alignment(Completion):
         mean reward, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
         """
         cfg, shown = self.cfg, self.cfg.eval_show
-        rewards, costs, true = [], [], {'true_reward': [], 'true_cost': []}
+        answers, true = [], {'true_reward': [], 'true_cost': []}
         for records, batch in self.eval_batches():
             texts = policy.texts(policy.sample(batch, cfg.eval_samples))
             with self.in_step(policy):
                 R, C = self.ask(texts, records)
-            rewards.append(R)
-            costs.append(C)
+            answers.append((R, C))
             for name, values in true.items():
                 if function := getattr(cfg, name):
                     values += judged_by(function, texts, records)
             for record, group, r, c in list(zip(records, texts, R, C, strict=True))[:shown]:
                 say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
             shown = 0
-        rewards, costs = torch.cat(rewards), torch.cat(costs)
+        rewards, costs = map(torch.cat, zip(*answers, strict=True))
         reward, cost = rewards.mean().item(), costs.mean().item()
         metrics = {'eval/reward': reward, 'eval/cost': cost,
                    'eval/combined': reward - self.multiplier.value * cost,

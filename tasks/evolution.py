@@ -57,8 +57,8 @@ def es_step(params: list[torch.Tensor], fitness_of: Callable[[], float], seed: i
             sigma: float = 0.02, learning_rate: float = 0.02,
             changed: Callable[[], None] = lambda: None) -> torch.Tensor:
     """
-    One step on params, in place. fitness_of() is called 2 `pairs` times with params moved by sigma, changed()
-    after each change of params. The ranks share the pairs and all make the same step. Returns fitness
+    One step on params, in place. fitness_of() is asked at params moved by sigma, both ways for each pair;
+    changed() is called after each move. The ranks share the pairs, and all step alike. Returns fitness
     (pairs, 2).
     """
     origins = [p.detach().clone() for p in params]
@@ -85,8 +85,8 @@ def es_training_step(policy, prompts: dict, params: list, rewards: list, cfg, lr
                      changed) -> tuple[dict, Rollout]:
     """
     In place of grpo.grpo_training_step, one es_step on params: fitness is the mean reward of group_size
-    completions of each prompt, with the same prompts and noise each time. Returns (metrics, rollout), both of
-    the policy as it was before the step; weights that adapt see its completions alone.
+    completions of each prompt, with the same noise each time. Returns (metrics, rollout) of the policy as it
+    was before; weights that adapt see its completions alone.
     """
     start = time.perf_counter()
     with ranks.together(policy.model.wte.weight.device):

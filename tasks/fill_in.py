@@ -82,8 +82,8 @@ class FillIn(Task):
 
     def check_room(self, room, which):
         if room < self.cfg.block_size:
-            raise ValueError(f"{which} reads at most {room} characters, and block_size is "
-                             f"{self.cfg.block_size}: lower it, or name a new path to have one trained")
+            raise ValueError(f"{which} reads at most {room} characters and block_size is "
+                             f"{self.cfg.block_size}: lower it, or name a new path")
 
     def load_model(self):
         chars = load_checkpoint(self.generator_path, 'generator', 'run')['chars']
@@ -211,13 +211,12 @@ class FillIn(Task):
             return judge.score(texts)
 
         real, filled = scores(1.0), scores(0.0)
-        above = (filled[:, None] > real).float() + 0.5 * (filled[:, None] == real).float()
+        above = 0.5 + 0.5 * (filled[:, None] - real).sign()
         return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
                        'score_filled': filled.mean().item()}
 
     def evaluate(self, policy):
-        """The same held-out texts with the same noise each time."""
-        batch, original = self.eval_batch, self.eval_batch['original']
+        batch, original = self.eval_batch, self.eval_batch['original']  # its seeds are the same each time
         fills = policy.sample(batch, 2).tokens
         if self.cfg.eval_show:
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
@@ -330,8 +329,8 @@ def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor
     """
     n_slots = chosen.sum(dim=1)
     if (n_slots == 0).any():
-        empty = int((n_slots == 0).nonzero()[0, 0])
-        raise ValueError(f"text {empty} of the batch has no masked slot: there is nothing to fill in")
+        empty = (n_slots == 0).nonzero()[0].item()
+        raise ValueError(f"text {empty} of the batch has no masked slot")
     M = int(n_slots.max())
     slots = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :M]  # masked first, in reading order
     slots = slots.masked_fill(torch.arange(M, device=slots.device) >= n_slots[:, None], 0)
@@ -435,19 +434,18 @@ class FillInPolicy:
         P, M = batch['slots'].shape
         u = uniforms(batch['seeds'].tolist(), 1 + group_size, M).to(batch['slots'].device)
         batch = batch | {'step_of_slot': self.deal(batch, u[:, 0])}
-        fills = batch['slots'].new_zeros(P, group_size, M)
-        logps = torch.zeros(P, group_size, M, device=fills.device)
-        allowed = None
+        fills, allowed = batch['slots'].new_zeros(P, group_size, M), None
+        logps = torch.zeros(fills.shape, device=fills.device)
         for step in range(self.unmask_steps):
             log_probs = head_log_probs(self, self.slot_hidden(batch, fills, step))  # (P, H, M, V)
             if not torch.isfinite(log_probs.amax(dim=-1)).all():
-                raise FloatingPointError("the policy's logits are NaN, its weights are broken: start from an "
-                                         "earlier checkpoint with a lower learning_rate")
-            now = (batch['step_of_slot'] == step)[:, None]                  # (P, 1, M)
+                raise FloatingPointError("the policy's logits are NaN: start from an earlier checkpoint "
+                                         "with a lower learning_rate")
+            now = (batch['step_of_slot'] == step)[:, None]  # (P, 1, M)
             if self.top_p < 1:
                 keep = choices(log_probs, 0, self.top_p)
                 log_probs = log_probs.masked_fill(~keep, -torch.inf).log_softmax(dim=-1)
-                allowed = pack(keep) if allowed is None else torch.where(now[..., None], pack(keep), allowed)
+                allowed = pack(keep) if step == 0 else torch.where(now[..., None], pack(keep), allowed)
             drawn = draw_fills(log_probs, u[:, 1:])
             fills = torch.where(now, drawn, fills)
             logps = torch.where(now, gather_logps(log_probs, drawn), logps)
@@ -456,8 +454,6 @@ class FillInPolicy:
 
     def deal(self, batch, noise):
         """(P, M): the step in which each slot is filled, by noise (P, M). Padding lands beyond the last."""
-        if self.unmask_steps == 1:
-            return torch.zeros_like(batch['slots'])
         return order_of(noise, real_slots(batch)) * self.unmask_steps // batch['n_slots'][:, None]
 
     @torch.no_grad()
@@ -477,7 +473,7 @@ def draw_fills(log_probs, u):
     """One id for each number of u (P, G, M) in [0, 1), by log_probs (P, H, M, V): (P, G, M)."""
     P, G, M = u.shape
     H = log_probs.shape[1]
-    mass = log_probs.double().exp().cumsum(dim=-1)                          # (P, H, M, V)
+    mass = log_probs.double().exp().cumsum(dim=-1)  # (P, H, M, V)
     target = u.view(P, H, G // H, M).transpose(2, 3).contiguous() * mass[..., -1:]
     drawn = torch.searchsorted(mass, target, right=True)  # never one of probability 0
     return drawn.transpose(2, 3).reshape(P, G, M)

@@ -25,7 +25,7 @@ from grpo import combined_advantages, compute_advantages, compute_rewards
 from judge import LagrangeMultiplier, ScoreModel, TextScorer, score_ids
 from model import GPT, GPTConfig
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable, joiner
-from tasks.alignment import Preferences, load_preferences, train_score_model
+from tasks.alignment import load_preferences, preference_rows, train_score_model
 from tasks.supervised import save_model
 
 from warm import PYTHON
@@ -252,8 +252,8 @@ def test_training_a_reward_and_a_cost_model():
     )
     join = joiner('{prompt}{response}')
     for kind in ('reward', 'cost'):
-        preferences = Preferences(kind, tokenizer, join, pairs[1:], pairs[:1], room=16)
-        model, quality = train_score_model(trunk, preferences, max_iters=60, learning_rate=1e-2)
+        rows = preference_rows(pairs, kind, tokenizer, join, room=16)
+        model, quality = train_score_model(trunk, kind, rows[1:], rows[:1], max_iters=60, learning_rate=1e-2)
         assert quality['accuracy'] == 1 and quality.get('sign_accuracy', 1) == 1
         scores = [
             model(torch.tensor([tokenizer.encode('p>' + text) + [tokenizer.eos_id]]), torch.tensor([len(text) + 3])).item()
