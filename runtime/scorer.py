@@ -44,14 +44,14 @@ class Batcher:
                 jobs.append(self.queue.get())
             try:
                 rewards, costs = self.score([row for rows, _ in jobs for row in rows])
-                end = 0
-                for rows, future in jobs:
-                    start, end = end, end + len(rows)
-                    future.set_result((rewards[start:end], costs[start:end]))
             except Exception as e:  # out of memory, say: those who asked are told
                 for _, future in jobs:
-                    if not future.done():
-                        future.set_exception(e)
+                    future.set_exception(e)
+                continue
+            for rows, future in jobs:
+                n = len(rows)
+                future.set_result((rewards[:n], costs[:n]))
+                rewards, costs = rewards[n:], costs[n:]
 
 
 class Refused(Exception):
@@ -71,7 +71,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         self.reply(self.scores, '/score_texts', '/score', '/score_batch')
 
     def reply(self, answer, *paths):
-        """Send what answer() returns, or why not; there are these paths alone."""
+        """Send what answer() returns at one of the paths, or else why not."""
         server = self.server
         is_free = server.free.acquire(blocking=False)
         try:
@@ -131,7 +131,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, f"the request is no JSON: {str(e)[:200]}") from None
 
     def texts_of(self, request):
-        """The texts to score. Raises ValueError for an object other than the path wants."""
+        """The texts to score. Raises ValueError for another object than the path wants."""
         names = ['texts'] if self.path == '/score_texts' else ['prompts', 'responses']
         lists = [request.get(name) if isinstance(request, dict) else None for name in names]
         for texts in lists:

@@ -328,9 +328,8 @@ def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor
     seeds (P,), each text's own. Raises ValueError for a text without a slot.
     """
     n_slots = chosen.sum(dim=1)
-    if (n_slots == 0).any():
-        empty = (n_slots == 0).nonzero()[0].item()
-        raise ValueError(f"text {empty} of the batch has no masked slot")
+    if not n_slots.all():
+        raise ValueError(f"text {int(n_slots.argmin())} of the batch has no masked slot")
     M = int(n_slots.max())
     slots = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :M]  # masked first, in reading order
     slots = slots.masked_fill(torch.arange(M, device=slots.device) >= n_slots[:, None], 0)

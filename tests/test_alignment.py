@@ -725,6 +725,8 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
         ('--system_prompt=hello', 'scorer_template'),
         ("--rewards=['length']", 'rewards means nothing to task'),
         ('--lambda_lr=-1', 'lambda_lr is -1'),
+        ('--lambda_min=9', "minimum 9.0 must be above 0 and at most its maximum"),
+        ('--scorer_template={prompt}', "template is '{prompt}'"),
     ):
         done = train(
             folder, wrong, '--generator_checkpoint=new.pt', '--reward_checkpoint=new2.pt' if 'reward_ch' not in wrong else wrong, ok=False
