@@ -28,7 +28,6 @@ from tasks.task import chart
 
 
 class Alignment(Completion):
-    """Prompts, and a scorer for the completions of them."""
     headline = 'eval/feasible_reward'
     charts = {
         'Evaluation': [
@@ -320,8 +319,8 @@ def train_score_model(trunk, kind, rows, held_out, max_iters=400, learning_rate=
     """
     A reward or cost model that starts as the causal model `trunk`, from preference_rows. Losses of Safe RLHF
     (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each
-    answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins what 0 means. It ends sooner at a
-    held-out accuracy, of signs for costs, of 0.99. Returns (ScoreModel, score_quality).
+    answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins what 0 means. A held-out accuracy
+    of 0.99, of signs for costs, is enough. Returns (ScoreModel, score_quality).
     """
     torch.manual_seed(seed)
     model = ScoreModel(trunk.config, kind).to(trunk.wte.weight.device)

@@ -30,7 +30,6 @@ from tasks.task import Task, chart, longest_line
 
 
 class FillIn(Task):
-    """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
     headline = 'eval/judge_reward'
     charts = {
         'Evaluation': [
@@ -165,9 +164,9 @@ class FillIn(Task):
     @torch.no_grad()
     def machine_filled(self, model, split, n, generator, ratio=(0.05, 0.6), heat=(0.6, 1.1), untouched=0.15):
         """
-        n texts (n, T), a share `untouched` of them as they were, the others with a share of their characters
-        filled in at some temperature, between the two of `ratio` and of `heat`; and replaced (n, T) bool,
-        where a fill differs from what stood there. A fill that restores the text leaves it real.
+        n texts (n, T), of which some stay untouched and the others get a share of their characters, in
+        `ratio`, filled in at a temperature in `heat`; and replaced (n, T) bool: where a fill differs from what
+        stood there. One that restores the text leaves it real.
         """
         batch = self.masked(split, n, model.config.block_size - 1, ratio, generator)
         chosen = batch['tokens'] == self.tokenizer.mask_id
@@ -184,9 +183,9 @@ class FillIn(Task):
     def train_judge(self, model, seed):
         """
         A judge that starts as the generator `model` and learns how much of a text that has filled in, over
-        many mask ratios and temperatures, because the policy will move. Returns (judge, quality): r2 of its
-        score on held-out texts; auc, the chance that a text with a quarter of it filled in at temperature 0.8
-        scores above a real one; and the mean scores of both.
+        many mask ratios and temperatures, because the policy will move. Returns (judge, quality), held out:
+        r2 of its score; auc, the chance that a text with a quarter of it filled in at temperature 0.8 scores
+        above a real one; and the mean scores of both.
         """
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)

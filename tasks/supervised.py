@@ -33,8 +33,8 @@ def cross_entropy(model, hidden, targets):
 
 def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight_decay=0.1, enough=None):
     """
-    AdamW on the loss that loss_of_batch() returns: cosine schedule with warm-up, gradients clipped at 1, a
-    line every tenth of the way. It ends sooner once enough(), asked every 20 steps, is true.
+    AdamW on the loss that loss_of_batch() returns: cosine schedule with warm-up, gradients clipped at 1. It
+    ends sooner once enough(), asked every 20 steps, is true.
     """
     optimizer = configure_optimizers(model.parameters(), weight_decay, learning_rate, (0.9, 0.98))
     warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
@@ -101,9 +101,8 @@ def small_config(tokenizer, cfg):
 def train_start(model, tokenizer, records, held_out, max_iters, seed=1, until=1.0):
     """
     A supervised start for a causal model, in place: next token on prompt + answer + end token, with the loss
-    on the answer and its end alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'.
-    until: it ends sooner at this greedy accuracy on some of held_out. Returns start_quality on held_out.
-    Raises ValueError when a record is longer than the model's block_size.
+    on the answer and its end alone. records, held_out: from encode_prompts, with an 'answer'. until: the
+    greedy accuracy on some of held_out that is enough. Returns start_quality on held_out.
     """
     def taught(records):
         """[(token ids of the prompt, of the answer with its end)...]"""
