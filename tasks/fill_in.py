@@ -165,8 +165,8 @@ class FillIn(Task):
     def machine_filled(self, model, split, n, generator, ratio=(0.05, 0.6), heat=(0.6, 1.1), untouched=0.15):
         """
         n texts (n, T), of which some stay untouched and the others get a share of their characters, in
-        `ratio`, filled in at a temperature in `heat`; and replaced (n, T) bool: where a fill differs from what
-        stood there. One that restores the text leaves it real.
+        `ratio`, filled in at a temperature in `heat`; and replaced (n, T) bool, true where a fill differs
+        from what stood there. One that restores the text leaves it real.
         """
         batch = self.masked(split, n, model.config.block_size - 1, ratio, generator)
         chosen = batch['tokens'] == self.tokenizer.mask_id
