@@ -81,12 +81,10 @@ class Alignment(Completion):
                                  "'{prompt}{response}' for the bare texts")
 
     def __init__(self, cfg, device):
-        self.cfg, self.multiplier = cfg, multiplier_of(cfg)
-        template, name = template_of(cfg), dataset_name(cfg.train_prompts or cfg.dataset)
+        self.cfg, self.multiplier, self.paths = cfg, multiplier_of(cfg), score_paths(vars(cfg))
+        template = template_of(cfg)
         self.join = joiner(template or '{prompt}{response}')
         self.prompt_key = 'prompt' if template else 'text'  # of a record
-        self.paths = {'reward': cfg.reward_checkpoint.format(dataset=name),
-                      'cost': cfg.cost_checkpoint.format(dataset=name)}
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
             self.connect(cfg.scorer_url)
         else:
@@ -212,10 +210,9 @@ class Alignment(Completion):
         learned = saved.get('config')
         judged = cfg.rewards or cfg.reward_checkpoint or cfg.cost_checkpoint
         if learned and (cfg.num_samples or 1) > 1 and not judged:
-            name = dataset_name(learned['train_prompts'] or learned['dataset'])
-            paths = [learned[key].format(dataset=name) for key in ('reward_checkpoint', 'cost_checkpoint')]
-            if all(map(os.path.exists, paths)):
-                cfg.reward_checkpoint, cfg.cost_checkpoint = paths
+            paths = score_paths(learned)
+            if all(map(os.path.exists, paths.values())):
+                cfg.reward_checkpoint, cfg.cost_checkpoint = paths.values()
                 cfg.scorer_template = cfg.scorer_template or learned['scorer_template']
         super().show(saved, model, tokenizer, cfg)
 
@@ -236,6 +233,12 @@ class Alignment(Completion):
 def multiplier_of(cfg):
     return LagrangeMultiplier(cfg.lambda_cost, cfg.lambda_lr, cfg.lambda_min, cfg.lambda_max, cfg.jc_ema_beta,
                               cfg.cost_threshold_d, cfg.lambda_positive_only, cfg.lambda_rule)
+
+
+def score_paths(settings):
+    """{kind: path} of a run's score models; settings: all of the run."""
+    name = dataset_name(settings['train_prompts'] or settings['dataset'])
+    return {kind: settings[f'{kind}_checkpoint'].format(dataset=name) for kind in ('reward', 'cost')}
 
 
 def template_of(cfg):

@@ -57,9 +57,8 @@ class FillIn(Task):
         def check(cfg):
             if len(cfg.mask_ratio) != 2 or not 0 < cfg.mask_ratio[0] <= cfg.mask_ratio[1] <= 1:
                 raise ValueError(f"mask_ratio is {cfg.mask_ratio}; it takes low, high: 0 < low <= high <= 1")
-            for kind in cfg.mask_kinds:
-                if kind not in CHOOSERS:
-                    raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(CHOOSERS)}")
+            if not cfg.mask_kinds or any(kind not in list(CHOOSERS) for kind in cfg.mask_kinds):
+                raise ValueError(f"mask_kinds is {cfg.mask_kinds}; it takes some of {', '.join(CHOOSERS)}")
             if cfg.advantage == 'gae':
                 raise ValueError("advantage gae needs a value for each token, which slots have not")
 
@@ -357,14 +356,14 @@ def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
     """
     make_batch of one text: mask_char marks the slots, or mask_ratio, above 0, is the share masked at random.
     """
-    lengths, chosen = torch.tensor([len(text)]), torch.tensor([[c == mask_char for c in text]])
+    lengths, generator = torch.tensor([len(text)]), torch.Generator().manual_seed(seed)
     if mask_ratio > 0:
-        generator = torch.Generator().manual_seed(seed)
         chosen = choose_slots('random', lengths, len(text), (mask_ratio, mask_ratio), generator)
-    elif not chosen.any():
-        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
     else:
+        chosen = torch.tensor([[c == mask_char for c in text]])
         text = text.replace(mask_char, tokenizer.chars[0])  # any character: it is masked
+    if not chosen.any():
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
     return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id, seed)
 
 
