@@ -451,6 +451,8 @@ class FillInPolicy:
 
     def deal(self, batch, noise):
         """(P, M): the step in which each slot is filled, by noise (P, M). Padding lands beyond the last."""
+        if self.unmask_steps == 1:
+            return torch.zeros_like(batch['slots'])
         return order_of(noise, real_slots(batch)) * self.unmask_steps // batch['n_slots'][:, None]
 
     @torch.no_grad()
