@@ -217,7 +217,10 @@ class TextScorer:
 
     def score(self, rows):
         """A list of floats for each model, of what encode returned."""
-        return tuple(self.score_with(i, [row[i] for row in rows]) for i in range(len(self.parts)))
+        columns = []
+        for i in range(len(self.parts)):
+            columns.append(self.score_with(i, [row[i] for row in rows]))
+        return tuple(columns)
 
     @torch.inference_mode()
     def score_with(self, i, ids):
