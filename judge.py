@@ -1,8 +1,6 @@
 """
-Neural judges, frozen while a policy learns from them. Judge: how much of a text a machine has filled in (the
-reward of fill-in is 1 - score). ScoreModel: a reward or a cost model on a causal trunk. LagrangeMultiplier:
-the price of a cost. Keep a second judge, trained from another seed and never used as a reward: where the two
-differ, the policy is learning the judge's mistakes, not the text.
+Neural judges, frozen while a policy learns from them: Judge, how much of a text a machine has filled in (the
+reward of fill-in is 1 - score), and ScoreModel, a reward or a cost. LagrangeMultiplier: the price of a cost.
 
 As a script it serves a reward and a cost model over HTTP; a cost above 0 is unsafe.
 $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --port=8000
@@ -14,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -28,13 +27,20 @@ from runtime.scorer import ScorerServer
 
 # what safe-rlhf's models were trained on
 BEAVER_TEMPLATE = 'BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}'
+BATCH_TOKENS = 16384  # that a score model reads at once
+
+
+def read_model(path, kind):
+    """(the checkpoint at path, the fields of its GPTConfig, its tensors). Raises as load_checkpoint does."""
+    checkpoint = load_checkpoint(path, kind)
+    return checkpoint, entry(checkpoint, 'model_config', dict, path), entry(checkpoint, 'model', dict, path)
 
 
 class Judge(nn.Module):
     """
     A bidirectional trunk that reads [CLS] + text. A slot head says of each token how likely it was replaced;
-    the score is sigmoid(w . h_CLS + a * logit(mean of those over the text) + b). The slots give T labels a
-    text instead of one, so the score is good after a minute, where h_CLS alone takes several.
+    the score is sigmoid(w . h_CLS + a * logit(mean of those) + b). T labels a text instead of one make it
+    good after a minute.
     """
 
     def __init__(self, config: GPTConfig, cls_id: int):
@@ -50,14 +56,10 @@ class Judge(nn.Module):
 
     def forward(self, tokens, lengths=None):
         """
-        tokens (N, T), right-padded; lengths (N,), or None without padding. Returns the logits of the score
-        (N,) and of each token having been replaced (N, T).
+        Logits of the score (N,) and of each token having been replaced (N, T). tokens (N, T), right-padded;
+        lengths (N,), or None without padding.
         """
-        (N, T), longest = tokens.shape, self.trunk.config.block_size - 1
-        if T > longest:
-            raise ValueError(f"the judge reads at most {longest} tokens and a text has {T}: "
-                             "train it with a larger block_size, or lower block_size")
-        cls = torch.full((N, 1), self.cls_id, device=tokens.device)
+        cls = torch.full_like(tokens[:, :1], self.cls_id)
         with_cls = None if lengths is None else lengths + 1
         hidden = self.trunk(torch.cat((cls, tokens), dim=1), with_cls)         # (N, 1 + T, D)
         slots = self.slot_head(hidden[:, 1:]).squeeze(-1)
@@ -65,107 +67,98 @@ class Judge(nn.Module):
         if lengths is None:
             share = replaced.mean(dim=1, keepdim=True)
         else:
-            padding = torch.arange(T, device=tokens.device) >= lengths[:, None]
+            padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
             share = replaced.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None]
         evidence = torch.cat((hidden[:, 0], share.logit(eps=1e-4)), dim=1)
         return self.score_head(evidence).squeeze(-1), slots
 
     @torch.inference_mode()
     def score(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """How machine-filled each text looks: (N,) in (0, 1)."""
+        """How machine-filled each text looks, (N,) from 0 to 1."""
         return self(tokens, lengths)[0].sigmoid()
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer) -> 'Judge':
-        """
-        The judge of a checkpoint file, on the CPU, frozen. Its `quality` says how well it told held-out
-        texts apart (auc, r2). Raises as load_checkpoint does, and ValueError for another vocabulary.
-        """
-        checkpoint = load_checkpoint(path, 'judge')
+        """The frozen judge of a checkpoint file, on the CPU; its `quality` is that on held-out texts."""
+        checkpoint, *saved = read_model(path, 'judge')
         tokenizer.check_same(entry(checkpoint, 'chars', list, path), path)
-        fields = entry(checkpoint, 'model_config', dict, path)
-        state = entry(checkpoint, 'model', dict, path)
-        judge = build(lambda config: cls(config, tokenizer.cls_id), fields, state, path)
+        judge = build(lambda config: cls(config, tokenizer.cls_id), *saved, path)
         judge.quality = entry(checkpoint, 'quality', dict, path)
         return judge.eval().requires_grad_(False)
 
 
 class ScoreModel(nn.Module):
     """
-    A causal trunk, and a linear head at the text's last token, its end. Kind 'reward': the better text has
-    the higher score, normalized by mean and spread. Kind 'cost': above 0 is unsafe, so only the spread may
-    be normalized. The shape of safe-rlhf's models (arXiv 2310.12773).
+    A causal trunk and a linear head at the text's last token, as in safe-rlhf (arXiv 2310.12773). Kind
+    'reward': the better text scores higher, normalized by mean and spread. Kind 'cost': above 0 is unsafe, so
+    only the spread may be normalized.
     """
 
     def __init__(self, config: GPTConfig, kind: str):
         super().__init__()
-        if kind not in ('reward', 'cost'):
-            raise ValueError(f"a score model is of kind 'reward' or 'cost', not {kind!r}")
         self.trunk, self.kind = GPT(config), kind
         self.score_head = nn.Linear(config.n_embd, 1)
         self.register_buffer('mean', torch.zeros(()))
         self.register_buffer('var', torch.ones(()))
 
     def forward(self, tokens, lengths):
-        """Scores (N,) of tokens (N, T), right-padded to any length, with true lengths (N,)."""
+        """Scores (N,) of tokens (N, T), right-padded, with true lengths (N,)."""
         rows = torch.arange(len(tokens), device=tokens.device)
         last = self.trunk(tokens)[rows, lengths - 1]
         score = self.score_head(last).squeeze(-1).float()
         centred = score - self.mean if self.kind == 'reward' else score
         return centred * self.var.rsqrt()
 
+    def scores(self, rows):
+        """Scores (N,) of lists of token ids."""
+        device = self.score_head.weight.device
+        tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        return self(tokens.to(device), torch.tensor([len(row) for row in rows], device=device))
+
     @classmethod
     def from_pretrained(cls, path: str, kind: str) -> 'ScoreModel':
-        """
-        The model of that kind, frozen, on the CPU: our checkpoint, or a folder that weights.read_score_model
-        takes. Raises as load_checkpoint does.
-        """
+        """The frozen model of that kind, on the CPU: our checkpoint, or a folder of transformers' form."""
         if path.endswith('.pt'):
-            checkpoint = load_checkpoint(path, kind)
-            fields = entry(checkpoint, 'model_config', dict, path)
-            state = entry(checkpoint, 'model', dict, path)
+            _, fields, state = read_model(path, kind)
         else:
             fields, trunk, head, its_kind = weights.read_score_model(path)
             if its_kind not in (None, kind):
-                raise ValueError(f"{path} holds a {its_kind} model where a {kind} model is wanted: "
-                                 "check which path belongs to which key")
+                raise ValueError(f"{path} holds a {its_kind} model where a {kind} model is wanted")
             state = {f'trunk.{name}': tensor for name, tensor in trunk.items()}
             state |= {'score_head.weight': head['weight'], 'score_head.bias': head['bias'],
                       'mean': head['mean'], 'var': head['var']}
         return build(lambda config: cls(config, kind), fields, state, path).eval().requires_grad_(False)
 
 
+@dataclass
 class LagrangeMultiplier:
     """
-    Lambda, the price of a cost, so that E[C] + threshold <= 0: the larger the threshold, the stricter.
-    update() goes by the exponential average of J = mean cost + threshold, which begins at the first J. rule
-    'exponential': ln lambda += lr * average. rule 'safe_rlhf': ln lambda += lr * lambda * average, gradient
-    ascent in ln lambda (arXiv 2310.12773, which averages the last 128 episodes, as ema_beta 0 does with
-    batches of that size). positive_only: J counts as max(J, 0), and lambda never falls.
+    Lambda, the price of a cost, so that E[C] + threshold <= 0. It goes by the exponential average of J = mean
+    cost + threshold, which begins at the first J. rule 'exponential': ln lambda += lr * average; 'safe_rlhf':
+    ln lambda += lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773, which averages 128
+    episodes, as ema_beta 0 does with a batch of them). positive_only: J counts as max(J, 0).
     """
+    value: float = 1.0
+    lr: float = 0.005
+    minimum: float = 1e-4
+    maximum: float = 5.0
+    ema_beta: float = 0.9
+    threshold: float = 0.0
+    positive_only: bool = False
+    rule: str = 'exponential'
 
-    def __init__(self, value: float = 1.0, lr: float = 0.005, minimum: float = 1e-4, maximum: float = 5.0,
-                 ema_beta: float = 0.9, threshold: float = 0.0, positive_only: bool = False,
-                 rule: str = 'exponential'):
-        for right, name, wanted in (
-            (value >= 0, f'value ({value})', 'at least 0'),
-            (lr >= 0, f'rate ({lr})', 'at least 0: below, it would fall as the cost rises'),
-            (0 < minimum <= maximum, f'minimum ({minimum})', f'above 0 and at most maximum ({maximum})'),
-            (0 <= ema_beta < 1, f'ema_beta ({ema_beta})', 'at least 0 and below 1'),
-            (rule in ('exponential', 'safe_rlhf'), f'rule ({rule!r})', "'exponential' or 'safe_rlhf'"),
-        ):
-            if not right:
-                raise ValueError(f"lambda's {name} must be {wanted}")
-        self.value, self.lr, self.minimum, self.maximum = value, lr, minimum, maximum
-        self.threshold, self.ema_beta, self.ema = threshold, ema_beta, None
-        self.positive_only, self.rule = positive_only, rule
-        self.log_value = math.log(value) if value else -math.inf
+    def __post_init__(self):
+        if not 0 < self.minimum <= self.maximum:
+            raise ValueError(f"lambda's minimum {self.minimum} must be above 0 and at most its maximum, "
+                             f"{self.maximum}")
+        known = self.rule in ('exponential', 'safe_rlhf')
+        if self.value < 0 or self.lr < 0 or not 0 <= self.ema_beta < 1 or not known:
+            raise ValueError(f"{self}: value and lr must be at least 0, ema_beta in [0, 1), and rule "
+                             "exponential or safe_rlhf")
+        self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, None
 
     def update(self, mean_cost: float) -> float:
-        """
-        Takes in a batch's mean cost, the same on all ranks, and returns the new lambda. Raises
-        FloatingPointError when the cost is not finite.
-        """
+        """The new lambda. mean_cost: over all ranks. Raises FloatingPointError unless it is finite."""
         if not math.isfinite(mean_cost):
             raise FloatingPointError(f"the mean cost is {mean_cost}: lambda was not touched")
         J = mean_cost + self.threshold
@@ -181,7 +174,7 @@ class LagrangeMultiplier:
         return {'value': self.value, 'log_value': self.log_value, 'ema': self.ema}
 
     def load_state_dict(self, state):
-        self.value, self.log_value, self.ema = state['value'], state['log_value'], state['ema']
+        vars(self).update(state)
 
 
 # -----------------------------------------------------------------------------
@@ -189,11 +182,10 @@ class LagrangeMultiplier:
 
 def score_ids(tokenizer, text, room):
     """
-    Token ids of a text as score models read it, in training and in service: cut to leave room for the end
-    token, where the score is read; a Llama's begin token comes first.
+    At most `room` token ids of a text as score models read it, in training and in service: a Llama's begin
+    token first, the end token last, where the score is read.
     """
-    files = getattr(tokenizer, 'files', {})
-    config = json.loads(files.get('tokenizer_config.json', '{}'))
+    config = json.loads(getattr(tokenizer, 'files', {}).get('tokenizer_config.json', '{}'))
     adds_bos = config.get('add_bos_token', 'Llama' in str(config.get('tokenizer_class')))
     begin = [tokenizer.bos_id] if adds_bos and tokenizer.bos_id is not None else []
     ids = tokenizer.encode(text[:100 * room])  # no token is longer than 100 characters
@@ -204,8 +196,8 @@ class TextScorer:
     """A reward and a cost model, or one of them ('' for the other), each with its tokenizer."""
 
     def __init__(self, reward_path: str, cost_path: str, device: str = 'cpu', max_length: int = 512,
-                 dtype: torch.dtype = torch.float32, batch_tokens: int = 16384):
-        self.device, self.batch_tokens, self.parts = device, batch_tokens, []
+                 dtype: torch.dtype = torch.float32):
+        self.device, self.parts = device, []
         for path, kind in ((reward_path, 'reward'), (cost_path, 'cost')):
             if not path:
                 continue
@@ -217,31 +209,29 @@ class TextScorer:
             self.parts.append((model, tokenizer, min(max_length, model.trunk.config.block_size)))
 
     def encode(self, texts):
-        """For each text its token ids for each of the models. Raises ValueError for one it cannot read."""
+        """For each text its token ids for each of the models."""
         rows = []
         for text in texts:
             rows.append([score_ids(tokenizer, text, room) for _, tokenizer, room in self.parts])
         return rows
 
-    @torch.inference_mode()
     def score(self, rows):
-        """(rewards, costs), lists of floats, of what encode returned; one list where there is one model."""
+        """A list of floats for each model, of what encode returned."""
         columns = []
-        for i, (model, *_) in enumerate(self.parts):
-            columns.append(self.score_with(model, [row[i] for row in rows]))
+        for i in range(len(self.parts)):
+            columns.append(self.score_with(i, [row[i] for row in rows]))
         return tuple(columns)
 
-    def score_with(self, model, ids):
-        """The model's scores of lists of ids, those of like length together."""
-        order, scores = sorted(range(len(ids)), key=lambda i: len(ids[i])), [0.0] * len(ids)
+    @torch.inference_mode()
+    def score_with(self, i, ids):
+        """Model i's scores of lists of ids, those of like length together."""
+        order, scores = sorted(range(len(ids)), key=lambda row: len(ids[row])), [0.0] * len(ids)
         while order:
-            n = max(1, min(len(order), self.batch_tokens // len(ids[order[-1]])))
+            n = max(1, min(len(order), BATCH_TOKENS // len(ids[order[-1]])))
             batch, order = order[-n:], order[:-n]
-            lengths = torch.tensor([len(ids[i]) for i in batch])
-            tokens = pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True)
-            values = model(tokens.to(self.device), lengths.to(self.device)).tolist()
-            for i, value in zip(batch, values, strict=True):
-                scores[i] = value
+            values = self.parts[i][0].scores([ids[row] for row in batch]).tolist()
+            for row, value in zip(batch, values, strict=True):
+                scores[row] = value
         return scores
 
 
@@ -252,17 +242,14 @@ def serve(cfg):
     """Score texts over HTTP until a signal comes."""
     token = os.environ.get('SCORER_TOKEN')
     if not token and cfg.host not in ('127.0.0.1', 'localhost'):
-        print(f"warning: anyone who reaches {cfg.host} may ask; set SCORER_TOKEN in the environment",
-              file=sys.stderr)
+        print(f"warning: anyone who reaches {cfg.host} may ask; set SCORER_TOKEN", file=sys.stderr)
     dtype = torch.bfloat16 if cfg.precision == 'bf16' else torch.float32
     scorer = TextScorer(cfg.reward, cfg.cost, cfg.device, cfg.max_length, dtype)
-    default = '{prompt}{response}' if cfg.reward.endswith('.pt') else BEAVER_TEMPLATE
+    template = cfg.template or ('{prompt}{response}' if cfg.reward.endswith('.pt') else BEAVER_TEMPLATE)
     try:
-        server = ScorerServer(scorer, cfg.host, cfg.port, cfg.template or default, token, cfg.max_items,
-                              cfg.max_bytes)
+        server = ScorerServer(scorer, cfg.host, cfg.port, template, token, cfg.max_items, cfg.max_bytes)
     except OSError as e:
-        raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({e.strerror}): name another --port, "
-                      "or 0 for any free one") from None
+        raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({e.strerror}): name another --port") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.stop)
     if cfg.with_parent:
@@ -272,7 +259,7 @@ def serve(cfg):
 
 
 def stop_with_parent(server):
-    """Standard input closes when the program that started this one ends."""
+    """Standard input closes when who started us ends."""
     sys.stdin.read()
     server.stop()
 
@@ -291,6 +278,5 @@ if __name__ == '__main__':
     with_parent = False                         # True: stop when standard input closes
     cfg = configure(globals(), argv=[argument for argument in sys.argv[1:] if argument != 'serve'])
     if sys.argv[1:2] != ['serve'] or not reward or not cost:
-        raise ValueError("usage: python judge.py serve --reward=DIR --cost=DIR [--port=8000]; --help: all "
-                         "settings")
+        raise ValueError("usage: python judge.py serve --reward=DIR --cost=DIR [--port=8000]; see --help")
     serve(cfg)

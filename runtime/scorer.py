@@ -1,6 +1,4 @@
-"""
-The scorer service: its HTTP server, and the client that training asks with.
-"""
+"""The scorer service: its HTTP server, and the client that training asks with."""
 import concurrent.futures
 import hmac
 import http.client
@@ -10,6 +8,7 @@ import math
 import os
 import queue
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -17,20 +16,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from functools import partial
-
-import torch
 
 JUDGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'judge.py')
-ROUTES = 'GET /health, POST /score_texts, /score, /score_batch'
 LARGEST_ANSWER = 16 << 20  # bytes; two numbers for each of 4096 texts are far less
+LARGEST_SCORE = 3.4e38     # of fp32
 
 
 class Batcher:
     """One thread that owns the models. What comes in while it computes is computed together next."""
 
-    def __init__(self, score, max_rows=256):
-        self.score, self.max_rows, self.queue = score, max_rows, queue.Queue()
+    def __init__(self, score):
+        self.score, self.queue = score, queue.Queue()
         threading.Thread(target=self.work, daemon=True).start()
 
     def ask(self, rows):
@@ -42,100 +38,86 @@ class Batcher:
     def work(self):
         while True:
             jobs = [self.queue.get()]
-            while sum(len(rows) for rows, _ in jobs) < self.max_rows and not self.queue.empty():
+            while not self.queue.empty():
                 jobs.append(self.queue.get())
             try:
                 rewards, costs = self.score([row for rows, _ in jobs for row in rows])
-                start = 0
-                for rows, future in jobs:
-                    future.set_result((rewards[start:start + len(rows)], costs[start:start + len(rows)]))
-                    start += len(rows)
             except Exception as e:  # out of memory, say: those who asked are told
                 for _, future in jobs:
-                    if not future.done():
-                        future.set_exception(e)
+                    future.set_exception(e)
+                continue
+            for rows, future in jobs:
+                n = len(rows)
+                future.set_result((rewards[:n], costs[:n]))
+                rewards, costs = rewards[n:], costs[n:]
 
 
 class Refused(Exception):
-    """A request that gets an error status and one line that says why."""
-
-    def __init__(self, status, why):
-        super().__init__(why)
-        self.status = status
+    """Refused(status, why): a request that gets an error status and one line."""
 
 
 class ScorerHandler(http.server.BaseHTTPRequestHandler):
-    """
-    One request, one connection. At most max_busy are read and computed at once; a client beyond that is told
-    to come back.
-    """
+    """One request a connection, at most max_busy at once: who comes beyond that is told to come back."""
     timeout = 60  # seconds of a silent client
 
     def log_message(self, *args): pass
 
     def do_GET(self):
-        self.reply(self.health)
+        self.reply(self.health, '/health')
 
     def do_POST(self):
-        self.reply(self.scores)
+        self.reply(self.scores, '/score_texts', '/score', '/score_batch')
 
-    def reply(self, make):
-        with self.server.lock:
-            self.server.n_busy += 1
-            too_many = self.server.n_busy > self.server.max_busy
+    def reply(self, answer, *paths):
+        """Send what answer() returns at one of the paths, or else why not."""
+        server = self.server
+        is_free = server.free.acquire(blocking=False)
         try:
             try:
-                if too_many:
-                    raise Refused(503, f"{self.server.max_busy} requests are being answered already")
-                status, body = 200, json.dumps(make(), allow_nan=False)
+                if not is_free:
+                    raise Refused(503, f"{server.max_busy} requests are being answered already")
+                if self.path not in paths:
+                    raise Refused(404, f"there is no {self.path}, only {', '.join(paths)}")
+                status, content = 200, answer()
             except Refused as e:
-                status, body = e.status, json.dumps({'error': str(e)})
+                status, content = e.args[0], {'error': e.args[1]}
             except Exception as e:
-                status, body = 500, json.dumps({'error': f"{type(e).__name__}: {e}"[:500]})
+                status, content = 500, {'error': f"{type(e).__name__}: {e}"[:500]}
+            body = json.dumps(content).encode()
             self.send_response(status)
             self.send_header('Content-Type', 'application/json')
             self.send_header('Content-Length', str(len(body)))
             if status == 503:
                 self.send_header('Retry-After', '1')
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(body)
         except OSError:  # the client went away
             pass
         finally:
-            with self.server.lock:
-                self.server.n_busy -= 1
+            if is_free:
+                server.free.release()
 
     def health(self):
-        if self.path != '/health':
-            raise Refused(404, f"there is no {self.path}: {ROUTES}")
         return {'status': 'healthy', 'device': self.server.scorer.device}
 
     def scores(self):
-        server = self.server
-        if self.path not in ('/score', '/score_batch', '/score_texts'):
-            raise Refused(404, f"there is no {self.path}: {ROUTES}")
-        self.check_token()
-        texts = self.texts_of(self.read_json())
-        if not texts:
-            return {'rewards': [], 'costs': []}
+        server, given = self.server, self.headers.get('Authorization', '')
+        if server.token and not hmac.compare_digest(given.encode(), f'Bearer {server.token}'.encode()):
+            raise Refused(401, "the header 'Authorization: Bearer SCORER_TOKEN' is wanted")
+        request = self.read_json()
         try:
-            rows = server.scorer.encode(texts)
+            rows = server.scorer.encode(self.texts_of(request))
         except ValueError as e:
             raise Refused(400, str(e)) from None
-        rewards, costs = server.batcher.ask(rows)
+        rewards, costs = server.batcher.ask(rows) if rows else ([], [])
         if not all(map(math.isfinite, rewards + costs)):
             raise ArithmeticError("a model gave NaN or infinity")
         return {'rewards': rewards, 'costs': costs}
 
-    def check_token(self):
-        given, token = self.headers.get('Authorization', ''), self.server.token
-        if token and not hmac.compare_digest(given.encode(), f'Bearer {token}'.encode()):
-            raise Refused(401, "the header 'Authorization: Bearer ...' with the SCORER_TOKEN is wanted")
-
     def read_json(self):
         """What the client sent. Raises Refused for what is too long or no JSON."""
         length, most = self.headers.get('Content-Length', ''), self.server.max_bytes
-        if not (length.isascii() and length.isdigit() and len(length) < 13):
+        if not re.fullmatch('[0-9]{1,12}', length):
             raise Refused(411, "the header Content-Length is wanted")
         if int(length) > most:
             for _ in range(min(int(length), 4 * most) >> 16):  # a client reads after it has sent all
@@ -147,44 +129,31 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, f"the request is no JSON: {str(e)[:200]}") from None
 
     def texts_of(self, request):
-        """
-        The texts to score. Raises Refused unless the request is an object with lists of strings, one or two
-        as the path wants.
-        """
-        names = ('texts',) if self.path == '/score_texts' else ('prompts', 'responses')
-        if not isinstance(request, dict):
-            kind = type(request).__name__
-            raise Refused(400, f"the request must be an object with {' and '.join(names)}, not a {kind}")
-        lists = [request.get(name) for name in names]
-        for name, texts in zip(names, lists, strict=True):
+        """The texts to score. Raises ValueError for another object than the path wants."""
+        names = ['texts'] if self.path == '/score_texts' else ['prompts', 'responses']
+        lists = [request.get(name) if isinstance(request, dict) else None for name in names]
+        for texts in lists:
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise Refused(400, f"{name!r} must be a list of strings")
+                raise ValueError(f"the request must be an object: {' and '.join(names)}, lists of strings")
         n, most = len(lists[0]), self.server.max_items
         if n != len(lists[-1]):
-            raise Refused(400, f"there are {n} prompts and {len(lists[1])} responses")
+            raise ValueError(f"there are {n} prompts and {len(lists[1])} responses")
         if n > most:
             raise Refused(413, f"the request has {n} texts, more than {most}: send fewer at a time")
-        return lists[0] if len(lists) == 1 else [self.server.join(*pair) for pair in zip(*lists, strict=True)]
+        return lists[0] if len(lists) == 1 else list(map(self.server.join, *lists))
 
 
 def joiner(template):
-    """
-    '... {prompt} ... {response} ...' as a function (prompt, response) -> text. Raises ValueError unless each
-    is there once, in this order.
-    """
-    before, has_prompt, rest = template.partition('{prompt}')
-    between, has_response, after = rest.partition('{response}')
-    if not has_prompt or not has_response or '{prompt}' in rest or '{response}' in after:
-        raise ValueError(f"template is {template!r}: it must have {{prompt}} and, after it, {{response}}, "
-                         "each once")
+    """'... {prompt} ... {response} ...' as a function (prompt, response) -> text."""
+    parts = re.split(r'(\{prompt\}|\{response\})', template)
+    if parts[1::2] != ['{prompt}', '{response}']:
+        raise ValueError(f"template is {template!r}: it must have {{prompt}}, then {{response}}, once each")
+    before, _, between, _, after = parts
     return lambda prompt, response: before + prompt + between + response + after
 
 
 class ScorerServer(http.server.ThreadingHTTPServer):
-    """
-    The service of `python judge.py serve`: a TextScorer behind HTTP, one thread a request, batches across
-    them.
-    """
+    """A judge.TextScorer behind HTTP: one thread a request, batches across them."""
     request_queue_size, daemon_threads = 128, True
 
     def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None,
@@ -193,18 +162,18 @@ class ScorerServer(http.server.ThreadingHTTPServer):
         self.scorer, self.batcher = scorer, Batcher(scorer.score)
         self.join, self.token = joiner(template), token
         self.max_items, self.max_bytes, self.max_busy = max_items, max_bytes, max_busy
-        self.lock, self.n_busy = threading.Lock(), 0
+        self.free = threading.Semaphore(max_busy)
 
     def stop(self, *_):
-        """Take no more connections, answer what is being answered, at most 10 s long."""
+        """Take no more connections, and let run() answer what is being answered, at most 10 s long."""
         threading.Thread(target=self.shutdown).start()
 
     def run(self):
         self.serve_forever(poll_interval=0.1)
         self.server_close()
         deadline = time.monotonic() + 10
-        while self.n_busy and time.monotonic() < deadline:
-            time.sleep(0.05)
+        for _ in range(self.max_busy):
+            self.free.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class ScorerUnavailable(ConnectionError):
@@ -214,9 +183,8 @@ class ScorerUnavailable(ConnectionError):
 class ScorerClient:
     """
     Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection,
-    408, 429, 5xx, an answer that is no list of as many numbers, finite in fp32) is tried again for `patience`
-    seconds, with growing pauses or those of Retry-After; then, and at any other refusal, ScorerUnavailable is
-    raised: never a made-up score.
+    408, 429, 5xx, an answer that is not as many finite numbers) is tried again for `patience` seconds, with
+    growing pauses or those of Retry-After; then, and at any other refusal, it raises ScorerUnavailable.
     """
 
     def __init__(self, url: str, batch_size: int = 32, timeout: float = 300.0, patience: float = 60.0,
@@ -232,75 +200,52 @@ class ScorerClient:
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
 
     def wait(self, seconds):
-        """Return when /health answers. Raises ScorerUnavailable after so many seconds."""
-        self.ask('/health', None, is_healthy, seconds)
+        """Until the scorer answers, for so many seconds."""
+        self.ask([], seconds)
 
     def score(self, texts: list[str]) -> tuple[list[float], list[float]]:
-        """(rewards, costs), two lists of floats, one of each for each text."""
+        """(rewards, costs) of texts."""
         scores, different = {}, list(dict.fromkeys(texts))
         for start in range(0, len(different), self.batch_size):
             batch = different[start:start + self.batch_size]
-            usable = partial(has_scores, len(batch))
-            answer = self.ask('/score_texts', {'texts': batch}, usable, self.patience)
-            for text, reward, cost in zip(batch, answer['rewards'], answer['costs'], strict=True):
-                scores[text] = float(reward), float(cost)
+            scores |= zip(batch, zip(*self.ask(batch, self.patience), strict=True), strict=True)
         return [scores[text][0] for text in texts], [scores[text][1] for text in texts]
 
-    def ask(self, path, content, usable, patience):
-        """
-        The answer to a request, an object for which usable(answer); see the class for what is tried again.
-        """
+    def ask(self, texts, patience):
+        """Rewards and costs, of one request."""
+        body = json.dumps({'texts': texts}).encode()
+        request = urllib.request.Request(self.url + '/score_texts', body, self.headers)
+        timeout = self.timeout if texts else min(self.timeout, patience)
         deadline, pause = None, 0.5  # from the first trouble on
-        body = None if content is None else json.dumps(content).encode()
-        timeout = self.timeout if content else min(self.timeout, patience)
         while True:
-            answer, trouble, retry_after = self.try_once(path, body, timeout)
-            if trouble is None and usable(answer):
-                return answer
-            trouble = trouble or "its answer is not finite numbers, one of a kind for each text"
+            retry_after = ''
+            try:
+                with self.opener.open(request, timeout=timeout) as response:
+                    answer = json.loads(response.read(LARGEST_ANSWER))
+                return [finite_numbers(answer, key, len(texts)) for key in ('rewards', 'costs')]
+            except urllib.error.HTTPError as e:
+                trouble, retry_after = f"status {e.code}: {reason_of(e)}", e.headers.get('Retry-After', '')
+                if e.code not in (408, 429) and e.code < 500:
+                    remedy = ": lower scorer_batch_size" if e.code == 413 else ''
+                    raise ScorerUnavailable(f"the scorer at {self.url} refuses: {trouble}{remedy}") from None
+            except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:
+                trouble = f"{type(e).__name__}: {e}"
             wait = float(retry_after) if retry_after.isdecimal() else pause * random.uniform(0.8, 1.2)
             deadline = deadline or time.monotonic() + patience
             if time.monotonic() + wait > deadline:
-                raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer to {path} for "
-                                        f"{patience:.0f} s ({trouble}). Is it running? `curl "
-                                        f"{self.url}/health` asks it; `python judge.py serve` starts one")
+                raise ScorerUnavailable(f"the scorer at {self.url} gave no usable answer in {patience:.0f} s "
+                                        f"({trouble}): does it run? `python judge.py serve` starts one")
             time.sleep(wait)
             pause = min(2 * pause, 10.0)
 
-    def try_once(self, path, body, timeout):
-        """
-        (answer, trouble or None, Retry-After). Raises ScorerUnavailable where it is no use to try again.
-        """
-        request = urllib.request.Request(self.url + path, body, self.headers)
-        try:
-            with self.opener.open(request, timeout=timeout) as response:
-                return json.loads(response.read(LARGEST_ANSWER)), None, ''
-        except urllib.error.HTTPError as e:
-            trouble = f"status {e.code}: {reason_of(e)}"
-            if e.code not in (408, 429) and e.code < 500:
-                remedy = ": lower scorer_batch_size" if e.code == 413 else ''
-                raise ScorerUnavailable(f"the scorer at {self.url} refuses {path}, "
-                                        f"{trouble}{remedy}") from None
-            return None, trouble, e.headers.get('Retry-After', '')
-        except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:  # ValueError: no JSON
-            return None, f"{type(e).__name__}: {e}", ''
 
-
-def is_healthy(answer):
-    return isinstance(answer, dict) and answer.get('status') == 'healthy'
-
-
-def has_scores(n, answer):
-    """Whether an answer has n rewards and n costs, finite in fp32."""
-    if not isinstance(answer, dict):
-        return False
-    for key in ('rewards', 'costs'):
-        values = answer.get(key)
-        if not isinstance(values, list) or len(values) != n:
-            return False
-        if not all(type(x) in (int, float) and abs(x) <= torch.finfo(torch.float32).max for x in values):
-            return False
-    return True
+def finite_numbers(answer, key, n):
+    """The n numbers, finite in fp32, that an answer has under key; else raises ValueError."""
+    values = answer.get(key) if isinstance(answer, dict) else None
+    fine = isinstance(values, list) and len(values) == n
+    if not fine or not all(type(x) in (int, float) and abs(x) <= LARGEST_SCORE for x in values):
+        raise ValueError(f"its answer has not a list of {n} finite {key}")
+    return list(map(float, values))
 
 
 def reason_of(error):
@@ -313,10 +258,7 @@ def reason_of(error):
 
 
 def start_scorer(reward_path, cost_path, device='cpu'):
-    """
-    A scorer service as a child process on a free port: (process, url). It ends when we end, however we do.
-    Raises ScorerUnavailable when it does not start.
-    """
+    """A scorer service as a child process on a free port: (process, url). It ends when we end."""
     command = [sys.executable, JUDGE, 'serve', f'--reward={reward_path}', f'--cost={cost_path}',
                f'--device={device}', '--port=0', '--with_parent=True']
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -325,5 +267,5 @@ def start_scorer(reward_path, cost_path, device='cpu'):
     if 'http://' not in line:
         process.kill()
         process.wait()
-        raise ScorerUnavailable("the scorer did not start; what it said stands above")
+        raise ScorerUnavailable("the scorer did not start; it says why above")
     return process, line.split()[-1]

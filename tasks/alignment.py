@@ -1,8 +1,8 @@
 """
 Safe alignment: a scorer says how helpful a completion is (R) and how much harm it does (C, above 0 is
 unsafe); the policy maximizes R - lambda C, and lambda is the price at which the mean cost stays at or below
--cost_threshold_d. It is updated from a batch's own costs before they are used. Without a scorer_url the
-reward and the cost model are trained here on pairs of answers, and served by a child process.
+-cost_threshold_d. Without a scorer_url the reward and the cost model are trained here on pairs of answers,
+and served by a child process.
 """
 import os
 import types
@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from data.prompts import held_out_split, load_prompts
 from data.text import dataset_name
@@ -29,28 +28,18 @@ from tasks.task import chart
 
 
 class Alignment(Completion):
-    """Prompts, and a scorer for the completions of them."""
     headline = 'eval/feasible_reward'
     charts = {
         'Evaluation': [
             chart('held-out reward',
-                  'The weighted sum on held-out prompts. Where a true reward is known and leaves it, the '
-                  'reward model is being fooled.',
+                  'The weighted sum on held-out prompts. Where a true reward leaves it, the model is fooled.',
                   'eval/reward', 'eval/true_reward'),
-            chart('held-out cost',
-                  'Above 0 is unsafe.',
-                  'eval/cost', 'eval/true_cost'),
+            chart('held-out cost', 'Above 0 is unsafe.', 'eval/cost', 'eval/true_cost'),
         ],
         'Alignment': [
-            chart('lambda',
-                  'The price of cost. It rises while completions are too often unsafe.',
-                  'lambda'),
-            chart('cost',
-                  'Its mean; J_C adds the threshold and shall be at most 0.',
-                  'cost', 'J_C', 'J_C_ema'),
-            chart('safe completions',
-                  'Share with a cost of at most 0.',
-                  'safe_ratio'),
+            chart('lambda', 'The price of cost. It rises while completions are too often unsafe.', 'lambda'),
+            chart('cost', 'Its mean; J_C, with the threshold, shall be at most 0.', 'cost', 'J_C', 'J_C_ema'),
+            chart('safe completions', 'Share with a cost of at most 0.', 'safe_ratio'),
         ],
     }
     closing = ('eval/reward', 'eval/cost')  # the headline may be missing from an evaluation
@@ -83,78 +72,67 @@ class Alignment(Completion):
 
         @staticmethod
         def check(cfg):
-            if not template_of(cfg) and not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template):
-                raise ValueError("with a system_prompt or chat_template the scorer must be told what it "
-                                 "reads: set scorer_template, '{prompt}{response}' for the bare texts")
+            multiplier_of(cfg)  # refuses a lambda_min above lambda_max
+            template = template_of(cfg)
+            if template:
+                joiner(template)
+            elif not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template):
+                raise ValueError("system_prompt and chat_template need a scorer_template: "
+                                 "'{prompt}{response}' for the bare texts")
 
     def __init__(self, cfg, device):
+        self.cfg, self.multiplier, self.paths = cfg, multiplier_of(cfg), score_paths(vars(cfg))
         template = template_of(cfg)
-        self.join = joiner(template) if template else None
-        name = dataset_name(cfg.train_prompts or cfg.dataset)
-        paths = {'reward': cfg.reward_checkpoint.format(dataset=name),
-                 'cost': cfg.cost_checkpoint.format(dataset=name)}
-        self.multiplier = LagrangeMultiplier(cfg.lambda_cost, cfg.lambda_lr, cfg.lambda_min, cfg.lambda_max,
-                                             cfg.jc_ema_beta, cfg.cost_threshold_d, cfg.lambda_positive_only,
-                                             cfg.lambda_rule)
-        if cfg.lambda_adapt and cfg.lambda_positive_only:
-            say("note: with lambda_positive_only lambda can only rise, also when completions have long "
-                "been safe")
+        self.join = joiner(template or '{prompt}{response}')
+        self.prompt_key = 'prompt' if template else 'text'  # of a record
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
-            self.connect(cfg, cfg.scorer_url)
+            self.connect(cfg.scorer_url)
         else:
-            self.pairs = self.check_score_models(cfg, paths)
+            self.check_score_models()
         super().__init__(cfg, device)
         for i, record in enumerate(self.records + self.eval_records):
-            if template and not isinstance(record['prompt'], str):
-                raise ValueError(f"prompt {i} is a list of chat messages, and scorer_template {template!r} "
-                                 "takes a text")
+            if not isinstance(record[self.prompt_key], str):
+                raise ValueError(f"prompt {i} is a list of chat messages: scorer_template takes texts alone")
         if not cfg.scorer_url:
-            ranks.once(lambda: self.make_score_models(paths))
-            self.connect(cfg, self.start_scorer(paths))
+            ranks.once(self.make_score_models)
+            url = None
+            if ranks.is_first():
+                self.process, url = start_scorer(*self.paths.values(), cfg.scorer_device)
+            self.connect(ranks.from_first(url))
         say(f"scorer at {self.client.url}")
 
-    def connect(self, cfg, url):
+    def connect(self, url):
+        cfg = self.cfg
         self.client = ScorerClient(url, cfg.scorer_batch_size, cfg.scorer_timeout, cfg.scorer_patience)
         self.client.wait(cfg.scorer_patience)
 
     def named_rewards(self):
         return []
 
-    def check_score_models(self, cfg, paths):
-        """
-        The models are there, or what they shall be trained on: (pairs to train on, held out). Raises
-        ValueError.
-        """
-        for path in paths.values():
+    def check_score_models(self):
+        """Raises ValueError unless the models are there, or the pairs that the missing ones shall learn."""
+        cfg, self.missing = self.cfg, []
+        for kind, path in self.paths.items():
             if not path.endswith('.pt'):
                 weights.open_folder(weights.local_folder(path), scores=True)
-        if all(os.path.exists(path) for path in paths.values() if path.endswith('.pt')):
-            return [], []
-        self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
-        pairs = load_preferences(self.source, None if cfg.preferences else cfg.column_mapping)
-        return held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
+            elif not os.path.exists(path):
+                self.missing.append(kind)
+        if self.missing:
+            self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
+            pairs = load_preferences(self.source, None if cfg.preferences else cfg.column_mapping)
+            self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
 
-    def make_score_models(self, paths):
-        missing = {kind: path for kind,
-                   path in paths.items() if path.endswith('.pt') and not os.path.exists(path)}
-        if not missing:
+    def make_score_models(self):
+        if not self.missing:
             return
-        pairs, held_out = self.pairs
         trunk = GPT.from_pretrained(self.generator_path).to(self.device)
-        tokenizer = tokenizer_of(self.generator_path)
-        join = self.join or joiner('{prompt}{response}')
-        for kind, path in missing.items():
-            say(f"there is no {kind} model at {path}: training one on {len(pairs)} pairs of {self.source}")
-            rows = Preferences(kind, tokenizer, join, pairs, held_out, min(512, trunk.config.block_size))
-            model, quality = train_score_model(trunk, rows, self.cfg.score_iters, seed=self.cfg.seed)
+        tokenizer, room = tokenizer_of(self.generator_path), min(512, trunk.config.block_size)
+        for kind in self.missing:
+            n, path = len(self.pairs[0]), self.paths[kind]
+            say(f"there is no {kind} model at {path}: training one on {n} pairs of {self.source}")
+            rows = [preference_rows(pairs, kind, tokenizer, self.join, room) for pairs in self.pairs]
+            model, quality = train_score_model(trunk, kind, *rows, self.cfg.score_iters, seed=self.cfg.seed)
             save_model(path, kind, model, trunk.config, tokenizer, quality)
-
-    def start_scorer(self, paths):
-        """Rank 0 starts it, all know where."""
-        url = None
-        if ranks.is_first():
-            self.process, url = start_scorer(paths['reward'], paths['cost'], self.cfg.scorer_device)
-        return ranks.from_first(url)
 
     # -----------------------------------------------------------------------------
     # rewards, and lambda
@@ -167,20 +145,15 @@ class Alignment(Completion):
         """Helpfulness and cost (P, G) of the completions texts (P lists of G) of the prompts of records."""
         joined = []
         for record, group in zip(records, texts, strict=True):
-            joined += [self.join(record['prompt'],
-                                 text) if self.join else record['text'] + text for text in group]
+            joined += [self.join(record[self.prompt_key], text) for text in group]
         return tuple(torch.tensor(values).view(len(texts), -1) for values in self.client.score(joined))
 
     def scores(self, policy, rollout):
         records = [self.records[i] for i in rollout.batch['record'].tolist()]
-        helpfulness, cost = self.ask(policy.texts(rollout), records)
-        return {'helpfulness': helpfulness, 'cost': cost}
+        return dict(zip(('helpfulness', 'cost'), self.ask(policy.texts(rollout), records), strict=True))
 
     def minus_lambda(self, costs):
-        """
-        The weight of the cost. Called once an iteration, with its costs (P, G): lambda moves first, so that
-        it is one number for the whole batch and on all ranks.
-        """
+        """The weight of the cost, asked for once an iteration, with its costs (P, G): lambda moves first."""
         self.mean_cost = ranks.mean(costs.double().mean())
         if self.cfg.lambda_adapt:
             self.multiplier.update(self.mean_cost)
@@ -188,57 +161,48 @@ class Alignment(Completion):
 
     def learn_beside(self, rollout):
         """Lambda has learned already; its metrics."""
-        average = {'J_C_ema': self.multiplier.ema} if self.multiplier.ema is not None else {}
-        safe = ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean())
-        return {'lambda': self.multiplier.value, 'cost': self.mean_cost, 'safe_ratio': safe,
-                'J_C': self.mean_cost + self.cfg.cost_threshold_d, **average}
-
-    # -----------------------------------------------------------------------------
-    # evaluation
+        metrics = {'lambda': self.multiplier.value, 'cost': self.mean_cost,
+                   'safe_ratio': ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean()),
+                   'J_C': self.mean_cost + self.cfg.cost_threshold_d}
+        return metrics if self.multiplier.ema is None else metrics | {'J_C_ema': self.multiplier.ema}
 
     @torch.no_grad()
     def evaluate(self, policy):
         """
-        Held-out prompts, sampled eval_samples times with the same noise each time: means of helpfulness,
-        cost, and of what they stand for where the config gives true_reward and true_cost; feasible_reward is
-        the helpfulness, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
+        Held-out prompts, sampled eval_samples times with the same noise each time. feasible_reward is the
+        mean reward, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
         """
-        cfg, rewards, costs, shown = self.cfg, [], [], self.cfg.eval_show
-        true = {'true_reward': (cfg.true_reward, []), 'true_cost': (cfg.true_cost, [])}
+        cfg, shown = self.cfg, self.cfg.eval_show
+        answers, true = [], {'true_reward': [], 'true_cost': []}
         for records, batch in self.eval_batches():
             texts = policy.texts(policy.sample(batch, cfg.eval_samples))
             with self.in_step(policy):
                 R, C = self.ask(texts, records)
-            rewards.append(R)
-            costs.append(C)
-            for function, values in true.values():
-                values += judged_by(function, texts, records)
+            answers.append((R, C))
+            for name, values in true.items():
+                if function := getattr(cfg, name):
+                    values += judged_by(function, texts, records)
             for record, group, r, c in list(zip(records, texts, R, C, strict=True))[:shown]:
                 say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
             shown = 0
-        rewards, costs = torch.cat(rewards), torch.cat(costs)
+        rewards, costs = map(torch.cat, zip(*answers, strict=True))
         reward, cost = rewards.mean().item(), costs.mean().item()
         metrics = {'eval/reward': reward, 'eval/cost': cost,
                    'eval/combined': reward - self.multiplier.value * cost,
                    'eval/safe_ratio': (costs <= 0).float().mean().item()}
-        for name, (_, values) in true.items():
-            if values:
-                metrics[f'eval/{name}'] = sum(values) / len(values)
+        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items() if values}
         if cfg.retain_text:
-            metrics['eval/text_log_prob'] = text_log_prob(policy.model,
-                                                          self.tokenizer.encode(cfg.retain_text))
+            ids = self.tokenizer.encode(cfg.retain_text)
+            metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         if cost + cfg.cost_threshold_d <= 0:
             metrics[self.headline] = reward
         return metrics
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        line = f"held-out reward {m['reward']:.4f}, cost {m['cost']:.4f}, safe {m['safe_ratio']:.4f}"
-        line += f", lambda {self.multiplier.value:.4f}"
-        for name in ('true_reward', 'true_cost'):
-            if name in m:
-                line += f", {name.replace('_', ' ')} {m[name]:.4f}"
-        return line
+        true = [f", {name.replace('_', ' ')} {m[name]:.4f}" for name in m if name.startswith('true')]
+        return (f"held-out reward {m['reward']:.4f}, cost {m['cost']:.4f}, safe {m['safe_ratio']:.4f}, "
+                f"lambda {self.multiplier.value:.4f}{''.join(true)}")
 
     @classmethod
     def show(cls, saved, model, tokenizer, cfg):
@@ -246,10 +210,9 @@ class Alignment(Completion):
         learned = saved.get('config')
         judged = cfg.rewards or cfg.reward_checkpoint or cfg.cost_checkpoint
         if learned and (cfg.num_samples or 1) > 1 and not judged:
-            name = dataset_name(learned['train_prompts'] or learned['dataset'])
-            paths = [learned[key].format(dataset=name) for key in ('reward_checkpoint', 'cost_checkpoint')]
-            if all(map(os.path.exists, paths)):
-                cfg.reward_checkpoint, cfg.cost_checkpoint = paths
+            paths = score_paths(learned)
+            if all(map(os.path.exists, paths.values())):
+                cfg.reward_checkpoint, cfg.cost_checkpoint = paths.values()
                 cfg.scorer_template = cfg.scorer_template or learned['scorer_template']
         super().show(saved, model, tokenizer, cfg)
 
@@ -267,100 +230,101 @@ class Alignment(Completion):
             self.multiplier.load_state_dict(checkpoint['lagrange'])
 
 
+def multiplier_of(cfg):
+    return LagrangeMultiplier(cfg.lambda_cost, cfg.lambda_lr, cfg.lambda_min, cfg.lambda_max, cfg.jc_ema_beta,
+                              cfg.cost_threshold_d, cfg.lambda_positive_only, cfg.lambda_rule)
+
+
+def score_paths(settings):
+    """{kind: path} of a run's score models; settings: all of the run."""
+    name = dataset_name(settings['train_prompts'] or settings['dataset'])
+    return {kind: settings[f'{kind}_checkpoint'].format(dataset=name) for kind in ('reward', 'cost')}
+
+
 def template_of(cfg):
-    """
-    How a prompt and its completion become the text that is scored; None: what the policy reads, then what it
-    wrote.
-    """
+    """How prompt and completion become the text that is scored; None: what the policy reads and writes."""
     if cfg.scorer_template or cfg.scorer_url or cfg.reward_checkpoint.endswith('.pt'):
         return cfg.scorer_template
     return BEAVER_TEMPLATE
 
 
 def judged_by(function, texts, records):
-    """What a function of the config says of every completion; [] without one."""
+    """What a function of the config says of every completion."""
     values = []
     for record, group in zip(records, texts, strict=True):
         fields = {name: value for name, value in record.items() if name not in ('ids', 'text')}
-        values += [function(text, **fields) for text in group] if function else []
+        values += [function(text, **fields) for text in group]
     return values
 
 
 # -----------------------------------------------------------------------------
 # the score models, trained where they are missing
 
-PREFERENCE_FIELDS = {'response_0': 'a text', 'response_1': 'a text', 'better_response_id': '0 or 1',
-                     'safer_response_id': '0 or 1', 'is_response_0_safe': 'true or false',
-                     'is_response_1_safe': 'true or false'}
+TEXT, SIDE, FLAG = (str, 'a text'), (int, '0 or 1'), (bool, 'true or false')
+PREFERENCE_FIELDS = {'response_0': TEXT, 'response_1': TEXT, 'better_response_id': SIDE,
+                     'safer_response_id': SIDE, 'is_response_0_safe': FLAG, 'is_response_1_safe': FLAG}
 
 
 def load_preferences(source, column_mapping=None):
     """
-    Pairs of answers with the fields of PKU-SafeRLHF: prompt, response_0, response_1, better_response_id,
-    safer_response_id (0 or 1), is_response_0_safe and is_response_1_safe. source: a file, or a folder under
-    data/ whose preferences.jsonl it is. Raises ValueError naming the record and the field.
+    Pairs of answers with the fields of PKU-SafeRLHF. source: a file, or a folder under data/ whose
+    preferences.jsonl it is. Raises ValueError naming the record and the field.
     """
-    kinds = {'a text': str, '0 or 1': int, 'true or false': bool}
     pairs = load_prompts(source, column_mapping, split='preferences')
     for i, pair in enumerate(pairs):
-        for key, wanted in PREFERENCE_FIELDS.items():
+        for key, (kind, wanted) in PREFERENCE_FIELDS.items():
             value = pair.get(key)
-            if type(value) is not kinds[wanted] or (wanted == '0 or 1' and value not in (0, 1)):
-                prompt = str(pair['prompt'])[:60]
-                raise ValueError(f"{source}: preference {i} ({prompt!r}) has {key} = {value!r}; it must be "
-                                 f"{wanted}")
+            if type(value) is not kind or (kind is int and value not in (0, 1)):
+                raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = "
+                                 f"{value!r}; it must be {wanted}")
     return pairs
 
 
-class Preferences:
+def preference_rows(pairs, kind, tokenizer, join, room):
     """
-    Pairs of answers as a score model reads them: first the better answer for a reward, the unsafer for a
-    cost.
+    [(token ids, signs)...] of the two answers of each pair, first the better for a reward, the unsafer for a
+    cost. A sign is 1 where an answer is unsafe, -1 where not.
     """
-
-    def __init__(self, kind, tokenizer, join, pairs, held_out, room):
-        self.kind, self.n_train, self.first, self.rows, self.signs = kind, len(pairs), [], [], []
-        for pair in pairs + held_out:
-            first = pair['better_response_id'] if kind == 'reward' else 1 - pair['safer_response_id']
-            order = first, 1 - first
-            texts = [join(pair['prompt'], pair[f'response_{side}']) for side in order]
-            self.rows.append([score_ids(tokenizer, text, room) for text in texts])
-            self.signs.append([-1.0 if pair[f'is_response_{side}_safe'] else 1.0 for side in order])
-
-    def scores(self, model, indices):
-        """The model's scores (2, N) of pairs, and signs (2, N): 1 where an answer is unsafe, -1 where not."""
-        device = model.score_head.weight.device
-        rows = [self.rows[i][0] for i in indices] + [self.rows[i][1] for i in indices]
-        tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        signs = torch.tensor([self.signs[i] for i in indices], device=device).T
-        return model(tokens, lengths).view(2, -1), signs
-
-    @torch.no_grad()
-    def held_out_scores(self, model):
-        batches = []
-        for start in range(self.n_train, len(self.rows), 256):
-            batches.append(self.scores(model, list(range(start, min(start + 256, len(self.rows))))))
-        scores, signs = zip(*batches, strict=True)
-        return torch.cat(scores, dim=1), torch.cat(signs, dim=1)
-
-    def quality(self, model):
-        """Held out: how often the order is right and, for a cost, the sign."""
-        scores, signs = self.held_out_scores(model)
-        quality = {'accuracy': (scores[0] > scores[1]).float().mean().item()}
-        if self.kind == 'cost':
-            quality['sign_accuracy'] = (scores.sign() == signs).float().mean().item()
-        return quality
+    rows = []
+    for pair in pairs:
+        first = pair['better_response_id'] if kind == 'reward' else 1 - pair['safer_response_id']
+        order = first, 1 - first
+        texts = [join(pair['prompt'], pair[f'response_{side}']) for side in order]
+        signs = [-1.0 if pair[f'is_response_{side}_safe'] else 1.0 for side in order]
+        rows.append(([score_ids(tokenizer, text, room) for text in texts], signs))
+    return rows
 
 
-def train_score_model(trunk, preferences, max_iters=400, learning_rate=2e-3, seed=1, until=0.99):
+def pair_scores(model, rows):
+    """The model's scores (2, N) of preference_rows, and their signs (2, N)."""
+    ids, signs = zip(*rows, strict=True)
+    first, second = zip(*ids, strict=True)
+    scores = model.scores([*first, *second]).view(2, -1)
+    return scores, torch.tensor(signs, device=scores.device).T
+
+
+@torch.no_grad()
+def all_pair_scores(model, rows):
+    batches = [pair_scores(model, rows[start:start + 256]) for start in range(0, len(rows), 256)]
+    return [torch.cat(parts, dim=1) for parts in zip(*batches, strict=True)]
+
+
+def score_quality(model, rows):
+    """How often the order is right and, for a cost, the sign."""
+    scores, signs = all_pair_scores(model, rows)
+    quality = {'accuracy': (scores[0] > scores[1]).float().mean().item()}
+    if model.kind == 'cost':
+        quality['sign_accuracy'] = (scores.sign() == signs).float().mean().item()
+    return quality
+
+
+def train_score_model(trunk, kind, rows, held_out, max_iters=400, learning_rate=2e-3, seed=1):
     """
-    A reward or cost model that starts as the causal model `trunk`, from pairs of answers. Losses of Safe RLHF
+    A reward or cost model that starts as the causal model `trunk`, from preference_rows. Losses of Safe RLHF
     (arXiv 2310.12773): -log sigmoid(better - worse); for costs -log sigmoid(unsafer - safer) and, for each
-    answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins what 0 means. It ends sooner at
-    the held-out accuracy `until`, for costs that of the sign. Returns (ScoreModel, quality): these.
+    answer, -log sigmoid(cost) if it is unsafe, of -cost if not, which pins what 0 means. A held-out accuracy
+    of 0.99, of signs for costs, is enough. Returns (ScoreModel, score_quality).
     """
-    kind = preferences.kind
     torch.manual_seed(seed)
     model = ScoreModel(trunk.config, kind).to(trunk.wte.weight.device)
     model.trunk.load_state_dict(trunk.state_dict())
@@ -369,19 +333,19 @@ def train_score_model(trunk, preferences, max_iters=400, learning_rate=2e-3, see
     generator = torch.Generator().manual_seed(seed)
 
     def loss_of_batch():
-        indices = torch.randint(preferences.n_train, (48,), generator=generator).tolist()
-        scores, signs = preferences.scores(model, indices)
+        indices = torch.randint(len(rows), (48,), generator=generator).tolist()
+        scores, signs = pair_scores(model, [rows[i] for i in indices])
         loss = -F.logsigmoid(scores[0] - scores[1]).mean()
         if kind == 'cost':
             loss = loss - F.logsigmoid(signs * scores).mean(dim=1).sum()
         return loss
 
     def good_enough():
-        return preferences.quality(model)['sign_accuracy' if kind == 'cost' else 'accuracy'] >= until
+        return score_quality(model, held_out)['sign_accuracy' if kind == 'cost' else 'accuracy'] >= 0.99
 
     supervised_loop(f'{kind} model', model, loss_of_batch, max_iters, learning_rate, 0.01, good_enough)
     model.eval().requires_grad_(False)
-    scores, _ = preferences.held_out_scores(model)
+    scores, _ = all_pair_scores(model, held_out)
     model.mean.copy_(scores.mean() if kind == 'reward' else 0.0)
     model.var.copy_((scores.var() if kind == 'reward' else scores.square().mean()).clamp(min=1e-6))
-    return model, preferences.quality(model)
+    return model, score_quality(model, held_out)

@@ -2,9 +2,9 @@
 Fill-in: texts with masked slots, a bidirectional model that fills all of them at once, and a frozen judge
 that says how real each fill looks.
 
-Given the unmasked text, the slots are independent of each other, so one forward gives the exact distribution
-of every fill: the G fills of a text are G draws from the same logits, and log pi(fill) is a sum over its
-slots. Shapes: P texts · G fills · T positions · M slots (right-padded) · V vocabulary · D width.
+Given the unmasked text, slots are independent of each other, so one forward gives the exact distribution of
+every fill: the G fills of a text are G draws from the same logits, and log pi(fill) is a sum over its slots.
+Shapes: P texts · G fills · T positions · M slots (right-padded) · V vocabulary · D width.
 """
 import copy
 import os
@@ -28,27 +28,16 @@ from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
 from tasks.task import Task, chart, longest_line
 
-MASK_KINDS = ('random', 'sticky', 'span')
-
-
-# -----------------------------------------------------------------------------
-# the job
 
 class FillIn(Task):
-    """Texts with masked slots; a frozen judge scores how real each fill looks, a second one only looks on."""
     headline = 'eval/judge_reward'
     charts = {
         'Evaluation': [
-            chart('judge reward',
-                  'What the judge thinks of held-out fills, and of real text. Above real text it is being '
-                  'fooled.',
+            chart('judge reward', 'Of held-out fills and real text. Above real text, the judge is fooled.',
                   'eval/judge_reward', 'eval/judge_reward_real'),
-            chart('gold judge',
-                  'A second judge that is never the reward. If it falls behind, the policy learns the first '
-                  'one’s mistakes.',
+            chart('gold judge', 'Never a reward. If it falls behind, the first one’s mistakes are learned.',
                   'eval/gold_reward', 'eval/gold_reward_real'),
-            chart('exact match',
-                  'Slots that got the very character that stood there.',
+            chart('exact match', 'Slots that got the very character that stood there.',
                   'eval/exact_match_sampled', 'eval/exact_match_greedy'),
         ],
     }
@@ -67,14 +56,11 @@ class FillIn(Task):
         @staticmethod
         def check(cfg):
             if len(cfg.mask_ratio) != 2 or not 0 < cfg.mask_ratio[0] <= cfg.mask_ratio[1] <= 1:
-                raise ValueError(f"mask_ratio is {cfg.mask_ratio}: it must be (low, high), 0 < low <= high "
-                                 "<= 1")
-            for kind in cfg.mask_kinds:
-                if kind not in MASK_KINDS:
-                    raise ValueError(f"mask_kinds holds {kind!r}; it takes {', '.join(MASK_KINDS)}")
+                raise ValueError(f"mask_ratio is {cfg.mask_ratio}; it takes low, high: 0 < low <= high <= 1")
+            if not cfg.mask_kinds or any(kind not in list(CHOOSERS) for kind in cfg.mask_kinds):
+                raise ValueError(f"mask_kinds is {cfg.mask_kinds}; it takes some of {', '.join(CHOOSERS)}")
             if cfg.advantage == 'gae':
-                raise ValueError("advantage gae needs a value for each token, and slots share theirs: take "
-                                 "another")
+                raise ValueError("advantage gae needs a value for each token, which slots have not")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -87,42 +73,15 @@ class FillIn(Task):
         self.generator_path, *self.judge_paths = (path.format(dataset=name) for path in paths)
         ranks.once(self.make_missing)
         self.judge, self.gold = map(self.load_judge, self.judge_paths)
-        q, g = self.judge.quality, self.gold.quality
-        say(f"judge: held-out AUC {q['auc']:.3f}, R2 {q['r2']:.3f}; gold judge: AUC {g['auc']:.3f}, R2 "
-            f"{g['r2']:.3f}")
+        for name, judge in (('judge', self.judge), ('gold judge', self.gold)):
+            say(f"{name}: held-out AUC {judge.quality['auc']:.3f}, R2 {judge.quality['r2']:.3f}")
         self.rewards = [('judge', self.realness, 1.0)]
         self.eval_batch = self.draw('val', cfg.eval_prompts_n, 0)
 
-    def load_judge(self, path):
-        judge = Judge.from_pretrained(path, self.tokenizer).to(self.device)
-        self.check_room(judge.trunk.config.block_size - 1, f"the judge at {path}")
-        return judge
-
-    def realness(self, policy, rollout):
-        return 1 - score_fills(self.judge, rollout.batch, rollout.tokens)
-
     def check_room(self, room, which):
         if room < self.cfg.block_size:
-            raise ValueError(f"{which} reads texts of at most {room} characters and block_size is "
-                             f"{self.cfg.block_size}: lower block_size, or name one that does not exist yet "
-                             "to have it trained")
-
-    def make_missing(self):
-        """Train the generator and the judges that are not there."""
-        cfg = self.cfg
-        if not os.path.exists(self.generator_path):
-            say(f"there is no generator at {self.generator_path}: training one on {cfg.dataset}")
-            config = filler_config(self.tokenizer, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
-            model, quality = train_generator(self.tokenizer, self.corpus, config, cfg.pretrain_iters,
-                                             cfg.mask_kinds, cfg.seed, self.device)
-            save_model(self.generator_path, 'generator', model, config, self.tokenizer, quality)
-        for number, path in enumerate(self.judge_paths):
-            if not os.path.exists(path):
-                say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
-                generator = self.load_model().to(self.device)
-                judge, quality = train_judge(generator, self.tokenizer, self.corpus, cfg.judge_iters,
-                                             cfg.mask_kinds, cfg.seed + 1000 * number)
-                save_model(path, 'judge', judge, generator.config, self.tokenizer, quality)
+            raise ValueError(f"{which} reads at most {room} characters and block_size is "
+                             f"{self.cfg.block_size}: lower it, or name a new path")
 
     def load_model(self):
         chars = load_checkpoint(self.generator_path, 'generator', 'run')['chars']
@@ -131,25 +90,131 @@ class FillIn(Task):
         self.check_room(model.config.block_size, f"the generator at {self.generator_path}")
         return model
 
+    def load_judge(self, path):
+        judge = Judge.from_pretrained(path, self.tokenizer).to(self.device)
+        self.check_room(judge.trunk.config.block_size - 1, f"the judge at {path}")
+        return judge
+
     def policy(self, model):
         cfg = self.cfg
         return FillInPolicy(model, self.tokenizer, cfg.temperature, cfg.top_p, cfg.unmask_steps,
                             cfg.block_size)
 
+    def realness(self, policy, rollout):
+        return 1 - score_fills(self.judge, rollout.batch, rollout.tokens)
+
+    def masked(self, split, n, T, ratio, generator, seed=0):
+        """make_batch of n random texts (n, T), an equal share masked in each kind; seed: of their fills."""
+        tokens, kinds = random_windows(self.corpus[split], n, T, generator), self.cfg.mask_kinds
+        lengths, chosen = torch.full((n,), T), []
+        for i, kind in enumerate(kinds):
+            chosen.append(choose_slots(kind, lengths[i::len(kinds)], T, ratio, generator))
+        return make_batch(tokens, lengths, torch.cat(chosen), self.tokenizer.mask_id, seed)
+
     def draw(self, split, n, seed):
-        """n random texts of a split, masked, as prompts."""
         cfg, generator = self.cfg, torch.Generator().manual_seed(seed)
-        tokens = random_windows(self.corpus[split], n, cfg.block_size, generator)
-        batch, _ = masked_texts(tokens, self.tokenizer, cfg.mask_kinds, cfg.mask_ratio, generator, seed)
-        return {name: value.to(self.device) for name, value in batch.items()}
+        batch = self.masked(split, n, cfg.block_size, cfg.mask_ratio, generator, seed)
+        return on_device(batch, self.device)
 
     def batch(self, it, attempt=0):
         seed = self.cfg.seed + 10 ** 6 * attempt
         return self.draw('train', self.cfg.batch_size, (seed * 10 ** 9 + it) % 2 ** 62)
 
+    # -----------------------------------------------------------------------------
+    # the generator and the judges, trained where they are missing
+
+    def make_missing(self):
+        cfg = self.cfg
+        if not os.path.exists(self.generator_path):
+            say(f"there is no generator at {self.generator_path}: training one on {cfg.dataset}")
+            model, quality = self.train_generator()
+            save_model(self.generator_path, 'generator', model, model.config, self.tokenizer, quality)
+        for number, path in enumerate(self.judge_paths):
+            if not os.path.exists(path):
+                say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
+                judge, quality = self.train_judge(self.load_model().to(self.device), cfg.seed + 1000 * number)
+                save_model(path, 'judge', judge, judge.trunk.config, self.tokenizer, quality)
+
+    def train_generator(self):
+        """A model that fills slots, trained as BERT is. Returns (model, {loss in nats, greedy accuracy})."""
+        cfg, tokenizer, device, ratio = self.cfg, self.tokenizer, self.device, (0.1, 0.35)
+        torch.manual_seed(cfg.seed)
+        generator = torch.Generator().manual_seed(cfg.seed)
+        config = filler_config(tokenizer, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
+        model = GPT(config).to(device)
+
+        def loss_on(batch, inputs):
+            slots = (batch['tokens'] == tokenizer.mask_id).to(device)
+            return cross_entropy(model, model(inputs.to(device))[slots], batch['original'].to(device)[slots])
+
+        def loss_of_batch():
+            batch = self.masked('train', 48, cfg.block_size, ratio, generator)
+            chosen = batch['tokens'] == tokenizer.mask_id
+            return loss_on(batch, corrupt_like_bert(batch['original'], chosen, tokenizer, generator))
+
+        supervised_loop('generator', model, loss_of_batch, cfg.pretrain_iters, 5e-3)
+        model.eval()
+        batch = self.masked('val', 1024, cfg.block_size, ratio, torch.Generator().manual_seed(0))
+        batch, policy = on_device(batch, device), FillInPolicy(model, tokenizer)
+        with torch.no_grad():
+            loss = loss_on(batch, batch['tokens']).item()
+        return model, {'loss': loss, 'accuracy': exact_match(batch, policy.greedy(batch))}
+
+    @torch.no_grad()
+    def machine_filled(self, model, split, n, generator, ratio=(0.05, 0.6), heat=(0.6, 1.1), untouched=0.15):
+        """
+        n texts (n, T), of which some stay untouched and the others get a share of their characters, in
+        `ratio`, filled in at a temperature in `heat`; and replaced (n, T) bool, true where a fill differs
+        from what stood there. One that restores the text leaves it real.
+        """
+        batch = self.masked(split, n, model.config.block_size - 1, ratio, generator)
+        chosen = batch['tokens'] == self.tokenizer.mask_id
+        hidden = model(batch['tokens'].to(self.device))[chosen.to(self.device)]
+        logits = model.lm_head(hidden).float().cpu()[:, :len(self.tokenizer.chars)]
+        temperature = heat[0] + (heat[1] - heat[0]) * torch.rand(n, 1, generator=generator)
+        probs = (logits / temperature.expand_as(chosen)[chosen][:, None]).softmax(dim=-1)
+        texts = batch['original'].clone()
+        texts[chosen] = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+        keep = torch.rand(n, generator=generator) < untouched
+        texts[keep] = batch['original'][keep]
+        return texts.to(self.device), (texts != batch['original']).to(self.device)
+
+    def train_judge(self, model, seed):
+        """
+        A judge that starts as the generator `model` and learns how much of a text that has filled in, over
+        many mask ratios and temperatures, because the policy will move. Returns (judge, quality), held out:
+        r2 of its score; auc, the chance that a text with a quarter of it filled in at temperature 0.8 scores
+        above a real one; and the mean scores of both.
+        """
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        judge = Judge(model.config, self.tokenizer.cls_id).to(self.device)
+        judge.trunk.load_state_dict(model.state_dict())
+
+        def loss_of_batch():
+            texts, replaced = self.machine_filled(model, 'train', 48, generator)
+            score, slots = judge(texts)
+            of_text = F.mse_loss(score.sigmoid(), syntheticity(replaced))
+            return 10 * of_text + F.binary_cross_entropy_with_logits(slots, replaced.float())
+
+        supervised_loop('judge', judge, loss_of_batch, self.cfg.judge_iters, 2e-3)
+        judge.eval().requires_grad_(False)
+        held_out = torch.Generator().manual_seed(0)
+        texts, replaced = self.machine_filled(model, 'val', 1024, held_out)
+        target = syntheticity(replaced)
+        r2 = 1 - F.mse_loss(judge.score(texts), target) / target.var(correction=0)
+
+        def scores(untouched):
+            texts, _ = self.machine_filled(model, 'val', 1024, held_out, (0.25, 0.25), (0.8, 0.8), untouched)
+            return judge.score(texts)
+
+        real, filled = scores(1.0), scores(0.0)
+        above = 0.5 + 0.5 * (filled[:, None] - real).sign()
+        return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
+                       'score_filled': filled.mean().item()}
+
     def evaluate(self, policy):
-        """The same held-out texts with the same noise each time. The gold judge is never a reward."""
-        batch, original = self.eval_batch, self.eval_batch['original']
+        batch, original = self.eval_batch, self.eval_batch['original']  # its seeds are the same each time
         fills = policy.sample(batch, 2).tokens
         if self.cfg.eval_show:
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
@@ -161,28 +226,37 @@ class FillIn(Task):
                 'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
 
     def describe(self, metrics):
-        m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        both = [f"{m[key]:.4f} (real text {m[key + '_real']:.4f})" for key in ('judge_reward', 'gold_reward')]
-        return (f"held-out judge reward {both[0]}, gold reward {both[1]}, exact match sampled "
-                f"{m['exact_match_sampled']:.4f}, greedy {m['exact_match_greedy']:.4f}")
+        m = {name.removeprefix('eval/'): f'{value:.4f}' for name, value in metrics.items()}
+        return (f"held-out judge reward {m['judge_reward']} (real text {m['judge_reward_real']}), gold "
+                f"reward {m['gold_reward']} (real text {m['gold_reward_real']}), exact match sampled "
+                f"{m['exact_match_sampled']}, greedy {m['exact_match_greedy']}")
 
     def asked(self, rollout):
-        texts = {'prompt': rollout.batch['tokens'][0], 'answer': rollout.batch['original'][0]}
-        return {name: self.tokenizer.decode(ids) for name, ids in texts.items()}
+        decode, batch = self.tokenizer.decode, rollout.batch
+        return {'prompt': decode(batch['tokens'][0]), 'answer': decode(batch['original'][0])}
+
+    def token_places(self, rollout):
+        return {'slots': rollout.batch['slots'][0].tolist()}
+
+    def saved(self):
+        return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
+
+    def export(self, model, saved, out_dir, metrics):
+        """No other program knows such a model: its checkpoint is what others get."""
+
+    def try_out(self):
+        text = longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))
+        return 'ckpt.pt', [f"--text={text}", '--mask_ratio=0.3']
 
     @classmethod
     def show(cls, saved, model, tokenizer, cfg):
-        """
-        Fills of a text's slots: where there is a judge, that first which it rewards most; else the likeliest.
-        """
+        """Fills of a text's slots, those first that its judge rewards most, else the likeliest."""
         text, room = given('text', cfg.text), model.config.block_size - 1
         if len(text) > room:
-            raise ValueError(f"the text has {len(text)} characters and this model reads {room}: shorten it, "
-                             "or train with a larger block_size")
+            raise ValueError(f"the text has {len(text)} characters and this model reads {room}: shorten it")
         batch = text_with_slots(tokenizer, text, cfg.mask_char, cfg.mask_ratio, cfg.seed)
-        batch = {name: value.to(cfg.device) for name, value in batch.items()}
+        batch, judge = on_device(batch, cfg.device), None
         path = cfg.judge_checkpoint or saved.get('judge_checkpoint')
-        judge = None
         if path and (cfg.judge_checkpoint or os.path.exists(path)):
             judge = Judge.from_pretrained(path, tokenizer).to(cfg.device)
         masked = text if cfg.mask_ratio == 0 else tokenizer.decode(batch['tokens'][0])
@@ -191,66 +265,36 @@ class FillIn(Task):
         policy = FillInPolicy(model, tokenizer, cfg.temperature or 1.0, cfg.top_p, cfg.unmask_steps)
         show_fills(policy, batch, judge, (cfg.num_samples or 8) * (cfg.temperature > 0))
 
-    def token_places(self, rollout):
-        return {'slots': rollout.batch['slots'][0].tolist()}
-
-    def try_out(self):
-        text = longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))
-        return 'ckpt.pt', [f"--text={text}", '--mask_ratio=0.3']
-
-    def saved(self):
-        """What sample.py needs to use the checkpoint."""
-        return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
-
-    def export(self, model, saved, out_dir, metrics):
-        """No other program knows such a model: its checkpoint is what others get."""
-
 
 # -----------------------------------------------------------------------------
 # masks
 
-def choose_slots(kind, lengths, T, ratio, generator):
-    """
-    Which positions to mask: bool (P, T), at least one in each text, never in padding. kind 'random':
-    positions independent of each other. 'sticky': grows clumps, a position next to a masked one is ten times
-    likelier to follow. 'span': runs of about four characters. lengths (P,) true lengths; ratio (low, high):
-    each text's share of masked positions is uniform between them.
-    """
-    low, high = ratio
-    shares = low + (high - low) * torch.rand(len(lengths), generator=generator)
-    counts = (shares * lengths).round().long().clamp(min=1)  # (P,) slots of each text
-    exists = torch.arange(T) < lengths[:, None]
-    if kind == 'random':
-        return random_ranks(exists, generator) < counts[:, None]
-    if kind == 'sticky':
-        return sticky_slots(exists, counts, generator)
-    if kind == 'span':
-        return span_slots(lengths, counts, T, generator)
-    raise ValueError(f"mask kind is {kind!r}; it must be one of {', '.join(MASK_KINDS)}")
+def order_of(noise, exists):
+    """(P, T): each position's rank by noise (P, T); positions that do not exist come last."""
+    return noise.masked_fill(~exists, 2.0).argsort(dim=1).argsort(dim=1)
 
 
-def random_ranks(exists, generator):
-    """(P, T): a random order of the positions that exist (P, T) bool; the others come last."""
-    noise = torch.rand(exists.shape, generator=generator).masked_fill(~exists, 2.0)
-    return noise.argsort(dim=1).argsort(dim=1)
+def random_slots(exists, counts, generator):
+    """Positions independent of each other."""
+    return order_of(torch.rand(exists.shape, generator=generator), exists) < counts[:, None]
 
 
 def sticky_slots(exists, counts, generator):
+    """Clumps that grow: next to a masked position others follow ten times likelier."""
     chosen = torch.zeros_like(exists)
-    first, last = torch.tensor([0]), torch.tensor([exists.shape[1] - 1])
     while (short := chosen.sum(1) < counts).any():
-        left, right = chosen.roll(1, 1), chosen.roll(-1, 1)
-        neighbours = left.index_fill(1, first, False) | right.index_fill(1, last, False)
+        neighbours = F.pad(chosen[:, :-1], (1, 0)) | F.pad(chosen[:, 1:], (0, 1))
         new = torch.rand(exists.shape, generator=generator) < torch.where(neighbours, 0.3, 0.03)
         new &= exists & ~chosen & short[:, None]
-        # the last round may overshoot: of the new ones only as many stay as are missing, at random
-        chosen |= new & (random_ranks(new, generator) < (counts - chosen.sum(1))[:, None])
+        # the last round may overshoot: as many stay as are missing, at random
+        chosen |= new & random_slots(new, counts - chosen.sum(1), generator)
     return chosen
 
 
-def span_slots(lengths, counts, T, generator):
-    chosen = torch.zeros(len(lengths), T, dtype=torch.bool)
-    for p, (count, length) in enumerate(zip(counts.tolist(), lengths.tolist(), strict=True)):
+def span_slots(exists, counts, generator):
+    """Runs of about four characters."""
+    chosen = torch.zeros_like(exists)
+    for p, (count, length) in enumerate(zip(counts.tolist(), exists.sum(1).tolist(), strict=True)):
         n = max(1, round(count / 4))
         sizes = torch.ones(n + length - count, dtype=torch.long)  # n runs, then single unmasked positions
         sizes[:n] = count // n
@@ -260,17 +304,30 @@ def span_slots(lengths, counts, T, generator):
     return chosen
 
 
+CHOOSERS = {'random': random_slots, 'sticky': sticky_slots, 'span': span_slots}
+
+
+def choose_slots(kind, lengths, T, ratio, generator):
+    """
+    Which positions of texts of true lengths (P,) to mask: bool (P, T), at least one in each text; each text's
+    share of them is uniform between the two of ratio.
+    """
+    low, high = ratio
+    shares = low + (high - low) * torch.rand(len(lengths), generator=generator)
+    counts = (shares * lengths).round().long().clamp(min=1)  # (P,) slots of each text
+    return CHOOSERS[kind](torch.arange(T) < lengths[:, None], counts, generator)
+
+
 def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor, mask_id: int,
                seed: int = 0) -> dict[str, torch.Tensor]:
     """
-    The prompts of a fill-in step: tokens (P, T) with every chosen position (P, T) bool masked. Returns a dict
-    of tensors: tokens (P, T) masked, lengths (P,), slots (P, M) positions in reading order, n_slots (P,),
-    original (P, T), and of `seed` each text's own, seeds (P,). Raises ValueError for a text without a slot.
+    The prompts of a fill-in step, from tokens (P, T), lengths (P,) and bool (P, T), which are chosen. A dict:
+    tokens (P, T) masked, lengths, slots (P, M), positions in reading order, n_slots (P,), original (P, T),
+    seeds (P,), each text's own. Raises ValueError for a text without a slot.
     """
     n_slots = chosen.sum(dim=1)
-    if (n_slots == 0).any():
-        empty = int((n_slots == 0).nonzero()[0, 0])
-        raise ValueError(f"text {empty} of the batch has no masked slot: there is nothing to fill in")
+    if not n_slots.all():
+        raise ValueError(f"text {int(n_slots.argmin())} of the batch has no masked slot")
     M = int(n_slots.max())
     slots = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :M]  # masked first, in reading order
     slots = slots.masked_fill(torch.arange(M, device=slots.device) >= n_slots[:, None], 0)
@@ -279,43 +336,43 @@ def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor
             'n_slots': n_slots, 'original': tokens, 'seeds': seeds}
 
 
-def masked_texts(tokens, tokenizer, mask_kinds, mask_ratio, generator, seed=0):
-    """
-    make_batch of texts (P, T), an equal share masked in each kind, and chosen (P, T) bool. seed: of their
-    fills.
-    """
-    n, T = tokens.shape
-    lengths, kinds = torch.full((n,), T), len(mask_kinds)
-    parts = []
-    for i, kind in enumerate(mask_kinds):
-        parts.append(choose_slots(kind, lengths[i::kinds], T, mask_ratio, generator))
-    chosen = torch.cat(parts)
-    return make_batch(tokens, lengths, chosen, tokenizer.mask_id, seed), chosen
+def on_device(batch, device):
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def real_slots(batch):
+    """(P, M) bool: which slots are no padding."""
+    slots = batch['slots']
+    return torch.arange(slots.shape[1], device=slots.device) < batch['n_slots'][:, None]
+
+
+def lengths_of(batch, n):
+    """(P n,) true lengths of n copies of each text; None where there is no padding."""
+    ragged = bool((batch['lengths'] < batch['tokens'].shape[1]).any())
+    return batch['lengths'].repeat_interleave(n) if ragged else None
 
 
 def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
     """
-    make_batch of one text in which mask_char marks the slots; or, with mask_ratio above 0, that share of it
-    is masked at random. Raises ValueError where there is no slot.
+    make_batch of one text: mask_char marks the slots, or mask_ratio, above 0, is the share masked at random.
     """
-    lengths, chosen = torch.tensor([len(text)]), torch.tensor([[c == mask_char for c in text]])
+    lengths, generator = torch.tensor([len(text)]), torch.Generator().manual_seed(seed)
     if mask_ratio > 0:
-        generator = torch.Generator().manual_seed(seed)
         chosen = choose_slots('random', lengths, len(text), (mask_ratio, mask_ratio), generator)
-    elif not chosen.any():
-        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
     else:
+        chosen = torch.tensor([[c == mask_char for c in text]])
         text = text.replace(mask_char, tokenizer.chars[0])  # any character: it is masked
+    if not chosen.any():
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
     return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id, seed)
 
 
 def fill(batch, fills):
-    """The texts (P, G, T) of a batch with their slots holding fills (P, G, M)."""
+    """The texts (P, G, T) of a batch, filled in with fills (P, G, M)."""
     P, G, M = fills.shape
     T = batch['tokens'].shape[1]
-    # Padding slots all point at one extra position, cut off again: a real slot is never overwritten.
-    real = torch.arange(M, device=fills.device) < batch['n_slots'][:, None]
-    slots = torch.where(real, batch['slots'], T)[:, None].expand(P, G, M)
+    # padding slots all point at one extra position, cut off again
+    slots = torch.where(real_slots(batch), batch['slots'], T)[:, None].expand(P, G, M)
     texts = torch.cat((batch['tokens'], batch['tokens'][:, :1]), dim=1)[:, None].expand(P, G, T + 1)
     return texts.scatter(2, slots, fills)[..., :T]
 
@@ -326,45 +383,37 @@ def fill(batch, fills):
 class FillInPolicy:
     """
     The policy of fill-in GRPO; see grpo.py for what a policy is. All slots of a text are filled from one
-    forward over P rows, whatever G is. With unmask_steps=K > 1 the slots are dealt, at random and before
-    anything is sampled, into K steps; a step sees the fills of those before it, so from the second on each of
-    the G fills has a forward of its own. The order does not depend on the policy, so the log-probs stay
-    exact. max_new_tokens: the most slots a text may have.
+    forward over P rows, whatever G is. With unmask_steps=K > 1 the slots are dealt into K steps at random,
+    before anything is sampled, so that log-probs stay exact; a step sees the fills of those before it, and
+    from the second on each fill has a forward of its own. max_new_tokens: the most slots of a text.
     """
     mirror = None
 
     def __init__(self, model: torch.nn.Module, tokenizer, temperature: float = 1.0, top_p: float = 1.0,
                  unmask_steps: int = 1, max_new_tokens: int | None = None):
-        if temperature <= 0 or not 0 < top_p <= 1 or unmask_steps < 1:
-            raise ValueError(f"temperature {temperature} must be above 0, top_p {top_p} in (0, 1], "
-                             f"unmask_steps {unmask_steps} at least 1")
+        if min(temperature, top_p, unmask_steps) <= 0:
+            raise ValueError(f"temperature, top_p and unmask_steps ({temperature}, {top_p}, {unmask_steps}) "
+                             "must be above 0")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_p, self.unmask_steps = temperature, top_p, unmask_steps
         self.forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=model.wte.weight.device)
         self.forbidden[tokenizer.special_ids] = True
 
     def with_model(self, model):
-        """The same distribution under another model's weights: a reference."""
+        """The same distribution under other weights: a reference."""
         other = copy.copy(self)
         other.model = model
         return other
 
     def slot_hidden(self, batch, fills, step):
-        """
-        Hidden states at the slots, (P, 1, M, D) at step 0 and (P, G, M, D) later, of texts in which the slots
-        of earlier steps hold `fills` (P, G, M) and the others [MASK].
-        """
-        slots = batch['slots'][:, None]                                     # (P, 1, M)
-        texts = batch['tokens'][:, None]                                    # (P, 1, T)
+        """Hidden states (P, H, M, D) at the slots, with earlier steps' fills (P, G, M); H = 1 at step 0."""
+        slots, texts = batch['slots'][:, None], batch['tokens'][:, None]    # (P, 1, M), (P, 1, T)
         if step > 0:
-            G = fills.shape[1]
             known = (batch['step_of_slot'] < step)[:, None].expand_as(fills)
             texts = fill(batch, torch.where(known, fills, self.tokenizer.mask_id))
-            slots = slots.expand(-1, G, -1)
+            slots = slots.expand_as(fills)
         P, H, T = texts.shape
-        ragged = bool((batch['lengths'] < T).any())
-        lengths = batch['lengths'].repeat_interleave(H) if ragged else None
-        hidden = self.model(texts.reshape(P * H, T), lengths)               # (P H, T, D)
+        hidden = self.model(texts.reshape(P * H, T), lengths_of(batch, H))  # (P H, T, D)
         index = slots.reshape(P * H, -1, 1).expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, index).view(P, H, slots.shape[-1], -1)      # (P, H, M, D)
 
@@ -378,41 +427,33 @@ class FillInPolicy:
 
     @torch.no_grad()
     def sample(self, batch: dict, group_size: int) -> Rollout:
-        """
-        Fills at the policy's temperature; each depends on its text, its seed and its place in the group, not
-        on the rest of the batch.
-        """
+        """Fills that each depend on their text, its seed and their place in the group alone."""
         P, M = batch['slots'].shape
-        noise, *u = uniforms(batch['seeds'].tolist(), 1 + group_size, M).to(batch['slots'].device).unbind(1)
-        u = torch.stack(u, dim=1)                                           # (P, G, M)
-        batch = batch | {'step_of_slot': self.deal(batch, noise)}
-        fills = batch['slots'].new_zeros(P, group_size, M)
-        logps = torch.zeros(P, group_size, M, device=fills.device)
-        allowed = None
+        u = uniforms(batch['seeds'].tolist(), 1 + group_size, M).to(batch['slots'].device)
+        batch = batch | {'step_of_slot': self.deal(batch, u[:, 0])}
+        fills, allowed = batch['slots'].new_zeros(P, group_size, M), None
+        logps = torch.zeros(fills.shape, device=fills.device)
         for step in range(self.unmask_steps):
             log_probs = head_log_probs(self, self.slot_hidden(batch, fills, step))  # (P, H, M, V)
             if not torch.isfinite(log_probs.amax(dim=-1)).all():
-                raise FloatingPointError("the policy's logits are NaN: its weights are broken. Start from "
-                                         "an earlier checkpoint with a lower learning_rate")
-            now = (batch['step_of_slot'] == step)[:, None]                  # (P, 1, M)
+                raise FloatingPointError("the policy's logits are NaN: start from an earlier checkpoint "
+                                         "with a lower learning_rate")
+            now = (batch['step_of_slot'] == step)[:, None]  # (P, 1, M)
             if self.top_p < 1:
                 keep = choices(log_probs, 0, self.top_p)
                 log_probs = log_probs.masked_fill(~keep, -torch.inf).log_softmax(dim=-1)
-                allowed = pack(keep) if allowed is None else torch.where(now[..., None], pack(keep), allowed)
-            drawn = draw_fills(log_probs, u)
+                allowed = pack(keep) if step == 0 else torch.where(now[..., None], pack(keep), allowed)
+            drawn = draw_fills(log_probs, u[:, 1:])
             fills = torch.where(now, drawn, fills)
             logps = torch.where(now, gather_logps(log_probs, drawn), logps)
         lengths = batch['n_slots'].cpu()[:, None].expand(P, group_size)
         return Rollout(batch=batch, tokens=fills, lengths=lengths, logps=logps, allowed=allowed)
 
     def deal(self, batch, noise):
-        """(P, M): the step in which each slot is filled, by noise (P, M)."""
+        """(P, M): the step in which each slot is filled, by noise (P, M). Padding lands beyond the last."""
         if self.unmask_steps == 1:
             return torch.zeros_like(batch['slots'])
-        n_slots = batch['n_slots'][:, None]
-        noise = noise.masked_fill(torch.arange(noise.shape[1], device=noise.device) >= n_slots, 2.0)
-        rank = noise.argsort(dim=1).argsort(dim=1)
-        return rank * self.unmask_steps // n_slots  # padding lands beyond the last step
+        return order_of(noise, real_slots(batch)) * self.unmask_steps // batch['n_slots'][:, None]
 
     @torch.no_grad()
     def greedy(self, batch):
@@ -421,10 +462,9 @@ class FillInPolicy:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The filled texts: P lists of G strings."""
-        rows = fill(rollout.batch, rollout.tokens).tolist()
-        texts = []
-        for group, n in zip(rows, rollout.batch['lengths'].tolist(), strict=True):
-            texts.append([self.tokenizer.decode(ids[:n]) for ids in group])
+        texts, filled = [], fill(rollout.batch, rollout.tokens)
+        for group, n in zip(filled, rollout.batch['lengths'].tolist(), strict=True):
+            texts.append([self.tokenizer.decode(ids) for ids in group[:, :n].tolist()])
         return texts
 
 
@@ -432,7 +472,7 @@ def draw_fills(log_probs, u):
     """One id for each number of u (P, G, M) in [0, 1), by log_probs (P, H, M, V): (P, G, M)."""
     P, G, M = u.shape
     H = log_probs.shape[1]
-    mass = log_probs.double().exp().cumsum(dim=-1)                          # (P, H, M, V)
+    mass = log_probs.double().exp().cumsum(dim=-1)  # (P, H, M, V)
     target = u.view(P, H, G // H, M).transpose(2, 3).contiguous() * mass[..., -1:]
     drawn = torch.searchsorted(mass, target, right=True)  # never one of probability 0
     return drawn.transpose(2, 3).reshape(P, G, M)
@@ -442,169 +482,72 @@ def draw_fills(log_probs, u):
 # how good fills are
 
 def exact_match(batch, fills):
-    """The share of slots that got the very character that stood there, over all texts and fills (P, G, M)."""
+    """The share of slots in which fills (P, G, M) are the very character that stood there."""
     wanted = batch['original'].gather(1, batch['slots'])[:, None]
-    real = torch.arange(fills.shape[-1], device=fills.device) < batch['n_slots'][:, None]
-    return (fills == wanted)[real[:, None].expand_as(fills)].float().mean().item()
+    return (fills == wanted)[real_slots(batch)[:, None].expand_as(fills)].float().mean().item()
 
 
 def score_fills(judge, batch, fills):
-    """A judge's score of every fill: (P, G) in (0, 1), 1 for machine-made."""
-    texts = fill(batch, fills)
-    P, G, T = texts.shape
-    lengths = batch['lengths'].repeat_interleave(G) if (batch['lengths'] < T).any() else None
-    return judge.score(texts.reshape(P * G, T), lengths).view(P, G)
+    """A judge's score of every fill: (P, G), 1 for machine-made."""
+    P, G, _ = fills.shape
+    return judge.score(fill(batch, fills).flatten(0, 1), lengths_of(batch, G)).view(P, G)
 
 
 def describe_fills(tokenizer, batch, fills, n):
     """The first n texts, real over filled, with a mark under each slot; a line end shows as |."""
     lines = ['  (^ as it was, x another character)']
-    filled_texts = fill(batch, fills)[:, 0]
+    texts = fill(batch, fills)[:, 0]
     for p in range(min(n, len(fills))):
         length = int(batch['lengths'][p])
-        real, filled = (tokenizer.decode(ids[p][:length]) for ids in (batch['original'], filled_texts))
+        real, filled = (tokenizer.decode(ids[p][:length]) for ids in (batch['original'], texts))
         marks = [' '] * length
         for i in batch['slots'][p][:int(batch['n_slots'][p])].tolist():
             marks[i] = '^' if real[i] == filled[i] else 'x'
-        lines += [f"  real   {real}".replace('\n', '|'), f"  filled {filled}".replace('\n', '|')]
-        lines.append(f"         {''.join(marks)}")
+        for name, text in (('real', real), ('filled', filled), ('', ''.join(marks))):
+            lines.append(f"  {name:<6} {text}".replace('\n', '|'))
     return '\n'.join(lines)
 
 
 def show_fills(policy, batch, judge, n):
     """Print the greedy fill of one text and n sampled ones, each once, best first."""
-    greedy = policy.greedy(batch)
-    fills, logps = greedy, gather_logps(head_log_probs(policy, policy.slot_hidden(batch, None, 0)), greedy)
+    fills = policy.greedy(batch)
+    logps = gather_logps(head_log_probs(policy, policy.slot_hidden(batch, None, 0)), fills)
     if n:
         rollout = policy.sample(batch, n)
         fills, logps = torch.cat((fills, rollout.tokens), dim=1), torch.cat((logps, rollout.logps), dim=1)
-    columns = [(1 - score_fills(judge, batch, fills)[0]).tolist()] if judge else []
-    columns.append(logps[0].sum(dim=-1).tolist())
+    columns = {'reward': (1 - score_fills(judge, batch, fills)[0]).tolist()} if judge else {}
+    columns['log-prob'] = logps[0].sum(dim=-1).tolist()
     texts = [policy.tokenizer.decode(ids) for ids in fill(batch, fills)[0]]
-    times, values = Counter(texts[1:]), {}
-    for text, *row in reversed(list(zip(texts, *columns, strict=True))):
-        values[text] = row
-    rows = []
+    values = dict(zip(texts, zip(*columns.values(), strict=True), strict=True))
+    times, rows = Counter(texts[1:]), []
     for text in sorted(values, key=values.get, reverse=True):
         cells = [*(f'{value:.3f}' for value in values[text]), str(times[text])]
         rows.append((cells, text, '  (greedy)' if text == texts[0] else ''))
-    show_ranked(['reward'] * bool(judge) + ['log-prob', 'times', 'text'], rows)
+    show_ranked([*columns, 'times', 'text'], rows)
 
 
 # -----------------------------------------------------------------------------
-# the generator and its judges, trained where they are missing
+# what the generator and its judges are made of and taught
 
 def filler_config(tokenizer, block_size, n_layer, n_head, n_embd):
-    """
-    What learned fastest at this size: bidirectional, RoPE, RMSNorm, squared ReLU. It reads one position more
-    than a text has, for the judge's [CLS].
-    """
+    """What learned fastest at this size. It reads one position more than a text has, for a judge's [CLS]."""
     return GPTConfig(block_size=block_size + 1, vocab_size=tokenizer.vocab_size, n_layer=n_layer,
                      n_head=n_head, n_embd=n_embd, causal=False, norm='rmsnorm', position='rope',
                      mlp='relu2', bias=False)
 
 
 def corrupt_like_bert(tokens, chosen, tokenizer, generator):
-    """
-    Of the chosen positions 80 % become [MASK], 10 % a random character, 10 % stay (arXiv 1810.04805): (P, T).
-    """
+    """Of the chosen positions 80 % become [MASK], 10 % a random character, 10 % stay (arXiv 1810.04805)."""
     u = torch.rand(tokens.shape, generator=generator)
     noise = torch.randint(len(tokenizer.chars), tokens.shape, generator=generator)
     inputs = torch.where(chosen & (u < 0.8), tokenizer.mask_id, tokens)
     return torch.where(chosen & (u >= 0.8) & (u < 0.9), noise, inputs)
 
 
-def train_generator(tokenizer, corpus, config, max_iters=1200, mask_kinds=('random',), seed=1, device='cpu'):
+def syntheticity(replaced):
     """
-    A bidirectional model that fills masked slots, trained as BERT is. Returns (model, quality): held-out loss
-    in nats and greedy accuracy.
+    What a judge is taught to say (n,) of texts with replaced characters (n, T) bool: 0, .47, .81, .97 and 1
+    at a share of 0, 1/4, 1/2, 3/4 and 1.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = GPT(config).to(device)
-
-    def masked(split, n, generator):
-        tokens = random_windows(corpus[split], n, config.block_size - 1, generator)
-        return masked_texts(tokens, tokenizer, mask_kinds, (0.1, 0.35), generator)
-
-    def loss_of_batch():
-        batch, chosen = masked('train', 48, generator)
-        inputs = corrupt_like_bert(batch['original'], chosen, tokenizer, generator).to(device)
-        chosen = chosen.to(device)
-        return cross_entropy(model, model(inputs)[chosen], batch['original'].to(device)[chosen])
-
-    supervised_loop('generator', model, loss_of_batch, max_iters, 5e-3)
-    model.eval()
-    batch, chosen = masked('val', 1024, torch.Generator().manual_seed(0))
-    batch, chosen = {name: value.to(device) for name, value in batch.items()}, chosen.to(device)
-    with torch.no_grad():
-        loss = cross_entropy(model, model(batch['tokens'])[chosen], batch['original'][chosen]).item()
-    return model, {'loss': loss, 'accuracy': exact_match(batch, FillInPolicy(model, tokenizer).greedy(batch))}
-
-
-def syntheticity(share):
-    """
-    What a judge is taught to say of a text with this share of foreign characters: steep at first, 1 at 1 (0,
-    .47, .81, .97, 1 at quarters).
-    """
+    share = replaced.float().mean(dim=1)
     return share ** 4 - 2 * share ** 3 + 2 * share
-
-
-@torch.no_grad()
-def machine_filled(generator_model, tokenizer, tokens, mask_kinds, generator, mask_ratio=(0.05, 0.6),
-                   temperatures=(0.6, 1.1), untouched=0.15):
-    """
-    Texts for a judge: tokens (n, T) with a share of their characters filled in by the generator, but for a
-    share of untouched texts. Returns texts (n, T) and replaced (n, T) bool, true where a fill differs from
-    what stood there: a fill that restores the text leaves it real.
-    """
-    n, device = len(tokens), generator_model.wte.weight.device
-    batch, chosen = masked_texts(tokens, tokenizer, mask_kinds, mask_ratio, generator)
-    hidden = generator_model(batch['tokens'].to(device))[chosen.to(device)]
-    logits = generator_model.lm_head(hidden).float().cpu()
-    low, high = temperatures
-    temperature = (low + (high - low) * torch.rand(n, 1, generator=generator)).expand_as(chosen)[chosen]
-    probs = (logits[:, :len(tokenizer.chars)] / temperature[:, None]).softmax(dim=-1)
-    texts = batch['original'].clone()
-    texts[chosen] = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
-    keep = torch.rand(n, generator=generator) < untouched
-    texts[keep] = batch['original'][keep]
-    return texts.to(device), (texts != batch['original']).to(device)
-
-
-def train_judge(generator_model, tokenizer, corpus, max_iters=500, mask_kinds=('random',), seed=1):
-    """
-    A judge that starts as the generator's trunk and learns how much of a text the generator has filled in,
-    over a range of mask ratios and temperatures so that it still knows what to say when the policy moves.
-    Returns (judge, quality), measured on held-out texts: r2 of its score; auc, the chance that a text with a
-    quarter of it filled in at temperature 0.8 scores above a real one; and the mean score of real and of such
-    filled texts.
-    """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    judge = Judge(generator_model.config, tokenizer.cls_id).to(generator_model.wte.weight.device)
-    judge.trunk.load_state_dict(generator_model.state_dict())
-
-    def texts_of(split, n, generator, **options):
-        tokens = random_windows(corpus[split], n, generator_model.config.block_size - 1, generator)
-        return machine_filled(generator_model, tokenizer, tokens, mask_kinds, generator, **options)
-
-    def loss_of_batch():
-        texts, replaced = texts_of('train', 48, generator)
-        score, slots = judge(texts)
-        target = syntheticity(replaced.float().mean(dim=1))
-        of_text = F.mse_loss(score.sigmoid(), target)
-        return 10 * of_text + F.binary_cross_entropy_with_logits(slots, replaced.float())
-
-    supervised_loop('judge', judge, loss_of_batch, max_iters, 2e-3)
-    judge.eval().requires_grad_(False)
-    held_out = torch.Generator().manual_seed(0)
-    texts, replaced = texts_of('val', 1024, held_out)
-    target = syntheticity(replaced.float().mean(dim=1))
-    r2 = 1 - F.mse_loss(judge.score(texts), target) / target.var(correction=0)
-    quarter = {'mask_ratio': (0.25, 0.25), 'temperatures': (0.8, 0.8)}
-    real = judge.score(texts_of('val', 1024, held_out, untouched=1.0, **quarter)[0])
-    filled = judge.score(texts_of('val', 1024, held_out, untouched=0.0, **quarter)[0])
-    above = (filled[:, None] > real).float() + 0.5 * (filled[:, None] == real).float()
-    return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
-                   'score_filled': filled.mean().item()}

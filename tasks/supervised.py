@@ -31,14 +31,10 @@ def cross_entropy(model, hidden, targets):
                       counts=[1] * n)
 
 
-def never():
-    return False
-
-
-def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight_decay=0.1, enough=never):
+def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight_decay=0.1, enough=None):
     """
-    AdamW on the loss that loss_of_batch() returns: cosine schedule with warm-up, gradients clipped at 1, a
-    line every tenth of the way. It ends sooner once enough(), asked every 20 steps, is true.
+    AdamW on the loss that loss_of_batch() returns: cosine schedule with warm-up, gradients clipped at 1. It
+    ends sooner once enough(), asked every 20 steps, is true.
     """
     optimizer = configure_optimizers(model.parameters(), weight_decay, learning_rate, (0.9, 0.98))
     warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
@@ -60,15 +56,13 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight
             progress.note(f"loss {mean:.3f}")
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss of the {name} is {mean}: lower learning_rate")
-        if (it + 1) % 20 == 0 and enough():
+        if enough and (it + 1) % 20 == 0 and enough():
             say(f"{at}: good enough, {seconds}")
             break
 
 
 def own_tokenizer(tokenizer):
-    """
-    What a checkpoint holds of a tokenizer of characters; {} for another, which lies beside it in tokenizer/.
-    """
+    """What a checkpoint holds of a tokenizer of characters; {} for another, which lies beside it."""
     if not hasattr(tokenizer, 'chars'):
         return {}
     return {'chars': tokenizer.chars, 'end': tokenizer.eos_id is not None}
@@ -87,21 +81,12 @@ def save_model(path, kind, model, config, tokenizer, quality):
 # -----------------------------------------------------------------------------
 # a start for completion: prompts with their answers, characters as tokens
 
-def check_answers(records):
-    """Raises ValueError where there is no text to learn from."""
-    for i, record in enumerate(records):
-        if 'answer' not in record:
-            prompt = str(record['prompt'])[:60]
-            raise ValueError(f"prompt {i} ({prompt!r}) has no 'answer' to teach a model with: give the "
-                             "answers, or name a model that exists in generator_checkpoint")
-
-
 def character_tokenizer(records, system_prompt=''):
-    """All characters of prompts and answers, and an end token."""
-    check_answers(records)
-    if not all(isinstance(r['prompt'], str) for r in records):
-        raise ValueError("a model of characters knows no chat messages: give prompts that are texts, or "
-                         "name a model that exists in generator_checkpoint")
+    """All characters of prompts and answers, and an end token. Raises ValueError where one is no text."""
+    for i, record in enumerate(records):
+        if 'answer' not in record or not isinstance(record['prompt'], str):
+            raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) must be a text, with an 'answer' "
+                             "to teach; or name a model that exists in generator_checkpoint")
     texts = [system_prompt + r['prompt'] + str(r['answer']) for r in records]
     return CharTokenizer(sorted(set(''.join(texts))), end=True)
 
@@ -116,60 +101,58 @@ def small_config(tokenizer, cfg):
 def train_start(model, tokenizer, records, held_out, max_iters, seed=1, until=1.0):
     """
     A supervised start for a causal model, in place: next token on prompt + answer + end token, with the loss
-    on the answer and its end alone. records, held_out: dicts with 'ids' (see encode_prompts) and 'answer'.
-    until: it ends sooner at this greedy accuracy on some of held_out. Returns quality, held out: loss in nats
-    per token and greedy accuracy. Raises ValueError when a record is longer than the model's block_size.
+    on the answer and its end alone. records, held_out: from encode_prompts, with an 'answer'. until: the
+    greedy accuracy on some of held_out that is enough. Returns start_quality on held_out.
     """
-    if tokenizer.eos_id is None:
-        raise ValueError("the tokenizer has no end token: an answer could not be taught to end")
-    check_answers(records + held_out)
-    answers = {id(r): tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id] for r in records + held_out}
-    longest = max(len(r['ids']) + len(answers[id(r)]) for r in records + held_out)
+    def taught(records):
+        """[(token ids of the prompt, of the answer with its end)...]"""
+        return [(r['ids'], tokenizer.encode(str(r['answer'])) + [tokenizer.eos_id]) for r in records]
+
+    pairs, held_out = taught(records), taught(held_out)
+    longest = max(len(ids) + len(answer) for ids, answer in pairs + held_out)
     if longest > model.config.block_size:
-        raise ValueError(f"a prompt with its answer has {longest} tokens, more than this model's block_size "
+        raise ValueError(f"a prompt with its answer has {longest} tokens and block_size is "
                          f"{model.config.block_size}: shorten it, or raise block_size")
     generator = torch.Generator().manual_seed(seed)
 
     def loss_of_batch():
-        picked = torch.randint(len(records), (64,), generator=generator).tolist()
-        return answer_loss(model, [records[i] for i in picked], answers)
+        picked = torch.randint(len(pairs), (64,), generator=generator).tolist()
+        return answer_loss(model, [pairs[i] for i in picked])
 
     def good_enough():
-        return until < 1 and start_quality(model, tokenizer, held_out[:256], answers)['accuracy'] >= until
+        return start_quality(model, tokenizer, held_out[:256])['accuracy'] >= until
 
-    supervised_loop('model', model, loss_of_batch, max_iters, 3e-3, enough=good_enough)
-    quality = start_quality(model, tokenizer, held_out, answers)
+    supervised_loop('model', model, loss_of_batch, max_iters, 3e-3, enough=good_enough if until < 1 else None)
+    quality = start_quality(model, tokenizer, held_out)
     model.eval()
     return quality
 
 
-def answer_loss(model, records, answers):
-    """Mean loss in nats of the answers' tokens after their prompts; answers: {id(record): token ids}."""
-    rows = [r['ids'] + answers[id(r)] for r in records]
-    T = max(map(len, rows))
-    tokens, targets = [], []
-    for record, row in zip(records, rows, strict=True):
-        padding = T - len(row)
-        tokens.append(row + [0] * padding)
-        targets.append([-1] * (len(record['ids']) - 1) + answers[id(record)] + [-1] * (padding + 1))
-    tokens, targets = (torch.tensor(x, device=model.wte.weight.device) for x in (tokens, targets))
-    answer = targets >= 0
-    return cross_entropy(model, model(tokens)[answer], targets[answer])
+def answer_loss(model, pairs):
+    """Mean loss in nats of the answers' tokens after their prompts, pairs of token ids."""
+    T = max(len(ids) + len(answer) for ids, answer in pairs)
+    tokens, targets = torch.zeros(len(pairs), T, dtype=torch.long), torch.full((len(pairs), T), -1)
+    for row, (ids, answer) in enumerate(pairs):
+        end = len(ids) + len(answer)
+        tokens[row, :end] = torch.tensor(ids + answer)
+        targets[row, len(ids) - 1:end - 1] = torch.tensor(answer)
+    tokens, targets = tokens.to(model.wte.weight.device), targets.to(model.wte.weight.device)
+    return cross_entropy(model, model(tokens)[targets >= 0], targets[targets >= 0])
 
 
 @torch.no_grad()
-def start_quality(model, tokenizer, held_out, answers):
-    """Loss in nats per token of the held-out answers, and the share of them that the model gives greedily."""
+def start_quality(model, tokenizer, pairs):
+    """Loss in nats per token of the answers, and the share of them that the model gives greedily."""
     model.eval()
     right, losses = 0, []
-    for start in range(0, len(held_out), 256):
-        batch = held_out[start:start + 256]
-        losses.append(answer_loss(model, batch, answers).item() * len(batch))
-        room = model.config.block_size - max(len(r['ids']) for r in batch)
-        longest = max(len(answers[id(r)]) for r in batch)
-        greedy = generate(model, [r['ids'] for r in batch], max_new_tokens=min(room, longest), temperature=0,
-                          eos_id=tokenizer.eos_id)
-        for record, ids, n in zip(batch, greedy.tokens, greedy.lengths.flatten(), strict=True):
-            right += ids[0, :n].tolist() == answers[id(record)]
+    for start in range(0, len(pairs), 256):
+        batch = pairs[start:start + 256]
+        prompts, answers = zip(*batch, strict=True)
+        losses.append(answer_loss(model, batch).item() * len(batch))
+        room = model.config.block_size - max(map(len, prompts))
+        greedy = generate(model, list(prompts), max_new_tokens=min(room, max(map(len, answers))),
+                          temperature=0, eos_id=tokenizer.eos_id)
+        for answer, ids, n in zip(answers, greedy.tokens, greedy.lengths.flatten(), strict=True):
+            right += ids[0, :n].tolist() == answer
     model.train()
-    return {'loss': sum(losses) / len(held_out), 'accuracy': right / len(held_out)}
+    return {'loss': sum(losses) / len(pairs), 'accuracy': right / len(pairs)}

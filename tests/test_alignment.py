@@ -25,7 +25,7 @@ from grpo import combined_advantages, compute_advantages, compute_rewards
 from judge import LagrangeMultiplier, ScoreModel, TextScorer, score_ids
 from model import GPT, GPTConfig
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable, joiner
-from tasks.alignment import Preferences, load_preferences, train_score_model
+from tasks.alignment import load_preferences, preference_rows, train_score_model
 from tasks.supervised import save_model
 
 from warm import PYTHON
@@ -252,8 +252,8 @@ def test_training_a_reward_and_a_cost_model():
     )
     join = joiner('{prompt}{response}')
     for kind in ('reward', 'cost'):
-        preferences = Preferences(kind, tokenizer, join, pairs[1:], pairs[:1], room=16)
-        model, quality = train_score_model(trunk, preferences, max_iters=60, learning_rate=1e-2)
+        rows = preference_rows(pairs, kind, tokenizer, join, room=16)
+        model, quality = train_score_model(trunk, kind, rows[1:], rows[:1], max_iters=60, learning_rate=1e-2)
         assert quality['accuracy'] == 1 and quality.get('sign_accuracy', 1) == 1
         scores = [
             model(torch.tensor([tokenizer.encode('p>' + text) + [tokenizer.eos_id]]), torch.tensor([len(text) + 3])).item()
@@ -524,7 +524,7 @@ def test_what_does_not_pass_is_raised(spoil, serve):
     assert len(ScorerClient(serve(max_items=3).url, batch_size=3).score(['a', 'b', 'c', 'd'])[0]) == 4
     with pytest.raises(ScorerUnavailable, match='400'):
         ScorerClient(serve().url).score(['UPPER'])
-    with pytest.raises(ScorerUnavailable, match='curl'):
+    with pytest.raises(ScorerUnavailable, match='judge.py serve'):
         ScorerClient('http://127.0.0.1:9', patience=0.5).wait(0.5)
 
 
@@ -725,6 +725,8 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
         ('--system_prompt=hello', 'scorer_template'),
         ("--rewards=['length']", 'rewards means nothing to task'),
         ('--lambda_lr=-1', 'lambda_lr is -1'),
+        ('--lambda_min=9', "minimum 9.0 must be above 0 and at most its maximum"),
+        ('--scorer_template={prompt}', "template is '{prompt}'"),
     ):
         done = train(
             folder, wrong, '--generator_checkpoint=new.pt', '--reward_checkpoint=new2.pt' if 'reward_ch' not in wrong else wrong, ok=False

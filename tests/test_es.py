@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import torch
 from mirror import MirrorMap
-from runtime import evolution
-from runtime.evolution import centred_ranks, directions, es_gradient, es_step, pair_weights
+from tasks import evolution
+from tasks.evolution import centred_ranks, directions, es_step, pair_weights
 
 from warm import PYTHON
 
@@ -22,6 +22,11 @@ def test_ranks_and_weights_by_hand():
     weights = pair_weights(torch.tensor([[1.0, 0.0], [nan, 5.0], [2.0, 3.0]])).tolist()
     assert weights == pytest.approx([(-1 / 6 + 0.5) / 4, 0, (1 / 6 - 0.5) / 4])
     assert pair_weights(torch.full((2, 2), nan)).tolist() == [0, 0]
+
+
+def es_gradient(noise, fitness):
+    """The direction of rising fitness (d,) that a step goes, from noise (N, d) and fitness (N, 2) at + and -."""
+    return pair_weights(fitness) @ noise
 
 
 def test_constant_fitness_has_no_gradient():

@@ -1,6 +1,6 @@
 """
 Learn the shape of a mirror map (mirror.py), which no gradient within a run can, by evolution strategies
-(runtime/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py.
+(tasks/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py.
 $ python -m tools.learn_mirror config/learn_mirror.py
 $ python -m tools.learn_mirror config/learn_mirror.py --init_from=resume
 $ python train_grpo.py config/neural_mirror.py --mirror_checkpoint=out-learn-mirror/mirror.pt
@@ -15,7 +15,7 @@ import torch
 from mirror import MirrorMap
 from runtime.checkpoint import save_checkpoint
 from runtime.config import Count, Natural, NonNegative, Positive, configure
-from runtime.evolution import directions, pair_weights
+from tasks.evolution import directions, pair_weights
 from tools.compare import last_words, stop_with_children, train, train_all
 
 
