@@ -200,7 +200,7 @@ class ScorerClient:
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a scorer is a neighbour
 
     def wait(self, seconds):
-        """Until the scorer answers, for so many seconds."""
+        """Until /health answers, for so many seconds."""
         self.ask([], seconds)
 
     def score(self, texts: list[str]) -> tuple[list[float], list[float]]:
@@ -212,16 +212,20 @@ class ScorerClient:
         return [scores[text][0] for text in texts], [scores[text][1] for text in texts]
 
     def ask(self, texts, patience):
-        """Rewards and costs, of one request."""
-        body = json.dumps({'texts': texts}).encode()
-        request = urllib.request.Request(self.url + '/score_texts', body, self.headers)
-        timeout = self.timeout if texts else min(self.timeout, patience)
+        """Rewards and costs, of one request; without texts it asks for /health."""
+        path, body = '/score_texts', json.dumps({'texts': texts}).encode()
+        timeout = self.timeout
+        if not texts:
+            path, body, timeout = '/health', None, min(timeout, patience)
+        request = urllib.request.Request(self.url + path, body, self.headers)
         deadline, pause = None, 0.5  # from the first trouble on
         while True:
             retry_after = ''
             try:
                 with self.opener.open(request, timeout=timeout) as response:
                     answer = json.loads(response.read(LARGEST_ANSWER))
+                if not texts:
+                    return answer
                 return [finite_numbers(answer, key, len(texts)) for key in ('rewards', 'costs')]
             except urllib.error.HTTPError as e:
                 trouble, retry_after = f"status {e.code}: {reason_of(e)}", e.headers.get('Retry-After', '')
