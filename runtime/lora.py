@@ -22,7 +22,8 @@ import torch.nn as nn
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from formats.weights import open_tensors, read_json
+from formats.text_files import read_json
+from formats.weights import open_tensors
 from runtime.checkpoint import check_fit
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
