@@ -1,10 +1,7 @@
 """
 Checkpoints of other programs as plain data: `read` turns a Hugging Face directory, a .gguf file or a hub name
 into GPTConfig fields and a state dict under model.py's names, `write` makes a directory that `transformers`
-loads.
-
-Four families differ in little but names, so most of this file is tables. What model.py does not compute is
-refused by name: a model that loads is a model whose logits are right.
+loads. What model.py does not compute is refused by name: a model that loads has the right logits.
 """
 import itertools
 import json
@@ -20,11 +17,10 @@ from safetensors.torch import save_file
 from formats.text_files import first_line, read_json, replacing
 
 # What makes a family, in the fields of model.GPTConfig.
-LLAMA = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, qkv_bias=False, qk_norm=False,
-             causal=True)
+ALL = dict(qk_norm=False, causal=True)
+LLAMA = ALL | dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, qkv_bias=False)
 FAMILIES = {
-    'gpt2': dict(norm='layernorm', position='learned', mlp='gelu', bias=True, qkv_bias=True, qk_norm=False,
-                 causal=True),
+    'gpt2': ALL | dict(norm='layernorm', position='learned', mlp='gelu', bias=True, qkv_bias=True),
     'llama': LLAMA,
     'qwen2': LLAMA | dict(qkv_bias=True),
     'qwen3': LLAMA | dict(qk_norm=True),
@@ -32,7 +28,7 @@ FAMILIES = {
 ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
                  'qwen3': 'Qwen3ForCausalLM'}
 
-# The columns of the next two tables: Hugging Face's Llama and Qwen, its GPT-2, and llama.cpp's GGUF.
+# The columns of the next tables: Hugging Face's Llama and Qwen, its GPT-2, and llama.cpp's GGUF.
 HF, GPT2, GGUF = range(3)
 COLUMN = {'gpt2': GPT2, 'gguf': GGUF}  # all others: HF
 
@@ -101,8 +97,7 @@ def torn(path, kind, error):
 def local_folder(path):
     """
     The folder or file of that name, or else the local copy of the Hugging Face hub's 'owner/name'. Raises
-    FileNotFoundError, ImportError without huggingface_hub, ConnectionError when the hub does not give it,
-    ValueError for a folder of ours that is no model's.
+    FileNotFoundError, ImportError, ConnectionError, ValueError for a folder of ours that is no model's.
     """
     path = os.fspath(path)
     has_run, has_adapters, has_model = (os.path.isfile(os.path.join(path, name))
@@ -120,8 +115,7 @@ def local_folder(path):
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ImportError(f"there is no folder {path!r}; the Hugging Face hub takes a package: "
-                          "pip install huggingface_hub") from None
+        raise ImportError(f"to fetch {path!r} takes a package: pip install huggingface_hub") from None
     try:
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
         return snapshot_download(path, allow_patterns=wanted, ignore_patterns=['*/*'])
@@ -133,8 +127,7 @@ def local_folder(path):
 def read(path):
     """
     fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of the
-    model at path: a Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises
-    FileNotFoundError, ValueError, and as local_folder does.
+    model at path: a Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises as local_folder.
     """
     path = local_folder(path)
     if os.path.isdir(path):
@@ -152,19 +145,18 @@ def family_of(config, where, scores):
         stem = re.sub('ForCausalLM|LMHeadModel', '', name)
         if found in (family, name, *(stem + ending for ending in endings)):
             return family
-    raise ValueError(f"{where}: architecture {found!r} is not supported; {', '.join(ARCHITECTURES.values())} "
-                     "are")
+    raise ValueError(f"{where}: architecture {found!r} is not among {', '.join(ARCHITECTURES.values())}")
 
 
 def read_fields(config, family, kind, where):
     """
-    GPTConfig's sizes and what makes the family, from another program's keys (kind: its row of DEFAULTS and
-    ONLY). Raises ValueError naming the key that is missing, odd, or asks for what model.py does not compute.
+    GPTConfig's fields from another program's keys (kind: its row of DEFAULTS and ONLY). Raises ValueError
+    naming the key that is missing, odd, or asks for what model.py does not compute.
     """
     for key, values in ONLY[kind].items():
         if config.get(key) is not None and config[key] not in values:
-            raise ValueError(f"{where}: {key} is {config[key]!r}; only {' or '.join(map(repr, values))} can "
-                             "be computed")
+            wanted = ' or '.join(map(repr, values))
+            raise ValueError(f"{where}: {key} is {config[key]!r}; it must be {wanted}")
     fields, column, defaults = dict(FAMILIES[family]), COLUMN.get(kind, HF), DEFAULTS[kind]
     for ours, keys in KEYS.items():
         key = keys[column]
@@ -196,10 +188,10 @@ def read_rope(config, where):
         raise ValueError(f"{where}: the rope scaling is {rope!r}; it must be an object in {{...}}")
     kind = rope.get('rope_type') or rope.get('type') or 'default'
     if kind not in ('default', 'llama3'):
-        raise ValueError(f"{where}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
+        raise ValueError(f"{where}: rope type {kind!r} is not among default, llama3")
     part = rope.get('partial_rotary_factor') or config.get('partial_rotary_factor') or 1.0
     if part != 1.0:
-        raise ValueError(f"{where}: partial_rotary_factor is {part!r}; only 1.0 can be computed")
+        raise ValueError(f"{where}: partial_rotary_factor is {part!r}; it must be 1.0")
     theta = rope.get('rope_theta') or config.get('rope_theta') or 10000.0
     scaling = {key: rope.get(key) for key in LLAMA3} if kind == 'llama3' else {}
     check_positive({'rope_theta': theta} | scaling, f'{where}: ')
@@ -239,17 +231,13 @@ def open_tensors(files):
         for name in shard.keys():
             header = shard.get_slice(name)
             if header.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'):
-                raise ValueError(f"{file}: {name} is of type {header.get_dtype()}; quantised weights are "
-                                 "not read")
+                raise ValueError(f"{file}: {name} is of type {header.get_dtype()}, which is not read")
             tensors[name] = tuple(header.get_shape()), partial(shard.get_tensor, name)
     return tensors
 
 
 def open_folder(folder, scores=False):
-    """
-    What config.json says and where the tensors lie: (config, fields, column, tensors). scores: a head that
-    gives a score is welcome, too.
-    """
+    """(config.json, fields, column, tensors) of a folder. scores: a head that gives a score may be there."""
     where = os.path.join(folder, 'config.json')
     if not os.path.isfile(where):
         raise FileNotFoundError(f"{folder} has no config.json")
@@ -261,8 +249,7 @@ def open_folder(folder, scores=False):
     tensors = open_tensors(tensor_files(folder))
     first_word = NAMES['wte'][column].partition('.')[0] + '.'
     if not any(name.startswith(first_word) for name in tensors):  # a model saved without its head lacks it
-        tensors = {name if name.startswith(HEADS) else first_word + name: tensor
-                   for name, tensor in tensors.items()}
+        tensors = {name if name.startswith(HEADS) else first_word + name: tensors[name] for name in tensors}
     return config, fields, column, tensors
 
 
@@ -277,9 +264,9 @@ def read_folder(folder):
 
 def read_score_model(folder):
     """
-    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and the kind,
-    'reward', 'cost' or None where the files do not say, of a Hugging Face model that ends in a score:
-    safe-rlhf's LlamaForScore, or transformers' ...ForSequenceClassification with one label.
+    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and kind
+    ('reward', 'cost' or None) of a Hugging Face model that ends in a score: safe-rlhf's LlamaForScore, or
+    transformers' ...ForSequenceClassification with one label.
     """
     config, fields, column, tensors = open_folder(local_folder(folder), scores=True)
     name = 'score_head' if 'score_head.weight' in tensors else 'score'
@@ -287,8 +274,8 @@ def read_score_model(folder):
         raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it scores no texts")
     shape = tensors[f'{name}.weight'][0]
     if shape != (1, fields['n_embd']):
-        raise ValueError(f"{folder}: {name}.weight has the shape {shape}; one score a text, "
-                         f"(1, {fields['n_embd']}), is what can be read")
+        raise ValueError(f"{folder}: {name}.weight has the shape {shape}; one score a text takes "
+                         f"(1, {fields['n_embd']})")
 
     def taken(key, default):
         return tensors.pop(key)[1]().float().reshape(-1)[:1] if key in tensors else torch.full((1,), default)
@@ -315,9 +302,7 @@ def is_turned(ours, column):
 
 
 def layout(fields, column):
-    """
-    {our tensor: [(their tensor, its shape), ...]}: what they keep apart is stacked by rows in ours.
-    """
+    """{our tensor: [(their tensor, its shape), ...]}: what they keep apart is stacked by rows in ours."""
     D, d, hidden, V = fields['n_embd'], fields['head_dim'], fields['mlp_hidden'], fields['vocab_size']
     q, kv = fields['n_head'] * d, fields['n_kv_head'] * d
     bias, norm_bias = fields['bias'], fields['bias'] and fields['norm'] == 'layernorm'
@@ -357,8 +342,7 @@ def assemble(fields, column, tensors, where):
     naming the tensors that are missing, left over or of another shape, before any is read.
     """
     if fields['n_layer'] > len(tensors):  # before a plan is made for each
-        raise ValueError(f"{where} lacks most of its tensors: its configuration asks for "
-                         f"{fields['n_layer']} layers, and there are {len(tensors)} tensors")
+        raise ValueError(f"{where} has {len(tensors)} tensors for {fields['n_layer']} layers")
     plan = layout(fields, column)
     wanted = dict(itertools.chain(*plan.values()))
     missing = [name for name in wanted if name not in tensors]
@@ -366,8 +350,7 @@ def assemble(fields, column, tensors, where):
         raise ValueError(f"{where} lacks the tensors {some(missing)}")
     for name, shape in wanted.items():
         if tensors[name][0] != shape:
-            raise ValueError(f"{where}: {name} has the shape {tensors[name][0]}; its configuration asks for "
-                             f"{shape}")
+            raise ValueError(f"{where}: {name} is {tensors[name][0]}; its configuration asks for {shape}")
     extra = [name for name in tensors if name not in wanted and not UNUSED.fullmatch(name)]
     if extra:
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
@@ -382,15 +365,15 @@ def assemble(fields, column, tensors, where):
 
 def llama3_scaling(divisors, fields, where):
     """
-    GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it. Llama
-    3.1, 3.2 and 3.3 differ in the factor alone; anything else raises ValueError.
+    GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it: Llama
+    3.1, 3.2 and 3.3 differ in the factor alone. Raises ValueError for any other.
     """
     d, factor = fields['head_dim'], max(divisors.flatten().tolist(), default=1.0)
     turns = 8192 / (2 * torch.pi) * fields['rope_theta'] ** -(torch.arange(0, d, 2) / d)
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
     wanted = 1 / (smooth + (1 - smooth) / factor)
     if divisors.shape != wanted.shape or not torch.allclose(divisors, wanted, rtol=1e-3):
-        raise ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1, the only one computed")
+        raise ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1")
     return dict(zip(LLAMA3, (factor, 1.0, 4.0, 8192), strict=True))
 
 
@@ -409,9 +392,8 @@ def decode(tensor, heads, where):
 
 def open_gguf(path):
     """
-    gguf's reader of the file, whose lengths and counts are known to lie within it: gguf itself reads past the
-    end as if nothing were there, and so counts to 2**60 where a header says so. Raises ImportError without
-    gguf, ValueError when the file is torn or is none.
+    gguf's reader of the file. gguf itself reads past the end as if nothing were there, and so counts to 2**60
+    where a header says so. Raises ImportError without gguf, ValueError when the file is torn or is none.
     """
     try:
         import gguf
@@ -429,7 +411,6 @@ def open_gguf(path):
         reader = Reader(path)
         if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
             raise ValueError("its tensors together are larger than the file")
-    # numpy's and gguf's
     except (ValueError, KeyError, IndexError, OverflowError, OSError, RecursionError) as e:
         raise torn(path, 'GGUF', e) from None
     return reader
@@ -448,7 +429,7 @@ def read_gguf(path):
     reader = open_gguf(path)
     family = values_under(reader, 'general.', path).get('architecture')
     if family not in ('llama', 'qwen2', 'qwen3'):
-        raise ValueError(f"{path}: GGUF architecture {family!r} is not supported; llama, qwen2, qwen3 are")
+        raise ValueError(f"{path}: GGUF architecture {family!r} is not among llama, qwen2, qwen3")
     config = values_under(reader, f'{family}.', path)
     shapes = {tensor.name: tuple(map(int, tensor.shape[::-1])) for tensor in reader.tensors}
     config['tied'] = 'output.weight' not in shapes
@@ -457,8 +438,7 @@ def read_gguf(path):
     fields |= read_rope({'rope_theta': config.get('rope.freq_base')}, path)
     for key in ('rope.dimension_count', 'attention.value_length'):
         if config.get(key, fields['head_dim']) != fields['head_dim']:
-            raise ValueError(f"{path}: {key} is {config[key]}; only the head's width, {fields['head_dim']}, "
-                             "can be computed")
+            raise ValueError(f"{path}: {key} is {config[key]}; a head is {fields['head_dim']} wide")
     interleaved = {}
     if family == 'llama':
         interleaved = {'attn_q.weight': fields['n_head'], 'attn_k.weight': fields['n_kv_head']}
@@ -483,16 +463,16 @@ def counterpart(fields):
     family = min(odd, key=lambda family: len(odd[family]))
     if odd[family]:
         without = ', '.join(f'{key}={fields[key]!r}' for key in odd[family])
-        raise ValueError(f"transformers has no architecture for {without} (the nearest is "
+        raise ValueError(f"transformers has no architecture for {without} (the nearest: "
                          f"{ARCHITECTURES[family]}): this model cannot be exported")
     return family
 
 
 def write(folder, fields, state, eos_id=None):
     """
-    config.json and model.safetensors in folder, as transformers' from_pretrained reads them. fields: every
-    field of GPTConfig; state: GPT.state_dict(), in the types it should have there; eos_id: where generate
-    stops. Raises ValueError when no architecture there computes this, before anything is written.
+    config.json and model.safetensors in folder, as transformers reads them. fields: every field of GPTConfig;
+    state: GPT.state_dict(), in the types it should have there; eos_id: where generate stops. Raises
+    ValueError, before anything is written, when no architecture there computes this.
     """
     family = counterpart(fields)
     column = COLUMN.get(family, HF)
@@ -504,8 +484,7 @@ def write(folder, fields, state, eos_id=None):
     tensors = {}
     for ours, parts in plan.items():
         stacked = state[ours].detach()
-        if is_turned(ours, column):
-            stacked = stacked.t()
+        stacked = stacked.t() if is_turned(ours, column) else stacked
         rows = stacked.split([shape[0] for _, shape in parts])
         for (theirs, _), part in zip(parts, rows, strict=True):
             tensors[theirs] = part.cpu().contiguous()
