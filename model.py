@@ -5,9 +5,7 @@ One transformer. Its config makes it GPT-2 (LayerNorm, learned positions, GELU),
 The completions of a group share their prompt, so there are three ways in: `model(tokens)` reads whole texts,
 `model.prefill` reads prompts once and keeps their keys and values, `model.complete` reads G completions of
 each. All are `model.run` with their own rule of who attends to whom; policy.py adds one token at a time.
-
-They return hidden states: the caller decides which rows reach the head, where the memory goes. Rows are
-right-padded with true lengths, so positions are natural.
+They return hidden states: the caller decides which rows reach the head, where the memory goes.
 Shapes: N rows · P prompts · G completions of each · T, R tokens of prompts, completions · D width ·
 V vocabulary · H heads (H_kv of keys) of width d.
 """
@@ -73,7 +71,7 @@ class GPTConfig:
                 raise ValueError(f"rope_scaling {scaling}: low_freq_factor must be below high_freq_factor")
 
     def check_fields(self):
-        """Raises ValueError unless each field is of its type, sizes are up to LARGEST, numbers positive."""
+        """Each field is of its type, sizes up to LARGEST, other numbers positive."""
         for field in fields(self):
             key, value = field.name, getattr(self, field.name)
             kinds = getattr(field.type, '__args__', (field.type,))
@@ -122,7 +120,7 @@ def rope_frequencies(config):
 
 
 def rotation(angles, dtype):
-    """cos and sin (..., d) of angles (..., d/2) for rotate; the halves of sin have opposite signs."""
+    """cos and sin (..., d) of angles (..., d/2) for rotate."""
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
@@ -188,7 +186,7 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x, rope, attend):
-        """x (..., D) -> (..., D); attend(q, k, v) knows what the leading axes mean and who sees whom."""
+        """x (..., D) -> (..., D); attend(q, k, v) knows who sees whom."""
         before, after = Block.before, Block.after
         if self.compiled and torch.is_grad_enabled():
             before, after = compiled_halves()
@@ -209,7 +207,7 @@ def compiled_halves():
 
 
 class GPT(nn.Module):
-    """The transformer that its config describes: tokens (N, T) -> hidden states (N, T, D)."""
+    """tokens (N, T) -> hidden states (N, T, D)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -256,7 +254,7 @@ class GPT(nn.Module):
         return self.norm_f(x)
 
     def compile_blocks(self):
-        """Compile the forward of training: ten seconds per layer at first use; a CPU needs a C++ compiler."""
+        """Compile the forward of training: ten seconds per layer; a CPU needs a C++ compiler."""
         for block in self.blocks:
             block.compiled = True
 
@@ -297,8 +295,8 @@ class GPT(nn.Module):
 
     def prefill(self, tokens, edit=None):
         """
-        Read prompts (P, T), right-padded, once: hidden states (P, T, D) and the prefix for `complete`, each
-        layer's keys and values (P, T, H_kv, d). edit: see run.
+        Hidden states (P, T, D) of prompts (P, T), right-padded, and the prefix for `complete`: each layer's
+        keys and values (P, T, H_kv, d). edit: see run.
         """
         positions, prefix = self.positions(tokens), [None] * self.config.n_layer
 
@@ -355,9 +353,8 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
         """
-        The model at path, in fp32, on the CPU: one of our checkpoint files, a Hugging Face directory (GPT-2,
-        Llama, Qwen2, Qwen3, SmolLM2), a .gguf file of Llama type, or a name on the Hugging Face hub. Raises
-        what load_checkpoint and weights.read raise.
+        The model at path, in fp32, on the CPU: one of our checkpoint files, a Hugging Face directory, a .gguf
+        file, or a name on the Hugging Face hub. Raises what load_checkpoint and weights.read raise.
         """
         path = os.fspath(path)
         if not os.path.isfile(path) or path.endswith('.gguf'):

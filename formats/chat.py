@@ -12,13 +12,11 @@ def compile_template(source):
     def raise_exception(message):
         raise ValueError(message)
 
-    def strftime_now(form):
-        return datetime.now().strftime(form)
-
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=['jinja2.ext.loopcontrols'])
     environment.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)  # jinja2's escapes HTML
-    environment.globals |= {'raise_exception': raise_exception, 'strftime_now': strftime_now}
+    environment.globals['raise_exception'] = raise_exception
+    environment.globals['strftime_now'] = lambda form: datetime.now().strftime(form)
     # {% generation %} only marks the assistant's words
     for tag, plain in (('generation', 'if true'), ('endgeneration', 'endif')):
         source = re.sub(rf'(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})', rf'\1{plain}\2', source)

@@ -14,13 +14,12 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 UNPRINTABLE = [b for b in range(256) if b not in PRINTABLE]
 BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + n): b for n, b in enumerate(UNPRINTABLE)}
 
-# The pieces, by the file's tokenizer.ggml.pre: the regular expressions of these models' tokenizer.json
+# tokenizer.ggml.pre names the regular expression of the model's tokenizer.json
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
-# SmolLM2 cuts out each digit before GPT-2's expression sees the rest, so a digit looks like the end of the
-# text.
+# SmolLM2 cuts out each digit before GPT-2's expression, to which a digit is then the end of the text.
 SMOLLM = r'\p{N}|' + GPT2.replace(r'| ?\p{N}+', '').replace(r'(?!\S)', r'(?![^\s\p{N}])')
 PATTERNS = {'gpt-2': GPT2, 'smollm': SMOLLM, 'llama-bpe': LLAMA3, 'qwen2': QWEN2}
 
@@ -31,12 +30,12 @@ ROLES = {'bos_token': 'ggml.bos_token_id', 'eos_token': 'ggml.eos_token_id',
 
 
 def read_metadata(path):
-    """{key: value} of the file's tokenizer, checked. Raises ValueError."""
+    """{key: value} of the file's tokenizer, checked. Raises ValueError, ImportError without gguf."""
     told = values_under(open_gguf(path), 'tokenizer.', path)
     kind, pre = told.get('ggml.model'), told.get('ggml.pre')
     if kind != 'gpt2' or pre not in list(PATTERNS):
-        raise ValueError(f"{path} has a tokenizer of type {kind!r} with the pieces {pre!r}; only 'gpt2' with "
-                         f"{', '.join(PATTERNS)} is read: give the model's Hugging Face folder")
+        raise ValueError(f"{path} has a tokenizer {kind!r} with the pieces {pre!r}, not gpt2 with "
+                         f"{', '.join(PATTERNS)}: take the model's Hugging Face folder")
     for key in ('ggml.tokens', 'ggml.merges'):
         texts = told.get(key)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -54,8 +53,8 @@ def read_metadata(path):
 
 def read_vocabulary(path):
     """
-    ({'tokenizer.json': text, 'tokenizer_config.json': text}, the first one's content, the regular expression
-    that cuts a text) of a GGUF file. Raises ValueError, ImportError without the package gguf.
+    ({'tokenizer.json': text, 'tokenizer_config.json': text}, the first one's content, the regular expression)
+    of a GGUF file. Raises as read_metadata.
     """
     told = read_metadata(path)
     pre, tokens = told['ggml.pre'], told['ggml.tokens']
@@ -85,16 +84,17 @@ def read_vocabulary(path):
 def tiktoken_encoding(spec, pattern, name):
     """
     A tiktoken.Encoding with the ids of spec, a tokenizer.json, or None where it would give others: it merges
-    the neighbours whose concatenation has the lowest id, whichever pair the list of merges means. That is the
-    same where ids grow along the list and each token, merged alone from its bytes, ends as itself. A byte
+    the neighbours whose concatenation has the lowest id, whichever pair the merges mean. That is the same
+    where ids grow along the merges and each token, merged alone from its bytes, ends as itself. A byte
     without a token has an id beyond the vocabulary.
     """
     vocab, merges = spec['model']['vocab'], [tuple(merge.split(' ')) for merge in spec['model']['merges']]
-    merged = [vocab[left + right] for left, right in merges]
+    made = [''.join(pair) for pair in merges]
+    merged = [vocab[token] for token in made]
     bytes_alone = {c: vocab.get(c, len(vocab) + (1 << 24) + b) for c, b in BYTE_OF.items()}
-    ranks = bytes_alone | {left + right: i for (left, right), i in zip(merges, merged, strict=True)}
+    ranks = bytes_alone | dict(zip(made, merged, strict=True))
     by_merges = tokenizers.models.BPE(vocab, merges)
-    ends_as_itself = all(len(by_merges.tokenize(left + right)) == 1 for left, right in merges)
+    ends_as_itself = all(len(by_merges.tokenize(token)) == 1 for token in made)
     ordinary = vocab.keys() - {token['content'] for token in spec['added_tokens']}
     looks_up_others = spec['model']['ignore_merges'] and not ranks.keys() >= ordinary
     odd_bytes = not BYTE_OF.keys() >= set(''.join(ranks))

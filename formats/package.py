@@ -32,7 +32,7 @@ def check_config(config, eos, path):
     where = f'{path}: tokenizer_config.json'
     added, template = config.get('added_tokens_decoder') or {}, config.get('chat_template')
     if not isinstance(added, dict) or not all(is_named(token, 'content') for token in added.values()):
-        raise ValueError(f"{where}: added_tokens_decoder must give each id an object with a text 'content'")
+        raise ValueError(f"{where}: added_tokens_decoder must give each id an object with 'content'")
     listed = isinstance(template, list) and all(is_named(t, 'name', 'template') for t in template)
     if not listed and not isinstance(template, (str, type(None))):
         raise ValueError(f"{where}: chat_template must be a text or a list of objects with name and template")

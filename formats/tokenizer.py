@@ -29,16 +29,14 @@ LONG_RUN = re.compile(r'(?<!\s)\s{100000}')
 
 
 def without_none(message):
-    """A chat message without entries that are None, which templates take for given."""
+    """A chat message less its entries that are None, which templates take for given."""
     return {key: value for key, value in message.items() if value is not None}
 
 
 class FileTokenizer(Tokenizer):
     """
-    A tokenizer.json and the files {name: text} beside it, read by the package `tokenizers`.
-
-    eos_id ends a completion: tokenizer_config.json's eos_token (<|im_end|>, <|eot_id|> for chat models), else
-    the model's. pad_id is the pad_token, else eos_id: lengths mask the rows.
+    A tokenizer.json and the files {name: text} beside it, read by the package `tokenizers`. eos_id ends a
+    completion: tokenizer_config.json's eos_token (<|im_end|> for chat models), else the model's.
     """
 
     def __init__(self, files, path):
@@ -71,9 +69,7 @@ class FileTokenizer(Tokenizer):
                 self.package.add_tokens([tokenizers.AddedToken(entry['content'], **flags)])
 
     def name_tokens(self, config, eos):
-        """
-        Set bos_id, eos_id, pad_id and special_ids; a token with such a role is special, marked so or not.
-        """
+        """Set bos_id, eos_id, pad_id and special_ids; a token with such a role is special."""
         texts = {key: v['content'] if is_named(v, 'content') else v for key, v in config.items()}
         names = {key: v for key, v in texts.items() if key.endswith('_token') and isinstance(v, str) and v}
         vocab = self.package.get_vocab()
@@ -86,8 +82,7 @@ class FileTokenizer(Tokenizer):
             own['eos_token'] = names['eos_token']
             self.files['tokenizer_config.json'] = json.dumps(own, ensure_ascii=False, indent=1)
         if 'eos_token' in names and names['eos_token'] not in vocab:
-            raise ValueError(f"{self.path}: tokenizer.json lacks the eos_token {names['eos_token']!r} of "
-                             "tokenizer_config.json")
+            raise ValueError(f"{self.path}: tokenizer.json lacks the eos_token {names['eos_token']!r}")
         added = self.package.get_added_tokens_decoder()
         known = [text for text in names.values() if text in vocab]
         self.package.add_special_tokens([added.get(vocab[text], text) for text in known])
@@ -99,18 +94,16 @@ class FileTokenizer(Tokenizer):
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """
-        Token ids of text; no bos or eos is added. Raises ValueError for text that is not Unicode.
-
-        special=False reads the text of a special token as ordinary text, so that a prompt cannot smuggle one
-        in; special=True as the token. Tokens added without the special flag (Qwen's <think>) count both ways.
+        Token ids of text; no bos or eos is added. The text of a special token is ordinary text, so that a
+        prompt cannot smuggle one in, unless special=True. Tokens added without the special flag (Qwen's
+        <think>) count both ways. Raises ValueError for text that is not Unicode.
         """
         check_unicode(text)
         try:
             with self.lock:
                 self.package.encode_special_tokens = not special
                 return self.package.encode(text, add_special_tokens=False).ids
-        # the package raises bare Exceptions, as for a word that a vocabulary without [UNK] lacks
-        except Exception as e:
+        except Exception as e:  # the package's: no [UNK] for an unknown word
             raise ValueError(f"the tokenizer of {self.path} cannot read this text: {first_line(e)}") from None
 
     def decode(self, ids: list[int], special: bool = False) -> str:
@@ -118,7 +111,7 @@ class FileTokenizer(Tokenizer):
         return self.package.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def token_text(self, i: int) -> str:
-        """The text of token i after another one: SentencePiece drops the space of the first."""
+        """The text of token i after another: SentencePiece drops the space of the first."""
         first = self.decode([i], special=True)
         return self.decode([i, i], special=True)[len(first):] or first
 
@@ -197,8 +190,8 @@ class GGUFTokenizer(FileTokenizer):
 
 def load_tokenizer(path: str) -> Tokenizer:
     """
-    The tokenizer at path: a data folder (vocab.json), a Hugging Face folder (tokenizer.json), a .gguf file or
-    a folder with one. Raises FileNotFoundError, ValueError, ImportError without gguf.
+    The tokenizer of a data folder (vocab.json), a Hugging Face folder (tokenizer.json), a .gguf file or a
+    folder with one. Raises FileNotFoundError, ValueError, ImportError without gguf.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no tokenizer at {path}: no such file or folder")
@@ -214,8 +207,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         file = os.path.join(path, 'vocab.json')
         vocab = parse_object(read_text(file), file)
         if not isinstance(vocab.get('chars'), list):
-            raise ValueError(f"{file} has no list 'chars' and no tokenizer.json beside it: save with "
-                             "transformers")
+            raise ValueError(f"{file} has no list 'chars' and no tokenizer.json lies beside it")
         return char_tokenizer(vocab, file)
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
@@ -223,6 +215,5 @@ def load_tokenizer(path: str) -> Tokenizer:
     if ggufs:
         raise ValueError(f"{path} holds {len(ggufs)} .gguf files ({', '.join(ggufs)}): name one")
     if 'tokenizer.model' in names:
-        raise ValueError(f"{path} holds a SentencePiece tokenizer.model, and no tokenizer.json: save with "
-                         "transformers")
+        raise ValueError(f"{path} has a SentencePiece tokenizer.model alone: save it with transformers")
     raise FileNotFoundError(f"there is no tokenizer in {path}: no tokenizer.json, vocab.json or .gguf file")

@@ -64,7 +64,7 @@ HEADS = ('lm_head.', 'score_head.', 'score.', 'normalizer.')  # outside of what 
 UNUSED = re.compile(r'transformer\.h\.\d+\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq|rope_freqs\.weight'
                     r'|lm_head\.weight')
 
-# What an absent key means; None leaves it to model.py's own rule. A key that is not here must be given.
+# What an absent key means; None: model.py's own rule. A key that is not here must be given.
 LLAMA_DEFAULTS = {'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6,
                   'tie_word_embeddings': False}
 DEFAULTS = {
@@ -378,15 +378,14 @@ def llama3_scaling(divisors, fields, where):
 
 
 def decode(tensor, heads, where):
-    """One tensor of a GGUF file in fp32. heads: how many it has if its rows are interleaved, else None."""
+    """A tensor of a GGUF file in fp32. heads: how many it has if its rows are interleaved, else None."""
     from gguf.quants import dequantize
     try:
         w = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
     except NotImplementedError:
         raise ValueError(f"{where}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf does not "
                          "decode") from None
-    # llama.cpp turns neighbouring pairs, and Llama's q and k were reordered for it: back to the two halves of
-    # each head.
+    # llama.cpp turns neighbouring pairs, for which Llama's q and k were reordered: back to halves of a head
     return w.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else w
 
 
@@ -411,13 +410,13 @@ def open_gguf(path):
         reader = Reader(path)
         if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
             raise ValueError("its tensors together are larger than the file")
-    except (ValueError, KeyError, IndexError, OverflowError, OSError, RecursionError) as e:
+    except Exception as e:  # of every kind
         raise torn(path, 'GGUF', e) from None
     return reader
 
 
 def values_under(reader, prefix, path):
-    """{key less prefix: value} of a GGUF file's metadata. Raises ValueError."""
+    """{key less prefix: value} of a GGUF file's metadata."""
     try:
         return {key.removeprefix(prefix): field.contents()
                 for key, field in reader.fields.items() if key.startswith(prefix)}

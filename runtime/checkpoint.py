@@ -35,8 +35,8 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
         raise OSError(f"{path} could not be written ({first_line(e)}); {remedy}") from None
 
 
-# What a checkpoint's pickle may name. weights_only allows more, and with some of that (bytearray(n),
-# torch.Tensor(n)) a hundred bytes ask for gigabytes.
+# What a checkpoint's pickle may name. weights_only allows more, some of which (bytearray(n), torch.Tensor(n))
+# lets a hundred bytes ask for gigabytes.
 PICKLED = re.compile(r'collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|'
                      r'torch (Size|[A-Z][A-Za-z0-9]*Storage|b?float\w+|u?int\w+|bool)|'
                      r'torch\.storage UntypedStorage')
@@ -58,17 +58,10 @@ def tensors_in(value):
             left.extend(value)
 
 
-def check_pickle(data):
-    """Raises ValueError unless a pickle names tensors and containers alone."""
-    for kind, argument, _ in pickletools.genops(data):
-        if kind.name == 'GLOBAL' and not PICKLED.fullmatch(argument):
-            raise ValueError(f"it is no plain data: its pickle names {argument}")
-
-
 def load_pt(path):
     """
-    What torch.save wrote to path, on the CPU. Its sizes, checksums and the names in its pickle are checked
-    before anything is made of it. Raises errors of every kind: the caller says which file it was.
+    What torch.save wrote to path, on the CPU; its sizes, checksums and the names in its pickle are checked
+    first. Raises errors of every kind: the caller says which file it was.
     """
     size = os.path.getsize(path)
     with open(path, 'rb') as f, zipfile.ZipFile(f) as archive:
@@ -81,8 +74,10 @@ def load_pt(path):
         if changed:
             raise ValueError(f"its part {changed!r} is not as it was written")
         for name in archive.namelist():
-            if name.lower().endswith('.pkl'):
-                check_pickle(archive.read(name))
+            opcodes = pickletools.genops(archive.read(name)) if name.lower().endswith('.pkl') else ()
+            for kind, argument, _ in opcodes:
+                if kind.name == 'GLOBAL' and not PICKLED.fullmatch(argument):
+                    raise ValueError(f"it is no plain data: its pickle names {argument}")
     loaded = torch.load(path, map_location='cpu', weights_only=True)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(loaded))
     if claimed > 2 * size:  # twice, for a tied head is in it under two names
@@ -106,11 +101,10 @@ def load_checkpoint(path: str, *kinds: str) -> dict:
     if kind in kinds:
         return checkpoint
     if kind == 'adapters':
-        raise ValueError(f"{path} holds LoRA adapters without their model: export/ beside it (an "
-                         "autoencoder's nla.pt) holds both merged when the run is done")
+        raise ValueError(f"{path} holds LoRA adapters alone: when the run is done, export/ (an autoencoder's "
+                         "nla.pt) beside it holds the whole model")
     held = f'a {kind}' if isinstance(kind, str) else 'no'
-    raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}: check which path "
-                     "belongs to which key")
+    raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}")
 
 
 def entry(checkpoint, key, kind, path):

@@ -77,7 +77,7 @@ class Int8Linear(nn.Module):
         return linear
 
 
-def quantize_int8(model: torch.nn.Module):
+def quantize_int8(model: nn.Module):
     """
     Make every linear in the blocks of a model.GPT an Int8Linear, frozen, in a quarter of fp32's memory.
     SmolLM2-135M-Instruct on GSM8K is 0.0028 nats from fp32 then, in mean KL; in bf16 it is 0.0011.
@@ -136,7 +136,7 @@ def fused_rows(config):
     return {'attn.qkv': qkv, 'attn.proj': {'o': every}, 'mlp.up': up, 'mlp.proj': {'down': every}}
 
 
-def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
+def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
              targets: tuple[str, ...] = TARGETS):
     """
     Freeze a model.GPT and give every block fp32 adapters of rank r on the targets; TARGETS means all that it
@@ -182,7 +182,7 @@ def adapters_off(model):
 
 
 @torch.no_grad()
-def merge_lora(model: torch.nn.Module):
+def merge_lora(model: nn.Module):
     """Fold the adapters into the weights and dequantise int8: plain linears again, still frozen."""
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
 
@@ -223,7 +223,7 @@ def peft_tensors(model):
     return tensors
 
 
-def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> None:
+def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     """
     Write adapter_config.json and adapter_model.safetensors, as peft reads them. base_name: the base's path or
     hub name. Raises ValueError for a model without adapters or one that transformers lacks.
@@ -247,7 +247,7 @@ def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> No
     write_text(os.path.join(folder, 'adapter_config.json'), json.dumps(config, indent=1))
 
 
-def load_adapter(model: torch.nn.Module, folder: str):
+def load_adapter(model: nn.Module, folder: str):
     """Give a Llama-like model the adapters of a PEFT folder. Raises FileNotFoundError, ValueError."""
     config_path = os.path.join(folder, 'adapter_config.json')
     path = os.path.join(folder, 'adapter_model.safetensors')
