@@ -6,10 +6,7 @@ from formats.text_files import write_text
 
 
 class Tokenizer:
-    """
-    What has encode, decode, chat and save. vocab_size is the largest id + 1. bos_id, eos_id and pad_id are
-    None where there is no such token.
-    """
+    """What has encode, decode, chat and save. vocab_size is the largest id + 1."""
     bos_id = eos_id = pad_id = None
     has_chat_template = False
 
@@ -20,8 +17,7 @@ class Tokenizer:
     def check_fits(self, vocab_size, path):
         """Raises ValueError when the model at path embeds fewer tokens than there are ids."""
         if self.vocab_size > vocab_size:
-            raise ValueError(f"the tokenizer has {self.vocab_size} ids and the model at {path} knows "
-                             f"{vocab_size} tokens: they do not belong together")
+            raise ValueError(f"the tokenizer has {self.vocab_size} ids and the model at {path} {vocab_size}")
 
 
 class CharTokenizer(Tokenizer):
@@ -43,7 +39,7 @@ class CharTokenizer(Tokenizer):
         unknown = next((i for i, c in enumerate(text) if c not in self.id_of), None)
         if unknown is not None:
             raise ValueError(f"character {text[unknown]!r} at position {unknown} is not among the "
-                             f"{len(self.chars)} characters this vocabulary knows")
+                             f"{len(self.chars)} of this vocabulary")
         return [self.id_of[c] for c in text]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
@@ -56,14 +52,13 @@ class CharTokenizer(Tokenizer):
         return ''.join(message['content'] for message in messages)
 
     def chat(self, messages: list[dict], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of render_chat."""
         return self.encode(self.render_chat(messages))
 
     def check_same(self, chars, path):
         """Raises ValueError when the checkpoint at path was trained on other characters than ours."""
         if list(chars) != self.chars:
             raise ValueError(f"{path} was trained on another vocabulary ({len(chars)} characters, not "
-                             f"{len(self.chars)}): name another checkpoint, or a new path to train one")
+                             f"{len(self.chars)}): name another path")
 
     def save(self, folder: str) -> None:
         """Write vocab.json, which load_tokenizer reads back."""

@@ -120,8 +120,7 @@ def local_folder(path):
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
         return snapshot_download(path, allow_patterns=wanted, ignore_patterns=['*/*'])
     except Exception as e:
-        raise ConnectionError(f"there is no folder {path!r}, and the Hugging Face hub did not give it: "
-                              f"{first_line(e)}") from None
+        raise ConnectionError(f"the Hugging Face hub did not give {path!r}: {first_line(e)}") from None
 
 
 def read(path):
@@ -274,8 +273,7 @@ def read_score_model(folder):
         raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it scores no texts")
     shape = tensors[f'{name}.weight'][0]
     if shape != (1, fields['n_embd']):
-        raise ValueError(f"{folder}: {name}.weight has the shape {shape}; one score a text takes "
-                         f"(1, {fields['n_embd']})")
+        raise ValueError(f"{folder}: {name}.weight is {shape}; one score takes (1, {fields['n_embd']})")
 
     def taken(key, default):
         return tensors.pop(key)[1]().float().reshape(-1)[:1] if key in tensors else torch.full((1,), default)
@@ -383,8 +381,7 @@ def decode(tensor, heads, where):
     try:
         w = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
     except NotImplementedError:
-        raise ValueError(f"{where}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf does not "
-                         "decode") from None
+        raise ValueError(f"{where}: gguf does not decode {tensor.name}, {tensor.tensor_type.name}") from None
     # llama.cpp turns neighbouring pairs, for which Llama's q and k were reordered: back to halves of a head
     return w.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else w
 
@@ -462,8 +459,7 @@ def counterpart(fields):
     family = min(odd, key=lambda family: len(odd[family]))
     if odd[family]:
         without = ', '.join(f'{key}={fields[key]!r}' for key in odd[family])
-        raise ValueError(f"transformers has no architecture for {without} (the nearest: "
-                         f"{ARCHITECTURES[family]}): this model cannot be exported")
+        raise ValueError(f"no export: the nearest, {ARCHITECTURES[family]}, is not for {without}")
     return family
 
 

@@ -95,14 +95,13 @@ def load_checkpoint(path: str, *kinds: str) -> dict:
     try:
         checkpoint = load_pt(path)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {first_line(e)}; if a "
-                         "run was cut off while making it, delete it and run again") from None
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {first_line(e)}; delete "
+                         "it and run again, if a run made it") from None
     kind = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
     if kind in kinds:
         return checkpoint
     if kind == 'adapters':
-        raise ValueError(f"{path} holds LoRA adapters alone: when the run is done, export/ (an autoencoder's "
-                         "nla.pt) beside it holds the whole model")
+        raise ValueError(f"{path} holds adapters alone: export/ or nla.pt beside it holds the whole model")
     held = f'a {kind}' if isinstance(kind, str) else 'no'
     raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}")
 

@@ -197,8 +197,6 @@ def copy_tensors(source, target, where):
 # -----------------------------------------------------------------------------
 # adapters as PEFT writes them
 
-LLAMA = {'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj', 'o': 'self_attn.o_proj',
-         'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj'}
 GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
 
 
@@ -215,7 +213,8 @@ def peft_tensors(model):
         if is_gpt2(model.config):
             pairs = [(f'transformer.h.{i}.{GPT2[path]}', layer.A, layer.wide_B())]
         else:
-            names = [f'model.layers.{i}.{LLAMA[target]}' for target in layer.rows]
+            part = 'mlp' if path.startswith('mlp') else 'self_attn'
+            names = [f'model.layers.{i}.{part}.{target}_proj' for target in layer.rows]
             pairs = zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True)
         for module, A, B in pairs:
             tensors[f'base_model.model.{module}.lora_A.weight'] = A.detach()
@@ -231,10 +230,8 @@ def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     tensors, gpt2 = peft_tensors(model), is_gpt2(model.config)
     layer, *_ = lora_layers(model).values()
     last = slice(-4 if gpt2 else -3, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
-    modules = {}  # {module: S}
-    for name, tensor in tensors.items():
-        if 'lora_A' in name:
-            modules['.'.join(name.split('.')[last])] = tensor.shape[0] // layer.r
+    modules = {'.'.join(name.split('.')[last]): tensor.shape[0] // layer.r  # S
+               for name, tensor in tensors.items() if 'lora_A' in name}
     stacked = {name: S for name, S in modules.items() if S > 1}
     config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
               'inference_mode': True, 'bias': 'none', 'r': layer.r, 'lora_alpha': layer.alpha,
@@ -258,9 +255,8 @@ def load_adapter(model: nn.Module, folder: str):
         raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read: q, k, v may share an A")
     config = {'lora_dropout': 0.0} | read_json(config_path)
     check_plain_lora(config, config_path)
-    saved = {name: read() for name, (shape, read) in open_tensors([path]).items()}
-    modules = {'.'.join(name.partition('.lora_A.')[0].split('.')[-2:]) for name in saved}
-    targets = [target for target, module in LLAMA.items() if module in modules]
+    saved = {name: read() for name, (_, read) in open_tensors([path]).items()}
+    targets = [target for target in TARGETS if any(f'.{target}_proj.lora_' in name for name in saved)]
     add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets or TARGETS)
     copy_tensors(saved, peft_tensors(model), path)
 
