@@ -126,7 +126,7 @@ def rotation(angles, dtype):
 
 
 def rotate(x, cos, sin):
-    """x (..., heads, d) turned by cos and sin (..., 1, d) of its positions; pairs are d/2 apart."""
+    """x (..., heads, d) turned by cos and sin (..., 1, d); pairs are d/2 apart."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
@@ -161,7 +161,7 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.kind = config.mlp
-        width = config.mlp_hidden * (2 if config.mlp == 'swiglu' else 1)  # swiglu: the gate's rows come first
+        width = config.mlp_hidden * (2 if config.mlp == 'swiglu' else 1)  # the gate's rows come first
         self.up = nn.Linear(config.n_embd, width, bias=config.bias)
         self.proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
@@ -234,8 +234,7 @@ class GPT(nn.Module):
         """
         The transformer itself: tokens (...) at positions that broadcast to them -> hidden (..., D).
         attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
-        edit(i, x) may change the residual stream x (..., D): the tokens' embeddings, before positions, for
-        i = 0, the output of block i from 1 on.
+        edit(i, x) may change the residual stream x (..., D): for i = 0 the embeddings, else block i's output.
         """
         x = self.wte(tokens)
         if edit:
@@ -353,8 +352,8 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
         """
-        The model at path, in fp32, on the CPU: one of our checkpoint files, a Hugging Face directory, a .gguf
-        file, or a name on the Hugging Face hub. Raises what load_checkpoint and weights.read raise.
+        The fp32 model on the CPU: of our checkpoint file, a Hugging Face directory or hub name, a .gguf file.
+        Raises what load_checkpoint and weights.read raise.
         """
         path = os.fspath(path)
         if not os.path.isfile(path) or path.endswith('.gguf'):
@@ -373,7 +372,7 @@ class GPT(nn.Module):
 
 def build(make, config, state, path):
     """
-    make(GPTConfig) with the weights of state, both from the file at path. It may claim any size, so the fit
+    make(GPTConfig) with the weights of state, both from the file at path, which may claim any size: the fit
     is checked first. Raises ValueError naming the file.
     """
     try:

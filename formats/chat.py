@@ -7,6 +7,7 @@ from datetime import datetime
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
+@functools.cache
 def compile_template(source):
     """A chat template in jinja2's sandbox, set up as transformers does."""
     def raise_exception(message):

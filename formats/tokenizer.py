@@ -6,7 +6,6 @@ Text to token ids and back: characters (one id each) or the vocabulary of a rele
 
 The ids, chats and end tokens are those of `transformers`.
 """
-import functools
 import json
 import os
 import re
@@ -115,10 +114,6 @@ class FileTokenizer(Tokenizer):
         first = self.decode([i], special=True)
         return self.decode([i, i], special=True)[len(first):] or first
 
-    @functools.cached_property
-    def compiled_template(self):
-        return compile_template(self.template)
-
     def render_chat(self, messages, add_generation_prompt=True, **variables):
         """The text that the chat template makes of messages (and tools, ...), as transformers renders it."""
         if not self.has_chat_template:
@@ -127,7 +122,7 @@ class FileTokenizer(Tokenizer):
         given = {'tools': None, 'documents': None, 'add_generation_prompt': add_generation_prompt}
         variables = given | self.names | variables
         try:
-            return self.compiled_template.render(messages=messages, **variables)
+            return compile_template(self.template).render(messages=messages, **variables)
         except Exception as e:  # a template is a program, with errors of every kind
             raise ValueError(f"the chat template of {self.path} fails: {type(e).__name__}: {e}") from None
 

@@ -34,14 +34,6 @@ def is_shard(tensor):
     return hasattr(tensor, 'full_tensor')
 
 
-def skeleton_of(model):
-    """A copy without weights: its parameters are on the meta device, its buffers shared."""
-    memo = {}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False)
-    return copy.deepcopy(model, memo | {id(b): b for b in model.buffers()})
-
-
 def units(model):
     """What is collected at once: each block, and the rest."""
     return [*getattr(model, 'trunk', model).blocks, model]
@@ -49,13 +41,13 @@ def units(model):
 
 def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str,
                 gather_to_sample: bool = True) -> dict[str, torch.Tensor]:
-    """
-    Shard a model that lies on the CPU, in place; it computes in dtype. Returns {name: parameter}, the fp32
-    shards that learn.
-    """
+    """Shard a model on the CPU, in place; it computes in dtype. Returns {name: fp32 shard}, what learns."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    skeleton = skeleton_of(model)
+    memo = {id(buffer): buffer for buffer in model.buffers()}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False)
+    skeleton = copy.deepcopy(model, memo)  # a copy without weights
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     param_dtype = None if dtype == torch.float32 else dtype
     precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
@@ -68,7 +60,7 @@ def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str,
         if hasattr(model, method):  # a critic has neither
             register_fsdp_forward_method(model, method)
     for module in units(model):
-        module.set_gradient_divide_factor(1.0)  # each rank holds its share of one loss: gradients are summed
+        module.set_gradient_divide_factor(1.0)  # ranks hold shares of one loss: gradients are summed
         module.set_force_sum_reduction_for_comms(True)
     model.dtype, model.gather_to_sample = dtype, gather_to_sample
     model.skeleton = [skeleton]  # in a list: it is no part of the model
@@ -84,10 +76,7 @@ def drop_collected(model):
 
 
 def whole(tree):
-    """
-    Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0, on the others empty; once, where
-    it is there twice. All ranks must call it.
-    """
+    """Every DTensor in dicts and lists whole, on the CPU of rank 0, else empty. All ranks must call it."""
     collected = {}
 
     def collect(tensor):
@@ -120,7 +109,7 @@ def local_part(p):
 
 
 def optimizer_parts(state, params):
-    """The state_dict of an optimizer, with whole tensors, cut as its parameters are."""
+    """An optimizer's state_dict of whole tensors, cut as its parameters are."""
     cut = {}
     for i, values in state['state'].items():
         cut[i] = dict(values)
@@ -147,7 +136,7 @@ def collect_model(model, dtype):
 
 @contextmanager
 def gathered(policy):
-    """The policy with a plain model, whole on every rank; as it is, if unsharded or not to be collected."""
+    """The policy with a plain model, whole on every rank; as it is, where nothing is to be collected."""
     if not (is_sharded(policy.model) and policy.model.gather_to_sample):
         yield policy
         return
