@@ -84,9 +84,8 @@ def read_vocabulary(path):
 def tiktoken_encoding(spec, pattern, name):
     """
     A tiktoken.Encoding with the ids of spec, a tokenizer.json, or None where it would give others: it merges
-    the neighbours whose concatenation has the lowest id, whichever pair the merges mean. That is the same
-    where ids grow along the merges and each token, merged alone from its bytes, ends as itself. A byte
-    without a token has an id beyond the vocabulary.
+    the neighbours whose concatenation has the lowest id. That is the same where ids grow along the merges and
+    each token, merged alone from its bytes, ends as itself. A byte without a token has an id beyond the rest.
     """
     vocab, merges = spec['model']['vocab'], [tuple(merge.split(' ')) for merge in spec['model']['merges']]
     made = [''.join(pair) for pair in merges]

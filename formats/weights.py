@@ -125,8 +125,8 @@ def local_folder(path):
 
 def read(path):
     """
-    fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of the
-    model at path: a Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises as local_folder.
+    fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of a
+    Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises as local_folder.
     """
     path = local_folder(path)
     if os.path.isdir(path):
@@ -363,8 +363,8 @@ def assemble(fields, column, tensors, where):
 
 def llama3_scaling(divisors, fields, where):
     """
-    GGUF's rope_freqs.weight (d/2,), what each frequency is divided by, as the scaling that made it: Llama
-    3.1, 3.2 and 3.3 differ in the factor alone. Raises ValueError for any other.
+    The scaling that made GGUF's rope_freqs.weight (d/2,), what each frequency is divided by: Llama 3.1, 3.2
+    and 3.3 differ in the factor alone. Raises ValueError for any other.
     """
     d, factor = fields['head_dim'], max(divisors.flatten().tolist(), default=1.0)
     turns = 8192 / (2 * torch.pi) * fields['rope_theta'] ** -(torch.arange(0, d, 2) / d)
@@ -407,7 +407,7 @@ def open_gguf(path):
         reader = Reader(path)
         if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
             raise ValueError("its tensors together are larger than the file")
-    except Exception as e:  # of every kind
+    except Exception as e:
         raise torn(path, 'GGUF', e) from None
     return reader
 
@@ -435,12 +435,10 @@ def read_gguf(path):
     for key in ('rope.dimension_count', 'attention.value_length'):
         if config.get(key, fields['head_dim']) != fields['head_dim']:
             raise ValueError(f"{path}: {key} is {config[key]}; a head is {fields['head_dim']} wide")
-    interleaved = {}
-    if family == 'llama':
-        interleaved = {'attn_q.weight': fields['n_head'], 'attn_k.weight': fields['n_kv_head']}
+    interleaved = {'attn_q.weight': fields['n_head'], 'attn_k.weight': fields['n_kv_head']}
     tensors = {}
     for tensor in reader.tensors:
-        heads = interleaved.get(tensor.name.split('.', 2)[-1])
+        heads = interleaved.get(tensor.name.split('.', 2)[-1]) if family == 'llama' else None
         tensors[tensor.name] = shapes[tensor.name], partial(decode, tensor, heads, path)
     if 'rope_freqs.weight' in tensors:
         fields['rope_scaling'] = llama3_scaling(tensors['rope_freqs.weight'][1](), fields, path)
@@ -487,7 +485,7 @@ def write(folder, fields, state, eos_id=None):
               'torch_dtype': str(state['wte.weight'].dtype).removeprefix('torch.'),
               **{keys[column]: fields[ours] for ours, keys in KEYS.items() if keys[column]},
               **{key: values[0] for key, values in ONLY[family].items()},
-              # absent, they would default to ids that mean something else here
+              # absent, they would default to other ids
               'bos_token_id': None, 'eos_token_id': eos_id}
     if family == 'gpt2':
         config |= {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}

@@ -14,10 +14,7 @@ from formats.tokenizer import char_tokenizer, load_tokenizer
 
 
 def save_checkpoint(path: str, checkpoint: dict) -> None:
-    """
-    Write to a temporary file beside `path`, flush it to the disk, rename. Raises OSError, and leaves what was
-    there, when the disk is full.
-    """
+    """Write, flush to the disk, rename. Raises OSError, and leaves what was there, when the disk is full."""
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.tmp'
     try:
@@ -131,10 +128,7 @@ def shapes_of(tensors):
 
 
 def tokenizer_of(path):
-    """
-    The tokenizer of the model at path (see GPT.from_pretrained): in a checkpoint of ours, for characters, or
-    in the run's tokenizer/; else beside the weights.
-    """
+    """The tokenizer of the model at path: in our checkpoint, the run's tokenizer/, or beside the weights."""
     if not path.endswith('.pt'):
         return load_tokenizer(weights.local_folder(path))
     saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')

@@ -119,7 +119,7 @@ class LoRALinear(nn.Module):
         return wide
 
     def plain(self):
-        """The nn.Linear with the adapters folded in (in fp32, then rounded to the base's dtype)."""
+        """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""
         linear = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
         delta = self.alpha / self.r * (self.wide_B().float() @ self.A.float())
         linear.weight.data = (linear.weight.float() + delta).to(linear.weight.dtype)
@@ -183,7 +183,7 @@ def adapters_off(model):
 
 @torch.no_grad()
 def merge_lora(model: nn.Module):
-    """Fold the adapters into the weights and dequantise int8: plain linears again, still frozen."""
+    """Fold the adapters into the weights and dequantise int8: plain linears, still frozen."""
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
 
 
@@ -224,8 +224,8 @@ def peft_tensors(model):
 
 def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     """
-    Write adapter_config.json and adapter_model.safetensors, as peft reads them. base_name: the base's path or
-    hub name. Raises ValueError for a model without adapters or one that transformers lacks.
+    Write the folder that peft reads. base_name: the base's path or hub name. Raises ValueError for a model
+    without adapters or one that transformers lacks.
     """
     tensors, gpt2 = peft_tensors(model), is_gpt2(model.config)
     layer, *_ = lora_layers(model).values()
