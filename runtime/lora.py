@@ -256,8 +256,9 @@ def load_adapter(model: nn.Module, folder: str):
     config = {'lora_dropout': 0.0} | read_json(config_path)
     check_plain_lora(config, config_path)
     saved = {name: read() for name, (_, read) in open_tensors([path]).items()}
-    targets = [target for target in TARGETS if any(f'.{target}_proj.lora_' in name for name in saved)]
-    add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets or TARGETS)
+    modules = {name.partition('_proj.lora_')[0].rpartition('.')[2] for name in saved}
+    targets = [target for target in TARGETS if target in modules] or TARGETS
+    add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets)
     copy_tensors(saved, peft_tensors(model), path)
 
 
