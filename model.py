@@ -5,9 +5,7 @@ One transformer. Its config makes it GPT-2 (LayerNorm, learned positions, GELU),
 The completions of a group share their prompt, so there are three ways in: `model(tokens)` reads whole texts,
 `model.prefill` reads prompts once and keeps their keys and values, `model.complete` reads G completions of
 each. All are `model.run` with their own rule of who attends to whom; policy.py adds one token at a time.
-
-They return hidden states, not logits: the caller decides which rows reach the head, which is where the memory
-goes. There is no left padding: rows are right-padded with true lengths, so positions are natural.
+They return hidden states: the caller decides which rows reach the head, where the memory goes.
 Shapes: N rows · P prompts · G completions of each · T, R tokens of prompts, completions · D width ·
 V vocabulary · H heads (H_kv of keys) of width d.
 """
@@ -27,7 +25,6 @@ from kernels import GroupAttention, wide
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 
 LARGEST = 1 << 24  # of any size: no model exceeds it, and a product of two never overflows
-SIZES = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'mlp_hidden')
 KINDS = {'norm': ('layernorm', 'rmsnorm'), 'position': ('learned', 'rope'),
          'mlp': ('gelu', 'relu2', 'swiglu')}
 
@@ -55,41 +52,39 @@ class GPTConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        self.check_sizes()
+        self.check_fields()
         self.n_kv_head = self.n_kv_head or self.n_head
         self.mlp_hidden = self.mlp_hidden or 4 * self.n_embd
         self.qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
-        for key, kinds in KINDS.items():
-            if getattr(self, key) not in kinds:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be one of {', '.join(kinds)}")
         D, H, H_kv = self.n_embd, self.n_head, self.n_kv_head
         if H % H_kv or (self.head_dim is None and D % H):
             raise ValueError(f"n_embd {D} must be a multiple of n_head {H}, and n_head of n_kv_head {H_kv}")
         self.head_dim = self.head_dim or D // H
         if H * self.head_dim > LARGEST:
             raise ValueError(f"n_head {H} heads of width {self.head_dim} are more than {LARGEST} together")
-        self.check_numbers()
-
-    def check_sizes(self):
-        for key in SIZES:
-            value, least = getattr(self, key), 1
-            if key == 'n_layer':
-                least = 0  # nla.truncate at layer 0 leaves no block
-            if value is not None and not least <= value <= LARGEST:
-                raise ValueError(f"{key} is {value}; it must be between {least} and {LARGEST}")
-
-    def check_numbers(self):
-        numbers = {'norm_eps': self.norm_eps, 'rope_theta': self.rope_theta}
-        scaling = self.rope_scaling
-        if scaling is not None:
-            numbers |= {f'rope_scaling {key}': scaling.get(key) for key in weights.LLAMA3}
-        for key, value in numbers.items():
-            if type(value) not in (int, float) or not 0 < value < 1e18:
-                raise ValueError(f"{key} is {value!r}; it must be a positive number")
         if self.position == 'rope' and self.head_dim % 2:
             raise ValueError(f"a head is {self.head_dim} wide; for RoPE n_embd / n_head must be even")
-        if scaling is not None and not scaling['low_freq_factor'] < scaling['high_freq_factor']:
-            raise ValueError(f"rope_scaling {scaling}: low_freq_factor must be below high_freq_factor")
+        if self.rope_scaling is not None:
+            scaling = {key: self.rope_scaling.get(key) for key in weights.LLAMA3}
+            weights.check_positive(scaling, 'rope_scaling ')
+            if scaling['low_freq_factor'] >= scaling['high_freq_factor']:
+                raise ValueError(f"rope_scaling {scaling}: low_freq_factor must be below high_freq_factor")
+
+    def check_fields(self):
+        """Each field is of its type, sizes up to LARGEST, other numbers positive."""
+        for field in fields(self):
+            key, value = field.name, getattr(self, field.name)
+            kinds = getattr(field.type, '__args__', (field.type,))
+            least = 0 if key == 'n_layer' else 1  # nla.truncate at layer 0 leaves no block
+            if float in kinds:
+                weights.check_positive({key: value})
+            elif type(value) not in kinds:
+                names = ' or '.join(kind.__name__ for kind in kinds)
+                raise ValueError(f"{key} is {value!r}; it must be {names}")
+            elif type(value) is int and not least <= value <= LARGEST:
+                raise ValueError(f"{key} is {value}; it must be between {least} and {LARGEST}")
+            elif key in KINDS and value not in KINDS[key]:
+                raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(KINDS[key])}")
 
 
 class RMSNorm(nn.Module):
@@ -116,23 +111,22 @@ def rope_frequencies(config):
     """Angles per position (d/2,) in float64 (arXiv 2104.09864), stretched by rope_scaling as in Llama 3.1."""
     d = config.head_dim
     frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64, device='cpu') / d)
-    if config.rope_scaling:
-        s = config.rope_scaling
-        turns = s['original_max_position_embeddings'] * frequencies / (2 * torch.pi)
-        low, high = s['low_freq_factor'], s['high_freq_factor']
-        smooth = ((turns - low) / (high - low)).clamp(0, 1)
-        frequencies = frequencies * (smooth + (1 - smooth) / s['factor'])
-    return frequencies
+    if not config.rope_scaling:
+        return frequencies
+    factor, low, high, length = (config.rope_scaling[key] for key in weights.LLAMA3)
+    turns = length * frequencies / (2 * torch.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (smooth + (1 - smooth) / factor)
 
 
 def rotation(angles, dtype):
-    """cos and sin (..., d) of angles (..., d/2) for rotate; the halves of sin have opposite signs."""
+    """cos and sin (..., d) of angles (..., d/2) for rotate."""
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(x, cos, sin):
-    """x (..., heads, d) turned by cos and sin (..., 1, d) of its positions; pairs are d/2 apart."""
+    """x (..., heads, d) turned by cos and sin (..., 1, d); pairs are d/2 apart."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
@@ -151,7 +145,7 @@ class Attention(nn.Module):
     def forward(self, x, rope):
         """x (..., D) -> q (..., H, d), k and v (..., H_kv, d)."""
         H, H_kv = self.heads
-        heads = self.qkv(x).view(*x.shape[:-1], -1, self.head_dim)              # (..., H + 2 H_kv, d)
+        heads = self.qkv(x).view(*x.shape[:-1], -1, self.head_dim)  # (..., H + 2 H_kv, d)
         qk, v = heads.split([H + H_kv, H_kv], dim=-2)
         if self.q_norm is not None:
             q, k = qk.split(self.heads, dim=-2)
@@ -167,17 +161,18 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.kind = config.mlp
-        width = config.mlp_hidden * (2 if config.mlp == 'swiglu' else 1)  # swiglu: the gate's rows come first
+        width = config.mlp_hidden * (2 if config.mlp == 'swiglu' else 1)  # the gate's rows come first
         self.up = nn.Linear(config.n_embd, width, bias=config.bias)
         self.proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
+        x = self.up(x)
         if self.kind == 'swiglu':
-            gate, value = self.up(x).chunk(2, dim=-1)
+            gate, value = x.chunk(2, dim=-1)
             return self.proj(F.silu(gate) * value)
         if self.kind == 'relu2':
-            return self.proj(F.relu(self.up(x)).square())
-        return self.proj(F.gelu(self.up(x), approximate='tanh'))
+            return self.proj(F.relu(x).square())
+        return self.proj(F.gelu(x, approximate='tanh'))
 
 
 class Block(nn.Module):
@@ -191,7 +186,7 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x, rope, attend):
-        """x (..., D) -> (..., D); attend(q, k, v) knows what the leading axes mean and who sees whom."""
+        """x (..., D) -> (..., D); attend(q, k, v) knows who sees whom."""
         before, after = Block.before, Block.after
         if self.compiled and torch.is_grad_enabled():
             before, after = compiled_halves()
@@ -207,12 +202,12 @@ class Block(nn.Module):
 
 @functools.cache
 def compiled_halves():
-    """The parts between attentions, compiled once for all layers and sizes; for training (see policy.py)."""
+    """The parts between attentions, compiled once for all layers and sizes, for training."""
     return tuple(torch.compile(half, dynamic=True) for half in (Block.before, Block.after))
 
 
 class GPT(nn.Module):
-    """The transformer that its config describes: tokens (N, T) -> hidden states (N, T, D)."""
+    """tokens (N, T) -> hidden states (N, T, D)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -225,7 +220,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
-        # No buffer, because a cast of the model must not round it.
+        # no buffer, because a cast of the model must not round it
         self.rope_frequencies = rope_frequencies(config) if self.wpe is None else None
         for name, p in self.named_parameters():
             if name.endswith('proj.weight'):
@@ -238,10 +233,8 @@ class GPT(nn.Module):
     def run(self, tokens, positions, attend, edit=None):
         """
         The transformer itself: tokens (...) at positions that broadcast to them -> hidden (..., D).
-
         attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
-        edit(i, x) may change the residual stream x (..., D): for i = 0 the tokens' embeddings, without
-        positions, from 1 on the output of block i.
+        edit(i, x) may change the residual stream x (..., D): for i = 0 the embeddings, else block i's output.
         """
         x = self.wte(tokens)
         if edit:
@@ -251,19 +244,16 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)
         else:  # angles in float64, because 1e5 radians must keep their fraction
             rope = rotation(positions[..., None, None] * self.frequencies(x.device), x.dtype)
-        checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            attend_layer = partial(attend, layer)
-            if checkpointing:
-                x = checkpoint(block, x, rope, attend_layer, use_reentrant=False)
-            else:
-                x = block(x, rope, attend_layer)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False)
+            x = block(x, rope, partial(attend, layer))
             if edit:
                 x = edit(layer + 1, x)
         return self.norm_f(x)
 
     def compile_blocks(self):
-        """Compile the forward of training: ten seconds per layer at first use; a CPU needs a C++ compiler."""
+        """Compile the forward of training: ten seconds per layer; a CPU needs a C++ compiler."""
         for block in self.blocks:
             block.compiled = True
 
@@ -272,27 +262,28 @@ class GPT(nn.Module):
             self.rope_frequencies = self.rope_frequencies.to(device)
         return self.rope_frequencies
 
-    def check_length(self, n):
-        if n > self.config.block_size:
-            raise ValueError(f"a text of {n} tokens does not fit into block_size {self.config.block_size}")
+    def positions(self, tokens):
+        """0 to T - 1 for rows of T tokens. Raises ValueError when T is above block_size."""
+        T, longest = tokens.shape[1], self.config.block_size
+        if T > longest:
+            raise ValueError(f"a text of {T} tokens does not fit into block_size {longest}")
+        return torch.arange(T, device=tokens.device)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None,
                 edit: Callable | None = None) -> torch.Tensor:
         """
         Hidden states (N, T, D) of whole texts, tokens (N, T) int64, right-padded; undefined in padding.
-
-        lengths (N,): true lengths, None when no row is padded. edit: see run.
+        lengths (N,): None when no row is padded. edit: see run.
         """
-        T, device, causal = tokens.shape[1], tokens.device, self.config.causal
-        self.check_length(T)
+        positions, causal = self.positions(tokens), self.config.causal
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if lengths is not None and not causal:
-            mask = (torch.arange(T, device=device) < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T)
+            mask = (positions < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T)
 
         def attend(layer, q, k, v):
             return self.attention(q, k, v, mask, is_causal=causal)
 
-        return self.run(tokens, torch.arange(T, device=device), attend, edit)
+        return self.run(tokens, positions, attend, edit)
 
     def attention(self, q, k, v, mask=None, is_causal=False):
         """q (N, T, H, d), k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where seen -> (N, T, H, d)."""
@@ -303,38 +294,30 @@ class GPT(nn.Module):
 
     def prefill(self, tokens, edit=None):
         """
-        Read prompts (P, T), right-padded, once: hidden states (P, T, D) and the prefix for `complete`.
-
-        The prefix holds each layer's keys and values (P, T, H_kv, d). edit: see run.
+        Hidden states (P, T, D) of prompts (P, T), right-padded, and the prefix for `complete`: each layer's
+        keys and values (P, T, H_kv, d). edit: see run.
         """
-        T = tokens.shape[1]
-        self.check_length(T)
-        prefix = [None] * self.config.n_layer
+        positions, prefix = self.positions(tokens), [None] * self.config.n_layer
 
         def attend(layer, q, k, v):
             prefix[layer] = k, v
             return self.attention(q, k, v, is_causal=True)
 
-        return self.run(tokens, torch.arange(T, device=tokens.device), attend, edit), prefix
+        return self.run(tokens, positions, attend, edit), prefix
 
     def complete(self, tokens, prefix, prompt_lengths):
         """
-        Hidden states (P, G, R, D) of completions (P, G, R), right-padded, each after its prompt.
-
-        A token sees the prompt, prompt_lengths (P,) of the prefix's T tokens, and its completion up to
-        itself. Gradients reach the prefix.
+        Hidden states (P, G, R, D) of completions (P, G, R), right-padded, each after its prompt:
+        prompt_lengths (P,) of the prefix's T tokens. Gradients reach the prefix.
         """
         T, R, device = prefix[0][0].shape[1], tokens.shape[-1], tokens.device
         positions = prompt_lengths[:, None, None] + torch.arange(R, device=device)
         prompt_mask = torch.arange(T, device=device) < prompt_lengths[:, None]  # (P, T)
-        if tokens.is_cuda:
-            attend = self.joined_attention(tokens, prefix, prompt_mask)
-        else:
-            attend = self.merged_attention(prefix, prompt_mask)
-        return self.run(tokens, positions, attend)
+        attention = self.joined_attention if tokens.is_cuda else self.merged_attention
+        return self.run(tokens, positions, attention(tokens, prefix, prompt_mask))
 
     def joined_attention(self, tokens, prefix, prompt_mask):
-        """On a GPU, the attend of complete: one call, each completion behind a copy of its prompt's keys."""
+        """On a GPU: one call, each completion behind a copy of its prompt's keys."""
         P, G, R = tokens.shape
         own = torch.ones(R, R, dtype=torch.bool, device=tokens.device).tril().expand(P, G, R, R)
         shared = prompt_mask[:, None, None].expand(P, G, R, -1)
@@ -350,11 +333,11 @@ class GPT(nn.Module):
 
         return attend
 
-    def merged_attention(self, prefix, prompt_mask):
-        """On a CPU, the attend of complete: to the prompt and to the completion apart, see GroupAttention."""
+    def merged_attention(self, tokens, prefix, prompt_mask):
+        """On a CPU: to the prompt and to the completion apart, see GroupAttention."""
         bias = None
         if not prompt_mask.all():
-            absent = ~prompt_mask[:, None, None]                                # (P, 1, 1, T)
+            absent = ~prompt_mask[:, None, None]  # (P, 1, 1, T)
             bias = torch.zeros(absent.shape, dtype=wide(prefix[0][0]).dtype).masked_fill(absent, -torch.inf)
 
         def attend(layer, q, k, v):
@@ -363,17 +346,14 @@ class GPT(nn.Module):
         return attend
 
     def logits(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (N, T, V) at every position; for a few of them call lm_head on the hidden states."""
+        """Logits (N, T, V) at every position."""
         return self.lm_head(self(tokens, lengths))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
         """
-        The model at path, in fp32, on the CPU.
-
-        path: one of our checkpoint files, a Hugging Face directory (config.json and *.safetensors; GPT-2,
-        Llama, Qwen2, Qwen3, SmolLM2), a .gguf file of Llama type, or a name on the Hugging Face hub. Raises
-        what load_checkpoint and weights.read raise.
+        The fp32 model on the CPU: of our checkpoint file, a Hugging Face directory or hub name, a .gguf file.
+        Raises what load_checkpoint and weights.read raise.
         """
         path = os.fspath(path)
         if not os.path.isfile(path) or path.endswith('.gguf'):
@@ -386,38 +366,21 @@ class GPT(nn.Module):
         return build(cls, entry(saved, 'model_config', dict, path), state, path)
 
     def save_pretrained(self, folder: str, eos_id: int | None = None) -> None:
-        """
-        Write config.json and model.safetensors as `transformers` reads them.
-
-        Raises ValueError when no architecture there is this one.
-        """
+        """Write config.json and model.safetensors as `transformers` reads them, see weights.write."""
         weights.write(folder, vars(self.config), self.state_dict(), eos_id)
-
-
-def read_config(config, path):
-    """GPTConfig(**config) of the file at path. Raises ValueError naming the file and the key."""
-    kinds = {field.name: getattr(field.type, '__args__', (field.type,)) for field in fields(GPTConfig)}
-    for key, value in config.items():
-        if key not in kinds:
-            raise ValueError(f"{path}: its model_config has an unknown key {key!r}")
-        if type(value) not in kinds[key] and not (type(value) is int and float in kinds[key]):
-            names = ' or '.join(kind.__name__ for kind in kinds[key])
-            raise ValueError(f"{path}: {key} is {value!r}; it must be {names}")
-    try:
-        return GPTConfig(**config)
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from None
 
 
 def build(make, config, state, path):
     """
-    make(GPTConfig) with the weights of state, both from the file at path, the head tied if config says so.
-
-    A file may claim any size, so the fit is checked first. Raises ValueError naming the file.
+    make(GPTConfig) with the weights of state, both from the file at path, which may claim any size: the fit
+    is checked first. Raises ValueError naming the file.
     """
-    config = read_config(config, path)
+    try:
+        config = GPTConfig(**config)
+    except (ValueError, TypeError) as e:  # TypeError: a key that it does not have
+        raise ValueError(f"{path}: {e}") from None
     if config.n_layer > len(state):
-        raise ValueError(f"{path}: n_layer is {config.n_layer}, but it holds only {len(state)} tensors")
+        raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
     with torch.device('meta'):
         model = make(config)
     check_fit(state, model.state_dict(), path)

@@ -1,6 +1,4 @@
-"""
-Characters as tokens, and what all tokenizers share.
-"""
+"""Characters as tokens, and what all tokenizers share."""
 import json
 import os
 
@@ -8,11 +6,7 @@ from formats.text_files import write_text
 
 
 class Tokenizer:
-    """
-    What all tokenizers share beside encode, decode, chat and save.
-
-    vocab_size is the largest id + 1. bos_id, eos_id and pad_id are None where there is no such token.
-    """
+    """What has encode, decode, chat and save. vocab_size is the largest id + 1."""
     bos_id = eos_id = pad_id = None
     has_chat_template = False
 
@@ -21,20 +15,15 @@ class Tokenizer:
         return self.decode([i], special=True)
 
     def check_fits(self, vocab_size, path):
-        """
-        Raises ValueError when the model at path embeds fewer tokens than there are ids; more are padding.
-        """
+        """Raises ValueError when the model at path embeds fewer tokens than there are ids."""
         if self.vocab_size > vocab_size:
-            raise ValueError(f"the tokenizer has ids up to {self.vocab_size - 1} and the model at {path} "
-                             f"knows {vocab_size} tokens: they do not belong together")
+            raise ValueError(f"the tokenizer has {self.vocab_size} ids and the model at {path} {vocab_size}")
 
 
 class CharTokenizer(Tokenizer):
     """
-    Each character of `chars` is a token.
-
-    After them come [MASK] (a slot to fill), [PAD], [CLS] (where a judge reads its score) and, with end=True,
-    the end of a text.
+    Each character of `chars` is a token. After them come [MASK] (a slot to fill), [PAD], [CLS] (where a judge
+    reads its score) and, with end=True, the end of a text.
     """
 
     def __init__(self, chars, end=False):
@@ -46,11 +35,11 @@ class CharTokenizer(Tokenizer):
         self.vocab_size = len(self.chars) + len(self.special_ids)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of text. No text is a special token. Raises ValueError at the first unknown character."""
+        """Token ids of text. Raises ValueError at the first unknown character."""
         unknown = next((i for i, c in enumerate(text) if c not in self.id_of), None)
         if unknown is not None:
             raise ValueError(f"character {text[unknown]!r} at position {unknown} is not among the "
-                             f"{len(self.chars)} characters this vocabulary knows")
+                             f"{len(self.chars)} of this vocabulary")
         return [self.id_of[c] for c in text]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
@@ -63,21 +52,19 @@ class CharTokenizer(Tokenizer):
         return ''.join(message['content'] for message in messages)
 
     def chat(self, messages: list[dict], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of render_chat."""
         return self.encode(self.render_chat(messages))
 
     def check_same(self, chars, path):
         """Raises ValueError when the checkpoint at path was trained on other characters than ours."""
         if list(chars) != self.chars:
-            raise ValueError(f"{path} was trained on another vocabulary ({len(chars)} characters; this data "
-                             f"set has {len(self.chars)}): name another checkpoint, or a new path to have "
-                             "one trained")
+            raise ValueError(f"{path} was trained on another vocabulary ({len(chars)} characters, not "
+                             f"{len(self.chars)}): name another path")
 
     def save(self, folder: str) -> None:
         """Write vocab.json, which load_tokenizer reads back."""
-        end = {} if self.eos_id is None else {'end': True}
+        saved = {'chars': self.chars} | ({} if self.eos_id is None else {'end': True})
         os.makedirs(folder, exist_ok=True)
-        write_text(os.path.join(folder, 'vocab.json'), json.dumps({'chars': self.chars} | end))
+        write_text(os.path.join(folder, 'vocab.json'), json.dumps(saved))
 
 
 def char_tokenizer(saved, where):

@@ -1,7 +1,4 @@
-"""
-Chat templates: compiled and rendered as `transformers` does, so that what a message says never counts as a
-special token.
-"""
+"""Chat templates, compiled as `transformers` does, and what keeps a message from writing special tokens."""
 import functools
 import json
 import re
@@ -10,21 +7,20 @@ from datetime import datetime
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
+@functools.cache
 def compile_template(source):
-    """A chat template in jinja2's sandbox, set up as transformers does, so that it renders the same text."""
+    """A chat template in jinja2's sandbox, set up as transformers does."""
     def raise_exception(message):
         raise ValueError(message)
-
-    def strftime_now(form):
-        return datetime.now().strftime(form)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=['jinja2.ext.loopcontrols'])
     environment.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)  # jinja2's escapes HTML
-    environment.globals |= {'raise_exception': raise_exception, 'strftime_now': strftime_now}
+    environment.globals['raise_exception'] = raise_exception
+    environment.globals['strftime_now'] = lambda form: datetime.now().strftime(form)
     # {% generation %} only marks the assistant's words
-    source = re.sub(r'(\{%[-+]?\s*)generation(\s*[-+]?%\})', r'\1if true\2', source)
-    source = re.sub(r'(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})', r'\1endif\2', source)
+    for tag, plain in (('generation', 'if true'), ('endgeneration', 'endif')):
+        source = re.sub(rf'(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})', rf'\1{plain}\2', source)
     return environment.from_string(source)
 
 
@@ -38,10 +34,7 @@ def mark_specials(value, special, mark):
 
 
 def matcher(tokens, spaces=False):
-    """
-    A pattern of one group for any of the AddedTokens, longest first; with spaces, also for the space they
-    swallow.
-    """
+    """A pattern of one group for any of the AddedTokens; with spaces, also for the space they swallow."""
     def pattern(token):
         before, after = (r'\s*' * (spaces and strips) for strips in (token.lstrip, token.rstrip))
         return before + re.escape(token.content) + after

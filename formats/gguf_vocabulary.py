@@ -1,28 +1,25 @@
 """
-The tokenizer inside a .gguf file: as a tokenizer.json, which `tokenizers` and `transformers` read, and for
-tiktoken.
-
-Byte-level BPE cuts a text by a regular expression and merges the bytes of each piece in the order of a list.
+The tokenizer inside a .gguf file: as a tokenizer.json, and for tiktoken. Byte-level BPE cuts a text by a
+regular expression and merges the bytes of each piece in the order of a list.
 """
 import json
 
 import tiktoken
 import tokenizers
 
-from formats.weights import open_gguf
+from formats.weights import open_gguf, values_under
 
 # tokenizer.json writes bytes as printable characters
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 UNPRINTABLE = [b for b in range(256) if b not in PRINTABLE]
 BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + n): b for n, b in enumerate(UNPRINTABLE)}
 
-# The pieces, by the file's tokenizer.ggml.pre: the regular expressions of these models' tokenizer.json
+# tokenizer.ggml.pre names the regular expression of the model's tokenizer.json
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
-# SmolLM2 cuts out each digit before GPT-2's expression sees the rest, so a digit looks like the end of the
-# text.
+# SmolLM2 cuts out each digit before GPT-2's expression, to which a digit is then the end of the text.
 SMOLLM = r'\p{N}|' + GPT2.replace(r'| ?\p{N}+', '').replace(r'(?!\S)', r'(?![^\s\p{N}])')
 PATTERNS = {'gpt-2': GPT2, 'smollm': SMOLLM, 'llama-bpe': LLAMA3, 'qwen2': QWEN2}
 
@@ -33,36 +30,31 @@ ROLES = {'bos_token': 'ggml.bos_token_id', 'eos_token': 'ggml.eos_token_id',
 
 
 def read_metadata(path):
-    """{key: value} of the file's tokenizer, checked. Raises ValueError."""
-    fields = open_gguf(path).fields
-    try:
-        told = {key.removeprefix('tokenizer.'): field.contents()
-                for key, field in fields.items() if key.startswith('tokenizer.')}
-    except (ValueError, IndexError) as e:  # bytes that are no text, a value without parts
-        raise ValueError(f"{path}: the metadata of its tokenizer cannot be read: {e}") from None
-    kind, pre, tokens = told.get('ggml.model'), told.get('ggml.pre'), told.get('ggml.tokens')
-    if kind != 'gpt2' or pre not in list(PATTERNS) or 'ggml.merges' not in told:
-        raise ValueError(f"{path} has a tokenizer of type {kind!r} with the pieces {pre!r}; only 'gpt2' with "
-                         f"{', '.join(PATTERNS)} is read: give the model's Hugging Face folder")
+    """{key: value} of the file's tokenizer, checked. Raises ValueError, ImportError without gguf."""
+    told = values_under(open_gguf(path), 'tokenizer.', path)
+    kind, pre = told.get('ggml.model'), told.get('ggml.pre')
+    if kind != 'gpt2' or pre not in list(PATTERNS):
+        raise ValueError(f"{path} has a tokenizer {kind!r} with the pieces {pre!r}, not gpt2 with "
+                         f"{', '.join(PATTERNS)}: take the model's Hugging Face folder")
     for key in ('ggml.tokens', 'ggml.merges'):
-        if not isinstance(told[key] if key in told else None,
-                          list) or not all(isinstance(t, str) for t in told[key]):
+        texts = told.get(key)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path}: tokenizer.{key} must be a list of texts")
-    types = told.setdefault('ggml.token_type', [NORMAL] * len(tokens))
-    if not isinstance(types, list) or len(types) != len(tokens):
-        raise ValueError(f"{path}: tokenizer.ggml.token_type must be a list of {len(tokens)} numbers, one a "
-                         "token")
+    n = len(told['ggml.tokens'])
+    types = told.setdefault('ggml.token_type', [NORMAL] * n)
+    if not isinstance(types, list) or len(types) != n:
+        raise ValueError(f"{path}: tokenizer.ggml.token_type must be a list of {n} numbers, one a token")
     for key in ROLES.values():
-        if type(told.get(key, 0)) is not int or not 0 <= told.get(key, 0) < max(len(tokens), 1):
-            raise ValueError(f"{path}: tokenizer.{key} is {told[key]!r}; it must be one of the "
-                             f"{len(tokens)} tokens")
+        role = told.get(key, 0)
+        if type(role) is not int or not 0 <= role < max(n, 1):
+            raise ValueError(f"{path}: tokenizer.{key} is {role!r}; it must be one of the {n} tokens")
     return told
 
 
 def read_vocabulary(path):
     """
-    ({'tokenizer.json': text, 'tokenizer_config.json': text}, the first one's content, the regular expression
-    that cuts a text into pieces) of a GGUF file. Raises ValueError, ImportError without the package gguf.
+    ({'tokenizer.json': text, 'tokenizer_config.json': text}, the first one's content, the regular expression)
+    of a GGUF file. Raises as read_metadata.
     """
     told = read_metadata(path)
     pre, tokens = told['ggml.pre'], told['ggml.tokens']
@@ -91,19 +83,17 @@ def read_vocabulary(path):
 
 def tiktoken_encoding(spec, pattern, name):
     """
-    A tiktoken.Encoding with the ids of spec, a tokenizer.json, or None where it would give others. A byte
-    without a token has an id beyond the vocabulary.
-
-    tiktoken merges the two neighbours whose concatenation has the lowest id, whichever pair the list of
-    merges means. That is the same where ids grow along the list and each token, merged alone from its bytes,
-    ends as itself.
+    A tiktoken.Encoding with the ids of spec, a tokenizer.json, or None where it would give others: it merges
+    the neighbours whose concatenation has the lowest id. That is the same where ids grow along the merges and
+    each token, merged alone from its bytes, ends as itself. A byte without a token has an id beyond the rest.
     """
     vocab, merges = spec['model']['vocab'], [tuple(merge.split(' ')) for merge in spec['model']['merges']]
-    merged = [vocab[left + right] for left, right in merges]
+    made = [''.join(pair) for pair in merges]
+    merged = [vocab[token] for token in made]
     bytes_alone = {c: vocab.get(c, len(vocab) + (1 << 24) + b) for c, b in BYTE_OF.items()}
-    ranks = bytes_alone | {left + right: i for (left, right), i in zip(merges, merged, strict=True)}
+    ranks = bytes_alone | dict(zip(made, merged, strict=True))
     by_merges = tokenizers.models.BPE(vocab, merges)
-    ends_as_itself = all(len(by_merges.tokenize(left + right)) == 1 for left, right in merges)
+    ends_as_itself = all(len(by_merges.tokenize(token)) == 1 for token in made)
     ordinary = vocab.keys() - {token['content'] for token in spec['added_tokens']}
     looks_up_others = spec['model']['ignore_merges'] and not ranks.keys() >= ordinary
     odd_bytes = not BYTE_OF.keys() >= set(''.join(ranks))

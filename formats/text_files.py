@@ -1,6 +1,4 @@
-"""
-Text and JSON files: read with one clear error that names the file and the line, written whole or not at all.
-"""
+"""Text and JSON files: read with one clear error that names file and line, written whole or not at all."""
 import contextlib
 import json
 import os
@@ -11,8 +9,7 @@ HALF_PAIR = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape for half of a char
 
 def first_line(error):
     """The first line of an error's message, at most 160 characters."""
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0][:160]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def read_text(path, newline=None):
@@ -78,6 +75,6 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Write text to path, as UTF-8 and with its own line ends; the file appears whole or not at all."""
+    """Write text to path, as UTF-8 and with its own line ends."""
     with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as f:
         f.write(text)

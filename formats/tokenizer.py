@@ -4,9 +4,8 @@ Text to token ids and back: characters (one id each) or the vocabulary of a rele
     tokenizer = load_tokenizer(path)     # a data folder, a Hugging Face folder, a .gguf file
     tokenizer.chat([{'role': 'user', 'content': 'hello'}])
 
-The ids, chats and end tokens are those of `transformers`; tests/test_tokenizer.py compares them.
+The ids, chats and end tokens are those of `transformers`.
 """
-import functools
 import json
 import os
 import re
@@ -19,34 +18,24 @@ from formats.characters import CharTokenizer, Tokenizer, char_tokenizer
 from formats.chat import compile_template, mark_specials, matcher
 from formats.gguf_vocabulary import read_vocabulary, tiktoken_encoding
 from formats.package import check_config, is_named, read_package
-from formats.text_files import (
-    check_unicode,
-    first_line,
-    parse_object,
-    read_text,
-    write_text,
-)
+from formats.text_files import check_unicode, first_line, parse_object, read_text, write_text
 
 __all__ = ['CharTokenizer', 'Tokenizer', 'char_tokenizer', 'load_tokenizer']
 SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
 READ = (*SAVED, 'config.json', 'generation_config.json')
-# On a million spaces tiktoken's regex overflows its stack, in a panic that no `except Exception` catches.
+# On a million spaces tiktoken's regex overflows its stack, which no `except Exception` catches.
 LONG_RUN = re.compile(r'(?<!\s)\s{100000}')
 
 
 def without_none(message):
-    """A chat message without the entries that are None, which templates take for given."""
+    """A chat message less its entries that are None, which templates take for given."""
     return {key: value for key, value in message.items() if value is not None}
 
 
 class FileTokenizer(Tokenizer):
     """
-    A tokenizer.json and the files beside it, read by the package `tokenizers`. files: {name: text}; path: for
-    errors.
-
-    eos_id ends a completion: tokenizer_config.json's eos_token (<|im_end|>, <|eot_id|> for chat models), else
-    the model's. pad_id is the pad_token, else eos_id: lengths mask the rows, so padding needs no token of its
-    own.
+    A tokenizer.json and the files {name: text} beside it, read by the package `tokenizers`. eos_id ends a
+    completion: tokenizer_config.json's eos_token (<|im_end|> for chat models), else the model's.
     """
 
     def __init__(self, files, path):
@@ -57,7 +46,7 @@ class FileTokenizer(Tokenizer):
         self.files = {name: text for name, text in files.items() if name in SAVED}
         self.package = read_package(files['tokenizer.json'], os.path.join(path, 'tokenizer.json'))
         config = read('special_tokens_map.json') | read('tokenizer_config.json')
-        eos = (read('config.json') | read('generation_config.json')).get('eos_token_id', [])
+        eos = (read('config.json') | read('generation_config.json')).get('eos_token_id')
         if not isinstance(eos, list):
             eos = [] if eos is None else [eos]
         check_config(config, eos, path)
@@ -70,9 +59,7 @@ class FileTokenizer(Tokenizer):
         self.name_tokens(config, eos)
 
     def add_tokens(self, entries):
-        """
-        Add the tokens that only tokenizer_config.json lists, as transformers does. entries: {id: its flags}.
-        """
+        """Add the tokens {id: flags} that only tokenizer_config.json lists, as transformers does."""
         known = {token.content for token in self.package.get_added_tokens_decoder().values()}
         for entry in entries.values():
             if entry['content'] not in known:
@@ -81,89 +68,68 @@ class FileTokenizer(Tokenizer):
                 self.package.add_tokens([tokenizers.AddedToken(entry['content'], **flags)])
 
     def name_tokens(self, config, eos):
-        """
-        Set bos_id, eos_id, pad_id and special_ids; a token with such a role is special, marked so or not.
-        """
+        """Set bos_id, eos_id, pad_id and special_ids; a token with such a role is special."""
         texts = {key: v['content'] if is_named(v, 'content') else v for key, v in config.items()}
         names = {key: v for key, v in texts.items() if key.endswith('_token') and isinstance(v, str) and v}
         vocab = self.package.get_vocab()
         text_of = {i: text for text, i in vocab.items()}
         stops = [text_of[i] for i in eos if i in text_of]
-        # of several, the one that the chat template writes; save() keeps it
         if 'eos_token' not in names and stops:
+            # of several, the one that the chat template writes; save() keeps it
             names['eos_token'] = next((text for text in stops if text in (self.template or '')), stops[0])
-            own = json.loads(self.files.get('tokenizer_config.json',
-                                            '{}')) | {'eos_token': names['eos_token']}
+            own = json.loads(self.files.get('tokenizer_config.json', '{}'))
+            own['eos_token'] = names['eos_token']
             self.files['tokenizer_config.json'] = json.dumps(own, ensure_ascii=False, indent=1)
-        if names.get('eos_token', '') not in vocab and 'eos_token' in names:
-            raise ValueError(f"{self.path}: the eos_token {names['eos_token']!r} of tokenizer_config.json "
-                             "is not in the vocabulary of tokenizer.json")
+        if 'eos_token' in names and names['eos_token'] not in vocab:
+            raise ValueError(f"{self.path}: tokenizer.json lacks the eos_token {names['eos_token']!r}")
         added = self.package.get_added_tokens_decoder()
-        special = [added.get(vocab[text], text) for text in names.values() if text in vocab]
-        self.package.add_special_tokens(special)
+        known = [text for text in names.values() if text in vocab]
+        self.package.add_special_tokens([added.get(vocab[text], text) for text in known])
         self.names, self.added = names, self.package.get_added_tokens_decoder()
         self.special_ids = sorted(i for i, token in self.added.items() if token.special)
         self.vocab_size = max(vocab.values(), default=-1) + 1
-        self.bos_id, self.eos_id, pad_id = (vocab.get(names.get(key)) for key in ('bos_token', 'eos_token',
-                                                                                  'pad_token'))
-        self.pad_id = self.eos_id if pad_id is None else pad_id
+        self.bos_id, self.eos_id = vocab.get(names.get('bos_token')), vocab.get(names.get('eos_token'))
+        self.pad_id = vocab.get(names.get('pad_token'), self.eos_id)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """
-        Token ids of text; no bos or eos is added. Raises ValueError for text that is not Unicode.
-
-        special=False reads the text of a special token as ordinary text, so that a prompt cannot smuggle one
-        in; special=True as the token. Tokens added without the special flag (Qwen's <think>) count both ways,
-        as in transformers. Where a special token is also a piece of the vocabulary (SentencePiece), it is
-        still found.
+        Token ids of text; no bos or eos is added. The text of a special token is ordinary text, so that a
+        prompt cannot smuggle one in, unless special=True. Tokens added without the special flag (Qwen's
+        <think>) count both ways. Raises ValueError for text that is not Unicode.
         """
         check_unicode(text)
         try:
             with self.lock:
                 self.package.encode_special_tokens = not special
                 return self.package.encode(text, add_special_tokens=False).ids
-        # the package raises bare Exceptions, as for a word that a vocabulary without [UNK] lacks
-        except Exception as e:
+        except Exception as e:  # the package's: no [UNK] for an unknown word
             raise ValueError(f"the tokenizer of {self.path} cannot read this text: {first_line(e)}") from None
 
     def decode(self, ids: list[int], special: bool = False) -> str:
-        """
-        The text of ids; special tokens only with special=True, broken UTF-8 as U+FFFD, unknown ids as
-        nothing.
-        """
+        """The text of ids; special tokens only with special=True, broken UTF-8 as U+FFFD."""
         return self.package.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def token_text(self, i: int) -> str:
-        """The text of token i after another one: SentencePiece drops the space of the first."""
+        """The text of token i after another: SentencePiece drops the space of the first."""
         first = self.decode([i], special=True)
         return self.decode([i, i], special=True)[len(first):] or first
 
-    @functools.cached_property
-    def compiled_template(self):
-        return compile_template(self.template)
-
     def render_chat(self, messages, add_generation_prompt=True, **variables):
-        """
-        The text that the chat template makes of messages, as transformers' apply_chat_template. variables:
-        tools, ...
-        """
+        """The text that the chat template makes of messages (and tools, ...), as transformers renders it."""
         if not self.has_chat_template:
-            raise ValueError(f"{self.path} has no chat template: put a chat_template.jinja there, or do "
-                             "without chat")
+            raise ValueError(f"{self.path} has no chat template: put a chat_template.jinja there")
         messages = [without_none(message) for message in messages]
-        variables = {'tools': None, 'documents': None} | self.names | variables
+        given = {'tools': None, 'documents': None, 'add_generation_prompt': add_generation_prompt}
+        variables = given | self.names | variables
         try:
-            return self.compiled_template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+            return compile_template(self.template).render(messages=messages, **variables)
         except Exception as e:  # a template is a program, with errors of every kind
             raise ValueError(f"the chat template of {self.path} fails: {type(e).__name__}: {e}") from None
 
     def chat(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> list[int]:
         """
-        Token ids of render_chat with the template's special tokens; those in a message stay ordinary text.
-
-        Such text passes through the template with a private-use character after each of its characters, which
-        shows where to read it as ordinary text.
+        Token ids of render_chat with the template's special tokens; those in a message stay ordinary text,
+        because they pass through the template with a private-use character after each of their characters.
         """
         special = [token for token in self.added.values() if token.special]
         try:
@@ -176,8 +142,7 @@ class FileTokenizer(Tokenizer):
         if mark not in text:
             return self.encode(text, special=True)
         ids = []
-        # the odd parts are special tokens
-        for i, part in enumerate(matcher(special, spaces=True).split(text)):
+        for i, part in enumerate(matcher(special, spaces=True).split(text)):  # the odd parts are special
             ids += self.encode(part.replace(mark, ''), special=i % 2 == 1)
         return ids
 
@@ -189,17 +154,15 @@ class FileTokenizer(Tokenizer):
 
 
 class GGUFTokenizer(FileTokenizer):
-    """
-    The vocabulary of a .gguf file. tiktoken encodes it, four times as fast, where it gives the package's ids.
-    """
+    """The vocabulary of a .gguf file; tiktoken encodes it, four times as fast, where that gives equal ids."""
 
     def __init__(self, path):
         files, spec, pattern = read_vocabulary(path)
         super().__init__(files, path)
         self.form = 'NFC' if spec['normalizer'] else None
         self.tiktoken = tiktoken_encoding(spec, pattern, path)
-        self.matchers = {True: matcher(self.added.values()), False: matcher(
-            [token for token in self.added.values() if not token.special])}
+        plain = [token for token in self.added.values() if not token.special]
+        self.matchers = {True: matcher(self.added.values()), False: matcher(plain)}
 
     def encode_plain(self, text):
         """Ids of a text without added tokens."""
@@ -211,7 +174,6 @@ class GGUFTokenizer(FileTokenizer):
         return ids if known else super().encode(text)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """As FileTokenizer.encode."""
         if self.tiktoken is None:
             return super().encode(text, special)
         check_unicode(text)
@@ -223,9 +185,8 @@ class GGUFTokenizer(FileTokenizer):
 
 def load_tokenizer(path: str) -> Tokenizer:
     """
-    The tokenizer at path: a data folder (vocab.json), a Hugging Face folder (tokenizer.json), a .gguf file or
-    a folder with one. Raises FileNotFoundError, ValueError for a file that cannot be read, ImportError
-    without gguf.
+    The tokenizer of a data folder (vocab.json), a Hugging Face folder (tokenizer.json), a .gguf file or a
+    folder with one. Raises FileNotFoundError, ValueError, ImportError without gguf.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no tokenizer at {path}: no such file or folder")
@@ -235,14 +196,13 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise ValueError(f"{path} is neither a folder with a tokenizer nor a .gguf file")
     names = sorted(os.listdir(path))
     if 'tokenizer.json' in names:
-        read = {name: read_text(os.path.join(path, name), newline='') for name in READ if name in names}
-        return FileTokenizer(read, path)
+        files = {name: read_text(os.path.join(path, name), newline='') for name in READ if name in names}
+        return FileTokenizer(files, path)
     if 'vocab.json' in names:
         file = os.path.join(path, 'vocab.json')
         vocab = parse_object(read_text(file), file)
         if not isinstance(vocab.get('chars'), list):
-            raise ValueError(f"{file} has no list 'chars', and no tokenizer.json lies there: save with "
-                             "transformers")
+            raise ValueError(f"{file} has no list 'chars' and no tokenizer.json lies beside it")
         return char_tokenizer(vocab, file)
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
@@ -250,7 +210,5 @@ def load_tokenizer(path: str) -> Tokenizer:
     if ggufs:
         raise ValueError(f"{path} holds {len(ggufs)} .gguf files ({', '.join(ggufs)}): name one")
     if 'tokenizer.model' in names:
-        raise ValueError(f"{path} holds only a SentencePiece file, tokenizer.model: save with transformers, "
-                         "which writes a tokenizer.json")
-    raise FileNotFoundError(f"there is no tokenizer in {path}: neither tokenizer.json nor vocab.json nor a "
-                            ".gguf file")
+        raise ValueError(f"{path} has a SentencePiece tokenizer.model alone: save it with transformers")
+    raise FileNotFoundError(f"there is no tokenizer in {path}: no tokenizer.json, vocab.json or .gguf file")

@@ -9,16 +9,12 @@ import zipfile
 import torch
 
 from formats import weights
+from formats.text_files import first_line
 from formats.tokenizer import char_tokenizer, load_tokenizer
 
-# -----------------------------------------------------------------------------
-# checkpoints: one file, written whole or not at all, read without running any code that may be inside
 
 def save_checkpoint(path: str, checkpoint: dict) -> None:
-    """
-    Write to a temporary file beside `path`, flush it to the disk, rename: a reader sees the old file or the
-    new one. Raises OSError, and leaves what was there, when the disk is full.
-    """
+    """Write, flush to the disk, rename. Raises OSError, and leaves what was there, when the disk is full."""
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.tmp'
     try:
@@ -32,22 +28,19 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
             os.remove(temporary)
         remedy = "make room and run again"
         if os.path.exists(path):
-            remedy = "the one from before is whole: make room, and go on from it with --init_from=resume"
-        raise OSError(f"{path} could not be written ({str(e).splitlines()[0][:120]}); {remedy}") from None
+            remedy = "the one before is whole: make room and go on with --init_from=resume"
+        raise OSError(f"{path} could not be written ({first_line(e)}); {remedy}") from None
 
 
-# What a checkpoint's pickle may name. weights_only allows more, and with some of that (bytearray(n),
-# torch.Tensor(n)) a hundred bytes ask for gigabytes.
+# What a checkpoint's pickle may name. weights_only allows more, some of which (bytearray(n), torch.Tensor(n))
+# lets a hundred bytes ask for gigabytes.
 PICKLED = re.compile(r'collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|'
                      r'torch (Size|[A-Z][A-Za-z0-9]*Storage|b?float\w+|u?int\w+|bool)|'
                      r'torch\.storage UntypedStorage')
 
 
 def tensors_in(value):
-    """
-    Every tensor in nested dicts, lists and tuples, once. They may be nested deep, or in themselves: a file
-    says how.
-    """
+    """Every tensor in dicts, lists and tuples, once; a file may nest them deep, or in themselves."""
     seen, left = set(), [value]
     while left:
         value = left.pop()
@@ -62,19 +55,10 @@ def tensors_in(value):
             left.extend(value)
 
 
-def check_pickle(data):
-    """Raises ValueError unless a pickle names tensors and containers alone."""
-    for kind, argument, _ in pickletools.genops(data):
-        if kind.name == 'GLOBAL' and not PICKLED.fullmatch(argument):
-            raise ValueError(f"it is no plain data: its pickle names {argument}")
-
-
 def load_pt(path):
     """
-    What torch.save wrote to path, on the CPU. Before anything is made of it: its parts are no larger than the
-    file, none has changed since it was written (their checksums), and its pickle names tensors and containers
-    alone. Raises what zipfile, pickletools and torch.load raise, of every kind; its callers say which file it
-    was.
+    What torch.save wrote to path, on the CPU; its sizes, checksums and the names in its pickle are checked
+    first. Raises errors of every kind: the caller says which file it was.
     """
     size = os.path.getsize(path)
     with open(path, 'rb') as f, zipfile.ZipFile(f) as archive:
@@ -87,8 +71,10 @@ def load_pt(path):
         if changed:
             raise ValueError(f"its part {changed!r} is not as it was written")
         for name in archive.namelist():
-            if name.lower().endswith('.pkl'):
-                check_pickle(archive.read(name))
+            opcodes = pickletools.genops(archive.read(name)) if name.lower().endswith('.pkl') else ()
+            for kind, argument, _ in opcodes:
+                if kind.name == 'GLOBAL' and not PICKLED.fullmatch(argument):
+                    raise ValueError(f"it is no plain data: its pickle names {argument}")
     loaded = torch.load(path, map_location='cpu', weights_only=True)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(loaded))
     if claimed > 2 * size:  # twice, for a tied head is in it under two names
@@ -99,53 +85,42 @@ def load_pt(path):
 def load_checkpoint(path: str, *kinds: str) -> dict:
     """
     The checkpoint's dict, on the CPU. kinds: what its 'kind' entry may be ('generator', 'judge', 'run').
-    Raises FileNotFoundError when there is no such file, ValueError when it is torn, of another program, or of
-    another kind.
+    Raises FileNotFoundError, and ValueError when it is torn, of another program or of another kind.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
         checkpoint = load_pt(path)
     except Exception as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0][:120]
-        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {reason}. Is "
-                         "this the path you meant? If a run was cut off while it made it, delete "
-                         "it and that run makes it anew") from None
+        raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {first_line(e)}; delete "
+                         "it and run again, if a run made it") from None
     kind = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
-    kind = kind if isinstance(kind, str) else None
-    if kind == 'adapters' and kind not in kinds:
-        raise ValueError(f"{path} holds LoRA adapters without their model: the two merged lie in export/ "
-                         "(an autoencoder's in nla.pt) beside it when the run is done")
-    if kind not in kinds:
-        raise ValueError(f"{path} holds {'a ' + kind if kind else 'no'} checkpoint, and wanted is "
-                         f"{' or '.join(kinds)}: check which path belongs to which key")
-    return checkpoint
+    if kind in kinds:
+        return checkpoint
+    if kind == 'adapters':
+        raise ValueError(f"{path} holds adapters alone: export/ or nla.pt beside it holds the whole model")
+    held = f'a {kind}' if isinstance(kind, str) else 'no'
+    raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}")
 
 
 def entry(checkpoint, key, kind, path):
-    """
-    What stands under key in the checkpoint of path. Raises ValueError when there is nothing of that kind.
-    """
+    """What stands under key in the checkpoint of path. Raises ValueError when it is not of that kind."""
     if not isinstance(checkpoint.get(key), kind):
-        raise ValueError(f"{path} has no {kind.__name__} {key!r} in it: it is not one of ours, or of "
-                         "another version")
+        raise ValueError(f"{path} has no {kind.__name__} {key!r}: it is of another program or version")
     return checkpoint[key]
 
 
 def check_fit(source, target, where):
-    """
-    Raises ValueError unless the tensors of two dicts have the same names and shapes; where: what source is.
-    """
-    theirs, ours, wrong = shapes_of(source), shapes_of(target), []
-    for name in sorted(theirs | ours, key=str):
-        if theirs.get(name) != ours.get(name):
-            wrong.append(f"{name} is {theirs.get(name, 'missing')}, wanted {ours.get(name, 'none')}")
+    """Raises ValueError unless the tensors of two dicts agree in names and shapes; where: what source is."""
+    theirs, ours = shapes_of(source), shapes_of(target)
+    wrong = [f"{name} is {theirs.get(name, 'missing')}, wanted {ours.get(name, 'none')}"
+             for name in sorted(theirs | ours, key=str) if theirs.get(name) != ours.get(name)]
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
     for name, tensor in source.items():
-        numbers = isinstance(tensor, torch.Tensor)
-        if not numbers or tensor.is_floating_point() != target[name].is_floating_point():
-            raise ValueError(f"{where}: {name} is not a tensor of numbers of the kind that this model has")
+        is_tensor = isinstance(tensor, torch.Tensor)
+        if not is_tensor or tensor.is_floating_point() != target[name].is_floating_point():
+            raise ValueError(f"{where}: {name} is not a tensor of the kind that this model has")
 
 
 def shapes_of(tensors):
@@ -153,13 +128,10 @@ def shapes_of(tensors):
 
 
 def tokenizer_of(path):
-    """
-    The tokenizer that belongs to the model at path (see GPT.from_pretrained): of one of our checkpoint files
-    it is in there, for characters, or in the run's tokenizer/ folder; else it lies beside the weights.
-    """
-    if path.endswith('.pt'):
-        saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')
-        if 'chars' in saved:
-            return char_tokenizer(saved, path)
-        return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))
-    return load_tokenizer(weights.local_folder(path))
+    """The tokenizer of the model at path: in our checkpoint, the run's tokenizer/, or beside the weights."""
+    if not path.endswith('.pt'):
+        return load_tokenizer(weights.local_folder(path))
+    saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')
+    if 'chars' in saved:
+        return char_tokenizer(saved, path)
+    return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))

@@ -3,12 +3,6 @@ LoRA (Hu et al., arXiv 2106.09685): the model is frozen, and two thin matrices p
 is added to its weight, W + alpha / r * B A. B starts at zero, so training starts from the model itself. With
 the adapters switched off the same weights are the reference policy. The frozen weights may be int8.
 
-    model = GPT.from_pretrained(path)
-    quantize_int8(model)                     # if memory is short; before or after add_lora
-    add_lora(model, r=16, alpha=32)
-    with adapters_off(model): ...            # the reference
-    save_adapter(model, folder)              # for peft;  or merge_lora(model), and it is a plain model again
-
 Our linears are fused (q, k, v in one; gate and up in one), so an adapter belongs to some rows of a linear.
 Shapes: S adapted slices of a linear, r the rank.
 """
@@ -22,11 +16,11 @@ import torch.nn as nn
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from formats.weights import open_tensors, read_json
+from formats.text_files import read_json, write_text
+from formats.weights import counterpart, open_tensors
 from runtime.checkpoint import check_fit
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-NUMBER = int, float
 
 
 def replace(module, kind, make):
@@ -42,12 +36,12 @@ def replace(module, kind, make):
 # frozen weights in int8
 
 def dequantise(weight, scale, dtype):
-    # Scaling the product is cheaper, but its sums overflow fp16. One kernel: fp32, rounded once.
+    # Scaling the product is cheaper, but its sums overflow fp16.
     return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
 
 
 class Int8Matmul(torch.autograd.Function):
-    """Dequantises again in backward: autograd would keep each layer's weight, the memory that int8 saves."""
+    """Dequantises again in backward: autograd would keep each layer's weight."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
@@ -83,14 +77,10 @@ class Int8Linear(nn.Module):
         return linear
 
 
-def quantize_int8(model: torch.nn.Module):
+def quantize_int8(model: nn.Module):
     """
     Make every linear in the blocks of a model.GPT an Int8Linear, frozen, in a quarter of fp32's memory.
-
-    Embeddings, norms and the head stay, because fused_logps reads the head's weight. SmolLM2-135M-Instruct
-    (Q4_1 GGUF) on 1024 tokens of GSM8K, int8 against fp32 (bf16 against fp32): mean KL 0.0028 (0.0011) nats,
-    the likeliest token's log-prob off by 0.032 (0.021) on average and 0.42 (0.21) at most, the same token
-    likeliest at 98.2% (98.8%) of positions; the blocks go from 425 to 107 MB.
+    SmolLM2-135M-Instruct on GSM8K is 0.0028 nats from fp32 then, in mean KL; in bf16 it is 0.0011.
     """
     replace(model.blocks, nn.Linear, Int8Linear)
 
@@ -100,9 +90,8 @@ def quantize_int8(model: torch.nn.Module):
 
 class LoRALinear(nn.Module):
     """
-    A frozen linear (nn.Linear or Int8Linear) and S adapters, each adding to some rows of its output. rows:
-    {target: slice}. A (S r, in) and B (adapted rows, r) stack the adapters in that order, so that x is
-    multiplied once for all of them.
+    A frozen linear (nn.Linear or Int8Linear) and S adapters, each adding to some rows {target: slice} of its
+    output. A (S r, in) and B (adapted rows, r) stack them.
     """
 
     def __init__(self, base, rows, r, alpha, dropout):
@@ -119,7 +108,7 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.on:
             return y
-        narrow = F.linear(self.drop(x), self.A.to(x.dtype)) * (self.alpha / self.r)             # (..., S r)
+        narrow = F.linear(self.drop(x), self.A.to(x.dtype)) * (self.alpha / self.r)  # (..., S r)
         return y + F.linear(narrow, self.wide_B().to(x.dtype))
 
     def wide_B(self):
@@ -130,7 +119,7 @@ class LoRALinear(nn.Module):
         return wide
 
     def plain(self):
-        """The nn.Linear with the adapters folded in (in fp32, then rounded to the base's dtype)."""
+        """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""
         linear = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
         delta = self.alpha / self.r * (self.wide_B().float() @ self.A.float())
         linear.weight.data = (linear.weight.float() + delta).to(linear.weight.dtype)
@@ -141,20 +130,17 @@ def fused_rows(config):
     """The linears of a block and what their output rows are: {linear: {target: slice}}."""
     q, kv, hidden = config.n_head * config.head_dim, config.n_kv_head * config.head_dim, config.mlp_hidden
     qkv = {'q': slice(0, q), 'k': slice(q, q + kv), 'v': slice(q + kv, q + 2 * kv)}
-    up = {'up': slice(0, hidden)}
+    up, every = {'up': slice(0, hidden)}, slice(0, config.n_embd)
     if config.mlp == 'swiglu':
         up = {'gate': slice(0, hidden), 'up': slice(hidden, 2 * hidden)}
-    everything = slice(0, config.n_embd)
-    return {'attn.qkv': qkv, 'attn.proj': {'o': everything}, 'mlp.up': up, 'mlp.proj': {'down': everything}}
+    return {'attn.qkv': qkv, 'attn.proj': {'o': every}, 'mlp.up': up, 'mlp.proj': {'down': every}}
 
 
-def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
+def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
              targets: tuple[str, ...] = TARGETS):
     """
-    Freeze a model.GPT and give every block fp32 adapters of rank r on the targets.
-
-    TARGETS, the default, means all that this model has (GELU has no 'gate'). Raises ValueError for a target
-    it lacks, r < 1, alpha <= 0, or a model with adapters.
+    Freeze a model.GPT and give every block fp32 adapters of rank r on the targets; TARGETS means all that it
+    has (GELU has no 'gate'). Raises ValueError for a target that it lacks.
     """
     linears = fused_rows(model.config)
     known = [target for rows in linears.values() for target in rows]
@@ -174,7 +160,7 @@ def add_lora(model: torch.nn.Module, r: int, alpha: float, dropout: float = 0.0,
 
 
 def lora_layers(model):
-    """{name: LoRALinear} of the model. Raises ValueError when there are none."""
+    """{name: LoRALinear}. Raises ValueError when there are none."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
     if not layers:
         raise ValueError("this model has no adapters: add_lora first")
@@ -196,26 +182,13 @@ def adapters_off(model):
 
 
 @torch.no_grad()
-def merge_lora(model: torch.nn.Module):
-    """Fold the adapters into the weights and dequantise int8: plain linears again, still frozen."""
+def merge_lora(model: nn.Module):
+    """Fold the adapters into the weights and dequantise int8: plain linears, still frozen."""
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
 
 
-def lora_state(model):
-    """The adapters alone, named as in model.state_dict(), for a training checkpoint."""
-    state = {}
-    for name, layer in lora_layers(model).items():
-        state |= {f'{name}.A': layer.A.detach(), f'{name}.B': layer.B.detach()}
-    return state
-
-
-def load_lora_state(model, state):
-    """Back into a model with the same adapters. Raises ValueError naming the tensors that do not fit."""
-    copy_tensors(state, lora_state(model), 'the saved adapters')
-
-
 def copy_tensors(source, target, where):
-    """Copy source into target's tensors, all or none. Raises ValueError when names or shapes differ."""
+    """Copy source into target's tensors, all or none. Raises as check_fit."""
     check_fit(source, target, where)
     for name, tensor in target.items():
         tensor.copy_(source[name])
@@ -224,18 +197,12 @@ def copy_tensors(source, target, where):
 # -----------------------------------------------------------------------------
 # adapters as PEFT writes them
 
-LLAMA = {'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj', 'o': 'self_attn.o_proj',
-         'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj'}
 GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
 
 
-def is_llama(config):
-    """True for Llama, Qwen2, Qwen3; False for GPT-2. Raises ValueError for others, which PEFT cannot name."""
-    kinds = {key: getattr(config, key) for key in ('causal', 'norm', 'position', 'mlp')}
-    llama, gpt2 = (True, 'rmsnorm', 'rope', 'swiglu'), (True, 'layernorm', 'learned', 'gelu')
-    if tuple(kinds.values()) not in (llama, gpt2):
-        raise ValueError(f"PEFT adapters are for GPT-2 and Llama-like models, not for {kinds}: merge first")
-    return kinds['position'] == 'rope'
+def is_gpt2(config):
+    """False for Llama, Qwen2, Qwen3. Raises ValueError for a model that transformers lacks."""
+    return counterpart(vars(config)) == 'gpt2'
 
 
 def peft_tensors(model):
@@ -243,69 +210,62 @@ def peft_tensors(model):
     tensors = {}
     for name, layer in lora_layers(model).items():
         _, i, path = name.split('.', 2)  # blocks.I.attn.qkv
-        if is_llama(model.config):
-            names = [f'model.layers.{i}.{LLAMA[target]}' for target in layer.rows]
-            pairs = zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True)
-        else:
+        if is_gpt2(model.config):
             pairs = [(f'transformer.h.{i}.{GPT2[path]}', layer.A, layer.wide_B())]
+        else:
+            part = 'mlp' if path.startswith('mlp') else 'self_attn'
+            names = [f'model.layers.{i}.{part}.{target}_proj' for target in layer.rows]
+            pairs = zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True)
         for module, A, B in pairs:
             tensors[f'base_model.model.{module}.lora_A.weight'] = A.detach()
             tensors[f'base_model.model.{module}.lora_B.weight'] = B.detach()
     return tensors
 
 
-def save_adapter(model: torch.nn.Module, folder: str, base_name: str = '') -> None:
+def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     """
-    Write adapter_config.json and adapter_model.safetensors, as peft reads them.
-
-    base_name: the base's path or hub name, for the config. Raises ValueError for a model without adapters or
-    one that PEFT cannot name.
+    Write the folder that peft reads. base_name: the base's path or hub name. Raises ValueError for a model
+    without adapters or one that transformers lacks.
     """
-    layers, tensors, llama = lora_layers(model), peft_tensors(model), is_llama(model.config)
-    layer = next(iter(layers.values()))
-    last = slice(-3 if llama else -4, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
-    modules = {}  # {module: S}
-    for name, tensor in tensors.items():
-        if 'lora_A' in name:
-            modules['.'.join(name.split('.')[last])] = tensor.shape[0] // layer.r
+    tensors, gpt2 = peft_tensors(model), is_gpt2(model.config)
+    layer, *_ = lora_layers(model).values()
+    last = slice(-4 if gpt2 else -3, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
+    modules = {'.'.join(name.split('.')[last]): tensor.shape[0] // layer.r  # S
+               for name, tensor in tensors.items() if 'lora_A' in name}
     stacked = {name: S for name, S in modules.items() if S > 1}
     config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
               'inference_mode': True, 'bias': 'none', 'r': layer.r, 'lora_alpha': layer.alpha,
-              'lora_dropout': layer.drop.p, 'fan_in_fan_out': not llama, 'target_modules': sorted(modules),
+              'lora_dropout': layer.drop.p, 'fan_in_fan_out': gpt2, 'target_modules': sorted(modules),
               'rank_pattern': {name: S * layer.r for name, S in stacked.items()},
               'alpha_pattern': {name: S * layer.alpha for name, S in stacked.items()}}  # alpha / r stays
     os.makedirs(folder, exist_ok=True)
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, os.path.join(folder, 'adapter_model.safetensors'), {'format': 'pt'})
-    with open(os.path.join(folder, 'adapter_config.json'), 'w', encoding='utf-8') as f:
-        json.dump(config, f, indent=1)
+    write_text(os.path.join(folder, 'adapter_config.json'), json.dumps(config, indent=1))
 
 
-def load_adapter(model: torch.nn.Module, folder: str):
-    """
-    Give a Llama-like model the adapters of a PEFT folder, trainable, with their rank, alpha and dropout.
-
-    Raises FileNotFoundError, and ValueError naming the key beyond plain LoRA or the tensors that do not fit.
-    """
+def load_adapter(model: nn.Module, folder: str):
+    """Give a Llama-like model the adapters of a PEFT folder. Raises FileNotFoundError, ValueError."""
     config_path = os.path.join(folder, 'adapter_config.json')
     path = os.path.join(folder, 'adapter_model.safetensors')
     for file in (config_path, path):
         if not os.path.isfile(file):
             raise FileNotFoundError(f"there is no {file}: name a folder that PEFT has saved")
-    if not is_llama(model.config):
+    if is_gpt2(model.config):
         raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read: q, k, v may share an A")
     config = {'lora_dropout': 0.0} | read_json(config_path)
     check_plain_lora(config, config_path)
-    saved = {name: read() for name, (shape, read) in open_tensors([path]).items()}
-    modules = {'.'.join(name.partition('.lora_A.')[0].split('.')[-2:]) for name in saved}
-    targets = [target for target, module in LLAMA.items() if module in modules]
-    add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets or TARGETS)
+    saved = {name: read() for name, (_, read) in open_tensors([path]).items()}
+    modules = {name.partition('_proj.lora_')[0].rpartition('.')[2] for name in saved}
+    targets = [target for target in TARGETS if target in modules] or TARGETS
+    add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets)
     copy_tensors(saved, peft_tensors(model), path)
 
 
 def check_plain_lora(config, path):
-    """Raises ValueError naming the key of a PEFT config that is broken or that goes beyond plain LoRA."""
-    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', NUMBER, 0), ('lora_dropout', NUMBER, 0)):
+    """Raises ValueError naming what in a PEFT config is broken or goes beyond plain LoRA."""
+    number = int, float
+    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', number, 0), ('lora_dropout', number, 0)):
         value = config.get(key)
         if type(value) not in kinds or not least <= value < 1 << 24:
             raise ValueError(f"{path}: {key} is {value!r}; it must be a number from {least} on")

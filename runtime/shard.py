@@ -1,21 +1,16 @@
 """
-One model spread over all ranks, for those that no GPU holds alone: torch's own fully_shard (FSDP2), block by
-block, used so that the rest of the code does not know of it.
+One model spread over all ranks: torch's own fully_shard (FSDP2), block by block.
 
-shard_model(model, dtype) -> {name: parameter}      what the optimizer steps: fp32 shards, DTensors, each rank
-   a part of every weight
-whole(tree)               -> the same on the CPU    what a checkpoint holds: the same file whatever the number
-   of ranks
+    shard_model(model, dtype) -> {name: parameter}: fp32 shards, DTensors, which the optimizer steps
+    whole(tree)               -> the same on the CPU, for a checkpoint: one file whatever the number of ranks
     part_of(value, p)         -> this rank's part of it, to load a checkpoint
     gathered(policy)          -> a context: the policy with a plain model, whole on every rank, to sample from
 Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of
 all ranks together for each token.
 
-In forward and backward a block's weights are collected just before they are used and dropped after; its
-gradient is summed over the ranks in fp32, each rank keeps its part. All ranks must therefore go through the
-same forwards: grpo.py, and tasks/nla.py for its critic, give each the same number of micro-batches. N weights
-on W ranks in bf16 cost 16 N / W bytes for weights, gradients and Adam, and two blocks and the embeddings at 2
-bytes a weight while they are at work; gathered() adds 2 N bytes while it samples.
+A block's weights are collected just before they are used and dropped after; its gradient is summed over the
+ranks in fp32, each rank keeps its part. So all ranks must go through the same forwards: grpo.py, and
+tasks/nla.py for its critic, give each the same number of micro-batches. docs/scaling.md counts the bytes.
 """
 import copy
 import warnings
@@ -35,19 +30,8 @@ def is_sharded(model):
 
 
 def is_shard(tensor):
-    """
-    A DTensor? Asked so, because to import that class takes as long as to import torch, and most runs have
-    none.
-    """
+    """A DTensor? To import that class takes as long as to import torch."""
     return hasattr(tensor, 'full_tensor')
-
-
-def skeleton_of(model):
-    """A copy without weights: its parameters are on the meta device, its buffers shared."""
-    memo = {}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False)
-    return copy.deepcopy(model, memo | {id(b): b for b in model.buffers()})
 
 
 def units(model):
@@ -57,13 +41,13 @@ def units(model):
 
 def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str,
                 gather_to_sample: bool = True) -> dict[str, torch.Tensor]:
-    """
-    Shard a model that lies on the CPU, in place; it computes in dtype. gather_to_sample: see gathered.
-    Returns {name: parameter}, the fp32 shards, as model.compute_in does: they are what learns.
-    """
+    """Shard a model on the CPU, in place; it computes in dtype. Returns {name: fp32 shard}, what learns."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    skeleton = skeleton_of(model)
+    memo = {id(buffer): buffer for buffer in model.buffers()}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False)
+    skeleton = copy.deepcopy(model, memo)  # a copy without weights
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     param_dtype = None if dtype == torch.float32 else dtype
     precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
@@ -76,29 +60,23 @@ def shard_model(model: torch.nn.Module, dtype: torch.dtype, device: str,
         if hasattr(model, method):  # a critic has neither
             register_fsdp_forward_method(model, method)
     for module in units(model):
-        module.set_gradient_divide_factor(1.0)  # each rank holds its share of one loss: gradients are summed
+        module.set_gradient_divide_factor(1.0)  # ranks hold shares of one loss: gradients are summed
         module.set_force_sum_reduction_for_comms(True)
-    model.skeleton, model.dtype = [skeleton], dtype  # in a list: it is no part of the model
-    model.gather_to_sample = gather_to_sample
+    model.dtype, model.gather_to_sample = dtype, gather_to_sample
+    model.skeleton = [skeleton]  # in a list: it is no part of the model
     model.to(device)  # its buffers
     return dict(model.named_parameters())
 
 
 def drop_collected(model):
-    """
-    Only the shards stay. Weights that a forward without a backward has collected would else be used again
-    after the optimizer has moved on.
-    """
+    """Only the shards stay: what a forward without a backward has collected is stale after a step."""
     if is_sharded(model):
         for module in units(model):
             module.reshard()
 
 
 def whole(tree):
-    """
-    Every DTensor in dicts and lists as a whole tensor, on the CPU of rank 0; on the others empty. One that is
-    there twice is collected once. All ranks must call it.
-    """
+    """Every DTensor in dicts and lists whole, on the CPU of rank 0, else empty. All ranks must call it."""
     collected = {}
 
     def collect(tensor):
@@ -118,7 +96,7 @@ def whole_norm(norm):
 
 
 def part_of(value, p):
-    """A whole tensor cut as the parameter p is: this rank's part, or all of it when p is not sharded."""
+    """This rank's part of a whole tensor, cut as the parameter p is."""
     if not is_shard(p):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -126,12 +104,12 @@ def part_of(value, p):
 
 
 def local_part(p):
-    """What of p lies on this rank, sharing its memory; all of it when p is not sharded."""
+    """What of p lies on this rank, sharing its memory."""
     return p.detach().to_local() if is_shard(p) else p.detach()
 
 
 def optimizer_parts(state, params):
-    """The state_dict of an optimizer, with whole tensors, cut as its parameters are."""
+    """An optimizer's state_dict of whole tensors, cut as its parameters are."""
     cut = {}
     for i, values in state['state'].items():
         cut[i] = dict(values)
@@ -158,10 +136,7 @@ def collect_model(model, dtype):
 
 @contextmanager
 def gathered(policy):
-    """
-    The policy with a plain model, whole on every rank, as long as the context lasts. A policy whose model is
-    not sharded, or shall not be collected, as it is.
-    """
+    """The policy with a plain model, whole on every rank; as it is, where nothing is to be collected."""
     if not (is_sharded(policy.model) and policy.model.gather_to_sample):
         yield policy
         return

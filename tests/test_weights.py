@@ -320,7 +320,7 @@ def refused(path, *words, kind=ValueError):
     ('llama2', dict(rope_parameters=dict(rope_type='yarn', factor=2.0)), ["'yarn'"]),
     ('llama2', dict(rope_parameters=None, rope_scaling=dict(type='linear', factor=2.0)), ["'linear'"]),
     ('llama2', dict(rope_parameters=None, rope_scaling=dict(type='dynamic', factor=2.0)), ["'dynamic'"]),
-    ('llama2', dict(rope_parameters=dict(rope_type='llama3', factor=2.0)), ['lacks low_freq_factor, high_freq_factor']),
+    ('llama2', dict(rope_parameters=dict(rope_type='llama3', factor=2.0)), ['low_freq_factor is None', 'positive number']),
     ('llama2', dict(partial_rotary_factor=0.5), ['partial_rotary_factor is 0.5']),
     ('llama2', dict(rms_norm_eps=0), ['rms_norm_eps is 0']),
     ('llama2', dict(tie_word_embeddings=1), ['tie_word_embeddings is 1', 'true or false']),
