@@ -27,24 +27,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 running = set()
 
 
-def digest(paths):
-    """A hash of the files' contents."""
-    total = hashlib.sha256()
-    for path in paths:
+def fingerprint(arguments):
+    """A hash of the arguments, of the files that they name, and of the code that a run executes."""
+    paths = [argument.rpartition('=')[2] for argument in arguments]
+    for pattern in ('*.py', *(f'{room}/**/*.py' for room in ROOMS)):
+        paths += sorted(glob.glob(os.path.join(ROOT, pattern), recursive=True))
+    total = hashlib.sha256(repr(arguments).encode())
+    for path in filter(os.path.isfile, paths):
         with open(path, 'rb') as f:
             total.update(f.read())
     return total.hexdigest()
-
-
-def fingerprint(arguments):
-    """The arguments, the contents of the files that they name, and of the code that a run executes."""
-    named, code = [], []
-    for argument in arguments:
-        path = argument.rpartition('=')[2]
-        named.append([argument, digest([path])] if os.path.isfile(path) else [argument])
-    for pattern in ('*.py', *(f'{room}/**/*.py' for room in ROOMS)):
-        code += sorted(glob.glob(os.path.join(ROOT, pattern), recursive=True))
-    return [*named, ['code', digest(code)]]
 
 
 def stop_running():
@@ -52,20 +44,18 @@ def stop_running():
         process.terminate()
 
 
-def train(arguments, out_dir, threads=1):
+def train(arguments, out_dir, threads):
     """
     Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished.
 
-    Returns {'arguments', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed; its
+    Returns {'fingerprint', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed; its
     output is in out_dir + '.log'.
     """
     command = [*arguments, f'--out_dir={out_dir}']
-    asked = fingerprint(command)
-    done_path = os.path.join(out_dir, 'done.json')
-    if os.path.exists(done_path):
-        done = read_json(done_path)
-        if done['arguments'] == asked:
-            return done
+    asked, done_path = fingerprint(command), os.path.join(out_dir, 'done.json')
+    done = read_json(done_path) if os.path.exists(done_path) else {}
+    if done.get('fingerprint') == asked:
+        return done
     os.makedirs(os.path.dirname(out_dir) or '.', exist_ok=True)
     start = time.perf_counter()
     with open(out_dir + '.log', 'w', encoding='utf-8') as log:
@@ -82,7 +72,7 @@ def train(arguments, out_dir, threads=1):
         metrics = [json.loads(line) for line in f]
     if metrics[-1]['iter'] != read_json(os.path.join(out_dir, 'config.json'))['max_iters']:
         return None  # stopped by a signal, which exits with 0
-    done = {'arguments': asked, 'metrics': metrics, 'seconds': seconds}
+    done = {'fingerprint': asked, 'metrics': metrics, 'seconds': seconds}
     write_text(done_path, json.dumps(done))
     return done
 
@@ -94,15 +84,15 @@ def train_start(cfg, arguments):
     out_dir = os.path.join(cfg.out_dir, 'start')
     start = train([cfg.base, *arguments, '--max_iters=0'], out_dir, cfg.threads * cfg.processes)
     if not start:
-        raise RuntimeError(f"the start failed ({out_dir}.log ends: {last_words(out_dir)})")
+        raise RuntimeError(f"the start failed; {last_words(out_dir)}")
     return start
 
 
 def last_words(out_dir):
-    """The last line that a run printed."""
+    """The last line that a run printed, and where."""
     with open(out_dir + '.log', encoding='utf-8', errors='replace') as log:
-        lines = [line.strip() for line in log if line.strip()]
-    return lines[-1][:300] if lines else 'it printed nothing'
+        *_, last = ['nothing', *filter(None, map(str.strip, log))]
+    return f"{out_dir}.log ends with: {last[:300]}"
 
 
 def train_all(jobs, cfg, tell=None):
@@ -223,7 +213,7 @@ def run_arms(cfg, folders):
     def tell(number, result):
         folder = jobs[number][1]
         if result is None:
-            raise RuntimeError(f"{folder} failed; its log ends: {last_words(folder)}; finished runs are kept")
+            raise RuntimeError(f"a run failed, finished ones are kept; {last_words(folder)}")
         values = {heading: value_of(result, column) for column, heading in cfg.columns.items()}
         shown = [f'{heading} {value:.3f}' for heading, value in values.items() if value is not None]
         print(f"{folder}: {', '.join(shown)}", flush=True)

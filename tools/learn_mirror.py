@@ -82,8 +82,8 @@ def main(cfg):
         fitness = learn_mirror(mirror, cfg, generation)
         valid = fitness[torch.isfinite(fitness)]
         if not len(valid):
-            words = last_words(candidate(cfg, generation, 0, 0))
-            raise RuntimeError(f"generation {generation}: no run has {metric}; the first log ends: {words}")
+            first = last_words(candidate(cfg, generation, 0, 0))
+            raise RuntimeError(f"generation {generation}: no run has {metric}; {first}")
         history.append({'generation': generation, 'fitness': fitness.tolist()})
         spread = f"{metric} {valid.mean():.4f}, from {valid.min():.4f} to {valid.max():.4f}"
         failed = fitness.numel() - len(valid)
