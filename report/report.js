@@ -7,15 +7,15 @@ addEventListener('error', e => {
 const page = JSON.parse(document.getElementById('data').textContent);
 const runs = page.runs, names = runs.map(run => run.name), shown = runs.map(() => true);
 
-// ---- elements, all of text nodes: nothing is parsed as HTML
-const el = (tag, props, ...children) => {
-  const node = Object.assign(document.createElement(tag), props);
-  node.append(...children);
+function el(tag, ...parts) {  // 'div.card'; its properties, nodes, texts, which are never parsed as HTML
+  const [name, className = ''] = tag.split('.'), node = Object.assign(document.createElement(name), {className});
+  for (const part of parts) {
+    if (part.constructor === Object) Object.assign(node, part);
+    else node.append(part);
+  }
   return node;
-};
-const p = text => el('p', {textContent: text}), h3 = text => el('h3', {textContent: text});
-const textBox = text => el('div', {className: 'text', textContent: text});
-const card = (title, ...children) => el('div', {className: 'card'}, el('b', {}, title), ...children);
+}
+const p = text => el('p', text), card = (title, ...parts) => el('div.card', el('b', title), ...parts);
 const show = v => {
   if (v == null) return '–';
   const far = v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5);
@@ -24,16 +24,19 @@ const show = v => {
 const signed = v => (v > 0 ? '+' : '') + show(v);
 const ink = name => getComputedStyle(root).getPropertyValue(name).trim();
 const colour = i => ink('--c' + i % 8), dashes = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
-const header = document.body.appendChild(el('header')), main = document.body.appendChild(el('main')), nav = el('nav');
+const header = el('header'), nav = el('nav'), main = el('main');
+document.body.append(header, main);
 function section(title, ...children) {
   const id = title.toLowerCase().replace(/\W+/g, '-');
-  nav.append(el('a', {href: '#' + id, textContent: title}), ' ');
-  main.append(el('section', {id}, el('h2', {textContent: title}), ...children));
+  nav.append(el('a', {href: '#' + id}, title), ' ');
+  main.append(el('section', {id}, el('h2', title), ...children));
 }
 
 // ---- a uPlot as wide as its box, in the page's colours; it is made anew when these change
 let plots = [];
-const forget = isGone => { plots = plots.filter(([box, u]) => !isGone(box) || u.destroy()); };
+function forget(gone) {
+  plots = plots.filter(([box, u]) => !gone.contains(box) || u.destroy());
+}
 const steps = [...Array(19)].flatMap((_, i) => [1, 2, 5].map(n => +`${n}e${i - 9}`));  // of a horizontal axis
 function nearest(u, s, i) {  // the point with a value
   const values = u.data[s];
@@ -50,7 +53,7 @@ const dashed = (u, s) => u.series[s].dash?.length;
 const markers = {dash: (u, s) => dashed(u, s) ? 'dashed' : 'solid',
   fill: (u, s) => dashed(u, s) ? 'transparent' : u.series[s].stroke(u, s)};
 function plot(box, options, data) {
-  forget(old => old === box);
+  forget(box);
   const line = {stroke: ink('--line'), width: 1};
   const axis = more => ({stroke: ink('--dim'), grid: line, ticks: {...line, size: 4}, font: '11px system-ui',
     values: (u, at) => at.map(show), ...more});
@@ -75,15 +78,15 @@ function progress(run) {
   return run.last + of;
 }
 const smoothing = el('input', {type: 'range', min: 0, max: 98, value: 60, id: 'smoothing', oninput: curves});
-const bar = el('div', {className: 'bar'}, el('label', {}, 'smoothing', smoothing));
-const chips = runs.map(() => el('span', {className: 'chip'}));
+const bar = el('div.bar', el('label', 'smoothing', smoothing));
+const chips = runs.map(() => el('span.chip'));
 if (!runs.some(run => Object.values(run.metrics).some(c => c.x.length > 20)))
   Object.assign(smoothing, {disabled: true, title: 'from 21 points on'});
 if (runs.length === 1) {
   const {name, config} = runs[0];
-  header.append(el('h1', {textContent: name}), p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
+  header.append(el('h1', name), p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
 } else {
-  header.append(el('h1', {textContent: `${runs.length} runs`}));
+  header.append(el('h1', `${runs.length} runs`));
   runs.forEach((run, r) => {
     const onchange = e => { shown[r] = e.target.checked; curves(); };
     const box = el('input', {type: 'checkbox', checked: true, onchange});
@@ -92,8 +95,8 @@ if (runs.length === 1) {
 }
 header.append(nav);
 main.before(bar);
-const table = (...rows) => el('div', {className: 'wide'}, el('table', {className: 'facts'},
-  ...rows.map((row, i) => el('tr', {}, ...row.map(cell => el(i ? 'td' : 'th', {}, cell))))));
+const table = (...rows) => el('div.wide', el('table.facts',
+  ...rows.map((row, i) => el('tr', ...row.map(cell => el(i ? 'td' : 'th', cell))))));
 const figures = page.sections.flatMap(s => s.charts.flatMap(c => c.names))
   .filter(name => /^eval\/|^(mean_reward|mean_kl|entropy|mean_length|lambda)$/.test(name));
 const ends = ['first', 'last', 'least', 'most'];
@@ -106,7 +109,7 @@ else section('Figures', table(runs.length === 1 ? ['', ...ends] : ['first → la
 
 // ---- curves
 const charts = page.sections.flatMap(s => {
-  const grid = el('div', {className: 'grid'});
+  const grid = el('div.grid');
   section(s.section, grid);
   return s.charts.map(chart => {
     const box = el('div');
@@ -151,12 +154,11 @@ function drawCurves({box, names}) {
     tables.push(lines);
   }));
   if (!tables.length) {
-    forget(old => old === box);
+    forget(box);
     box.replaceChildren(p('nothing to draw'));
     return;
   }
-  const flat = (low, high) => low == null || low === 0 && high === 0;  // all 0 would be drawn on a scale to 100
-  const range = (u, low, high) => flat(low, high) ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
+  const range = (u, low, high) => low || high ? uPlot.rangeNum(low, high, 0.1, true) : [0, 1];  // not to 100
   const cursor = {sync: {key: 'iterations'}, drag: {x: true, y: false}, dataIdx: nearest};
   plot(box, {series, bands, scales: {y: {range}}, cursor}, uPlot.join(tables));
 }
@@ -164,21 +166,22 @@ function drawCurves({box, names}) {
 // ---- completions: one run at a time
 let redraw = [];
 const answers = el('div');
-function slider(iters, draw) {  // its element; the last iteration is drawn by redraw
-  const said = el('span'), input = el('input', {type: 'range', min: 0, max: iters.length - 1, value: iters.length - 1});
+function slider(iters, draw) {  // at the last iteration, which redraw draws
+  const said = el('span'), last = iters.length - 1;
+  const input = el('input', {type: 'range', min: 0, max: last, value: last});
   input.oninput = () => {
     said.textContent = `iteration ${iters[input.value]} (${+input.value + 1} of ${iters.length})`;
     draw(+input.value);
   };
   redraw.push(input.oninput);
-  return el('label', {}, input, said);
+  return el('label', input, said);
 }
 function range(values) {  // with 0 and a margin
   const low = Math.min(...values, 0), high = Math.max(...values, 0), margin = (high - low) * .05 || 1;
   return {range: [low - margin, high + margin]};
 }
 function rewardCards({rewards: {iters, parts, dots}, threshold}) {
-  const grid = el('div', {className: 'grid'}), cursor = {drag: {x: false}}, draws = [];
+  const grid = el('div.grid'), cursor = {drag: {x: false}}, draws = [];
   for (const [name, {low, high, counts, means, missing}] of Object.entries(parts)) {
     const box = el('div'), note = p(''), width = (high - low) / counts[0].length;
     const middles = counts[0].map((_, i) => low + (i + 0.5) * width);
@@ -205,7 +208,7 @@ function rewardCards({rewards: {iters, parts, dots}, threshold}) {
         [dots[at].map(dot => dot[0]), costs(true), costs(false)]);
     });
   }
-  answers.append(h3('Rewards, answer by answer'), slider(iters, at => draws.forEach(draw => draw(at))), grid);
+  answers.append(el('h3', 'Rewards, answer by answer'), slider(iters, at => draws.forEach(draw => draw(at))), grid);
 }
 const dotted = (label, stroke) => ({label, stroke, paths: () => null,
   points: {show: true, size: 5, width: 1, stroke, fill: stroke + '88'}});
@@ -221,12 +224,13 @@ function level({ctx, bbox, valToPos}, y, dash) {  // a horizontal line
   ctx.restore();
 }
 function answerText(a, scale, detail) {  // each token in the colour of its change
-  if (!a.tokens) return textBox(a.text);
-  const box = textBox(''), [up, down] = [ink('--up'), ink('--down')];
+  if (!a.tokens) return el('div.text', a.text);
+  const box = el('div.text'), [up, down] = [ink('--up'), ink('--down')];
   const tokens = a.tokens.map((text, i) => {
     const change = a.changes[i];
     const title = `${JSON.stringify(text)}: log-prob ${show(a.logps[i])}, change ${signed(change)}`;
-    const span = el('span', {title, onclick: () => { detail.textContent = title; }}, text.replace(/\n/g, '⏎\n') || '∎');
+    const onclick = () => { detail.textContent = title; };
+    const span = el('span', {title, onclick}, text.replace(/\n/g, '⏎\n') || '∎');
     const depth = Math.round(20 + 160 * Math.min(1, Math.abs(change) / scale)).toString(16).padStart(2, '0');
     if (change) span.style.background = (change > 0 ? up : down) + depth;
     return span;
@@ -243,62 +247,66 @@ function answerText(a, scale, detail) {  // each token in the colour of its chan
 const scores = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · ');
 const wanted = group => group.wanted && `wanted:${group.wanted.includes('\n') ? '\n' : ' '}${group.wanted}`;
 function groupCards(groups) {
-  const asked = el('div', {className: 'asked'}), note = p(''), detail = p('Touch a token for its numbers.');
-  const cards = el('div', {className: 'group'});
+  const asked = el('div.asked'), note = p(''), detail = p('Touch a token for its numbers.');
+  const cards = el('div.group');
   const control = slider(groups.map(group => group.iter), at => {
     const group = groups[at], completions = group.answers;
     const sizes = completions.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b);
     const scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 0.02);
-    asked.replaceChildren(textBox(group.prompt), textBox(wanted(group)));
-    note.textContent = sizes.length ? 'Blue: likelier after the iteration’s step; orange: less likely; full colour at a ' +
-      `change of log-prob of ±${show(scale)}. The change of a whole completion stands above it. ` : '';
+    asked.replaceChildren(el('div.text', group.prompt), el('div.text', wanted(group)));
+    note.textContent = sizes.length ? 'Blue: likelier after the iteration’s step; orange: less likely; full ' +
+      `colour at a change of log-prob of ±${show(scale)}. The change of a whole completion stands above it. ` : '';
     if (group.of > completions.length) note.textContent += `${completions.length} of ${group.of} completions.`;
     cards.replaceChildren(...completions.map((a, i) => {
       const change = a.changes ? ` · log-prob ${signed(a.changes.reduce((sum, c) => sum + c, 0))}` : '';
       return card(`${i + 1}: advantage ${signed(a.advantage)}`, p(scores(a) + change), answerText(a, scale, detail));
     }));
   });
-  answers.append(h3('A group: one prompt, its completions'), control, asked, note, detail, cards);
+  answers.append(el('h3', 'A group: one prompt, its completions'), control, asked, note, detail, cards);
 }
 function bestAndWorst({iter, prompt, answers, ...group}) {
-  const order = [...answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0)), [best] = order, worst = order.at(-1);
+  const order = [...answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0));
+  const [best] = order, worst = order.at(-1);
   const alike = best !== worst && best.advantage != null && best.advantage === worst.advantage;
-  const visible = text => textBox(text.trim() ? text : JSON.stringify(text));
+  const visible = text => el('div.text', text.trim() ? text : JSON.stringify(text));
   const said = (word, a) => [p(`${word}: ${scores(a)}`), visible(a.text)];
   return card(`iteration ${iter}`, visible(prompt.length > 300 ? '… ' + prompt.slice(-300) : prompt),
-    textBox(wanted(group)), ...said(alike ? 'all worth the same' : 'best', best),
+    el('div.text', wanted(group)), ...said(alike ? 'all worth the same' : 'best', best),
     ...(best === worst || alike ? [] : said('worst', worst)));
 }
 function choice(r) {
   const {groups, samples_title, samples_hint} = runs[r];
-  forget(box => answers.contains(box));
+  forget(answers);
   redraw = [];
   answers.replaceChildren();
   rewardCards(runs[r]);
   if (groups.length) {
     groupCards(groups);
-    const grid = el('div', {className: 'grid'}, ...[...groups].reverse().map(bestAndWorst));
-    answers.append(h3(samples_title), p(samples_hint), grid);
+    const grid = el('div.grid', ...[...groups].reverse().map(bestAndWorst));
+    answers.append(el('h3', samples_title), p(samples_hint), grid);
   }
   redraw.forEach(draw => draw());
 }
 if (runs.some(run => run.groups.length || run.rewards.iters.length)) {
   const options = names.map((name, r) => el('option', {value: r}, name));
   const select = el('select', {onchange: e => choice(+e.target.value)}, ...options);
-  section('Completions', runs.length > 1 ? el('label', {}, 'run', select) : '', answers);
+  section('Completions', runs.length > 1 ? el('label', 'run', select) : '', answers);
 }
 
 // ---- settings
 const keys = [...new Set(runs.flatMap(run => Object.keys(run.config)))];
-const differ = keys.filter(key => new Set(runs.map(run => run.config[key])).size > 1);
-const valuesOf = key => [key, ...runs.map(run => run.config[key] ?? '–')];
-const settings = keys => table(['', ...names], ...keys.map(valuesOf));
+const rows = keys.map(key => [key, ...runs.map(run => run.config[key] ?? '–')]);
+const differ = rows.filter(([key, ...values]) => new Set(values).size > 1);
+const settings = rows => table(['', ...names], ...rows);
 if (keys.length) section('Settings', ...(differ.length ? [p('Where the runs differ:'), settings(differ)] : []),
-  el('details', {}, el('summary', {}, 'all settings'), settings(keys)));
+  el('details', el('summary', 'all settings'), settings(rows)));
 
 curves();
 choice(0);
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { curves(); redraw.forEach(draw => draw()); });
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
+  curves();
+  redraw.forEach(draw => draw());
+});
 setTimeout(() => {  // after uPlot's own microtasks
   root.dataset.charts = plots.length;
   root.dataset.ready = Math.round(performance.now());
