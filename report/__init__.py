@@ -1,12 +1,9 @@
 """
 What runs did, as one page: out_dir/report.html opens in any browser, from the disk, without a network.
-train_grpo.py writes it at each evaluation and at its end; `python -m tools.report` puts several runs into the
-same charts. A run may be going on, resumed or torn; what is missing is left out.
-
-A long run is thinned: a curve to 250 points, each with the mean of its iterations and a band from least to
-most. The charts are uPlot's (report/uplot, MIT licence, 50 kB, inlined). Texts of a run are strangers' texts:
-they go in as JSON without a '<', are shown as text nodes alone, and the page's Content-Security-Policy runs
-only the scripts whose hashes it names and loads nothing.
+A run may be going on, resumed or torn; what is missing is left out. Long ones are thinned. The charts are
+uPlot's (report/uplot, MIT licence, 50 kB, inlined). Texts of a run are strangers' texts: they go in as JSON
+without a '<', are shown as text nodes alone, and the page's Content-Security-Policy runs only the scripts
+whose hashes it names and loads nothing.
 """
 import base64
 import hashlib
@@ -81,8 +78,8 @@ def objects(lines):
 
 def picked(out_dir, name, n):
     """
-    {iteration: its objects} for at most n iterations of a log. It is read twice, and its other lines are not
-    parsed: samples.jsonl grows to a hundred megabytes.
+    {iteration: its objects} for at most n iterations of a log, which is read twice and of which no other line
+    is parsed: samples.jsonl grows to a hundred megabytes.
     """
     def iterations_and_lines():
         for line in lines_of(out_dir, name):
@@ -99,8 +96,8 @@ def picked(out_dir, name, n):
 
 def curve(points):
     """
-    [(iteration, value), ...] as {x, y}, thinned to POINTS means, then with {lo, hi}; first, last, least and
-    most of all values; `gaps`: how many are no numbers.
+    [(iteration, value), ...] as {x, y}, or where there are too many their means, with {lo, hi}; first, last,
+    least and most of all; `gaps`: how many are no numbers.
     """
     known = [point for point in points if finite(point[1])]
     result = {'x': [], 'y': [], 'gaps': len(points) - len(known)}
@@ -108,14 +105,11 @@ def curve(points):
         return result
     iterations, values = zip(*known, strict=True)
     size = math.ceil(len(known) / POINTS)
-    columns = []
-    for i in range(0, len(known), size):
-        columns.append(values[i:i + size])
-        result['x'].append(iterations[i + len(columns[-1]) // 2])
-    result['y'] = list(map(mean, columns))
+    parts = [values[i:i + size] for i in range(0, len(known), size)]
+    result['x'] = [iterations[i * size + len(part) // 2] for i, part in enumerate(parts)]
+    result['y'] = list(map(mean, parts))
     if size > 1:
-        result |= {'lo': [short(min(column)) for column in columns],
-                   'hi': [short(max(column)) for column in columns]}
+        result |= {'lo': [short(min(part)) for part in parts], 'hi': [short(max(part)) for part in parts]}
     return result | {'first': short(values[0]), 'last': short(values[-1]),
                      'least': short(min(values)), 'most': short(max(values))}
 
@@ -153,11 +147,11 @@ def histogram(columns):
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    counts = [[0] * BINS for _ in columns]
-    for bars, values in zip(counts, known, strict=True):
+    counts, missing = [[0] * BINS for _ in columns], []
+    for bars, column, values in zip(counts, columns, known, strict=True):
+        missing.append(len(column) - len(values))
         for value in values:
             bars[min(BINS - 1, int((value - low) / (high - low) * BINS))] += 1
-    missing = [len(column) - len(values) for column, values in zip(columns, known, strict=True)]
     return {'low': short(low), 'high': short(high), 'counts': counts, 'means': list(map(mean, known)),
             'missing': missing}
 
@@ -231,21 +225,20 @@ def sections_of(runs, jobs):
 
 def moved_metrics(runs):
     """The metrics of the runs, less those that are 0 all along, but for rounding: a KL that is off."""
-    moved = {}
-    for run in runs:
-        for name, points in run['metrics'].items():
-            largest = max(-points.get('least', 0), points.get('most', 0))
-            if largest >= 1e-6 or name.startswith(ALWAYS):
-                moved[name] = True
-    return list(moved)
+    moved = []
+    for name, points in itertools.chain(*(run['metrics'].items() for run in runs)):
+        largest = max(-points.get('least', 0), points.get('most', 0))
+        if name not in moved and (largest >= 1e-6 or name.startswith(ALWAYS)):
+            moved.append(name)
+    return moved
 
 
 def charts_of(runs, jobs):
     """[{section, charts}] of the metrics that the runs have; one that no chart names gets its own."""
     names, sections, result = moved_metrics(runs), sections_of(runs, jobs), {}
-    sections['Reward'].append({'title': 'not judged',
-                               'hint': 'Share of completions to which a reward does not apply.',
-                               'names': [name for name in names if name.startswith('reward_missing/')]})
+    missing = [name for name in names if name.startswith('reward_missing/')]
+    hint = 'Share of completions to which a reward does not apply.'
+    sections['Reward'].append({'title': 'not judged', 'hint': hint, 'names': missing})
     for section, charts in sections.items():
         result[section] = []
         for chart in charts:
@@ -287,7 +280,7 @@ def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     parts['data'] = data.replace('<', '\\u003c')  # so no text can end the script element
     page = re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
-    try:  # renamed when whole: a browser that reloads never sees half of it
+    try:  # renamed when whole: a browser never sees half of it
         with open(path + '.tmp', 'w', encoding='utf-8', newline='') as f:
             f.write(page)
         os.replace(path + '.tmp', path)
