@@ -1,8 +1,8 @@
 """
 What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even
-then: warnings, and how it ended. Rank 0 speaks, the others are silent. A phase that may last counts its steps
-with a Progress: on a terminal or in a notebook a bar with the time left, below the lines, which goes when its
-phase is done; in a pipe or a file, when no line has come for half a minute, one about all phases going on.
+then: warnings, and how it ended. Rank 0 alone speaks. A phase that may last counts its steps with a Progress:
+on a terminal or in a notebook a bar below the lines, until it is done; in a pipe or a file, when no line has
+come for half a minute, one that says how far all phases are.
 """
 import json
 import os
@@ -70,15 +70,15 @@ class Progress:
             self.bar.close()
 
     def draw(self):
-        # Only where the lines go to the same screen, for nothing else would clear the bar before them. None:
-        # tqdm looks whether it is a terminal; in a notebook neither is one, and it draws.
+        # Only where lines go to the same screen, for nothing else would clear the bar before them. None: tqdm
+        # looks whether it is a terminal; in a notebook neither is one, and it draws.
         silent = quiet or not is_master() or sys.stdout.isatty() != sys.stderr.isatty()
         self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True,
                         miniters=1, smoothing=0, disable=True if silent else None)
         self.bar.start_t = self.bar.last_print_t = self.began  # its speed is that of the whole phase
 
     def step(self, *_):
-        """One more is done. Takes what a callback is given."""
+        """One more is done; a callback's arguments are ignored."""
         global patience
         self.done = min(self.done + 1, self.total)
         now = time.time()
@@ -137,8 +137,7 @@ def this_run(*changed):
 def closing(out_dir, metrics, training, try_out):
     """
     How a run ended: `metrics` at its first and last evaluation, the time, where things are, what to run next.
-
-    training: the Progress of its iterations; try_out: what sample.py reads in out_dir, its other arguments.
+    training: the Progress of its iterations; try_out: the file in out_dir for sample.py, its other arguments.
     """
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
         rows = [json.loads(line) for line in f]

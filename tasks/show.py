@@ -40,8 +40,8 @@ class Stream:
 
 def show_ranked(heading, rows):
     """
-    Print a table of rows (cells, text, note), best first; the heading's last name is the texts'. Where stdout
-    is no terminal it gets the best text alone, for the next program to read, and stderr the table.
+    Print a table of rows (cells, text, note), best first; the heading's last name is the texts'. It goes to
+    stderr where stdout is no terminal but a pipe, which gets the best text alone.
     """
     table = sys.stdout if sys.stdout.isatty() else sys.stderr
     rows = [(heading, heading[-1], ''), *rows]
@@ -69,8 +69,7 @@ def given(key, value):
 def with_room(options, ids, block_size):
     """The options of generate with max_new_tokens no larger than what a prompt's ids leave of the block."""
     if len(ids) >= block_size:
-        raise ValueError(f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its own "
-                         "answer: shorten it")
+        raise ValueError(f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer")
     return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
 
 
@@ -87,7 +86,7 @@ def chat(model, tokenizer, system_prompt, options):
             said = input('> ' if sys.stdout.isatty() else '')
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
-            return
+            said = ''
         if not said.strip():
             return
         turns.append({'role': 'user', 'content': said})
@@ -99,8 +98,8 @@ def chat(model, tokenizer, system_prompt, options):
             turns.pop()
             continue
         if len(kept) < len(turns):
-            limit, lost = f"this model reads {model.config.block_size} tokens", len(turns) - len(kept)
-            print(f"({limit}: the first {lost} messages are forgotten)", file=sys.stderr)
+            lost = f"the first {len(turns) - len(kept)} messages are forgotten"
+            print(f"(this model reads {model.config.block_size} tokens: {lost})", file=sys.stderr)
         answer = Stream(tokenizer)
         with contextlib.suppress(KeyboardInterrupt):
             generate(model, [ids], on_token=answer, **room)
@@ -124,9 +123,9 @@ def fitting_turns(model, tokenizer, system_prompt, turns, options):
 
 def ranking(record, cfg, device):
     """
-    What ranks completions of one record: a function of their texts that returns {name: a value for each, or
-    None where it does not apply}, the score first. None when nothing is asked for. All that it needs is
-    loaded, and known to apply.
+    What ranks completions of a record: a function of texts that returns {name: a value for each, or None
+    where it does not apply}, the score first. None when nothing is asked for. All it needs is loaded, and
+    known to apply.
     """
     models = cfg.reward_checkpoint or cfg.cost_checkpoint
     if not (cfg.rewards or models):
@@ -156,8 +155,8 @@ def ranking(record, cfg, device):
 
 def complete(model, tokenizer, ids, num_samples, options, score):
     """
-    Print completions of a prompt (token ids): one as it comes; several best first, by the first column of
-    score(texts) (see ranking) or else by their log-prob.
+    Print completions of a prompt (token ids): one as it comes; several best first, by score (see ranking) or
+    else by log-prob.
     """
     if num_samples == 1 and not score:
         answer = Stream(tokenizer)

@@ -45,13 +45,16 @@ class Case(NamedTuple):
     G: int
     T: int
     R: int
-    rounds: int = 7
     compiled: bool = False
     ragged: bool = False  # True: each token is an end with probability 1 / 24; False: none is
 
     def __str__(self):
         compiled = ', compile=True' if self.compiled else ''
-        return f"{self.size}{compiled}, {self.P} prompts of {self.T}, G = {self.G}"
+        return f"{self.size}{compiled}, {self.P} prompts of {self.T}, G = {self.G}, R = {self.R}"
+
+    @property
+    def rounds(self):
+        return 7 if self.size == 'tiny' else 3
 
 
 def compare(ways, rounds):
@@ -229,8 +232,8 @@ def sample():
     print("sample: against transformers' generate on the same Llama weights, temperature 1")
     small, ragged = Case('tiny', 4, 8, 64, 64), Case('tiny', 8, 8, 64, 128, ragged=True)
     for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), ragged,
-                 ragged._replace(compiled=True), Case('SmolLM2-size', 4, 8, 64, 32, 3),
-                 Case('SmolLM2-size', 1, 16, 256, 32, 3)):
+                 ragged._replace(compiled=True), Case('SmolLM2-size', 4, 8, 64, 32),
+                 Case('SmolLM2-size', 1, 16, 256, 32)):
         sample_case(case)
 
 
@@ -245,18 +248,16 @@ def sample_case(case):
     lengths = []  # of each way's completions, all together
 
     def our_way():
-        completions = generate(ours, prompts, G, R, eos_id=ends, compile=case.compiled)
-        lengths.append(completions.lengths.sum().item())
+        made = generate(ours, prompts, G, R, eos_id=ends, compile=case.compiled)
+        lengths.append(made.lengths.sum().item())
 
     def their_way():
-        fixed = {} if case.ragged else {'min_new_tokens': R}
-        tokens = their_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=ends, **fixed)
+        tokens = their_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=ends)
         lengths.append((tokens > 0).sum().item() if case.ragged else tokens.numel())
 
     seconds = compare({'ours': our_way, 'transformers': their_way}, case.rounds)
     n_tokens = statistics.mean(lengths)
-    mean = f"ragged ends, mean length {n_tokens / (case.P * G):.0f} of {R}"
-    report(f"{case}, {mean if case.ragged else f'{R} tokens each'}", seconds, n_tokens)
+    report(f"{case}, mean length {n_tokens / (case.P * G):.0f}", seconds, n_tokens)
 
 
 # -----------------------------------------------------------------------------
@@ -309,21 +310,22 @@ def llama_gradient(theirs):
         return dict(GPT.from_pretrained(folder).requires_grad_(False).named_parameters())
 
 
-def same_step(policy, trainer, prompts, examples, cfg):
+def same_step(policy, trainer, batch, examples, cfg):
     """The gate: on TRL's completions log-probs agree to 1e-5, the gradient to 1e-4 of its norm."""
-    theirs, P, G, R = trainer.model, len(prompts), cfg.group_size, policy.max_new_tokens
+    theirs, shape = trainer.model, (len(batch['prompts']), cfg.group_size, policy.max_new_tokens)
     inputs = trainer._generate_and_score_completions(examples)
     trainer.compute_loss(theirs, inputs).backward()
-    copies = torch.tensor(prompts).repeat_interleave(G, dim=0)
-    assert torch.equal(inputs['prompt_ids'], copies) and inputs['completion_mask'].all()
+    assert torch.equal(inputs['prompt_ids'], batch['prompts'].repeat_interleave(cfg.group_size, dim=0))
+    assert inputs['completion_mask'].all()
     rollout = grpo.Rollout(
-        prompt_batch(prompts, list(range(P))), inputs['completion_ids'].view(P, G, R),
-        torch.full((P, G), R), torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
+        batch, inputs['completion_ids'].view(shape), torch.full(shape[:2], shape[2]), torch.zeros(shape),
+        advantages=inputs['advantages'].view(shape[:2]))
     with torch.no_grad():
         rollout.logps = grpo.completion_logps(policy, rollout)[0]
         texts = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
-        their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, torch.ones_like(texts), R)[0]
-    gap = (rollout.logps - their_logps.view(P, G, R)).abs().max().item()
+        their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, torch.ones_like(texts),
+                                                                 shape[2])[0]
+    gap = (rollout.logps - their_logps.view(shape)).abs().max().item()
     wanted = llama_gradient(theirs)
     error = gradient_error(gradient_of(policy, rollout, cfg),
                            [wanted[name] for name, _ in policy.model.named_parameters()])
@@ -345,9 +347,9 @@ def step_ways(sizes, case):
     if case.compiled:
         ours.compile_blocks()
     cfg = grpo.Settings(group_size=G, loss_type='dapo', kl_beta=0.0)
-    gate = same_step(policy, trainer, prompts, examples, cfg)
-    optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
     batch = prompt_batch(prompts, list(range(P)))
+    gate = same_step(policy, trainer, batch, examples, cfg)
+    optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
 
     def their_step():
         trainer.optimizer.zero_grad()
@@ -370,11 +372,11 @@ def step():
     print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
     small, long = Case('tiny', 4, 8, 64, 64), Case('tiny', 1, 16, 512, 64)
     for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), long,
-                 long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64, 3),
-                 Case('SmolLM2-size', 1, 16, 256, 64, 3)):
+                 long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64),
+                 Case('SmolLM2-size', 1, 16, 256, 64)):
         ways, gate = step_ways(SIZES[case.size], case)
         peaks = {name: peak_memory(way) for name, way in ways.items()}
-        report(f"{case}, {case.R} tokens each ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
+        report(f"{case} ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
         print_peaks("the weights", peaks)
 
 

@@ -214,9 +214,8 @@ def run_arms(cfg, folders):
         folder = jobs[number][1]
         if result is None:
             raise RuntimeError(f"a run failed, finished ones are kept; {last_words(folder)}")
-        values = {heading: value_of(result, column) for column, heading in cfg.columns.items()}
-        shown = [f'{heading} {value:.3f}' for heading, value in values.items() if value is not None]
-        print(f"{folder}: {', '.join(shown)}", flush=True)
+        figures = [f'{heading} {cell([result], column)}' for column, heading in cfg.columns.items()]
+        print(f"{folder}: {', '.join(figures)}", flush=True)
 
     finished = train_all(jobs, cfg, tell)
     return {arm: finished[i::len(cfg.arms)] for i, arm in enumerate(cfg.arms)}

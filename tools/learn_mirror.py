@@ -1,6 +1,6 @@
 """
 Learn the shape of a mirror map (mirror.py), which no gradient within a run can, by evolution strategies
-(runtime/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py.
+(runtime/evolution.py): a candidate's fitness is a metric after a short run of train_grpo.py.
 $ python -m tools.learn_mirror config/learn_mirror.py
 $ python -m tools.learn_mirror config/learn_mirror.py --init_from=resume
 $ python train_grpo.py config/neural_mirror.py --mirror_checkpoint=out-learn-mirror/mirror.pt
@@ -22,8 +22,8 @@ from tools.compare import last_words, train_all, train_start
 
 def learn_mirror(mirror, cfg, generation):
     """
-    A generation of ES on mirror.logs, in place. Returns the fitness (pairs, 2): of each candidate, a run of
-    cfg.base with its --mirror_checkpoint, the last cfg.fitness_metric; NaN where it failed.
+    A generation of ES on mirror.logs, in place. Returns the fitness (pairs, 2), NaN for a run that failed; a
+    candidate is a run of cfg.base with its own --mirror_checkpoint.
     """
     first = cfg.seed * 10 ** 6 + generation * 1000
     origin, seeds, jobs = mirror.logs.clone(), range(first, first + cfg.pairs), []
