@@ -69,7 +69,8 @@ def given(key, value):
 def with_room(options, ids, block_size):
     """The options of generate with max_new_tokens no larger than what a prompt's ids leave of the block."""
     if len(ids) >= block_size:
-        raise ValueError(f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer")
+        seen = f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer"
+        raise ValueError(f"{seen}: shorten it")
     return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
 
 
