@@ -60,35 +60,35 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    checkpoint = 'out-grpo/ckpt.pt'         # a run's checkpoint, a Hugging Face folder or name, a .gguf file
+    checkpoint = 'out-grpo/ckpt.pt'  # a run's checkpoint, a Hugging Face folder or name, a .gguf file
     # a causal model
-    prompt = ''                             # to complete, or piped in; at a terminal without either it chats
-    chat_template = False                   # True: the prompt becomes the user's turn
+    prompt = ''                     # to complete, or piped in; at a terminal without either it chats
+    chat_template = False           # True: the prompt becomes the user's turn
     system_prompt = ''
-    max_new_tokens: Count = 256             # at most, and no more than the model reads
+    max_new_tokens: Count = 256     # at most, and no more than the model reads
     # what its completions are ranked by, best first
     rewards: str | list | tuple | None = None  # number_answer,length; or as in train_grpo.py
-    reference = ''                          # what they judge by, as far as they need it: the right answer,
-    tests = ''                              # assert statements,
-    context = ''                            # a source
-    reward_checkpoint = ''                  # a reward model; '': the one that an alignment run learned from
-    cost_checkpoint = ''                    # and a cost model
-    lambda_cost: float | None = None        # the price of its cost; None: what the run arrived at, else 1
-    scorer_template: str | None = None      # '{prompt}{response}', what they read; None: as trained
+    reference = ''                  # what they judge by, as far as they need it: the right answer,
+    tests = ''                      # assert statements,
+    context = ''                    # a source
+    reward_checkpoint = ''          # a reward model; '': the one that an alignment run learned from
+    cost_checkpoint = ''            # and a cost model
+    lambda_cost: float | None = None  # the price of its cost; None: what the run arrived at, else 1
+    scorer_template: str | None = None  # '{prompt}{response}', what they read; None: as trained
     # a fill-in model, a Natural Language Autoencoder
-    text = ''                               # its slots are filled, its last token explained; or piped in
-    mask_char = '_'                         # this character marks a slot
-    mask_ratio: Share = 0.0                 # above 0: mask this share of the text at random instead
-    unmask_steps: Count = 1                 # fill in so many steps, each seeing the fills before it
-    judge_checkpoint: str | None = None     # None: the one the run learned from, or no score
-    activations: str | None = None          # explain a row of this file instead of a text
+    text = ''                       # its slots are filled, its last token explained; or piped in
+    mask_char = '_'                 # this character marks a slot
+    mask_ratio: Share = 0.0         # above 0: mask this share of the text at random instead
+    unmask_steps: Count = 1         # fill in so many steps, each seeing the fills before it
+    judge_checkpoint: str | None = None  # None: the one the run learned from, or no score
+    activations: str | None = None  # explain a row of this file instead of a text
     row: Natural = 0
     # sampling
-    num_samples: Count | None = None        # None: 8 where they are ranked, else 1 as it comes
-    temperature: NonNegative = 0.8          # 0: the likeliest token each time
+    num_samples: Count | None = None  # None: 8 where they are ranked, else 1 as it comes
+    temperature: NonNegative = 0.8  # 0: the likeliest token each time
     top_k: Natural = 0
     top_p: Annotated[float, '(0, 1]'] = 1.0
     seed: Natural = 1
-    device = 'auto'                         # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
+    device = 'auto'                 # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # 'auto': bf16 where it is faster
     main(configure(globals()))

@@ -222,17 +222,17 @@ def run_arms(cfg, folders):
 
 
 if __name__ == '__main__':
-    base = ''                               # the config file of all arms
-    arms: dict = {}                         # {'name in the table': ['--key=value', ...]}
-    start_row = False                       # True: a first row with the model before training
-    start_settings: list = []               # ['--key=value', ...] of that one
+    base = ''                       # the config file of all arms
+    arms: dict = {}                 # {'name in the table': ['--key=value', ...]}
+    start_row = False               # True: a first row with the model before training
+    start_settings: list = []       # ['--key=value', ...] of that one
     seeds = (1, 2, 3)
     columns: dict = {'eval/reward': 'reward', 'seconds': 'seconds'}  # {metric: heading}
     plot_metric = 'eval/reward'
     plot_label = 'held-out reward'
-    plot_path: str | None = None            # a .png
-    document: str | None = None             # a text file with a place for the table; None: print it only
-    processes: Count = 2                    # runs at once
-    threads: Count = 1                      # of each
-    out_dir = 'out-compare'                 # the runs: out_dir/arm/seed
+    plot_path: str | None = None    # a .png
+    document: str | None = None     # a text file with a place for the table; None: print it only
+    processes: Count = 2            # runs at once
+    threads: Count = 1              # of each
+    out_dir = 'out-compare'         # the runs: out_dir/arm/seed
     main(configure(globals()))

@@ -95,18 +95,18 @@ def main(cfg):
 
 
 if __name__ == '__main__':
-    base = 'config/neural_mirror.py'        # the run that a candidate is tried in
-    settings: list = []                     # ['--key=value', ...] on top of it
+    base = 'config/neural_mirror.py'  # the run that a candidate is tried in
+    settings: list = []             # ['--key=value', ...] on top of it
     fitness_metric = 'eval/reward'
     generations: Count = 15
-    pairs: Count = 5                        # candidates of a generation: two a pair
-    sigma: Positive = 0.5                   # how far from the middle, in the logarithms
+    pairs: Count = 5                # candidates of a generation: two a pair
+    sigma: Positive = 0.5           # how far from the middle, in the logarithms
     learning_rate: NonNegative = 2.0
-    mirror_init_scale: Positive = 0.01      # where the middle starts, as in grpo.py
+    mirror_init_scale: Positive = 0.01  # where the middle starts, as in grpo.py
     mirror_seed: Natural = 42
-    seed: Natural = 1000                    # of noise and runs
-    processes: Count = 2                    # runs at once
-    threads: Count = 1                      # of each; the result does not depend on `processes`
+    seed: Natural = 1000            # of noise and runs
+    processes: Count = 2            # runs at once
+    threads: Count = 1              # of each; the result does not depend on `processes`
     init_from: Literal['scratch', 'resume'] = 'scratch'  # 'resume': go on after the last whole generation
-    out_dir = 'out-learn-mirror'            # mirror.pt, the last middle; state.json
+    out_dir = 'out-learn-mirror'    # mirror.pt, the last middle; state.json
     main(configure(globals()))
