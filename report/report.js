@@ -72,10 +72,9 @@ addEventListener('resize', () => {
 
 // ---- head: which runs, how far, their figures
 document.title = names.join(' · ') + ' – report';
-function progress(run) {
-  if (run.last == null) return 'no iteration logged yet';
-  const of = run.last < run.wanted ? ` of ${run.wanted} iterations: going on, or stopped` : ' iterations';
-  return run.last + of;
+function progress({last, wanted}) {
+  if (last == null) return 'no iteration logged yet';
+  return last < wanted ? `${last} of ${wanted} iterations: going on, or stopped` : `${last} iterations`;
 }
 const smoothing = el('input', {type: 'range', min: 0, max: 98, value: 60, id: 'smoothing', oninput: curves});
 const bar = el('div.bar', el('label', 'smoothing', smoothing));

@@ -45,7 +45,8 @@ def show_ranked(heading, rows):
     """
     table = sys.stdout if sys.stdout.isatty() else sys.stderr
     rows = [(heading, heading[-1], ''), *rows]
-    widths = [max(map(len, column)) for column in zip(*(cells for cells, _, _ in rows), strict=False)]
+    every_row = [row[0] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*every_row, strict=False)]
     for cells, text, note in rows:
         aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
         print('  '.join([*aligned, one_line(text) + note]), file=table)

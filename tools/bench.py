@@ -102,13 +102,11 @@ def print_peaks(above, peaks):
     print(f"  peak above {above}: " + ', '.join(f"{name} {n / 2 ** 20:,.0f} MB" for name, n in peaks.items()))
 
 
-def norm_of(tensors):
-    return sum(tensor.square().sum() for tensor in tensors).sqrt().item()
-
-
 def gradient_error(ours, wanted):
     """How far two lists of gradients differ, as a share of the norm."""
-    return norm_of(a - b for a, b in zip(ours, wanted, strict=True)) / norm_of(wanted)
+    differences = [a - b for a, b in zip(ours, wanted, strict=True)]
+    error, norm = torch.nn.utils.get_total_norm(differences), torch.nn.utils.get_total_norm(wanted)
+    return (error / norm).item()
 
 
 def gradient_of(policy, rollout, cfg, reference=None):
