@@ -147,11 +147,14 @@ def straightforward_loss(policy, reference, judge, batch, group_size, texts=None
     return (terms.masked_fill(~is_slot, 0.0).sum(dim=1) / is_slot.sum(dim=1)).mean()
 
 
+def reference_of(policy):
+    return policy.with_model(copy.deepcopy(policy.model).requires_grad_(False))
+
+
 def same_gradient(policy, judge, batch, reward, cfg):
     """The gate: how far the two ways' gradients on the same fills differ."""
-    reference = policy.with_model(copy.deepcopy(policy.model))
-    with torch.no_grad():
-        reference.model.wte.weight.mul_(2.0)  # a reference that differs, so that the KL counts
+    reference = reference_of(policy)
+    reference.model.wte.weight.mul_(2.0)  # it differs, so that the KL counts
     rollout = grpo.generate_rollouts(policy, batch, cfg, reference)
     grpo.compute_rewards(policy, rollout, reward)
     rollout.advantages = grpo.compute_advantages(rollout.rewards)
@@ -176,10 +179,10 @@ def fill_in(P=32, T=48):
     def realness(policy, rollout):
         return 1 - score_fills(judge, rollout.batch, rollout.tokens)
 
-    def our_step(policy, reference, optimizer):
+    def our_step(policy, optimizer):
         grpo.grpo_training_step(policy, batch, optimizer, reward, cfg, reference)
 
-    def other_step(policy, reference, optimizer):
+    def other_step(policy, optimizer):
         optimizer.zero_grad()
         straightforward_loss(policy, reference, judge, batch, G).backward()
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
@@ -188,9 +191,10 @@ def fill_in(P=32, T=48):
     def on_its_own(step):
         policy = start.with_model(copy.deepcopy(model))
         optimizer = configure_optimizers(policy.model.parameters(), 0.0, 1e-4, (0.9, 0.99))
-        return lambda: step(policy, start, optimizer)
+        return lambda: step(policy, optimizer)
 
     start, reward = FillInPolicy(model, tokenizer, 0.8), [('judge', realness, 1.0)]
+    reference = reference_of(start)
     print(f"fill_in: {P} texts of {T} characters, 3 layers of width 96, exact KL, one judge")
     for G in (8, 16):
         cfg = grpo.Settings(group_size=G, kl_beta=0.1, kl_estimator='exact')
