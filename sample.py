@@ -1,12 +1,12 @@
 """
 Talk to a model: chat, complete a prompt, fill a text, explain an activation.
-$ python sample.py --checkpoint=path/to/model       # chat; a directory, a .gguf file or a run's ckpt.pt
-$ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt         # or --prompt="12+34="
-$ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46   # best of 8
-$ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt    # by a model
-$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"        # fill-in: each '?' is a slot
-$ python sample.py --text="import os, sys" --mask_ratio=0.3                  # or a share of the text is
-$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"         # an NLA: what it thinks there
+$ python sample.py --checkpoint=path/to/model  # chat; a directory, a .gguf file or a run's ckpt.pt
+$ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt  # or --prompt="12+34="
+$ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46  # best of 8
+$ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt  # by a model
+$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"  # fill-in: '?' is a slot
+$ python sample.py --text="import os, sys" --mask_ratio=0.3  # or mask a share of the text at random
+$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: what its model thinks at the end
 Several completions are a table, best first. Where stdout is no terminal it gets the best one and nothing
 else; the rest goes to stderr.
 """

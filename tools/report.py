@@ -1,7 +1,7 @@
 """
 What runs did, as one page that opens in any browser: report/ says what is on it.
-$ python -m tools.report out-grpo                                  # writes out-grpo/report.html
-$ python -m tools.report out-a out-b --out=both.html               # several runs in the same charts
+$ python -m tools.report out-grpo  # writes out-grpo/report.html
+$ python -m tools.report out-a out-b --out=both.html  # several runs in the same charts
 train_grpo.py writes it at each evaluation and at its end.
 """
 import os
