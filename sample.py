@@ -6,7 +6,7 @@ $ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --
 $ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt  # by a model
 $ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"  # fill-in: '?' is a slot
 $ python sample.py --text="import os, sys" --mask_ratio=0.3  # or mask a share of the text at random
-$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: what its model thinks at the end
+$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: what its model thinks
 Several completions are a table, best first. Where stdout is no terminal it gets the best one and nothing
 else; the rest goes to stderr.
 """

@@ -21,7 +21,7 @@ PROMPT, COMPLETION = 2000, 4000  # characters of a text
 # Charted though they may be 0 all along: they say how well a run does, or are small by nature.
 ALWAYS = ('eval/', 'reward/', 'mean_reward', 'sampler_gap', 'mirror_penalty', 'loss', 'pg_loss', 'lr',
           'critic_lr')
-SECTION_OF = {'eval': 'Evaluation', 'reward': 'Reward', 'time': 'Speed', 'critic': 'Autoencoder'}
+SECTION_OF = {'eval/': 'Evaluation', 'reward/': 'Reward', 'time_': 'Speed', 'critic_': 'Autoencoder'}
 ITERATION = re.compile(rb'"iter":\s*(\d+)')
 
 
@@ -247,7 +247,7 @@ def charts_of(runs, jobs):
             if shown:
                 result[section].append(chart | {'names': shown})
     for name in names:
-        section = SECTION_OF.get(re.split('[/_]', name)[0], 'Policy')
+        section = SECTION_OF.get(re.match('[a-z]*[/_]?', name)[0], 'Policy')
         hint = 'This part alone, before its weight.' if name.startswith('reward/') else ''
         title = name.removeprefix('eval/').removeprefix('reward/')
         result.setdefault(section, []).append({'title': title, 'hint': hint, 'names': [name]})
