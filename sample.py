@@ -1,20 +1,13 @@
 """
 Talk to a model: chat, complete a prompt, fill a text, explain an activation.
-$ python sample.py --checkpoint=path/to/model                              # chat; a directory, a .gguf file
-   or a run's ckpt.pt
-$ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt   # complete what is piped in, or
-   --prompt="12+34="
-$ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46     # the best of
-   8 by rewards, or
-$ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt      # by a reward
-   model
-$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"      # fill-in: each '?' is a slot; best
-   first by the judge
-$ python sample.py --text="import os, sys" --mask_ratio=0.3                # or mask a share of the text at
-   random
-$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"       # an NLA: what its model thinks at
-   the text's last token
-Several completions are a table, best first. Where stdout is no terminal it holds the (best) one and nothing
+$ python sample.py --checkpoint=path/to/model  # chat; a directory, a .gguf file or a run's ckpt.pt
+$ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt  # or --prompt="12+34="
+$ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46  # best of 8
+$ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt  # by a model
+$ python sample.py --text="def __init__(s?lf, na?e):" --mask_char="?"  # fill-in: '?' is a slot
+$ python sample.py --text="import os, sys" --mask_ratio=0.3  # or mask a share of the text at random
+$ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: what its model thinks
+Several completions are a table, best first. Where stdout is no terminal it gets the best one and nothing
 else; the rest goes to stderr.
 """
 import os
@@ -37,82 +30,65 @@ def usable_device(device):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
         reason = str(e).splitlines()[0][:80]
-        raise ValueError(f"device is {device!r}, which torch cannot use here ({reason}): leave it "
-                         "at 'auto' or take 'cpu'") from None
+        seen = f"device is {device!r}, which torch cannot use here ({reason})"
+        raise ValueError(f"{seen}: take 'auto' or 'cpu'") from None
     return device
 
 
-def task_of(saved, model):
-    """The job that a checkpoint belongs to: a run's own, else one that such a model serves."""
-    if model is None:
-        return TASKS['nla']
-    own = saved.get('config', {}).get('task')
-    return TASKS[own or ('completion' if model.config.causal else 'fill_in')]
-
-
-def load(checkpoint, device, precision):
-    """
-    (what the file holds, the model, its tokenizer); an autoencoder's actor and critic are built when they are
-    shown.
-    """
-    saved = load_checkpoint(checkpoint, 'generator', 'run', 'nla') if checkpoint.endswith('.pt') else {}
-    if 'nla' in saved:
-        return saved, None, tokenizer_of(checkpoint)
-    model = GPT.from_pretrained(checkpoint).to(device).eval().requires_grad_(False)
-    tokenizer = tokenizer_of(checkpoint)
-    tokenizer.check_fits(model.config.vocab_size, checkpoint)
-    compute_in(model, precision_of(precision, device, model.config.n_embd))
-    return saved, model, tokenizer
-
-
 def main(cfg):
+    path = cfg.checkpoint
     if (cfg.reference or cfg.tests or cfg.context) and not cfg.rewards:
-        raise ValueError("reference, tests and context are what --rewards judge by: name some, for "
-                         "instance --rewards=number_answer")
-    if cfg.checkpoint.endswith('.pt') and not os.path.isfile(cfg.checkpoint):
-        raise FileNotFoundError(f"there is no checkpoint at {cfg.checkpoint}: a run of train_grpo.py leaves "
-                                "one in its out_dir, and --checkpoint names it")
+        raise ValueError("reference, tests and context need --rewards that judge by them, as number_answer")
+    if path.endswith('.pt') and not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no {path}: --checkpoint names what a run left in its out_dir")
     cfg.device = usable_device(cfg.device)
-    saved, model, tokenizer = load(cfg.checkpoint, cfg.device, cfg.precision)
-    causal = model is not None and model.config.causal
+    saved = load_checkpoint(path, 'generator', 'run', 'nla') if path.endswith('.pt') else {}
+    model, task, causal = None, 'nla', False  # its actor and critic are built when they are shown
+    if 'nla' not in saved:
+        model = GPT.from_pretrained(path).to(cfg.device).eval().requires_grad_(False)
+        compute_in(model, precision_of(cfg.precision, cfg.device, model.config.n_embd))
+        causal = model.config.causal
+        task = saved.get('config', {}).get('task') or ('completion' if causal else 'fill_in')
+    tokenizer = tokenizer_of(path)
+    if model:
+        tokenizer.check_fits(model.config.vocab_size, path)
     if cfg.text and causal:
-        raise ValueError(f"{cfg.checkpoint} goes on from a --prompt; a --text is for fill-in models and "
-                         "autoencoders")
+        raise ValueError(f"{path} goes on from a --prompt; a --text is for fill-in models and autoencoders")
     if cfg.prompt and not causal:
-        raise ValueError(f"{cfg.checkpoint} takes a --text; a --prompt is for a causal model")
-    task_of(saved, model).show(saved, model, tokenizer, cfg)
+        raise ValueError(f"{path} takes a --text; a --prompt is for a causal model")
+    TASKS[task].show(saved, model, tokenizer, cfg)
 
 
 if __name__ == '__main__':
-    checkpoint = 'out-grpo/ckpt.pt'         # a run's checkpoint, a Hugging Face folder or name, a .gguf file
+    checkpoint = 'out-grpo/ckpt.pt'  # a run's checkpoint, a Hugging Face folder or name, a .gguf file
     # a causal model
-    prompt = ''                             # to complete, or piped in; at a terminal without either it chats
-    chat_template = False                   # True: the prompt becomes the user's turn
+    prompt = ''                     # to complete, or piped in; at a terminal without either it chats
+    chat_template = False           # True: the prompt becomes the user's turn
     system_prompt = ''
-    max_new_tokens: Count = 256             # at most, and no more than the model reads
+    max_new_tokens: Count = 256     # at most, and no more than the model reads
     # what its completions are ranked by, best first
     rewards: str | list | tuple | None = None  # number_answer,length; or as in train_grpo.py
-    reference = ''                          # what they judge by, as far as they need it: the right answer,
-    tests = ''                              # assert statements,
-    context = ''                            # a source
-    reward_checkpoint = ''                  # a reward model; '': the one that an alignment run learned from
-    cost_checkpoint = ''                    # and a cost model
-    lambda_cost: float | None = None        # the price of its cost; None: what the run arrived at, else 1
-    scorer_template: str | None = None      # '{prompt}{response}', what they read; None: as trained
+    reference = ''                  # what they judge by, as far as they need it: the right answer,
+    tests = ''                      # assert statements,
+    context = ''                    # a source
+    reward_checkpoint = ''          # a reward model; '': the one that an alignment run learned from
+    cost_checkpoint = ''            # and a cost model
+    lambda_cost: float | None = None  # the price of its cost; None: what the run arrived at, else 1
+    scorer_template: str | None = None  # '{prompt}{response}', what they read; None: as trained
     # a fill-in model, a Natural Language Autoencoder
-    text = ''                               # its slots are filled, its last token explained; or piped in
-    mask_char = '_'                         # this character marks a slot
-    mask_ratio: Share = 0.0                 # above 0: mask this share of the text at random instead
-    unmask_steps: Count = 1                 # fill in so many steps, each seeing the fills before it
-    judge_checkpoint: str | None = None     # None: the one the run learned from, or no score
-    activations: str | None = None          # explain a row of this file instead of a text
+    text = ''                       # its slots are filled, its last token explained; or piped in
+    mask_char = '_'                 # this character marks a slot
+    mask_ratio: Share = 0.0         # above 0: mask this share of the text at random instead
+    unmask_steps: Count = 1         # fill in so many steps, each seeing the fills before it
+    judge_checkpoint: str | None = None  # None: the one the run learned from, or no score
+    activations: str | None = None  # explain a row of this file instead of a text
     row: Natural = 0
     # sampling
-    num_samples: Count | None = None        # None: 8 where they are ranked, else 1 as it comes
-    temperature: NonNegative = 0.8          # 0: the likeliest token each time
+    num_samples: Count | None = None  # None: 8 where they are ranked, else 1 as it comes
+    temperature: NonNegative = 0.8  # 0: the likeliest token each time
     top_k: Natural = 0
     top_p: Annotated[float, '(0, 1]'] = 1.0
     seed: Natural = 1
-    device = 'auto'                         # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
+    device = 'auto'                 # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # 'auto': bf16 where it is faster
     main(configure(globals()))

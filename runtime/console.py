@@ -1,9 +1,8 @@
 """
 What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even
-then: warnings, and how it ended. Rank 0 speaks, the others are silent. A phase that may last counts its steps
-with a Progress. On a terminal or in a notebook that is a bar with the time left, below the lines; it goes
-when its phase is done. In a pipe or a file nothing is drawn: when no line has come for half a minute, one
-says how far all phases are that are going on.
+then: warnings, and how it ended. Rank 0 alone speaks. A phase that may last counts its steps with a Progress:
+on a terminal or in a notebook a bar below the lines, until it is done; in a pipe or a file, when no line has
+come for half a minute, one that says how far all phases are.
 """
 import json
 import os
@@ -13,7 +12,7 @@ import time
 
 from tqdm.auto import tqdm
 
-quiet = False        # train_grpo.py and pretrain.py set it
+quiet = False        # train_grpo.py sets it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
 LINE_AFTER = 30.0    # without a line; each that only says how far things are doubles it
 tqdm.monitor_interval = 0  # no thread that looks after the bars
@@ -24,10 +23,14 @@ loaded = time.time()
 last_line, patience = loaded, LINE_AFTER
 
 
+def is_master():
+    return int(os.environ.get('RANK', 0)) == 0
+
+
 def tell(text):
     """Print a line. Bars make room for it."""
     global last_line, patience
-    if int(os.environ.get('RANK', 0)) == 0:
+    if is_master():
         with tqdm.external_write_mode():
             print(text, flush=True)
     last_line, patience = time.time(), LINE_AFTER
@@ -48,12 +51,10 @@ def duration(seconds):
 
 
 class Progress:
-    """
-    A phase of `total` steps, `done` of them behind us. Its bar comes once it has lasted `bar_after` seconds.
-    """
+    """A phase of `total` steps from `start` on. Its bar comes once it has lasted `bar_after` seconds."""
 
-    def __init__(self, name, total, done=0, bar_after=None):
-        self.name, self.total, self.start, self.done = name, total, done, done
+    def __init__(self, name, total, start=0, bar_after=None):
+        self.name, self.total, self.start, self.done = name, total, start, start
         self.began, self.bar = time.time(), None
         self.bar_after = BAR_AFTER if bar_after is None else bar_after
 
@@ -69,26 +70,27 @@ class Progress:
             self.bar.close()
 
     def draw(self):
-        # Only where the lines go to the same screen, for nothing else would clear the bar before them. None:
-        # tqdm looks whether it is a terminal; in a notebook neither is one, and it draws.
-        silent = quiet or int(os.environ.get('RANK', 0)) > 0 or sys.stdout.isatty() != sys.stderr.isatty()
+        # Only where lines go to the same screen, for nothing else would clear the bar before them. None: tqdm
+        # looks whether it is a terminal; in a notebook neither is one, and it draws.
+        silent = quiet or not is_master() or sys.stdout.isatty() != sys.stderr.isatty()
         self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True,
                         miniters=1, smoothing=0, disable=True if silent else None)
         self.bar.start_t = self.bar.last_print_t = self.began  # its speed is that of the whole phase
 
     def step(self, *_):
-        """One more is done. Takes what a callback is given."""
+        """One more is done; a callback's arguments are ignored."""
         global patience
         self.done = min(self.done + 1, self.total)
         now = time.time()
         if self.bar is None and now - self.began >= self.bar_after:
             self.draw()
-        if self.bar is not None:
-            self.bar.update(self.done - self.bar.n)
-            if self.bar.disable and now - last_line > patience:
-                longer = min(2 * patience, 600.0)
-                say('  ' + ', '.join(map(str, phases)))
-                patience = longer
+        if self.bar is None:
+            return
+        self.bar.update(self.done - self.bar.n)
+        if self.bar.disable and now - last_line > patience:
+            longer = min(2 * patience, 600.0)
+            say('  ' + ', '.join(map(str, phases)))
+            patience = longer
 
     def __str__(self):
         share = 100 * self.done // max(1, self.total)
@@ -100,10 +102,7 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=False)
 
     def left(self, done):
-        """
-        ', 3 min 21 s left' with so many steps done; '' where that cannot be said yet (a first step warms up),
-        and at the end.
-        """
+        """', 3 min 21 s left' after so many steps; '' at the end and after a first step, which warms up."""
         if not self.start + 1 < done < self.total:
             return ''
         seconds = (time.time() - self.began) / (done - self.start) * (self.total - done)
@@ -121,8 +120,8 @@ def over(name, things):
     return Progress(name, len(things)).over(things) if len(things) > 1 else iter(things)
 
 
-def this_run(*more, without=('--init_from',)):
-    """The command that started this run, with `more` arguments and some left away, as a shell takes it."""
+def this_run(*changed):
+    """The command that started this run, with some --key=value arguments changed, as a shell takes it."""
     start, nodes = ['python'], os.environ.get('GROUP_WORLD_SIZE', '1')
     if 'LOCAL_WORLD_SIZE' in os.environ:
         meeting = ['--standalone']
@@ -130,15 +129,15 @@ def this_run(*more, without=('--init_from',)):
             endpoint = f"--rdzv_endpoint={os.environ['MASTER_ADDR']}:29400"
             meeting = [f'--nnodes={nodes}', '--rdzv_backend=c10d', endpoint]
         start = ['torchrun', *meeting, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
-    kept = [a for a in sys.argv[1:] if a.partition('=')[0] not in without]
-    return shlex.join([*start, sys.argv[0], *kept, *more])
+    keys = [argument.partition('=')[0] for argument in changed]
+    kept = [argument for argument in sys.argv[1:] if argument.partition('=')[0] not in keys]
+    return shlex.join([*start, sys.argv[0], *kept, *changed])
 
 
 def closing(out_dir, metrics, training, try_out):
     """
-    How a run ended: `metrics` at its first and at its last evaluation, the time, where things are, what to
-    run next. training: the Progress of its iterations; try_out: the file in out_dir that sample.py is to
-    read, and its other arguments.
+    How a run ended: `metrics` at its first and last evaluation, the time, where things are, what to run next.
+    training: the Progress of its iterations; try_out: the file in out_dir for sample.py, its other arguments.
     """
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
         rows = [json.loads(line) for line in f]
@@ -153,11 +152,9 @@ def closing(out_dir, metrics, training, try_out):
     tell(f"done: {', '.join([*figures, took])}, {duration(now - loaded)} with all around them")
     made = [name for name in RESULTS if os.path.exists(os.path.join(out_dir, name))]
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
-    sample, checkpoint = os.path.join(root, 'sample.py'), f'--checkpoint={os.path.join(out_dir, file)}'
-    twice = f'--max_iters={2 * training.total or 100}'
-    go_on = this_run(twice, '--init_from=resume', without=('--init_from', '--max_iters'))
+    checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'
+    sample = shlex.join(['python', os.path.join(root, 'sample.py'), checkpoint, *arguments])
     found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
-    compare = found_from_here + shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run',
-                                            '--out=both.html'])
-    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: "
-         f"{shlex.join(['python', sample, checkpoint, *arguments])}\n  compare: {compare}\n  go on: {go_on}")
+    compare = shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run', '--out=both.html'])
+    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: {sample}\n  compare: {found_from_here}{compare}\n"
+         f"  go on: {this_run(f'--max_iters={2 * training.total or 100}', '--init_from=resume')}")

@@ -4,7 +4,6 @@ each word before a slash, so names are grouped there: train/loss, eval/reward, r
 time/rollout. A tracker has log(metrics, it), histograms(parts, it) of an iteration's rewards {name: (P, G)},
 samples(rows, it), dicts with the same keys, and close(). A run without one has an empty list.
 """
-import importlib
 import importlib.util
 import json
 import os
@@ -24,8 +23,13 @@ def grouped(name):
     return f'reward/{name}' if 'reward' in name else f'train/{name}'
 
 
+def known(parts):
+    """{name of a histogram: the values of a reward where it applies}."""
+    return {f'reward/{name}_histogram': part[~part.isnan()] for name, part in parts.items()}
+
+
 def reward_and_cost(parts):
-    """(N, 2) for up to 2,000 answers, or None where there is no cost."""
+    """(N, 2) for up to 2,000 completions, or None where there is no cost."""
     if not {'helpfulness', 'cost'} <= parts.keys():
         return None
     return torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].cpu()
@@ -36,24 +40,21 @@ class Wandb:
 
     def __init__(self, out_dir, config, start_iter):
         import wandb
-        id_path = os.path.join(out_dir, 'wandb_id')
+        self.wandb, id_path = wandb, os.path.join(out_dir, 'wandb_id')
         if not (start_iter and os.path.exists(id_path)):
             with open(id_path, 'w', encoding='utf-8') as f:
                 f.write(secrets.token_hex(4))
         with open(id_path, encoding='utf-8') as f:  # wandb leaves out what a resumed run repeats
-            settings = wandb.Settings(silent=True) if config['quiet'] else None
-            self.run = wandb.init(project=config['wandb_project'], name=config['wandb_run_name'], id=f.read(),
-                                  mode=config['wandb_mode'], resume='allow', config=config, dir=out_dir,
-                                  settings=settings)
-        self.wandb = wandb
+            self.run = wandb.init(
+                project=config['wandb_project'], name=config['wandb_run_name'], id=f.read(), resume='allow',
+                mode=config['wandb_mode'], config=config, dir=out_dir,
+                settings=wandb.Settings(silent=True) if config['quiet'] else None)
 
     def log(self, metrics, it):
         self.run.log({grouped(name): value for name, value in metrics.items() if name != 'iter'}, step=it)
 
     def histograms(self, parts, it):
-        pictures = {}
-        for name, part in parts.items():
-            pictures[f'reward/{name}_histogram'] = self.wandb.Histogram(part[~part.isnan()].tolist())
+        pictures = {name: self.wandb.Histogram(values.tolist()) for name, values in known(parts).items()}
         points = reward_and_cost(parts)
         if points is not None:
             table = self.wandb.Table(['reward', 'cost'], points.tolist())
@@ -70,9 +71,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """
-    In out_dir/tensorboard. The scatter of reward and cost is drawn with matplotlib, where that is installed.
-    """
+    """In out_dir/tensorboard. Reward and cost are drawn with matplotlib, where that is installed."""
 
     def __init__(self, out_dir, config, start_iter):
         from torch.utils.tensorboard import SummaryWriter
@@ -91,9 +90,9 @@ class TensorBoard:
         self.writer.flush()  # what a kill loses a resumed run would not repeat
 
     def histograms(self, parts, it):
-        for name, part in parts.items():
-            if not part.isnan().all():
-                self.writer.add_histogram(f'reward/{name}_histogram', part[~part.isnan()], it)
+        for name, values in known(parts).items():
+            if len(values):
+                self.writer.add_histogram(name, values, it)
         points = reward_and_cost(parts)
         if points is not None and importlib.util.find_spec('matplotlib'):
             from matplotlib.figure import Figure
@@ -103,26 +102,23 @@ class TensorBoard:
             self.writer.add_figure('scatter/reward_vs_cost', figure, it)
 
     def samples(self, rows, it):
-        self.text('samples', '\n\n'.join(map(as_lines, rows)), it)
+        lines = []
+        for row in rows:
+            lines += [f'{name}: {value!r}' for name, value in row.items() if name != 'iter'] + ['']
+        self.text('samples', '\n'.join(lines[:-1]), it)
 
     def close(self):
         self.writer.close()
 
 
-def as_lines(row):
-    return '\n'.join(f'{name}: {value!r}' for name, value in row.items() if name != 'iter')
-
-
 def asked_for(config):
     """The trackers that a run's settings want. Raises ImportError naming the package that is missing."""
     trackers = []
-    for key, tracker, module in (('wandb_log', Wandb, 'wandb'),
-                                 ('tensorboard', TensorBoard, 'torch.utils.tensorboard')):
+    for key, tracker, package in (('wandb_log', Wandb, 'wandb'), ('tensorboard', TensorBoard, 'tensorboard')):
         if config[key]:
             try:
-                importlib.import_module(module)
+                importlib.import_module(package)
             except ImportError:
-                package = module.rpartition('.')[2]
                 raise ImportError(f"{key} needs a package: pip install {package}") from None
             trackers.append(tracker)
     return trackers

@@ -1,7 +1,6 @@
 """
 How sample.py shows what a model says: a conversation, completions of a prompt as they grow, several as a
-table, best first. A table is for a person; where stdout is no terminal it holds the best text and nothing
-else.
+table, best first.
 """
 import contextlib
 import sys
@@ -18,10 +17,7 @@ from runtime.scorer import joiner
 
 
 class Stream:
-    """
-    An on_token that prints one completion as it grows. A character whose bytes are not all there yet waits
-    for them.
-    """
+    """An on_token that prints one completion as it grows, each character when its bytes are all there."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.ids, self.shown = tokenizer, [], ''
@@ -44,28 +40,22 @@ class Stream:
 
 def show_ranked(heading, rows):
     """
-    Print a table of rows (cells, text, note), best first; the heading's last name is the texts'. Where stdout
-    is no terminal it gets the best text alone, for the next program to read, and stderr the table.
+    Print a table of rows (cells, text, note), best first; the heading's last name is the texts'. It goes to
+    stderr where stdout is no terminal but a pipe, which gets the best text alone.
     """
     table = sys.stdout if sys.stdout.isatty() else sys.stderr
-    cells = [heading, *(row[0] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=False)]
-    print(f"{aligned(heading, widths)}  {heading[-1]}", file=table)
-    for row, text, note in rows:
-        print(f"{aligned(row, widths)}  {one_line(text)}{note}", file=table)
+    rows = [(heading, heading[-1], ''), *rows]
+    every_row = [row[0] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*every_row, strict=False)]
+    for cells, text, note in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
+        print('  '.join([*aligned, one_line(text) + note]), file=table)
     if table is sys.stderr:
-        print(rows[0][1], flush=True)
-
-
-def aligned(cells, widths):
-    return '  '.join(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
+        print(rows[1][1], flush=True)
 
 
 def given(key, value):
-    """
-    The value of a setting, or else what is piped in, all of it without its last line end. '' for no prompt at
-    a terminal: somebody wants to chat.
-    """
+    """A setting's value, else what is piped in, less its line end; '' for no prompt at a terminal: a chat."""
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     if not value and not at_terminal:
         try:
@@ -78,20 +68,15 @@ def given(key, value):
 
 
 def with_room(options, ids, block_size):
-    """
-    The options of generate with max_new_tokens no larger than what a prompt (token ids) leaves of the block.
-    """
+    """The options of generate with max_new_tokens no larger than what a prompt's ids leave of the block."""
     if len(ids) >= block_size:
-        raise ValueError(f"the prompt has {len(ids)} tokens, and this model reads {block_size}, its own "
-                         "answer among them: shorten it")
+        seen = f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer"
+        raise ValueError(f"{seen}: shorten it")
     return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
 
 
 def chat(model, tokenizer, system_prompt, options):
-    """
-    A conversation at the terminal until an empty line, the end of input or Ctrl-C; while the model answers,
-    Ctrl-C ends the answer only.
-    """
+    """A conversation until an empty line, the end of input or Ctrl-C, which in an answer ends that alone."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  with it, input() knows the arrow keys
     print("an empty line ends the conversation", file=sys.stderr)
@@ -103,7 +88,7 @@ def chat(model, tokenizer, system_prompt, options):
             said = input('> ' if sys.stdout.isatty() else '')
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
-            return
+            said = ''
         if not said.strip():
             return
         turns.append({'role': 'user', 'content': said})
@@ -115,48 +100,34 @@ def chat(model, tokenizer, system_prompt, options):
             turns.pop()
             continue
         if len(kept) < len(turns):
-            n = model.config.block_size
-            lost = len(turns) - len(kept)
-            print(f"(this model reads {n} tokens: the first {lost} messages are forgotten)", file=sys.stderr)
+            lost = f"the first {len(turns) - len(kept)} messages are forgotten"
+            print(f"(this model reads {model.config.block_size} tokens: {lost})", file=sys.stderr)
         answer = Stream(tokenizer)
         with contextlib.suppress(KeyboardInterrupt):
             generate(model, [ids], on_token=answer, **room)
         turns = [*kept, {'role': 'assistant', 'content': answer.end()}]
 
 
+def system_turn(system_prompt):
+    return [{'role': 'system', 'content': system_prompt}] if system_prompt else []
+
+
 def fitting_turns(model, tokenizer, system_prompt, turns, options):
     """The last turns that leave half of the model's block for the answer, and their token ids."""
     if not tokenizer.has_chat_template:
         return turns, tokenizer.encode(system_prompt + turns[-1]['content'])
-    system = [{'role': 'system', 'content': system_prompt}] * bool(system_prompt)
-    block_size = model.config.block_size
-    room = min(options['max_new_tokens'], block_size // 2)
-    ids = tokenizer.chat(system + turns)
-    while len(ids) + room > block_size and len(turns) > 1:
+    system, block_size = system_turn(system_prompt), model.config.block_size
+    longest = block_size - min(options['max_new_tokens'], block_size // 2)
+    while len(ids := tokenizer.chat(system + turns)) > longest and len(turns) > 1:
         turns = turns[2:]
-        ids = tokenizer.chat(system + turns)
     return turns, ids
-
-
-def score_texts(texts, record, rewards, scorer=None, join=None, lambda_cost=1.0):
-    """
-    Scores of answers to a record's prompt: {name: a value for each, or None where it does not apply} and
-    {name: its weight}. rewards: of the catalogue, resolved; scorer: a TextScorer, whose reward counts 1 and
-    whose cost -lambda_cost.
-    """
-    parts = {name: values[0] for name, values in score_completions(rewards, [texts], [record]).items()}
-    weights = {name: weight for name, _, weight in rewards}
-    if scorer:
-        values = scorer.score(scorer.encode([join(record['prompt'], text) for text in texts]))
-        parts |= {part.kind: list(value) for (part, *_), value in zip(scorer.parts, values, strict=True)}
-        weights |= {'reward': 1.0, 'cost': -lambda_cost}
-    return parts, weights
 
 
 def ranking(record, cfg, device):
     """
-    score_texts for completions of one record, a function of the texts alone; None when there is nothing to
-    rank them by. All that is needed is loaded, and is known to apply.
+    What ranks completions of a record: a function of texts that returns {name: a value for each, or None
+    where it does not apply}, the score first. None when nothing is asked for. All it needs is loaded, and
+    known to apply.
     """
     models = cfg.reward_checkpoint or cfg.cost_checkpoint
     if not (cfg.rewards or models):
@@ -170,13 +141,24 @@ def ranking(record, cfg, device):
     scorer = TextScorer(cfg.reward_checkpoint, cfg.cost_checkpoint, device) if models else None
     template = '{prompt}{response}' if models.endswith('.pt') else BEAVER_TEMPLATE
     join = joiner(cfg.scorer_template or template)
-    return lambda texts: score_texts(texts, record, rewards, scorer, join, cfg.lambda_cost)
+    weights = {name: weight for name, _, weight in rewards} | {'reward': 1.0, 'cost': -cfg.lambda_cost}
+
+    def score(texts):
+        parts = {name: values[0] for name, values in score_completions(rewards, [texts], [record]).items()}
+        if scorer:
+            values = scorer.score(scorer.encode([join(record['prompt'], text) for text in texts]))
+            parts |= {part.kind: list(value) for (part, *_), value in zip(scorer.parts, values, strict=True)}
+        tensors = {name: reward_tensor(name, [values]) for name, values in parts.items()}
+        total = weighted_reward(tensors, {name: weights[name] for name in parts})[0]
+        return {'score': total.nan_to_num(-torch.inf).tolist()} | (parts if len(parts) > 1 else {})
+
+    return score
 
 
-def complete(model, tokenizer, ids, num_samples, options, score=None):
+def complete(model, tokenizer, ids, num_samples, options, score):
     """
-    Print num_samples completions of a prompt (token ids): one as it comes; several best first, by what
-    score(texts) says (see score_texts), else the likeliest first.
+    Print completions of a prompt (token ids): one as it comes; several best first, by score (see ranking) or
+    else by log-prob.
     """
     if num_samples == 1 and not score:
         answer = Stream(tokenizer)
@@ -188,28 +170,18 @@ def complete(model, tokenizer, ids, num_samples, options, score=None):
     made = generate(model, [ids], num_samples, **options)
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
     texts = [tokenizer.decode(tokens[:n]) for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
-    columns = {'log-prob': logps}
-    if score:
-        parts, weights = score(texts)
-        tensors = {name: reward_tensor(name, [values]) for name, values in parts.items()}
-        total = weighted_reward(tensors, weights)[0].nan_to_num(-torch.inf).tolist()
-        columns = {'score': total} | (parts if len(parts) > 1 else {}) | columns
-    best = next(iter(columns.values()))
-    order = sorted(range(num_samples), key=lambda i: (best[i], logps[i]), reverse=True)
+    columns = (score(texts) if score else {}) | {'log-prob': logps}
+    best, *_ = columns.values()
     rows = []
-    for i in order:
-        cells = [*(as_cell(values[i]) for values in columns.values()), str(lengths[i])]
-        rows.append((cells, texts[i], '' if made.ended[0, i] else ' ...'))
+    for i in sorted(range(num_samples), key=lambda i: (best[i], logps[i]), reverse=True):
+        values = [column[i] for column in columns.values()]
+        cells = ['-' if value is None else f'{value:.3f}' for value in values]
+        rows.append(([*cells, str(lengths[i])], texts[i], '' if made.ended[0, i] else ' ...'))
     show_ranked([*columns, 'tokens', 'completion'], rows)
-
-
-def as_cell(value):
-    return '-' if value is None else f'{value:.3f}'
 
 
 def show_causal(saved, model, tokenizer, cfg):
     """Chat with a causal model, or let it complete cfg.prompt."""
-    device, record = model.wte.weight.device, {}
     options = {'max_new_tokens': cfg.max_new_tokens, 'temperature': cfg.temperature, 'top_k': cfg.top_k,
                'top_p': cfg.top_p, 'eos_id': tokenizer.eos_id, 'seed': cfg.seed,
                'forbidden': forbidden_tokens(tokenizer, model)}
@@ -218,15 +190,13 @@ def show_causal(saved, model, tokenizer, cfg):
         chat(model, tokenizer, cfg.system_prompt, options)
         return
     if cfg.chat_template:
-        system = [{'role': 'system', 'content': cfg.system_prompt}] * bool(cfg.system_prompt)
-        ids = tokenizer.chat([*system, {'role': 'user', 'content': prompt}])
+        ids = tokenizer.chat([*system_turn(cfg.system_prompt), {'role': 'user', 'content': prompt}])
     else:
         ids = tokenizer.encode(cfg.system_prompt + prompt)
     options = with_room(options, ids, model.config.block_size)
     if cfg.lambda_cost is None:
         cfg.lambda_cost = saved.get('lagrange', {'value': 1.0})['value']
-    for name in ('reference', 'tests', 'context'):
-        if getattr(cfg, name):
-            record[name] = getattr(cfg, name)
-    score = ranking({'prompt': prompt} | record, cfg, device)
+    fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
+    record = {name: value for name, value in fields.items() if value}
+    score = ranking(record, cfg, model.wte.weight.device)
     complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score)

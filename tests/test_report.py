@@ -408,8 +408,8 @@ def test_command_line(tmp_path):
     assert 'report.html' in run(folder).stdout and os.path.exists(folder + '/report.html')
     assert run(folder, '--out=here.html').returncode == 0 and (tmp_path / 'here.html').exists()
     for arguments, words in (
-        (('nowhere',), "error: there is no folder 'nowhere'"),
-        (('.',), "error: '.' holds neither metrics.jsonl nor config.json"),
+        (('nowhere',), "error: no metrics.jsonl or config.json in 'nowhere': name the out_dir"),
+        (('.',), "error: no metrics.jsonl or config.json in '.': name the out_dir"),
         ((), 'error: name the out_dir'),
         ((folder, '--smooth=1'), 'error: --smooth=1: the only option is --out=PATH'),
         ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file"),

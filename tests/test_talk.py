@@ -325,7 +325,7 @@ def test_a_conversation_forgets_its_beginning(chatting):
     prompts, (out, err) = chatting('hello', 'x' * 20, 'y' * 70, 'z' * 10, '', system_prompt='S')
     assert prompts == ['s:S|u:hello|a:', 's:S|u:hello|a:14|u:' + 'x' * 20 + '|a:', 's:S|u:' + 'x' * 20 + '|a:42|u:' + 'z' * 10 + '|a:']
     assert out == '14\n42\n47\n'
-    assert err.splitlines()[1:] == ['error: the prompt has 79 tokens, and this model reads 64, its own answer among them: shorten it',
+    assert err.splitlines()[1:] == ['error: the prompt has 79 tokens, and this model reads 64 with its answer: shorten it',
                                     '(this model reads 64 tokens: the first 2 messages are forgotten)']
 
 

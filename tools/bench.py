@@ -3,20 +3,18 @@ Side-by-side speed, as ratios of medians: the ways take turns in one process, be
 $ python -m tools.bench fill_in   # one GRPO step: all G fills from one forward, against P x G rows
 $ python -m tools.bench sample    # generate(), against transformers' generate
 $ python -m tools.bench step      # a GRPO step of a causal model and its peak memory, against TRL's trainer
-$ python -m tools.bench kernel    # the head's log-probs and backward, against plain torch, TRL and Liger
+$ python -m tools.bench kernel    # the head's log-probs and backward, against plain torch and TRL
 $ python -m tools.bench scale     # how a step's cost grows with G, T, R, V and D, ours and TRL's
-$ python -m tools.bench kernel step --json=results.json
 sample, step and scale need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
 """
 import copy
-import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,18 +22,8 @@ from typing import NamedTuple
 import tokenizers
 import torch
 
+import grpo
 from formats.tokenizer import CharTokenizer, Tokenizer
-from grpo import (
-    Rollout,
-    Settings,
-    completion_logps,
-    compute_advantages,
-    compute_rewards,
-    generate_rollouts,
-    grpo_training_step,
-    kl_estimate,
-    train_on_rollout,
-)
 from judge import Judge
 from kernels import fused_logps, fused_loss
 from model import GPT, GPTConfig
@@ -44,7 +32,6 @@ from runtime.masters import configure_optimizers
 from tasks.fill_in import FillInPolicy, choose_slots, fill, filler_config, make_batch, score_fills
 
 ROUNDS, WARM_UPS = 9, 2
-RESULTS = []  # what was printed, for --json
 SIZES = {'tiny': {'n_layer': 4, 'n_head': 4, 'n_kv_head': 2, 'n_embd': 128, 'mlp_hidden': 344,
                   'vocab_size': 512},
          'SmolLM2-size': {'n_layer': 30, 'n_head': 9, 'n_kv_head': 3, 'n_embd': 576, 'mlp_hidden': 1536,
@@ -58,17 +45,20 @@ class Case(NamedTuple):
     G: int
     T: int
     R: int
-    rounds: int = 7
     compiled: bool = False
-    end_share: float | None = None  # the probability of an end at each token; None: none ends early
+    ragged: bool = False  # True: each token is an end with probability 1 / 24; False: none is
 
     def __str__(self):
         compiled = ', compile=True' if self.compiled else ''
-        return f"{self.size}{compiled}, {self.P} prompts of {self.T}, G = {self.G}"
+        return f"{self.size}{compiled}, {self.P} prompts of {self.T}, G = {self.G}, R = {self.R}"
+
+    @property
+    def rounds(self):
+        return 7 if self.size == 'tiny' else 3
 
 
-def compare(ways, rounds=7):
-    """Seconds of each way {name: function}, taken in turns after two warm-up rounds: {name: [seconds]}."""
+def compare(ways, rounds):
+    """{name: seconds of each round} of ways {name: function} that take turns, after warm-up rounds."""
     seconds = {name: [] for name in ways}
     for _ in range(WARM_UPS + rounds):
         for name, way in ways.items():
@@ -80,26 +70,60 @@ def compare(ways, rounds=7):
 
 def report(what, seconds, n, unit='tokens'):
     """A line for each other way: how many times faster ours is, the median of the rounds and their range."""
-    ours = seconds['ours']
+    ours = seconds.pop('ours')
     print(f"  {what}: ours {n / statistics.median(ours):,.0f} {unit}/s", flush=True)
     for name, theirs in seconds.items():
-        if name != 'ours':
-            ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-            ratio, least, most = statistics.median(ratios), min(ratios), max(ratios)
-            print(f"    {ratio:.2f} times {name} (min {least:.2f}, max {most:.2f} of {len(ratios)} rounds, "
-                  f"{n / statistics.median(theirs):,.0f} {unit}/s)", flush=True)
-            RESULTS.append({'what': what, 'peer': name, 'ratio': ratio, 'min': least, 'max': most,
-                            f'{unit}_per_s': n / statistics.median(ours)})
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        spread = f"min {min(ratios):.2f}, max {max(ratios):.2f} of {len(ratios)} rounds"
+        speed = f"{n / statistics.median(theirs):,.0f} {unit}/s"
+        print(f"    {statistics.median(ratios):.2f} times {name} ({spread}, {speed})", flush=True)
+
+
+def peak_memory(way, device='cpu'):
+    """By how many bytes memory rises in way(): this process's, or what the GPU's allocator gave out."""
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        way()
+        return torch.cuda.max_memory_allocated() - start
+
+    def high_water():
+        with open('/proc/self/status') as f:
+            return int(re.search(r'VmHWM:\s*(\d+) kB', f.read())[1]) << 10
+
+    with open('/proc/self/clear_refs', 'w') as f:
+        f.write('5')  # the mark falls to what is held now
+    start = high_water()
+    way()
+    return high_water() - start
+
+
+def print_peaks(above, peaks):
+    print(f"  peak above {above}: " + ', '.join(f"{name} {n / 2 ** 20:,.0f} MB" for name, n in peaks.items()))
+
+
+def gradient_error(ours, wanted):
+    """How far two lists of gradients differ, as a share of the norm."""
+    differences = [a - b for a, b in zip(ours, wanted, strict=True)]
+    error, norm = torch.nn.utils.get_total_norm(differences), torch.nn.utils.get_total_norm(wanted)
+    return (error / norm).item()
+
+
+def gradient_of(policy, rollout, cfg, reference=None):
+    """The gradient that train_on_rollout makes of a rollout, as a list; the weights stay."""
+    still = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+    grpo.train_on_rollout(policy, rollout, still, replace(cfg, grad_clip=0), reference)
+    return [p.grad for p in policy.model.parameters()]
 
 
 # -----------------------------------------------------------------------------
 # fill_in
 
-def straightforward_step(policy, reference, judge, batch, group_size, optimizer=None, texts=None):
+def straightforward_loss(policy, reference, judge, batch, group_size, texts=None):
     """
-    The step as it is usually written: every text copied G times, logits at every position, kl_beta 0.1.
+    The loss as it is usually written: every text copied G times, logits at every position, kl_beta 0.1.
 
-    texts (P G, T): these fills instead of drawn ones. Leaves the gradient; steps if there is an optimizer.
+    texts (P G, T): these fills instead of drawn ones.
     """
     prompts = batch['tokens'].repeat_interleave(group_size, dim=0)          # (P G, T)
     is_slot = prompts == policy.tokenizer.mask_id
@@ -114,41 +138,30 @@ def straightforward_step(policy, reference, judge, batch, group_size, optimizer=
             texts = torch.where(is_slot, drawn, prompts)
         rewards = 1 - judge.score(texts)
         ref_log_probs = log_probs_of(reference.model)
-        A = compute_advantages(rewards.view(-1, group_size)).flatten()[:, None]
+        A = grpo.compute_advantages(rewards.view(-1, group_size)).flatten()[:, None]
     log_probs = log_probs_of(policy.model)
     logps = log_probs.gather(-1, texts[..., None].where(is_slot[..., None], 0)).squeeze(-1)
     ratio = (logps - logps.detach()).exp()
-    terms = 0.1 * kl_estimate(log_probs, ref_log_probs, 'exact')
+    terms = 0.1 * grpo.kl_estimate(log_probs, ref_log_probs, 'exact')
     terms = terms - torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A)
-    loss = (terms.masked_fill(~is_slot, 0.0).sum(dim=1) / is_slot.sum(dim=1)).mean()
-    policy.model.zero_grad(set_to_none=True)
-    loss.backward()
-    if optimizer:
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-        optimizer.step()
+    return (terms.masked_fill(~is_slot, 0.0).sum(dim=1) / is_slot.sum(dim=1)).mean()
 
 
-def gradient_of(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+def reference_of(policy):
+    return policy.with_model(copy.deepcopy(policy.model).requires_grad_(False))
 
 
-def frozen_copy(model):
-    return copy.deepcopy(model).requires_grad_(False)
-
-
-def gradient_error(policy, judge, batch, reward, cfg):
-    """The gate: how far the two ways' gradients on the same fills differ, as a share of the norm."""
-    reference = policy.with_model(frozen_copy(policy.model))
-    with torch.no_grad():
-        reference.model.wte.weight.mul_(2.0)  # a reference that differs, so that the KL counts
-    rollout = generate_rollouts(policy, batch, cfg, reference)
-    compute_rewards(policy, rollout, reward)
-    rollout.advantages = compute_advantages(rollout.rewards)
-    still = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    train_on_rollout(policy, rollout, still, cfg, reference)
-    ours, texts = gradient_of(policy.model), fill(batch, rollout.tokens).flatten(0, 1)
-    straightforward_step(policy, reference, judge, batch, cfg.group_size, texts=texts)
-    error = ((gradient_of(policy.model) - ours).norm() / ours.norm()).item()
+def same_gradient(policy, judge, batch, reward, cfg):
+    """The gate: how far the two ways' gradients on the same fills differ."""
+    reference = reference_of(policy)
+    reference.model.wte.weight.mul_(2.0)  # it differs, so that the KL counts
+    rollout = grpo.generate_rollouts(policy, batch, cfg, reference)
+    grpo.compute_rewards(policy, rollout, reward)
+    rollout.advantages = grpo.compute_advantages(rollout.rewards)
+    texts = fill(batch, rollout.tokens).flatten(0, 1)
+    loss = straightforward_loss(policy, reference, judge, batch, cfg.group_size, texts)
+    wanted = torch.autograd.grad(loss, list(policy.model.parameters()))
+    error = gradient_error(gradient_of(policy, rollout, cfg, reference), wanted)
     assert error < 1e-4, f"the two ways' gradients differ by {error:.1e}"
     return error
 
@@ -166,104 +179,87 @@ def fill_in(P=32, T=48):
     def realness(policy, rollout):
         return 1 - score_fills(judge, rollout.batch, rollout.tokens)
 
-    reward = [('judge', realness, 1.0)]
+    def our_step(policy, optimizer):
+        grpo.grpo_training_step(policy, batch, optimizer, reward, cfg, reference)
+
+    def other_step(policy, optimizer):
+        optimizer.zero_grad()
+        straightforward_loss(policy, reference, judge, batch, G).backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+
+    def on_its_own(step):
+        policy = start.with_model(copy.deepcopy(model))
+        optimizer = configure_optimizers(policy.model.parameters(), 0.0, 1e-4, (0.9, 0.99))
+        return lambda: step(policy, optimizer)
+
+    start, reward = FillInPolicy(model, tokenizer, 0.8), [('judge', realness, 1.0)]
+    reference = reference_of(start)
     print(f"fill_in: {P} texts of {T} characters, 3 layers of width 96, exact KL, one judge")
     for G in (8, 16):
-        cfg = Settings(group_size=G, kl_beta=0.1, kl_estimator='exact')
-        policies = [FillInPolicy(copy.deepcopy(model), tokenizer, 0.8) for _ in range(3)]
-        error = gradient_error(policies[0], judge, batch, reward, replace(cfg, grad_clip=0))
-        ways = {'ours': fill_in_step(policies[1], batch, reward, cfg),
-                'straightforward': other_step(policies[2], judge, batch, G)}
-        seconds = compare(ways, ROUNDS)
+        cfg = grpo.Settings(group_size=G, kl_beta=0.1, kl_estimator='exact')
+        error = same_gradient(start, judge, batch, reward, cfg)
+        seconds = compare({'ours': on_its_own(our_step), 'straightforward': on_its_own(other_step)}, ROUNDS)
         report(f"G = {G} (gradients equal to {error:.0e})", seconds, P * G * T, 'characters')
-
-
-def fill_in_step(policy, batch, reward, cfg):
-    reference = policy.with_model(frozen_copy(policy.model))
-    optimizer = configure_optimizers(policy.model.parameters(), 0.0, 1e-4, (0.9, 0.99))
-    return lambda: grpo_training_step(policy, batch, optimizer, reward, cfg, reference)
-
-
-def other_step(policy, judge, batch, G):
-    reference = policy.with_model(frozen_copy(policy.model))
-    optimizer = configure_optimizers(policy.model.parameters(), 0.0, 1e-4, (0.9, 0.99))
-    return lambda: straightforward_step(policy, reference, judge, batch, G, optimizer)
 
 
 # -----------------------------------------------------------------------------
 # sample
 
-def llamas(sizes, end_share=None):
-    """(ours, transformers') with the same random fp32 weights; end_share: the probability of token 0."""
+def llamas(sizes):
+    """(ours, transformers') with the same random fp32 weights, which make all tokens about as likely."""
     import transformers
     torch.manual_seed(0)
     config = GPTConfig(block_size=1024, norm='rmsnorm', position='rope', mlp='swiglu', bias=False,
-                       tied=end_share is None, **sizes)
+                       tied=True, **sizes)
     model = GPT(config).eval()
     for p in model.parameters():
         if p.dim() == 2:
             torch.nn.init.normal_(p, std=0.02)
-    if end_share:
-        bend_head(model, end_share)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, theirs
 
 
-@torch.no_grad()
-def bend_head(model, end_share):
-    """Token 0 has about this probability everywhere."""
-    def texts():
-        return torch.randint(model.config.vocab_size, (4, 32))
-
-    # A constant in every token's residual stream, which row 0 of the head reads.
-    model.wte.weight[:, 0] = 1.0
-    strength = model(texts())[..., 0].mean()
-    model.lm_head.weight[0] = 0.0
-    for _ in range(20):
-        share = model.logits(texts()).softmax(-1)[..., 0].mean()
-        model.lm_head.weight[0, 0] += (end_share / share).log() / strength
-
-
 def their_generate(theirs, prompts, G, R, **options):
     ids = torch.tensor(prompts).repeat_interleave(G, dim=0)
     texts = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=R,
-                            pad_token_id=1, top_k=0, top_p=1.0, temperature=1.0, **options)
+                            pad_token_id=0, top_k=0, top_p=1.0, temperature=1.0, **options)
     return texts[:, ids.shape[1]:]
 
 
 def sample():
     """Completion tokens per second, fp32. Gate: both give the same greedy tokens."""
     print("sample: against transformers' generate on the same Llama weights, temperature 1")
-    small, ragged = Case('tiny', 4, 8, 64, 64), Case('tiny', 8, 8, 64, 128, end_share=1 / 24)
+    small, ragged = Case('tiny', 4, 8, 64, 64), Case('tiny', 8, 8, 64, 128, ragged=True)
     for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), ragged,
-                 ragged._replace(compiled=True), Case('SmolLM2-size', 4, 8, 64, 32, 3),
-                 Case('SmolLM2-size', 1, 16, 256, 32, 3)):
+                 ragged._replace(compiled=True), Case('SmolLM2-size', 4, 8, 64, 32),
+                 Case('SmolLM2-size', 1, 16, 256, 32)):
         sample_case(case)
 
 
 def sample_case(case):
-    ours, theirs = llamas(SIZES[case.size], case.end_share)
-    prompts = torch.randint(2, ours.config.vocab_size, (case.P, case.T)).tolist()
+    ours, theirs = llamas(SIZES[case.size])
+    V, G, R = ours.config.vocab_size, case.G, case.R
+    prompts = torch.randint(2, V, (case.P, case.T)).tolist()
     greedy = generate(ours, prompts, max_new_tokens=16, temperature=0).tokens[:, 0]
     wanted = their_generate(theirs, prompts, 1, 16, do_sample=False, eos_token_id=None)
     assert torch.equal(greedy, wanted), "greedy tokens differ"
-    lengths, G, R, ragged = [], case.G, case.R, case.end_share is not None  # each way counts its tokens
+    ends = list(range(1, 1 + V // 24)) if case.ragged else None
+    lengths = []  # of each way's completions, all together
 
     def our_way():
-        completions = generate(ours, prompts, G, R, eos_id=0 if ragged else None, compile=case.compiled)
-        lengths.append(completions.lengths.sum().item())
+        made = generate(ours, prompts, G, R, eos_id=ends, compile=case.compiled)
+        lengths.append(made.lengths.sum().item())
 
     def their_way():
-        ends = {'eos_token_id': 0} if ragged else {'eos_token_id': None, 'min_new_tokens': R}
-        tokens = their_generate(theirs, prompts, G, R, do_sample=True, **ends)
-        lengths.append((tokens > 1).sum().item() if ragged else tokens.numel())
+        tokens = their_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=ends)
+        lengths.append((tokens > 0).sum().item() if case.ragged else tokens.numel())
 
     seconds = compare({'ours': our_way, 'transformers': their_way}, case.rounds)
-    mean = statistics.mean(lengths)
-    ends = f"ragged ends, mean length {mean / (case.P * G):.0f} of {R}" if ragged else f"{R} tokens each"
-    report(f"{case}, {ends}", seconds, mean)
+    n_tokens = statistics.mean(lengths)
+    report(f"{case}, mean length {n_tokens / (case.P * G):.0f}", seconds, n_tokens)
 
 
 # -----------------------------------------------------------------------------
@@ -277,15 +273,19 @@ class WordTokenizer(Tokenizer):
         self.vocab_size = vocab_size
 
 
+def in_words(ids):
+    """TRL takes texts: token i is the word ti."""
+    return ' '.join(f't{i}' for i in ids)
+
+
 def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
-    """TRL's trainer on our prompts: token i is the word ti, so both see the same ids."""
+    """TRL's trainer on our prompts, of which it sees the same ids."""
     import datasets
     import transformers
     import trl
     vocabulary = {'<end>': 0, '<pad>': 1} | {f't{i}': i for i in range(2, theirs.config.vocab_size)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='<end>'))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    options = {'loss_type': 'dapo', **options}
     arguments = trl.GRPOConfig(
         output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, beta=0.0,
         temperature=1.0, top_k=0, top_p=1.0, scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0,
@@ -305,50 +305,32 @@ def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
     return trainer
 
 
-def in_words(ids):
-    return ' '.join(f't{i}' for i in ids)
-
-
 def llama_gradient(theirs):
-    """transformers' gradients under our names."""
-    grads = {name: p.grad for name, p in theirs.named_parameters()}
-    ours = {'wte.weight': grads['model.embed_tokens.weight'], 'norm_f.weight': grads['model.norm.weight']}
-    stacks = {'attn.qkv': ('self_attn.q', 'self_attn.k', 'self_attn.v'), 'attn.proj': ('self_attn.o',),
-              'mlp.up': ('mlp.gate', 'mlp.up'), 'mlp.proj': ('mlp.down',)}
-    for i in range(theirs.config.num_hidden_layers):
-        layer = f'model.layers.{i}.'
-        ours[f'blocks.{i}.norm_1.weight'] = grads[layer + 'input_layernorm.weight']
-        ours[f'blocks.{i}.norm_2.weight'] = grads[layer + 'post_attention_layernorm.weight']
-        for name, parts in stacks.items():
-            rows = [grads[f'{layer}{part}_proj.weight'] for part in parts]
-            ours[f'blocks.{i}.{name}.weight'] = torch.cat(rows)
-    return ours
+    """transformers' gradients under our names: our loader reads them as if they were the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder, state_dict={name: p.grad for name, p in theirs.named_parameters()})
+        return dict(GPT.from_pretrained(folder).requires_grad_(False).named_parameters())
 
 
-def norm_of(tensors):
-    return sum(tensor.square().sum() for tensor in tensors).sqrt().item()
-
-
-def same_step(policy, trainer, prompts, examples, cfg):
+def same_step(policy, trainer, batch, examples, cfg):
     """The gate: on TRL's completions log-probs agree to 1e-5, the gradient to 1e-4 of its norm."""
-    theirs, P, G, R = trainer.model, len(prompts), cfg.group_size, policy.max_new_tokens
+    theirs, shape = trainer.model, (len(batch['prompts']), cfg.group_size, policy.max_new_tokens)
     inputs = trainer._generate_and_score_completions(examples)
     trainer.compute_loss(theirs, inputs).backward()
-    tokens = inputs['completion_ids'].view(P, G, R)
-    copies = torch.tensor(prompts).repeat_interleave(G, dim=0)
-    assert torch.equal(inputs['prompt_ids'], copies) and inputs['completion_mask'].all()
-    rollout = Rollout(prompt_batch(prompts, list(range(P))), tokens, torch.full((P, G), R),
-                      torch.zeros(P, G, R), advantages=inputs['advantages'].view(P, G))
+    assert torch.equal(inputs['prompt_ids'], batch['prompts'].repeat_interleave(cfg.group_size, dim=0))
+    assert inputs['completion_mask'].all()
+    rollout = grpo.Rollout(
+        batch, inputs['completion_ids'].view(shape), torch.full(shape[:2], shape[2]), torch.zeros(shape),
+        advantages=inputs['advantages'].view(shape[:2]))
     with torch.no_grad():
-        rollout.logps = completion_logps(policy, rollout)[0]
+        rollout.logps = grpo.completion_logps(policy, rollout)[0]
         texts = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
-        their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, torch.ones_like(texts), R)[0]
-    still = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    train_on_rollout(policy, rollout, still, replace(cfg, grad_clip=0))
-    gap = (rollout.logps - their_logps.view(P, G, R)).abs().max().item()
-    grads = llama_gradient(theirs)
-    differences = [p.grad - grads[name] for name, p in policy.model.named_parameters()]
-    error = norm_of(differences) / norm_of(grads.values())
+        their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, torch.ones_like(texts),
+                                                                 shape[2])[0]
+    gap = (rollout.logps - their_logps.view(shape)).abs().max().item()
+    wanted = llama_gradient(theirs)
+    error = gradient_error(gradient_of(policy, rollout, cfg),
+                           [wanted[name] for name, _ in policy.model.named_parameters()])
     assert gap < 1e-5 and error < 1e-4, f"log-probs differ by {gap:.1e}, gradients by {error:.1e}"
     return f"log-probs equal to {gap:.0e}, gradients to {error:.0e}"
 
@@ -359,17 +341,17 @@ def step_ways(sizes, case):
     ours, theirs = llamas(sizes)
     prompts = torch.randint(2, ours.config.vocab_size, (P, case.T)).tolist()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(theirs, prompts, G, R, folder)
+        trainer = trl_trainer(theirs, prompts, G, R, folder, loss_type='dapo')
     trainer.create_optimizer()
     theirs.train()
     examples = [{'prompt': in_words(ids)} for ids in prompts for _ in range(G)]
     policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R, compile=case.compiled)
     if case.compiled:
         ours.compile_blocks()
-    cfg = Settings(group_size=G, loss_type='dapo', kl_beta=0.0)
-    gate = same_step(policy, trainer, prompts, examples, cfg)
-    optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
+    cfg = grpo.Settings(group_size=G, loss_type='dapo', kl_beta=0.0)
     batch = prompt_batch(prompts, list(range(P)))
+    gate = same_step(policy, trainer, batch, examples, cfg)
+    optimizer = configure_optimizers(ours.parameters(), 0.0, 1e-6, (0.9, 0.999))
 
     def their_step():
         trainer.optimizer.zero_grad()
@@ -381,7 +363,7 @@ def step_ways(sizes, case):
         return (rollout.tokens.sum(-1) % 7).float()
 
     def our_step():
-        grpo_training_step(policy, batch, optimizer, [('remainder', remainder, 1.0)], cfg)
+        grpo.grpo_training_step(policy, batch, optimizer, [('remainder', remainder, 1.0)], cfg)
 
     trainer.optimizer.zero_grad()
     return {'ours': our_step, 'TRL': their_step}, gate
@@ -392,16 +374,12 @@ def step():
     print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
     small, long = Case('tiny', 4, 8, 64, 64), Case('tiny', 1, 16, 512, 64)
     for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), long,
-                 long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64, 3),
-                 Case('SmolLM2-size', 1, 16, 256, 64, 3)):
+                 long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64),
+                 Case('SmolLM2-size', 1, 16, 256, 64)):
         ways, gate = step_ways(SIZES[case.size], case)
-        peaks = {}
-        for name, way in ways.items():
-            with PeakMemory('cpu') as watched:
-                way()
-            peaks[name] = watched.bytes
-        report(f"{case}, {case.R} tokens each ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
-        print(f"    peak above the weights: {in_megabytes(peaks)}")
+        peaks = {name: peak_memory(way) for name, way in ways.items()}
+        report(f"{case} ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
+        print_peaks("the weights", peaks)
 
 
 def scale():
@@ -418,11 +396,10 @@ def scale():
             ways, _ = step_ways(sizes, Case('tiny', s['P'], s['G'], s['T'], s['R']))
             for way, seconds in compare(ways, 5).items():
                 times.setdefault(way, []).append(statistics.median(seconds))
-        exponents = {way: math.log(t[2] / t[0]) / math.log(4) for way, t in times.items()}
-        RESULTS.append({'what': f'scale {name}', **exponents})
-        for way, e in exponents.items():
-            milliseconds = ', '.join(f'{1000 * t:.0f}' for t in times[way])
-            print(f"  {name}: {way} {e:.2f} ({milliseconds} ms)", flush=True)
+        for way, medians in times.items():
+            exponent = math.log(medians[2] / medians[0]) / math.log(4)
+            milliseconds = ', '.join(f'{1000 * t:.0f}' for t in medians)
+            print(f"  {name}: {way} {exponent:.2f} ({milliseconds} ms)", flush=True)
 
 
 # -----------------------------------------------------------------------------
@@ -435,30 +412,16 @@ def kernel(N=2048, D=576, V=49152):
     Gate: the gradients agree, in fp32 to 1e-4 of the norm, in bf16 to 2e-2.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    dtype = torch.bfloat16 if device == 'cuda' else torch.float32
+    dtype, tolerance = (torch.bfloat16, 2e-2) if device == 'cuda' else (torch.float32, 1e-4)
     print(f"kernel: the head's log-probs and their backward, N = {N}, D = {D}, V = {V}, {dtype} on {device}")
     torch.manual_seed(0)
     hidden = (0.5 * torch.randn(N, D, device=device)).to(dtype).requires_grad_()
     weight = (0.1 * torch.randn(V, D, device=device)).to(dtype).requires_grad_()
-    ways = kernel_ways(hidden, weight)
-    peaks = {}
-    gradients = None
-    for name, way in ways.items():
-        hidden.grad = weight.grad = None
-        with PeakMemory(device) as watched:
-            way()
-        peaks[name] = watched.bytes - dtype.itemsize * (hidden.numel() + weight.numel())
-        if name == 'Liger':  # another loss, the mean cross-entropy
-            continue
-        grads = torch.cat((hidden.grad.float().flatten(), weight.grad.float().flatten()))
-        gradients = grads if gradients is None else gradients
-        error = ((grads - gradients).norm() / gradients.norm()).item()
-        assert error < (1e-4 if dtype == torch.float32 else 2e-2), f"{name}: gradients differ by {error:.1e}"
     logits = torch.randn(N, V, device=device).to(dtype)
 
+    @torch.no_grad()
     def products():  # the least work of any way
-        with torch.no_grad():
-            hidden @ weight.T, logits @ weight, logits.T @ hidden
+        hidden @ weight.T, logits @ weight, logits.T @ hidden
 
     def timed(way):
         def run():
@@ -468,10 +431,18 @@ def kernel(N=2048, D=576, V=49152):
                 torch.cuda.synchronize()
         return run
 
-    ways['its three matrix products alone'] = products
-    report(f"N = {N}, D = {D}, V = {V}", compare({name: timed(way) for name, way in ways.items()}, 5), N)
-    print(f"  peak above inputs and gradients: {in_megabytes(peaks)}")
-    RESULTS.append({'what': 'kernel peak bytes', **peaks})
+    ways = {name: timed(way) for name, way in kernel_ways(hidden, weight).items()}
+    peaks, wanted = {}, None
+    for name, way in ways.items():
+        hidden.grad = weight.grad = None
+        peaks[name] = peak_memory(way, device) - dtype.itemsize * (hidden.numel() + weight.numel())
+        gradient = [hidden.grad.float(), weight.grad.float()]
+        wanted = wanted or gradient
+        error = gradient_error(gradient, wanted)
+        assert error < tolerance, f"{name}: gradients differ by {error:.1e}"
+    ways['its three matrix products alone'] = timed(products)
+    report(f"N = {N}, D = {D}, V = {V}", compare(ways, 5), N)
+    print_peaks("inputs and gradients", peaks)
 
 
 def kernel_ways(hidden, weight):
@@ -495,80 +466,29 @@ def kernel_ways(hidden, weight):
 
     ways = {'ours': ours, 'fused_logps': backward_of(lambda h, w: fused_logps(h, w, ids)[0]),
             'plain torch': backward_of(plain)}
+    if device.type == 'cuda':
+        ways['torch.compile'] = backward_of(torch.compile(plain))
     try:
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction as Chunks
         options = None, ids, 1.0, 32768, None, 1.0, ('entropy',)
         ways["TRL's chunks"] = backward_of(lambda h, w: Chunks.apply(h, w, *options)[0])
     except ImportError:
         print("  TRL is not installed: left out")
-    if device.type == 'cuda':
-        ways['torch.compile'] = backward_of(torch.compile(plain))
-        try:
-            from liger_kernel.ops.fused_linear_cross_entropy import (
-                LigerFusedLinearCrossEntropyFunction as Liger,
-            )
-            ways['Liger'] = lambda: Liger.apply(hidden, weight, ids)[0].backward()
-        except ImportError:
-            print("  Liger is not installed: left out")
     return ways
-
-
-class PeakMemory:
-    """The peak above the start, in bytes: of this process, read every 2 ms, or of the GPU's allocator."""
-
-    def __init__(self, device):
-        self.device = device
-
-    def __enter__(self):
-        if self.device == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        else:
-            self.start = self.peak = self.now()
-            self.watching = True
-            self.thread = threading.Thread(target=self.watch)
-            self.thread.start()
-        return self
-
-    def now(self):
-        with open('/proc/self/statm') as f:
-            return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-    def watch(self):
-        while self.watching:
-            self.peak = max(self.peak, self.now())
-            time.sleep(0.002)
-
-    def __exit__(self, *_):
-        if self.device == 'cuda':
-            self.peak = torch.cuda.max_memory_allocated()
-        else:
-            self.watching = False
-            self.thread.join()
-        self.bytes = self.peak - self.start
-
-
-def in_megabytes(peaks):
-    return ', '.join(f"{name} {n / 2 ** 20:,.0f} MB" for name, n in peaks.items())
 
 
 BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale}
 
 
-def main(arguments):
-    names = [a for a in arguments if not a.startswith('--json=')]
+def main(names):
     if not names or not set(names) <= BENCHES.keys():
-        sys.exit(f"usage: python -m tools.bench {' | '.join(BENCHES)} [--json=FILE]")
-    machine = platform.processor() or platform.machine()
-    header = f"{machine}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    header += f", torch {torch.__version__} with {torch.get_num_threads()} threads"
-    header += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ', no GPU'
-    print(header)
+        sys.exit(f"usage: python -m tools.bench {' | '.join(BENCHES)}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__} with "
+          f"{torch.get_num_threads()} threads, {gpu}")
     for name in names:
         BENCHES[name]()
-    for argument in set(arguments) - set(names):
-        with open(argument.removeprefix('--json='), 'w', encoding='utf-8') as f:
-            json.dump({'machine': header, 'results': RESULTS}, f, indent=1)
 
 
 if __name__ == '__main__':

@@ -12,44 +12,42 @@ from typing import Literal
 
 import torch
 
+from formats.text_files import read_json, write_text
 from mirror import MirrorMap
 from runtime.checkpoint import save_checkpoint
 from runtime.config import Count, Natural, NonNegative, Positive, configure
 from tasks.evolution import directions, pair_weights
-from tools.compare import last_words, stop_with_children, train, train_all
+from tools.compare import last_words, train_all, train_start
 
 
-def learn_mirror(mirror, cfg, start=0):
+def learn_mirror(mirror, cfg, generation):
     """
-    Generations from `start` on of ES on mirror.logs, in place; yields (generation, fitness (pairs, 2)).
-
-    A candidate is a run of cfg.base with a --mirror_checkpoint and the generation's --seed; the fitness of a
-    run that failed is NaN. Its files are in out_dir/candidates.
+    A generation of ES on mirror.logs, in place. Returns the fitness (pairs, 2), NaN for a run that failed; a
+    candidate is a run of cfg.base with its own --mirror_checkpoint.
     """
-    for generation in range(start, cfg.generations):
-        first = cfg.seed * 10 ** 6 + generation * 1000
-        origin, seeds, jobs = mirror.logs.clone(), range(first, first + cfg.pairs), []
-        run_seed = f'--seed={cfg.seed * 1000 + generation}'
-        for i, pair_seed in enumerate(seeds):
-            noise, = directions([origin], pair_seed)
-            for side, sign in enumerate((1, -1)):
-                mirror.logs.copy_(origin).add_(noise, alpha=sign * cfg.sigma)
-                name = os.path.join(cfg.out_dir, 'candidates', f'{generation}-{i}-{side}')
-                save_mirror(f'{name}.pt', mirror)
-                jobs.append(([cfg.base, *cfg.settings, f'--mirror_checkpoint={name}.pt', run_seed], name))
-        results = train_all(jobs, cfg.processes, cfg.threads)
-        fitness = [fitness_of(result, cfg.fitness_metric) for result in results]
-        fitness = torch.tensor(fitness, dtype=torch.double).view(cfg.pairs, 2)
-        mirror.logs.copy_(origin)
-        for weight, pair_seed in zip(pair_weights(fitness).tolist(), seeds, strict=True):
-            noise, = directions([origin], pair_seed)
-            mirror.logs.add_(noise, alpha=cfg.learning_rate * weight)
-        yield generation, fitness
+    first = cfg.seed * 10 ** 6 + generation * 1000
+    origin, seeds, jobs = mirror.logs.clone(), range(first, first + cfg.pairs), []
+    for i, pair_seed in enumerate(seeds):
+        noise, = directions([origin], pair_seed)
+        for side, sign in enumerate((1, -1)):
+            mirror.logs.copy_(origin).add_(noise, alpha=sign * cfg.sigma)
+            name = candidate(cfg, generation, i, side)
+            save_mirror(f'{name}.pt', mirror)
+            run_seed = f'--seed={cfg.seed * 1000 + generation}'
+            jobs.append(([cfg.base, *cfg.settings, f'--mirror_checkpoint={name}.pt', run_seed], name))
+    fitness = []
+    for run in train_all(jobs, cfg):
+        fitness.append(math.nan if run is None else run['metrics'][-1].get(cfg.fitness_metric, math.nan))
+    fitness = torch.tensor(fitness, dtype=torch.double).view(cfg.pairs, 2)
+    mirror.logs.copy_(origin)
+    for weight, pair_seed in zip(pair_weights(fitness).tolist(), seeds, strict=True):
+        noise, = directions([origin], pair_seed)
+        mirror.logs.add_(noise, alpha=cfg.learning_rate * weight)
+    return fitness
 
 
-def fitness_of(result, metric):
-    """A run's last value of a metric; NaN for a run that failed or has none."""
-    return math.nan if result is None else result['metrics'][-1].get(metric, math.nan)
+def candidate(cfg, generation, pair, side):
+    return os.path.join(cfg.out_dir, 'candidates', f'{generation}-{pair}-{side}')
 
 
 def save_mirror(path, mirror):
@@ -64,8 +62,7 @@ def resumed_history(cfg, mirror, state_path):
         return []
     if not os.path.exists(state_path):
         raise FileNotFoundError(f"there is no {state_path} to resume from: start without --init_from=resume")
-    with open(state_path, encoding='utf-8') as f:
-        state = json.load(f)
+    state = read_json(state_path)
     now = json.loads(json.dumps(vars(cfg)))
     for key, old in state['config'].items():
         if key != 'init_from' and old != now[key]:
@@ -76,45 +73,40 @@ def resumed_history(cfg, mirror, state_path):
 
 def main(cfg):
     mirror = MirrorMap(cfg.mirror_init_scale, cfg.mirror_seed)
-    state_path = os.path.join(cfg.out_dir, 'state.json')
+    metric, state_path = cfg.fitness_metric, os.path.join(cfg.out_dir, 'state.json')
     history = resumed_history(cfg, mirror, state_path)
-    stop_with_children()
-    start_dir = os.path.join(cfg.out_dir, 'start')  # the candidates' common start is made once
-    start = train([cfg.base, *cfg.settings, '--max_iters=0'], start_dir, cfg.threads * cfg.processes)
-    if not start:
-        raise RuntimeError(f"the start failed ({start_dir}.log ends: {last_words(start_dir)})")
-    metric, known = cfg.fitness_metric, start['metrics'][-1]
+    known = train_start(cfg, cfg.settings)['metrics'][-1]
     if metric not in known:
         raise RuntimeError(f"there is no metric {metric!r} in a run; there are: {', '.join(known)}")
-    for generation, fitness in learn_mirror(mirror, cfg, len(history)):
+    for generation in range(len(history), cfg.generations):
+        fitness = learn_mirror(mirror, cfg, generation)
         valid = fitness[torch.isfinite(fitness)]
         if not len(valid):
-            words = last_words(os.path.join(cfg.out_dir, 'candidates', f'{generation}-0-0'))
-            raise RuntimeError(f"generation {generation}: no run has {metric}; the first log ends: {words}")
+            first = last_words(candidate(cfg, generation, 0, 0))
+            raise RuntimeError(f"generation {generation}: no run has {metric}; {first}")
         history.append({'generation': generation, 'fitness': fitness.tolist()})
         spread = f"{metric} {valid.mean():.4f}, from {valid.min():.4f} to {valid.max():.4f}"
         failed = fitness.numel() - len(valid)
         print(f"generation {generation}: {spread}, {failed} of {fitness.numel()} runs failed", flush=True)
         save_mirror(os.path.join(cfg.out_dir, 'mirror.pt'), mirror)
-        with open(state_path + '.tmp', 'w', encoding='utf-8') as f:
-            json.dump({'config': vars(cfg), 'logs': mirror.logs.tolist(), 'history': history}, f)
-        os.replace(state_path + '.tmp', state_path)
+        state = {'config': vars(cfg), 'logs': mirror.logs.tolist(), 'history': history}
+        write_text(state_path, json.dumps(state))
     print(f"saved: train_grpo.py --mirror_checkpoint={os.path.join(cfg.out_dir, 'mirror.pt')} takes it")
 
 
 if __name__ == '__main__':
-    base = 'config/neural_mirror.py'        # the run that a candidate is tried in
-    settings: list = []                     # ['--key=value', ...] on top of it
+    base = 'config/neural_mirror.py'  # the run that a candidate is tried in
+    settings: list = []             # ['--key=value', ...] on top of it
     fitness_metric = 'eval/reward'
     generations: Count = 15
-    pairs: Count = 5                        # candidates of a generation: two a pair
-    sigma: Positive = 0.5                   # how far from the middle, in the logarithms
+    pairs: Count = 5                # candidates of a generation: two a pair
+    sigma: Positive = 0.5           # how far from the middle, in the logarithms
     learning_rate: NonNegative = 2.0
-    mirror_init_scale: Positive = 0.01      # where the middle starts, as in grpo.py
+    mirror_init_scale: Positive = 0.01  # where the middle starts, as in grpo.py
     mirror_seed: Natural = 42
-    seed: Natural = 1000                    # of noise and runs
-    processes: Count = 2                    # runs at once
-    threads: Count = 1                      # of each; the result does not depend on `processes`
+    seed: Natural = 1000            # of noise and runs
+    processes: Count = 2            # runs at once
+    threads: Count = 1              # of each; the result does not depend on `processes`
     init_from: Literal['scratch', 'resume'] = 'scratch'  # 'resume': go on after the last whole generation
-    out_dir = 'out-learn-mirror'            # mirror.pt, the last middle; state.json
+    out_dir = 'out-learn-mirror'    # mirror.pt, the last middle; state.json
     main(configure(globals()))
