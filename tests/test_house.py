@@ -44,7 +44,6 @@ OPTIONAL = {
     'resource',
     'sacrebleu',
     'rouge_score',
-    'liger_kernel',
 }
 # They take a second to import, and only a sharded run needs them.
 OPTIONAL |= {'torch.distributed.fsdp', 'torch.distributed.device_mesh', 'torch.distributed.tensor'}
