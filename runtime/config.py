@@ -303,7 +303,8 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     cfg = types.SimpleNamespace(**values)
     if tasks:
         refuse_other_tasks(cfg, given, tasks)
-        rooms = [room for room in rooms if room_of(room) not in tasks] + rooms_of(tasks[cfg.task])
+        of_others = set().union(*map(rooms_of, tasks.values())).difference(rooms_of(tasks[cfg.task]))
+        rooms = [room for room in rooms if room not in of_others]
     for room in rooms:
         if hasattr(room, 'check'):
             room.check(cfg)

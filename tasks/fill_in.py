@@ -55,7 +55,8 @@ class FillIn(Task):
 
         @staticmethod
         def check(cfg):
-            if len(cfg.mask_ratio) != 2 or not 0 < cfg.mask_ratio[0] <= cfg.mask_ratio[1] <= 1:
+            ratios = [x for x in cfg.mask_ratio if type(x) in (int, float)]
+            if not len(ratios) == len(cfg.mask_ratio) == 2 or not 0 < ratios[0] <= ratios[1] <= 1:
                 raise ValueError(f"mask_ratio is {cfg.mask_ratio}; it takes low, high: 0 < low <= high <= 1")
             if not cfg.mask_kinds or any(kind not in list(CHOOSERS) for kind in cfg.mask_kinds):
                 raise ValueError(f"mask_kinds is {cfg.mask_kinds}; it takes some of {', '.join(CHOOSERS)}")

@@ -53,8 +53,9 @@ class Task:
         """The metrics that the last lines compare with the start."""
         return [self.headline]
 
-    # What a job must have:
-    # load_model() -> GPT · policy(model) -> a policy, see grpo.py · rewards, see grpo.py, phase 2
+    # What a job must have (a setting's default is a literal, and its name nobody else's):
+    # tokenizer, see formats/tokenizer.py · generator_path: where its start comes from · load_model() -> GPT
+    # policy(model) -> a policy, see grpo.py · rewards, see grpo.py, phase 2
     # batch(it, attempt=0) -> the prompts of an iteration, all ranks together: a function of these and the
     #   seed alone, so that there is no state to save; attempts 1, 2, ... are for dynamic_sampling
     # evaluate(policy) -> metrics · describe(metrics) -> a line

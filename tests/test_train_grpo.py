@@ -214,6 +214,7 @@ def test_options(copy, more):
 def test_bad_settings_stop_early(copy):
     for argument, words in (
             ('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', '0 < low']),
+            ("--mask_ratio=('a','b')", ["mask_ratio is ('a', 'b')"]), ('--mask_ratio=()', ['mask_ratio is ()']),
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
             ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
             ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
