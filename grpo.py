@@ -262,14 +262,16 @@ def generate_rollouts(policy, prompts: dict, cfg: Settings, reference=None, samp
 
 def add_reference(rollout, reference, cfg):
     """Fills in the reference's log-probs of the rollout's tokens, or its hidden states for the exact KL."""
-    home = reference.model.wte.weight.device
-    reference.model.to(rollout.tokens.device)  # if offloaded: to the GPU and back
+    home, device = reference.model.wte.weight.device, rollout.tokens.device
+    if home != device:
+        reference.model.to(device)  # an offloaded one goes to the GPU and back
     parts = micro_batches(rollout, cfg.micro_batch_size)
     if cfg.kl_estimator == 'exact':
         rollout.ref_hidden = torch.cat([reference.hidden(part) for part in parts])
     else:
         rollout.ref_logps = torch.cat([completion_logps(reference, part)[0] for part in parts])
-    reference.model.to(home)
+    if home != device:
+        reference.model.to(home)
 
 
 # -----------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class LagrangeMultiplier:
             raise ValueError(f"lambda's minimum {self.minimum} must be above 0 and at most its maximum, "
                              f"{self.maximum}")
         known = self.rule in ('exponential', 'safe_rlhf')
-        if self.value < 0 or self.lr < 0 or not 0 <= self.ema_beta < 1 or not known:
+        if not (self.value >= 0 and self.lr >= 0 and 0 <= self.ema_beta < 1 and known):
             raise ValueError(f"{self}: value and lr must be at least 0, ema_beta in [0, 1), and rule "
                              "exponential or safe_rlhf")
         self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, None

@@ -54,7 +54,7 @@ def check_prompt(prompt):
 def mapped(record, column_mapping):
     """The record with its columns renamed, or what the user's function makes of it."""
     if callable(column_mapping):
-        name = column_mapping.__name__
+        name = getattr(column_mapping, '__name__', 'column_mapping')
         try:
             made = column_mapping(dict(record))
         except Exception as e:

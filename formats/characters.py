@@ -52,6 +52,7 @@ class CharTokenizer(Tokenizer):
         return ''.join(message['content'] for message in messages)
 
     def chat(self, messages: list[dict], add_generation_prompt: bool = True) -> list[int]:
+        """Their ids."""
         return self.encode(self.render_chat(messages))
 
     def check_same(self, chars, path):

@@ -70,8 +70,12 @@ def read_json(path):
 def replacing(path):
     """A temporary path to write to; it takes the place of `path` when the block ends without an error."""
     temporary = f'{path}.{os.getpid()}.tmp'
-    yield temporary
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
 def write_text(path, text):

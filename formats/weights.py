@@ -168,6 +168,9 @@ def read_fields(config, family, kind, where):
             raise ValueError(f"{where}: {key} is {value!r}; it must be {wanted}")
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
+    if not fields['head_dim'] and fields['n_embd'] % fields['n_head']:
+        width, heads = (KEYS[name][column] for name in ('n_embd', 'n_head'))
+        raise ValueError(f"{where}: {width} {fields['n_embd']} is no multiple of {heads} {fields['n_head']}")
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
     fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields
@@ -354,8 +357,13 @@ def assemble(fields, column, tensors, where):
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
     state = {}
     for ours, parts in plan.items():
-        rows = [tensors[theirs][1]() for theirs, _ in parts]
-        state[ours] = torch.cat([part.t() if is_turned(ours, column) else part for part in rows]).float()
+        turned = is_turned(ours, column)
+        shapes = [shape[::-1] if turned else shape for _, shape in parts]
+        rows = [shape[0] for shape in shapes]
+        state[ours] = torch.empty(sum(rows), *shapes[0][1:])
+        for place, (theirs, _) in zip(state[ours].split(rows), parts, strict=True):  # one at a time in memory
+            part = tensors[theirs][1]()
+            place.copy_(part.t() if turned else part)
     if fields['tied']:
         state['lm_head.weight'] = state['wte.weight']
     return state
@@ -366,12 +374,14 @@ def llama3_scaling(divisors, fields, where):
     The scaling that made GGUF's rope_freqs.weight (d/2,), what each frequency is divided by: Llama 3.1, 3.2
     and 3.3 differ in the factor alone. Raises ValueError for any other.
     """
-    d, factor = fields['head_dim'], max(divisors.flatten().tolist(), default=1.0)
+    d, wrong = fields['head_dim'], ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1")
+    if divisors.shape != (d // 2,) or d < 2:
+        raise wrong
+    factor = divisors.max().item()
     turns = 8192 / (2 * torch.pi) * fields['rope_theta'] ** -(torch.arange(0, d, 2) / d)
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    wanted = 1 / (smooth + (1 - smooth) / factor)
-    if divisors.shape != wanted.shape or not torch.allclose(divisors, wanted, rtol=1e-3):
-        raise ValueError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1")
+    if not torch.allclose(divisors, 1 / (smooth + (1 - smooth) / factor), rtol=1e-3):
+        raise wrong
     return dict(zip(LLAMA3, (factor, 1.0, 4.0, 8192), strict=True))
 
 
@@ -423,7 +433,7 @@ def values_under(reader, prefix, path):
 
 def read_gguf(path):
     reader = open_gguf(path)
-    family = values_under(reader, 'general.', path).get('architecture')
+    family = values_under(reader, 'general.architecture', path).get('')
     if family not in ('llama', 'qwen2', 'qwen3'):
         raise ValueError(f"{path}: GGUF architecture {family!r} is not among llama, qwen2, qwen3")
     config = values_under(reader, f'{family}.', path)

@@ -26,9 +26,9 @@ def free_of(pattern, text):
     return 1 / (1 + 3 * len(pattern.findall(text))) if text.strip() else 0.0
 
 
-def profanity(texts):
+def profanity():
     package = optional('profanity_check', "it needs the package: pip install alt-profanity-check")
-    return package.predict_prob(texts).tolist()
+    return lambda texts: package.predict_prob(texts).tolist()
 
 
 @reward(hackable=True, batched=True)
@@ -37,7 +37,7 @@ def toxicity(texts, *, model=None, device='cpu'):
     if model is None:
         return [free_of(ABUSE, text) for text in texts]
     spoken = [text for text in texts if text.strip()]
-    p = probabilities(profanity if model == 'profanity-check' else model, device, spoken, 'toxic')
+    p = probabilities(profanity() if model == 'profanity-check' else model, device, spoken, 'toxic')
     toxic = dict(zip(spoken, p, strict=True))
     return [1 - toxic[text] if text in toxic else 0.0 for text in texts]
 

@@ -47,7 +47,10 @@ class Reward:
 
     def __post_init__(self):
         """Read the signature. Raises ValueError unless the first argument can be the completion."""
-        signature = inspect.signature(self.function)
+        try:
+            signature = inspect.signature(self.function)
+        except ValueError:  # a built-in without one: it takes the text
+            signature = inspect.signature(shorten)
         arguments = list(signature.parameters.values())
         positional = [a.name for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)]
         if not positional or positional[0] in FIELDS:
@@ -130,7 +133,6 @@ class Reward:
         mine, takes_list = f"reward {self.name!r}", self.group or self.batched
         try:
             values = self.function(texts if takes_list else texts[0], **fields, **self.params)
-            values = list(values) if takes_list else [values]
         except ConnectionError as e:  # the run saves and stops
             raise ConnectionError(f"{mine}: {e}") from e
         except Exception as e:
@@ -138,6 +140,10 @@ class Reward:
             error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
             more = f" and {len(texts) - 1} more" if len(texts) > 1 else ''
             raise RuntimeError(f"{mine} raised {error} for completion {shorten(texts[0])}{more}") from e
+        try:
+            values = list(values) if takes_list else [values]
+        except TypeError:
+            raise ValueError(f"{mine} returned {shorten(repr(values))}, not a list of scores") from None
         if len(values) != len(texts):
             raise ValueError(f"{mine} returned a list of {len(values)} for {len(texts)} texts")
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
@@ -174,8 +180,10 @@ def find_reward(function):
             raise ValueError(f"there is no reward {function!r}; {hint(function, REWARDS)}")
         return REWARDS[function]
     for entry in REWARDS.values():
-        if function in (entry, entry.function):
+        if function is entry.function:
             return entry
+    if isinstance(function, Reward):
+        return function
     name = getattr(function, '__name__', type(function).__name__).strip('<>')
     keys = ('needs', 'cheap', 'hackable', 'group', 'batched')
     return Reward(name, function, **{key: getattr(function, key) for key in keys if hasattr(function, key)})

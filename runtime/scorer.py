@@ -38,7 +38,7 @@ class Batcher:
     def work(self):
         while True:
             jobs = [self.queue.get()]
-            while not self.queue.empty():
+            while not self.queue.empty() and sum(len(rows) for rows, _ in jobs) < 256:
                 jobs.append(self.queue.get())
             try:
                 rewards, costs = self.score([row for rows, _ in jobs for row in rows])
@@ -224,9 +224,11 @@ class ScorerClient:
             try:
                 with self.opener.open(request, timeout=timeout) as response:
                     answer = json.loads(response.read(LARGEST_ANSWER))
-                if not texts:
+                if texts:
+                    return [finite_numbers(answer, key, len(texts)) for key in ('rewards', 'costs')]
+                if isinstance(answer, dict) and answer.get('status') == 'healthy':
                     return answer
-                return [finite_numbers(answer, key, len(texts)) for key in ('rewards', 'costs')]
+                raise ValueError(f"/health says {str(answer)[:100]}")
             except urllib.error.HTTPError as e:
                 trouble, retry_after = f"status {e.code}: {reason_of(e)}", e.headers.get('Retry-After', '')
                 if e.code not in (408, 429) and e.code < 500:

@@ -114,11 +114,13 @@ class TensorBoard:
 def asked_for(config):
     """The trackers that a run's settings want. Raises ImportError naming the package that is missing."""
     trackers = []
-    for key, tracker, package in (('wandb_log', Wandb, 'wandb'), ('tensorboard', TensorBoard, 'tensorboard')):
+    for key, tracker, module in (('wandb_log', Wandb, 'wandb'),
+                                 ('tensorboard', TensorBoard, 'torch.utils.tensorboard')):
         if config[key]:
             try:
-                importlib.import_module(package)
+                importlib.import_module(module)
             except ImportError:
+                package = module.rpartition('.')[2]
                 raise ImportError(f"{key} needs a package: pip install {package}") from None
             trackers.append(tracker)
     return trackers

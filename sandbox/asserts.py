@@ -129,8 +129,8 @@ def inline_check(check, body, entry_point):
     rest = []
     for s in body:
         match s:
-            case ast.Expr(ast.Call(ast.Name('check'), [name])):
-                entry_point = entry_point or ast.unparse(name)
+            case ast.Expr(ast.Call(ast.Name('check'), arguments)):
+                entry_point = entry_point or next(map(ast.unparse, arguments), None)
             case _ if s is not check:
                 rest.append(s)
     if not entry_point or len(check.args.args) != 1:

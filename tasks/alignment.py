@@ -85,6 +85,8 @@ class Alignment(Completion):
         template = template_of(cfg)
         self.join = joiner(template or '{prompt}{response}')
         self.prompt_key = 'prompt' if template else 'text'  # of a record
+        if cfg.lambda_adapt and cfg.lambda_positive_only:
+            say("note: with lambda_positive_only lambda can only rise, however safe completions have become")
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
             self.connect(cfg.scorer_url)
         else:

@@ -392,9 +392,9 @@ class FillInPolicy:
 
     def __init__(self, model: torch.nn.Module, tokenizer, temperature: float = 1.0, top_p: float = 1.0,
                  unmask_steps: int = 1, max_new_tokens: int | None = None):
-        if min(temperature, top_p, unmask_steps) <= 0:
-            raise ValueError(f"temperature, top_p and unmask_steps ({temperature}, {top_p}, {unmask_steps}) "
-                             "must be above 0")
+        if min(temperature, top_p, unmask_steps) <= 0 or top_p > 1:
+            raise ValueError(f"temperature {temperature}, top_p {top_p} and unmask_steps {unmask_steps} must "
+                             "be above 0, and top_p at most 1")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_p, self.unmask_steps = temperature, top_p, unmask_steps
         self.forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=model.wte.weight.device)
@@ -519,7 +519,8 @@ def show_fills(policy, batch, judge, n):
     columns = {'reward': (1 - score_fills(judge, batch, fills)[0]).tolist()} if judge else {}
     columns['log-prob'] = logps[0].sum(dim=-1).tolist()
     texts = [policy.tokenizer.decode(ids) for ids in fill(batch, fills)[0]]
-    values = dict(zip(texts, zip(*columns.values(), strict=True), strict=True))
+    by_text = list(zip(texts, zip(*columns.values(), strict=True), strict=True))
+    values = dict(reversed(by_text))  # of equal texts the first counts, the greedy one
     times, rows = Counter(texts[1:]), []
     for text in sorted(values, key=values.get, reverse=True):
         cells = [*(f'{value:.3f}' for value in values[text]), str(times[text])]

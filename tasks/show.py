@@ -141,7 +141,9 @@ def ranking(record, cfg, device):
     scorer = TextScorer(cfg.reward_checkpoint, cfg.cost_checkpoint, device) if models else None
     template = '{prompt}{response}' if models.endswith('.pt') else BEAVER_TEMPLATE
     join = joiner(cfg.scorer_template or template)
-    weights = {name: weight for name, _, weight in rewards} | {'reward': 1.0, 'cost': -cfg.lambda_cost}
+    weights = {name: weight for name, _, weight in rewards}
+    if models:
+        weights |= {'reward': 1.0, 'cost': -cfg.lambda_cost}
 
     def score(texts):
         parts = {name: values[0] for name, values in score_completions(rewards, [texts], [record]).items()}
