@@ -16,7 +16,7 @@ from formats.text_files import read_json, write_text
 from mirror import MirrorMap
 from runtime.checkpoint import save_checkpoint
 from runtime.config import Count, Natural, NonNegative, Positive, configure
-from tasks.evolution import directions, pair_weights
+from tasks.evolution import move, pair_weights
 from tools.compare import last_words, train_all, train_start
 
 
@@ -28,9 +28,8 @@ def learn_mirror(mirror, cfg, generation):
     first = cfg.seed * 10 ** 6 + generation * 1000
     origin, seeds, jobs = mirror.logs.clone(), range(first, first + cfg.pairs), []
     for i, pair_seed in enumerate(seeds):
-        noise, = directions([origin], pair_seed)
         for side, sign in enumerate((1, -1)):
-            mirror.logs.copy_(origin).add_(noise, alpha=sign * cfg.sigma)
+            move([mirror.logs], [origin], pair_seed, sign * cfg.sigma)
             name = candidate(cfg, generation, i, side)
             save_mirror(f'{name}.pt', mirror)
             run_seed = f'--seed={cfg.seed * 1000 + generation}'
@@ -41,8 +40,7 @@ def learn_mirror(mirror, cfg, generation):
     fitness = torch.tensor(fitness, dtype=torch.double).view(cfg.pairs, 2)
     mirror.logs.copy_(origin)
     for weight, pair_seed in zip(pair_weights(fitness).tolist(), seeds, strict=True):
-        noise, = directions([origin], pair_seed)
-        mirror.logs.add_(noise, alpha=cfg.learning_rate * weight)
+        move([mirror.logs], [mirror.logs], pair_seed, cfg.learning_rate * weight)
     return fitness
 
 
