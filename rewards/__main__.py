@@ -7,13 +7,15 @@ from rewards.reward import FIELDS
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser('python -m rewards TEXT', description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser('python -m rewards', description=__doc__, allow_abbrev=False)
+    parser.add_argument('text')
     parser.add_argument('--names', help="joined by commas: bleu,readability")
     for field in FIELDS:
         parser.add_argument(f'--{field}')
-    text, *others = arguments or ['--help']
-    options = vars(parser.parse_args([text] if text in ('-h', '--help') else others))
-    names = options.pop('names')
+    if arguments and arguments[0].startswith('-') and not arguments[0].startswith(('--', '-h')):
+        arguments = [*arguments[1:], '--', arguments[0]]  # a text that begins with a dash
+    options = vars(parser.parse_args(arguments))
+    text, names = options.pop('text'), options.pop('names')
     if options['tests']:
         options['tests'] = options['tests'].split('\n')
     for name in names.split(',') if names else REWARDS:

@@ -553,6 +553,9 @@ def test_the_command(capsys):
     assert lines[1].split() == ['conciseness', '0.5000'] and lines[2].split() == ['length', '0.0000', 'hackable']
     assert lines[3] == 'code_correctness         not applicable: it needs tests'
     assert lines[4].startswith('bertscore                cannot be computed: ') and "did you mean 'bleu'" in lines[5]
+    main(['- red boat', '--names=conciseness'])
+    main(['-red', '--names=conciseness'])
+    assert capsys.readouterr().out.count('conciseness') == 2
     for wrong, told in ((['--names=bleu'], 'arguments are required: text'), (['x', '--name=bleu'], 'unrecognized arguments: --name=bleu'),
                         (['x', 'y'], 'unrecognized arguments: y')):
         with pytest.raises(SystemExit):

@@ -30,9 +30,9 @@ running = set()
 def fingerprint(arguments):
     """A hash of the arguments, of the files that they name, and of the code that a run executes."""
     paths = [argument.rpartition('=')[2] for argument in arguments]
-    for path in filter(os.path.isfile, paths):
+    for path in [path for path in paths if path.endswith('.py') and os.path.isfile(path)]:
         for name in re.findall(r'^from config\.(\w+) import', read_text(path), re.MULTILINE):
-            paths.append(os.path.join(ROOT, 'config', f'{name}.py'))  # and so whose imports it has
+            paths.append(os.path.join(ROOT, 'config', f'{name}.py'))
     for pattern in ('*.py', *(f'{room}/**/*.py' for room in ROOMS)):
         paths += sorted(glob.glob(os.path.join(ROOT, pattern), recursive=True))
     total = hashlib.sha256(repr(arguments).encode())
