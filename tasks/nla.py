@@ -128,14 +128,16 @@ class NLA(Task):
         paths = cfg.generator_checkpoint, cfg.nla_checkpoint, cfg.activations
         paths = [path.format(dataset=dataset_name(cfg.dataset)) for path in paths]
         self.source_path, self.generator_path, self.activations_path = paths
+        is_file = bool(os.path.splitext(self.activations_path)[1])
+        given = self.read_given() if is_file else None  # refused, if at all, before a source is trained
         ranks.once(self.make_source)
         self.tokenizer = tokenizer_of(self.source_path)
         self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
         self.ends = self.tokenizer.eos_id is not None
         check_sizes(cfg, ('max_new_tokens', 1 + self.ends, "a token and its text's end"))
         self.text_length = cfg.max_new_tokens - self.ends
-        if os.path.splitext(self.activations_path)[1]:
-            self.train, self.held_out = self.given_activations()
+        if is_file:
+            self.train, self.held_out = self.given_activations(*given)
         else:
             ranks.once(self.make_activations)
             self.train, self.held_out = self.own_activations()
@@ -218,8 +220,8 @@ class NLA(Task):
             encoded.append(ids)
         return encoded, nla.find_markers(encoded, marker_id)
 
-    def given_activations(self):
-        """Those of a file, each with a prompt of its own, to train on and held out."""
+    def read_given(self):
+        """The activations of a file (n, A), and their n records."""
         cfg, path = self.cfg, self.activations_path
         if not cfg.train_prompts:
             raise ValueError(f"the activations of {path} need prompts: name their file in train_prompts")
@@ -227,9 +229,13 @@ class NLA(Task):
         if len(vectors) != len(records):
             raise ValueError(f"{path} has {len(vectors)} activations and {cfg.train_prompts} {len(records)} "
                              "prompts: there must be one for each")
+        return vectors, records
+
+    def given_activations(self, vectors, records):
+        """Those of a file, each with a prompt of its own, to train on and held out."""
         prompts, slots = self.encoded([record['prompt'] for record in records])
         answered = all('answer' in record for record in records)
-        self.layer = cfg.activation_layer
+        self.layer = self.cfg.activation_layer
         if self.layer is None:
             self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
         held_out, splits = self.which_are_held_out(records), []

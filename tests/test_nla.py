@@ -501,6 +501,8 @@ def test_given_activations_with_texts(run):
     write('two.jsonl', records[:3] + [{'prompt': '<INJECT> and <INJECT>'}] + records[4:])
     assert fails('--train_prompts=two.jsonl').startswith('error: prompt 3 has 2 injection markers')
     assert fails('--max_prompt_length=5').startswith('error: prompt 0 has 15 tokens and max_prompt_length is 5')
+    assert fails('--activations=none.npy', '--generator_checkpoint=untrained.pt') == 'error: there is no file of activations at none.npy'
+    assert not (folder / 'untrained.pt').exists()
     vectors = rng.normal(size=(60, 7)).astype(np.float32)
     vectors[41, 3] = np.nan
     np.save(folder / 'nan.npy', vectors)
