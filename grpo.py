@@ -4,10 +4,11 @@ alone.
 
     generate_rollouts -> compute_rewards -> compute_advantages -> train_on_rollout
 
-A policy is any object with `model`, `temperature`, `forbidden` (V,) bool (ids that are never sampled),
-`max_new_tokens`, `mirror` (a reference's MirrorMap, else None) and three methods: `sample(prompts,
-group_size) -> Rollout`; `hidden(rollout) -> (P, H, R, D)`, the hidden states that predict the completions'
-tokens (H = 1 when a group shares them, as in fill-in, else H = G); `texts(rollout) -> P lists of G strings`.
+A policy is any object with a `model` (whose `lm_head` has no bias), `temperature`, `forbidden` (V,) bool
+(ids that are never sampled), `max_new_tokens`, `mirror` (a reference's MirrorMap, else None) and three
+methods: `sample(prompts, group_size) -> Rollout`; `hidden(rollout) -> (P, H, R, D)`, the hidden states that
+predict the completions' tokens (H = 1 when a group shares them, as in fill-in, else H = G); `texts(rollout)
+-> P lists of G strings`.
 
 Where this differs from the paper and from common practice:
 1. The loss is a sum divided by counts of the whole step, known before the first backward. So the gradient is
@@ -856,7 +857,7 @@ def grpo_training_step(policy, prompts: dict, optimizer: torch.optim.Optimizer, 
     clock, resampled = Clock(), 0
     reference = reference if learn else None
     with ranks.together(policy.model.wte.weight.device, not is_sharded(policy.model)):
-        # 1. sample G completions of each prompt, and let the rewards judge them
+        # phases 1 and 2: sample G completions of each prompt, and let the rewards judge them
         rollout = generate_and_judge(policy, prompts, rewards, cfg, reference, clock)
         for attempt in range(1, cfg.dynamic_sampling + 1):
             equal = equal_groups(rollout, rewards)
@@ -867,12 +868,12 @@ def grpo_training_step(policy, prompts: dict, optimizer: torch.optim.Optimizer, 
             rollout, resampled = replace_groups(rollout, equal, fresh), resampled + len(fresh.tokens)
     clock.lap('time_wait')
 
-    # 2. one reward for each completion, then how much better each was than its group
+    # phases 2 and 3: one reward for each completion, then how much better each was than its group
     weights = compute_rewards(policy, rollout, rewards, rollout.reward_parts)
     token_rewards = token_rewards_of(policy, rollout, reference, cfg)       # (P, G, R)
     fill_advantages(policy, rollout, token_rewards, weights, cfg)           # rollout.advantages
 
-    # 3. learn from it
+    # phase 4: learn from those that count
     metrics = train_on_rollout(policy, usable(rollout, cfg), optimizer, cfg, reference) if learn else {}
     if reference is not None:
         drop_collected(reference.model)  # a sharded one's head was in use until here
