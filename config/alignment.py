@@ -28,7 +28,7 @@ scorer_batch_size = 256
 lambda_cost = 0.5
 lambda_lr = 0.1
 jc_ema_beta = 0.7
-cost_threshold_d = 0.7   # at most 15 of 100 answers unsafe: a cost of -0.7
+cost_threshold_d = 0.7   # at most 15 of 100 completions unsafe: a cost of -0.7
 
 eval_interval = 50
 eval_prompts_n = 500

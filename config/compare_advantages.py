@@ -1,4 +1,4 @@
-# Three ways to say how good an answer was, from one supervised start: the picture of the README.
+# Three ways to say how good a completion was, from one supervised start: the picture of the README.
 # One thread of an AMD EPYC, --processes=1, other work beside: 50 minutes. 500 held-out sums, greedy and
 # sampled, two seeds: start 0.425, 0.280 (of 1,000); GRPO 0.933 and 0.897, RLOO 0.927 and 0.896, PPO 0.929 and
 # 0.904, at 2.5 times GRPO's time.

@@ -13,10 +13,10 @@ rewards = [('number_answer', 1.0)]
 max_prompt_length = 512
 too_long = 'drop'
 max_new_tokens = 400
-mask_truncated = False    # an answer that never ends is a wrong one
+mask_truncated = False    # a completion that never ends is wrong
 temperature = 1.0
 
-batch_size = 64           # 64 problems x 8 answers an iteration
+batch_size = 64           # 64 problems x 8 completions an iteration
 group_size = 8
 micro_batch_size = 4
 loss_type = 'dapo'

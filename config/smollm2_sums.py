@@ -8,7 +8,7 @@ from rewards.parsing import final_number
 
 
 def digits_right(text, reference, **fields):
-    """The share of the sum's digits that are right, so that a group of wrong answers still teaches."""
+    """The share of the sum's digits that are right, so that a group of wrong ones still teaches."""
     said = str(final_number(text) or '')
     right = sum(a == b for a, b in zip(said[::-1], reference[::-1], strict=False))
     return right / max(len(said), len(reference))
