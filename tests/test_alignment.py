@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from data.shop.prepare import true_cost, true_reward
 from formats.tokenizer import CharTokenizer
 from grpo import combined_advantages, compute_advantages, compute_rewards
@@ -27,7 +28,6 @@ from model import GPT, GPTConfig
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable, joiner
 from tasks.alignment import load_preferences, preference_rows, train_score_model
 from tasks.supervised import save_model
-
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent

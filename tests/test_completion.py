@@ -5,14 +5,14 @@ import threading
 
 import pytest
 import torch
+
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout
 from model import GPT, GPTConfig
+from plain import plain
 from policy import CausalPolicy, prompt_batch, text_log_prob
 from runtime.lora import add_lora
 from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
-
-from plain import plain
 
 TOKENIZER = CharTokenizer('abcdefghij', end=True)
 QWEN3 = {'norm': 'rmsnorm', 'position': 'rope', 'mlp': 'swiglu', 'bias': False, 'n_kv_head': 2, 'qk_norm': True, 'tied': False}

@@ -7,8 +7,9 @@ import textwrap
 import typing
 from pathlib import Path
 
-import grpo
 import pytest
+
+import grpo
 import runtime.config
 from runtime.config import bounds_in_words, check, configure, inside, members, parts_of, read_keys, read_room, rooms_of
 from tasks import TASKS

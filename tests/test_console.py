@@ -10,8 +10,8 @@ import sys
 import termios
 
 import pytest
-from runtime import console
 
+from runtime import console
 from test_train_grpo import ENV, ROOT, TEXT, TOY, run
 from warm import PYTHON
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.text import dataset_name, load_corpus, random_windows
 
+from data.text import dataset_name, load_corpus, random_windows
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent

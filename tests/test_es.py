@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 import torch
+
 from mirror import MirrorMap
 from tasks import evolution
 from tasks.evolution import centred_ranks, directions, es_step, pair_weights
-
 from warm import PYTHON
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

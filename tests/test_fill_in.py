@@ -2,17 +2,17 @@
 import collections
 import itertools
 
-import kernels
 import pytest
 import torch
+
+import kernels
 from formats.tokenizer import CharTokenizer
 from grpo import gather_logps, generate_rollouts, grpo_training_step, head_log_probs
 from model import GPT
+from plain import plain
 from policy import uniforms
 from runtime.masters import configure_optimizers
 from tasks.fill_in import FillInPolicy, choose_slots, corrupt_like_bert, exact_match, fill, filler_config, make_batch
-
-from plain import plain
 
 TOKENIZER = CharTokenizer('abcdefgh')
 

@@ -24,14 +24,16 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
 from data.activations.prepare import read_vectors
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
 from formats import weights
 from formats.gguf_vocabulary import PRINTABLE
 from formats.tokenizer import CharTokenizer, load_tokenizer
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
 from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
@@ -44,7 +46,6 @@ from runtime.config import (
 )
 from runtime.lora import add_lora, load_adapter, save_adapter
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable
-from safetensors.torch import save_file
 
 ALL = 'ALL_INPUTS' in os.environ
 

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+
 from grpo import (
     LOSS_TYPES,
     Rollout,
@@ -20,7 +21,6 @@ from grpo import (
     train_on_rollout,
 )
 from mirror import MirrorMap
-
 from plain import plain
 
 torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """The fused head against the plain one in float64, in chunks of odd sizes; its Triton kernels too, on a GPU or through the interpreter."""
-import kernels
 import pytest
 import torch
+
+import kernels
 from grpo import LOSS_TYPES, kl_estimate, policy_loss
 from kernels import fused_logps, fused_loss, pack, row_grads_torch, row_stats_torch
 from tools.bench import peak_memory

@@ -3,6 +3,9 @@ import json
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from model import GPT, GPTConfig
 from runtime.lora import (
     Int8Linear,
@@ -17,8 +20,6 @@ from runtime.lora import (
     save_adapter,
 )
 from runtime.masters import compute_in
-from torch import nn
-from torch.nn import functional as F
 
 LLAMA = dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2)
 GPT2 = dict()

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+
 from grpo import kl_estimate
 from mirror import COUNTS, MirrorMap, relative_entropy, token_divergence
 

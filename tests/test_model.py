@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from formats.tokenizer import CharTokenizer
 from kernels import GroupAttention
 from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
-from torch.nn import functional as F
 
 
 def tiny(**kinds):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from data.activations.prepare import load_activations, read_vectors, write_activations
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, train_on_rollout
@@ -30,11 +31,10 @@ from nla import (
     truncate,
     turned_round,
 )
+from plain import plain
 from policy import prompt_batch
 from runtime.checkpoint import load_checkpoint
 from runtime.lora import add_lora
-
-from plain import plain
 from warm import PYTHON
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

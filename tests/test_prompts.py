@@ -9,15 +9,15 @@ import sys
 import types
 from pathlib import Path
 
-import data.prompts
 import pytest
+
+import data.prompts
 from data.arithmetic import prepare as arithmetic
 from data.arithmetic.prepare import sums
 from data.gsm8k import prepare as gsm8k
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts, write_splits
 from data.reasoning_gym.prepare import make_problems
 from rewards import score
-
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent

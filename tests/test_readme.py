@@ -13,6 +13,7 @@ import sys
 import tomllib
 
 import pytest
+
 from tools import bench
 
 ROOT = pathlib.Path(__file__).parent.parent

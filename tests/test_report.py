@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 import report
 from report import POINTS, evenly, picked
 from tasks import TASKS
-
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent

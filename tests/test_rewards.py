@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+
 from rewards import REWARDS, Reward, check_fields, resolve_rewards, score, score_completions
 from rewards.answers import ARITHMETIC, reasoning_gym_task
 from rewards.parsing import final_number

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+
 from formats.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
 from policy import text_log_prob, text_log_probs

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+
 from kernels import pack, unpack
 from model import GPT, GPTConfig
 from policy import choices, draw, generate, uniforms

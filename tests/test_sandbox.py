@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 import sandbox
 from data.humaneval.prepare import convert as convert_humaneval
 from data.mbpp.prepare import convert as convert_mbpp

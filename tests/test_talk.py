@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from formats.gguf_vocabulary import BYTE_OF
 from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
@@ -26,7 +27,6 @@ from runtime.checkpoint import save_checkpoint
 from tasks import show as talk
 from tasks.fill_in import filler_config, score_fills, text_with_slots
 from tasks.supervised import small_config
-
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent

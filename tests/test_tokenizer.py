@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 import pytest
+
 from formats.tokenizer import CharTokenizer, load_tokenizer
 
 # The expressions of these models' own tokenizer.json, as published.

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 import torch
-from runtime.trackers import TensorBoard, grouped
 
+from runtime.trackers import TensorBoard, grouped
 from test_train_grpo import TEXT, TOY, run
 
 tensorboard = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')

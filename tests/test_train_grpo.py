@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from model import GPT
 from runtime.checkpoint import tokenizer_of
-
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent

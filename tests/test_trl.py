@@ -1,6 +1,7 @@
 """The same tensors through TRL's loss: value to 1e-5, gradient to 1e-5 of its norm. By default its KL is weighted with the ratio."""
 import pytest
 import torch
+
 from grpo import Rollout, Settings, completion_logps, train_on_rollout
 from policy import CausalPolicy, prompt_batch
 from tools.bench import SIZES, WordTokenizer, llama_gradient, llamas, trl_trainer

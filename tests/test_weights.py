@@ -13,9 +13,10 @@ import types
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from formats import weights
 from model import GPT, GPTConfig
-from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip('transformers', reason='transformers, the oracle of these tests, is not installed')
 transformers.logging.set_verbosity_error()
