@@ -105,15 +105,15 @@ def same(folder, undisturbed):
 
 
 # One process that has loaded everything forks a child for each attempt, which is killed (SIGKILL) by itself at the n-th time that it comes
-# to a place, or by a clock.
+# to a place, or to any function.
 KILLED = '''
-import json, os, random, runpy, signal, sys, threading
+import json, os, random, runpy, signal, sys
 root, seed, attempts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 arguments = sys.argv[4:]
 sys.path.insert(0, root)
 import torch
 torch.set_num_threads(1)
-import kernels, policy, runtime.checkpoint, tasks
+import kernels, policy, runtime.checkpoint, runtime.ranks, tasks
 rng = random.Random(seed)
 
 def die():
@@ -127,6 +127,13 @@ def at_call(owner, name, n, before=lambda *_: None, counts=lambda *_: True):
             die()
         return real(*arguments, **options)
     setattr(owner, name, counted)
+
+def at_function(n):
+    listen, calls = runtime.ranks.listen, iter(range(n))
+    def count(*_):
+        if next(calls, None) is None:
+            die()
+    runtime.ranks.listen = lambda: (listen(), sys.setprofile(count))  # the loop begins with it
 
 def at_replace(most, ending):
     at_call(os, 'replace', rng.randrange(most), counts=lambda source, target: target.endswith(ending))
@@ -145,7 +152,7 @@ PLACES = {
     'a checkpoint half written': lambda: at_call(torch, 'save', rng.randrange(3), half_a_file),
     'a checkpoint not yet renamed': lambda: at_replace(3, '.pt'),
     'a log not yet renamed': lambda: at_replace(4 if os.path.exists('out-grpo/ckpt.pt') else 1, ('.json', '.jsonl')),
-    'any moment': lambda: threading.Timer(rng.uniform(0.05, 0.6), die).start(),
+    'any moment': lambda: at_function(rng.randrange(20_000)),
 }
 places = [place for place in PLACES for _ in range(attempts // len(PLACES))]
 rng.shuffle(places)
@@ -175,11 +182,11 @@ for place in places + [None]:
 @pytest.mark.parametrize('times', [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_many_times(folder, undisturbed, times, record_property):
     """
-    kill -9 in rollouts, in backward, in the middle of a checkpoint's bytes, before its rename or a log's and at moments that a clock
-    chooses, six or thirty times in one run of twice as many iterations; each time it is taken up again. In the end its log, its samples and
-    its weights are those of the run that nobody disturbed, to the last bit.
+    kill -9 in rollouts, in backward, in the middle of a checkpoint's bytes, before its rename or a log's and at the n-th function that is
+    called, six or thirty times in one run of 60 iterations; each time it is taken up again. In the end its log, its samples and its
+    weights are those of the run that nobody disturbed, to the last bit.
     """
-    longer = [f'--max_iters={2 * times}', '--save_interval=1']
+    longer = ['--max_iters=60', '--save_interval=1']
     calm = folder / 'calm'
     calm.mkdir()
     for name in ('sums.jsonl', 'held_out.jsonl', 'ones.py', 'start.pt'):
