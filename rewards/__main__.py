@@ -1,5 +1,6 @@
 """The scores of a text, reward by reward; without names, by all rewards that can be computed."""
 import argparse
+import re
 import sys
 
 from rewards import REWARDS, score
@@ -12,7 +13,7 @@ def main(arguments):
     parser.add_argument('--names', help="joined by commas: bleu,readability")
     for field in FIELDS:
         parser.add_argument(f'--{field}')
-    if arguments and arguments[0].startswith('-') and not arguments[0].startswith(('--', '-h')):
+    if arguments and re.match('-(?!h$|-)', arguments[0]):
         arguments = [*arguments[1:], '--', arguments[0]]  # a text that begins with a dash
     options = vars(parser.parse_args(arguments))
     text, names = options.pop('text'), options.pop('names')

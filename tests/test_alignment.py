@@ -495,6 +495,29 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize('body', ['{"status": "loading"}', '[1]', '<html>', '{}'])
+def test_a_service_that_is_not_healthy_is_waited_for(body):
+    class Other(http.server.BaseHTTPRequestHandler):
+        healthy_after = 1
+
+        def log_message(self, *arguments): pass
+
+        def do_GET(self):
+            assert self.path == '/health'
+            give(self, body if Other.healthy_after else '{"status": "healthy"}')
+            Other.healthy_after -= 1
+
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    client = ScorerClient(f'http://127.0.0.1:{server.server_address[1]}')
+    client.wait(20)
+    assert Other.healthy_after == -1
+    Other.healthy_after = 99
+    with pytest.raises(ScorerUnavailable, match='/health says|JSON'):
+        client.wait(0.2)
+    server.shutdown()
+
+
 @pytest.mark.parametrize('fault', FAULTS)
 def test_what_passes_is_tried_again(spoil, fault):
     client = ScorerClient(spoil(FAULTS[fault]), timeout=1.0, patience=20)

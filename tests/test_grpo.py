@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 
+import grpo
 from grpo import (
     LOSS_TYPES,
     Rollout,
@@ -134,6 +135,17 @@ def test_clipping_by_hand():
     likely, mask = torch.tensor([[10.0]]).log(), torch.ones(1, 1, dtype=torch.bool)
     loss, _ = policy_loss(likely, torch.zeros(1, 1), torch.tensor([-1.0]), mask, dual_clip=3.0)
     assert loss.item() == pytest.approx(3.0)
+
+
+def test_a_name_without_a_branch_is_refused(monkeypatch):
+    """A new loss, say, that is in the choices and not yet in policy_loss: it never becomes another one's."""
+    monkeypatch.setattr(grpo, 'LOSS_TYPES', (*LOSS_TYPES, 'topr'))
+    monkeypatch.setattr(grpo, 'aggregate', lambda values, *_: values.sum())
+    one = torch.ones(1, 1)
+    for call in (lambda: policy_loss(one, one, one[0], one.bool(), 'topr'), lambda: compute_advantages(torch.eye(2), 'topr'),
+                 lambda: kl_estimate(one, one, 'topr')):
+        with pytest.raises(ValueError, match="is 'topr'; it must be one of [^']*$"):
+            call()
 
 
 @pytest.mark.parametrize('loss_type', LOSS_TYPES)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,11 @@ def test_column_mapping(file):
     path = file('a.jsonl', '{"question": "one", "answer": "1", "prompt": "old"}\n')
     assert load_prompts(path, {'question': 'prompt'}) == [{'answer': '1', 'prompt': 'one'}]
     assert load_prompts(path, {'question': 'prompt', 'prompt': 'answer'}) == [{'prompt': 'one', 'answer': 'old'}]
+    def take(record, column):
+        return {'prompt': record[column]}
+    assert load_prompts(path, partial(take, column='question')) == [{'prompt': 'one'}]  # it has no name
+    with says('a.jsonl, line 1', 'column_mapping raised KeyError'):
+        load_prompts(path, partial(take, column='problem'))
     with says('a.jsonl, line 1', "column_mapping names the column 'problem'", 'there are: question, answer, prompt'):
         load_prompts(path, {'problem': 'prompt'})
     path = file('b.jsonl', '{"question": "one"}\n')

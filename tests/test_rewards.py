@@ -159,6 +159,12 @@ def test_unknown_names_and_parameters():
         resolve_rewards([('format_xml', 1, {'speed': 1})])
 
 
+def test_what_has_no_signature_or_no_name_of_a_function():
+    (name, bound, _), = resolve_rewards([int])
+    assert name == 'int' and bound('12') == 12
+    assert [name for name, *_ in resolve_rewards([(REWARDS['bleu'].bind('bleu', {}), 0.5), ('bleu', 0.5)])] == ['bleu', 'bleu_2']
+
+
 def one(function, text='some text', **fields):
     (_, bound, _), = resolve_rewards([function])
     return bound(text, **fields)
@@ -310,6 +316,11 @@ def test_a_group_and_a_batch_at_once():
         def short(texts): return [1.0]
         short.group = True
         score_completions(resolve_rewards([short]), texts[:1], records[:1])
+    for kind in ('group', 'batched'):
+        def nothing(texts): return None
+        setattr(nothing, kind, True)
+        with pytest.raises(ValueError, match="'nothing' returned 'None', not a list of scores"):
+            score_completions(resolve_rewards([nothing]), texts[:1], records[:1])
 
 
 def test_errors_stop_or_drop_the_answer():

@@ -556,7 +556,8 @@ def test_the_command(capsys):
     assert lines[4].startswith('bertscore                cannot be computed: ') and "did you mean 'bleu'" in lines[5]
     main(['- red boat', '--names=conciseness'])
     main(['-red', '--names=conciseness'])
-    assert capsys.readouterr().out.count('conciseness') == 2
+    main(['-hello', '--names=conciseness'])
+    assert capsys.readouterr().out.count('conciseness') == 3
     for wrong, told in ((['--names=bleu'], 'arguments are required: text'), (['x', '--name=bleu'], 'unrecognized arguments: --name=bleu'),
                         (['x', 'y'], 'unrecognized arguments: y')):
         with pytest.raises(SystemExit):

@@ -330,6 +330,9 @@ def test_humaneval_style():
     # `assert True` does not count:
     assert grade('def f(x):\n    return x + 1', asserts) == grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1
     assert grade('def f(x):\n    return 3', asserts) == 0.5
+    assert as_asserts(HUMANEVAL + 'check()\n', 'f') == as_asserts(HUMANEVAL + 'check(f, 1)\n') == asserts
+    with pytest.raises(ValueError, match='entry_point'):
+        as_asserts(HUMANEVAL + 'check()\n')
     # other things called f inside
     helped = ['def same(f, x):\n    return [f for y in (f, x)]', 'given = [f for f in (2, 3)]', 'assert f(given[0]) == 3',
               'assert same(f(2), 0) == same(3, 0)']

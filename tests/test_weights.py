@@ -334,6 +334,7 @@ def refused(path, *words, kind=ValueError):
     ('llama3', dict(num_key_value_heads=4), ['model.layers.0.self_attn.k_proj.weight', '(32, 32)', '(64, 32)']),
     ('qwen3', dict(head_dim=None), ['q_proj.weight', '(48, 32)', '(512, 32)']),  # absent, it is 128
     ('gpt2', dict(n_inner=44), ['transformer.h.0.mlp.c_fc.weight', '(32, 40)', '(32, 44)']),
+    ('llama2', dict(num_attention_heads=3, num_key_value_heads=3), ['hidden_size 32 is no multiple of num_attention_heads 3']),
     ('llama2', dict(num_hidden_layers=3), ['lacks the tensors', 'model.layers.2.input_layernorm.weight']),
     ('llama2', dict(num_hidden_layers=1), ['no place for', 'model.layers.1.']),
     ('llama2', dict(architectures=['Qwen3ForCausalLM'], head_dim=8), ['lacks the tensors', 'q_norm']),
@@ -473,6 +474,19 @@ def test_gguf_llama3_scaling(gguf, tmp_path):
     fields, _ = weights.read(write_gguf(gguf, tmp_path / 'm.gguf', 'llama3', 'llama', divisors))
     assert fields['rope_scaling'] == scaling and fields['rope_theta'] == 5000.0
     refused(write_gguf(gguf, tmp_path / 'odd.gguf', 'llama3', 'llama', torch.linspace(1, 3, 8)), 'rope_freqs.weight')
+    lies = dict(head_dim=1 << 40, rope_theta=1e4)  # nothing of that size is made before it is refused
+    with pytest.raises(ValueError, match='rope_freqs.weight'):
+        weights.llama3_scaling(divisors, lies, 'odd.gguf')
+
+
+def test_nothing_is_left_of_an_export_that_failed(tmp_path, monkeypatch):
+    oracle('llama2').save_pretrained(tmp_path / 'theirs')
+    model = GPT.from_pretrained(tmp_path / 'theirs')
+    def full(*_, **__): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(weights, 'save_file', full)
+    with pytest.raises(OSError):
+        model.save_pretrained(tmp_path / 'export')
+    assert list((tmp_path / 'export').iterdir()) == []
 
 
 def test_gguf_errors(gguf, tmp_path, monkeypatch):
