@@ -1,11 +1,420 @@
-"""Right or wrong: is the answer the record's?"""
+r"""
+Right or wrong: is the answer the record's? A text is cleaned of thoughts and markup, its final statement is found,
+and what that says is compared with the reference, which goes the same way.
+
+    cleaned(text)              without thoughts, later turns, code; in plainer characters
+    final_statement(text)      where the answer stands: a box, ####, 'the answer is', bold, the last sentence
+    says(statement, wanted)    is it the reference: a choice, a value (rewards/values.py), or words?
+"""
 import functools
 import json
 import re
+import unicodedata
 
-from rewards.parsing import answer_part, final_number
+from rewards.bounded import equal_in_latex
+from rewards.parsing import answer_part, plain_text
 from rewards.reward import optional, reward
+from rewards.values import NUMBER_WORDS, RELATIONS, UNITS, Unreadable, exact, reading_at, same_reading, tokenize
 
+LONGEST_TEXT = 50_000       # characters, from the end
+LONGEST_STATEMENT = 2_000
+
+# ---- 1. the text without thoughts, later turns and code, in plainer characters
+
+THOUGHTS_END = re.compile(r'</think(?:ing)?>|\[/THINK\]|<\|channel\|>final(?:<\|message\|>)?|◁/think▷', re.IGNORECASE)
+THOUGHTS = re.compile(r'<think(?:ing)?>|\[THINK\]|<\|channel\|>analysis|◁think▷', re.IGNORECASE)
+NEXT_TURN = re.compile(r'<\|\w+\|>|</s>|<end_of_turn>|\[/?INST\]|'
+                       r'^[ \t]*(?:Q|Question|Problem|Human|User|Exercise|Next question)[ \t]*\d*[ \t]*[:.]', re.MULTILINE)
+FENCE = re.compile(r'\s*(?:`{3,}|~{3,})\s*(\w*)')
+PROGRAMS = {'python', 'py', 'python3', 'tool_code', 'javascript', 'js', 'bash', 'sh', 'c', 'cpp', 'java', 'asy'}
+MARKUP = re.compile(r'</?(?:b|i|u|em|strong|sub|p|br|span|center|code)\s*/?>|~~[^~\n]*~~|\[\d+\](?!\S)|[✅\u200b-\u200d\ufeff\u00ad]',
+                    re.IGNORECASE)
+RAISED = re.compile('[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+')
+VULGAR = re.compile('[¼½¾⅐-⅞]')
+DIGIT = re.compile(r'[^\W\D0-9]|[\uff01-\uff5e]')       # digits of other scripts, wide letters
+TEXT_COMMAND = re.compile(r'\\(?:(?:text)?color\s*\{\w+\}|text[a-z]*|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|underline'
+                          r'|emph|bf|rm)\s*\{([^{}]*)\}')
+NOISE = re.compile(r'\\(?:left|right|displaystyle|[bB]igg?[lr]?|limits|q?quad|mathstrut)(?![A-Za-z])|(?<!\\)\\[,;: ]|~|&(?=\s*=)')
+PLAINER = (('−', '-'), ('–', '-'), ('—', ' - '), ('‐', '-'), ('‑', '-'), ('$-$', '-'), ('\\$', '＄'),
+           ('\\%', '%'), ('\\ldots', '...'), ('\\dots', '...'), ('\\cdots', '...'), ('\u00a0', ' '), ('\u202f', ' '),
+           ('\u2009', ' '), ('，', ', '), ('。', '. '), ('：', ': '))
+
+
+def cleaned(text):
+    text = text[-LONGEST_TEXT:].replace('\r\n', '\n')
+    *_, text = THOUGHTS_END.split(text)
+    text = THOUGHTS.split(text, maxsplit=1)[0].strip()
+    for turn in NEXT_TURN.finditer(text):
+        if turn.start() > 0 and text[:turn.start()].strip():
+            text = text[:turn.start()]
+            break
+    return plainer(without_programs(MARKUP.sub('', text))).strip()
+
+
+def without_programs(text):
+    """The text without fenced programs; what they print, in fences of its own, stays."""
+    kept, inside = [], None
+    for line in text.split('\n'):
+        fence = FENCE.match(line)
+        if fence and inside is None:
+            inside = fence[1].lower()
+        elif fence:
+            inside = None
+        elif inside not in PROGRAMS:
+            kept.append(line)
+    return '\n'.join(kept)
+
+
+NEGATIVE_WORD = re.compile(rf'\b(?:minus|negative)\s+(?=[\d.]|(?:{"|".join(NUMBER_WORDS)})\b)', re.IGNORECASE)
+CLOCK = re.compile(r"\b(?:(\d{1,2})(?::(\d\d))?\s?(?:([ap])\.?m\b\.?|o['’]clock)|(noon|midnight)\b)", re.IGNORECASE)
+MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
+MONTH = '(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\\.?'
+DATE = re.compile(rf'\b(?:{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}})|(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH},? (\d{{4}})'
+                  r'|(\d{4})-(\d\d)-(\d\d))\b', re.IGNORECASE)
+
+
+def clock(match):
+    """A time of day as 15:30."""
+    hours, minutes, half, name = match.groups()
+    if name:
+        return '12:00' if name.lower() == 'noon' else '0:00'
+    hours = int(hours) % 12 + 12 * (half.lower() == 'p') if half else int(hours)
+    return f'{hours}:{minutes or "00"}'
+
+
+def date(match):
+    """A date as one word, D1776_07_04."""
+    month, day, year, day2, month2, year2, *numbers = match.groups()
+    if numbers[0]:
+        return 'D' + '_'.join(numbers)
+    month = MONTHS.index((month or month2).lower()) + 1
+    return f'D{year or year2}_{month:02}_{int(day or day2):02}'
+
+
+def plainer(text):
+    text = RAISED.sub(lambda m: '^{' + unicodedata.normalize('NFKC', m[0]).replace('−', '-') + '}', text)
+    text = VULGAR.sub(lambda m: ' ' + unicodedata.normalize('NFKC', m[0]).replace('⁄', '/'), text)
+    text = DIGIT.sub(lambda m: str(unicodedata.digit(m[0], unicodedata.normalize('NFKC', m[0]))), text)
+    text = re.sub(r'\\!\s*', '', text)
+    text = re.sub(r'(?<=\d)\s?\{\s?,\s?\}\s?(?=\d)', ',', text)
+    text = NEGATIVE_WORD.sub('-', text)
+    text = CLOCK.sub(clock, text)
+    text = DATE.sub(date, text)
+    for seen, plain in PLAINER:
+        text = text.replace(seen, plain)
+    for _ in range(2):       # one in another
+        text = TEXT_COMMAND.sub(r' \1 ', text)
+    return NOISE.sub(' ', text)
+
+
+# ---- 2. where the answer stands
+
+WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|答案|答え|解答|correct (?:choice|option)|result'
+SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
+                  r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选|应选', re.IGNORECASE | re.MULTILINE)
+BOX = re.compile(r'(\\(?:boxed|fbox|framebox)\s*)?(\{|\})|\\boxed\s*(\w+)')
+HASHES = re.compile(r'^[ \t]*####(?!#)[ \t]*([^\n]*)', re.MULTILINE)
+TAG = re.compile(r'<answer>(.*?)(?:</answer>|\Z)', re.DOTALL | re.IGNORECASE)
+BOLD = re.compile(r'\*\*([^*\n]+)\*\*|__([^_\n]+)__')
+BOLD_MARKS = re.compile(r'\*\*(?!\d)|(?<!\d)\*\*|`')
+HEADING = re.compile(r'^[ \t]*(?:#{1,6}[ \t].*|[-*_]{3,}[ \t]*)$', re.MULTILINE)
+SENTENCE_END = re.compile(r'(?<=[.!?])["”*)$]*(?:\s+(?![a-z0-9])|\n)|\n+')
+CORRECTION = re.compile(r'\b(?:wait|actually|correction|corrected|oops|scratch that|i (?:forgot|made|mis\w+)|my mistake|sorry'
+                        r'|hmm|revised)\b|^no[,.]', re.IGNORECASE)
+EXPLANATION = re.compile(r'^\W*(?:note|notice|explanation|details?|check|to (?:verify|check)|we check|for example|a common mistake|this is because'
+                         r'|with \d|if (?:it|there|you)|i hope)\b', re.IGNORECASE)
+BETWEEN_BOXES = re.compile(r'[\s$.,;*]*(?:and|or)?[\s$*]*(?:\(?[a-h1-9]\)[\s$*]*)?|\\\][^a-z]*')
+
+
+OPENINGS = ('\\[', '\\(', '\\"')
+
+
+def boxes(text):
+    """[(start, content, end)] of the boxes without boxes in them; the content is None where it breaks off."""
+    found, openings = [], []
+    for brace in BOX.finditer(text):
+        if brace[3]:
+            found.append((brace.start(), brace[3], brace.end()))
+        elif brace[2] == '{':
+            openings.append(brace)
+        elif openings:
+            opening = openings.pop()
+            if opening[1] and not (found and found[-1][0] > opening.start()):
+                found.append((opening.start(), text[opening.end():brace.start()], brace.end()))
+    broken = [opening for opening in openings if opening[1]]
+    if broken:
+        found.append((broken[-1].start(), None, len(text)))
+    return [box for box in found if box[1] is None or box[1].strip(' .\\_?') not in ('', 'answer', 'your answer')]
+
+
+def marked(text):
+    """[(start, content, end)] of all that is marked as an answer, by where it ends."""
+    found = boxes(text)
+    for match in HASHES.finditer(text):
+        content, follows = match[1].strip(), text[match.end():].strip()
+        if content and not (follows and re.match(r'[^\W\d_]{2}', content)):    # else it is a heading
+            found.append((match.start(), content, match.end()))
+    found += [(m.start(), m[1], m.end()) for m in TAG.finditer(text)]
+    for match in SAID.finditer(text):
+        start = match.end()
+        while start < len(text) and (text[start] in ' \n*_$`:"#>' or text[start:start + 2] in OPENINGS):
+            start += 2 if text[start] == '\\' else 1
+        end = SENTENCE_END.search(text, start)
+        end = end.start() if end else len(text)
+        found.append((match.start(), text[start:end].rstrip('!'), end))
+    return sorted((mark for mark in found if mark[1] is None or mark[1].strip()), key=lambda mark: mark[2])
+
+
+def final_statement(text):
+    """What a cleaned text ends up with; '' where that is nothing."""
+    marks = marked(text)
+    if not marks:
+        return last_statement(text)
+    start, content, end = marks[-1]
+    if content is None:
+        return ''
+    own = boxes(content)
+    if own:
+        return final_statement(content)
+    for before in reversed(marks[:-1]):         # \boxed{3} and \boxed{5}
+        if before[1] is None or not BETWEEN_BOXES.fullmatch(text[before[2]:start]):
+            break
+        content, start = f'{before[1]} and {content}', before[0]
+    tail = text[end:]
+    unit = re.match(r'[\s$\\)]*(%|[A-Za-z]+)', tail)
+    if unit and (unit[1] in UNITS or unit[1] in ('%', 'percent', 'pct')):
+        content += ' ' + unit[1]
+    parts = sentences(tail)
+    for i, sentence in enumerate(parts):
+        if CORRECTION.search(sentence):
+            return last_statement('\n'.join(parts[i:]))
+    return unmarked(content)
+
+
+def unmarked(statement):
+    """Without the markup and the stop around a statement, of a sentence."""
+    statement = BOLD_MARKS.sub('', statement).lstrip(' \n*_`"$').rstrip(' \n*_`"$\\')
+    return re.sub(r'(?<!\.)[.。]$', '', statement)
+
+
+def sentences(text):
+    return [part.strip() for part in SENTENCE_END.split(text) if part.strip(' \n.*$')]
+
+
+def last_statement(text):
+    """Without marks: what is bold, else the last sentence that is no note."""
+    bold = [(m[1] or m[2]).strip() for m in BOLD.finditer(text)]
+    bold = [b for b in bold if not b.endswith(':') and re.search(r'\d', b)]
+    if text.endswith('|'):      # the last cell of a table
+        return unmarked(text.strip(' |').rpartition('|')[2])
+    if bold:
+        return unmarked(bold[-1])
+    parts = sentences(HEADING.sub('', text)) or sentences(text)
+    while len(parts) > 1 and EXPLANATION.search(parts[-1]):
+        parts.pop()
+    return unmarked(parts[-1]).rstrip('!') if parts else ''
+
+
+# ---- 3. what a statement says
+
+CHOICE = re.compile(r'\(?([A-Z])\)?')
+CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
+CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|of the)|, not|(?<=[a-z] )out of)\b[^,;.]*', re.IGNORECASE)
+NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]*? (?:but|which is|it's) (?:rather )?", re.IGNORECASE)
+REASON = re.compile(r'[,;]?\s\b(?:because|since|as|which|who|where|for which|so that|when|if|after|before|depending|without)\b.*', re.DOTALL)
+SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e\.|that is|but|leaves|then)\b', re.IGNORECASE)
+SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|makes?|said|with|got|get)\b|:\s|≈')
+BOUND = re.compile(r'\b(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over|between|from \d+ to|up to', re.IGNORECASE)
+UNSAID = re.compile(r"\b(?:won't|cannot|can't|could not|don't|doesn't|isn't|not|never|neither|nor|either|whether)\b", re.IGNORECASE)
+MATHS = re.compile(r'[\\^_=<>0-9+*/{}\[\]≤≥≠∈∞π√]')
+
+
+def asides_removed(statement):
+    """Without brackets that hold words: 18 (9 eggs at 2 dollars)."""
+    return re.sub(r'(?<=\S)\s*\((?=[^()\\]*[^\W\d_]{2})[^()]*\)', '', statement)
+
+
+def wanted_of(reference):
+    """A reference's statement: it may be a worked solution, a boxed answer, or the answer alone."""
+    text = cleaned(reference)
+    return final_statement(text) if marked(text) else text.strip()
+
+
+@functools.lru_cache(maxsize=4096)
+def reading_of(statement):
+    """The Reading of a statement that is a value as a whole, perhaps with words behind; None for others."""
+    tokens = tokenize(statement.replace('$', ''))
+    try:
+        reading = reading_at(tokens, 0)
+    except Unreadable:
+        return None
+    rest = tokens[reading.end:]
+    if any(token.kind not in ('word', 'mark') or token.text in RELATIONS or token.text in '+*/^_(' for token in rest):
+        return None
+    return reading
+
+
+def readings_in(statement):
+    """The Readings in a statement, in order. What cannot be read is passed over as a whole."""
+    tokens, found, at = tokenize(statement.replace('$', '')), [], 0
+    while at < len(tokens):
+        token = tokens[at]
+        if token.kind == 'word' and not starts_value(tokens, at) or token.text in ').,;:!?"\'-' and token.text != '-':
+            at += 1
+            continue
+        try:
+            reading = reading_at(tokens, at)
+            found.append(reading)
+            at = max(reading.end, at + 1)
+        except Unreadable:
+            at += 1
+            while at < len(tokens) and not (tokens[at].kind == 'word' and len(tokens[at].text) > 1):
+                at += 1
+    return found
+
+
+def starts_value(tokens, at):
+    text, following = tokens[at].text, tokens[at + 1].text if at + 1 < len(tokens) else ''
+    if len(text) > 1:
+        return following == '(' and text in ('sqrt', 'sin', 'cos', 'log', 'ln') or text == 'pi'
+    return following in ('=', '+', '-', '*', '/', '^', '<', '>', '_', '(') or following in RELATIONS
+
+
+def value_said(statement):
+    """The Reading that a statement gives, or None."""
+    statement = NOT_BUT.sub(' ', statement[-LONGEST_STATEMENT:]).strip(' *_`"$\n')
+    for form in (asides_removed(statement), statement):
+        whole = reading_of(form)
+        if whole is not None:
+            return whole
+    if UNSAID.search(statement) or BOUND.search(statement) and '=' not in statement:
+        return None
+    short = CONTRAST.sub('', REASON.sub('', asides_removed(statement)) or statement) or statement
+    return value_in(last_clause(short))
+
+
+def last_clause(statement):
+    """What stands behind the last 'so' that has a value, unless it says something else: so the output is empty."""
+    parts = SO.split(statement)
+    while len(parts) > 1 and not readings_in(parts[-1]) and not SAYS.search(parts[-1]):
+        parts.pop()
+    before, colon, after = parts[-1].partition(': ')
+    if colon and len(readings_in(before)) == 1 and ',' in after:      # a total, and what it is made of
+        return before
+    return parts[-1]
+
+
+def value_in(clause):
+    """The first value behind the last 'is' that has one behind it, else the last."""
+    first, *others = SAYS.split(clause)
+    for part in reversed(others):
+        if found := readings_in(part):
+            return found[0]
+    found = readings_in(first)
+    return found[-1] if found else None
+
+
+def choices_said(statement):
+    """The set of the letters that a statement chooses."""
+    statement = CONTRAST.sub('', RULED_OUT.sub('', NOT_BUT.sub(' ', statement)))
+    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+[a-z])|I(?=[).]))(?![\w'])", statement)
+    lead = re.match(r'[\s*(\["\'`{]*([A-Za-z])[\s*)\]"\'`}]*(?:[.:,)\-]|\s[A-Z(]|$)', statement)
+    if lead and not re.search(r'\b(?:or|and)\b(?: maybe| perhaps)? \(?[A-Z]\b', statement):
+        return {lead[1].upper()} if not CHOICES.match(statement) else set(letters)
+    return set(letters)
+
+
+RULED_OUT = re.compile(r'[^,;.]*\b(?:ruled out|ignores?|fails?|too (?:small|large|big)|a trap|wrong|tempting)\b[^,;.]*', re.IGNORECASE)
+LABEL = re.compile(r'^\(?[A-J](?:\)\s*|[.:]\s+| - )(?=\S)')
+TRAILING = re.compile(r'\s(?:then|now|today|too|to \w+|from the .*|does|do|did|\d+ times)$')
+
+
+def bare(text):
+    """Words to compare: lower case, without articles, quotes, hyphens and stops."""
+    text = re.sub(r'["“”\'’`*_$\\{}!?-]', '', text.lower()).strip(' .,;:()[]')
+    return ' '.join(re.sub(r'\b(?:the|a|an)\s+', '', text).split())
+
+
+def words_said(statement):
+    """What a statement may name, bare: itself, or what stands behind 'is', 'in', 'prints', in quotes, without its reasons."""
+    statement = asides_removed(NOT_BUT.sub(' ', statement)).strip()
+    if answer := re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b)', statement, re.IGNORECASE):
+        return {answer[1].lower()}
+    clause = SO.split(CLAUSE.split(REASON.sub('', statement))[0 if ';' not in statement else -1])[-1]
+    forms = [statement, clause, LABEL.sub('', statement)]
+    after = NAMES.split(clause)
+    if not UNSAID.search(clause):
+        forms += [after[-1], PLACE.split(after[-1])[-1]]
+    elif len(after) > 1:
+        forms.append(after[-1])
+    forms += re.findall(r'[`"“\']([^`"”\']+)[`"”\']', statement)
+    forms += [TRAILING.sub('', form) for form in forms]
+    return {bare(form) for form in forms}
+
+
+CLAUSE = re.compile(r', (?=[a-z])(?!and |or )|; ')
+NAMES = re.compile(r"\b(?:is|are|was|were|be|it's|named|called|returns?|raises?|prints?|say)\s|[:=] ?")
+PLACE = re.compile(r'\b(?:in|at|on|to|by|from|with)\b')
+
+
+def says(statement, wanted):
+    """Does the statement give what the reference's statement wants?"""
+    if squeezed(statement) == squeezed(wanted) and wanted:
+        return True
+    if CHOICE.fullmatch(wanted):
+        return choices_said(statement) == {CHOICE.fullmatch(wanted)[1]}
+    if CHOICES.fullmatch(wanted):
+        return choices_said(statement) == set(re.findall('[A-Z]', wanted))
+    value = reading_of(wanted.strip('$ '))
+    if value is not None:
+        got = value_said(statement)
+        return got is not None and same_reading(value, got)
+    if bare(wanted) in words_said(statement):
+        return True
+    if MATHS.search(wanted) and 0 < len(statement) <= 300 and MATHS.search(statement):
+        return equal_in_latex(wanted, statement)
+    return False
+
+
+SQUEEZED = str.maketrans('', '', ' \t\n$')
+
+
+def squeezed(text):
+    return text.translate(SQUEEZED).casefold()
+
+
+@functools.lru_cache(maxsize=4096)
+def wanted_values(reference):
+    return wanted_of(reference)
+
+
+def is_right(text, reference):
+    """Is the text's answer the reference, or any of a list? None where the reference is empty."""
+    wanted = [wanted_values(str(one)) for one in references_of(reference)]
+    if not all(wanted):
+        return None
+    statement = final_statement(cleaned(text))
+    return any(says(statement, one) for one in wanted)
+
+
+def references_of(reference):
+    """A list as the reference means any of them; chat messages are one text."""
+    if isinstance(reference, (list, tuple)) and reference and not isinstance(reference[-1], dict):
+        return reference
+    return [plain_text(reference)]
+
+
+def final_number(text):
+    """The number that a text answers with, a Fraction, or None."""
+    got = value_said(final_statement(cleaned(text)))
+    value = got.values[0] if got else None
+    value = getattr(value, 'last', value)
+    if got is None or got.letters or not exact(value):
+        return None
+    return value * 100 if got.percent else value
+
+
+# ---- the rewards
 
 @reward()
 def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
@@ -21,10 +430,10 @@ def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
 @reward()
 def number_answer(text, *, reference, after=None, tag=None):
     """1 when the final number is the reference's, which may be a solution that ends in `#### 42`."""
-    wanted, part = final_number(str(reference)), answer_part(text, after, tag)
-    if wanted is None:
+    if any(final_number(str(one)) is None for one in references_of(reference)):
         return None
-    return float(part is not None and final_number(part) == wanted)
+    part = answer_part(text, after, tag)
+    return float(part is not None and is_right(part, reference))
 
 
 # ---- reasoning-gym

@@ -2,65 +2,17 @@
 import ast
 import operator
 import re
-import threading
 from fractions import Fraction
 
-from rewards.parsing import final_number, last_box, number_alone, numbers_in, plain_text
-from rewards.reward import optional, reward, shorten
-
-SAID = re.compile(r'answer\s*(?:is|:|=)\s*', re.IGNORECASE)
-SIMPLE = str.maketrans('', '', ' \t\n$')
-# Powers of powers, exponents and factorials of many digits do not end, and no answer is written so.
-ENDLESS = re.compile(r'\^\s*\{[^{}]*\^|\^\s*\w\s*\^|\^\s*\{?\s*-?[0-9]{4,}|[0-9]{3,}\s*!')
-
-
-def stated_answer(text):
-    r"""What stands behind the last '####', else in the last \boxed{}, else behind 'answer is', else last."""
-    _, mark, rest = text.rpartition('####')
-    if mark:
-        return rest.strip().partition('\n')[0].strip()
-    box = last_box(text)
-    if box is not None:
-        return box.strip()
-    said = list(SAID.finditer(text))
-    line = text[said[-1].end():].partition('\n')[0] if said else text.strip().rpartition('\n')[2]
-    return line.strip().rstrip('.').strip()
-
-
-def equal_in_latex(wanted, got):
-    """Do they mean the same? Read as LaTeX alone: math-verify evaluates plain expressions to read them."""
-    need = "to compare expressions takes the package: pip install math-verify"
-    math_verify = optional('math_verify', f"the reference {shorten(wanted)} is no number; {need}")
-    # its time limit is an alarm, which fails silently outside of the main thread
-    limit = 5 if threading.current_thread() is threading.main_thread() else None
-    options = {'extraction_mode': 'first_match', 'parsing_timeout': limit}
-    latex = [math_verify.LatexExtractionConfig()]
-    parsed = [math_verify.parse(f'${x}$', latex, **options) for x in (wanted, got)]
-    if not parsed[0]:
-        raise ValueError(f"math-verify cannot read the reference {shorten(wanted)}")
-    return bool(math_verify.verify(*parsed, timeout_seconds=limit))
+from rewards.answers import is_right
+from rewards.reward import reward
 
 
 @reward()
 def math_correctness(text, *, reference):
-    """
-    1 when the text's answer is the reference's (or its solution's, `#### 42`): numbers exactly, words letter
-    by letter, expressions as LaTeX. A number behind 'answer is' goes before final_number's.
-    """
-    wanted, got = stated_answer(plain_text(reference)), stated_answer(text)
-    if not wanted:
-        return None
-    if wanted.translate(SIMPLE) == got.translate(SIMPLE):
-        return 1.0
-    number = number_alone(wanted)
-    if number is not None:
-        marked = '####' in text or last_box(text) is not None
-        numbers = numbers_in(got) if SAID.search(text) and not marked else []
-        return float((numbers[0] if numbers else final_number(text)) == number)
-    if re.search(r'[\\^_=0-9]|[A-Za-z] ?[-+*/]', wanted):
-        return float(0 < len(got) <= 300 and not ENDLESS.search(got) and equal_in_latex(wanted, got))
-    # a word, or the letter of a choice
-    return float(got.strip('()[]. ').casefold() == wanted.strip('()[]. ').casefold())
+    """1 when the text's answer is the reference's (or its solution's, `#### 42`), see rewards/answers.py."""
+    right = is_right(text, reference)
+    return None if right is None else float(right)
 
 
 # ---- equations
