@@ -14,10 +14,11 @@ import unicodedata
 from rewards.bounded import equal_in_latex
 from rewards.parsing import answer_part, plain_text
 from rewards.reward import optional, reward
-from rewards.values import NUMBER_WORDS, RELATIONS, UNITS, Unreadable, exact, reading_at, same_reading, tokenize
+from rewards.values import NUMBER_WORDS, READ_COMMANDS, RELATIONS, UNITS, Unreadable, exact, reading_at, same_reading, tokenize
 
 LONGEST_TEXT = 50_000       # characters, from the end
 LONGEST_STATEMENT = 2_000
+LONGEST_EXPRESSION = 300
 
 # ---- 1. the text without thoughts, later turns and code, in plainer characters
 
@@ -32,9 +33,11 @@ MARKUP = re.compile(r'</?(?:b|i|u|em|strong|sub|p|br|span|center|code)\s*/?>|~~[
 RAISED = re.compile('[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+')
 VULGAR = re.compile('[¼½¾⅐-⅞]')
 DIGIT = re.compile(r'[^\W\D0-9]|[\uff01-\uff5e]')       # digits of other scripts, wide letters
+DOLLARS = re.compile(r'\$(?=-?[\d.])')      # with one dollar sign in a line it is money
+SINGLE_BACKSLASH = re.compile(r'(?<!\\)\\(?![\\])')
 TEXT_COMMAND = re.compile(r'\\(?:(?:text)?color\s*\{\w+\}|text[a-z]*|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|underline'
                           r'|emph|bf|rm)\s*\{([^{}]*)\}')
-NOISE = re.compile(r'\\(?:left|right|displaystyle|[bB]igg?[lr]?|limits|q?quad|mathstrut)(?![A-Za-z])|(?<!\\)\\[,;: ]|~|&(?=\s*=)')
+NOISE = re.compile(r'\\(?:left|right|displaystyle|[bB]igg?[lr]?|limits|q?quad|mathstrut)(?![A-Za-z])|\\(?:begin|end)\{(?:align|equation|gather|aligned|split)\*?\}|\\\\(?=\s*&?\s*=)|(?<!\\)\\[,;: ()\[\]]|~|&(?=\s*=)')
 PLAINER = (('−', '-'), ('–', '-'), ('—', ' - '), ('‐', '-'), ('‑', '-'), ('$-$', '-'), ('\\$', '＄'),
            ('\\%', '%'), ('\\ldots', '...'), ('\\dots', '...'), ('\\cdots', '...'), ('\u00a0', ' '), ('\u202f', ' '),
            ('\u2009', ' '), ('，', ', '), ('。', '. '), ('：', ': '))
@@ -92,11 +95,15 @@ def date(match):
 
 
 def plainer(text):
+    if '\\\\' in text and not SINGLE_BACKSLASH.search(text):      # escaped twice
+        text = text.replace('\\\\', '\\')
     text = RAISED.sub(lambda m: '^{' + unicodedata.normalize('NFKC', m[0]).replace('−', '-') + '}', text)
     text = VULGAR.sub(lambda m: ' ' + unicodedata.normalize('NFKC', m[0]).replace('⁄', '/'), text)
     text = DIGIT.sub(lambda m: str(unicodedata.digit(m[0], unicodedata.normalize('NFKC', m[0]))), text)
     text = re.sub(r'\\!\s*', '', text)
     text = re.sub(r'(?<=\d)\s?\{\s?,\s?\}\s?(?=\d)', ',', text)
+    text = re.sub(r'(?<=\d)\s?x\s?(?=[$＄]?\d)', '×', text)
+    text = '\n'.join(DOLLARS.sub('＄', line) if line.count('$') % 2 else line for line in text.split('\n'))
     text = NEGATIVE_WORD.sub('-', text)
     text = CLOCK.sub(clock, text)
     text = DATE.sub(date, text)
@@ -109,7 +116,7 @@ def plainer(text):
 
 # ---- 2. where the answer stands
 
-WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|答案|答え|解答|correct (?:choice|option)|result'
+WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|答案|答え|解答|correct (?:choice|option)'
 SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
                   r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选|应选', re.IGNORECASE | re.MULTILINE)
 BOX = re.compile(r'(\\(?:boxed|fbox|framebox)\s*)?(\{|\})|\\boxed\s*(\w+)')
@@ -122,7 +129,7 @@ SENTENCE_END = re.compile(r'(?<=[.!?])["”*)$]*(?:\s+(?![a-z0-9])|\n)|\n+')
 CORRECTION = re.compile(r'\b(?:wait|actually|correction|corrected|oops|scratch that|i (?:forgot|made|mis\w+)|my mistake|sorry'
                         r'|hmm|revised)\b|^no[,.]', re.IGNORECASE)
 EXPLANATION = re.compile(r'^\W*(?:note|notice|explanation|details?|check|to (?:verify|check)|we check|for example|a common mistake|this is because'
-                         r'|with \d|if (?:it|there|you)|i hope)\b', re.IGNORECASE)
+                         r'|with \d|if (?:it|there|you)|(?:i )?hope|let me know|feel free|i(?: am|.m) confident|thank|is there anything)\b', re.IGNORECASE)
 BETWEEN_BOXES = re.compile(r'[\s$.,;*]*(?:and|or)?[\s$*]*(?:\(?[a-h1-9]\)[\s$*]*)?|\\\][^a-z]*')
 
 
@@ -177,7 +184,7 @@ def final_statement(text):
     if own:
         return final_statement(content)
     for before in reversed(marks[:-1]):         # \boxed{3} and \boxed{5}
-        if before[1] is None or not BETWEEN_BOXES.fullmatch(text[before[2]:start]):
+        if not text.startswith('\\', before[0]) or not text.startswith('\\', start) or not BETWEEN_BOXES.fullmatch(text[before[2]:start]):
             break
         content, start = f'{before[1]} and {content}', before[0]
     tail = text[end:]
@@ -219,14 +226,17 @@ def last_statement(text):
 
 CHOICE = re.compile(r'\(?([A-Z])\)?')
 CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
-CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|of the)|, not|(?<=[a-z] )out of)\b[^,;.]*', re.IGNORECASE)
+CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|, and no)|, not|(?<=[a-z] )out of)\b[^,;.]*', re.IGNORECASE)
 NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]*? (?:but|which is|it's) (?:rather )?", re.IGNORECASE)
-REASON = re.compile(r'[,;]?\s\b(?:because|since|as|which|who|where|for which|so that|when|if|after|before|depending|without)\b.*', re.DOTALL)
-SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e\.|that is|but|leaves|then)\b', re.IGNORECASE)
-SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|makes?|said|with|got|get)\b|:\s|≈')
-BOUND = re.compile(r'\b(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over|between|from \d+ to|up to', re.IGNORECASE)
+REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes|means)))\b.*", re.DOTALL)
+CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending|without)\b.*', re.DOTALL)
+SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
+SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|giving|makes?|making|yields?|leaves?|leaving|costs?|totals?|returns?|prints?|shows?'
+                  r'|becomes?|takes?|needs?|said|got|get)\b|:\s|≈')
+PLACE = re.compile(r'\b(?:in|at|on|to|from|with|for|of|after|per|than)\b', re.IGNORECASE)
+BOUND = re.compile(r'(?:(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over|between|up to|from)'
+                   rf'\s(?=\W{{0,3}}(?:\d|(?:{"|".join(NUMBER_WORDS)})\b))', re.IGNORECASE)
 UNSAID = re.compile(r"\b(?:won't|cannot|can't|could not|don't|doesn't|isn't|not|never|neither|nor|either|whether)\b", re.IGNORECASE)
-MATHS = re.compile(r'[\\^_=<>0-9+*/{}\[\]≤≥≠∈∞π√]')
 
 
 def asides_removed(statement):
@@ -268,7 +278,7 @@ def readings_in(statement):
             at = max(reading.end, at + 1)
         except Unreadable:
             at += 1
-            while at < len(tokens) and not (tokens[at].kind == 'word' and len(tokens[at].text) > 1):
+            while at < len(tokens) and not (tokens[at].kind == 'word' and tokens[at].space and len(tokens[at].text) > 1):
                 at += 1
     return found
 
@@ -283,14 +293,23 @@ def starts_value(tokens, at):
 def value_said(statement):
     """The Reading that a statement gives, or None."""
     statement = NOT_BUT.sub(' ', statement[-LONGEST_STATEMENT:]).strip(' *_`"$\n')
+    statement = LABEL.sub('', statement)
     for form in (asides_removed(statement), statement):
         whole = reading_of(form)
         if whole is not None:
             return whole
-    if UNSAID.search(statement) or BOUND.search(statement) and '=' not in statement:
+    short = cut(REASON, CONTRAST.sub('', asides_removed(statement)))
+    if re.match(r'(?:yes|no|true|false)\b\W*(?:because|since|as)\b', statement, re.IGNORECASE):
         return None
-    short = CONTRAST.sub('', REASON.sub('', asides_removed(statement)) or statement) or statement
-    return value_in(last_clause(short))
+    if UNSAID.search(short) or BOUND.search(short) and '=' not in short:
+        return None
+    return value_in(cut(CIRCUMSTANCE, last_clause(short)))
+
+
+def cut(ending, statement):
+    """The statement without an ending, where a value is left."""
+    short = ending.sub('', statement)
+    return short if readings_in(short) else statement
 
 
 def last_clause(statement):
@@ -308,16 +327,20 @@ def value_in(clause):
     """The first value behind the last 'is' that has one behind it, else the last."""
     first, *others = SAYS.split(clause)
     for part in reversed(others):
-        if found := readings_in(part):
+        if found := readings_in(PLACE.split(part)[0] if readings_in(first) else part):
             return found[0]
-    found = readings_in(first)
-    return found[-1] if found else None
+    if PLACE.match(first) and ', ' in first:      # of 100 people, 20% said yes
+        first = first.partition(', ')[2]
+    for part in PLACE.split(first):
+        if found := readings_in(part):
+            return found[-1]
+    return None
 
 
 def choices_said(statement):
     """The set of the letters that a statement chooses."""
-    statement = CONTRAST.sub('', RULED_OUT.sub('', NOT_BUT.sub(' ', statement)))
-    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+[a-z])|I(?=[).]))(?![\w'])", statement)
+    statement = CONTRAST.sub('', RULED_OUT.sub('', REASON.sub('', NOT_BUT.sub(' ', statement))))
+    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+(?!and\b|or\b|is\b)[a-z])|I(?=[).]))(?![\w'])", statement)
     lead = re.match(r'[\s*(\["\'`{]*([A-Za-z])[\s*)\]"\'`}]*(?:[.:,)\-]|\s[A-Z(]|$)', statement)
     if lead and not re.search(r'\b(?:or|and)\b(?: maybe| perhaps)? \(?[A-Z]\b', statement):
         return {lead[1].upper()} if not CHOICES.match(statement) else set(letters)
@@ -340,21 +363,36 @@ def words_said(statement):
     statement = asides_removed(NOT_BUT.sub(' ', statement)).strip()
     if answer := re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b)', statement, re.IGNORECASE):
         return {answer[1].lower()}
-    clause = SO.split(CLAUSE.split(REASON.sub('', statement))[0 if ';' not in statement else -1])[-1]
+    clause = SO.split(REASON.sub('', statement))[-1].strip(' ,')
+    clause = CLAUSE.split(clause)[0] if ';' not in clause else clause.rpartition(';')[2]
     forms = [statement, clause, LABEL.sub('', statement)]
     after = NAMES.split(clause)
     if not UNSAID.search(clause):
-        forms += [after[-1], PLACE.split(after[-1])[-1]]
+        forms += [after[-1], BY.split(after[-1])[-1]]
+        if len(after) == 2 and after[1].startswith(('the ', 'a ')):      # Canberra is the capital
+            forms.append(after[0])
     elif len(after) > 1:
         forms.append(after[-1])
-    forms += re.findall(r'[`"“\']([^`"”\']+)[`"”\']', statement)
+    quoted = re.findall(r'[`"“\']([^`"”\']+)[`"”\']', statement)
+    forms += quoted if len(quoted) == 1 else []
+    forms += [SUBJECT.sub('', form) for form in forms]
     forms += [TRAILING.sub('', form) for form in forms]
     return {bare(form) for form in forms}
 
 
 CLAUSE = re.compile(r', (?=[a-z])(?!and |or )|; ')
 NAMES = re.compile(r"\b(?:is|are|was|were|be|it's|named|called|returns?|raises?|prints?|say)\s|[:=] ?")
-PLACE = re.compile(r'\b(?:in|at|on|to|by|from|with)\b')
+SUBJECT = re.compile(r'^(?:it|this|that|there)\s(?:(?:is|are)\s)?', re.IGNORECASE)
+BY = re.compile(r'\b(?:in|at|on|to|by|from|with)\b')
+
+
+NOTHING_LEFT = re.compile(r'^(?:none|nothing)\b|\bno \w+ (?:are |is )?(?:left|remain)', re.IGNORECASE)
+
+
+def needs_algebra(statement):
+    """Has it commands that are not read here, as integrals? What is too large to be read here has none."""
+    commands = re.findall(r'\\[A-Za-z]+', statement[:LONGEST_EXPRESSION + 1])
+    return len(statement) <= LONGEST_EXPRESSION and any(command not in READ_COMMANDS for command in commands)
 
 
 def says(statement, wanted):
@@ -368,12 +406,13 @@ def says(statement, wanted):
     value = reading_of(wanted.strip('$ '))
     if value is not None:
         got = value_said(statement)
-        return got is not None and same_reading(value, got)
+        if got is not None and same_reading(value, got):
+            return True
+        if got is not None or not needs_algebra(statement):
+            return NOTHING_LEFT.search(statement) is not None and value.values[0] == 0
     if bare(wanted) in words_said(statement):
         return True
-    if MATHS.search(wanted) and 0 < len(statement) <= 300 and MATHS.search(statement):
-        return equal_in_latex(wanted, statement)
-    return False
+    return (needs_algebra(wanted) or needs_algebra(statement)) and equal_in_latex(wanted, statement)
 
 
 SQUEEZED = str.maketrans('', '', ' \t\n$')

@@ -226,7 +226,7 @@ def power(a, b):
             size = max(a.numerator.bit_length(), a.denominator.bit_length())
             if size * abs(b) > LARGEST_BITS and abs(a) not in (0, 1):
                 raise Unreadable
-            return calculate(operator.pow, a, b.numerator) if a or b >= 0 else unreadable()
+            return bounded(a ** b.numerator) if a or b >= 0 else unreadable()
         if b.denominator <= 12 and abs(b) < 100 and (whole := root(a, b.denominator)) is not None:
             return power(whole, Fraction(b.numerator))
     return calculate(operator.pow, a, b)
@@ -726,6 +726,10 @@ STARTS = (*FRACTIONS, '\\sqrt', *(f'\\{name}' for name in '''alpha beta gamma de
 sigma rho epsilon tau'''.split()))
 
 
+READ_COMMANDS = {text for names in (FRACTIONS, STARTS, RELATIONS, TIMES, OVER, CONSTANTS, JOINTS) for text in names if text[0] == '\\'}
+READ_COMMANDS |= {f'\\{name}' for name in FUNCTIONS} | {'\\pm', '\\over', '\\overline', '\\dot', '\\circ', '\\degree'}
+
+
 def negative(value):
     if isinstance(value, Group):
         if value.kind != 'list':
@@ -794,11 +798,19 @@ class Reading(NamedTuple):
     end: int
 
 
+def in_dollars(value, units):
+    """$5 and 25 cents as one amount."""
+    if units != ['＄', '¢'] or not isinstance(value, Group) or len(value.items) != 2:
+        return value
+    units[:] = ['＄']
+    return value.items[0] + value.items[1] / 100
+
+
 def reading_at(tokens, at):
     """The Reading of the longest mathematics that starts there. Raises Unreadable."""
     reader = Reader(tokens, at)
     try:
-        values = [reader.listing()]
+        values = [in_dollars(reader.listing(), reader.units)]
         if reader.letters:
             values += [Reader(tokens, at, point).listing() for point in range(1, POINTS)]
     except (RecursionError, OverflowError, TypeError, IndexError):
@@ -876,7 +888,7 @@ def same_reading(wanted, got):
         return True
     if isinstance(a[0], Relation) and not a[0].named or isinstance(b[0], Relation) and b[0].sign != '=' and not b[0].named:
         return False
-    if all(same_value(x, y, letters) for x, y in zip(a, b, strict=True)):
+    if all(same_value(x, y, letters) for x, y in zip(a, b, strict=True) if not (letters and complex in (type(x), type(y)))):
         return True
     if wanted.percent != got.percent and exact(a[0]) and exact(b[0]):   # the question may name the unit
         x, y = a[0] * (100 if wanted.percent else 1), b[0] * (100 if got.percent else 1)
