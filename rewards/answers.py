@@ -103,12 +103,12 @@ def plainer(text):
     text = re.sub(r'\\!\s*', '', text)
     text = re.sub(r'(?<=\d)\s?\{\s?,\s?\}\s?(?=\d)', ',', text)
     text = re.sub(r'(?<=\d)\s?x\s?(?=[$＄]?\d)', '×', text)
-    text = '\n'.join(DOLLARS.sub('＄', line) if line.count('$') % 2 else line for line in text.split('\n'))
     text = NEGATIVE_WORD.sub('-', text)
     text = CLOCK.sub(clock, text)
     text = DATE.sub(date, text)
     for seen, plain in PLAINER:
         text = text.replace(seen, plain)
+    text = '\n'.join(DOLLARS.sub('＄', line) if line.count('$') % 2 else line for line in text.split('\n'))
     for _ in range(2):       # one in another
         text = TEXT_COMMAND.sub(r' \1 ', text)
     return NOISE.sub(' ', text)
@@ -234,6 +234,7 @@ SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b',
 SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|giving|makes?|making|yields?|leaves?|leaving|costs?|totals?|returns?|prints?|shows?'
                   r'|becomes?|takes?|needs?|said|got|get)\b|:\s|≈')
 PLACE = re.compile(r'\b(?:in|at|on|to|from|with|for|of|after|per|than)\b', re.IGNORECASE)
+ATTAINED = re.compile(r'\b\w+(?:ed|en) (?:at|in|by|for|on|when)\b')
 BOUND = re.compile(r'(?:(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over|between|up to|from)'
                    rf'\s(?=\W{{0,3}}(?:\d|(?:{"|".join(NUMBER_WORDS)})\b))', re.IGNORECASE)
 UNSAID = re.compile(r"\b(?:won't|cannot|can't|could not|don't|doesn't|isn't|not|never|neither|nor|either|whether)\b", re.IGNORECASE)
@@ -327,7 +328,7 @@ def value_in(clause):
     """The first value behind the last 'is' that has one behind it, else the last."""
     first, *others = SAYS.split(clause)
     for part in reversed(others):
-        if found := readings_in(PLACE.split(part)[0] if readings_in(first) else part):
+        if found := readings_in(ATTAINED.split(part)[0] if readings_in(first) else part):
             return found[0]
     if PLACE.match(first) and ', ' in first:      # of 100 people, 20% said yes
         first = first.partition(', ')[2]
@@ -386,7 +387,10 @@ SUBJECT = re.compile(r'^(?:it|this|that|there)\s(?:(?:is|are)\s)?', re.IGNORECAS
 BY = re.compile(r'\b(?:in|at|on|to|by|from|with)\b')
 
 
-NOTHING_LEFT = re.compile(r'^(?:none|nothing)\b|\bno \w+ (?:are |is )?(?:left|remain)', re.IGNORECASE)
+NOTHING_LEFT = re.compile(r'^none\b|\bno \w+ (?:are |is )?(?:left|remain)', re.IGNORECASE)
+
+
+LEADING_WORDS = re.compile(r'^(?:[A-Za-z]{2,}[\s,:$]+)+')
 
 
 def needs_algebra(statement):
@@ -412,7 +416,7 @@ def says(statement, wanted):
             return NOTHING_LEFT.search(statement) is not None and value.values[0] == 0
     if bare(wanted) in words_said(statement):
         return True
-    return (needs_algebra(wanted) or needs_algebra(statement)) and equal_in_latex(wanted, statement)
+    return (needs_algebra(wanted) or needs_algebra(statement)) and equal_in_latex(wanted, LEADING_WORDS.sub('', statement))
 
 
 SQUEEZED = str.maketrans('', '', ' \t\n$')

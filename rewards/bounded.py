@@ -1,6 +1,6 @@
 """
-Comparing expressions by math-verify, in a process that is kept: what takes too long is killed with it, and the next
-comparison starts another one. That holds in any thread, and after a fork.
+Expressions compared by math-verify, in a process that is kept. What is over its time is killed with it, and the
+next comparison starts another; so it is in any thread, and after a fork.
 """
 import atexit
 import functools
@@ -13,57 +13,53 @@ import threading
 
 from rewards.reward import optional, shorten
 
-PATIENCE = 5.0       # seconds for a comparison
+PATIENCE = 3.0       # seconds for a comparison
 START = 60.0         # for the start, which imports sympy
+# The alarm ends it where nobody is left to kill it. Evaluated is LaTeX alone: plain expressions math-verify runs.
 CHILD = '''
-import json, sys
+import json, resource, signal, sys
 from math_verify import LatexExtractionConfig, parse, verify
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 print('ready', flush=True)
 for line in sys.stdin:
+    signal.alarm(20)
     try:
         options = dict(extraction_mode='first_match', parsing_timeout=None)
         wanted, got = (parse(f'${x}$', [LatexExtractionConfig()], **options) for x in json.loads(line))
-        print(json.dumps(bool(wanted and got and verify(wanted, got, timeout_seconds=None))), flush=True)
+        equal = bool(wanted and got and verify(wanted, got, timeout_seconds=None))
     except Exception:
-        print('false', flush=True)
+        equal = False
+    signal.alarm(0)
+    print(equal, flush=True)
 '''
 lock, child = threading.Lock(), None
 
 
-def ask(process, line, seconds):
-    """The process's next line, or None where it is over its time or gone."""
-    try:
-        if line is not None:
-            process.stdin.write(line)
-            process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        return process.stdout.readline() if ready else None
-    except OSError:
-        return None
-
-
-def stop():
-    global child
-    if child is not None and child.owner == os.getpid():
-        child.kill()
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
-    child = None
+def answer(seconds):
+    """The line that the process says next, or None where it is over its time or gone."""
+    ready, _, _ = select.select([child.stdout], [], [], seconds)
+    return child.stdout.readline() if ready else None
 
 
 def start():
     global child
-    stop()
-    child = subprocess.Popen([sys.executable, '-c', CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    child.owner = os.getpid()
-    if not ask(child, None, START):
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, '-c', CHILD], text=True, **pipes)
+    if not answer(START):
         stop()
-        raise RuntimeError("math-verify does not start: try python -c 'import math_verify'")
+        raise RuntimeError("math-verify does not start: see what python -c 'import math_verify' says")
+
+
+def stop():
+    global child
+    if child is not None:
+        child.kill()
+        child.communicate()
+    child = None
 
 
 def forget():
-    """After a fork the process and its pipes belong to the parent."""
+    """In a fork the process, its pipes and the lock belong to the parent."""
     global lock, child
     lock, child = threading.Lock(), None
 
@@ -74,12 +70,19 @@ os.register_at_fork(after_in_child=forget)
 
 @functools.lru_cache(maxsize=65536)
 def equal_in_latex(wanted, got):
-    """Do they mean the same? False where that cannot be said in time."""
+    """Do they mean the same? False where that cannot be said in time. Raises ImportError."""
     optional('math_verify', f"to compare {shorten(wanted)} takes the package: pip install math-verify")
     with lock:
-        if child is None or child.poll() is not None:
-            start()
-        answer = ask(child, json.dumps([wanted, got]).encode() + b'\n', PATIENCE)
-        if not answer:
-            stop()
-        return answer == b'true\n'
+        said = None
+        try:
+            if child is None or child.poll() is not None:
+                start()
+            child.stdin.write(json.dumps([wanted, got]) + '\n')
+            child.stdin.flush()
+            said = answer(PATIENCE)
+        except BrokenPipeError:
+            pass
+        finally:
+            if not said:     # over its time, gone, or interrupted before it answered
+                stop()
+    return said == 'True\n'

@@ -661,7 +661,7 @@ class Reader:
             raise Unreadable
         if text in CONSTANTS and not (text in 'ei' and self.peek() == '_'):
             return CONSTANTS[text]
-        if token.kind == 'command' and not re.fullmatch(r'\\[A-Za-z]+', text) or token.kind == 'mark':
+        if token.kind == 'command' and text not in STARTS or token.kind == 'mark':
             raise Unreadable
         if token.kind == 'word' and len(text) > 1 and (len(text) > 3 or token.space and self.peek() not in tuple('^_+*/=(')):
             raise Unreadable
