@@ -14,7 +14,8 @@ import unicodedata
 from rewards.bounded import equal_in_latex
 from rewards.parsing import answer_part, plain_text
 from rewards.reward import optional, reward
-from rewards.values import NUMBER_WORDS, READ_COMMANDS, RELATIONS, UNITS, Unreadable, exact, reading_at, same_reading, tokenize
+from rewards.numerals import NUMBER_WORDS, UNITS, tokenize
+from rewards.values import READ_COMMANDS, RELATIONS, Unreadable, exact, reading_at, same_reading
 
 LONGEST_TEXT = 50_000       # characters, from the end
 LONGEST_STATEMENT = 2_000

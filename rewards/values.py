@@ -13,159 +13,15 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
+from rewards.numerals import PARTS, SCALES, UNITS, tokenize
+
 POINTS = 3            # places at which expressions are compared; the last one is negative
 LARGEST_BITS = 40_000   # of an exact number; what has more is compared as text
-LONGEST_NUMBER = 1000   # digits
 DEEPEST = 40            # brackets within brackets
 
 
 class Unreadable(ValueError):
     """This is no mathematics, or more than is read here."""
-
-
-# ---- units and words
-
-# One unit a line element, its spellings joined by |; squares and cubes are told by their exponents.
-UNITS = {spelling: names.partition('|')[0] for names in '''km|kilometer|kilometers|kilometre|kilometres
-m|meter|meters|metre|metres cm|centimeter|centimeters|centimetre|centimetres mm|millimeter|millimeters|millimetres
-mi|mile|miles ft|foot|feet inch|inches yd|yard|yards kg|kilogram|kilograms g|gram|grams mg|milligrams
-lb|lbs|pound|pounds oz|ounce|ounces s|sec|second|seconds min|mins|minute|minutes h|hr|hrs|hour|hours
-day|days week|weeks month|months year|years L|l|liter|liters|litre|litres mL|ml|milliliters|millilitres
-mph kmh ＄|$|dollar|dollars|usd|bucks ¢|cent|cents €|euro|euros|eur £|gbp ¥|yen|yuan ₹|rupees °C|celsius
-°F|fahrenheit °|degree|degrees|deg rad|radians N|newton|newtons J|joule|joules W|watt|watts
-V|volt|volts'''.split() for spelling in names.split('|')}
-SCALES = {'hundred': 100, 'thousand': 1000, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12,
-          'dozen': 12, 'k': 1000, 'M': 10 ** 6}
-SMALL = '''zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-seventeen eighteen nineteen'''.split()
-TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
-NUMBER_WORDS = {w: n for n, w in enumerate(SMALL)} | {w: 10 * n for n, w in enumerate(TENS, 2)}
-PARTS = {'half': 2, 'halves': 2, 'third': 3, 'thirds': 3, 'quarter': 4, 'quarters': 4, 'fourth': 4, 'fourths': 4,
-         'fifth': 5, 'fifths': 5, 'sixth': 6, 'sixths': 6, 'eighth': 8, 'eighths': 8, 'tenth': 10, 'tenths': 10}
-JOINTS = {',', ';', 'and', 'or', '\\cup', '∪', '\\lor', '\\land', '&'}
-
-# ---- tokens
-
-# A comma groups three digits, and within a lone number it is a decimal comma; in brackets it separates.
-PLAIN = r'\d+(?:\.\d+)?|\.\d+'
-GROUPED = r"[1-9]\d{0,2}(?P<by>[, '’_])\d{3}(?:(?P=by)\d{3})*(?![\d,])(?:\.\d+)?"
-EUROPEAN = r'\d{1,3}(?:\.\d{3})+,\d+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?![.\d])|(?<![\d,] )(?<![\d,])\d+,\d+(?![\d,])(?!, ?\d)'
-REST = r'''
- |(?P<name>[A-Za-z]{2,}-?\d[\w-]*|[A-Z]-?\d+(?![\d^])|\d+(?:\.\d+){2,}|\d+[A-Z][A-Za-z]*\b)
- |(?P<command>\\(?:[A-Za-z]+|.))|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)|(?P<mark>\*\*|<=|>=|!=|\.{3}|…|\S))'''
-
-
-def token_pattern(number):
-    return re.compile(rf'(?P<space>\s*)(?:(?P<number>{number}){REST}', re.VERBOSE)
-
-
-def spaces_kept(pattern):
-    return pattern.replace(' ', r'\ ')
-
-
-OUTSIDE = token_pattern('|'.join(map(spaces_kept, (GROUPED, EUROPEAN, PLAIN))))
-INSIDE = token_pattern(PLAIN)
-REPEATING = re.compile(r'\\(?:overline|dot)\s*\{(\d+)\}|\((\d+)\)|\.\.\.|…|\\(?:l?dots)(?![a-z])')
-EXPONENT = re.compile(r'[eE]([+-]?\d{1,4})(?![\w.])')
-
-
-class Token(NamedTuple):
-    kind: str        # number, name, command, word or mark
-    text: str
-    value: Fraction | None
-    space: bool      # stands a space in front?
-    start: int
-    end: int
-
-
-def digits_value(text):
-    """The Fraction of digits with their separators."""
-    if len(text) > LONGEST_NUMBER:
-        return None
-    if re.fullmatch(r'\d{1,3}(?:\.\d{3})+,\d+|\d+,\d+', text) and not re.fullmatch(r'[1-9]\d{0,2},\d{3}', text):
-        return Fraction(text.replace('.', '').replace(',', '.'))
-    if text.count('.') > 1:
-        text = text.replace('.', '')
-    return Fraction(re.sub(r"[, '’_]", '', text))
-
-
-def number_end(text, match, inside):
-    """(value, end) of a number with what belongs to it behind its digits: repeating digits, e-05."""
-    digits, end = match['number'], match.end()
-    value = digits_value(digits)
-    if value is None or inside and digits.startswith('.') and digits.count('.') > 1:
-        return value, end
-    before, point, after = digits.partition('.')
-    repeated = REPEATING.match(text, end)
-    if repeated is None and text[end:end + 1] == '.' and (dot := REPEATING.match(text, end + 1)) and dot[0][0] in '\\(':
-        repeated, point = dot, '.'     # 0.\overline{3}
-    if point and repeated and before.isdecimal():
-        period = repeated[1] or repeated[2]
-        if period is None:             # 0.333... ends in what repeats
-            size = next((n for n in range(1, len(after) // 2 + 1) if after[-n:] == after[-2 * n:-n]), 0)
-            if not size:
-                return None, repeated.end()
-            period, after = after[-size:], after[:-size]
-        tail = Fraction(int(period), 10 ** len(after) * (10 ** len(period) - 1))
-        return Fraction(f'{before}.{after or 0}') + tail, repeated.end()
-    if exponent := EXPONENT.match(text, end):
-        return value * Fraction(10) ** int(exponent[1]), exponent.end()
-    return value, end
-
-
-def tokenize(text):
-    """The Tokens of a text; number words (forty-two) are numbers."""
-    tokens, position, depth = [], 0, 0
-    while position < len(text):
-        match = (INSIDE if depth > 0 else OUTSIDE).match(text, position)
-        if match is None:      # space at the end
-            break
-        kind, value, position = match.lastgroup, None, match.end()
-        if match['number'] is not None:
-            kind = 'number'
-            value, position = number_end(text, match, depth > 0)
-            kind = 'number' if value is not None else 'name'
-        start = match.end('space')
-        shown = text[start:position]
-        tokens.append(Token(kind, shown, value, match['space'] != '' or not tokens, start, position))
-        depth += (shown in ('(', '[', '{', '\\{')) - (shown in (')', ']', '}', '\\}'))
-        depth = max(depth, 0)
-    return number_words(tokens)
-
-
-def number_words(tokens):
-    """Runs of number words as one number: one hundred and five, three point two."""
-    result, i = [], 0
-    while i < len(tokens):
-        word = tokens[i].text.lower()
-        if tokens[i].kind != 'word' or word not in NUMBER_WORDS and word not in ('half', 'hundred'):
-            result.append(tokens[i])
-            i += 1
-            continue
-        total, current, j, digits = Fraction(0), Fraction(0), i, None
-        while j < len(tokens):
-            word = tokens[j].text.lower()
-            if word == 'half':
-                current = Fraction(1, 2)
-            elif word in NUMBER_WORDS and digits is not None:
-                digits += str(NUMBER_WORDS[word])
-            elif word in NUMBER_WORDS:
-                current += NUMBER_WORDS[word]
-            elif word == 'hundred':
-                current = (current or 1) * 100
-            elif word in SCALES and len(word) > 1:
-                total, current = total + (current or 1) * SCALES[word], Fraction(0)
-            elif word == 'point' and j + 1 < len(tokens) and tokens[j + 1].text.lower() in NUMBER_WORDS:
-                digits = ''
-            elif not (word == '-' and not tokens[j].space or word == 'and' and tokens[j - 1].text.lower() in SCALES):
-                break
-            elif j + 1 == len(tokens) or tokens[j + 1].text.lower() not in NUMBER_WORDS:
-                break
-            j += 1
-        value = total + current + (Fraction(f'0.{digits}') if digits else 0)
-        result.append(Token('number', tokens[i].text, value, tokens[i].space, tokens[i].start, tokens[j - 1].end))
-        i = j
-    return result
 
 
 # ---- values: a Fraction, float or complex; or a Group of them
@@ -264,6 +120,7 @@ RELATIONS = {'=': '=', ':=': '=', '\\equiv': '=', '≈': '~', '\\approx': '~', '
              '<=': '<=', '>=': '>=', '≤': '<=', '≥': '>=', '\\le': '<=', '\\ge': '>=', '\\leq': '<=',
              '\\geq': '>=', '\\leqslant': '<=', '\\geqslant': '>=', '!=': '!=', '≠': '!=', '\\ne': '!=', '\\neq': '!=',
              '\\in': 'in', '∈': 'in'}
+JOINTS = {',', ';', 'and', 'or', '\\cup', '∪', '\\lor', '\\land', '&'}
 MIRRORED = {'<': '>', '>': '<', '<=': '>=', '>=': '<='}
 TIMES = {'*', '\\cdot', '\\times', '×', '·', '⋅', '∙'}
 OVER = {'/', '÷', '\\div', '⁄'}
