@@ -15,7 +15,8 @@ from rewards.bounded import equal_in_latex
 from rewards.parsing import answer_part, plain_text
 from rewards.reward import optional, reward
 from rewards.numerals import NUMBER_WORDS, UNITS, tokenize
-from rewards.values import READ_COMMANDS, RELATIONS, Unreadable, exact, reading_at, same_reading
+from rewards.notation import COMMANDS, RELATIONS, reading_at
+from rewards.values import Unreadable, exact, same_reading
 
 LONGEST_TEXT = 50_000       # characters, from the end
 LONGEST_STATEMENT = 2_000
@@ -397,7 +398,7 @@ LEADING_WORDS = re.compile(r'^(?:[A-Za-z]{2,}[\s,:$]+)+')
 def needs_algebra(statement):
     """Has it commands that are not read here, as integrals? What is too large to be read here has none."""
     commands = re.findall(r'\\[A-Za-z]+', statement[:LONGEST_EXPRESSION + 1])
-    return len(statement) <= LONGEST_EXPRESSION and any(command not in READ_COMMANDS for command in commands)
+    return len(statement) <= LONGEST_EXPRESSION and any(command not in COMMANDS for command in commands)
 
 
 def says(statement, wanted):
