@@ -4,7 +4,7 @@
 # sampled 0.043 -> 0.833 and 0.877 in 14 min 23 s and 13 min 55 s; the log-prob of an ordinary text stays,
 # -3.22 -> -3.21 and -3.22 a token.
 from config.smollm2 import generator_checkpoint
-from rewards.parsing import final_number
+from rewards.answers import final_number
 
 
 def digits_right(text, reference, **fields):

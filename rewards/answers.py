@@ -16,7 +16,7 @@ from rewards.parsing import answer_part, plain_text
 from rewards.reward import optional, reward
 from rewards.numerals import NUMBER_WORDS, UNITS, tokenize
 from rewards.notation import COMMANDS, RELATIONS, reading_at
-from rewards.values import Unreadable, exact, same_reading
+from rewards.values import Group, Unreadable, exact, same_reading
 
 LONGEST_TEXT = 50_000       # characters, from the end
 LONGEST_STATEMENT = 2_000
@@ -280,10 +280,17 @@ def readings_in(statement):
             found.append(reading)
             at = max(reading.end, at + 1)
         except Unreadable:
-            at += 1
-            while at < len(tokens) and not (tokens[at].kind == 'word' and tokens[at].space and len(tokens[at].text) > 1):
-                at += 1
+            at = past(tokens, at, at + 2)
     return found
+
+
+def past(tokens, at, reached):
+    """Where to go on behind mathematics that could not be read: a part of it says nothing."""
+    if reached <= at + 1:
+        return at + 1
+    while at < len(tokens) and not (tokens[at].kind == 'word' and tokens[at].space and len(tokens[at].text) > 1):
+        at += 1
+    return at
 
 
 def starts_value(tokens, at):
@@ -445,8 +452,19 @@ def is_right(text, reference):
 def references_of(reference):
     """A list as the reference means any of them; chat messages are one text."""
     if isinstance(reference, (list, tuple)) and reference and not isinstance(reference[-1], dict):
-        return reference
-    return [plain_text(reference)]
+        return [plain_text(one) for one in reference]
+    return ['' if reference != reference else plain_text(reference)]      # not a number is no answer
+
+
+def numbers_in(text):
+    """All exact numbers of a text, in order."""
+    found = []
+    for line in plainer(text).split('\n'):
+        for reading in readings_in(line):
+            value = reading.values[0]
+            value = getattr(value, 'last', value)
+            found += value.items if isinstance(value, Group) else [value]
+    return [number for number in found if exact(number)]
 
 
 def final_number(text):
@@ -464,12 +482,12 @@ def final_number(text):
 @reward()
 def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
     """1 for the reference, but for space around it. after, tag: where the answer is, see answer_part."""
-    wanted, got = str(reference).strip(), answer_part(text, after, tag)
-    if not wanted:
+    wanted, got = [one.strip() for one in references_of(reference)], answer_part(text, after, tag)
+    if not all(wanted):
         return None
-    if got is None or case_sensitive:
-        return float(got == wanted)
-    return float(got.casefold() == wanted.casefold())
+    if got is not None and not case_sensitive:
+        wanted, got = [one.casefold() for one in wanted], got.casefold()
+    return float(got in wanted)
 
 
 @reward()

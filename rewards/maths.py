@@ -1,60 +1,49 @@
 """Is the answer the reference's, and do the equations on the way hold? All numbers are exact."""
-import ast
-import operator
-import re
 from fractions import Fraction
 
-from rewards.answers import is_right
+from rewards.answers import is_right, past, plainer
+from rewards.notation import Reader
+from rewards.numerals import tokenize
 from rewards.reward import reward
+from rewards.values import Unreadable, exact
 
 
 @reward()
 def math_correctness(text, *, reference):
-    """1 when the text's answer is the reference's (or its solution's, `#### 42`), see rewards/answers.py."""
+    """1 when the text's answer is the reference's, which may be a solution that ends in one (`#### 42`)."""
     right = is_right(text, reference)
     return None if right is None else float(right)
 
 
 # ---- equations
 
-TERM = r'[-−+(]{0,4}\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)%?\){0,4}'
-OPERATOR = r'\s?[-+*/×÷−]\s?'
-LEFT, RIGHT = rf'{TERM}(?:{OPERATOR}{TERM}){{1,20}}', rf'{TERM}(?:{OPERATOR}{TERM}){{0,20}}'
-EQUATION = re.compile(rf'(?<![\w.])({LEFT})\s?=\s?(?=({RIGHT}))')
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-PLAIN = str.maketrans({'×': '*', '÷': '/', '−': '-', ',': None, '$': None})
-
-
-def calculate(expression):
-    """The Fraction that it comes to; nothing is run. Raises SyntaxError, ValueError, ZeroDivisionError."""
-    expression = re.sub(r'([0-9.]+)%', r'(\1/100)', expression.translate(PLAIN)).strip()
-
-    def value(node):
-        match node:
-            case ast.BinOp(left, sign, right) if type(sign) in OPERATIONS:
-                return OPERATIONS[type(sign)](value(left), value(right))
-            case ast.UnaryOp(ast.USub(), operand):
-                return -value(operand)
-            case ast.UnaryOp(ast.UAdd(), operand):
-                return value(operand)
-            case ast.Constant(int() | float()):
-                return Fraction(ast.get_source_segment(expression, node))
-        raise ValueError(f"cannot calculate {expression!r}")
-    return value(ast.parse(expression, mode='eval').body)
-
-
 def equations_in(text):
-    """[(equation, is it true, perhaps rounded)] of each `a + b = c` and the like."""
+    """[(equation, is it true, perhaps rounded)] of each `a + b = c` and the like that is about numbers."""
     equations = []
-    for left, right in EQUATION.findall(text):
-        digits = len(right.partition('.')[2]) if re.fullmatch(r'[-−$0-9,]*\.[0-9]+', right) else 0
-        try:
-            error = abs(calculate(left) - calculate(right))
-        except (SyntaxError, ValueError, ZeroDivisionError):
-            continue  # what only looks like an equation: 6/0, 007
-        allowed = Fraction(1, 2 * 10 ** digits) if digits else 0
-        equations.append((f'{left}={right}', error <= allowed))
+    for line in plainer(text).split('\n'):
+        tokens, at, left = tokenize(line.replace('$', '')), 0, None
+        while at < len(tokens):
+            reader = Reader(tokens, at)
+            try:
+                value = reader.span()
+            except (Unreadable, RecursionError):
+                at, left = past(tokens, at, reader.at), None
+                continue
+            shown, number = reader.shown(at), exact(value) and not reader.letters
+            if left and number:
+                equations.append((f'{left[1]}={shown}', is_near(left[0], value, shown)))
+            calculated = number and sum(token.kind == 'number' for token in tokens[at:reader.at]) > 1
+            at = reader.at
+            left = (value, shown) if reader.take('=') and (calculated or left) else None
+            at = max(reader.at, at + 1)
     return equations
+
+
+def is_near(value, rounded, shown):
+    """Is it the number shown, or that rounded to its decimals?"""
+    _, point, decimals = shown.partition('.')
+    error = abs(value - rounded)
+    return error <= (Fraction(1, 2 * 10 ** len(decimals)) if point and decimals.isdecimal() else 0)
 
 
 @reward()
