@@ -21,6 +21,7 @@ from rewards.values import Group, Unreadable, exact, same_reading
 LONGEST_TEXT = 50_000       # characters, from the end
 LONGEST_STATEMENT = 2_000
 LONGEST_EXPRESSION = 300
+LONGEST_WALK = 300          # sentences from the end in which a value is looked for
 
 # ---- 1. the text without thoughts, later turns and code, in plainer characters
 
@@ -75,7 +76,7 @@ CLOCK = re.compile(r"\b(?:(\d{1,2})(?::(\d\d))?\s?(?:([ap])\.?m\b\.?|o['’]cloc
 MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
 MONTH = '(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\\.?'
 DATE = re.compile(rf'\b(?:{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}})|(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH},? (\d{{4}})'
-                  r'|(\d{4})-(\d\d)-(\d\d))\b', re.IGNORECASE)
+                  r'|(\d{4})-(\d\d)-(\d\d)|(\d{1,2})/(\d{1,2})/(\d{4}))\b', re.IGNORECASE)
 
 
 def clock(match):
@@ -91,7 +92,9 @@ def date(match):
     """A date as one word, D1776_07_04."""
     month, day, year, day2, month2, year2, *numbers = match.groups()
     if numbers[0]:
-        return 'D' + '_'.join(numbers)
+        return 'D' + '_'.join(numbers[:3])
+    if numbers[3]:
+        return f'D{numbers[5]}_{int(numbers[3]):02}_{int(numbers[4]):02}'
     month = MONTHS.index((month or month2).lower()) + 1
     return f'D{year or year2}_{month:02}_{int(day or day2):02}'
 
@@ -122,7 +125,7 @@ WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta
 SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
                   r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选|应选', re.IGNORECASE | re.MULTILINE)
 BOX = re.compile(r'(\\(?:boxed|fbox|framebox)\s*)?(\{|\})|\\boxed\s*(\w+)')
-HASHES = re.compile(r'^[ \t]*####(?!#)[ \t]*([^\n]*)', re.MULTILINE)
+HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
 TAG = re.compile(r'<answer>(.*?)(?:</answer>|\Z)', re.DOTALL | re.IGNORECASE)
 BOLD = re.compile(r'\*\*([^*\n]+)\*\*|__([^_\n]+)__')
 BOLD_MARKS = re.compile(r'\*\*(?!\d)|(?<!\d)\*\*|`')
@@ -175,7 +178,7 @@ def marked(text):
 
 
 def final_statement(text):
-    """What a cleaned text ends up with; '' where that is nothing."""
+    """What a cleaned text ends up with; '' where that is nothing. Behind it, without marks, the sentences before."""
     marks = marked(text)
     if not marks:
         return last_statement(text)
@@ -221,7 +224,7 @@ def last_statement(text):
     parts = sentences(HEADING.sub('', text)) or sentences(text)
     while len(parts) > 1 and EXPLANATION.search(parts[-1]):
         parts.pop()
-    return unmarked(parts[-1]).rstrip('!') if parts else ''
+    return '\n'.join(unmarked(part).rstrip('!') for part in parts[-LONGEST_WALK:])
 
 
 # ---- 3. what a statement says
@@ -279,8 +282,8 @@ def readings_in(statement):
             reading = reading_at(tokens, at)
             found.append(reading)
             at = max(reading.end, at + 1)
-        except Unreadable:
-            at = past(tokens, at, at + 2)
+        except Unreadable as error:
+            at = past(tokens, at, error.args[0])
     return found
 
 
@@ -300,10 +303,19 @@ def starts_value(tokens, at):
     return following in ('=', '+', '-', '*', '/', '^', '<', '>', '_', '(') or following in RELATIONS
 
 
+def last_with_value(statements):
+    """Of lines the last that has a value, else the last."""
+    lines = statements.split('\n')
+    return next((line for line in reversed(lines) if re.search(r'[\d\\=]', line) or readings_in(line)), lines[-1])
+
+
+ADDED = re.compile(r'^([^,]*), and \S+ (?:are|is|was|were|has|have)\b.*', re.DOTALL)
+
+
 def value_said(statement):
     """The Reading that a statement gives, or None."""
     statement = NOT_BUT.sub(' ', statement[-LONGEST_STATEMENT:]).strip(' *_`"$\n')
-    statement = LABEL.sub('', statement)
+    statement = LABEL.sub('', ADDED.sub(r'\1', statement))
     for form in (asides_removed(statement), statement):
         whole = reading_of(form)
         if whole is not None:
@@ -408,8 +420,9 @@ def needs_algebra(statement):
     return len(statement) <= LONGEST_EXPRESSION and any(command not in COMMANDS for command in commands)
 
 
-def says(statement, wanted):
-    """Does the statement give what the reference's statement wants?"""
+def says(statements, wanted):
+    """Do the statements, the last of them, or for a value the last that has one, give what the reference wants?"""
+    statement = statements.rpartition('\n')[2]
     if squeezed(statement) == squeezed(wanted) and wanted:
         return True
     if CHOICE.fullmatch(wanted):
@@ -418,6 +431,7 @@ def says(statement, wanted):
         return choices_said(statement) == set(re.findall('[A-Z]', wanted))
     value = reading_of(wanted.strip('$ '))
     if value is not None:
+        statement = last_with_value(statements)
         got = value_said(statement)
         if got is not None and same_reading(value, got):
             return True
@@ -428,11 +442,9 @@ def says(statement, wanted):
     return (needs_algebra(wanted) or needs_algebra(statement)) and equal_in_latex(wanted, LEADING_WORDS.sub('', statement))
 
 
-SQUEEZED = str.maketrans('', '', ' \t\n$')
-
-
 def squeezed(text):
-    return text.translate(SQUEEZED).casefold()
+    """Without the space that says nothing, and in lower case."""
+    return re.sub(r'(?<!\w)\s+|\s+(?!\w)', '', text.replace('$', '')).casefold()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -469,10 +481,10 @@ def numbers_in(text):
 
 def final_number(text):
     """The number that a text answers with, a Fraction, or None."""
-    got = value_said(final_statement(cleaned(text)))
+    got = value_said(last_with_value(final_statement(cleaned(text))))
     value = got.values[0] if got else None
     value = getattr(value, 'last', value)
-    if got is None or got.letters or not exact(value):
+    if not exact(value) or got.letters and not got.percent and any(getattr(v, 'last', v) != value for v in got.values):
         return None
     return value * 100 if got.percent else value
 

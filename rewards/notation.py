@@ -32,14 +32,14 @@ COMMANDS = {*RELATIONS, *JOINTS, *SIGNS, *TIMES, *OVER, *FRACTIONS, *ROOTS, *CON
 
 
 def reading_at(tokens, at):
-    """The Reading of the longest mathematics that starts there. Raises Unreadable."""
+    """The Reading of the longest mathematics that starts there. Raises Unreadable with the place reached."""
     reader = Reader(tokens, at)
     try:
         values = [in_dollars(reader.listing(), reader.units)]
         points = range(1, POINTS) if reader.letters else ()
         values += [Reader(tokens, at, point).listing() for point in points]
-    except (RecursionError, ArithmeticError, TypeError):
-        raise Unreadable from None
+    except (Unreadable, RecursionError, ArithmeticError, TypeError):
+        raise Unreadable(reader.at) from None
     values = tuple(values) if reader.letters else tuple(values * POINTS)
     return Reading(values, tuple(reader.units), reader.percent, reader.letters, reader.at)
 

@@ -9,22 +9,21 @@ import pytest
 import torch
 
 from rewards import REWARDS, Reward, check_fields, resolve_rewards, score, score_completions
-from rewards.answers import ARITHMETIC, reasoning_gym_task
-from rewards.parsing import final_number
+from rewards.answers import ARITHMETIC, final_number, reasoning_gym_task
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers
 
 @pytest.mark.parametrize('text, number', [
     ('42', 42), ('The answer is 42.', 42), ('3.', 3), ('= 3.50', Fraction(7, 2)), ('.5', Fraction(1, 2)), ('wait...5', 5),
-    ('1,234', 1234), ('1,234,567.', 1234567), ('3,4,5', 5), ('1,2345', 2345), ('1{,}000', 1000),
+    ('1,234', 1234), ('1,234,567.', 1234567), ('1,2345', Fraction(2469, 2000)), ('1{,}000', 1000),
     ('$18', 18), ('-$5', -5), ('$-5', -5), ('42€', 42), (r'\$1,000.50', Fraction(2001, 2)), ('25%', 25), (r'25\%', 25),
-    ('-5', -5), ('= -5', -5), ('−5', -5), ('+5', 5), ('10-5', 5), ('10 - 5', 5), ('(3)-5', 5), ('--5', 5),
+    ('-5', -5), ('= -5', -5), ('−5', -5), ('+5', 5), ('10 - 5', 5), ('(3)-5', -2), ('--5', 5),
     ('3/4', Fraction(3, 4)), ('-3/4', Fraction(-3, 4)), ('6/4', Fraction(3, 2)), ('2 1/2.', Fraction(5, 2)),
     (r'\frac{1}{2}', Fraction(1, 2)), (r'-2\frac{1}{2}', Fraction(-5, 2)),
-    ('**42**', 42), ('<b>42</b>', 42), ('x=42', 42), ('12:30', 30),
-    # no numbers: words, versions, dates, a division by zero, more digits than Python reads
-    ('', None), ('forty-two', None), ('1e5', None), ('x2', None), ('5km', None), ('3rd', None), ('5²', None), ('1.2.3', None),
+    ('**42**', 42), ('<b>42</b>', 42), ('x=42', 42), ('forty-two', 42), ('1e5', 100000), ('5km', 5), ('3rd', 3), ('5²', 25), ('2^{10}', 1024), ('4!', 24),
+    # no numbers: lists, spans, times, names, versions, dates, a division by zero, more digits than Python reads
+    ('', None), ('3,4,5', None), ('10-5', None), ('12:30', None), ('x2', None), ('GPT-4', None), ('1.2.3', None),
     ('10/12/2024', None), ('6/0', None), ('9' * 5000, None)])
 def test_numbers(text, number):
     assert final_number(text) == number
@@ -40,7 +39,7 @@ def test_numbers(text, number):
     # then the last \boxed{}, also when more follows
     (r'\boxed{42} and 7 more words', 42), (r'\boxed{1} then \boxed{2}', 2), (r'\boxed{\frac{1}{2}}', Fraction(1, 2)),
     (r'\boxed{x = \text{about } 12}', 12), (r'$\boxed{\$1,234}$', 1234),
-    (r'\boxed{\boxed{5}}', 5), (r'so 7 \boxed{none}', None), (r'7 or \boxed{8', 8), (r'\boxed{7} or \boxed{8', 7),
+    (r'\boxed{\boxed{5}}', 5), (r'so 7 \boxed{none}', None), (r'7 or \boxed{8', None), (r'\boxed{7} or \boxed{8', None),
     # then the last number, however far from the end it stands: some implementations look at the last 300 characters only
     ('First 3, then 4, so 12.', 12), ('It is 42. ' + 'And that is that. ' * 200, 42)])
 def test_where_the_answer_is(text, number):
@@ -272,12 +271,12 @@ def test_score_completions():
 def test_check_fields():
     resolved = resolve_rewards([('number_answer', 0.5), ('length', 0.5)])
     assert check_fields(resolved, RECORDS + [{'prompt': '0+0=', 'answer': 0}]) == {}
-    gaps = check_fields(resolved, RECORDS + [{'prompt': '3+3='}, {'prompt': '3+3=', 'answer': 'six'}])  # length judges them alone
+    gaps = check_fields(resolved, RECORDS + [{'prompt': '3+3='}, {'prompt': '3+3=', 'answer': 'many'}])  # length judges them alone
     assert list(gaps) == ['number_answer'] and list(gaps['number_answer']) == [2, 3]
     assert str(gaps['number_answer'][2]) == ("reward 'number_answer' does not apply to prompt 2 ('3+3='): "
                                              "it needs reference, and the record has: prompt")
-    with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):  # nothing would judge this one
-        check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
+    with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'many'"):  # nothing would judge this one
+        check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'many'}])
     # a reward that would judge nothing
     with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs reference, and the record has"):
         check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])

@@ -1,0 +1,184 @@
+"""The parser of answers: its table, Math-Verify's, work that is linear in the text, and expressions that would not end."""
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from rewards import REWARDS, bounded, score
+from rewards.answers import final_statement, is_right
+from rewards.maths import equations_in
+from rewards.numerals import tokenize
+
+HERE = Path(__file__).parent
+
+
+def rows_of(name):
+    """The rows of a table behind its first line, which says what they are."""
+    _, *lines = (HERE / name).read_text(encoding='utf-8').splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tables
+
+# Rows, counted from 0, whose statement needs more understanding of English than the parser has.
+NOT_UNDERSTOOD = {}
+
+
+def test_the_table():
+    rows = rows_of('answers.jsonl')
+    wrong = {i for i, row in enumerate(rows) if is_right(row['text'], row['reference']) != row['right']}
+    shown = [f"{i} ({rows[i]['kind']}): {rows[i]['text'][-80:]!r} for {rows[i]['reference']!r}" for i in sorted(wrong ^ set(NOT_UNDERSTOOD))]
+    assert not shown, '\n'.join(shown)
+    assert len(rows) - len(wrong) >= 1400
+
+
+# Rows of Math-Verify, counted from 0, that are judged otherwise here.
+OTHERWISE = {
+    31: 'space in inline mathematics says nothing: Math-Verify expects that it is no LaTeX then',
+    32: 'the same',
+    69: 'a text whose backslashes are doubled in one place only',
+    132: 'no tolerance: 0.0833333333333333 is not 1/12',
+    139: 'no tolerance: 0.33 is not 1/3',
+    145: 'no tolerance: 2.6667 is not 8/3',
+    188: '1,2 is the number 1.2, with a decimal comma',
+    193: 'an inequality and its interval are equal, whichever of them is the reference',
+}
+
+
+def test_math_verifys_own_table():
+    pytest.importorskip('math_verify', reason="pip install math-verify: it compares sums of matrices")
+    rows = rows_of('math_verify_rows.jsonl')
+    wrong = {i for i, row in enumerate(rows) if is_right(row['pred'], row['gold']) != bool(row['expected'])}
+    shown = [f"{i} ({rows[i]['test']}): {rows[i]['pred'][-80:]!r} for {rows[i]['gold'][-80:]!r}" for i in sorted(wrong ^ set(OTHERWISE))]
+    assert not shown, '\n'.join(shown)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# steps
+
+@pytest.mark.parametrize('text, values', [
+    ('1,234.5', [Fraction('1234.5')]), ('4,2', [Fraction('4.2')]), ('(4,2)', [4, 2]), ('0.1(6)', [Fraction(1, 6)]), ('1e-05', [Fraction(1, 100000)]),
+    ('one hundred and five', [105]), ('three point two', [Fraction('3.2')]), ('two million three hundred thousand', [2300000]),
+    ('GPT-4 2.0.1 B12 x2', [])])
+def test_numerals(text, values):
+    assert [token.value for token in tokenize(text) if token.kind == 'number'] == values
+
+
+@pytest.mark.parametrize('text, statement', [
+    (r'so \boxed{5}. Or rather \boxed{7}.', '7'), ('The answer is 12. Wait, no, 42.', 'Wait, no, 42'), ('It is 1.\n#### 2', '2'),
+    ('Answer:\n\n**B**', 'B'), ('<answer>3</answer> as was asked', '3'), (r'\boxed{1} and \boxed{2}', '1 and 2'), (r'\boxed{7} or \boxed{8', '')])
+def test_where_the_answer_stands(text, statement):
+    assert final_statement(text) == statement
+
+
+@pytest.mark.parametrize('text, equations', [
+    ('2^3 + 1 = 9', [True]), (r'$3 \cdot 4 + 1 = 13$', [True]), ('12:00 - 3 = 9:00', []), ('3 + 4 = 7 = 8 - 1 = 6', [True, True, False]),
+    ('9**9**9**9 = 1', []), ('x + 3 = 5', []), ('2 x 3 = 6 and 1,000 + 1 = 1,001', [True, True]), (r'\frac{1}{2} + \frac13 = \frac{5}{6}', [True])])
+def test_equations(text, equations):
+    assert [true for _, true in equations_in(text)] == equations
+
+
+def test_a_list_as_the_reference_means_any_of_it():
+    for name in ('exact_answer', 'math_correctness', 'honesty'):
+        assert score(name, 'London', reference=['London', 'london city']) == 1.0, name
+        assert score(name, "['London', 'london city']", reference=['London', 'london city']) == 0.0, name
+    assert score('number_answer', '3', reference=['2', '3']) == 1.0 and score('number_answer', '4', reference=['2', '3']) == 0.0
+    assert score('exact_answer', 'nan', reference=float('nan')) is None
+
+
+def test_honesty_of_lists():
+    assert score('honesty', 'London, Paris, Rome', reference='Paris') == 0.0
+    assert score('honesty', 'Paris is the capital of France.', reference='The capital of France is Paris.') == 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# work
+
+PATTERNS = ['#', '####', ',000', '1,', '(', '[', '{', '\\boxed{', '\\frac{', '\\sqrt{', '((1)', '1+', '1-', '-', '2^', '1/', '=', '1=', 'x=', ' ', '\n', '\t',
+            '**a', '`', '$', '$1', 'a ', 'A ', 'B, ', 'answer ', 'answer is ', 'answer:\n', 'not ', 'so 1 ', '. ', '1. ', '<think>', '</think>', '\\text{',
+            '~~', '"', '1:', 'one ', '5 km ', '|', '\\\\', 'Wait, ', '.']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['math_correctness', 'number_answer', 'math_reasoning', 'honesty', 'financial_accuracy', 'exact_answer'])
+def test_work_is_linear_in_the_text(name):
+    measure_growth(name, PATTERNS, 1500)
+
+
+def test_work_is_linear_in_a_text_of_brackets():
+    measure_growth('math_reasoning', PATTERNS, 300)
+
+
+def measure_growth(name, patterns, length):
+    """Ten times the length costs at most fifteen times the work."""
+    function, slow = REWARDS[name].function, {}
+
+    def work(text):
+        began = time.process_time()
+        function(text, reference='42')
+        return time.process_time() - began
+    for pattern in patterns:
+        short, long = (pattern * (n // len(pattern)) for n in (length, 10 * length))
+        base = max(min(work(short), work(short + ' ')), 0.002)
+        if (taken := work(long)) > 15 * base and (taken := work(long + ' ')) > 15 * base:
+            slow[pattern] = f'{taken / base:.0f} times, {taken:.2f} s'
+    assert not slow
+
+
+@pytest.mark.parametrize('text', [r'\boxed{9^{999\cdot 999\cdot 999}}', r'\boxed{(99!)!}', r'\boxed{' + '(' * 5000 + '1' + ')' * 5000 + '}',
+                                  r'\boxed{' + r'\sqrt{' * 500 + '2' + '}' * 500 + '}', r'\boxed{\binom{10^9}{5 \cdot 10^8}}'])
+def test_what_would_not_end(text):
+    began = time.monotonic()
+    assert score('math_correctness', text, reference='x^2+1') == 0.0
+    with ThreadPoolExecutor(1) as elsewhere:
+        assert elsewhere.submit(score, 'math_correctness', text, reference='x^2+1').result() == 0.0
+    assert time.monotonic() - began < 2
+
+
+@pytest.fixture
+def algebra(monkeypatch):
+    pytest.importorskip('math_verify', reason="pip install math-verify: it compares expressions")
+    bounded.equal_in_latex.cache_clear()
+    monkeypatch.setattr(bounded, 'PATIENCE', 1.0)
+    yield bounded.equal_in_latex
+    bounded.equal_in_latex.cache_clear()
+
+
+def test_the_process_is_kept_and_replaced(algebra):
+    assert algebra('x^2+1', '1+x^2') and not algebra('x^2+1', 'x^2')
+    kept = bounded.child.pid
+    assert algebra('a+b', 'b+a') and bounded.child.pid == kept
+    assert not algebra('x^2+1', r'9^{999\cdot 999\cdot 999}') and bounded.child is None
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda n: algebra(f'x+{n}', f'{n}+x'), range(8))) == [True] * 8
+    bounded.child.kill()      # by whomever
+    bounded.child.wait()
+    assert algebra('y+1', '1+y') and bounded.child.pid != kept
+
+
+def test_the_process_after_a_fork_and_at_the_end(algebra):
+    """A fork has a process of its own, and none is left when Python ends."""
+    code = """
+import os, sys
+from rewards import bounded
+assert bounded.equal_in_latex('x+1', '1+x')
+ours = bounded.child.pid
+if (fork := os.fork()) == 0:
+    right = bounded.child is None and bounded.equal_in_latex('x+2', '2+x') and bounded.child.pid != ours
+    bounded.stop()
+    os._exit(not right)
+assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
+assert bounded.equal_in_latex('x+3', '3+x') and bounded.child.pid == ours
+print(ours)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=HERE.parent, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
