@@ -75,7 +75,7 @@ NEGATIVE_WORD = re.compile(rf'\b(?:minus|negative)\s+(?=[\d.]|(?:{"|".join(NUMBE
 CLOCK = re.compile(r"\b(?:(\d{1,2})(?::(\d\d))?\s?(?:([ap])\.?m\b\.?|o['’]clock)|(noon|midnight)\b)", re.IGNORECASE)
 MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
 MONTH = '(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\\.?'
-DATE = re.compile(rf'\b(?:{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}})|(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH},? (\d{{4}})'
+DATE = re.compile(rf'\b(?:{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b(?:,? (\d{{4}}))?|(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH},? (\d{{4}})'
                   r'|(\d{4})-(\d\d)-(\d\d)|(\d{1,2})/(\d{1,2})/(\d{4}))\b', re.IGNORECASE)
 
 
@@ -96,7 +96,7 @@ def date(match):
     if numbers[3]:
         return f'D{numbers[5]}_{int(numbers[3]):02}_{int(numbers[4]):02}'
     month = MONTHS.index((month or month2).lower()) + 1
-    return f'D{year or year2}_{month:02}_{int(day or day2):02}'
+    return f'D{year or year2 or 0}_{month:02}_{int(day or day2):02}'
 
 
 def plainer(text):
@@ -106,7 +106,8 @@ def plainer(text):
     text = VULGAR.sub(lambda m: ' ' + unicodedata.normalize('NFKC', m[0]).replace('⁄', '/'), text)
     text = DIGIT.sub(lambda m: str(unicodedata.digit(m[0], unicodedata.normalize('NFKC', m[0]))), text)
     text = re.sub(r'\\!\s*', '', text)
-    text = re.sub(r'(?<=\d)\s?\{\s?,\s?\}\s?(?=\d)', ',', text)
+    text = re.sub(r'(?<=\d)\s?\{\s?,\s?\}\s?(?=\d{3}(?!\d))', '', text)
+    text = re.sub(r'\{\s?,\s?\}', ',', text)
     text = re.sub(r'(?<=\d)\s?x\s?(?=[$＄]?\d)', '×', text)
     text = NEGATIVE_WORD.sub('-', text)
     text = CLOCK.sub(clock, text)
@@ -122,7 +123,7 @@ def plainer(text):
 # ---- 2. where the answer stands
 
 WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|答案|答え|解答|correct (?:choice|option)'
-SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
+SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=,]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
                   r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选|应选', re.IGNORECASE | re.MULTILINE)
 BOX = re.compile(r'(\\(?:boxed|fbox|framebox)\s*)?(\{|\})|\\boxed\s*(\w+)')
 HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
@@ -138,6 +139,7 @@ EXPLANATION = re.compile(r'^\W*(?:note|notice|explanation|details?|check|to (?:v
 BETWEEN_BOXES = re.compile(r'[\s$.,;*]*(?:and|or)?[\s$*]*(?:\(?[a-h1-9]\)[\s$*]*)?|\\\][^a-z]*')
 
 
+JSON_END = re.compile(r'",\s*"|"\s*\}$')
 OPENINGS = ('\\[', '\\(', '\\"')
 
 
@@ -173,7 +175,7 @@ def marked(text):
             start += 2 if text[start] == '\\' else 1
         end = SENTENCE_END.search(text, start)
         end = end.start() if end else len(text)
-        found.append((match.start(), text[start:end].rstrip('!'), end))
+        found.append((match.start(), JSON_END.split(text[start:end])[0].rstrip('!'), end))
     return sorted((mark for mark in found if mark[1] is None or mark[1].strip()), key=lambda mark: mark[2])
 
 
@@ -222,7 +224,7 @@ def last_statement(text):
     if bold:
         return unmarked(bold[-1])
     parts = sentences(HEADING.sub('', text)) or sentences(text)
-    while len(parts) > 1 and EXPLANATION.search(parts[-1]):
+    while len(parts) > 1 and (EXPLANATION.search(parts[-1]) or not asides_removed('. ' + parts[-1]).strip('. ')):
         parts.pop()
     return '\n'.join(unmarked(part).rstrip('!') for part in parts[-LONGEST_WALK:])
 
@@ -231,13 +233,14 @@ def last_statement(text):
 
 CHOICE = re.compile(r'\(?([A-Z])\)?')
 CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
-CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|, and no)|, not|(?<=[a-z] )out of)\b[^,;.]*', re.IGNORECASE)
+CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|, and no)|, not|(?<=[a-z] )out of|(?<=[a-z] )up to)\b[^,;.]*', re.IGNORECASE)
+CHANGE = re.compile(r'\b((?:fall|rise|drop|increase|decrease|change|go|grow)(?:s|es)?) from \S+(?: \w+)? (?=to )', re.IGNORECASE)
 NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]*? (?:but|which is|it's) (?:rather )?", re.IGNORECASE)
-REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes|means)))\b.*", re.DOTALL)
+REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes|means)\b[^,.]{0,12}\d))\b.*", re.DOTALL)
 CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending|without)\b.*', re.DOTALL)
 SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
 SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|giving|makes?|making|yields?|leaves?|leaving|costs?|totals?|returns?|prints?|shows?'
-                  r'|becomes?|takes?|needs?|said|got|get)\b|:\s|≈')
+                  r'|becomes?|takes?|needs?|said|got|get)\b|(?<!\s):\s|≈')
 PLACE = re.compile(r'\b(?:in|at|on|to|from|with|for|of|after|per|than)\b', re.IGNORECASE)
 ATTAINED = re.compile(r'\b\w+(?:ed|en) (?:at|in|by|for|on|when)\b')
 BOUND = re.compile(r'(?:(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over|between|up to|from)'
@@ -314,7 +317,7 @@ ADDED = re.compile(r'^([^,]*), and \S+ (?:are|is|was|were|has|have)\b.*', re.DOT
 
 def value_said(statement):
     """The Reading that a statement gives, or None."""
-    statement = NOT_BUT.sub(' ', statement[-LONGEST_STATEMENT:]).strip(' *_`"$\n')
+    statement = CHANGE.sub(r'\1 ', NOT_BUT.sub(' ', statement[-LONGEST_STATEMENT:])).strip(' *_`"$\n')
     statement = LABEL.sub('', ADDED.sub(r'\1', statement))
     for form in (asides_removed(statement), statement):
         whole = reading_of(form)
@@ -323,9 +326,10 @@ def value_said(statement):
     short = cut(REASON, CONTRAST.sub('', asides_removed(statement)))
     if re.match(r'(?:yes|no|true|false)\b\W*(?:because|since|as)\b', statement, re.IGNORECASE):
         return None
-    if UNSAID.search(short) or BOUND.search(short) and '=' not in short:
+    clause = cut(CIRCUMSTANCE, last_clause(short))
+    if UNSAID.search(clause) or BOUND.search(clause) and '=' not in clause:
         return None
-    return value_in(cut(CIRCUMSTANCE, last_clause(short)))
+    return value_in(clause)
 
 
 def cut(ending, statement):
@@ -339,8 +343,8 @@ def last_clause(statement):
     parts = SO.split(statement)
     while len(parts) > 1 and not readings_in(parts[-1]) and not SAYS.search(parts[-1]):
         parts.pop()
-    before, colon, after = parts[-1].partition(': ')
-    if colon and len(readings_in(before)) == 1 and ',' in after:      # a total, and what it is made of
+    before, *after = re.split(r'(?<!\s): ', parts[-1], maxsplit=1)
+    if after and len(readings_in(before)) == 1 and ',' in after[0]:      # a total, and what it is made of
         return before
     return parts[-1]
 
@@ -362,14 +366,14 @@ def value_in(clause):
 def choices_said(statement):
     """The set of the letters that a statement chooses."""
     statement = CONTRAST.sub('', RULED_OUT.sub('', REASON.sub('', NOT_BUT.sub(' ', statement))))
-    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+(?!and\b|or\b|is\b)[a-z])|I(?=[).]))(?![\w'])", statement)
+    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+(?!and\b|or\b|is\b)[a-z])|I(?=[).]))(?![\w']|\s?[=^+*/_<>])", statement)
     lead = re.match(r'[\s*(\["\'`{]*([A-Za-z])[\s*)\]"\'`}]*(?:[.:,)\-]|\s[A-Z(]|$)', statement)
     if lead and not re.search(r'\b(?:or|and)\b(?: maybe| perhaps)? \(?[A-Z]\b', statement):
         return {lead[1].upper()} if not CHOICES.match(statement) else set(letters)
     return set(letters)
 
 
-RULED_OUT = re.compile(r'[^,;.]*\b(?:ruled out|ignores?|fails?|too (?:small|large|big)|a trap|wrong|tempting)\b[^,;.]*', re.IGNORECASE)
+RULED_OUT = re.compile(r'[^,;.]*\b(?:ruled out|ignores?|fails?|too (?:small|large|big)|a trap|wrong|tempting|except|other than)\b[^,;.]*', re.IGNORECASE)
 LABEL = re.compile(r'^\(?[A-J](?:\)\s*|[.:]\s+| - )(?=\S)')
 TRAILING = re.compile(r'\s(?:then|now|today|too|to \w+|from the .*|does|do|did|\d+ times)$')
 
@@ -387,7 +391,7 @@ def words_said(statement):
         return {answer[1].lower()}
     clause = SO.split(REASON.sub('', statement))[-1].strip(' ,')
     clause = CLAUSE.split(clause)[0] if ';' not in clause else clause.rpartition(';')[2]
-    forms = [statement, clause, LABEL.sub('', statement)]
+    forms = [statement, clause, LABEL.sub('', statement), re.sub(r'\s*\([^()]*\)$', '', statement)]
     after = NAMES.split(clause)
     if not UNSAID.search(clause):
         forms += [after[-1], BY.split(after[-1])[-1]]
@@ -403,7 +407,7 @@ def words_said(statement):
 
 
 CLAUSE = re.compile(r', (?=[a-z])(?!and |or )|; ')
-NAMES = re.compile(r"\b(?:is|are|was|were|be|it's|named|called|returns?|raises?|prints?|say)\s|[:=] ?")
+NAMES = re.compile(r"\b(?:is|are|was|were|be|it's|named|called|returns?|raises?|reads?|prints?|say)\s|[:=] ?")
 SUBJECT = re.compile(r'^(?:it|this|that|there)\s(?:(?:is|are)\s)?', re.IGNORECASE)
 BY = re.compile(r'\b(?:in|at|on|to|by|from|with)\b')
 
@@ -416,7 +420,7 @@ LEADING_WORDS = re.compile(r'^(?:[A-Za-z]{2,}[\s,:$]+)+')
 
 def needs_algebra(statement):
     """Has it commands that are not read here, as integrals? What is too large to be read here has none."""
-    commands = re.findall(r'\\[A-Za-z]+', statement[:LONGEST_EXPRESSION + 1])
+    commands = set(re.findall(r'\\[A-Za-z]+', statement[:LONGEST_EXPRESSION + 1])) - {'\\boxed'}
     return len(statement) <= LONGEST_EXPRESSION and any(command not in COMMANDS for command in commands)
 
 

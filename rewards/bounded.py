@@ -13,7 +13,7 @@ import threading
 
 from rewards.reward import optional, shorten
 
-PATIENCE = 3.0       # seconds for a comparison
+PATIENCE = 2.0       # seconds for a comparison
 START = 60.0         # for the start, which imports sympy
 # The alarm ends it where nobody is left to kill it. Evaluated is LaTeX alone: plain expressions math-verify runs.
 CHILD = '''

@@ -162,7 +162,7 @@ class Reader:
         return lone and whole_numbers and self.peek(1) not in (*RELATIONS, *SIGNS, *TIMES, *OVER, '^')
 
     def product(self):
-        value = self.mixed(self.factor())
+        value = self.factor()
         while True:
             if self.take(*TIMES):
                 value = calculate(operator.mul, value, self.factor())
@@ -197,10 +197,10 @@ class Reader:
         of_digits = self.kind() == 'number' and self.peek(1) in OVER and self.kind(2) == 'number'
         of_words = joined and self.kind() == 'number' and self.tokens[self.at].value == Fraction(1, 2)
         if of_digits or of_words or self.peek() in FRACTIONS and not joined:
-            part = self.factor()
+            part = self.base()
             if of_digits:
                 self.next()
-                part = calculate(operator.truediv, part, self.factor())
+                part = calculate(operator.truediv, part, self.base())
             if exact(part) and 0 < part < 1:
                 return value + part
             if not joined:
@@ -212,7 +212,7 @@ class Reader:
         """A base and what stands behind it: powers, factorials, percent, scales."""
         if self.peek() in ('+', '-'):
             return added(None, SIGNS[self.next().text], self.factor())
-        value = self.base()
+        value = self.mixed(self.base())
         while self.at < len(self.tokens):
             text, before = self.peek(), self.at
             if self.take('^', '**'):
@@ -228,12 +228,18 @@ class Reader:
                 value *= SCALES[self.next().text]
             elif text in PARTS and self.kind(-1) == 'number' and exact(value):
                 value /= PARTS[self.next().text]
-            elif text == 'out' and self.peek(1) == 'of' and self.kind(2) == 'number':
-                self.at += 2
+            elif self.kind(-1) == 'number' and self.is_share():
                 value = calculate(operator.truediv, value, self.base())
             elif not self.degree() and self.at == before:
                 break
         return value
+
+    def is_share(self):
+        """Pass the words in 5 out of 6, 2 of 5."""
+        n_words = 1 + (self.peek() == 'out')
+        found = self.peek(n_words - 1) == 'of' and self.kind(n_words) == 'number' and self.peek(-2) not in OVER
+        self.at += n_words * found
+        return found
 
     def degree(self):
         r"""Pass a degree sign: °C, \circ, {\circ}."""

@@ -132,7 +132,8 @@ def logarithm(value, base):
 def apply(function, value):
     """A function of complex numbers."""
     try:
-        return function(complex(calculate(operator.add, value, 0.0)))
+        result = function(complex(calculate(operator.add, value, 0.0)))
+        return result if result.imag else result.real
     except (ArithmeticError, ValueError):
         raise Unreadable from None
 
@@ -186,10 +187,10 @@ def same_reading(wanted, got):
         return True
     if unnamed(a[0]) or unnamed(b[0]) and b[0].sign != '=':
         return False
-    pairs = zip(a, b, strict=True)
-    if all(same_value(x, y, letters) for x, y in pairs if not (letters and complex in (type(x), type(y)))):
+    where = POINTS - 1 if letters and complex in (type(a[-1]), type(b[-1])) else POINTS     # roots of negative letters
+    if all(same_value(x, y, letters) for x, y in zip(a[:where], b[:where], strict=True)):
         return True
-    if wanted.percent != got.percent and exact(a[0]) and exact(b[0]):      # the question may name the unit
+    if wanted.percent != got.percent and not got.units and exact(a[0]) and exact(b[0]):      # the question may name the unit
         x, y = a[0] * (100 if wanted.percent else 1), b[0] * (100 if got.percent else 1)
         return x == y and abs(x) >= 1
     return False
