@@ -109,6 +109,7 @@ def plainer(text):
     text = re.sub(r'(?<=\d)\s?\{\s?,\s?\}\s?(?=\d{3}(?!\d))', '', text)
     text = re.sub(r'\{\s?,\s?\}', ',', text)
     text = re.sub(r'(?<=\d)\s?x\s?(?=[$＄]?\d)', '×', text)
+    text = re.sub(r'\\([dtc]?frac)\s*(\d)\s*(\d)', r'\\\1{\2}{\3}', text)
     text = NEGATIVE_WORD.sub('-', text)
     text = CLOCK.sub(clock, text)
     text = DATE.sub(date, text)
@@ -126,6 +127,7 @@ WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta
 SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=,]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
                   r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选|应选', re.IGNORECASE | re.MULTILINE)
 BOX = re.compile(r'(\\(?:boxed|fbox|framebox)\s*)?(\{|\})|\\boxed\s*(\w+)')
+MORE = re.compile(r'\s*\S')
 HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
 TAG = re.compile(r'<answer>(.*?)(?:</answer>|\Z)', re.DOTALL | re.IGNORECASE)
 BOLD = re.compile(r'\*\*([^*\n]+)\*\*|__([^_\n]+)__')
@@ -165,17 +167,19 @@ def marked(text):
     """[(start, content, end)] of all that is marked as an answer, by where it ends."""
     found = boxes(text)
     for match in HASHES.finditer(text):
-        content, follows = match[1].strip(), text[match.end():].strip()
+        content, follows = match[1].strip(), MORE.match(text, match.end())
         if content and not (follows and re.match(r'[^\W\d_]{2}', content)):    # else it is a heading
             found.append((match.start(), content, match.end()))
     found += [(m.start(), m[1], m.end()) for m in TAG.finditer(text)]
-    for match in SAID.finditer(text):
+    for match in reversed(list(SAID.finditer(text))):
         start = match.end()
         while start < len(text) and (text[start] in ' \n*_$`:"#>' or text[start:start + 2] in OPENINGS):
             start += 2 if text[start] == '\\' else 1
         end = SENTENCE_END.search(text, start)
         end = end.start() if end else len(text)
-        found.append((match.start(), JSON_END.split(text[start:end])[0].rstrip('!'), end))
+        if text[start:end].strip():      # the last is enough
+            found.append((match.start(), JSON_END.split(text[start:end])[0].rstrip('!'), end))
+            break
     return sorted((mark for mark in found if mark[1] is None or mark[1].strip()), key=lambda mark: mark[2])
 
 
@@ -235,8 +239,8 @@ CHOICE = re.compile(r'\(?([A-Z])\)?')
 CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
 CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|, and no)|, not|(?<=[a-z] )out of|(?<=[a-z] )up to)\b[^,;.]*', re.IGNORECASE)
 CHANGE = re.compile(r'\b((?:fall|rise|drop|increase|decrease|change|go|grow)(?:s|es)?) from \S+(?: \w+)? (?=to )', re.IGNORECASE)
-NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]*? (?:but|which is|it's) (?:rather )?", re.IGNORECASE)
-REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes|means)\b[^,.]{0,12}\d))\b.*", re.DOTALL)
+NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]{0,60}? (?:but|which is|it's) (?:rather )?", re.IGNORECASE)
+REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes|means)\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
 CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending|without)\b.*', re.DOTALL)
 SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
 SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|giving|makes?|making|yields?|leaves?|leaving|costs?|totals?|returns?|prints?|shows?'
@@ -292,7 +296,7 @@ def readings_in(statement):
 
 def past(tokens, at, reached):
     """Where to go on behind mathematics that could not be read: a part of it says nothing."""
-    if reached <= at + 1:
+    if reached <= at + 1 and tokens[at].kind != 'command':
         return at + 1
     while at < len(tokens) and not (tokens[at].kind == 'word' and tokens[at].space and len(tokens[at].text) > 1):
         at += 1
@@ -426,7 +430,7 @@ def needs_algebra(statement):
 
 def says(statements, wanted):
     """Do the statements, the last of them, or for a value the last that has one, give what the reference wants?"""
-    statement = statements.rpartition('\n')[2]
+    statement = statements.rpartition('\n')[2][-LONGEST_STATEMENT:]
     if squeezed(statement) == squeezed(wanted) and wanted:
         return True
     if CHOICE.fullmatch(wanted):

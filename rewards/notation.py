@@ -170,8 +170,8 @@ class Reader:
                 value = calculate(operator.truediv, value, self.factor())
             elif self.unit():
                 if self.kind() == 'number' and len(self.peek()) < 4:       # 3 feet 6 inches
-                    more = self.product()
-                    return Group('list', (value, *(more.items if isinstance(more, Group) else (more,))))
+                    smaller = self.factor()
+                    return Group('list', (value, smaller)) if self.unit() else unreadable()
             elif self.juxtaposed():
                 value = calculate(operator.mul, value, self.factor())
             else:
@@ -218,7 +218,7 @@ class Reader:
             if self.take('^', '**'):
                 if self.degree():
                     continue
-                value = power(value, self.argument())
+                value = power(value, self.exponent())
             elif self.take('!'):
                 value = factorial(value)
             elif text in ('%', '‰') or text.lower() in ('percent', 'pct', 'percentage'):
@@ -253,16 +253,17 @@ class Reader:
         self.units.append('°' + (self.next().text if self.peek() in ('C', 'F') else ''))
         return True
 
+    def exponent(self):
+        """A power in an exponent goes first."""
+        value = self.argument()
+        return power(value, self.exponent()) if self.take('^', '**') else value
+
     def argument(self):
         r"""Behind ^, \frac, \sqrt: all in braces, else one digit or symbol."""
         if self.take('{'):
             return self.inside('}')
         if self.peek() in ('+', '-'):
             return added(None, SIGNS[self.next().text], self.argument())
-        token = self.tokens[self.at] if self.at < len(self.tokens) else self.next()
-        if self.peek(-1)[:1] == '\\' and token.text.isdecimal() and len(token.text) > 1:      # \frac34
-            digits = [token._replace(text=part, value=Fraction(part)) for part in (token.text[0], token.text[1:])]
-            self.tokens = [*self.tokens[:self.at], digits[0], digits[1], *self.tokens[self.at + 1:]]
         return self.base()
 
     def inside(self, *closings):
@@ -417,6 +418,10 @@ class Reader:
                 unit += f'^{self.argument()}'
         self.units.append(unit)
         return True
+
+
+def unreadable():
+    raise Unreadable
 
 
 def added(total, sign, term):

@@ -28,7 +28,7 @@ PLAIN = r'\d+(?:\.\d+)?(?!\d|\.\d)|\.\d+'
 GROUPED = r"[1-9]\d{0,2}(?P<by>[,\ '’_])\d{3}(?:(?P=by)\d{3})*(?![\d,])(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}(?![.\d])|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)"
 COMMA = r'\d{1,3}(?:\.\d{3})+,\d+(?!\d)|(?<![\d,]\ )(?<![\d,])\d+,\d+(?![\d,])(?!,\ ?\d)'
 # A name holds digits that are no numbers: B12, GPT-4, 2.0.1, 3D.
-OTHERS = r'''(?P<name>[A-Za-z]{2,}-?\d[\w-]*|[A-Z]-?\d+(?![\d^])|[a-z]\d+|\d+(?:\.\d+){2,}|\d+[A-Z][A-Za-z]*\b)
+OTHERS = r'''(?P<name>[A-Za-z]{2,}-?\d[\w-]*|[A-Z]-?\d[\d_]*(?![\d^])|[a-z]\d+|\d+(?:\.\d+){2,}|\d+[A-Z][A-Za-z]*\b)
  |(?P<command>\\(?:[A-Za-z]+|.))|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)|(?P<mark>\*\*|<=|>=|!=|\.{3}|…|\S)'''
 OUTSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<grouped>{GROUPED})|(?P<comma>{COMMA})|(?P<number>{PLAIN})|{OTHERS})', re.VERBOSE)
 INSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<number>{PLAIN})|{OTHERS})', re.VERBOSE)
