@@ -1,6 +1,6 @@
 r"""
-Right or wrong: is the answer the record's? A text is cleaned of thoughts and markup, its final statement is found,
-and what that says is compared with the reference, which goes the same way.
+Right or wrong: is the answer the record's? A text is cleaned of thoughts and markup, its final statement is
+found, and what that says is compared with the reference, which goes the same way.
 
     cleaned(text)              without thoughts, later turns, code; in plainer characters
     final_statement(text)      where the answer stands: a box, ####, 'the answer is', bold, the last sentence
@@ -12,10 +12,10 @@ import re
 import unicodedata
 
 from rewards.bounded import equal_in_latex
+from rewards.notation import COMMANDS, RELATIONS, reading_at
+from rewards.numerals import NUMBER_WORDS, UNITS, tokenize
 from rewards.parsing import answer_part, plain_text
 from rewards.reward import optional, reward
-from rewards.numerals import NUMBER_WORDS, UNITS, tokenize
-from rewards.notation import COMMANDS, RELATIONS, reading_at
 from rewards.values import Group, Unreadable, exact, same_reading
 
 LONGEST_TEXT = 50_000       # characters, from the end
@@ -25,24 +25,32 @@ LONGEST_WALK = 300          # sentences from the end in which a value is looked 
 
 # ---- 1. the text without thoughts, later turns and code, in plainer characters
 
-THOUGHTS_END = re.compile(r'</think(?:ing)?>|\[/THINK\]|<\|channel\|>final(?:<\|message\|>)?|◁/think▷', re.IGNORECASE)
+THOUGHTS_END = re.compile(r'</think(?:ing)?>|\[/THINK\]|<\|channel\|>final(?:<\|message\|>)?'
+                          r'|◁/think▷', re.IGNORECASE)
 THOUGHTS = re.compile(r'<think(?:ing)?>|\[THINK\]|<\|channel\|>analysis|◁think▷', re.IGNORECASE)
 NEXT_TURN = re.compile(r'<\|\w+\|>|</s>|<end_of_turn>|\[/?INST\]|'
-                       r'^[ \t]*(?:Q|Question|Problem|Human|User|Exercise|Next question)[ \t]*\d*[ \t]*[:.]', re.MULTILINE)
+                       r'^[ \t]*(?:Q|Question|Problem|Human|User|Exercise'
+                       r'|Next question)[ \t]*\d*[ \t]*[:.]', re.MULTILINE)
 FENCE = re.compile(r'\s*(?:`{3,}|~{3,})\s*(\w*)')
-PROGRAMS = {'python', 'py', 'python3', 'tool_code', 'javascript', 'js', 'bash', 'sh', 'c', 'cpp', 'java', 'asy'}
-MARKUP = re.compile(r'</?(?:b|i|u|em|strong|sub|p|br|span|center|code)\s*/?>|~~[^~\n]*~~|\[\d+\](?!\S)|[✅\u200b-\u200d\ufeff\u00ad]',
+PROGRAMS = {'python', 'py', 'python3', 'tool_code', 'javascript', 'js', 'bash', 'sh', 'c', 'cpp', 'java',
+            'asy'}
+MARKUP = re.compile(r'</?(?:b|i|u|em|strong|sub|p|br|span|center|code)\s*/?>|~~[^~\n]*~~|\[\d+\](?!\S)'
+                    r'|[✅\u200b-\u200d\ufeff\u00ad]',
                     re.IGNORECASE)
 RAISED = re.compile('[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+')
 VULGAR = re.compile('[¼½¾⅐-⅞]')
 DIGIT = re.compile(r'[^\W\D0-9]|[\uff01-\uff5e]')       # digits of other scripts, wide letters
 DOLLARS = re.compile(r'\$(?=-?[\d.])')      # with one dollar sign in a line it is money
 SINGLE_BACKSLASH = re.compile(r'(?<!\\)\\(?![\\])')
-TEXT_COMMAND = re.compile(r'\\(?:(?:text)?color\s*\{\w+\}|text[a-z]*|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|underline'
+TEXT_COMMAND = re.compile(r'\\(?:(?:text)?color\s*\{\w+\}|text[a-z]*|math(?:rm|bf|it|sf|tt)|[mh]box'
+                          r'|operatorname|underline'
                           r'|emph|bf|rm)\s*\{([^{}]*)\}')
-NOISE = re.compile(r'\\(?:left|right|displaystyle|[bB]igg?[lr]?|limits|q?quad|mathstrut)(?![A-Za-z])|\\(?:begin|end)\{(?:align|equation|gather|aligned|split)\*?\}|\\\\(?=\s*&?\s*=)|(?<!\\)\\[,;: ()\[\]]|~|&(?=\s*=)')
+NOISE = re.compile(r'\\(?:left|right|displaystyle|[bB]igg?[lr]?|limits|q?quad|mathstrut)(?![A-Za-z])'
+                   r'|\\(?:begin|end)\{(?:align|equation|gather|aligned|split)\*?\}|\\\\(?=\s*&?\s*=)'
+                   r'|(?<!\\)\\[,;: ()\[\]]|~|&(?=\s*=)')
 PLAINER = (('−', '-'), ('–', '-'), ('—', ' - '), ('‐', '-'), ('‑', '-'), ('$-$', '-'), ('\\$', '＄'),
-           ('\\%', '%'), ('\\ldots', '...'), ('\\dots', '...'), ('\\cdots', '...'), ('\u00a0', ' '), ('\u202f', ' '),
+           ('\\%', '%'), ('\\ldots', '...'), ('\\dots', '...'), ('\\cdots', '...'), ('\u00a0', ' '),
+           ('\u202f', ' '),
            ('\u2009', ' '), ('，', ', '), ('。', '. '), ('：', ': '))
 
 
@@ -72,10 +80,12 @@ def without_programs(text):
 
 
 NEGATIVE_WORD = re.compile(rf'\b(?:minus|negative)\s+(?=[\d.]|(?:{"|".join(NUMBER_WORDS)})\b)', re.IGNORECASE)
-CLOCK = re.compile(r"\b(?:(\d{1,2})(?::(\d\d))?\s?(?:([ap])\.?m\b\.?|o['’]clock)|(noon|midnight)\b)", re.IGNORECASE)
+CLOCK = re.compile(r"\b(?:(\d{1,2})(?::(\d\d))?\s?(?:([ap])\.?m\b\.?|o['’]clock)|(noon|midnight)\b)",
+                   re.IGNORECASE)
 MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
 MONTH = '(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\\.?'
-DATE = re.compile(rf'\b(?:{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b(?:,? (\d{{4}}))?|(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH},? (\d{{4}})'
+DATE = re.compile(rf'\b(?:{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?\b(?:,? (\d{{4}}))?|(\d{{1,2}})(?:st|nd|rd'
+                  rf'|th)? (?:of )?{MONTH},? (\d{{4}})'
                   r'|(\d{4})-(\d\d)-(\d\d)|(\d{1,2})/(\d{1,2})/(\d{4}))\b', re.IGNORECASE)
 
 
@@ -123,9 +133,12 @@ def plainer(text):
 
 # ---- 2. where the answer stands
 
-WORDS_FOR_ANSWER = r'answer|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|答案|答え|解答|correct (?:choice|option)'
-SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=,]{{0,40}}?(?:\b(?:is|ist|est|es)\b|[:=是は为])'
-                  r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选|应选', re.IGNORECASE | re.MULTILINE)
+WORDS_FOR_ANSWER = (r'answer|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|答案|答え|解答'
+                    r'|correct (?:choice|option)')
+SAID = re.compile(rf'(?:\b|(?<=[^\x00-\x7f]))(?:{WORDS_FOR_ANSWER})(?:[^\n.:=,]{{0,40}}?(?:\b(?:is|ist|est'
+                  rf'|es)\b|[:=是は为])'
+                  r'(?:\s*(?:therefore|thus|then|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选'
+                  r'|应选', re.IGNORECASE | re.MULTILINE)
 BOX = re.compile(r'(\\(?:boxed|fbox|framebox)\s*)?(\{|\})|\\boxed\s*(\w+)')
 MORE = re.compile(r'\s*\S')
 HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
@@ -134,10 +147,13 @@ BOLD = re.compile(r'\*\*([^*\n]+)\*\*|__([^_\n]+)__')
 BOLD_MARKS = re.compile(r'\*\*(?!\d)|(?<!\d)\*\*|`')
 HEADING = re.compile(r'^[ \t]*(?:#{1,6}[ \t].*|[-*_]{3,}[ \t]*)$', re.MULTILINE)
 SENTENCE_END = re.compile(r'(?<=[.!?])["”*)$]*(?:\s+(?![a-z0-9])|\n)|\n+')
-CORRECTION = re.compile(r'\b(?:wait|actually|correction|corrected|oops|scratch that|i (?:forgot|made|mis\w+)|my mistake|sorry'
+CORRECTION = re.compile(r'\b(?:wait|actually|correction|corrected|oops|scratch that|i (?:forgot|made'
+                        r'|mis\w+)|my mistake|sorry'
                         r'|hmm|revised)\b|^no[,.]', re.IGNORECASE)
-EXPLANATION = re.compile(r'^\W*(?:note|notice|explanation|details?|check|to (?:verify|check)|we check|for example|a common mistake|this is because'
-                         r'|with \d|if (?:it|there|you)|(?:i )?hope|let me know|feel free|i(?: am|.m) confident|thank|is there anything)\b', re.IGNORECASE)
+EXPLANATION = re.compile(r'^\W*(?:note|notice|explanation|details?|check|to (?:verify|check)|we check'
+                         r'|for example|a common mistake|this is because'
+                         r'|with \d|if (?:it|there|you)|(?:i )?hope|let me know|feel free|i(?: am'
+                         r'|.m) confident|thank|is there anything)\b', re.IGNORECASE)
 BETWEEN_BOXES = re.compile(r'[\s$.,;*]*(?:and|or)?[\s$*]*(?:\(?[a-h1-9]\)[\s$*]*)?|\\\][^a-z]*')
 
 
@@ -160,7 +176,8 @@ def boxes(text):
     broken = [opening for opening in openings if opening[1]]
     if broken:
         found.append((broken[-1].start(), None, len(text)))
-    return [box for box in found if box[1] is None or box[1].strip(' .\\_?') not in ('', 'answer', 'your answer')]
+    return [box for box in found if box[1] is None or box[1].strip(' .\\_?') not in ('', 'answer',
+                                                                                     'your answer')]
 
 
 def marked(text):
@@ -184,7 +201,7 @@ def marked(text):
 
 
 def final_statement(text):
-    """What a cleaned text ends up with; '' where that is nothing. Behind it, without marks, the sentences before."""
+    """What a cleaned text ends up with, '' for nothing. Without a mark: the last sentences, one a line."""
     marks = marked(text)
     if not marks:
         return last_statement(text)
@@ -195,7 +212,8 @@ def final_statement(text):
     if own:
         return final_statement(content)
     for before in reversed(marks[:-1]):         # \boxed{3} and \boxed{5}
-        if not text.startswith('\\', before[0]) or not text.startswith('\\', start) or not BETWEEN_BOXES.fullmatch(text[before[2]:start]):
+        both = text.startswith('\\', before[0]) and text.startswith('\\', start)
+        if not both or not BETWEEN_BOXES.fullmatch(text[before[2]:start]):
             break
         content, start = f'{before[1]} and {content}', before[0]
     tail = text[end:]
@@ -228,7 +246,7 @@ def last_statement(text):
     if bold:
         return unmarked(bold[-1])
     parts = sentences(HEADING.sub('', text)) or sentences(text)
-    while len(parts) > 1 and (EXPLANATION.search(parts[-1]) or not asides_removed('. ' + parts[-1]).strip('. ')):
+    while len(parts) > 1 and (EXPLANATION.search(parts[-1]) or ASIDE.fullmatch(' ' + parts[-1].rstrip('.'))):
         parts.pop()
     return '\n'.join(unmarked(part).rstrip('!') for part in parts[-LONGEST_WALK:])
 
@@ -237,24 +255,33 @@ def last_statement(text):
 
 CHOICE = re.compile(r'\(?([A-Z])\)?')
 CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
-CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|, and no)|, not|(?<=[a-z] )out of|(?<=[a-z] )up to)\b[^,;.]*', re.IGNORECASE)
-CHANGE = re.compile(r'\b((?:fall|rise|drop|increase|decrease|change|go|grow)(?:s|es)?) from \S+(?: \w+)? (?=to )', re.IGNORECASE)
-NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]{0,60}? (?:but|which is|it's) (?:rather )?", re.IGNORECASE)
-REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes|means)\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
-CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending|without)\b.*', re.DOTALL)
+CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not|not counting|, and no)|, not'
+                      r'|(?<=[a-z] )out of|(?<=[a-z] )up to)\b[^,;.]*', re.IGNORECASE)
+CHANGE = re.compile(r'\b((?:fall|rise|drop|increase|decrease|change|go|grow)(?:s'
+                    r'|es)?) from \S+(?: \w+)? (?=to )', re.IGNORECASE)
+ASIDE = re.compile(r'(?:(?<=\S)\s*|\s)\((?=[^()\\]*[^\W\d_]{2})[^()]*\)')
+NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]{0,60}? (?:but|which is|it's) (?:rather )?",
+                     re.IGNORECASE)
+REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes"
+                    r"|means)\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
+CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending'
+                          r'|without)\b.*', re.DOTALL)
 SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
-SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|giving|makes?|making|yields?|leaves?|leaving|costs?|totals?|returns?|prints?|shows?'
+SAYS = re.compile(r'\b(?:is|are|was|were|be|equals?|gives?|giving|makes?|making|yields?|leaves?|leaving'
+                  r'|costs?|totals?|returns?|prints?|shows?'
                   r'|becomes?|takes?|needs?|said|got|get)\b|(?<!\s):\s|≈')
 PLACE = re.compile(r'\b(?:in|at|on|to|from|with|for|of|after|per|than)\b', re.IGNORECASE)
 ATTAINED = re.compile(r'\b\w+(?:ed|en) (?:at|in|by|for|on|when)\b')
-BOUND = re.compile(r'(?:(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over|between|up to|from)'
+BOUND = re.compile(r'(?:(?:more|less|fewer|greater|larger|smaller) than|at (?:least|most)|under|over'
+                   r'|between|up to|from)'
                    rf'\s(?=\W{{0,3}}(?:\d|(?:{"|".join(NUMBER_WORDS)})\b))', re.IGNORECASE)
-UNSAID = re.compile(r"\b(?:won't|cannot|can't|could not|don't|doesn't|isn't|not|never|neither|nor|either|whether)\b", re.IGNORECASE)
+UNSAID = re.compile(r"\b(?:won't|cannot|can't|could not|don't|doesn't|isn't|not|never|neither|nor|either"
+                    r"|whether)\b", re.IGNORECASE)
 
 
 def asides_removed(statement):
     """Without brackets that hold words: 18 (9 eggs at 2 dollars)."""
-    return re.sub(r'(?<=\S)\s*\((?=[^()\\]*[^\W\d_]{2})[^()]*\)', '', statement)
+    return ASIDE.sub('', statement)
 
 
 def wanted_of(reference):
@@ -272,7 +299,8 @@ def reading_of(statement):
     except Unreadable:
         return None
     rest = tokens[reading.end:]
-    if any(token.kind not in ('word', 'mark') or token.text in RELATIONS or token.text in '+*/^_(' for token in rest):
+    if any(token.kind not in ('word',
+                              'mark') or token.text in RELATIONS or token.text in '+*/^_(' for token in rest):
         return None
     return reading
 
@@ -282,7 +310,8 @@ def readings_in(statement):
     tokens, found, at = tokenize(statement.replace('$', '')), [], 0
     while at < len(tokens):
         token = tokens[at]
-        if token.kind == 'word' and not starts_value(tokens, at) or token.text in ').,;:!?"\'-' and token.text != '-':
+        if token.kind == 'word' and not starts_value(tokens,
+                                                     at) or token.text in ').,;:!?"\'-' and token.text != '-':
             at += 1
             continue
         try:
@@ -298,9 +327,11 @@ def past(tokens, at, reached):
     """Where to go on behind mathematics that could not be read: a part of it says nothing."""
     if reached <= at + 1 and tokens[at].kind != 'command':
         return at + 1
-    while at < len(tokens) and not (tokens[at].kind == 'word' and tokens[at].space and len(tokens[at].text) > 1):
-        at += 1
-    return at
+    for place in range(at, len(tokens)):
+        token = tokens[place]
+        if token.kind == 'word' and token.space and len(token.text) > 1:
+            return place
+    return len(tokens)
 
 
 def starts_value(tokens, at):
@@ -313,7 +344,8 @@ def starts_value(tokens, at):
 def last_with_value(statements):
     """Of lines the last that has a value, else the last."""
     lines = statements.split('\n')
-    return next((line for line in reversed(lines) if re.search(r'[\d\\=]', line) or readings_in(line)), lines[-1])
+    return next((line for line in reversed(lines) if re.search(r'[\d\\=]', line) or readings_in(line)),
+                lines[-1])
 
 
 ADDED = re.compile(r'^([^,]*), and \S+ (?:are|is|was|were|has|have)\b.*', re.DOTALL)
@@ -343,7 +375,7 @@ def cut(ending, statement):
 
 
 def last_clause(statement):
-    """What stands behind the last 'so' that has a value, unless it says something else: so the output is empty."""
+    """What stands behind the last 'so' that has a value or says another thing: so the output is empty."""
     parts = SO.split(statement)
     while len(parts) > 1 and not readings_in(parts[-1]) and not SAYS.search(parts[-1]):
         parts.pop()
@@ -370,14 +402,16 @@ def value_in(clause):
 def choices_said(statement):
     """The set of the letters that a statement chooses."""
     statement = CONTRAST.sub('', RULED_OUT.sub('', REASON.sub('', NOT_BUT.sub(' ', statement))))
-    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+(?!and\b|or\b|is\b)[a-z])|I(?=[).]))(?![\w']|\s?[=^+*/_<>])", statement)
+    letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+(?!and\b|or\b|is\b)[a-z])|I(?=[).]))(?![\w']"
+                         r"|\s?[=^+*/_<>])", statement)
     lead = re.match(r'[\s*(\["\'`{]*([A-Za-z])[\s*)\]"\'`}]*(?:[.:,)\-]|\s[A-Z(]|$)', statement)
     if lead and not re.search(r'\b(?:or|and)\b(?: maybe| perhaps)? \(?[A-Z]\b', statement):
         return {lead[1].upper()} if not CHOICES.match(statement) else set(letters)
     return set(letters)
 
 
-RULED_OUT = re.compile(r'[^,;.]*\b(?:ruled out|ignores?|fails?|too (?:small|large|big)|a trap|wrong|tempting|except|other than)\b[^,;.]*', re.IGNORECASE)
+RULED_OUT = re.compile(r'[^,;.]*\b(?:ruled out|ignores?|fails?|too (?:small|large|big)|a trap|wrong'
+                       r'|tempting|except|other than)\b[^,;.]*', re.IGNORECASE)
 LABEL = re.compile(r'^\(?[A-J](?:\)\s*|[.:]\s+| - )(?=\S)')
 TRAILING = re.compile(r'\s(?:then|now|today|too|to \w+|from the .*|does|do|did|\d+ times)$')
 
@@ -389,7 +423,7 @@ def bare(text):
 
 
 def words_said(statement):
-    """What a statement may name, bare: itself, or what stands behind 'is', 'in', 'prints', in quotes, without its reasons."""
+    """What a statement may name, bare: itself, or what stands behind 'is', 'in', 'prints', or in quotes."""
     statement = asides_removed(NOT_BUT.sub(' ', statement)).strip()
     if answer := re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b)', statement, re.IGNORECASE):
         return {answer[1].lower()}
@@ -429,7 +463,7 @@ def needs_algebra(statement):
 
 
 def says(statements, wanted):
-    """Do the statements, the last of them, or for a value the last that has one, give what the reference wants?"""
+    """Does the last of the statements, or for a value the last that has one, give what is wanted?"""
     statement = statements.rpartition('\n')[2][-LONGEST_STATEMENT:]
     if squeezed(statement) == squeezed(wanted) and wanted:
         return True
@@ -447,7 +481,8 @@ def says(statements, wanted):
             return NOTHING_LEFT.search(statement) is not None and value.values[0] == 0
     if bare(wanted) in words_said(statement):
         return True
-    return (needs_algebra(wanted) or needs_algebra(statement)) and equal_in_latex(wanted, LEADING_WORDS.sub('', statement))
+    shown = LEADING_WORDS.sub('', statement)
+    return (needs_algebra(wanted) or needs_algebra(statement)) and equal_in_latex(wanted, shown)
 
 
 def squeezed(text):
@@ -492,7 +527,8 @@ def final_number(text):
     got = value_said(last_with_value(final_statement(cleaned(text))))
     value = got.values[0] if got else None
     value = getattr(value, 'last', value)
-    if not exact(value) or got.letters and not got.percent and any(getattr(v, 'last', v) != value for v in got.values):
+    if not exact(value) or got.letters and not got.percent and any(getattr(v, 'last',
+                                                                           v) != value for v in got.values):
         return None
     return value * 100 if got.percent else value
 

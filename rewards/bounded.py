@@ -1,6 +1,6 @@
 """
-Expressions compared by math-verify, in a process that is kept. What is over its time is killed with it, and the
-next comparison starts another; so it is in any thread, and after a fork.
+Expressions compared by math-verify, in a process that is kept. What is over its time is killed with it, and
+the next comparison starts another; so it is in any thread, and after a fork.
 """
 import atexit
 import functools
@@ -15,7 +15,7 @@ from rewards.reward import optional, shorten
 
 PATIENCE = 2.0       # seconds for a comparison
 START = 60.0         # for the start, which imports sympy
-# The alarm ends it where nobody is left to kill it. Evaluated is LaTeX alone: plain expressions math-verify runs.
+# The alarm ends it where nobody is left to kill it. It reads LaTeX alone: math-verify runs plain expressions.
 CHILD = '''
 import json, resource, signal, sys
 from math_verify import LatexExtractionConfig, parse, verify

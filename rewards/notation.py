@@ -1,33 +1,52 @@
 r"""
-Mathematics as it is written, LaTeX and plain by one grammar: a list of relations of sums of products of powers.
+Mathematics as it is written, LaTeX and plain in one grammar: lists of relations of sums of products.
 What is read has a value at once, see rewards/values.py; nothing of it is run.
 """
-import cmath
 import math
 import operator
 import re
 from fractions import Fraction
 
 from rewards.numerals import PARTS, SCALES, UNITS
-from rewards.values import (FUNCTIONS, POINTS, Group, Reading, Unreadable, apply, binomial, calculate, exact, factorial, logarithm,
-                            negative, power, related, value_of_letter, whole)
+from rewards.values import (
+    FUNCTIONS,
+    POINTS,
+    Group,
+    Reading,
+    Unreadable,
+    apply,
+    binomial,
+    calculate,
+    exact,
+    factorial,
+    logarithm,
+    negative,
+    power,
+    related,
+    value_of_letter,
+    whole,
+)
 
 DEEPEST = 40            # brackets within brackets
-RELATIONS = {'=': '=', ':=': '=', '\\equiv': '=', '≈': '~', '\\approx': '~', '<': '<', '\\lt': '<', '>': '>', '\\gt': '>',
-             '<=': '<=', '≤': '<=', '\\le': '<=', '\\leq': '<=', '\\leqslant': '<=', '>=': '>=', '≥': '>=', '\\ge': '>=', '\\geq': '>=',
-             '\\geqslant': '>=', '!=': '!=', '≠': '!=', '\\ne': '!=', '\\neq': '!=', '\\in': 'in', '∈': 'in'}
+SPELLINGS = {'=': '= := \\equiv', '~': '≈ \\approx', '<': '< \\lt', '>': '> \\gt', 'in': '\\in ∈',
+             '!=': '!= ≠ \\ne \\neq',
+             '<=': '<= ≤ \\le \\leq \\leqslant', '>=': '>= ≥ \\ge \\geq \\geqslant'}
+RELATIONS = {text: sign for sign, texts in SPELLINGS.items() for text in texts.split()}
 JOINTS = (',', ';', 'and', 'or', '\\cup', '∪', '\\lor', '\\land')
 SIGNS = {'+': 1, '-': -1, '\\pm': 0, '±': 0}
 TIMES = ('*', '\\cdot', '\\times', '×', '·', '⋅', '∙')
 OVER = ('/', '÷', '\\div', '⁄')
 FRACTIONS = ('\\frac', '\\dfrac', '\\tfrac', '\\cfrac', '\\binom')
 ROOTS = ('\\sqrt', 'sqrt', '√')
-CONSTANTS = {'\\pi': math.pi, 'π': math.pi, 'pi': math.pi, 'e': math.e, 'i': 1j, '\\infty': math.inf, '∞': math.inf,
+CONSTANTS = {'\\pi': math.pi, 'π': math.pi, 'pi': math.pi, 'e': math.e, 'i': 1j, '\\infty': math.inf,
+             '∞': math.inf,
              '\\emptyset': Group('list', ()), '\\varnothing': Group('list', ()), '∅': Group('list', ())}
-GREEK = {f'\\{name}' for name in 'alpha beta gamma delta theta lambda mu phi omega sigma rho epsilon tau'.split()}
-NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]+)['′]?(?:_(?:\w|\{\w+\}))?(?:\([\w,]*\))?|\((?:[A-Za-z],)+[A-Za-z]\)")
+GREEK = {f'\\{name}' for name in 'alpha beta gamma delta theta lambda mu phi omega sigma rho tau'.split()}
+NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]+)['′]?(?:_(?:\w|\{\w+\}))?(?:\([\w,]*\))?"
+                  r"|\((?:[A-Za-z],)+[A-Za-z]\)")
 MATRICES = ('array', 'matrix', 'pmatrix', 'bmatrix', 'vmatrix', 'Bmatrix', 'smallmatrix')
-COMMANDS = {*RELATIONS, *JOINTS, *SIGNS, *TIMES, *OVER, *FRACTIONS, *ROOTS, *CONSTANTS, *GREEK, *(f'\\{name}' for name in FUNCTIONS),
+COMMANDS = {*RELATIONS, *JOINTS, *SIGNS, *TIMES, *OVER, *FRACTIONS, *ROOTS, *CONSTANTS, *GREEK,
+            *(f'\\{name}' for name in FUNCTIONS),
             '\\over', '\\overline', '\\dot', '\\circ', '\\degree'}
 
 
@@ -157,8 +176,10 @@ class Reader:
 
     def is_dash(self):
         """Is the minus just passed the dash of a span 10-15, two whole numbers without space and all else?"""
-        lone = self.at < 3 or self.kind(-3) in ('word', 'name') or self.spaced(-2) and self.peek(-3) not in (*RELATIONS, *TIMES, *OVER)
-        whole_numbers = self.peek(-2).isdecimal() and self.peek().isdecimal() and not self.spaced(-1) and not self.spaced()
+        free = self.spaced(-2) and self.peek(-3) not in (*RELATIONS, *TIMES, *OVER)
+        lone = self.at < 3 or self.kind(-3) in ('word', 'name') or free
+        touching = not self.spaced(-1) and not self.spaced()
+        whole_numbers = touching and self.peek(-2).isdecimal() and self.peek().isdecimal()
         return lone and whole_numbers and self.peek(1) not in (*RELATIONS, *SIGNS, *TIMES, *OVER, '^')
 
     def product(self):
@@ -185,7 +206,8 @@ class Reader:
             return short and text.isascii() and text not in ('or', 'to', 'is')
         if kind == 'command':
             return text[1:] in FUNCTIONS or text in (*FRACTIONS, *ROOTS, *CONSTANTS, *GREEK)
-        return text in ('(', 'π', 'pi', '√', '∞') or text in FUNCTIONS or text == '{' and self.kind(1) == 'number'
+        return text in ('(', 'π', 'pi', '√',
+                        '∞') or text in FUNCTIONS or text == '{' and self.kind(1) == 'number'
 
     def mixed(self, value):
         r"""A whole number with a fraction below 1 behind it: 2 1/2, 2\frac{1}{2}, 2 and 3/4."""
@@ -223,7 +245,8 @@ class Reader:
                 value = factorial(value)
             elif text in ('%', '‰') or text.lower() in ('percent', 'pct', 'percentage'):
                 self.percent |= text != '‰'
-                value = calculate(operator.truediv, value, Fraction(1000 if self.next().text == '‰' else 100))
+                per = Fraction(1000 if self.next().text == '‰' else 100)
+                value = calculate(operator.truediv, value, per)
             elif text in SCALES and exact(value) and not (len(text) == 1 and self.spaced()):
                 value *= SCALES[self.next().text]
             elif text in PARTS and self.kind(-1) == 'number' and exact(value):
@@ -237,7 +260,8 @@ class Reader:
     def is_share(self):
         """Pass the words in 5 out of 6, 2 of 5."""
         n_words = 1 + (self.peek() == 'out')
-        found = self.peek(n_words - 1) == 'of' and self.kind(n_words) == 'number' and self.peek(-2) not in OVER
+        of_number = self.peek(n_words - 1) == 'of' and self.kind(n_words) == 'number'
+        found = of_number and self.peek(-2) not in OVER
         self.at += n_words * found
         return found
 

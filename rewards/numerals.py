@@ -1,4 +1,4 @@
-"""The tokens of a text: numbers in any script of theirs (1,234.5, 4,2, 1e-05, 0.333..., forty-two), names, words, marks."""
+"""The tokens of a text: numbers (1,234.5, 4,2, 1e-05, 0.333..., forty-two), names, words, marks."""
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -7,16 +7,17 @@ LONGEST_NUMBER = 1000   # digits
 
 # Spellings of one unit are joined by |; a plural's s may be there.
 SPELLINGS = '''km|kilometer|kilometre m|meter|metre cm|centimeter|centimetre mm|millimeter|millimetre mi|mile
-ft|foot|feet inch|inches yd|yard kg|kilogram g|gram mg|milligram lb|pound oz|ounce s|sec|second min|minute h|hr|hour
-day week month year L|l|liter|litre mL|ml mph ＄|dollar|usd|buck ¢|cent €|euro|eur £|gbp ¥|yen ₹|rupee °C|celsius
-°F|fahrenheit °|degree|deg rad|radian N|newton J|joule W|watt V|volt'''
+ft|foot|feet inch|inches yd|yard kg|kilogram g|gram mg|milligram lb|pound oz|ounce s|sec|second min|minute
+h|hr|hour day week month year L|l|liter|litre mL|ml mph ＄|dollar|usd|buck ¢|cent €|euro|eur £|gbp ¥|yen
+₹|rupee °C|celsius °F|fahrenheit °|degree|deg rad|radian N|newton J|joule W|watt V|volt'''
 UNITS = {word: names.partition('|')[0] for names in SPELLINGS.split() for word in names.split('|')}
 UNITS |= {word + 's': unit for word, unit in UNITS.items() if len(word) > 1}
 
-SCALES = {'hundred': 100, 'thousand': 1000, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12, 'dozen': 12,
+SCALES = {'hundred': 100, 'thousand': 1000, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12,
+          'dozen': 12,
           'k': 1000, 'M': 10 ** 6}
-SMALL = '''zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-seventeen eighteen nineteen'''.split()
+SMALL = '''zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen'''.split()
 TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
 NUMBER_WORDS = {word: n for n, word in enumerate(SMALL)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
 NUMBER_WORDS |= {'half': Fraction(1, 2)}
@@ -25,12 +26,16 @@ PARTS |= {word + 's': n for word, n in PARTS.items()} | {'halves': 2}
 
 # In brackets a comma separates; elsewhere it groups three digits, or is the decimal comma of a lone number.
 PLAIN = r'\d+(?:\.\d+)?(?!\d|\.\d)|\.\d+'
-GROUPED = r"[1-9]\d{0,2}(?P<by>[,\ '’_])\d{3}(?:(?P=by)\d{3})*(?![\d,])(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}(?![.\d])|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)"
+GROUPED = (r"[1-9]\d{0,2}(?P<by>[,\ '’_])\d{3}(?:(?P=by)\d{3})*(?![\d,])(?:\.\d+)?"
+           r"|\d{1,3}(?:\.\d{3}){2,}(?![.\d])|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)")
 COMMA = r'\d{1,3}(?:\.\d{3})+,\d+(?!\d)|(?<![\d,]\ )(?<![\d,])\d+,\d+(?![\d,])(?!,\ ?\d)'
 # A name holds digits that are no numbers: B12, GPT-4, 2.0.1, 3D.
-OTHERS = r'''(?P<name>[A-Za-z]{2,}-?\d[\w-]*|[A-Z]-?\d[\d_]*(?![\d^])|[a-z]\d+|\d+(?:\.\d+){2,}|\d+[A-Z][A-Za-z]*\b)
- |(?P<command>\\(?:[A-Za-z]+|.))|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)|(?P<mark>\*\*|<=|>=|!=|\.{3}|…|\S)'''
-OUTSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<grouped>{GROUPED})|(?P<comma>{COMMA})|(?P<number>{PLAIN})|{OTHERS})', re.VERBOSE)
+OTHERS = r'''(?P<name>[A-Za-z]{2,}-?\d[\w-]*|[A-Z]-?\d[\d_]*(?![\d^])|[a-z]\d+|\d+(?:\.\d+){2,}
+ |\d+[A-Z][A-Za-z]*\b)
+ |(?P<command>\\(?:[A-Za-z]+|.))|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)
+ |(?P<mark>\*\*|<=|>=|!=|\.{3}|…|\S)'''
+OUTSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<grouped>{GROUPED})|(?P<comma>{COMMA})|(?P<number>{PLAIN})'
+                     rf'|{OTHERS})', re.VERBOSE)
 INSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<number>{PLAIN})|{OTHERS})', re.VERBOSE)
 BRACKETS = {'(': 1, '[': 1, '{': 1, '\\{': 1, ')': -1, ']': -1, '}': -1, '\\}': -1}
 REPEATED = re.compile(r'\.?(?:\\(?:overline|dot)\s*\{(\d+)\}|\((\d+)\))|\.\.\.|…')
@@ -93,7 +98,7 @@ def with_number_words(tokens):
     """The tokens with runs of number words as one number: one hundred and five."""
     result, at = [], 0
     while at < len(tokens):
-        if tokens[at].kind == 'word' and (tokens[at].text.lower() in NUMBER_WORDS or tokens[at].text.lower() == 'hundred'):
+        if tokens[at].kind == 'word' and tokens[at].text.lower() in (*NUMBER_WORDS, 'hundred'):
             value, end = spoken_number([token.text.lower() for token in tokens[at:at + 20]])
             result.append(tokens[at]._replace(kind='number', value=Fraction(value)))
             at += end

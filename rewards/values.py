@@ -1,7 +1,7 @@
 """
-The values that answers have, and when two are the same: exact numbers (Fraction), numbers with roots or pi in them
-(float, complex), Groups, Relations. Letters stand for numbers, so expressions are compared by their values at a few
-points. Sizes are bounded: what is too large raises Unreadable.
+The values that answers have, and when two are the same: exact numbers (Fraction), numbers with roots or pi in
+them (float, complex), Groups, Relations. Letters stand for numbers, so expressions are compared by their
+values at a few points. Sizes are bounded: what is too large raises Unreadable.
 """
 import cmath
 import math
@@ -21,13 +21,13 @@ class Unreadable(ValueError):
 
 
 class Group(NamedTuple):
-    """Several values. kind: brackets, as '(]', whose items have an order; 'list' without; ':' a ratio, '-' a span."""
+    """Several values. kind: brackets, as '(]', in order; 'list' without; ':' a ratio, '-' a span."""
     kind: str
     items: tuple
 
 
 class Relation(NamedTuple):
-    """a = b or a < b: its sign, larger side less smaller, what it says (of x = 4: 4), and is it said of a name."""
+    """a = b or a < b: its sign, the larger side less the smaller, what it says of a name (x = 4: 4)."""
     sign: str
     difference: object
     last: object
@@ -139,8 +139,10 @@ def apply(function, value):
 
 
 FUNCTIONS = {name: getattr(cmath, name) for name in 'sin cos tan sinh cosh tanh exp'.split()}
-FUNCTIONS |= {'ln': cmath.log, 'log': cmath.log10, 'lg': cmath.log10, 'arcsin': cmath.asin, 'arccos': cmath.acos, 'arctan': cmath.atan,
-              'sec': lambda x: 1 / cmath.cos(x), 'csc': lambda x: 1 / cmath.sin(x), 'cot': lambda x: 1 / cmath.tan(x)}
+FUNCTIONS |= {'ln': cmath.log, 'log': cmath.log10, 'lg': cmath.log10, 'arcsin': cmath.asin,
+              'arccos': cmath.acos, 'arctan': cmath.atan,
+              'sec': lambda x: 1 / cmath.cos(x), 'csc': lambda x: 1 / cmath.sin(x),
+              'cot': lambda x: 1 / cmath.tan(x)}
 
 
 # ---- relations
@@ -187,10 +189,12 @@ def same_reading(wanted, got):
         return True
     if unnamed(a[0]) or unnamed(b[0]) and b[0].sign != '=':
         return False
-    where = POINTS - 1 if letters and complex in (type(a[-1]), type(b[-1])) else POINTS     # roots of negative letters
+    where = POINTS - 1 if letters and complex in (type(a[-1]),
+                                                  type(b[-1])) else POINTS     # roots of negative letters
     if all(same_value(x, y, letters) for x, y in zip(a[:where], b[:where], strict=True)):
         return True
-    if wanted.percent != got.percent and not got.units and exact(a[0]) and exact(b[0]):      # the question may name the unit
+    one_percent = wanted.percent != got.percent and not got.units      # the question may name the unit
+    if one_percent and exact(a[0]) and exact(b[0]):
         x, y = a[0] * (100 if wanted.percent else 1), b[0] * (100 if got.percent else 1)
         return x == y and abs(x) >= 1
     return False
@@ -213,7 +217,8 @@ def proportional(a, b):
     if a[0].sign != b[0].sign or any(isinstance(x, Group) for x in differences) or 0 in differences:
         return False
     ratios = [calculate(operator.truediv, x.difference, y.difference) for x, y in zip(a, b, strict=True)]
-    return all(same_number(x, y, True) for x, y in pairwise(ratios)) and (a[0].sign == '=' or ratios[0].real > 0)
+    return all(same_number(x, y, True) for x,
+               y in pairwise(ratios)) and (a[0].sign == '=' or ratios[0].real > 0)
 
 
 def same_value(a, b, letters=False):

@@ -28,13 +28,13 @@ def rows_of(name):
 # tables
 
 # Rows, counted from 0, whose statement needs more understanding of English than the parser has.
-NOT_UNDERSTOOD = {}
+NOT_UNDERSTOOD = {182, 183, 191, 352, 392, 476, 772, 858, 953, 956, 1131, 1243, 1271, 1386, 1394, 1405}
 
 
 def test_the_table():
     rows = rows_of('answers.jsonl')
     wrong = {i for i, row in enumerate(rows) if is_right(row['text'], row['reference']) != row['right']}
-    shown = [f"{i} ({rows[i]['kind']}): {rows[i]['text'][-80:]!r} for {rows[i]['reference']!r}" for i in sorted(wrong ^ set(NOT_UNDERSTOOD))]
+    shown = [f"{i} ({rows[i]['kind']}): {rows[i]['text'][-80:]!r} for {rows[i]['reference']!r}" for i in sorted(wrong ^ NOT_UNDERSTOOD)]
     assert not shown, '\n'.join(shown)
     assert len(rows) - len(wrong) >= 1400
 
@@ -64,7 +64,8 @@ def test_math_verifys_own_table():
 # steps
 
 @pytest.mark.parametrize('text, values', [
-    ('1,234.5', [Fraction('1234.5')]), ('4,2', [Fraction('4.2')]), ('(4,2)', [4, 2]), ('0.1(6)', [Fraction(1, 6)]), ('1e-05', [Fraction(1, 100000)]),
+    ('1,234.5', [Fraction('1234.5')]), ('4,2', [Fraction('4.2')]), ('(4,2)', [4, 2]), ('0.1(6)', [Fraction(1, 6)]), ('1e-05', [Fraction(1,
+                                                                                                                                        100000)]),
     ('one hundred and five', [105]), ('three point two', [Fraction('3.2')]), ('two million three hundred thousand', [2300000]),
     ('GPT-4 2.0.1 B12 x2', [])])
 def test_numerals(text, values):
@@ -73,14 +74,16 @@ def test_numerals(text, values):
 
 @pytest.mark.parametrize('text, statement', [
     (r'so \boxed{5}. Or rather \boxed{7}.', '7'), ('The answer is 12. Wait, no, 42.', 'Wait, no, 42'), ('It is 1.\n#### 2', '2'),
-    ('Answer:\n\n**B**', 'B'), ('<answer>3</answer> as was asked', '3'), (r'\boxed{1} and \boxed{2}', '1 and 2'), (r'\boxed{7} or \boxed{8', '')])
+    ('Answer:\n\n**B**', 'B'), ('<answer>3</answer> as was asked', '3'), (r'\boxed{1} and \boxed{2}', '1 and 2'), (r'\boxed{7} or \boxed{8',
+                                                                                                                   '')])
 def test_where_the_answer_stands(text, statement):
     assert final_statement(text) == statement
 
 
 @pytest.mark.parametrize('text, equations', [
     ('2^3 + 1 = 9', [True]), (r'$3 \cdot 4 + 1 = 13$', [True]), ('12:00 - 3 = 9:00', []), ('3 + 4 = 7 = 8 - 1 = 6', [True, True, False]),
-    ('9**9**9**9 = 1', []), ('x + 3 = 5', []), ('2 x 3 = 6 and 1,000 + 1 = 1,001', [True, True]), (r'\frac{1}{2} + \frac13 = \frac{5}{6}', [True])])
+    ('9**9**9**9 = 1', []), ('x + 3 = 5', []), ('2 x 3 = 6 and 1,000 + 1 = 1,001', [True, True]), (r'\frac{1}{2} + \frac13 = \frac{5}{6}',
+                                                                                                   [True])])
 def test_equations(text, equations):
     assert [true for _, true in equations_in(text)] == equations
 
@@ -101,22 +104,24 @@ def test_honesty_of_lists():
 # ---------------------------------------------------------------------------------------------------------------------
 # work
 
-PATTERNS = ['#', '####', ',000', '1,', '(', '[', '{', '\\boxed{', '\\frac{', '\\sqrt{', '((1)', '1+', '1-', '-', '2^', '1/', '=', '1=', 'x=', ' ', '\n', '\t',
-            '**a', '`', '$', '$1', 'a ', 'A ', 'B, ', 'answer ', 'answer is ', 'answer:\n', 'not ', 'so 1 ', '. ', '1. ', '<think>', '</think>', '\\text{',
+PATTERNS = ['#', '####', ',000', '1,', '(', '[', '{', '\\boxed{', '\\frac{', '\\sqrt{', '((1)', '1+', '1-', '-', '2^', '1/', '=', '1=',
+            'x=', ' ', '\n', '\t',
+            '**a', '`', '$', '$1', 'a ', 'A ', 'B, ', 'answer ', 'answer is ', 'answer:\n', 'not ', 'so 1 ', '. ', '1. ', '<think>',
+            '</think>', '\\text{',
             '~~', '"', '1:', 'one ', '5 km ', '|', '\\\\', 'Wait, ', '.']
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['math_correctness', 'number_answer', 'math_reasoning', 'honesty', 'financial_accuracy', 'exact_answer'])
+@pytest.mark.parametrize('name', ['math_correctness', 'number_answer', 'honesty', 'financial_accuracy', 'exact_answer'])
 def test_work_is_linear_in_the_text(name):
-    measure_growth(name, PATTERNS, 1500)
+    measure_growth(name, 1000)
 
 
-def test_work_is_linear_in_a_text_of_brackets():
-    measure_growth('math_reasoning', PATTERNS, 300)
+def test_the_work_of_all_steps_is_linear_in_the_text():
+    measure_growth('math_reasoning', 400)
 
 
-def measure_growth(name, patterns, length):
+def measure_growth(name, length):
     """Ten times the length costs at most fifteen times the work."""
     function, slow = REWARDS[name].function, {}
 
@@ -124,7 +129,7 @@ def measure_growth(name, patterns, length):
         began = time.process_time()
         function(text, reference='42')
         return time.process_time() - began
-    for pattern in patterns:
+    for pattern in PATTERNS:
         short, long = (pattern * (n // len(pattern)) for n in (length, 10 * length))
         base = max(min(work(short), work(short + ' ')), 0.002)
         if (taken := work(long)) > 15 * base and (taken := work(long + ' ')) > 15 * base:
