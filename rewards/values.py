@@ -247,7 +247,7 @@ def same_group(a, b, letters):
     kinds = {a.kind, b.kind}
     if kinds == {'list'}:
         a, b = distinct(a.items, letters), distinct(b.items, letters)
-        return len(a) == len(b) and all(any(same_value(x, y, letters) for y in b) for x in a)
+        return len(a) == len(b) and all(among(x, b, letters) for x in a)
     if len(a.items) != len(b.items):
         return False
     pairs = list(zip(a.items, b.items, strict=True))
@@ -257,12 +257,16 @@ def same_group(a, b, letters):
     return alike and all(same_value(x, y, letters) for x, y in pairs)
 
 
+def among(value, items, letters):
+    return any(same_value(value, item, letters) for item in items)
+
+
 def distinct(items, letters):
     """The different items of a list and of lists in it."""
     flat, kept = [], []
     for item in items:
         flat += item.items if isinstance(item, Group) and item.kind == 'list' else [item]
     for item in flat[:50]:
-        if not any(same_value(item, other, letters) for other in kept):
+        if not among(item, kept, letters):
             kept.append(item)
     return kept
