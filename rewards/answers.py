@@ -62,7 +62,7 @@ def cleaned(text):
         if turn.start() > 0 and text[:turn.start()].strip():
             text = text[:turn.start()]
             break
-    return plainer(without_programs(MARKUP.sub('', text))).strip()
+    return without_programs(MARKUP.sub('', text)).strip()
 
 
 def without_programs(text):
@@ -154,7 +154,8 @@ EXPLANATION = re.compile(r'^\W*(?:note|notice|explanation|details?|check|to (?:v
                          r'|for example|a common mistake|this is because'
                          r'|with \d|if (?:it|there|you)|(?:i )?hope|let me know|feel free|i(?: am'
                          r'|.m) confident|thank|is there anything)\b', re.IGNORECASE)
-BETWEEN_BOXES = re.compile(r'[\s$.,;*]*(?:and|or)?[\s$*]*(?:\(?[a-h1-9]\)[\s$*]*)?|\\\][^a-z]*')
+BETWEEN_BOXES = re.compile(r'(?:[\s$.,;*]|\\quad){0,20}(?:and|or|\\text\{ ?(?:and|or) ?\})?'
+                           r'(?:[\s$*]|\\quad){0,20}(?:\(?[a-h1-9]\)[\s$*]{0,9})?|\\\][^a-z]{0,20}')
 
 
 JSON_END = re.compile(r'",\s*"|"\s*\}$')
@@ -229,7 +230,8 @@ def final_statement(text):
 
 def unmarked(statement):
     """Without the markup and the stop around a statement, of a sentence."""
-    statement = BOLD_MARKS.sub('', statement).lstrip(' \n*_`"$').rstrip(' \n*_`"$\\')
+    dollar = '' if statement.count('$') % 2 else '$'      # one alone is money
+    statement = BOLD_MARKS.sub('', statement).lstrip(' \n*_`"' + dollar).rstrip(' \n*_`"$\\')
     return re.sub(r'(?<!\.)[.。]$', '', statement)
 
 
@@ -262,8 +264,8 @@ CHANGE = re.compile(r'\b((?:fall|rise|drop|increase|decrease|change|go|grow)(?:s
 ASIDE = re.compile(r'(?:(?<=\S)\s*|\s)\((?=[^()\\]*[^\W\d_]{2})[^()]*\)')
 NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]{0,60}? (?:but|which is|it's) (?:rather )?",
                      re.IGNORECASE)
-REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|is|makes|leaves|equals|comes"
-                    r"|means)\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
+REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|makes|leaves|equals|comes|means)"
+                    r"\b| is\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
 CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending'
                           r'|without)\b.*', re.DOTALL)
 SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
@@ -287,7 +289,7 @@ def asides_removed(statement):
 def wanted_of(reference):
     """A reference's statement: it may be a worked solution, a boxed answer, or the answer alone."""
     text = cleaned(reference)
-    return final_statement(text) if marked(text) else text.strip()
+    return plainer(final_statement(text) if marked(text) else text).strip()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -464,7 +466,7 @@ def needs_algebra(statement):
 
 def says(statements, wanted):
     """Does the last of the statements, or for a value the last that has one, give what is wanted?"""
-    statement = statements.rpartition('\n')[2][-LONGEST_STATEMENT:]
+    statement = plainer(statements.rpartition('\n')[2][-LONGEST_STATEMENT:]).strip()
     if squeezed(statement) == squeezed(wanted) and wanted:
         return True
     if CHOICE.fullmatch(wanted):
@@ -473,7 +475,7 @@ def says(statements, wanted):
         return choices_said(statement) == set(re.findall('[A-Z]', wanted))
     value = reading_of(wanted.strip('$ '))
     if value is not None:
-        statement = last_with_value(statements)
+        statement = plainer(last_with_value(statements)[-LONGEST_STATEMENT:]).strip()
         got = value_said(statement)
         if got is not None and same_reading(value, got):
             return True
@@ -522,9 +524,10 @@ def numbers_in(text):
     return [number for number in found if exact(number)]
 
 
+@functools.lru_cache(maxsize=1024)
 def final_number(text):
     """The number that a text answers with, a Fraction, or None."""
-    got = value_said(last_with_value(final_statement(cleaned(text))))
+    got = value_said(plainer(last_with_value(final_statement(cleaned(text)))).strip())
     value = got.values[0] if got else None
     value = getattr(value, 'last', value)
     if not exact(value) or got.letters and not got.percent and any(getattr(v, 'last',

@@ -1,4 +1,5 @@
 """Is the answer the reference's, and do the equations on the way hold? All numbers are exact."""
+import re
 from fractions import Fraction
 
 from rewards.answers import is_right, past, plainer
@@ -17,11 +18,14 @@ def math_correctness(text, *, reference):
 
 # ---- equations
 
+EQUAL = re.compile('=')
+
+
 def equations_in(text):
     """[(equation, is it true, perhaps rounded)] of each `a + b = c` and the like that is about numbers."""
     equations = []
-    for line in plainer(text).split('\n'):
-        tokens, at, left = tokenize(line.replace('$', '')), 0, None
+    for line in filter(EQUAL.search, text.split('\n')):
+        tokens, at, left = tokenize(plainer(line).replace('$', '')), 0, None
         while at < len(tokens):
             reader = Reader(tokens, at)
             try:
