@@ -264,8 +264,8 @@ CHANGE = re.compile(r'\b((?:fall|rise|drop|increase|decrease|change|go|grow)(?:s
 ASIDE = re.compile(r'(?:(?<=\S)\s*|\s)\((?=[^()\\]*[^\W\d_]{2})[^()]*\)')
 NOT_BUT = re.compile(r"\b(?:is |was |are )?not [^,;.]{0,60}? (?:but|which is|it's) (?:rather )?",
                      re.IGNORECASE)
-REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|makes|leaves|equals|comes|means)"
-                    r"\b| is\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
+REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where|which(?! (?:gives|makes|leaves|equals|comes"
+                    r"|means)\b| is\b[^,.]{0,4}(?:\d|[A-Z]\b)))\b.*", re.DOTALL)
 CIRCUMSTANCE = re.compile(r'[,;]?\s\b(?:for which|so that|when|if|after|before|depending'
                           r'|without)\b.*', re.DOTALL)
 SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
