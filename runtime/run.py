@@ -94,9 +94,12 @@ def processes(cfg):
         torch.cuda.set_device(device)
     elif cfg.compile and not shutil.which(os.environ.get('CXX', 'g++')):
         raise ValueError("compile on a CPU needs a C++ compiler: install g++, or name yours in CXX")
-    for key in ('batch_size', 'es_pairs') if cfg.optimizer == 'es' else ('batch_size',):
-        if getattr(cfg, key) % world_size:
-            raise ValueError(f"{key} is {getattr(cfg, key)}; it must be a multiple of {world_size} processes")
+    shared_out = {'batch_size': cfg.batch_size, 'minibatch_size': cfg.minibatch_size or 0}
+    if cfg.optimizer == 'es':
+        shared_out['es_pairs'] = cfg.es_pairs
+    for key, count in shared_out.items():
+        if count % world_size:
+            raise ValueError(f"{key} is {count}; it must be a multiple of {world_size} processes")
     return rank, world_size, device
 
 

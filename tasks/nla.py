@@ -120,8 +120,8 @@ class NLA(Task):
             layers = cfg.injection_layers
             if not layers or not all(isinstance(layer, int) for layer in layers):
                 raise ValueError(f"injection_layers is {layers}: it takes blocks, 0 for the embeddings")
-            if cfg.rollout_batch_size and cfg.shard:
-                raise ValueError("rollout_batch_size calls a sharded critic out of step: leave it or shard")
+            if cfg.sampling_batch_size and cfg.shard:
+                raise ValueError("sampling_batch_size calls a sharded critic out of step: leave it or shard")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)

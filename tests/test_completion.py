@@ -251,7 +251,7 @@ def test_rewards_beside_the_sampling_change_nothing():
         policy.sample = counted
         optimizer = configure_optimizers(model.parameters(), 0, 1e-2, (0.9, 0.99))
         rewards = [('first', patient, 1.0), ('length', lambda policy, rollout: rollout.lengths.float(), 0.5)]
-        metrics, rollout = grpo_training_step(policy, batch(), optimizer, rewards, plain(group_size=4, rollout_batch_size=size))
+        metrics, rollout = grpo_training_step(policy, batch(), optimizer, rewards, plain(group_size=4, sampling_batch_size=size))
         assert begun == {None: [4], 2: [2, 2], 3: [3, 1]}[size]
         return metrics, rollout, model.state_dict()
 

@@ -336,7 +336,7 @@ ONE = (PYTHON, '-u')
 @pytest.mark.parametrize(
     'launcher, phase, more',
     [
-        (ONE, 'reward_values', ['--rollout_batch_size=2']),
+        (ONE, 'reward_values', ['--sampling_batch_size=2']),
         (ONE, 'evaluate', []),
         (ONE, 'policy_loss', []),
         (ONE, 'reward_values', ['--optimizer=es', '--es_pairs=4', '--kl_beta=0']),

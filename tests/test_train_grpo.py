@@ -198,7 +198,7 @@ def test_torchrun_trains_and_resumes(copy):
 
 @pytest.mark.parametrize('more', [
     ['--mask_kinds=("sticky","span")', '--top_p=0.9', '--unmask_steps=2', '--num_epochs_per_rollout=2', '--loss_type=gspo',
-     '--micro_batch_size=3', '--lr_schedule=linear'],
+     '--minibatch_size=2', '--micro_batch_size=3', '--lr_schedule=linear'],
     ['--loss_type=dapo', '--advantage=batch', '--kl_estimator=k2', '--entropy_coef=0.01', '--dual_clip=3'],
     ['--loss_type=reinforce', '--advantage=rloo', '--kl_beta=0', '--precision=bf16'],
     ['--loss_type=cispo', '--kl_estimator=k3', '--grad_clip=0', '--precision=fp16'],
@@ -213,6 +213,7 @@ def test_options(copy, more):
 
 def test_bad_settings_stop_early(copy):
     for argument, words in (
+            ('--minibatch_size=3', ['batch_size, 4, must be a multiple of minibatch_size, 3']),
             ('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', '0 < low']),
             ("--mask_ratio=('a','b')", ["mask_ratio is ('a', 'b')"]), ('--mask_ratio=()', ['mask_ratio is ()']),
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
@@ -387,7 +388,7 @@ def test_the_export_is_what_was_trained(answered):
 @pytest.mark.parametrize('more', [
     ['--reference_mode=ema', '--ema_alpha=0.5', '--precision=bf16'], ['--lora_r=2', '--load_in_8bit=True', '--reference_mode=static'],
     ['--reference_mode=periodic', '--reference_update_freq=2', '--top_k=5', '--num_epochs_per_rollout=2', '--dynamic_sampling=2',
-     '--overlong_penalty=2']])
+     '--overlong_penalty=2', '--minibatch_size=2']])
 def test_completion_resumes_bit_identically(sums, more):
     """Every kind of reference, 16-bit weights, adapters: killed and resumed, log and weights are those of the run that was left alone."""
     whole = run(sums, *SUMS, *more, '--out_dir=whole')
