@@ -740,8 +740,7 @@ def minibatches(rollout, cfg, epoch):
     if size == P:
         return [rollout]
     if size == 0 or P % size:
-        raise ValueError(f"{P} prompts on each of {n_ranks} ranks do not make minibatches of "
-                         f"{cfg.minibatch_size}")
+        raise ValueError(f"{P} prompts on each of {n_ranks} ranks: no minibatches of {cfg.minibatch_size}")
     noise = [random.Random(f'{seed} epoch {epoch}').random() for seed in rollout.batch['seeds'].tolist()]
     order = torch.tensor(noise, dtype=torch.double).view(size, -1).argsort(dim=1)  # (size, n)
     blocks = torch.arange(P).view(size, -1)
@@ -789,10 +788,11 @@ def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer,
                 stats, n_tokens, n_seen = accumulate_gradient(policy, minibatch, cfg, reference, scaler)
             step_gap = {'max': stats.pop('sampler_gap_max'), 'mean': stats.pop('sampler_gap_mean')}
             gap = gap or step_gap | {'scale': n_tokens / n_seen.clamp(min=1)}
-            for name, value in stats.items():
-                add_shares(totals, {name: value / epochs * (n_tokens / all_tokens)})
-                if epochs > 1 and name.startswith('clip_frac'):
-                    add_shares(totals, {f'{name}/epoch_{epoch + 1}': value * (n_tokens / all_tokens)})
+            share = n_tokens / all_tokens
+            add_shares(totals, {name: value * share / epochs for name, value in stats.items()})
+            if epochs > 1:
+                for side in ('clip_frac_low', 'clip_frac_high'):
+                    add_shares(totals, {f'{side}/epoch_{epoch + 1}': stats[side] * share})
             all_seen += n_seen
             sum_gradients(params)
             norm, bad = take_step(optimizer, params, cfg.grad_clip, scaler)

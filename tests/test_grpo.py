@@ -298,7 +298,7 @@ def test_minibatches_are_a_shuffle():
     # each of 3! orders of a block about as often as another: 20 draws of 4 blocks
     assert len({tuple(part[b] for part in rows) for rows in orders for b in range(4)} - {None}) == 24
     assert minibatches(rollout, plain(), 0) == [rollout] == minibatches(rollout, plain(minibatch_size=12), 0)
-    with pytest.raises(ValueError, match='12 prompts on each of 1 ranks do not make minibatches of 5'):
+    with pytest.raises(ValueError, match='12 prompts on each of 1 ranks: no minibatches of 5'):
         minibatches(rollout, plain(minibatch_size=5), 0)
 
 
