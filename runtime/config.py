@@ -209,14 +209,14 @@ def check(key, value, keys, where):
     """The value, converted to what the key takes. Raises ValueError naming key, value and range."""
     if key not in keys:
         raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys)}")
-    kind, choices, out_of_range = keys[key].kind, False, False
+    kind, out_of_range = keys[key].kind, False
     if type(value) in (int, float) and 1e15 < abs(value) < INF:
         raise ValueError(f"{where}: {key} is {shown(value)}; no number here is above 1e15")
     for member in members(kind):
         if typing.get_origin(member) is typing.Literal:
             if any(type(value) is type(choice) and value == choice for choice in typing.get_args(member)):
                 return value
-            choices = out_of_range = True
+            out_of_range = True
             continue
         base, interval = parts_of(member)
         for fitting in converted(value, base):
@@ -225,9 +225,8 @@ def check(key, value, keys, where):
             out_of_range = True
     if out_of_range:
         wanted = ', or '.join(map(range_of, members(kind))) + ', and finite' * (value in (INF, -INF))
-        elsewhere = known_elsewhere(key, keys) if choices else ''
-        remedy = f". {elsewhere}" if elsewhere else ''
-        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {wanted}{remedy}")
+        elsewhere = f". {known_elsewhere(key, keys)}" if isinstance(value, str) else ''
+        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {wanted}{elsewhere.rstrip('. ')}")
     raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {shown(value)} ({type(value).__name__})")
 
 
@@ -236,34 +235,31 @@ def check(key, value, keys, where):
 
 def remedy_for(key, keys):
     """What follows "unknown key": its name here, or one that is truly near, or where all are listed."""
-    if elsewhere := known_elsewhere(key, keys):
+    key = key.lower().replace('-', '_')
+    near = [key] if key in keys else near_keys(key, keys)
+    if key not in keys and (elsewhere := known_elsewhere(key, keys)):
         return f": {elsewhere}"
-    near = near_keys(plain(key), keys)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help lists them all"
-
-
-def plain(key):
-    return key.lower().replace('-', '_').strip('_')
 
 
 def known_elsewhere(key, keys):
     """What other frameworks' settings of that name are here: "TRL's beta is kl_beta here"; '' for none."""
     with open(OTHER_NAMES, encoding='utf-8') as f:
         table = json.load(f)
-    key, exact, last = plain(key), {}, {}  # {(name, ours): [frameworks, note]}; last: its last part alone
+    exact, last = {}, {}  # {(name, ours): [frameworks, note]}; last: known by its last part
     for framework, rows in table.items():
         for name, (ours, note) in rows.items():
             of_last = name.endswith(f'.{key}') or key.endswith(f'.{name}')
             if ours and not keys.keys() >= set(ours.split(', ')):
                 continue
-            if of_last or fnmatch.fnmatch(key, plain(name)):
+            if of_last or fnmatch.fnmatch(key, name):
                 told = (last if of_last else exact).setdefault((name, ours), [[], note])
                 told[0].append(framework)
     lines = []
     for (name, ours), (frameworks, note) in (exact or last).items():
         told = [f"is {ours.replace(', ', ' and ')} here"] if ours not in ('', name) else []
-        whose = f"{' and '.join(frameworks)}'s".replace("s's", "s'")
-        lines.append(f"{whose} {name} {', '.join(told + [note] * bool(note))}")
+        whose = ' and '.join(frameworks)
+        lines.append(f"{whose}'s {name} {', '.join(told + [note] * bool(note))}")
     return '; '.join(lines[:3])
 
 
@@ -293,18 +289,13 @@ def with_settings(key, path, values):
     that is no setting's, and for a value that is no part of a file's name.
     """
     def value_of(match):
-        name = match[1]
+        name, value = match[1], values.get(match[1])
         if name not in values:
             raise ValueError(f"{key} is {path!r}: unknown key {name!r}{remedy_for(name, values)}")
-        if name in (key, 'init_from'):
-            raise ValueError(f"{key} is {path!r}: with {name} in it a resumed run would look elsewhere")
-        value, text = values[name], str(values[name])
-        if isinstance(value, str):
-            text = re.sub(r'[^\w.+-]+', '-', value).strip('-.')
-        if not isinstance(value, (str, int, float, type(None))) or not 0 < len(text) < 100:
-            raise ValueError(f"{key} is {path!r}, and {name} is {shown(value)[:100]}: that is no part of a "
-                             "file's name, as a number or a few words are")
-        return text
+        text = re.sub(r'[^\w.+-]+', '-', str(value))
+        if isinstance(value, (list, tuple, dict)) or name in (key, 'init_from') or text.strip('.-') == '':
+            raise ValueError(f"{key} is {path!r}, where {name}, {shown(value)[:100]}, cannot stand")
+        return text[:100]
 
     if set(re.sub(r'{[^{}]*}', '', path)) & set('{}'):
         raise ValueError(f"{key} is {path!r}: braces hold a setting's name, as {{seed}}")
@@ -329,7 +320,7 @@ def find_config(path, folder):
                          "data is named by --train_prompts= or --dataset=")
     if os.path.isfile(os.path.join(path, 'config.json')):
         raise ValueError(f"{path} is a run's folder: --out_dir={path} --init_from=resume goes on with it")
-    if os.path.isdir(path) or os.path.isdir(os.path.join(ROOT, path)):
+    if path and any(os.path.isdir(os.path.join(place, path)) for place in ('', ROOT)):
         raise ValueError(f"{path} is a folder; a config is a file, as config/arithmetic.py")
     known = {}
     for pattern in ('config/**/*.py', os.path.join(os.path.dirname(path), '*.py')):
@@ -358,7 +349,7 @@ def read_config_file(path, keys):
     except (ValueError, MemoryError, RecursionError):
         raise ValueError(f"{path} cannot be read as Python: a NUL character, or nested too deep") from None
     if is_script:
-        raise ValueError(f"{path} is a program and no config file: run it alone")
+        raise ValueError(f"{path} is a program and no config file")
     try:
         exec(program, names)
     except (Exception, SystemExit) as e:
@@ -375,16 +366,14 @@ def read_config_file(path, keys):
 
 def program_for(path, values, keys):
     """What to run with a config of which another program of ours has more keys; None where none has."""
-    known = {}
+    most, remedy = len(values.keys() & keys.keys()), None
     for script in ('train_grpo.py', 'sample.py', *glob.glob('tools/*.py', root_dir=ROOT)):
         with open(os.path.join(ROOT, script), encoding='utf-8') as f:
-            known[script] = len(values.keys() & dict(assignments(settings_block(f.read()))).keys())
-    best = max(known, key=known.get)
-    if known[best] <= len(values.keys() & keys.keys()):
-        return None
-    if '/' in best:
-        best = f"-m {best.removesuffix('.py').replace('/', '.')}"
-    return f"; it is a config for another program: python {best} {path}"
+            known = len(values.keys() & dict(assignments(settings_block(f.read()))).keys())
+        if known > most:
+            program = script if '/' not in script else f"-m {script[:-3].replace('/', '.')}"
+            most, remedy = known, f"; it is a config for another program: python {program} {path}"
+    return remedy
 
 
 def line_in(path, trace):
@@ -408,10 +397,7 @@ def read_value(key, text, keys):
     """What stands behind --key=, as a value. Raises ValueError where that is nothing, or no Python."""
     bases = [parts_of(member)[0] for member in members(keys[key].kind)]
     wanted = f"--{key}={text}: {key} takes {name_of(keys[key].kind)}"
-    lists = {list, tuple} & set(bases)
-    braced = (lists or dict in bases) and (text[:1] in ('[', '(', '{') or str not in bases)
-    if not text and bases != [str]:
-        raise ValueError(f"{wanted}, and nothing stands behind the equals sign")
+    braced = {list, tuple, dict} & set(bases) and (text[:1] in ('[', '(', '{') or str not in bases)
     if bases == [bool] and text.lower() in ('true', 'false'):
         return text.lower() == 'true'
     try:
@@ -421,11 +407,11 @@ def read_value(key, text, keys):
         if braced:
             raise ValueError(f'{wanted}; in a shell put it all in double quotes, "--{key}=..."') from None
         return text
-    if bases == [str]:  # --wandb_run_name=7 means the string
-        if value is None:
-            raise ValueError(f"{wanted} and no None; the empty one is --{key}=")
-        return value if isinstance(value, str) else text
-    return [value] if braced and lists and isinstance(value, str) else value  # --lora_targets=q
+    if bases == [str] and value is None:
+        raise ValueError(f"{wanted} and no None; the empty one is --{key}=")
+    if bases == [str] and not isinstance(value, str):
+        return text  # --wandb_run_name=7 means the string
+    return [value] if braced and isinstance(value, str) else value  # --lora_targets=q
 
 
 def split_arguments(arguments, keys, folder):

@@ -1,8 +1,5 @@
-# Source 003, single-step fill-in with a frozen judge: its grpo_config.py. Its data set is char_diffusion; here
-# Python's own library. Generator and judge are trained first where these files are missing.
-# Not run at full size.
-task = 'fill_in'
-dataset = 'stdlib_char'
+# Source 003, single-step fill-in with a frozen judge. Its data set is char_diffusion; here it is Python's own
+# library, and generator and judge are trained first where these files are missing. Not run at full size.
 generator_checkpoint = 'out-char-diffusion/checkpoint.pt'
 judge_checkpoint = 'out-char-diffusion/judge.pt'
 gold_checkpoint = 'out-char-diffusion/judge_gold.pt'
@@ -14,6 +11,5 @@ advantage = 'dr_grpo'           # reward less the group's baseline
 kl_beta = 0.1
 learning_rate = 1e-5
 min_lr = 0.0
-wandb_project = 'grpo'
 wandb_run_name = 'my_grpo_run'
 out_dir = 'out-grpo'
