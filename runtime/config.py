@@ -236,10 +236,10 @@ def check(key, value, keys, where):
 def remedy_for(key, keys):
     """What follows "unknown key": its name here, or one that is truly near, or where all are listed."""
     key = key.lower().replace('-', '_')
-    near = [key] if key in keys else near_keys(key, keys)
     if key not in keys and (elsewhere := known_elsewhere(key, keys)):
         return f": {elsewhere}"
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help lists them all"
+    near = near_key(key, keys)
+    return f"; did you mean {near!r}?" if near else "; --help lists them all"
 
 
 def known_elsewhere(key, keys):
@@ -263,24 +263,22 @@ def known_elsewhere(key, keys):
     return '; '.join(lines[:3])
 
 
-def near_keys(key, keys):
-    """One or two keys that are meant by another: its words written or ordered otherwise, cut, or mistyped."""
+def near_key(key, keys):
+    """The key that is meant by another: mistyped, joined, in another order, or cut; None where unsure."""
     def edits(other):
-        changes = difflib.SequenceMatcher(None, key, other, autojunk=False).get_opcodes()
+        if sorted(other.split('_')) == sorted(key.split('_')):
+            return 0
+        a, b = key.replace('_', ''), other.replace('_', '')
+        changes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
         return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in changes if kind != 'equal')
 
-    for near in (
-        lambda other: other.replace('_', '') == key.replace('_', ''),
-        lambda other: sorted(other.split('_')) == sorted(key.split('_')),
-        lambda other: edits(other) == 1,
-        lambda other: edits(other) == 2 and len(key) > 5,
-        lambda other: other.startswith(key) and len(key) >= max(4, len(other) / 3),
-        lambda other: other.endswith(f'_{key}') and len(key) >= len(other) / 2,
-        lambda other: key in (f'no_{other}', f"{key.rpartition('.')[0]}.{other}"),
-    ):
-        if found := [other for other in keys if near(other)]:
-            return found if len(found) <= 2 else []
-    return []
+    near = min(keys, key=edits)
+    if edits(near) <= (1 if len(key) < 7 else 2):
+        return near
+    near = [other for other in keys if other.startswith(key) and len(key) >= max(4, len(other) / 3)
+            or other.endswith(f'_{key}') and len(key) >= len(other) / 2
+            or key in (f'no_{other}', f"{key.rpartition('.')[0]}.{other}")]
+    return near[0] if len(near) == 1 else None
 
 
 def with_settings(key, path, values):
@@ -336,14 +334,12 @@ def read_config_file(path, keys):
     """The values that a config file sets, less the functions, classes and modules that it needs itself."""
     names = {'__file__': path, '__name__': 'config'}
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, 'rb') as f:
             source = f.read()
         program = compile(source, path, 'exec')
         is_script = any(map(calls_configure, settings_block(source)))
     except OSError as e:
         raise OSError(f"{path} cannot be read ({e.strerror})") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
     except SyntaxError as e:
         raise ValueError(f"{path}, line {e.lineno or 1}: {e.msg}") from None
     except (ValueError, MemoryError, RecursionError):

@@ -57,8 +57,8 @@ def test_lambda_by_hand():
 
 def test_lambda_that_only_rises_by_hand():
     """
-    ema <- 0.9 ema + 0.1 max(cost, 0): 0.2, 0.28, 0.252, 0.2268, 0.25412; lambda = exp(0.005 times their sum so far). Without the maximum the
-    third cost, -1, already makes it 0.152.
+    ema <- 0.9 ema + 0.1 max(cost, 0): 0.2, 0.28, 0.252, 0.2268, 0.25412; lambda = exp(0.005 times their sum so far). Without the maximum
+    the third cost, -1, already makes it 0.152.
     """
     m, costs = LagrangeMultiplier(value=1.0, lr=0.005, ema_beta=0.9, threshold=0.0, positive_only=True), (2.0, 1.0, -1.0, -3.0, 0.5)
     assert [round(m.update(cost), 6) for cost in costs] == [1.001001, 1.002403, 1.003667, 1.004806, 1.006083]

@@ -29,6 +29,7 @@ from runtime.config import (
     rooms_of,
     with_settings,
 )
+from runtime.run import check_out_dir
 from tasks import TASKS
 from warm import PYTHON
 
@@ -182,8 +183,8 @@ def test_wrong_command_lines(run, tmp_path, arguments, words):
 def test_a_config_beside_the_script(run, tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'one.py').write_text('steps = 4')
-    done = subprocess.run([PYTHON, str(tmp_path / 'script.py'), 'one.py'], cwd=tmp_path / 'elsewhere', env=os.environ | {'PYTHONPATH': str(ROOT)},
-                          capture_output=True, text=True)
+    done = subprocess.run([PYTHON, str(tmp_path / 'script.py'), 'one.py'], cwd=tmp_path / 'elsewhere',
+                          env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
     assert '"steps": 4' in done.stdout, done.stderr
     code, out, err = run('--flag', 'one.py', '--flag=False', 'two.py', two='steps = 5')
     assert '"steps": 5' in out and '"flag": false' in out, err
@@ -382,7 +383,7 @@ def test_help_of_one_room(capsys, monkeypatch):
 # --- names from elsewhere
 
 TABLE = json.loads(Path(OTHER_NAMES).read_text())
-PENDING = {'minibatch_size', 'sampling_batch_size', 'num_epochs', 'shuffle_prompts', 'chat_template_kwargs', 'remake', 'shuffle'} - SETTINGS.keys()
+PENDING = {'minibatch_size', 'sampling_batch_size', 'num_epochs', 'shuffle_prompts', 'chat_template_kwargs', 'remake', 'shuffle'}
 
 
 def refusal(*arguments):
@@ -441,10 +442,13 @@ def test_names_from_elsewhere(argument, words):
 
 
 @pytest.mark.parametrize('key, near', [
-    ('kl-beta', 'kl_beta'), ('KL_BETA', 'kl_beta'), ('beta_kl', 'kl_beta'), ('klbeta', 'kl_beta'), ('kl_bta', 'kl_beta'), ('grup_size', 'group_size'),
-    ('temp', 'temperature'), ('warmup', 'warmup_iters'), ('max_iter', 'max_iters'), ('targets', 'lora_targets'), ('no_quiet', 'quiet'),
-    ('learning-rate', 'learning_rate'), ('sed', 'seed'), ('optim.grad_clip', 'grad_clip'), ('seed:2', 'seed'),
-    ('text', None), ('foo', None), ('x', None), ('log_level', None), ('model_id', None), ('tokenizer', None), ('stop', None), ('attention', None)])
+    ('kl-beta', 'kl_beta'), ('KL_BETA', 'kl_beta'), ('beta_kl', 'kl_beta'), ('klbeta', 'kl_beta'), ('kl_bta', 'kl_beta'),
+    ('grup_size', 'group_size'), ('temp', 'temperature'), ('warmup', 'warmup_iters'), ('max_iter', 'max_iters'), ('sed', 'seed'),
+    ('targets', 'lora_targets'), ('no_quiet', 'quiet'), ('learning-rate', 'learning_rate'), ('optim.grad_clip', 'grad_clip'),
+    ('seed:2', 'seed'), ('loss', 'loss_type'),
+    ('text', None), ('foo', None), ('x', None), ('log_level', None), ('model_id', None), ('tokenizer', None), ('stop', None),
+    ('attention', None),     ('checkpoint_dir', None), ('max_len', None), ('beam_size', None), ('penalty', None),
+    ('gradient_checkpointing_kwargs', None)])
 def test_near_keys(key, near):
     assert remedy_for(key, SETTINGS) == (f"; did you mean {near!r}?" if near else '; --help lists them all')
 
@@ -454,15 +458,19 @@ def test_no_field_of_trl_is_led_astray():
     trl = pytest.importorskip('trl', reason='requirements-dev.txt has it')
     fields = trl.GRPOConfig.__dataclass_fields__
     said = {name: remedy_for(name, SETTINGS) for name in fields if name not in SETTINGS}
-    assert len(said) > 150 and not [line for line in said.values() if 'did you mean' in line]
+    assert len(said) > 150 and {name: line for name, line in said.items() if 'did you mean' in line} == {}
     known = {name for name, line in said.items() if "TRL" in line}
-    assert {'beta', 'num_generations', 'epsilon', 'delta', 'output_dir', 'bf16', 'warmup_steps', 'use_liger_kernel'} <= known and len(known) > 70
+    assert {'beta', 'num_generations', 'epsilon', 'delta', 'output_dir', 'bf16', 'use_liger_kernel'} <= known and len(known) > 70
 
 
 # --- values that are everywhere wrong
 
-@pytest.mark.parametrize('text', ['-1', '0', '1', 'nan', 'inf', '1e999', '-1e999', '1e300', '9' * 400, '9' * 5000, 'None', 'none', '', 'True', 'yes', '[]', '[a',
-                                  "{'a': 1}", '(1,)', '1,2', '"', '\\', '[[[[', 'lambda: 1', '__import__("os")', '{', '0x', '1_', 'é', '1 2'])
+VALUES = ['-1', '0', '1', 'nan', 'inf', '1e999', '-1e999', '1e300', '9' * 400, '9' * 5000,
+          'None', 'none', '', 'True', 'yes', '[]', '[a', '{',
+          "{'a': 1}", '(1,)', '1,2', '"', '\\', '[[[[', 'lambda: 1', '__import__("os")', '0x', '1_', 'é', '1 2']
+
+
+@pytest.mark.parametrize('text', VALUES)
 def test_any_value_is_taken_or_refused_in_a_line(text):
     """As every setting's value: nothing but ValueError comes, and what is taken is of the type and inside the range."""
     for key in SETTINGS:
@@ -489,32 +497,34 @@ def test_any_value_is_taken_or_refused_in_a_line(text):
 def test_configs_of_another_program(monkeypatch, script, config, words):
     monkeypatch.chdir(ROOT)
     path = ROOT / script
-    done = subprocess.run([PYTHON, *(['-m', 'tools.compare'] if 'tools' in script else [str(path)]), config], cwd=ROOT, capture_output=True, text=True)
+    program = ['-m', 'tools.compare'] if 'tools' in script else [str(path)]
+    done = subprocess.run([PYTHON, *program, config], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
 
 
 # --- out_dir named after settings
 
 def test_paths_with_settings():
-    values = {'out_dir': '', 'init_from': 'generator', 'kl_beta': 0.05, 'seed': 2, 'dataset': 'my file', 'model': 'Qwen/Qwen2.5-0.5B', 'none': None, 'd': -0.5,
-              'rewards': ['a'], 'empty': '', 'up': '..', 'flag': True, 'long': 'x' * 500}
+    values = {'out_dir': '', 'init_from': 'generator', 'kl_beta': 0.05, 'seed': 2, 'dataset': 'my file', 'model': 'Qwen/Qwen2.5-0.5B',
+              'none': None, 'd': -0.5, 'rewards': ['a'], 'empty': '', 'up': '..', 'flag': True, 'long': 'x' * 500}
 
     def named(path):
         return with_settings('out_dir', path, values)
 
     assert named('out') == 'out' and named('out/beta{kl_beta}_seed{seed}_unified') == 'out/beta0.05_seed2_unified'
     assert named('{model}-{dataset}/{none}{flag}{d}') == 'Qwen-Qwen2.5-0.5B-my-file/NoneTrue-0.5' and len(named('{long}')) == 100
-    for path, words in (('{rewards}', 'cannot stand'), ('{empty}', 'cannot stand'), ('{up}/x', 'cannot stand'), ('{init_from}', 'cannot stand'), ('{out_dir}', 'cannot'),
-                        ('{sed}', "unknown key 'sed'; did you mean 'seed'?"), ('{}', "unknown key ''"), ('{seed:d}', "unknown key 'seed:d'"),
-                        ('{seed.real}', 'unknown key'), ('{0}', 'unknown key'), ('{seed', 'braces hold'), ('seed}', 'braces hold'), ('{{seed}}', 'braces hold')):
+    for path, words in (('{rewards}', 'cannot stand'), ('{empty}', 'cannot stand'), ('{up}/x', 'cannot stand'),
+                        ('{init_from}', 'cannot stand'), ('{out_dir}', 'cannot stand'), ('{sed}', "unknown key 'sed'; did you mean 'seed'?"), ('{}', "unknown key ''"),
+                        ('{seed:d}', "unknown key 'seed:d'"), ('{seed.real}', 'unknown key'), ('{0}', 'unknown key'),
+                        ('{seed', 'braces hold'), ('seed}', 'braces hold'), ('{{seed}}', 'braces hold')):
         with pytest.raises(ValueError, match=re.escape(words)):
             named(path)
 
 
 def test_a_run_in_a_folder_named_after_settings(tmp_path):
     """It is resumed and sampled from there; the line that goes on with a folder named after max_iters names the folder."""
-    tiny = ('--task=completion --dataset=arithmetic --block_size=16 --max_new_tokens=4 --n_layer=1 --n_head=2 --n_embd=16 --pretrain_iters=2 --batch_size=2 '
-            '--group_size=2 --eval_prompts_n=4 --eval_samples=1').split()
+    tiny = ('--task=completion --dataset=arithmetic --block_size=16 --max_new_tokens=4 --n_layer=1 --n_head=2 --n_embd=16 '
+            '--pretrain_iters=2 --batch_size=2 --group_size=2 --eval_prompts_n=4 --eval_samples=1').split()
 
     def run(*arguments):
         done = subprocess.run([PYTHON, *arguments], cwd=tmp_path, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
@@ -526,17 +536,17 @@ def test_a_run_in_a_folder_named_after_settings(tmp_path):
     folder = tmp_path / 'runs' / 'arithmetic_beta0.1_seed1'
     assert json.loads((folder / 'config.json').read_text())['out_dir'] == 'runs/arithmetic_beta0.1_seed1'
     said = run(str(ROOT / 'train_grpo.py'), *tiny, out_dir, '--max_iters=2', '--init_from=resume')
-    assert 'runs/arithmetic_beta0.1_seed1/export' in said and json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])['iter'] == 2
+    last = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert 'runs/arithmetic_beta0.1_seed1/export' in said and last['iter'] == 2
     assert run(str(ROOT / 'sample.py'), f'--checkpoint={folder}/export', '--prompt=1+2=')
     said = run(str(ROOT / 'train_grpo.py'), *tiny, '--out_dir=for{max_iters}', '--max_iters=1')
     assert '--max_iters=2 --out_dir=for1 --init_from=resume' in said
 
 
 def test_out_dir_is_made_at_once(tmp_path):
-    from runtime.run import check_out_dir
     (tmp_path / 'file').write_text('')
-    for path, words in (('', 'where you are'), ('.', 'where you are'), ('/', 'where you are'), ('..', 'where you are'), (str(tmp_path / 'file'), 'cannot be made'),
-                        (str(tmp_path / 'file' / 'x'), 'cannot be made')):
+    for path, words in (('', 'where you are'), ('.', 'where you are'), ('/', 'where you are'), ('..', 'where you are'),
+                        (str(tmp_path / 'file'), 'cannot be made'), (str(tmp_path / 'file' / 'x'), 'cannot be made')):
         with pytest.raises((ValueError, OSError), match=words):
             check_out_dir(path)
     check_out_dir(str(tmp_path / 'a' / 'b'))
