@@ -273,7 +273,7 @@ def near_key(key, keys):
         return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in changes if kind != 'equal')
 
     near = min(keys, key=edits)
-    if edits(near) <= (1 if len(key) < 7 else 2):
+    if edits(near) <= (1 if len(key) < 6 else 2):
         return near
     near = [other for other in keys if other.startswith(key) and len(key) >= max(4, len(other) / 3)
             or other.endswith(f'_{key}') and len(key) >= len(other) / 2

@@ -514,7 +514,8 @@ def test_paths_with_settings():
     assert named('out') == 'out' and named('out/beta{kl_beta}_seed{seed}_unified') == 'out/beta0.05_seed2_unified'
     assert named('{model}-{dataset}/{none}{flag}{d}') == 'Qwen-Qwen2.5-0.5B-my-file/NoneTrue-0.5' and len(named('{long}')) == 100
     for path, words in (('{rewards}', 'cannot stand'), ('{empty}', 'cannot stand'), ('{up}/x', 'cannot stand'),
-                        ('{init_from}', 'cannot stand'), ('{out_dir}', 'cannot stand'), ('{sed}', "unknown key 'sed'; did you mean 'seed'?"), ('{}', "unknown key ''"),
+                        ('{init_from}', 'cannot stand'),
+                        ('{out_dir}', 'cannot stand'), ('{sed}', "unknown key 'sed'; did you mean 'seed'?"), ('{}', "unknown key ''"),
                         ('{seed:d}', "unknown key 'seed:d'"), ('{seed.real}', 'unknown key'), ('{0}', 'unknown key'),
                         ('{seed', 'braces hold'), ('seed}', 'braces hold'), ('{{seed}}', 'braces hold')):
         with pytest.raises(ValueError, match=re.escape(words)):
