@@ -133,10 +133,10 @@ class ScoreModel(nn.Module):
 @dataclass
 class LagrangeMultiplier:
     """
-    Lambda, the price of a cost, so that E[C] + threshold <= 0. It goes by the exponential average of J = mean
-    cost + threshold, which begins at the first J. rule 'exponential': ln lambda += lr * average; 'safe_rlhf':
-    ln lambda += lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773, which averages 128
-    episodes, as ema_beta 0 does with a batch of them). positive_only: J counts as max(J, 0).
+    Lambda, the price of a cost, so that E[C] + threshold <= 0. It goes by an exponential average, from 0 on,
+    of J = mean cost + threshold. rule 'exponential': ln lambda += lr * average; 'safe_rlhf': ln lambda +=
+    lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773, which averages 128 episodes, as
+    ema_beta 0 does with a batch of them). positive_only: J counts as max(J, 0); lambda then never falls.
     """
     value: float = 1.0
     lr: float = 0.005
@@ -155,7 +155,7 @@ class LagrangeMultiplier:
         if not (self.value >= 0 and self.lr >= 0 and 0 <= self.ema_beta < 1 and known):
             raise ValueError(f"{self}: value and lr must be at least 0, ema_beta in [0, 1), and rule "
                              "exponential or safe_rlhf")
-        self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, None
+        self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, 0.0
 
     def update(self, mean_cost: float) -> float:
         """The new lambda. mean_cost: over all ranks. Raises FloatingPointError unless it is finite."""
@@ -164,7 +164,7 @@ class LagrangeMultiplier:
         J = mean_cost + self.threshold
         if self.positive_only:
             J = max(J, 0.0)
-        self.ema = J if self.ema is None else self.ema_beta * self.ema + (1 - self.ema_beta) * J
+        self.ema = self.ema_beta * self.ema + (1 - self.ema_beta) * J
         self.log_value += self.lr * self.ema * (self.value if self.rule == 'safe_rlhf' else 1.0)
         self.log_value = min(max(self.log_value, math.log(self.minimum)), math.log(self.maximum))
         self.value = math.exp(self.log_value)
@@ -174,7 +174,7 @@ class LagrangeMultiplier:
         return {'value': self.value, 'log_value': self.log_value, 'ema': self.ema}
 
     def load_state_dict(self, state):
-        vars(self).update(state)
+        vars(self).update(state, ema=state['ema'] or 0.0)  # None in files of before it began at 0
 
 
 # -----------------------------------------------------------------------------

@@ -13,26 +13,12 @@ else; the rest goes to stderr.
 import os
 from typing import Annotated, Literal
 
-import torch
-
 from model import GPT
 from runtime.checkpoint import load_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Share, configure
 from runtime.masters import compute_in, precision_of
+from runtime.run import usable_device
 from tasks import TASKS
-
-
-def usable_device(device):
-    """The torch device that a setting names. Raises ValueError for one that torch cannot use here."""
-    if device == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
-        reason = str(e).splitlines()[0][:80]
-        seen = f"device is {device!r}, which torch cannot use here ({reason})"
-        raise ValueError(f"{seen}: take 'auto' or 'cpu'") from None
-    return device
 
 
 def main(cfg):

@@ -12,8 +12,9 @@ import math
 from typing import Annotated, Literal
 
 import grpo
+from data.text import dataset_name
 from runtime import console, ranks, run
-from runtime.config import Count, Natural, NonNegative, Positive, Share, configure
+from runtime.config import Count, Natural, NonNegative, Positive, Share, configure, with_settings
 from runtime.console import say
 from tasks import TASKS
 from tasks.evolution import es_training_step
@@ -25,7 +26,7 @@ from tasks.evolution import es_training_step
 # the job
 task: Literal['fill_in', 'completion', 'alignment', 'nla'] = 'fill_in'  # each is a file in tasks/
 init_from: Literal['generator', 'resume'] = 'generator'  # 'resume': go on with out_dir
-out_dir = 'out-grpo'                    # where everything goes; a used one is moved aside
+out_dir = 'out-grpo'                    # for everything; may hold {seed} and others; a used one is moved
 seed: Natural = 1                       # of everything that is drawn
 # optimizer
 batch_size: Count = 32                  # P: prompts of an iteration, all ranks together
@@ -61,7 +62,7 @@ tensorboard = False                     # True: metrics, histograms and samples 
 wandb_log = False                       # True: and to wandb
 wandb_project = 'grpo'
 wandb_run_name = 'fill-in'
-wandb_mode = 'online'                   # 'offline' needs no account
+wandb_mode: Literal['online', 'offline', 'shared', 'disabled'] = 'online'  # 'offline' needs no account
 # system
 device = 'auto'                         # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
 precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # of computing; what learns is fp32 always
@@ -71,6 +72,8 @@ shard = False                           # True: weights, gradients and Adam spre
 gather_to_sample = True                 # shard: False collects the model block by block for every token
 rank_timeout: Positive = 1800.0         # seconds after which a process that hangs is given up
 cfg = configure(globals(), grpo.Settings, tasks=TASKS)
+named = vars(cfg) | {'dataset': dataset_name(cfg.train_prompts or cfg.dataset)}
+cfg.out_dir = with_settings('out_dir', cfg.out_dir, named)
 
 # -----------------------------------------------------------------------------
 # set-up: who we are, what we learn, what holds us back, where we stopped

@@ -5,8 +5,8 @@ Configuration without a framework, after nanoGPT: a script opens with a block of
 
 The command line overrides them: `python train_grpo.py config/grpo_config.py --seed=2`. Later wins:
 defaults, then config files in the order given, then --key=value. A config file is Python, and what it
-defines may be a value too. Values on the command line are Python literals, and bare words are strings;
---quiet alone is --quiet=True.
+defines may be a value too; it is looked for here and beside the script. Values on the command line are Python
+literals, and bare words are strings, also in a list; --quiet alone is --quiet=True.
 
 A room with settings of its own has a class `Settings` of the same form, which configure takes besides the
 globals: `configure(globals(), grpo.Settings, tasks=TASKS)`. Outside they are all flat, so no name may be
@@ -18,9 +18,13 @@ None`, `Literal['sum', 'mean']` for a choice, and for a range a type with an int
 """
 import ast
 import difflib
+import fnmatch
+import glob
 import inspect
+import json
 import linecache
 import os
+import re
 import select
 import shutil
 import sys
@@ -35,6 +39,9 @@ Positive = Annotated[float, '(0, inf)']
 NonNegative = Annotated[float, '[0, inf)']
 Share = Annotated[float, '[0, 1]']
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OTHER_NAMES = os.path.join(ROOT, 'runtime', 'other_names.json')  # {framework: {its name: [ours, a note]}}
+INF = float('inf')
+DASHES = '-\u2010\u2011\u2012\u2013\u2014\u2015\u2212'  # what a word processor makes of two of them
 
 
 class Setting(NamedTuple):
@@ -65,22 +72,29 @@ def calls_configure(node):
     return any(getattr(function, 'id', '') == 'configure' for function in calls)
 
 
+def assignments(block):
+    """(key, node) of what is set above the call of configure."""
+    for node in block:
+        if calls_configure(node):
+            return
+        if isinstance(node, ast.AnnAssign):
+            yield node.target.id, node
+        elif isinstance(node, ast.Assign) and is_literal(node.value):
+            yield ast.unparse(node.targets[0]), node
+
+
 def read_keys(source, names=None, room='run', block=None):
     """{key: Setting} of the assignments above the call of configure; names: what annotations may use."""
     keys, lines, heading, above = {}, source.splitlines(), '', 0
-    for node in settings_block(source) if block is None else block:
-        if calls_configure(node):
-            break
+    for key, node in assignments(settings_block(source) if block is None else block):
         for line in lines[above:node.lineno - 1]:
             if line.lstrip().startswith('# ') and not line.lstrip().startswith('# ---'):
                 heading = line.strip().lstrip('# ')
         above = node.end_lineno
         if isinstance(node, ast.AnnAssign):
-            key, kind = node.target.id, eval(ast.unparse(node.annotation), names)
-        elif isinstance(node, ast.Assign) and is_literal(node.value):
-            key, kind = node.targets[0].id, type(ast.literal_eval(node.value))
+            kind = eval(ast.unparse(node.annotation), names)
         else:
-            continue
+            kind = type(ast.literal_eval(node.value))
         _, _, comment = lines[node.end_lineno - 1][node.end_col_offset:].partition('#')
         keys[key] = Setting(kind, comment.strip(), room, heading)
     return keys
@@ -168,7 +182,8 @@ def name_of(kind):
     if len(members(kind)) > 1:
         return ' | '.join(map(name_of, members(kind)))
     base, _ = parts_of(kind)
-    return 'None' if base is types.NoneType else getattr(base, '__name__', str(base))
+    words = {types.NoneType: 'None', bool: 'bool, True or False', types.FunctionType: "a config's function"}
+    return words.get(base) or getattr(base, '__name__', str(base))
 
 
 def converted(value, base):
@@ -193,8 +208,10 @@ def shown(value):
 def check(key, value, keys, where):
     """The value, converted to what the key takes. Raises ValueError naming key, value and range."""
     if key not in keys:
-        raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys, where)}")
+        raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys)}")
     kind, out_of_range = keys[key].kind, False
+    if type(value) in (int, float) and 1e15 < abs(value) < INF:
+        raise ValueError(f"{where}: {key} is {shown(value)}; no number here is above 1e15")
     for member in members(kind):
         if typing.get_origin(member) is typing.Literal:
             if any(type(value) is type(choice) and value == choice for choice in typing.get_args(member)):
@@ -207,44 +224,152 @@ def check(key, value, keys, where):
                 return fitting
             out_of_range = True
     if out_of_range:
-        wanted = ', or '.join(map(range_of, members(kind)))
-        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {wanted}")
+        wanted = ', or '.join(map(range_of, members(kind))) + ', and finite' * (value in (INF, -INF))
+        elsewhere = f". {known_elsewhere(key, keys)}" if isinstance(value, str) else ''
+        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {wanted}{elsewhere.rstrip('. ')}")
     raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {shown(value)} ({type(value).__name__})")
 
 
-def remedy_for(key, keys, where):
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return "; --help lists them all" + ("; a name of the file's own begins with _" if '.py' in where else '')
+# -----------------------------------------------------------------------------
+# what a key that is not ours may mean
+
+def remedy_for(key, keys):
+    """What follows "unknown key": its name here, or one that is truly near, or where all are listed."""
+    key = key.lower().replace('-', '_')
+    if key not in keys and (elsewhere := known_elsewhere(key, keys)):
+        return f": {elsewhere}"
+    near = near_key(key, keys)
+    return f"; did you mean {near!r}?" if near else "; --help lists them all"
+
+
+def known_elsewhere(key, keys):
+    """What other frameworks' settings of that name are here: "TRL's beta is kl_beta here"; '' for none."""
+    with open(OTHER_NAMES, encoding='utf-8') as f:
+        table = json.load(f)
+    exact, last = {}, {}  # {(name, ours): [frameworks, note]}; last: known by its last part
+    for framework, rows in table.items():
+        for name, (ours, note) in rows.items():
+            of_last = name.endswith(f'.{key}') or key.endswith(f'.{name}')
+            if ours and not keys.keys() >= set(ours.split(', ')):
+                continue
+            if of_last or fnmatch.fnmatch(key, name):
+                told = (last if of_last else exact).setdefault((name, ours), [[], note])
+                told[0].append(framework)
+    lines = []
+    for (name, ours), (frameworks, note) in (exact or last).items():
+        told = [f"is {ours.replace(', ', ' and ')} here"] if ours not in ('', name) else []
+        whose = ' and '.join(frameworks)
+        lines.append(f"{whose}'s {name} {', '.join(told + [note] * bool(note))}")
+    return '; '.join(lines[:3])
+
+
+def near_key(key, keys):
+    """The key that is meant by another: mistyped, joined, in another order, or cut; None where unsure."""
+    def edits(other):
+        if sorted(other.split('_')) == sorted(key.split('_')):
+            return 0
+        a, b = key.replace('_', ''), other.replace('_', '')
+        changes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+        return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in changes if kind != 'equal')
+
+    near = min(keys, key=edits)
+    if edits(near) <= (1 if len(key) < 6 else 2):
+        return near
+    near = [other for other in keys if other.startswith(key) and len(key) >= max(4, len(other) / 3)
+            or other.endswith(f'_{key}') and len(key) >= len(other) / 2
+            or key in (f'no_{other}', f"{key.rpartition('.')[0]}.{other}")]
+    return near[0] if len(near) == 1 else None
+
+
+def with_settings(key, path, values):
+    """
+    The path with the value of each {setting} in it. values: of all settings. Raises ValueError for a name
+    that is no setting's, and for a value that is no part of a file's name.
+    """
+    def value_of(match):
+        name, value = match[1], values.get(match[1])
+        if name not in values:
+            raise ValueError(f"{key} is {path!r}: unknown key {name!r}{remedy_for(name, values)}")
+        text = re.sub(r'[^\w.+-]+', '-', str(value))
+        if isinstance(value, (list, tuple, dict)) or name in (key, 'init_from') or text.strip('.-') == '':
+            raise ValueError(f"{key} is {path!r}, where {name}, {shown(value)[:100]}, cannot stand")
+        return text[:100]
+
+    if set(re.sub(r'{[^{}]*}', '', path)) & set('{}'):
+        raise ValueError(f"{key} is {path!r}: braces hold a setting's name, as {{seed}}")
+    return re.sub(r'{([^{}]*)}', value_of, path)
 
 
 # -----------------------------------------------------------------------------
 # config files and the command line
 
+def locate(path, folder=ROOT):
+    """The file that a path means: here, else in the folder, else in the repo; None where there is none."""
+    return next(filter(os.path.isfile, (os.path.join(place, path) for place in ('', folder, ROOT))), None)
+
+
+def find_config(path, folder):
+    """The config file that is meant. Raises FileNotFoundError or ValueError, saying what to type."""
+    found = locate(path, folder)
+    if found and found.endswith('.py'):
+        return found
+    if found:
+        raise ValueError(f"{path} is no config file: one is Python, `key = value` a line, and ends in .py; "
+                         "data is named by --train_prompts= or --dataset=")
+    if os.path.isfile(os.path.join(path, 'config.json')):
+        raise ValueError(f"{path} is a run's folder: --out_dir={path} --init_from=resume goes on with it")
+    if path and any(os.path.isdir(os.path.join(place, path)) for place in ('', ROOT)):
+        raise ValueError(f"{path} is a folder; a config is a file, as config/arithmetic.py")
+    known = {}
+    for pattern in ('config/**/*.py', os.path.join(os.path.dirname(path), '*.py')):
+        for other in glob.glob(pattern, recursive=True) + glob.glob(pattern, root_dir=ROOT, recursive=True):
+            known[os.path.basename(other)[:-3]] = other
+    stem = re.split(r'[/\\\\]', path)[-1].removesuffix('.py')
+    near = difflib.get_close_matches(stem, known, n=1, cutoff=0.7)
+    meant = f"; did you mean {known[near[0]]}?" if near else " (overrides are written --key=value)"
+    raise FileNotFoundError(f"there is no config file {path!r}{meant}")
+
+
 def read_config_file(path, keys):
     """The values that a config file sets, less the functions, classes and modules that it needs itself."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no config file {path!r} (overrides are written --key=value)")
     names = {'__file__': path, '__name__': 'config'}
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, 'rb') as f:
             source = f.read()
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
-    try:
         program = compile(source, path, 'exec')
+        is_script = any(map(calls_configure, settings_block(source)))
+    except OSError as e:
+        raise OSError(f"{path} cannot be read ({e.strerror})") from None
     except SyntaxError as e:
-        raise ValueError(f"{path}, line {e.lineno}: {e.msg}") from None
+        raise ValueError(f"{path}, line {e.lineno or 1}: {e.msg}") from None
     except (ValueError, MemoryError, RecursionError):
         raise ValueError(f"{path} cannot be read as Python: a NUL character, or nested too deep") from None
+    if is_script:
+        raise ValueError(f"{path} is a program and no config file")
     try:
         exec(program, names)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise ValueError(f"{path}, line {line_in(path, e.__traceback__)}: {type(e).__name__}: {e}") from None
     machinery = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
     own = {key for key, value in names.items() if key.startswith('_') or isinstance(value, machinery)}
-    return {key: value for key, value in names.items() if key in keys or key not in own}
+    values = {key: value for key, value in names.items() if key in keys or key not in own}
+    if strangers := values.keys() - keys.keys():
+        key = min(strangers, key=[*values].index)
+        remedy = program_for(path, values, keys) or remedy_for(key, keys)
+        raise ValueError(f"{path}: unknown key {key!r}{remedy}; a name of its own begins with _")
+    return values
+
+
+def program_for(path, values, keys):
+    """What to run with a config of which another program of ours has more keys; None where none has."""
+    most, remedy = len(values.keys() & keys.keys()), None
+    for script in ('train_grpo.py', 'sample.py', *glob.glob('tools/*.py', root_dir=ROOT)):
+        with open(os.path.join(ROOT, script), encoding='utf-8') as f:
+            known = len(values.keys() & dict(assignments(settings_block(f.read()))).keys())
+        if known > most:
+            program = script if '/' not in script else f"-m {script[:-3].replace('/', '.')}"
+            most, remedy = known, f"; it is a config for another program: python {program} {path}"
+    return remedy
 
 
 def line_in(path, trace):
@@ -257,23 +382,59 @@ def line_in(path, trace):
     return line
 
 
-def read_override(argument, keys):
-    """--key=value as (key, value); --key alone is True, where that is what the key takes."""
-    if not argument.startswith('--'):
-        raise ValueError(f"{argument}: overrides are written --key=value")
-    key, equals, text = argument[2:].partition('=')
-    kinds = members(keys[key].kind) if key in keys else ()
-    if not equals and kinds == (bool,):
-        return key, True
-    if not equals:
-        raise ValueError(f"{argument}: overrides are written --key=value, with an equals sign")
+class Words(ast.NodeTransformer):
+    """Bare words become strings: of --rewards=['exact_answer'] a shell leaves [exact_answer]."""
+
+    def visit_Name(self, node):
+        return ast.Constant(node.id)
+
+
+def read_value(key, text, keys):
+    """What stands behind --key=, as a value. Raises ValueError where that is nothing, or no Python."""
+    bases = [parts_of(member)[0] for member in members(keys[key].kind)]
+    wanted = f"--{key}={text}: {key} takes {name_of(keys[key].kind)}"
+    braced = {list, tuple, dict} & set(bases) and (text[:1] in ('[', '(', '{') or str not in bases)
+    if bases == [bool] and text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
     try:
-        value = ast.literal_eval(text)
+        tree = ast.parse(text.lstrip(), mode='eval')
+        value = ast.literal_eval(Words().visit(tree) if braced else tree)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError):
-        value = text
-    if kinds == (str,) and not isinstance(value, str):
-        value = text  # --wandb_run_name=7 means the string
-    return key, value
+        if braced:
+            raise ValueError(f'{wanted}; in a shell put it all in double quotes, "--{key}=..."') from None
+        return text
+    if bases == [str] and value is None:
+        raise ValueError(f"{wanted} and no None; the empty one is --{key}=")
+    if bases == [str] and not isinstance(value, str):
+        return text  # --wandb_run_name=7 means the string
+    return [value] if braced and isinstance(value, str) else value  # --lora_targets=q
+
+
+def split_arguments(arguments, keys, folder):
+    """
+    (config files, [(key, text of its value or None, the argument)]) of a command line. Raises ValueError for
+    an argument that is neither, saying what to type, and as find_config.
+    """
+    paths, overrides, before = [], [], None
+    for argument, after in zip(arguments, [*arguments, ''][1:], strict=True):
+        rest = argument.lstrip(DASHES)
+        dashes, (key, equals, text) = argument[:len(argument) - len(rest)], rest.partition('=')
+        is_file = not dashes and locate(argument, folder)
+        if not dashes and (is_file or not equals or '/' in key):
+            if before and not is_file:
+                raise ValueError(f"--{before} {argument}: a value stands behind an equals sign, without a "
+                                 f"space: --{before}={argument}")
+            paths.append(find_config(argument, folder))
+            continue
+        key = key.lstrip('+')
+        if key and key not in keys:
+            raise ValueError(f"{argument}: unknown key {key!r}{remedy_for(key, keys)}")
+        if not key or dashes != '--' or (not equals and members(keys[key].kind) != (bool,)):
+            value = text or ('...' if after.startswith('--') else after.lstrip('=') or '...')
+            raise ValueError(f"{argument}: overrides are written --key=value, as --{key or 'seed'}={value}")
+        overrides.append((key, text if equals else None, argument))
+        before = None if text else key
+    return paths, overrides
 
 
 def configure(namespace, *rooms, tasks=None, argv=None):
@@ -314,16 +475,22 @@ def configure(namespace, *rooms, tasks=None, argv=None):
 def read_arguments(arguments, keys, values, namespace):
     """{key: (value, where it was given)} of config files, then overrides; --help is answered at once."""
     for argument in arguments:
-        if argument in ('-h', '--help') or argument.startswith('--help='):
-            print_help(namespace, keys, values, argument.partition('=')[2])
+        word, _, about = argument.partition('=')
+        if word in ('-h', '--h', '-help', '--help', '-?', 'help'):
+            print_help(namespace, keys, values, about)
             sys.exit(0)
+    folder = os.path.dirname(os.path.abspath(namespace['__file__']))
+    paths, overrides = split_arguments(arguments, keys, folder)
     given = {}
-    for path in (a for a in arguments if not a.startswith('-')):
+    for path in paths:
         for key, value in read_config_file(path, keys).items():
             given[key] = check(key, value, keys, path), path
-    for argument in (a for a in arguments if a.startswith('-')):
-        key, value = read_override(argument, keys)
+    for key, text, argument in overrides:
+        value = True if text is None else read_value(key, text, keys)
         given[key] = check(key, value, keys, argument), argument
+    for key, (value, where) in given.items():
+        if value == '' and values[key]:
+            raise ValueError(f"{where}: {key} is empty; leave it out for {values[key]!r}")
     return given
 
 
@@ -345,9 +512,11 @@ def refuse_other_tasks(cfg, given, tasks):
 def print_help(namespace, keys, values, room):
     """The script's docstring and each setting with its value and comment, room by room, or those of one."""
     rooms = list(dict.fromkeys(setting.room for setting in keys.values()))
+    width = max(60, min(shutil.get_terminal_size().columns, 160))
+    if room in keys:
+        return print_setting(f'  --{room}={values[room]!r}', keys[room], width)
     if room and room not in rooms:
         raise ValueError(f"--help={room}: there are the rooms {', '.join(rooms)}")
-    width = max(60, min(shutil.get_terminal_size().columns, 160))
     if not room:
         print_lines((namespace.get('__doc__') or '').strip(), width)
         print_lines("\nSettings, in a config file or as --key=value; --key alone is --key=True.", width)

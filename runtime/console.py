@@ -156,5 +156,8 @@ def closing(out_dir, metrics, training, try_out):
     sample = shlex.join(['python', os.path.join(root, 'sample.py'), checkpoint, *arguments])
     found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
     compare = shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run', '--out=both.html'])
+    longer = [f'--max_iters={2 * training.total or 100}']
+    if str(training.total) in out_dir:  # it may be made of max_iters
+        longer.append(f'--out_dir={out_dir}')
     tell(f"  in {out_dir}: {', '.join(made)}\n  try it: {sample}\n  compare: {found_from_here}{compare}\n"
-         f"  go on: {this_run(f'--max_iters={2 * training.total or 100}', '--init_from=resume')}")
+         f"  go on: {this_run(*longer, '--init_from=resume')}")

@@ -57,6 +57,18 @@ def check(cfg):
         tell("warning: k1 in the loss has zero gradient on average, it only adds noise; take k2 or exact")
     if cfg.init_from == 'resume':
         check_resume(cfg)
+    check_out_dir(cfg.out_dir)
+
+
+def check_out_dir(out_dir):
+    """Make it now, so that what is in the way is found before time is spent."""
+    if f'{os.getcwd()}/'.startswith(f"{os.path.abspath(out_dir).rstrip('/')}/"):
+        raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
+                         "a folder of its own")
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"out_dir is {out_dir!r}, which cannot be made: {e.strerror}") from None
 
 
 def check_resume(cfg):
@@ -77,6 +89,19 @@ def check_resume(cfg):
                          f"{cfg.lora_r} now: adapters cannot come or go")
 
 
+def usable_device(device):
+    """The torch device that a setting names. Raises ValueError for one that torch cannot use here."""
+    if device == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
+        reason = str(e).splitlines()[0][:80]
+        seen = f"device is {device!r}, which torch cannot use here ({reason})"
+        raise ValueError(f"{seen}: take 'auto' or 'cpu'") from None
+    return device
+
+
 def processes(cfg):
     """(rank, world_size, device) of this process, among those that torchrun has started."""
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
@@ -88,6 +113,8 @@ def processes(cfg):
     on_gpu = device.startswith('cuda')
     if on_gpu and not torch.cuda.is_available():
         raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: take 'auto' or 'cpu'")
+    if not on_gpu:
+        usable_device(device)
     if world_size > 1 or cfg.shard:
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:

@@ -66,7 +66,7 @@ class Alignment(Completion):
         lambda_max: Positive = 5.0
         lambda_rule: Literal['exponential', 'safe_rlhf'] = 'exponential'  # ln lambda += lr J, or lr lambda J
         lambda_positive_only = False            # True: J counts as max(J, 0), so that lambda never falls
-        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # J is averaged over iterations
+        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # of the average of J, which starts at 0
         true_reward: types.FunctionType | None = None  # f(text, prompt=..., ...), where the truth is known
         true_cost: types.FunctionType | None = None    # the same of the cost; both are only logged
 
@@ -166,7 +166,7 @@ class Alignment(Completion):
         metrics = {'lambda': self.multiplier.value, 'cost': self.mean_cost,
                    'safe_ratio': ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean()),
                    'J_C': self.mean_cost + self.cfg.cost_threshold_d}
-        return metrics if self.multiplier.ema is None else metrics | {'J_C_ema': self.multiplier.ema}
+        return metrics | {'J_C_ema': self.multiplier.ema} if self.cfg.lambda_adapt else metrics
 
     @torch.no_grad()
     def evaluate(self, policy):

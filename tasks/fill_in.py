@@ -60,6 +60,9 @@ class FillIn(Task):
                 raise ValueError(f"mask_ratio is {cfg.mask_ratio}; it takes low, high: 0 < low <= high <= 1")
             if not cfg.mask_kinds or any(kind not in list(CHOOSERS) for kind in cfg.mask_kinds):
                 raise ValueError(f"mask_kinds is {cfg.mask_kinds}; it takes some of {', '.join(CHOOSERS)}")
+            if cfg.unmask_steps > cfg.block_size:
+                raise ValueError(f"unmask_steps is {cfg.unmask_steps}; it must be at most block_size, "
+                                 f"{cfg.block_size}")
             if cfg.advantage == 'gae':
                 raise ValueError("advantage gae needs a value for each token, which slots have not")
 

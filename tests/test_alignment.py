@@ -38,19 +38,32 @@ CHARS = sorted('abcdefghijklmnopqrstuvwxyz >')
 # --- lambda
 
 def test_lambda_by_hand():
-    """Exponentiated ascent: at constant J, ln lambda grows by lr * J each time, wherever it stands; the average begins at the first J."""
+    """The average of J starts at 0, so at constant J = 3 it is 3 (1 - 0.9 ** n) and ln lambda grows by lr times that."""
     m = LagrangeMultiplier(value=0.5, lr=0.1, threshold=1.0, ema_beta=0.9)
+    grown = 0
     for n in range(1, 4):
-        assert m.update(2.0) == pytest.approx(0.5 * math.exp(0.1 * 3.0 * n))
+        grown += 3.0 * (1 - 0.9 ** n)
+        assert m.update(2.0) == pytest.approx(0.5 * math.exp(0.1 * grown))
     m = LagrangeMultiplier(value=1.0, lr=0.1, ema_beta=0.9)
     m.update(2.0)
-    m.update(-1.0)
-    assert m.ema == pytest.approx(0.9 * 2 - 0.1) and m.value == pytest.approx(math.exp(0.1 * 2 + 0.1 * 1.7))
+    m.update(-1.0)  # 0.2, then 0.9 * 0.2 - 0.1 = 0.08
+    assert m.ema == pytest.approx(0.08) and m.value == pytest.approx(math.exp(0.1 * 0.2 + 0.1 * 0.08))
     m = LagrangeMultiplier(value=2.0, lr=0.1, ema_beta=0.0, rule='safe_rlhf')
     assert m.update(0.5) == pytest.approx(2 * math.exp(0.1 * 2 * 0.5))
     assert LagrangeMultiplier().update(0.0) == 1.0
     strict, shifted = LagrangeMultiplier(threshold=0.7), LagrangeMultiplier()
     assert [strict.update(c) for c in (1.0, -2.0, 0.3)] == pytest.approx([shifted.update(c + 0.7) for c in (1.0, -2.0, 0.3)])
+
+
+def test_lambda_that_only_rises_by_hand():
+    """
+    ema <- 0.9 ema + 0.1 max(cost, 0): 0.2, 0.28, 0.252, 0.2268, 0.25412; lambda = exp(0.005 times their sum so far). Without the maximum
+    the third cost, -1, already makes it 0.152.
+    """
+    m, costs = LagrangeMultiplier(value=1.0, lr=0.005, ema_beta=0.9, threshold=0.0, positive_only=True), (2.0, 1.0, -1.0, -3.0, 0.5)
+    assert [round(m.update(cost), 6) for cost in costs] == [1.001001, 1.002403, 1.003667, 1.004806, 1.006083]
+    m = LagrangeMultiplier(value=1.0, lr=0.005, ema_beta=0.9, threshold=0.0)
+    assert [m.update(cost) for cost in costs[:3]][2] == pytest.approx(math.exp(0.005 * (0.2 + 0.28 + 0.152)))
 
 
 def test_lambda_rises_falls_and_keeps_its_bounds():
@@ -75,6 +88,8 @@ def test_lambda_resumes_bit_for_bit():
     kept = LagrangeMultiplier(value=0.03)  # exp(ln x) is not x for this one
     kept.load_state_dict(kept.state_dict())
     assert kept.value == 0.03
+    kept.load_state_dict({'value': 0.03, 'log_value': math.log(0.03), 'ema': None})  # saved before a first cost came
+    assert kept.update(0.0) == pytest.approx(0.03)
     assert other.value == one.value and [one.update(c) for c in (0.5, -3.0)] == [other.update(c) for c in (0.5, -3.0)]
 
 

@@ -20,7 +20,7 @@ import sys
 import time
 
 from formats.text_files import read_json, read_text, write_text
-from runtime.config import Count, configure
+from runtime.config import Count, configure, locate
 
 ROOMS = ('tasks', 'data', 'rewards', 'sandbox', 'runtime', 'formats', 'report')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,8 +29,8 @@ running = set()
 
 def fingerprint(arguments):
     """A hash of the arguments, of the files that they name, and of the code that a run executes."""
-    paths = [argument.rpartition('=')[2] for argument in arguments]
-    for path in [path for path in paths if path.endswith('.py') and os.path.isfile(path)]:
+    paths = [locate(argument.rpartition('=')[2]) or '' for argument in arguments]
+    for path in [path for path in paths if path.endswith('.py')]:
         for name in re.findall(r'^from config\.(\w+) import', read_text(path), re.MULTILINE):
             paths.append(os.path.join(ROOT, 'config', f'{name}.py'))
     for pattern in ('*.py', *(f'{room}/**/*.py' for room in ROOMS)):
@@ -84,6 +84,8 @@ def train_start(cfg, arguments):
     """The start that all runs have in common, made before they run. From now on SIGTERM ends runs too."""
     atexit.register(stop_running)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if '{' in cfg.out_dir:
+        raise ValueError(f"out_dir is {cfg.out_dir!r}: here arms and seeds have folders of their own in it")
     out_dir = os.path.join(cfg.out_dir, 'start')
     start = train([cfg.base, *arguments, '--max_iters=0'], out_dir, cfg.threads * cfg.processes)
     if not start:
