@@ -1,8 +1,11 @@
 """Text and JSON files: read with one clear error that names file and line, written whole or not at all."""
 import contextlib
+import glob
 import json
 import os
 import re
+import shutil
+import socket
 
 HALF_PAIR = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape for half of a character beyond U+FFFF
 
@@ -66,10 +69,26 @@ def read_json(path):
     return parse_object(read_text(path), path)
 
 
+def temporary_for(path):
+    """
+    A path beside `path` that no other process writes to. What processes of this machine have left there that
+    are gone is removed.
+    """
+    start = f'{path}.{socket.gethostname()}-'
+    for left in glob.glob(f'{glob.escape(start)}*.tmp'):
+        try:
+            os.kill(int(left[len(start):-4]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left) if os.path.isdir(left) else os.remove(left)
+        except (ValueError, PermissionError):  # no name of ours, or another user's process
+            pass
+    return f'{start}{os.getpid()}.tmp'
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A temporary path to write to; it takes the place of `path` when the block ends without an error."""
-    temporary = f'{path}.{os.getpid()}.tmp'
+    temporary = temporary_for(path)
     try:
         yield temporary
         os.replace(temporary, path)
