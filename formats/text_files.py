@@ -69,32 +69,40 @@ def read_json(path):
     return parse_object(read_text(path), path)
 
 
-def temporary_for(path):
-    """
-    A path beside `path` that no other process writes to. What processes of this machine have left there that
-    are gone is removed.
-    """
-    start = f'{path}.{socket.gethostname()}-'
-    for left in glob.glob(f'{glob.escape(start)}*.tmp'):
-        try:
-            os.kill(int(left[len(start):-4]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(left) if os.path.isdir(left) else os.remove(left)
-        except (ValueError, PermissionError):  # no name of ours, or another user's process
-            pass
-    return f'{start}{os.getpid()}.tmp'
-
-
 @contextlib.contextmanager
 def replacing(path):
-    """A temporary path to write to; it takes the place of `path` when the block ends without an error."""
-    temporary = temporary_for(path)
+    """
+    A temporary path, of this process alone, for a file or folder; it takes the place of `path` when the block
+    ends without an error. What killed processes of this machine have left there is removed.
+    """
+    start = f'{path}.{socket.gethostname()}-'
+    temporary = f'{start}{os.getpid()}.tmp'
+    for left in glob.glob(f'{glob.escape(start)}*.tmp'):
+        pid = left[len(start):-4]
+        if left == temporary or pid.isdecimal() and is_gone(int(pid)):
+            discard(left)
     try:
         yield temporary
+        if os.path.isdir(temporary):
+            discard(path)
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+        discard(temporary)
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False
+
+
+def discard(path):
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
 def write_text(path, text):

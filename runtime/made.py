@@ -9,11 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import socket
-import zipfile
 
-from formats.text_files import read_json, temporary_for, write_text
+from formats.text_files import read_json
 from formats.weights import local_folder
 from runtime import console
 from runtime.checkpoint import load_checkpoint
@@ -22,9 +20,6 @@ from runtime.console import say
 TOLD = ('seed', 'eval_prompts_n')  # what differs in these alone is taken: seeds are compared on one start
 CHUNK, CHUNKS = 1 << 18, 256       # of a file beyond their product, 64 MB, so many chunks are read
 
-
-# -----------------------------------------------------------------------------
-# contents
 
 def content_of(*parts):
     """A hash, 12 hex digits, of arrays and of what JSON can hold; of anything else, as its text has it."""
@@ -35,10 +30,7 @@ def content_of(*parts):
 
 
 def content_of_path(path):
-    """
-    The same of a file or folder, whatever it is called, or of a model on the hub. A checkpoint keeps
-    checksums of its parts. None for a checkpoint that is still to be made.
-    """
+    """The same of a file, a folder or a model on the hub; None of a checkpoint that is still to be made."""
     if not os.path.exists(path):
         if path.endswith('.pt'):
             return None
@@ -47,14 +39,8 @@ def content_of_path(path):
     if os.path.isdir(path):
         files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
     for file in files:
-        total.update(os.path.relpath(file, path).encode())
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                sums = [(part.filename, part.CRC, part.file_size) for part in archive.infolist()]
-            total.update(repr(sums).encode())
-            continue
         size = os.path.getsize(file)
-        total.update(str(size).encode())
+        total.update(f'{os.path.relpath(file, path)} {size}'.encode())
         with open(file, 'rb') as f:
             for start in range(0, size, max(CHUNK, size // CHUNKS)):
                 f.seek(start)
@@ -62,10 +48,7 @@ def content_of_path(path):
     return total.hexdigest()[:12]
 
 
-# -----------------------------------------------------------------------------
-# recipes
-
-def recipe_for(what, version, source, cfg, *keys, **more):
+def recipe_for(what, version, source, cfg, /, *keys, **more):
     """The recipe of `what`, made from `source`, by these settings of cfg and more; None is not known yet."""
     known = {key: value for key, value in more.items() if value is not None}
     settings = {key: getattr(cfg, key) for key in keys}
@@ -108,16 +91,13 @@ def check_made(path, describe, remake=False):
     if remake is False and not set(differing) <= set(TOLD):
         raise ValueError(f"{path} is {what}, made by another recipe ({differences}): --remake=True makes it "
                          "again, --remake=never takes it as it is; or name another path")
-    return f"{what}, made with other {differences}" if differing else f"{what}, as this run makes it"
+    return f"{what} ({differences})" if differing else f"{what}, as this run makes it"
 
 
 def short(value):
     text = json.dumps(value)
     return text if len(text) <= 60 else f'{text[:57]}...'
 
-
-# -----------------------------------------------------------------------------
-# found, or made
 
 def made(path, describe, make, remake=False):
     """
@@ -147,51 +127,21 @@ def is_due(path, remake):
 def locked(path):
     """Alone with path among the processes that ask so. It ends with the process, however that ends."""
     name = f'{path.rstrip("/")}.lock'
-    while True:
-        try:
-            os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
-            file = open(name, 'a+')
-        except OSError as e:
-            raise OSError(f"{path} cannot be made there ({e.strerror}): name another path") from None
+    try:
+        os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
+        file = open(name, 'a+')
+    except OSError as e:
+        raise OSError(f"{path} cannot be made there ({e.strerror}): name another path") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             say(f"waiting for {path}, which {file.read() or 'another process'} is making")
             fcntl.flock(file, fcntl.LOCK_EX)
-        if is_still(file, name):  # who held it before has removed it at the end
-            break
-        file.close()
-    with file:
+        except OSError:  # a file system that knows no locks
+            pass
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        try:
-            yield
-        finally:
-            os.remove(name)
-
-
-def is_still(file, name):
-    """Whether an open file is the one of that name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(name))
-    return False
-
-
-@contextlib.contextmanager
-def replacing_folder(path, recipe):
-    """A new folder to write into; with its recipe it takes the place of `path` if the block ends well."""
-    path = path.rstrip('/')
-    temporary, older = temporary_for(path), temporary_for(f'{path}.older')
-    os.makedirs(temporary)
-    try:
-        yield temporary
-        if recipe:
-            write_text(os.path.join(temporary, 'recipe.json'), json.dumps(recipe, indent=1))
-        if os.path.exists(path):
-            os.rename(path, older)
-        os.rename(temporary, path)
-    finally:
-        for folder in (temporary, older):
-            shutil.rmtree(folder, ignore_errors=True)
+        yield

@@ -349,17 +349,16 @@ def newest_checkpoint(cfg):
 
 def check_learns_from(before, now, remake):
     """
-    Raises ValueError where a resumed run would learn from other contents than it began with, {name: hash},
-    unless remake is 'never': what it has held out may be among them. Other held-out prompts are told.
+    before, now: {name: a hash of the contents}. Raises ValueError where a resumed run would learn from others
+    than it began with, unless remake is 'never'; other held-out prompts are told.
     """
-    changed = [name for name, content in before.items() if now.get(name) != content]
-    grave = [name for name in changed if not name.startswith('held-out')]
-    if grave and remake != 'never':
-        raise ValueError(f"{' and '.join(grave)} {'have' if 'prompts' in grave[0] else 'has'} changed since "
-                         "this run began, and what it held out may now be among what it learns from: restore "
-                         "them, or go on all the same with --remake=never")
-    for name in changed:
-        say(f"resuming with other {name} than it began with")
+    for name, content in before.items():
+        if now.get(name) == content:
+            continue
+        if remake != 'never' and not name.startswith('held-out'):
+            raise ValueError(f"{name}: not what this run began with, so that what it held out may be learned "
+                             "from; restore it, or go on all the same with --remake=never")
+        say(f"resuming with other contents of {name}")
 
 
 def say_what_changed(before, now):

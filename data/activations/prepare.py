@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from data.prompts import held_out_split, load_prompts
-from formats.text_files import write_text
+from formats.text_files import replacing, write_text
 from model import GPT
 from nla import Activations, standardiser, truncate
 from runtime.checkpoint import load_pt, tokenizer_of
 from runtime.config import configure
 from runtime.console import over, say
-from runtime.made import content_of, content_of_path, made, recipe_for, replacing_folder
+from runtime.made import content_of, content_of_path, made, recipe_for
 
 READERS = {'.npy': partial(np.load, mmap_mode='r'), '.pt': load_pt, '.safetensors': load_file}
 
@@ -97,11 +97,13 @@ def write_activations(model, tokenizer, documents, cfg, out, recipe):
     """The folder `out`, whole or not at all. cfg: the settings below; the last two may be missing."""
     layer, position = layer_of(cfg, model.config.n_layer), getattr(cfg, 'min_position', None)
     position = cfg.activation_context - 1 if position is None else position
-    header = {'layer': layer, 'width': model.config.n_embd,
-              'context': cfg.activation_context, 'dtype': getattr(cfg, 'activation_dtype', 'float32'),
-              'vocab_size': tokenizer.vocab_size}
+    header = {'layer': layer, 'width': model.config.n_embd, 'context': cfg.activation_context,
+              'dtype': getattr(cfg, 'activation_dtype', 'float32'), 'vocab_size': tokenizer.vocab_size}
     trunk, vectors = truncate(model, layer), {}
-    with replacing_folder(out, recipe) as folder:
+    with replacing(out.rstrip('/')) as folder:
+        os.makedirs(folder)
+        if recipe:
+            write_text(os.path.join(folder, 'recipe.json'), json.dumps(recipe, indent=1))
         for split, count in (('train', cfg.activations_n), ('val', cfg.eval_prompts_n)):
             ids, path = [tokenizer.encode(text) for text in documents[split]], os.path.join(folder, split)
             places = draw_places(ids, count, position, split, cfg.seed)
