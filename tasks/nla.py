@@ -7,7 +7,7 @@ import copy
 import json
 import os
 import random
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -150,14 +150,15 @@ class NLA(Task):
         if is_file:
             self.train, self.held_out = self.given_activations(*given)
         else:
-            ranks.once(self.make_missing_activations)
+            ranks.once(partial(made, self.activations_path, self.activations_recipe, self.make_activations,
+                               self.remake))
             self.train, self.held_out = self.own_activations()
         self.content = content_of(content_of_path(self.activations_path), given and given[1])
         settings = json.loads(json.dumps({key: getattr(cfg, key) for key in FIXED}))
         self.about = {'layer': self.layer, 'source': self.source_path, 'context': cfg.activation_context,
                       'prompt': self.train.prompts[0], 'max_new_tokens': cfg.max_new_tokens,
                       'settings': settings}
-        ranks.once(self.make_missing_start)
+        ranks.once(partial(made, self.generator_path, self.start_recipe, self.make_start, self.remake))
         saved = load_checkpoint(self.generator_path, 'nla')
         self.check_start(saved)
         self.about, self.critic = saved['nla'] | self.about, self.placed(nla.build_critic(saved))
@@ -177,15 +178,10 @@ class NLA(Task):
         if not path.endswith('.pt'):
             return
         if not os.path.exists(path):  # what comes later is refused, if at all, before minutes are spent
-            check_made(self.activations_path, self.activations_recipe, self.remake)
             check_made(self.generator_path, self.start_recipe, self.remake)
+            if os.path.isdir(self.activations_path):
+                check_made(self.activations_path, self.activations_recipe, self.remake)
         made(path, self.source_recipe, self.make_source, self.remake)
-
-    def make_missing_activations(self):
-        made(self.activations_path, self.activations_recipe, self.make_activations, self.remake)
-
-    def make_missing_start(self):
-        made(self.generator_path, self.start_recipe, self.make_start, self.remake)
 
     @cached_property
     def documents(self):

@@ -509,12 +509,14 @@ def test_given_activations_with_texts(run):
         == 'error: nan.npy: activation 41 is NaN or infinite: wrong, or beyond float16'
     )
     np.save(folder / 'wide.npy', rng.normal(size=(60, 9)).astype(np.float32))
-    assert 'was made with activations of width = 7 and it is 9 now' in fails('--activations=wide.npy')
+    assert 'activations: it has ' in fails('--activations=wide.npy')
+    assert 'was made with activations of width = 7 and it is 9 now' in fails('--activations=wide.npy', '--remake=never')
     write('bare.jsonl', [{'prompt': r['prompt']} for r in records])
     train(
         folder, *arguments, '--train_prompts=bare.jsonl', '--nla_checkpoint=bare.pt', '--out_dir=bare', '--max_iters=1'
     )  # no texts: the actor starts unprepared
-    assert 'was made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add')
+    assert 'injection_mode: it has "project", this run wants "add"' in fails('--injection_mode=add')
+    assert 'was made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add', '--remake=never')
     assert 'holds no texts' in train(
         folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--dataset=activations', '--generator_checkpoint=new.pt', ok=False
     )

@@ -220,7 +220,8 @@ def test_bad_settings_stop_early(copy):
             ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'wanted is a generator']),
             ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'wanted is a judge']),
             ('--block_size=30', ['generator.pt', 'block_size: it has 20, this run wants 30', '--remake=True']),
-            ('--block_size=30 --remake=never', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
+            ('--block_size=30 --remake=never', ['judge', 'at most 20', 'block_size is 30']),
+            ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
             ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span']), ('--unmask_steps=0', ['unmask_steps is 0']),
             ('--top_p=0', ['top_p is 0', 'above 0'])):
         refused(run(copy, *TOY, *argument.split()), *words)
@@ -233,9 +234,9 @@ def test_bad_files_stop_early(copy):
     (copy / 'short.txt').write_text('too short')
     refused(run(copy, *TOY, '--dataset=short.txt'), 'fewer than one text of block_size')
     (copy / 'other.txt').write_text('0123456789' * 100)
-    refused(
-        run(copy, *TOY, '--dataset=other.txt', '--generator_checkpoint=out-toy.txt/generator.pt', '--remake=never'), 'out-toy.txt/generator.pt', 'another vocabulary'
-    )
+    generator = 'out-toy.txt/generator.pt'
+    done = run(copy, *TOY, '--dataset=other.txt', f'--generator_checkpoint={generator}', '--remake=never')
+    refused(done, generator, 'another vocabulary')
     whole = (copy / 'out-toy.txt' / 'judge.pt').read_bytes()
     (copy / 'out-toy.txt' / 'judge.pt').write_bytes(whole[:len(whole) // 2])
     refused(run(copy, *TOY), 'out-toy.txt/judge.pt', 'torn')
@@ -256,7 +257,8 @@ def test_sample(made):
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True) and done.stdout == rows[0][3] + '\n'
-    assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', '--checkpoint=out-toy.txt/generator.pt', script='sample.py').returncode == 0
+    generator = '--checkpoint=out-toy.txt/generator.pt'
+    assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', generator, script='sample.py').returncode == 0
     for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
                              (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
                              (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
@@ -452,7 +454,8 @@ def test_completion_refuses(sums):
             ('--max_new_tokens=14', ['max_new_tokens 14', '16']), ('--max_prompt_length=3', ['4 tokens', 'max_prompt_length is 3']),
             ('--generator_checkpoint=truncated', ['truncated']), ('--load_in_8bit=True', ['lora_r']),
             ('--overlong_penalty=40', ['overlong_penalty is 40', 'max_new_tokens']),
-            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']), ('--retain_text=what?', ['characters: it has', 'this run wants', 'ahtw']),
+            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']),
+            ('--retain_text=what?', ['characters: it has', 'this run wants', 'ahtw']),
             ('--reference_mode=moving', ["'moving'", 'periodic'])):
         others = sums_without('rewards' if argument.endswith('.py') else '')
         refused(run(sums, *others, argument), *words)
