@@ -190,13 +190,14 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
 
 
 def content_of_prompts(source, split='train', column_mapping=None):
-    """A hash of what load_prompts reads; where it is a local file, of that as a whole, which is quicker."""
-    paths = source, os.path.join(FOLDER, source, f'{split}.jsonl'), os.path.join(source, f'{split}.jsonl')
-    records = None
-    if callable(column_mapping) or not any(map(os.path.isfile, paths)):
+    """A hash of what load_prompts reads: of a local file as a whole, which is quicker, where that will do."""
+    name = os.path.join(source, f'{split}.jsonl')
+    paths = () if callable(column_mapping) else (source, os.path.join(FOLDER, name), name)
+    if not any(map(os.path.isfile, paths)):
         records = load_prompts(source, column_mapping, split)  # prepares it on first use
-    found = [] if callable(column_mapping) else [path for path in paths if os.path.isfile(path)]
-    return content_of(content_of_path(found[0]), column_mapping) if found else content_of(records)
+    for path in filter(os.path.isfile, paths):
+        return content_of(content_of_path(path), column_mapping)
+    return content_of(records)
 
 
 def held_out_split(records, n, seed):

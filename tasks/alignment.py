@@ -118,14 +118,14 @@ class Alignment(Completion):
         cfg, self.ours = self.cfg, {kind: path for kind, path in self.paths.items() if path.endswith('.pt')}
         self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
         self.mapping = None if cfg.preferences else cfg.column_mapping
+        if any(is_due(path, self.remake) for path in self.ours.values()):
+            pairs = load_preferences(self.source, self.mapping)  # prepares them on first use
+            self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
         for kind, path in self.paths.items():
             if kind in self.ours:
                 check_made(path, partial(self.score_recipe, kind), self.remake)
             else:
                 weights.open_folder(weights.local_folder(path), scores=True)
-        if any(is_due(path, self.remake) for path in self.ours.values()):
-            pairs = load_preferences(self.source, self.mapping)
-            self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
 
     def make_score_models(self):
         for kind, path in self.ours.items():
