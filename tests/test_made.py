@@ -166,7 +166,7 @@ def test_two_processes_make_it_once(how):
         printed = [process.communicate()[0] for process in pair]
         assert Path('log').read_text() == 'made ' * attempt
         assert all("['recipe.json']" in text for text in printed)
-        first, second = sorted(printed, key=lambda text: 'making thing: ' not in text)
+        first, second = sorted(printed, key=lambda text: not text.startswith('making'))
         assert 'making thing' in first and 'found thing, a folder from nothing, as this run makes it' in second
     assert not [name for name in os.listdir() if name.endswith('.tmp')]
 
