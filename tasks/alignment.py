@@ -132,7 +132,7 @@ class Alignment(Completion):
             made(path, partial(self.score_recipe, kind), partial(self.make_score_model, kind), self.remake)
 
     def score_recipe(self, kind):
-        return recipe_for(f'a {kind} model', 1, f'pairs of {self.source}', self.cfg, 'score_iters', 'seed',
+        return recipe_for(f'a {kind} model', 1, self.source, self.cfg, 'score_iters', 'seed',
                           'eval_prompts_n', scorer_template=template_of(self.cfg) or '',
                           data=content_of_prompts(self.source, 'preferences', self.mapping),
                           trunk=content_of_path(start_path(self.cfg)))

@@ -34,7 +34,7 @@ from runtime import ranks
 from runtime.checkpoint import entry, load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
-from runtime.made import check_made, content_of, content_of_path, made, recipe_for
+from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
@@ -174,10 +174,15 @@ class NLA(Task):
     # the source model, its activations, the start of actor and critic
 
     def make_missing_source(self):
-        path = self.source_path
+        cfg, path = self.cfg, self.source_path
         if not path.endswith('.pt'):
             return
-        if not os.path.exists(path):  # what comes later is refused, if at all, before minutes are spent
+        if is_due(path, self.remake):  # what cannot be used later is refused before minutes are spent
+            tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
+            layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
+            check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
+                        ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
+                        ('n_layer', layers, 'injection_layers and activation_layer'))
             check_made(self.generator_path, self.start_recipe, self.remake)
             if os.path.isdir(self.activations_path):
                 check_made(self.activations_path, self.activations_recipe, self.remake)
@@ -194,11 +199,6 @@ class NLA(Task):
     def make_source(self, path, recipe):
         """A character model of the data set."""
         cfg, documents = self.cfg, self.documents
-        tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
-        layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
-        check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
-                    ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
-                    ('n_layer', layers, 'injection_layers and activation_layer'))
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
         ids = {}
         for split, texts in documents.items():

@@ -378,7 +378,7 @@ def test_alignment(no_scorer):
     assert len(before) == 3
     aligned('--lambda_cost=2', '--seed=2', '--eval_prompts_n=7', '--kl_beta=0')
     assert bytes_of('out-sums.jsonl') == before
-    refuses(lambda: aligned('--score_iters=3'), 'reward.pt is a reward model from pairs of pairs.jsonl', 'score_iters: it has 2')
+    refuses(lambda: aligned('--score_iters=3'), 'reward.pt is a reward model from pairs.jsonl', 'score_iters: it has 2')
     refuses(lambda: aligned('--scorer_template={prompt} {response}'), 'reward.pt', 'scorer_template')
     refuses(lambda: aligned('--n_embd=32'), 'generator.pt', 'n_embd')
     aligned('--pretrain_iters=3', '--generator_checkpoint=other.pt', '--reward_checkpoint=r.pt', '--cost_checkpoint=c.pt')
@@ -409,7 +409,7 @@ def test_autoencoder(capsys):
         (['--activation_layer=0'], ['activations is', 'activation_layer: it has 1, this run wants 0']),
         (['--injection_mode=add'], ['nla.pt is an actor and a critic', 'injection_mode: it has "project"']),
         (['--warm_start_iters=3'], ['nla.pt', 'warm_start_iters']), (['--max_new_tokens=6'], ['nla.pt', 'max_new_tokens']),
-        (['--generator_checkpoint=new.pt', '--activations_n=30'], ['activations_n']),
+        (['--generator_checkpoint=new.pt', '--activations_n=30'], ['activations_n: it has 40, this run wants 30']),
         (['--generator_checkpoint=new.pt', '--critic_start_iters=3'], ['critic_start_iters']),
     ):
         refuses(lambda more=more: autoencoder(*more), *words)
