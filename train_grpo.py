@@ -26,6 +26,7 @@ from tasks.evolution import es_training_step
 # the job
 task: Literal['fill_in', 'completion', 'alignment', 'nla'] = 'fill_in'  # each is a file in tasks/
 init_from: Literal['generator', 'resume'] = 'generator'  # 'resume': go on with out_dir
+remake: Literal[False, True, 'never'] = False  # what was made by another recipe: refuse, make again, take
 out_dir = 'out-grpo'                    # for everything; may hold {seed} and others; a used one is moved
 seed: Natural = 1                       # of everything that is drawn
 # optimizer

@@ -6,14 +6,14 @@ takes, and encode_prompts turns them into token ids.
 """
 import difflib
 import functools
-import importlib
 import json
 import os
 import random
 import re
 
-from data.text import FOLDER, folders_that, read_text_file
+from data.text import FOLDER, folders_that, prepare, read_text_file, write_recipe
 from formats.text_files import parse_json, replacing
+from runtime.made import content_of, content_of_path
 
 SUFFIXES = ('.json', '.jsonl', '.txt')
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
@@ -21,14 +21,18 @@ HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
 HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}
 
 
-def write_splits(script, **splits):
-    """What a prepare.py leaves beside itself: {split}.jsonl of records, each file whole or not at all."""
+def write_splits(script, read=(), **splits):
+    """
+    What a prepare.py leaves beside itself, each file whole or not at all: {split}.jsonl of records, and
+    recipe.json, see data/text.py. read: the files that it made them from.
+    """
     folder = os.path.dirname(os.path.abspath(script))
     for split, records in splits.items():
         path = os.path.join(folder, f'{split}.jsonl')
         with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as f:
             f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
         print(f"{path}: {len(records):,} prompts")
+    write_recipe(script, read)
 
 
 def as_messages(prompt):
@@ -113,13 +117,10 @@ def read_file(path):
 
 def prepared(name, split):
     """data/name/split.jsonl, made by data/name/prepare.py when it is not there yet."""
-    folder = os.path.join(FOLDER, name)
-    file = os.path.join(folder, f'{split}.jsonl')
-    if not os.path.isfile(file):
-        if os.path.isfile(os.path.join(folder, 'train.bin')):
-            raise ValueError(f"data/{name} is a corpus of text, it has no prompts")
-        print(f"preparing data/{name}, once")
-        importlib.import_module(f'data.{name}.prepare').main()
+    file = os.path.join(FOLDER, name, f'{split}.jsonl')
+    if not os.path.isfile(file) and os.path.isfile(os.path.join(FOLDER, name, 'train.bin')):
+        raise ValueError(f"data/{name} is a corpus of text, it has no prompts")
+    prepare(FOLDER, name, file)
     if not os.path.isfile(file):
         raise FileNotFoundError(f"data/{name}/prepare.py wrote no {split}.jsonl: it has no such split")
     return file
@@ -186,6 +187,17 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
     if not records:
         raise ValueError(f"{source} holds no prompts")
     return records
+
+
+def content_of_prompts(source, split='train', column_mapping=None):
+    """A hash of what load_prompts reads: of a local file as a whole, which is quicker, where that will do."""
+    name = os.path.join(source, f'{split}.jsonl')
+    paths = () if callable(column_mapping) else (source, os.path.join(FOLDER, name), name)
+    if not any(map(os.path.isfile, paths)):
+        records = load_prompts(source, column_mapping, split)  # prepares it on first use
+    for path in filter(os.path.isfile, paths):
+        return content_of(content_of_path(path), column_mapping)
+    return content_of(records)
 
 
 def held_out_split(records, n, seed):

@@ -281,9 +281,10 @@ def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     page = re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
     try:  # renamed when whole: a browser never sees half of it
-        with open(path + '.tmp', 'w', encoding='utf-8', newline='') as f:
+        temporary = f'{path}.{os.getpid()}.tmp'
+        with open(temporary, 'w', encoding='utf-8', newline='') as f:
             f.write(page)
-        os.replace(path + '.tmp', path)
+        os.replace(temporary, path)
     except OSError as e:
         raise OSError(f"cannot write {path!r}: {e.strerror}") from None
     return path

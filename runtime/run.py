@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from formats.text_files import write_text
 from mirror import MirrorMap
 from report import write_report
 from runtime import console, ranks
@@ -145,6 +146,7 @@ class State:
         self.cfg, self.best, self.saved_at, self.bad_steps = cfg, -math.inf, None, 0
         self.path = in_out_dir(cfg, 'ckpt.pt')
         self.model = model = job.load_model().eval()
+        self.learns_from = job.learns_from()
         # tells one start from another
         self.start_weights = sum(p.double().sum() for p in model.parameters()).item()
         if cfg.load_in_8bit:
@@ -249,7 +251,8 @@ class State:
     def header(self):
         """What a checkpoint says of itself."""
         kind = 'adapters' if self.cfg.lora_r else 'run'
-        return {'kind': kind, 'model_config': vars(self.model.config), 'config': plain_config(self.cfg)}
+        return {'kind': kind, 'model_config': vars(self.model.config), 'config': plain_config(self.cfg),
+                'learns_from': self.learns_from}
 
     def save_best(self, job, it):
         """ckpt_best.pt; all ranks call it."""
@@ -296,6 +299,7 @@ class State:
         if not math.isclose(saved['start_weights'], self.start_weights, rel_tol=1e-9, abs_tol=1e-6):
             raise ValueError(f"the model at {job.generator_path} is not the one this run started from, and "
                              "the reference comes from there: restore it")
+        check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
         say_what_changed(saved['config'], plain_config(cfg))
         began_with = saved['config'].get('advantage')
         if (began_with == 'gae') != (cfg.advantage == 'gae'):
@@ -373,10 +377,24 @@ def newest_checkpoint(cfg):
     raise failures[0]
 
 
+def check_learns_from(before, now, remake):
+    """
+    before, now: {name: a hash of the contents}. Raises ValueError where a resumed run would learn from others
+    than it began with, unless remake is 'never'; other held-out prompts are told.
+    """
+    for name, content in before.items():
+        if now.get(name) == content:
+            continue
+        if remake != 'never' and not name.startswith('held-out'):
+            raise ValueError(f"{name}: not what this run began with, so that what it held out may be learned "
+                             "from; restore it, or go on all the same with --remake=never")
+        say(f"resuming with other contents of {name}")
+
+
 def say_what_changed(before, now):
     """The settings that a resumed run has otherwise than it began."""
     for key, old in before.items():
-        if key != 'init_from' and json.dumps(old) != json.dumps(now.get(key)):
+        if key not in ('init_from', 'remake') and json.dumps(old) != json.dumps(now.get(key)):
             say(f"resuming with {key} = {now.get(key)!r} (it was {old!r})")
 
 
@@ -417,7 +435,7 @@ class Log:
             elif os.path.exists(self.paths['metrics']):
                 move_aside(cfg.out_dir)
             os.makedirs(cfg.out_dir, exist_ok=True)
-            replace_file(in_out_dir(cfg, 'config.json'), json.dumps(plain_config(cfg), indent=1))
+            write_text(in_out_dir(cfg, 'config.json'), json.dumps(plain_config(cfg), indent=1))
             if 'chars' not in job.saved():
                 job.tokenizer.save(in_out_dir(cfg, 'tokenizer'))
             self.files = {name: open(path, 'a', encoding='utf-8') for name, path in self.paths.items()}
@@ -541,19 +559,12 @@ def numbers(tensor, digits=None):
     return [value if value is None or digits is None else round(value, digits) for value in values]
 
 
-def replace_file(path, text):
-    """Write a text file whole or not at all."""
-    with open(path + '.tmp', 'w', encoding='utf-8') as f:
-        f.write(text)
-    os.replace(path + '.tmp', path)
-
-
 def forget_after(path, it):
     """Drop what a log says of iteration `it` and later: it is about to be logged again."""
     with open(path, 'a+', encoding='utf-8') as f:
         f.seek(0)
         lines = [line for line in f if line.endswith('\n') and json.loads(line)['iter'] < it]
-    replace_file(path, ''.join(lines))
+    write_text(path, ''.join(lines))
 
 
 def move_aside(out_dir):

@@ -6,12 +6,13 @@ and served by a child process.
 """
 import os
 import types
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from torch.nn import functional as F
 
-from data.prompts import held_out_split, load_prompts
+from data.prompts import content_of_prompts, held_out_split, load_prompts
 from data.text import dataset_name
 from formats import weights
 from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScoreModel, score_ids
@@ -21,8 +22,9 @@ from runtime import ranks
 from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, NonNegative, Positive
 from runtime.console import say
+from runtime.made import check_made, content_of_path, is_due, made, recipe_for
 from runtime.scorer import ScorerClient, joiner, start_scorer
-from tasks.completion import Completion
+from tasks.completion import Completion, start_path
 from tasks.supervised import save_model, supervised_loop
 from tasks.task import chart
 
@@ -113,28 +115,34 @@ class Alignment(Completion):
 
     def check_score_models(self):
         """Raises ValueError unless the models are there, or the pairs that the missing ones shall learn."""
-        cfg, self.missing = self.cfg, []
-        for kind, path in self.paths.items():
-            if not path.endswith('.pt'):
-                weights.open_folder(weights.local_folder(path), scores=True)
-            elif not os.path.exists(path):
-                self.missing.append(kind)
-        if self.missing:
-            self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
-            pairs = load_preferences(self.source, None if cfg.preferences else cfg.column_mapping)
+        cfg, self.ours = self.cfg, {kind: path for kind, path in self.paths.items() if path.endswith('.pt')}
+        self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
+        self.mapping = None if cfg.preferences else cfg.column_mapping
+        if any(is_due(path, self.remake) for path in self.ours.values()):
+            pairs = load_preferences(self.source, self.mapping)  # prepares them on first use
             self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
+        for kind, path in self.paths.items():
+            if kind in self.ours:
+                check_made(path, partial(self.score_recipe, kind), self.remake)
+            else:
+                weights.open_folder(weights.local_folder(path), scores=True)
 
     def make_score_models(self):
-        if not self.missing:
-            return
+        for kind, path in self.ours.items():
+            made(path, partial(self.score_recipe, kind), partial(self.make_score_model, kind), self.remake)
+
+    def score_recipe(self, kind):
+        return recipe_for(f'a {kind} model', 1, self.source, self.cfg, 'score_iters', 'seed',
+                          'eval_prompts_n', scorer_template=template_of(self.cfg) or '',
+                          data=content_of_prompts(self.source, 'preferences', self.mapping),
+                          trunk=content_of_path(start_path(self.cfg)))
+
+    def make_score_model(self, kind, path, recipe):
         trunk = GPT.from_pretrained(self.generator_path).to(self.device)
         tokenizer, room = tokenizer_of(self.generator_path), min(512, trunk.config.block_size)
-        for kind in self.missing:
-            n, path = len(self.pairs[0]), self.paths[kind]
-            say(f"there is no {kind} model at {path}: training one on {n} pairs of {self.source}")
-            rows = [preference_rows(pairs, kind, tokenizer, self.join, room) for pairs in self.pairs]
-            model, quality = train_score_model(trunk, kind, *rows, self.cfg.score_iters, seed=self.cfg.seed)
-            save_model(path, kind, model, trunk.config, tokenizer, quality)
+        rows = [preference_rows(pairs, kind, tokenizer, self.join, room) for pairs in self.pairs]
+        model, quality = train_score_model(trunk, kind, *rows, self.cfg.score_iters, seed=self.cfg.seed)
+        save_model(path, kind, model, trunk.config, tokenizer, quality, recipe)
 
     # -----------------------------------------------------------------------------
     # rewards, and lambda
@@ -223,6 +231,10 @@ class Alignment(Completion):
         if self.cfg.scorer_url or self.cfg.lora_r:
             return file, arguments
         return 'ckpt.pt', [*arguments, '--num_samples=8']  # ranked by its own reward and cost
+
+    def learns_from(self):
+        models = {} if self.cfg.scorer_url else self.paths
+        return self.content | {f'{kind} model': content_of_path(path) for kind, path in models.items()}
 
     def saved(self):
         return super().saved() | {'lagrange': self.multiplier.state_dict()}

@@ -20,9 +20,21 @@ from runtime import ranks
 from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, Share
 from runtime.console import over, say
+from runtime.made import content_of, made, recipe_for
 from runtime.shard import is_sharded
-from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
+from tasks.supervised import (
+    character_tokenizer,
+    characters_of,
+    own_tokenizer,
+    save_model,
+    small_config,
+    train_start,
+)
 from tasks.task import Task, chart, longest_line
+
+
+def start_path(cfg):
+    return cfg.generator_checkpoint.format(dataset=dataset_name(cfg.train_prompts or cfg.dataset))
 
 
 class Completion(Task):
@@ -67,7 +79,7 @@ class Completion(Task):
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
-        self.start_model = None
+        self.start_model, self.split_by_seed = None, False
         self.reward_functions = self.named_rewards()
         source = cfg.train_prompts or cfg.dataset
         self.records, self.eval_records = self.load_records(source)
@@ -77,7 +89,9 @@ class Completion(Task):
                 say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
         runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
         self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.eval_records)
-        self.generator_path = cfg.generator_checkpoint.format(dataset=dataset_name(source))
+        self.generator_path = start_path(cfg)
+        self.content = {'prompts to train on': content_of(self.records),
+                        'held-out prompts': content_of(self.eval_records)}
         ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
@@ -95,6 +109,7 @@ class Completion(Task):
         ranks.once(lambda: load_prompts(source, cfg.column_mapping))  # prepares it on first use
         records = load_prompts(source, cfg.column_mapping)[:cfg.train_prompts_n]
         if os.path.isfile(source) and not cfg.eval_prompts:  # a file has one split
+            self.split_by_seed = True
             return held_out_split(records, cfg.eval_prompts_n, cfg.seed)
         held_out = load_prompts(cfg.eval_prompts or source, cfg.column_mapping, split='val')
         return records, held_out[:cfg.eval_prompts_n]
@@ -116,19 +131,34 @@ class Completion(Task):
                              "max_prompt_length with --too_long=drop")
 
     def make_missing(self):
-        """A small model of characters, taught prompts with answers, where the .pt file is missing."""
+        if self.generator_path.endswith('.pt'):
+            made(self.generator_path, self.start_recipe, self.make_start, self.remake)
+
+    def start_recipe(self):
+        """The data is what there is to teach, whichever part of it this seed holds out."""
         cfg = self.cfg
-        if not self.generator_path.endswith('.pt') or os.path.exists(self.generator_path):
-            return
+        everything = self.records + self.eval_records
+        limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
+        taught = everything if self.split_by_seed else self.records
+        pairs = [[record['prompt'], record.get('answer')] for record in taught
+                 if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
+        characters = characters_of(everything, cfg.system_prompt + cfg.retain_text)
+        return recipe_for('a model', 1, cfg.train_prompts or cfg.dataset, cfg, 'block_size', 'n_layer',
+                          'n_head', 'n_embd', 'pretrain_iters', 'pretrain_until', 'system_prompt', 'seed',
+                          'eval_prompts_n', data=content_of(sorted(pairs, key=str)),
+                          characters=''.join(characters))
+
+    def make_start(self, path, recipe):
+        """A small model of characters, taught prompts with answers."""
+        cfg = self.cfg
         tokenizer = character_tokenizer(self.records + self.eval_records, cfg.system_prompt + cfg.retain_text)
         self.encode(tokenizer)
         self.check_room(cfg.block_size)
-        say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
         torch.manual_seed(cfg.seed)
         model = GPT(small_config(tokenizer, cfg)).to(self.device)
         quality = train_start(model, tokenizer, self.records, self.eval_records, cfg.pretrain_iters, cfg.seed,
                               cfg.pretrain_until)
-        save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
+        save_model(path, 'generator', model, model.config, tokenizer, quality, recipe)
 
     def load_model(self):
         model = GPT.from_pretrained(self.generator_path).to(self.home)
@@ -274,6 +304,9 @@ class Completion(Task):
         record = self.records[rollout.batch['record'][0].item()]
         answer = fields_of(record)['reference']
         return {'prompt': record['text']} | ({} if answer is None else {'answer': str(answer)})
+
+    def learns_from(self):
+        return self.content
 
     def saved(self):
         return own_tokenizer(self.tokenizer)

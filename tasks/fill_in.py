@@ -10,6 +10,7 @@ import copy
 import os
 import sys
 from collections import Counter
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from runtime import ranks
 from runtime.checkpoint import load_checkpoint
 from runtime.config import Count, Natural, one_line
 from runtime.console import say
+from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
 from tasks.task import Task, chart, longest_line
@@ -75,6 +77,7 @@ class FillIn(Task):
         paths = cfg.generator_checkpoint, cfg.judge_checkpoint, cfg.gold_checkpoint
         name = dataset_name(cfg.dataset)
         self.generator_path, *self.judge_paths = (path.format(dataset=name) for path in paths)
+        self.content = content_of(self.tokenizer.chars, *self.corpus.values())
         ranks.once(self.make_missing)
         self.judge, self.gold = map(self.load_judge, self.judge_paths)
         for name, judge in (('judge', self.judge), ('gold judge', self.gold)):
@@ -128,16 +131,30 @@ class FillIn(Task):
     # the generator and the judges, trained where they are missing
 
     def make_missing(self):
-        cfg = self.cfg
-        if not os.path.exists(self.generator_path):
-            say(f"there is no generator at {self.generator_path}: training one on {cfg.dataset}")
-            model, quality = self.train_generator()
-            save_model(self.generator_path, 'generator', model, model.config, self.tokenizer, quality)
+        things = [(self.generator_path, self.generator_recipe, self.make_generator)]
         for number, path in enumerate(self.judge_paths):
-            if not os.path.exists(path):
-                say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
-                judge, quality = self.train_judge(self.load_model().to(self.device), cfg.seed + 1000 * number)
-                save_model(path, 'judge', judge, judge.trunk.config, self.tokenizer, quality)
+            things.append((path, partial(self.judge_recipe, number), self.make_judge))
+        for path, describe, _ in things:  # refused, if at all, before minutes are spent
+            check_made(path, describe, self.remake)
+        for path, describe, make in things:
+            made(path, describe, make, self.remake)
+
+    def generator_recipe(self):
+        return recipe_for('a generator', 1, self.cfg.dataset, self.cfg, 'block_size', 'n_layer', 'n_head',
+                          'n_embd', 'pretrain_iters', 'mask_kinds', 'seed', data=self.content)
+
+    def judge_recipe(self, number):
+        fills, seed = f"the fills of {self.generator_path}", self.cfg.seed + 1000 * number
+        return recipe_for('a judge', 1, fills, self.cfg, 'judge_iters', 'mask_kinds', data=self.content,
+                          seed=seed, generator=content_of_path(self.generator_path))
+
+    def make_generator(self, path, recipe):
+        model, quality = self.train_generator()
+        save_model(path, 'generator', model, model.config, self.tokenizer, quality, recipe)
+
+    def make_judge(self, path, recipe):
+        judge, quality = self.train_judge(self.load_model().to(self.device), recipe['seed'])
+        save_model(path, 'judge', judge, judge.trunk.config, self.tokenizer, quality, recipe)
 
     def train_generator(self):
         """A model that fills slots, trained as BERT is. Returns (model, {loss in nats, greedy accuracy})."""
@@ -241,6 +258,9 @@ class FillIn(Task):
 
     def token_places(self, rollout):
         return {'slots': rollout.batch['slots'][0].tolist()}
+
+    def learns_from(self):
+        return {'texts': self.content, 'judge': content_of_path(self.judge_paths[0])}
 
     def saved(self):
         return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}

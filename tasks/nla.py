@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+from functools import cached_property, partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,7 +16,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 import nla
-from data.activations.prepare import load_activations, load_documents, read_vectors, write_activations
+from data.activations.prepare import (
+    activations_recipe,
+    layer_of,
+    load_activations,
+    load_documents,
+    read_vectors,
+    write_activations,
+)
 from data.prompts import draw_indices, load_prompts
 from data.text import dataset_name, random_windows
 from formats.tokenizer import CharTokenizer
@@ -26,6 +34,7 @@ from runtime import ranks
 from runtime.checkpoint import entry, load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
+from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
@@ -130,7 +139,9 @@ class NLA(Task):
         self.source_path, self.generator_path, self.activations_path = paths
         is_file = bool(os.path.splitext(self.activations_path)[1])
         given = self.read_given() if is_file else None  # refused, if at all, before a source is trained
-        ranks.once(self.make_source)
+        self.source = self.content = None
+        ranks.once(self.make_missing_source)
+        self.source = GPT.from_pretrained(self.source_path).requires_grad_(False)
         self.tokenizer = tokenizer_of(self.source_path)
         self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
         self.ends = self.tokenizer.eos_id is not None
@@ -139,20 +150,22 @@ class NLA(Task):
         if is_file:
             self.train, self.held_out = self.given_activations(*given)
         else:
-            ranks.once(self.make_activations)
+            ranks.once(partial(made, self.activations_path, self.activations_recipe, self.make_activations,
+                               self.remake))
             self.train, self.held_out = self.own_activations()
+        self.content = content_of(content_of_path(self.activations_path), given and given[1])
         settings = json.loads(json.dumps({key: getattr(cfg, key) for key in FIXED}))
         self.about = {'layer': self.layer, 'source': self.source_path, 'context': cfg.activation_context,
                       'prompt': self.train.prompts[0], 'max_new_tokens': cfg.max_new_tokens,
                       'settings': settings}
-        ranks.once(self.make_start)
+        ranks.once(partial(made, self.generator_path, self.start_recipe, self.make_start, self.remake))
         saved = load_checkpoint(self.generator_path, 'nla')
         self.check_start(saved)
         self.about, self.critic = saved['nla'] | self.about, self.placed(nla.build_critic(saved))
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
                                                   betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
-        self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))
+        self.source = self.placed(self.source)
         quality = ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items())
         say(f"{len(self.train):,} activations to train on, {len(self.held_out):,} held out; actor and critic "
             f"start from {self.generator_path}: {quality}")
@@ -160,18 +173,32 @@ class NLA(Task):
     # -----------------------------------------------------------------------------
     # the source model, its activations, the start of actor and critic
 
-    def make_source(self):
-        """A character model of the data set, where the .pt file is missing."""
+    def make_missing_source(self):
         cfg, path = self.cfg, self.source_path
-        if not path.endswith('.pt') or os.path.exists(path):
+        if not path.endswith('.pt'):
             return
-        tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
-        layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
-        check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
-                    ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
-                    ('n_layer', layers, 'injection_layers and activation_layer'))
-        say(f"there is no model at {path}: training one on the texts of {cfg.dataset}")
-        documents = load_documents(cfg.dataset, cfg.column_mapping)
+        if is_due(path, self.remake):  # what cannot be used later is refused before minutes are spent
+            tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
+            layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
+            check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
+                        ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
+                        ('n_layer', layers, 'injection_layers and activation_layer'))
+            check_made(self.generator_path, self.start_recipe, self.remake)
+            if os.path.isdir(self.activations_path):
+                check_made(self.activations_path, self.activations_recipe, self.remake)
+        made(path, self.source_recipe, self.make_source, self.remake)
+
+    @cached_property
+    def documents(self):
+        return load_documents(self.cfg.dataset, self.cfg.column_mapping)
+
+    def source_recipe(self):
+        return recipe_for('a language model', 1, self.cfg.dataset, self.cfg, 'block_size', 'n_layer',
+                          'n_head', 'n_embd', 'pretrain_iters', 'seed', data=content_of(self.documents))
+
+    def make_source(self, path, recipe):
+        """A character model of the data set."""
+        cfg, documents = self.cfg, self.documents
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
         ids = {}
         for split, texts in documents.items():
@@ -188,22 +215,23 @@ class NLA(Task):
         supervised_loop('language model', model, lambda: loss('train', 32, draws), cfg.pretrain_iters, 1e-3)
         with torch.no_grad():
             quality = {'loss': loss('val', 256, torch.Generator().manual_seed(0)).item()}
-        save_model(path, 'generator', model, model.config, tokenizer, quality)
+        save_model(path, 'generator', model, model.config, tokenizer, quality, recipe)
 
-    def make_activations(self):
-        cfg, path = self.cfg, self.activations_path
-        if not os.path.exists(path):
-            model = GPT.from_pretrained(self.source_path).to(self.device).eval()
-            documents = load_documents(cfg.dataset, cfg.column_mapping)
-            write_activations(model, self.tokenizer, documents, path, cfg, self.source_path)
+    def activations_recipe(self):
+        n_layer = self.source.config.n_layer if self.source else self.cfg.n_layer
+        return activations_recipe(self.cfg, self.documents, self.source_path, n_layer)
+
+    def make_activations(self, path, recipe):
+        model = GPT.from_pretrained(self.source_path).to(self.device).eval()
+        write_activations(model, self.tokenizer, self.documents, self.cfg, path, recipe)
 
     def own_activations(self):
         """Those of a folder that was made here, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
         self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
-        check_made_with(f"activations {path}", header, source=self.source_path, layer=self.layer,
-                        context=cfg.activation_context, vocab_size=self.tokenizer.vocab_size)
+        check_made_with(f"activations {path}", header, layer=self.layer, context=cfg.activation_context,
+                        vocab_size=self.tokenizer.vocab_size)
         prompts, slots = self.encoded([cfg.injection_prompt])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
@@ -235,9 +263,7 @@ class NLA(Task):
         """Those of a file, each with a prompt of its own, to train on and held out."""
         prompts, slots = self.encoded([record['prompt'] for record in records])
         answered = all('answer' in record for record in records)
-        self.layer = self.cfg.activation_layer
-        if self.layer is None:
-            self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
+        self.layer = layer_of(self.cfg, self.source.config.n_layer)
         held_out, splits = self.which_are_held_out(records), []
         for part in (False, True):
             rows = [i for i, held in enumerate(held_out) if held == part]
@@ -257,12 +283,17 @@ class NLA(Task):
         kept = set(order[:max(1, min(self.cfg.eval_prompts_n, len(order) // 10))])
         return [name in kept for name in names]
 
-    def make_start(self):
+    def start_recipe(self):
+        """All but the layer and the width, which check_start compares."""
+        read = f'{self.source_path} and {self.activations_path}'
+        return recipe_for('an actor and a critic', 1, read, self.cfg, *FIXED, 'injection_prompt',
+                          'chat_template', 'max_new_tokens', 'warm_start_learning_rate', 'warm_start_iters',
+                          'critic_start_iters', 'seed', 'eval_prompts_n', activations=self.content,
+                          source=content_of_path(self.source_path))
+
+    def make_start(self, path, recipe):
         """Actor and critic from the source model, taught on texts that come with the activations, if any."""
-        cfg, path = self.cfg, self.generator_path
-        if os.path.exists(path):
-            return
-        say(f"there is no actor and critic at {path}: making them from {self.source_path}")
+        cfg = self.cfg
         torch.manual_seed(cfg.seed)
         mean, scale = nla.standardiser(self.train.vectors)
         actor = GPT.from_pretrained(self.source_path)
@@ -282,7 +313,7 @@ class NLA(Task):
         if not own:
             self.tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
         about = self.about | {'injection': actor.injection.settings, 'critic': critic.settings}
-        save(path, actor, {'critic': critic.state_dict(), 'nla': about, **own}, quality)
+        save(path, actor, {'critic': critic.state_dict(), 'nla': about, 'recipe': recipe, **own}, quality)
 
     def teach(self, name, model, loss, max_iters, weight_decay):
         """Supervised steps on the texts that come with the activations, in place."""
@@ -522,6 +553,9 @@ class NLA(Task):
         i, train = rollout.batch['record'][0].item(), self.train
         ids = train.prompts[i] if train.contexts is None else train.text(i)
         return {'prompt': self.tokenizer.decode(ids)}
+
+    def learns_from(self):
+        return {'activations to train on': content_of(self.content, len(self.train))}
 
     def saved(self):
         return {'critic': self.critic.state_dict(), 'critic_optimizer': self.critic_optimizer.state_dict(),

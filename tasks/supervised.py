@@ -68,13 +68,16 @@ def own_tokenizer(tokenizer):
     return {'chars': tokenizer.chars, 'end': tokenizer.eos_id is not None}
 
 
-def save_model(path, kind, model, config, tokenizer, quality):
-    """Write one of our checkpoint files, and say how good the model is: quality {name: float}."""
+def save_model(path, kind, model, config, tokenizer, quality, recipe=None):
+    """
+    Write one of our checkpoint files, and say how good the model is: quality {name: float}. recipe: what it
+    was made by, see runtime/made.py.
+    """
     own = own_tokenizer(tokenizer)
-    weights = {'model': model.state_dict(), 'model_config': asdict(config)}
-    save_checkpoint(path, {'kind': kind, **weights, 'quality': quality, **own})
     if not own:
         tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
+    weights = {'model': model.state_dict(), 'model_config': asdict(config)}
+    save_checkpoint(path, {'kind': kind, 'recipe': recipe, **weights, 'quality': quality, **own})
     say(f"  saved {path}: " + ', '.join(f"{name} {value:.3f}" for name, value in quality.items()))
 
 
@@ -87,8 +90,11 @@ def character_tokenizer(records, system_prompt=''):
         if 'answer' not in record or not isinstance(record['prompt'], str):
             raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) must be a text, with an 'answer' "
                              "to teach; or name a model that exists in generator_checkpoint")
-    texts = [system_prompt + r['prompt'] + str(r['answer']) for r in records]
-    return CharTokenizer(sorted(set(''.join(texts))), end=True)
+    return CharTokenizer(characters_of(records, system_prompt), end=True)
+
+
+def characters_of(records, system_prompt):
+    return sorted(set(system_prompt).union(*(f"{r['prompt']}{r.get('answer')}" for r in records)))
 
 
 def small_config(tokenizer, cfg):

@@ -61,6 +61,15 @@ class Task:
     # evaluate(policy) -> metrics · describe(metrics) -> a line
     # asked(rollout) -> {'prompt', 'answer'} of its first prompt, for samples.jsonl
 
+    @property
+    def remake(self):
+        """What made() shall do: a run that goes on is told by State.resume what is not as it was."""
+        return 'never' if self.cfg.init_from == 'resume' else self.cfg.remake
+
+    def learns_from(self):
+        """{name: a hash of the contents}; a run that goes on must find the same, see State.resume."""
+        return {}
+
     def verdict(self, metrics):
         """What the last evaluation means, in some lines; '' where describe has said it."""
         return ''

@@ -302,7 +302,7 @@ def make(**other):
 def test_activations_are_the_residuals(tmp_path):
     model = tiny().double().float()
     documents = {'train': ['abcdefghijklmnop' * 2, 'a', 'ponmlkjihgfedcba'], 'val': ['ponmabcdijkl']}
-    write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'), make())
+    write_activations(model, TOKENIZER, documents, make(), str(tmp_path / 'a'), None)
     header, splits = load_activations(str(tmp_path / 'a'))
     assert (header['layer'], header['width'], header['n_train'], header['n_val']) == (2, 16, 20, 8)
     where = np.load(tmp_path / 'a' / 'train_where.npy')
@@ -315,19 +315,17 @@ def test_activations_are_the_residuals(tmp_path):
             model(torch.tensor([ids]), edit=seen.setdefault)
             torch.testing.assert_close(torch.from_numpy(splits[split].vectors[i].copy()), seen[2][0, -1], atol=1e-6, rtol=1e-6)
             assert splits[split].text(i, 3) == ids[-3:] and splits[split].text(i, 99) == ids
-    with pytest.raises(FileExistsError, match='is there already'):
-        write_activations(model, TOKENIZER, documents, str(tmp_path / 'a'), make())
     train_vectors = torch.tensor(splits['train'].vectors)
     torch.testing.assert_close(torch.tensor(header['mean']), train_vectors.mean(0))
-    write_activations(model, TOKENIZER, documents, str(tmp_path / 'b'), make(activation_dtype='float16'))
+    write_activations(model, TOKENIZER, documents, make(activation_dtype='float16'), str(tmp_path / 'b'), None)
     again = load_activations(str(tmp_path / 'b'))[1]['train'].vectors
     assert again.dtype == np.float16 and np.allclose(again, splits['train'].vectors, atol=1e-2)
     with pytest.raises(ValueError, match="none of the 1 documents of split 'val' is longer than 12 tokens"):
-        write_activations(model, TOKENIZER, documents, str(tmp_path / 'c'), make(min_position=12))
+        write_activations(model, TOKENIZER, documents, make(min_position=12), str(tmp_path / 'c'), None)
     with pytest.raises(FileNotFoundError, match='header.json is missing'):
         load_activations(str(tmp_path / 'c'))
     with pytest.raises(ValueError, match='activation_layer is 4: this model has blocks 1 to 3'):
-        write_activations(model, TOKENIZER, documents, str(tmp_path / 'd'), make(activation_layer=4))
+        write_activations(model, TOKENIZER, documents, make(activation_layer=4), str(tmp_path / 'd'), None)
     (tmp_path / 'a' / 'val.npy').write_bytes((tmp_path / 'a' / 'val.npy').read_bytes()[:50])
     with pytest.raises(ValueError, match='torn'):
         load_activations(str(tmp_path / 'a'))
@@ -511,12 +509,14 @@ def test_given_activations_with_texts(run):
         == 'error: nan.npy: activation 41 is NaN or infinite: wrong, or beyond float16'
     )
     np.save(folder / 'wide.npy', rng.normal(size=(60, 9)).astype(np.float32))
-    assert 'was made with activations of width = 7 and it is 9 now' in fails('--activations=wide.npy')
+    assert 'activations: it has ' in fails('--activations=wide.npy')
+    assert 'was made with activations of width = 7 and it is 9 now' in fails('--activations=wide.npy', '--remake=never')
     write('bare.jsonl', [{'prompt': r['prompt']} for r in records])
     train(
         folder, *arguments, '--train_prompts=bare.jsonl', '--nla_checkpoint=bare.pt', '--out_dir=bare', '--max_iters=1'
     )  # no texts: the actor starts unprepared
-    assert 'was made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add')
+    assert 'injection_mode: it has "project", this run wants "add"' in fails('--injection_mode=add')
+    assert 'was made with injection_mode = \'project\' and it is \'add\' now' in fails('--injection_mode=add', '--remake=never')
     assert 'holds no texts' in train(
         folder, os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--dataset=activations', '--generator_checkpoint=new.pt', ok=False
     )

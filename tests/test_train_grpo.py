@@ -73,13 +73,13 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
     """Its text and its pretrained models, nothing of its run."""
     shutil.copy(made[0] / 'toy.txt', tmp_path)
-    shutil.copytree(made[0] / 'out-toy', tmp_path / 'out-toy')
+    shutil.copytree(made[0] / 'out-toy.txt', tmp_path / 'out-toy.txt')
     return tmp_path
 
 
 def test_first_run(made):
     folder, printed = made
-    assert 'there is no generator at out-toy/generator.pt' in printed and printed.count('there is no judge at') == 2
+    assert 'making out-toy.txt/generator.pt: a generator from toy.txt' in printed and printed.count(': a judge from') == 2
     assert 'held-out AUC' in printed and 'generator 30/30' in printed and re.search(r'\n +[ x^]*[x^]', printed)
     lines = metrics(folder)
     assert [line['iter'] for line in lines] == list(range(9))
@@ -102,7 +102,7 @@ def test_first_run(made):
 
 def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
     first = run(copy, *TOY, '--keep_checkpoints=2', '--wandb_log=True', '--wandb_mode=offline')
-    assert first.returncode == 0 and 'training one' not in first.stdout, first.stderr
+    assert first.returncode == 0 and 'making' not in first.stdout, first.stderr
     older = sorted(name for name in os.listdir(copy / 'out-grpo') if name[5:11].isdigit())
     assert older == ['ckpt_000003.pt', 'ckpt_000006.pt']  # ckpt.pt is of iteration 8
     assert any(name.startswith('offline-run') for name in os.listdir(copy / 'out-grpo' / 'wandb'))
@@ -206,7 +206,7 @@ def test_torchrun_trains_and_resumes(copy):
     ['--divergence=neural_mirror', '--mirror_normalize=True', '--mirror_coefficient=0.1', '--kl_estimator=k2'],
     ['--divergence=prob_l2kl', '--mirror_weighting=is', '--kl_estimator=k3']])
 def test_options(copy, more):
-    done = run(copy, *TOY, '--max_iters=3', *more)
+    done = run(copy, *TOY, '--max_iters=3', '--remake=never', *more)  # the generator of other masks will do
     assert done.returncode == 0, done.stderr
     assert ('warning: k1' in done.stdout) == ('--kl_estimator=k1' in more)
 
@@ -218,12 +218,14 @@ def test_bad_settings_stop_early(copy):
             ("--mask_ratio=('a','b')", ["mask_ratio is ('a', 'b')"]), ('--mask_ratio=()', ['mask_ratio is ()']),
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
             ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
-            ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
-            ('--judge_checkpoint=out-toy/generator.pt', ['out-toy/generator.pt', 'holds a generator checkpoint', 'judge']),
-            ('--block_size=30', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
+            ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'wanted is a generator']),
+            ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'wanted is a judge']),
+            ('--block_size=30', ['generator.pt', 'block_size: it has 20, this run wants 30', '--remake=True']),
+            ('--block_size=30 --remake=never', ['judge', 'at most 20', 'block_size is 30']),
+            ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
             ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span']), ('--unmask_steps=0', ['unmask_steps is 0']),
             ('--top_p=0', ['top_p is 0', 'above 0'])):
-        refused(run(copy, *TOY, argument), *words)
+        refused(run(copy, *TOY, *argument.split()), *words)
     assert not (copy / 'out-grpo').exists()
 
 
@@ -233,12 +235,12 @@ def test_bad_files_stop_early(copy):
     (copy / 'short.txt').write_text('too short')
     refused(run(copy, *TOY, '--dataset=short.txt'), 'fewer than one text of block_size')
     (copy / 'other.txt').write_text('0123456789' * 100)
-    refused(
-        run(copy, *TOY, '--dataset=other.txt', '--generator_checkpoint=out-toy/generator.pt'), 'out-toy/generator.pt', 'another vocabulary'
-    )
-    whole = (copy / 'out-toy' / 'judge.pt').read_bytes()
-    (copy / 'out-toy' / 'judge.pt').write_bytes(whole[:len(whole) // 2])
-    refused(run(copy, *TOY), 'out-toy/judge.pt', 'torn')
+    generator = 'out-toy.txt/generator.pt'
+    done = run(copy, *TOY, '--dataset=other.txt', f'--generator_checkpoint={generator}', '--remake=never')
+    refused(done, generator, 'another vocabulary')
+    whole = (copy / 'out-toy.txt' / 'judge.pt').read_bytes()
+    (copy / 'out-toy.txt' / 'judge.pt').write_bytes(whole[:len(whole) // 2])
+    refused(run(copy, *TOY), 'out-toy.txt/judge.pt', 'torn')
 
 
 def test_nan_stops_and_nothing_saved_is_lost(copy):
@@ -256,11 +258,12 @@ def test_sample(made):
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True) and done.stdout == rows[0][3] + '\n'
-    assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', '--checkpoint=out-toy/generator.pt', script='sample.py').returncode == 0
+    generator = '--checkpoint=out-toy.txt/generator.pt'
+    assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', generator, script='sample.py').returncode == 0
     for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
                              (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
                              (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
-                             (['--text=a_', '--judge_checkpoint=out-toy/generator.pt'], ['generator', 'judge'])):
+                             (['--text=a_', '--judge_checkpoint=out-toy.txt/generator.pt'], ['generator', 'judge'])):
         refused(run(folder, *arguments, script='sample.py'), *words)
 
 
@@ -269,7 +272,7 @@ def test_no_iterations_make_the_starts(copy):
     done = run(copy, *TOY, '--max_iters=0', '--generator_checkpoint=g.pt', '--judge_checkpoint=j.pt')
     assert done.returncode == 0 and re.search(r'saved j.pt: auc [\d.]+, r2 ', done.stdout), done.stderr
     assert 'held-out judge reward' in done.stdout and [line['iter'] for line in metrics(copy)] == [0]
-    assert done.stdout.count('saved') == 2 and 'out-toy/judge_gold.pt' not in done.stdout
+    assert done.stdout.count('saved') == 2 and 'making out-toy.txt/judge_gold.pt' not in done.stdout
 
 
 def test_the_start_of_completion(sums):
@@ -329,7 +332,7 @@ def sums(answered, tmp_path):
 
 def test_completion_run(answered):
     folder, printed = answered
-    for words in ('there is no model at sums.pt', '90 prompts to train on, 8 held out', 'held-out accuracy greedy', "(wanted '"):
+    for words in ('making sums.pt: a model from sums.jsonl', '90 prompts to train on, 8 held out', 'held-out accuracy greedy', "(wanted '"):
         assert words in printed
     lines = metrics(folder)
     assert [line['iter'] for line in lines] == list(range(7))
@@ -357,7 +360,7 @@ rewards = [('math_correctness', 0.5), ('fluency', 0.2), {'type': 'diversity', 'w
            {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': my_custom_reward}}]
 train_prompts, eval_prompts, reward_errors = 'mixed.jsonl', 'held_out.jsonl', 'drop'
 """)
-    done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3')
+    done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3', '--remake=never')
     assert done.returncode == 0, done.stderr
     assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout
     assert "30 of 90 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
@@ -452,7 +455,8 @@ def test_completion_refuses(sums):
             ('--max_new_tokens=14', ['max_new_tokens 14', '16']), ('--max_prompt_length=3', ['4 tokens', 'max_prompt_length is 3']),
             ('--generator_checkpoint=truncated', ['truncated']), ('--load_in_8bit=True', ['lora_r']),
             ('--overlong_penalty=40', ['overlong_penalty is 40', 'max_new_tokens']),
-            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']), ('--retain_text=what?', ["'w'"]),
+            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']),
+            ('--retain_text=what?', ['characters: it has', 'this run wants', 'ahtw']),
             ('--reference_mode=moving', ["'moving'", 'periodic'])):
         others = sums_without('rewards' if argument.endswith('.py') else '')
         refused(run(sums, *others, argument), *words)

@@ -8,7 +8,6 @@ a folder that does not exist yet.
 """
 import json
 import os
-import shutil
 import sys
 from functools import partial
 from typing import Literal
@@ -20,11 +19,13 @@ from safetensors.torch import load_file
 if __name__ == '__main__':
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from data.prompts import held_out_split, load_prompts
+from formats.text_files import replacing, write_text
 from model import GPT
 from nla import Activations, standardiser, truncate
 from runtime.checkpoint import load_pt, tokenizer_of
 from runtime.config import configure
 from runtime.console import over, say
+from runtime.made import content_of, content_of_path, made, recipe_for
 
 READERS = {'.npy': partial(np.load, mmap_mode='r'), '.pt': load_pt, '.safetensors': load_file}
 
@@ -78,30 +79,39 @@ def extract_activations(trunk, documents, places, context, dtype, path):
     return vectors
 
 
-def write_activations(model, tokenizer, documents, out, cfg, source=''):
+def layer_of(cfg, n_layer):
+    """The block whose residuals are meant; of those of a model with n_layer."""
+    return round(2 / 3 * n_layer) if cfg.activation_layer is None else cfg.activation_layer
+
+
+def activations_recipe(cfg, documents, source, n_layer):
+    """The recipe of what write_activations makes with the model at the path source."""
+    return recipe_for('activations', 1, f'{source} reading {cfg.dataset}', cfg, 'activations_n',
+                      'activation_context', 'seed', 'eval_prompts_n', data=content_of(documents),
+                      source=content_of_path(source), activation_layer=layer_of(cfg, n_layer),
+                      min_position=getattr(cfg, 'min_position', None),
+                      activation_dtype=getattr(cfg, 'activation_dtype', None))
+
+
+def write_activations(model, tokenizer, documents, cfg, out, recipe):
     """The folder `out`, whole or not at all. cfg: the settings below; the last two may be missing."""
-    if os.path.exists(out):
-        raise FileExistsError(f"{out} is there already: delete it, or name another folder")
-    layer, position = cfg.activation_layer, getattr(cfg, 'min_position', None)
-    layer = round(2 / 3 * model.config.n_layer) if layer is None else layer
+    layer, position = layer_of(cfg, model.config.n_layer), getattr(cfg, 'min_position', None)
     position = cfg.activation_context - 1 if position is None else position
-    folder = f'{out.rstrip("/")}.tmp'
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    header = {'source': source, 'layer': layer, 'width': model.config.n_embd,
-              'context': cfg.activation_context, 'dtype': getattr(cfg, 'activation_dtype', 'float32'),
-              'vocab_size': tokenizer.vocab_size}
+    header = {'layer': layer, 'width': model.config.n_embd, 'context': cfg.activation_context,
+              'dtype': getattr(cfg, 'activation_dtype', 'float32'), 'vocab_size': tokenizer.vocab_size}
     trunk, vectors = truncate(model, layer), {}
-    for split, count in (('train', cfg.activations_n), ('val', cfg.eval_prompts_n)):
-        ids, path = [tokenizer.encode(text) for text in documents[split]], os.path.join(folder, split)
-        places = draw_places(ids, count, position, split, cfg.seed)
-        vectors[split] = extract_activations(trunk, ids, places, header['context'], header['dtype'], path)
-        header[f'n_{split}'] = len(places)
-    mean, header['scale'] = standardiser(vectors['train'])
-    header['mean'] = mean.tolist()
-    with open(os.path.join(folder, 'header.json'), 'w', encoding='utf-8') as f:
-        json.dump(header, f, indent=1)
-    os.rename(folder, out)
+    with replacing(out.rstrip('/')) as folder:
+        os.makedirs(folder)
+        if recipe:
+            write_text(os.path.join(folder, 'recipe.json'), json.dumps(recipe, indent=1))
+        for split, count in (('train', cfg.activations_n), ('val', cfg.eval_prompts_n)):
+            ids, path = [tokenizer.encode(text) for text in documents[split]], os.path.join(folder, split)
+            places = draw_places(ids, count, position, split, cfg.seed)
+            vectors[split] = extract_activations(trunk, ids, places, header['context'], header['dtype'], path)
+            header[f'n_{split}'] = len(places)
+        mean, header['scale'] = standardiser(vectors['train'])
+        header['mean'] = mean.tolist()
+        write_text(os.path.join(folder, 'header.json'), json.dumps(header, indent=1))
     counts = f"{header['n_train']:,} to train on, {header['n_val']:,} of other documents"
     say(f"{out}: activations after block {layer}, {counts}")
 
@@ -177,7 +187,9 @@ if __name__ == '__main__':
     activation_context = 32  # tokens that the model sees, up to the place
     min_position: int | None = None  # the first place; None: where the context is full
     activation_dtype: Literal['float32', 'float16'] = 'float32'  # float16 halves the file
+    remake: Literal[False, True, 'never'] = False  # True: made again, if there; 'never': whatever is there
     cfg = configure(globals())
     model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
-    documents = load_documents(dataset, column_mapping)
-    write_activations(model, tokenizer_of(generator_checkpoint), documents, out, cfg, generator_checkpoint)
+    documents, tokenizer = load_documents(dataset, column_mapping), tokenizer_of(generator_checkpoint)
+    describe = partial(activations_recipe, cfg, documents, generator_checkpoint, model.config.n_layer)
+    made(out, describe, partial(write_activations, model, tokenizer, documents, cfg), remake)

@@ -33,14 +33,15 @@ def main(path=None):
     """path: a folder with the original train.jsonl and test.jsonl; None downloads them."""
     if path is not None and os.path.realpath(path) == os.path.dirname(os.path.realpath(__file__)):
         raise ValueError(f"--path={path} is where the result goes: put the original files elsewhere")
-    splits = {}
+    splits, files = {}, []
     for split, name in (('val', 'test.jsonl'), ('train', 'train.jsonl')):
         if path is None:
             file = download(f'{ORIGINAL}/{name}', f'gsm8k/original/{name}', OTHERWISE)
         else:
             file = os.path.join(path, name)
         splits[split] = read_original(file)
-    write_splits(__file__, **splits)  # train last: it says that the rest is there
+        files.append(file)
+    write_splits(__file__, files, **splits)  # train last: it says that the rest is there
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ def main(path=None):
                         "data/mbpp/prepare.py --path=mbpp.jsonl`")
     fields = 'task_id, text, code, test_setup_code, test_list and challenge_test_list'
     records = convert_file(path, convert, fields)
-    write_splits(__file__, val=[r for r in records if r['task_id'] <= 510],
+    write_splits(__file__, [path], val=[r for r in records if r['task_id'] <= 510],
                  train=[r for r in records if r['task_id'] > 600])
 
 
