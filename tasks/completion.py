@@ -20,6 +20,7 @@ from runtime import ranks
 from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, Share
 from runtime.console import over, say
+from runtime.lora import go_on_with_adapters
 from runtime.shard import is_sharded
 from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
 from tasks.task import Task, chart, longest_line
@@ -64,6 +65,7 @@ class Completion(Task):
             if cfg.overlong_penalty > cfg.max_new_tokens:
                 raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}, above max_new_tokens, "
                                  f"{cfg.max_new_tokens}: lower it")
+            go_on_with_adapters(cfg, start_path(cfg))
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -77,7 +79,7 @@ class Completion(Task):
                 say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
         runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
         self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.eval_records)
-        self.generator_path = cfg.generator_checkpoint.format(dataset=dataset_name(source))
+        self.generator_path = start_path(cfg)
         ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
@@ -131,7 +133,7 @@ class Completion(Task):
         save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
 
     def load_model(self):
-        model = GPT.from_pretrained(self.generator_path).to(self.home)
+        model = GPT.from_pretrained(self.generator_path, merge=False).to(self.home)
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
         self.check_room(model.config.block_size)
         if self.cfg.retain_text:
@@ -278,12 +280,14 @@ class Completion(Task):
     def saved(self):
         return own_tokenizer(self.tokenizer)
 
-    def adapter_base(self):
-        return self.generator_path
-
     def try_out(self):
         cfg, prompt = self.cfg, self.eval_records[0]['prompt']
         plain = isinstance(prompt, str) and prompt == longest_line(prompt) and len(prompt) < 100
         options = {'prompt': prompt if plain else '', 'system_prompt': cfg.system_prompt,
                    'chat_template': plain and cfg.chat_template, 'max_new_tokens': cfg.max_new_tokens}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]
+
+
+def start_path(cfg):
+    """Where the model to start from is, or will be made."""
+    return cfg.generator_checkpoint.format(dataset=dataset_name(cfg.train_prompts or cfg.dataset))
