@@ -339,15 +339,17 @@ def read_adapter(folder):
             raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
-    tensors, targets = {}, {}
+    tensors, targets = {}, set()
     for name, (_, read) in open_tensors([path]).items():
         *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']
         target = ENDS.get(f'{parent}.{module}') or NAMES.get(module, ('',))[0]
         if kind not in ('lora_A', 'lora_B') or not target:
             raise ValueError(f"{path} holds {name}, which is no plain adapter on a linear of a block")
-        tensors[name], targets[target] = read, True
+        tensors[name] = read
+        targets.add(target)
+    targets = tuple(target for target in (*TARGETS, 'c_attn') if target in targets)
     r, alpha = config['r'], float(config['lora_alpha'])
-    return r, alpha * math.sqrt(r) if config.get('use_rslora') else alpha, tuple(targets), tensors
+    return r, alpha * math.sqrt(r) if config.get('use_rslora') else alpha, targets, tensors
 
 
 def load_adapter(model: nn.Module, folder: str):
