@@ -66,7 +66,8 @@ def greedy(model, tokenizer, question):
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     # TODO: with generation_config.json exported, without eos_token_id and pad_token_id.
     stops = {'eos_token_id': tokenizer.eos_token_id, 'pad_token_id': tokenizer.eos_token_id}
-    out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, **stops)
+    unused = list(range(len(tokenizer), model.config.vocab_size))  # ids that the model embeds and the tokenizer lacks: never sampled here
+    out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, suppress_tokens=unused, **stops)
     return tokenizer.decode(out[0, len(ids):], skip_special_tokens=True)
 
 
