@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from formats import weights
 from kernels import GroupAttention, wide
 from runtime.checkpoint import check_fit, entry, load_checkpoint
+from runtime.lora import adapted_start, load_adapter, merge_lora
 
 LARGEST = 1 << 24  # of any size: no model exceeds it, and a product of two never overflows
 KINDS = {'norm': ('layernorm', 'rmsnorm'), 'position': ('learned', 'rope'),
@@ -350,17 +351,32 @@ class GPT(nn.Module):
         return self.lm_head(self(tokens, lengths))
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
+    def from_pretrained(cls, path: str | os.PathLike, merge: bool = True) -> 'GPT':
         """
-        The fp32 model on the CPU: of our checkpoint file, a Hugging Face directory or hub name, a .gguf file.
-        Raises what load_checkpoint and weights.read raise.
+        The fp32 model on the CPU: of our checkpoint file, a Hugging Face directory or hub name, a .gguf file;
+        of a folder of PEFT adapters their base, with them merged into it or (merge=False) beside it. Raises
+        what load_checkpoint, weights.read and load_adapter raise.
         """
         path = os.fspath(path)
-        if not os.path.isfile(path) or path.endswith('.gguf'):
+        if os.path.isfile(path) and not path.endswith('.gguf'):
+            saved = load_checkpoint(path, 'generator', 'run', 'adapters')
+            return merge_lora(cls.from_checkpoint(saved, path))
+        base = weights.adapter_base(path)
+        if not base:
             return build(cls, *weights.read(path), path)
-        saved = load_checkpoint(path, 'generator', 'run')
+        try:
+            model = load_adapter(cls.from_pretrained(base), weights.local_folder(path))
+        except FileNotFoundError as e:
+            raise FileNotFoundError(f"the model of the adapters in {path} is missing: {e}") from None
+        return merge_lora(model) if merge else model
+
+    @classmethod
+    def from_checkpoint(cls, saved: dict, path: str) -> 'GPT':
+        """The model of what load_checkpoint has read from path; of a LoRA run with its adapters beside it."""
         if 'nla' in saved:
             raise ValueError(f"{path} is an autoencoder: python sample.py --checkpoint={path} --text=...")
+        if saved['kind'] == 'adapters':
+            return adapted_start(partial(cls.from_pretrained, merge=False), saved, path)
         state = entry(saved, 'model', dict, path)
         state = {name: p for name, p in state.items() if not str(name).startswith('value_head.')}
         return build(cls, entry(saved, 'model_config', dict, path), state, path)

@@ -1,6 +1,6 @@
 """
 Talk to a model: chat, complete a prompt, fill a text, explain an activation.
-$ python sample.py --checkpoint=path/to/model  # chat; a directory, a .gguf file or a run's ckpt.pt
+$ python sample.py --checkpoint=path/to/model  # chat; a folder, also of adapters, a .gguf or a run's ckpt.pt
 $ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt  # or --prompt="12+34="
 $ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46  # best of 8
 $ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt  # by a model
@@ -28,7 +28,7 @@ def main(cfg):
     if path.endswith('.pt') and not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}: --checkpoint names what a run left in its out_dir")
     cfg.device = usable_device(cfg.device)
-    saved = load_checkpoint(path, 'generator', 'run', 'nla') if path.endswith('.pt') else {}
+    saved = load_checkpoint(path, 'generator', 'run', 'adapters', 'nla') if path.endswith('.pt') else {}
     model, task, causal = None, 'nla', False  # its actor and critic are built when they are shown
     if 'nla' not in saved:
         model = GPT.from_pretrained(path).to(cfg.device).eval().requires_grad_(False)

@@ -48,9 +48,9 @@ reference_update_freq: Count = 500      # periodic: reference = policy, every so
 reference_offload = False               # True: it waits in the CPU's memory
 # LoRA: train small matrices beside frozen ones
 lora_r: Natural = 0                     # rank; 0 trains all weights
-lora_alpha: Positive = 16.0             # the adapters are scaled by lora_alpha / lora_r
+lora_alpha: Positive | None = None      # they are scaled by lora_alpha / lora_r; None: 16, or as they came
 lora_dropout: Annotated[float, '[0, 1)'] = 0.0  # above 0 the policy that learns is not the one that sampled
-lora_targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')  # of these matrices
+lora_targets: tuple | str | None = None  # q, k, v, o, gate, up, down; q_proj, ...; None: all, or as they came
 load_in_8bit = False                    # frozen weights as int8
 # evaluation, logs, checkpoints
 eval_interval: Count = 50               # iterations between two evaluations
@@ -184,6 +184,6 @@ for it in log.iterations():
 if not stopping:
     if rank == 0 and (verdict := job.verdict(metrics)):
         say(verdict)
-    state.export(job, metrics)
+    state.export(job)
 log.close(stopping)
 run.leave(stopping)

@@ -86,6 +86,9 @@ VALUES = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a posi
 LLAMA3 = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 
 
+ADAPTER_CONFIG = 'adapter_config.json'  # of a PEFT folder
+
+
 def some(names):
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
@@ -100,12 +103,8 @@ def local_folder(path):
     FileNotFoundError, ImportError, ConnectionError, ValueError for a folder of ours that is no model's.
     """
     path = os.fspath(path)
-    has_run, has_adapters, has_model = (os.path.isfile(os.path.join(path, name))
-                                        for name in ('ckpt.pt', 'adapter_config.json', 'config.json'))
-    if has_run:
+    if os.path.isfile(os.path.join(path, 'ckpt.pt')):
         raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, 'export')} or its ckpt.pt")
-    if has_adapters and not has_model:
-        raise ValueError(f"{path} holds adapters without their model: export/ beside it holds both merged")
     if os.path.exists(path):
         return path
     # Where out/ is a folder, a mistyped out/ckpt is no name on the hub.
@@ -121,6 +120,25 @@ def local_folder(path):
         return snapshot_download(path, allow_patterns=wanted, ignore_patterns=['*/*'])
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not give {path!r}: {first_line(e)}") from None
+
+
+def adapter_base(path):
+    """
+    The path or hub name of the model that the folder of PEFT adapters at path was made for; None for another
+    kind of folder or a file. Raises as local_folder.
+    """
+    if path.endswith(('.pt', '.gguf')):
+        return None
+    folder = local_folder(path)
+    where = os.path.join(folder, ADAPTER_CONFIG)
+    if not os.path.isfile(where):
+        return None
+    if any(re.fullmatch(r'model.*\.safetensors', name) for name in os.listdir(folder)):  # merged already
+        return None
+    base = read_json(where).get('base_model_name_or_path')
+    if not isinstance(base, str) or not base or os.path.isfile(os.path.join(base, ADAPTER_CONFIG)):
+        raise ValueError(f"{where}: base_model_name_or_path is {base!r}; it must name the adapters' model")
+    return base
 
 
 def read(path):

@@ -96,7 +96,7 @@ def load_checkpoint(path: str, *kinds: str, lazily: bool = False) -> dict:
     if kind in kinds or not kinds:
         return checkpoint
     if kind == 'adapters':
-        raise ValueError(f"{path} holds adapters alone: export/ or nla.pt beside it holds the whole model")
+        raise ValueError(f"{path} holds adapters alone: python -m tools.export makes a whole model of it")
     held = f'a {kind}' if isinstance(kind, str) else 'no'
     raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}")
 
@@ -125,11 +125,16 @@ def shapes_of(tensors):
     return {name: tuple(getattr(tensor, 'shape', ())) for name, tensor in tensors.items()}
 
 
-def tokenizer_of(path):
-    """The tokenizer of the model at path: in our checkpoint, the run's tokenizer/, or beside the weights."""
+def tokenizer_of(path, saved=None):
+    """
+    The tokenizer of the model at path: in our checkpoint (saved: what was read from it, if it was), in the
+    run's tokenizer/, or beside the weights; of adapters without one, their base's.
+    """
     if not path.endswith('.pt'):
-        return load_tokenizer(weights.local_folder(path))
-    saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')
+        base, folder = weights.adapter_base(path), weights.local_folder(path)
+        own = not base or os.path.isfile(os.path.join(folder, 'tokenizer.json'))
+        return load_tokenizer(folder) if own else tokenizer_of(base)
+    saved = saved or load_checkpoint(path, 'generator', 'run', 'adapters', 'nla', 'reward', 'cost')
     if 'chars' in saved:
         return char_tokenizer(saved, path)
     return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))

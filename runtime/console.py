@@ -16,8 +16,8 @@ quiet = False        # train_grpo.py sets it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
 LINE_AFTER = 30.0    # without a line; each that only says how far things are doubles it
 tqdm.monitor_interval = 0  # no thread that looks after the bars
-RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'adapter',
-           'export')
+RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'fill_in.pt',
+           'adapter', 'export')
 phases = []          # those going on, the outermost first
 loaded = time.time()
 last_line, patience = loaded, LINE_AFTER
@@ -134,6 +134,13 @@ def this_run(*changed):
     return shlex.join([*start, sys.argv[0], *kept, *changed])
 
 
+def tool(name, *arguments):
+    """The command that starts one of tools/ here, as a shell takes it."""
+    root = os.path.dirname(sys.argv[0])
+    found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
+    return found_from_here + shlex.join(['python', '-m', f'tools.{name}', *arguments])
+
+
 def closing(out_dir, metrics, training, try_out):
     """
     How a run ended: `metrics` at its first and last evaluation, the time, where things are, what to run next.
@@ -154,10 +161,9 @@ def closing(out_dir, metrics, training, try_out):
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
     checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'
     sample = shlex.join(['python', os.path.join(root, 'sample.py'), checkpoint, *arguments])
-    found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
-    compare = shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run', '--out=both.html'])
     longer = [f'--max_iters={2 * training.total or 100}']
     if str(training.total) in out_dir:  # it may be made of max_iters
         longer.append(f'--out_dir={out_dir}')
-    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: {sample}\n  compare: {found_from_here}{compare}\n"
+    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: {sample}\n  "
+         f"compare: {tool('report', out_dir, 'another-run', '--out=both.html')}\n"
          f"  go on: {this_run(*longer, '--init_from=resume')}")

@@ -18,10 +18,9 @@ from report import write_report
 from runtime import console, ranks
 from runtime.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from runtime.console import say, tell
-from runtime.lora import add_lora, merge_lora, quantize_int8, save_adapter
+from runtime.lora import ADAPTER_SETTINGS, adapt, check_start, targets_of, weight_sum
 from runtime.masters import compute_in, configure_optimizers, copy_masters, precision_of, update_reference
 from runtime.shard import (
-    collect_model,
     drop_collected,
     gathered,
     local_part,
@@ -42,6 +41,7 @@ def in_out_dir(cfg, name):
 def check(cfg):
     """Raises ValueError or FileNotFoundError, before time is spent, for a run that contradicts itself."""
     alone = 'RANK' not in os.environ
+    cfg.lora_alpha, cfg.lora_targets = cfg.lora_alpha or 16.0, targets_of(cfg.lora_targets)
     for contradiction, message in (
         (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
         (cfg.reference_offload and cfg.reference_mode in ('ema', 'periodic'),
@@ -85,9 +85,17 @@ def check_resume(cfg):
     if began_with['task'] != cfg.task:
         raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
                          f"{cfg.task!r} now: give its own config, or name another out_dir")
-    if bool(began_with['lora_r']) != bool(cfg.lora_r):
-        raise ValueError(f"the run in {cfg.out_dir} has lora_r {began_with['lora_r']} and lora_r is "
-                         f"{cfg.lora_r} now: adapters cannot come or go")
+    check_same_adapters(began_with, cfg)
+
+
+def check_same_adapters(began_with, cfg):
+    """Raises ValueError where a run that goes on would have other adapters: they would be another policy."""
+    before, now = ({**settings, 'lora_targets': set(targets_of(settings['lora_targets']))}
+                   for settings in (began_with, vars(cfg)))
+    for key in ADAPTER_SETTINGS if before['lora_r'] or cfg.lora_r else ():
+        if before[key] != now[key]:
+            raise ValueError(f"the run in {cfg.out_dir} has {key} {began_with[key]} and it is "
+                             f"{getattr(cfg, key)} now: leave it as it was, or name another out_dir")
 
 
 def usable_device(device):
@@ -144,16 +152,17 @@ class State:
 
     def __init__(self, cfg, job, device):
         self.cfg, self.best, self.saved_at, self.bad_steps = cfg, -math.inf, None, 0
-        self.path = in_out_dir(cfg, 'ckpt.pt')
+        self.path, self.start = in_out_dir(cfg, 'ckpt.pt'), job.generator_path
+        inside = os.path.abspath(self.start).startswith(os.path.abspath(cfg.out_dir) + os.sep)
+        if inside and cfg.init_from != 'resume' and os.path.exists(in_out_dir(cfg, 'metrics.jsonl')):
+            raise ValueError(f"the start {self.start} lies in {cfg.out_dir}, which a new run moves aside: "
+                             "name another out_dir")
         self.model = model = job.load_model().eval()
         self.learns_from = job.learns_from()
-        # tells one start from another
-        self.start_weights = sum(p.double().sum() for p in model.parameters()).item()
-        if cfg.load_in_8bit:
-            quantize_int8(model)
+        self.start_weights = weight_sum(model)
         if cfg.lora_r:
             torch.manual_seed(cfg.seed)
-            add_lora(model, cfg.lora_r, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
+            adapt(model, vars(cfg))
             job.after_lora(model)
         model.gradient_checkpointing = cfg.gradient_checkpointing
         self.device, self.dtype = device, precision_of(cfg.precision, device, model.config.n_embd)
@@ -189,7 +198,7 @@ class State:
         copy_masters(self.masters, self.model)
 
     def copy_reference(self):
-        """A frozen copy of the start, but for LoRA's static reference: the model without its adapters."""
+        """A frozen copy of the start, but for LoRA's static reference: the model with its adapters off."""
         cfg, self.frozen, self.averages = self.cfg, None, {}
         self.leashed = (cfg.kl_beta > 0 or cfg.divergence != 'kl') and cfg.reference_mode != 'none'
         static = cfg.reference_mode == 'static'
@@ -252,7 +261,7 @@ class State:
         """What a checkpoint says of itself."""
         kind = 'adapters' if self.cfg.lora_r else 'run'
         return {'kind': kind, 'model_config': vars(self.model.config), 'config': plain_config(self.cfg),
-                'learns_from': self.learns_from}
+                'start': self.start, 'start_weights': self.start_weights, 'learns_from': self.learns_from}
 
     def save_best(self, job, it):
         """ckpt_best.pt; all ranks call it."""
@@ -278,28 +287,28 @@ class State:
         if cfg.keep_checkpoints and self.saved_at not in (None, it) and not os.path.exists(older):
             os.link(self.path, older)
         state = {'iter': it, 'best': self.best, 'bad_steps': self.bad_steps,
-                 'start_weights': self.start_weights, 'mirror': self.mirror.state_dict(),
-                 'scaler': self.optimizer.scaler.state_dict()}
+                 'mirror': self.mirror.state_dict(), 'scaler': self.optimizer.scaler.state_dict()}
         save_checkpoint(self.path, self.header() | state | kept)
         self.saved_at = it
-        for path in older_checkpoints(cfg)[cfg.keep_checkpoints:]:
+        for path in older_checkpoints(cfg.out_dir)[cfg.keep_checkpoints:]:
             os.remove(path)
         return time.perf_counter() - start
 
     def save_and_say_so(self, it, log, job_state, when=''):
         """When the run was told to stop, or the scorer is gone; all ranks call it."""
         self.save(it, log, job_state)
-        tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}")
+        export = console.tool('export', self.path, in_out_dir(self.cfg, f'export_{it:06d}'))
+        tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}\n"
+             f"To use the model as it is:\n  {export}")
         ranks.wait_for_rank_0()  # a rank that left first would take the others along
 
     def resume(self, job):
         """Go on where the run in out_dir stopped. Returns the iteration."""
-        cfg, saved = self.cfg, newest_checkpoint(self.cfg)
-        # the last digits of a sum depend on the number of threads
-        if not math.isclose(saved['start_weights'], self.start_weights, rel_tol=1e-9, abs_tol=1e-6):
-            raise ValueError(f"the model at {job.generator_path} is not the one this run started from, and "
-                             "the reference comes from there: restore it")
+        cfg = self.cfg
+        path, saved = newest_checkpoint(cfg.out_dir, 'adapters' if cfg.lora_r else 'run')
+        check_start(saved, self.start_weights, self.start)
         check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
+        check_same_adapters(saved['config'], cfg)
         say_what_changed(saved['config'], plain_config(cfg))
         began_with = saved['config'].get('advantage')
         if (began_with == 'gae') != (cfg.advantage == 'gae'):
@@ -309,7 +318,7 @@ class State:
             raise ValueError(f"max_iters is {cfg.max_iters} and the run at {saved['iter']}: raise max_iters")
         job.restore(saved)
         weights = self.weights()
-        check_fit(saved['model'], weights, self.path)
+        check_fit(saved['model'], weights, path)
         self.copy_into(weights, saved['model'])
         self.weights_changed()
         if cfg.mirror_checkpoint:
@@ -336,36 +345,27 @@ class State:
         if saved['scaler'] and self.optimizer.scaler.is_enabled():
             self.optimizer.scaler.load_state_dict(saved['scaler'])
 
-    def export(self, job, metrics):
-        """The trained model as others load it, see job.export; LoRA's adapters for peft in adapter/."""
-        cfg = self.cfg
-        model = collect_model(self.model, torch.float32) if cfg.shard else copy.deepcopy(self.model).float()
-        saved = whole({name: value for name, value in job.saved().items() if name != 'critic_optimizer'})
-        if not ranks.is_first():
-            return
-        if not cfg.shard:
-            model.load_state_dict(self.weights(), strict=False)
-        if cfg.advantage == 'gae':
-            del model.value_head
-        if cfg.lora_r and job.adapter_base():
-            save_adapter(model, in_out_dir(cfg, 'adapter'), job.adapter_base())
-        if cfg.lora_r:
-            merge_lora(model)
-        job.export(model, saved, cfg.out_dir, metrics)
+    def export(self, job):
+        """The trained model as others load it, see job.export, which tools/export.py calls too."""
+        learned = {'model': self.weights(), **job.saved()}
+        saved = self.header() | whole({key: learned[key] for key in learned if key != 'critic_optimizer'})
+        if ranks.is_first():
+            folders = (in_out_dir(self.cfg, name) for name in (job.exported, 'adapter'))
+            job.export(saved, self.path, *folders)
 
 
-def older_checkpoints(cfg):
+def older_checkpoints(out_dir):
     """The newest first."""
-    names = [name for name in os.listdir(cfg.out_dir) if name[5:11].isdigit() and name.endswith('.pt')]
-    return [in_out_dir(cfg, name) for name in sorted(names, reverse=True)]
+    names = [name for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt')]
+    return [os.path.join(out_dir, name) for name in sorted(names, reverse=True)]
 
 
-def newest_checkpoint(cfg):
-    """ckpt.pt, or when that is damaged the newest older one that is not."""
+def newest_checkpoint(out_dir, *kinds):
+    """(path, checkpoint) of ckpt.pt, or when that is damaged of the newest older one that is not."""
     failures = []
-    for path in [in_out_dir(cfg, 'ckpt.pt'), *older_checkpoints(cfg)]:
+    for path in [os.path.join(out_dir, 'ckpt.pt'), *older_checkpoints(out_dir)]:
         try:
-            checkpoint = load_checkpoint(path, 'adapters' if cfg.lora_r else 'run')
+            checkpoint = load_checkpoint(path, *kinds)
         except ValueError as e:
             failures.append(e)
             continue
@@ -373,7 +373,7 @@ def newest_checkpoint(cfg):
             tell(f"warning: {failure}")
         if failures:
             tell(f"warning: going on from {path} instead, iteration {checkpoint['iter']}")
-        return checkpoint
+        return path, checkpoint
     raise failures[0]
 
 

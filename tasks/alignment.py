@@ -228,7 +228,7 @@ class Alignment(Completion):
 
     def try_out(self):
         file, arguments = super().try_out()
-        if self.cfg.scorer_url or self.cfg.lora_r:
+        if self.cfg.scorer_url:
             return file, arguments
         return 'ckpt.pt', [*arguments, '--num_samples=8']  # ranked by its own reward and cost
 

@@ -20,6 +20,7 @@ from runtime import ranks
 from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, Share
 from runtime.console import over, say
+from runtime.lora import go_on_with_adapters
 from runtime.made import content_of, made, recipe_for
 from runtime.shard import is_sharded
 from tasks.supervised import (
@@ -34,6 +35,7 @@ from tasks.task import Task, chart, longest_line
 
 
 def start_path(cfg):
+    """Where the model to start from is, or will be made."""
     return cfg.generator_checkpoint.format(dataset=dataset_name(cfg.train_prompts or cfg.dataset))
 
 
@@ -76,6 +78,7 @@ class Completion(Task):
             if cfg.overlong_penalty > cfg.max_new_tokens:
                 raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}, above max_new_tokens, "
                                  f"{cfg.max_new_tokens}: lower it")
+            go_on_with_adapters(cfg, start_path(cfg))
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -161,7 +164,7 @@ class Completion(Task):
         save_model(path, 'generator', model, model.config, tokenizer, quality, recipe)
 
     def load_model(self):
-        model = GPT.from_pretrained(self.generator_path).to(self.home)
+        model = GPT.from_pretrained(self.generator_path, merge=False).to(self.home)
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
         self.check_room(model.config.block_size)
         if self.cfg.retain_text:
@@ -310,9 +313,6 @@ class Completion(Task):
 
     def saved(self):
         return own_tokenizer(self.tokenizer)
-
-    def adapter_base(self):
-        return self.generator_path
 
     def try_out(self):
         cfg, prompt = self.cfg, self.eval_records[0]['prompt']

@@ -22,7 +22,7 @@ from kernels import pack
 from model import GPT, GPTConfig
 from policy import choices, uniforms
 from runtime import ranks
-from runtime.checkpoint import load_checkpoint
+from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import Count, Natural, one_line
 from runtime.console import say
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
@@ -44,6 +44,7 @@ class FillIn(Task):
         ],
     }
     refuses = ('top_k', 'overlong_penalty', 'lora_r')
+    exported = ''
 
     class Settings:
         # texts
@@ -265,8 +266,13 @@ class FillIn(Task):
     def saved(self):
         return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
 
-    def export(self, model, saved, out_dir, metrics):
-        """No other program knows such a model: its checkpoint is what others get."""
+    @classmethod
+    def export(cls, saved, path, folder, adapter_folder):
+        """No other program knows such a model: others get its checkpoint, less what resumes the run."""
+        model, path = cls.load(saved, path).state_dict(), os.path.join(folder, 'fill_in.pt')
+        kept = {key: saved[key] for key in ('model_config', 'chars', 'judge_checkpoint') if key in saved}
+        save_checkpoint(path, {'kind': 'generator', 'model': model, **kept})
+        say(f"exported to {path}")
 
     def try_out(self):
         text = longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))

@@ -34,6 +34,7 @@ from runtime import ranks
 from runtime.checkpoint import entry, load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
+from runtime.lora import adapted_start, merge_lora
 from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
@@ -91,6 +92,7 @@ class NLA(Task):
     samples_title = 'Explanations'
     samples_hint = ("What the actor wrote about an activation (of the last token of the text above it; with "
                     "text_reversed latest first), and how well the critic rebuilt it, reconstruction.")
+    exported = ''
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
             'eval_batch_size')
@@ -162,6 +164,7 @@ class NLA(Task):
         saved = load_checkpoint(self.generator_path, 'nla')
         self.check_start(saved)
         self.about, self.critic = saved['nla'] | self.about, self.placed(nla.build_critic(saved))
+        self.quality = saved['quality']
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
                                                   betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
@@ -500,6 +503,7 @@ class NLA(Task):
             m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)))
             right = [shown[i][-1:] == self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
             m['last_token'] = sum(right) / n
+        self.quality = {name: m[name] for name in ('fve', 'fve_greedy')}
         for i in range(min(self.cfg.eval_show, n)):
             about = self.tokenizer.decode(self.held_out.text(i) or self.held_out.prompts[i])
             value = nla.fve(prediction[i], target[i])
@@ -559,22 +563,33 @@ class NLA(Task):
 
     def saved(self):
         return {'critic': self.critic.state_dict(), 'critic_optimizer': self.critic_optimizer.state_dict(),
-                'nla': self.about, **own_tokenizer(self.tokenizer)}
+                'nla': self.about, 'quality': self.quality, **own_tokenizer(self.tokenizer)}
 
     def restore(self, checkpoint):
-        own = self.critic.state_dict()
+        self.quality, own = checkpoint['quality'], self.critic.state_dict()
         self.critic.load_state_dict({name: part_of(checkpoint['critic'][name], p) for name, p in own.items()})
         state = optimizer_parts(checkpoint['critic_optimizer'], list(self.critic.parameters()))
         self.critic_optimizer.load_state_dict(state)
         for group in self.critic_optimizer.param_groups:
             group['lr'] = self.cfg.critic_learning_rate
 
-    def export(self, model, saved, out_dir, metrics):
+    @classmethod
+    def load(cls, saved, path):
+        for key in ('model', 'model_config', 'critic'):
+            entry(saved, key, dict, path)
+        if saved['kind'] != 'adapters':
+            return nla.build_actor(saved, path)
+        return adapted_start(lambda start: nla.build_actor(load_checkpoint(start, 'nla'), start), saved, path)
+
+    @classmethod
+    def export(cls, saved, path, folder, adapter_folder):
         """Actor and critic in nla.pt, a start for others."""
-        path, names = os.path.join(out_dir, 'nla.pt'), ('fve', 'fve_greedy')
-        quality = {name: metrics[f'eval/{name}'] for name in names if f'eval/{name}' in metrics}
-        save(path, model, saved, quality)
-        say(f"actor and critic saved in {path}")
+        actor, tokenizer = merge_lora(cls.load(saved, path)), tokenizer_of(path, saved)
+        kept = {key: saved[key] for key in ('critic', 'nla', 'chars', 'end') if key in saved}
+        save(os.path.join(folder, 'nla.pt'), actor, kept, saved.get('quality', {}))
+        if 'chars' not in saved:
+            tokenizer.save(os.path.join(folder, 'tokenizer'))
+        say(f"actor and critic saved in {os.path.join(folder, 'nla.pt')}")
 
     @classmethod
     @torch.no_grad()
@@ -587,7 +602,8 @@ class NLA(Task):
             ids = tokenizer.encode(given('text', cfg.text))[-about['context']:]
             source = nla.truncate(GPT.from_pretrained(about['source']), about['layer']).to(device)
             vectors = source(torch.tensor([ids], device=device))[:, -1].cpu().numpy()
-        actor, critic = nla.build_actor(saved, cfg.checkpoint).to(device), nla.build_critic(saved).to(device)
+        actor = merge_lora(cls.load(saved, cfg.checkpoint)).to(device)
+        critic = nla.build_critic(saved).to(device)
         if cfg.row >= len(vectors):
             raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
         prompts, settings = [about['prompt']], about['settings']

@@ -405,7 +405,11 @@ def test_completion_resumes_bit_identically(sums, more):
         assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
     assert {value.dtype for value in a['model'].values()} == {torch.float32} and bool(b['reference']) == ('--lora_r=2' not in more)
     if '--lora_r=2' in more:
-        refused(run(sums, '--checkpoint=whole/ckpt.pt', '--prompt=1+2=', script='sample.py'), 'adapters', 'export')
+        asked = '--prompt=1+2=', '--num_samples=2'
+        said = [run(sums, f'--checkpoint=whole/{name}', *asked, script='sample.py') for name in ('ckpt.pt', 'export')]
+        assert said[0].returncode == 0 and said[0].stderr == said[1].stderr, said[0].stderr  # its adapters on its start
+        for other in ('--lora_alpha=32', '--lora_r=4', '--lora_targets=q_proj', '--lora_r=0'):
+            refused(run(sums, *SUMS, *more, other, '--init_from=resume'), other[2:].partition('=')[0], 'leave it as it was')
         assert {'export', 'adapter'} <= set(os.listdir(sums / 'whole')) and all(name.endswith(('.A', '.B')) for name in a['model'])
 
 
