@@ -90,8 +90,9 @@ class Task:
     def export(self, model, saved, out_dir, metrics):
         """Write the trained model as others load it, from a plain fp32 model and what `saved` returns."""
         folder = os.path.join(out_dir, 'export')
-        model.save_pretrained(folder, eos_id=self.tokenizer.eos_id)
+        ends, begin, pad = self.tokenizer.eos_ids, self.tokenizer.bos_id, self.tokenizer.pad_id
         self.tokenizer.save(folder)
+        model.save_pretrained(folder, eos_id=ends, bos_id=begin, pad_id=pad)
         say(f"exported to {folder}")
 
     def try_out(self):

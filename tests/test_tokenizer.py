@@ -373,10 +373,13 @@ def test_eos_comes_from_the_model_when_the_tokenizer_names_none(tmp_path):
     assert load_tokenizer(str(folder)).eos_id == 0
     (folder / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
     load_tokenizer(str(folder)).save(str(tmp_path / 'saved'))
-    assert load_tokenizer(str(tmp_path / 'saved')).eos_id == 2 and not (tmp_path / 'saved' / 'config.json').exists()
+    saved = load_tokenizer(str(tmp_path / 'saved'))
+    assert saved.eos_id == 2 and saved.eos_ids == (2, 0) and not (tmp_path / 'saved' / 'config.json').exists()
     (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|nope|>"}')
-    with pytest.raises(ValueError, match=r"hf: tokenizer.json lacks the eos_token '<\|nope\|>'"):
-        load_tokenizer(str(folder))
+    more = load_tokenizer(str(folder))  # made, as transformers does; a model without a row for it is refused
+    assert more.eos_id == saved.vocab_size == more.vocab_size - 1
+    with pytest.raises(ValueError, match=f'has {more.vocab_size} ids and the model at m {saved.vocab_size}'):
+        more.check_fits(saved.vocab_size, 'm')
 
 
 def test_wrong_files_are_named(tmp_path):

@@ -252,7 +252,7 @@ def test_what_read_returns(folders):
 def test_an_export_loads_in_transformers(folders, tmp_path, family):
     model = GPT.from_pretrained(folders(family))
     model.save_pretrained(str(tmp_path / 'export'))
-    assert sorted(os.listdir(tmp_path / 'export')) == ['config.json', 'model.safetensors']
+    assert sorted(os.listdir(tmp_path / 'export')) == ['config.json', 'generation_config.json', 'model.safetensors']
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'export', output_loading_info=True)
     assert type(theirs) is type(oracle(family)) and not any(loading.values()), loading
     assert difference(model, theirs) < 1e-4
@@ -265,10 +265,12 @@ def test_an_export_loads_in_transformers(folders, tmp_path, family):
 def test_an_export_generates_until_its_own_eos(folders, tmp_path):
     model, prompt = GPT.from_pretrained(folders('gpt2')), torch.tensor([[5, 80, 33]])
     eos = model.logits(prompt)[0, -1].argmax().item()
-    for eos_id, n_new in ((eos, 1), (None, 6)):
+    for eos_id, n_new in (((7, eos), 1), ([eos], 1), (eos, 1), (None, 6), ((), 6)):
         weights.write(str(tmp_path), vars(model.config), model.state_dict(), eos_id=eos_id)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-        assert theirs.generation_config.eos_token_id == eos_id and theirs.generation_config.bos_token_id is None
+        wanted = {(7, eos): [7, eos], None: None, (): None}.get(tuple(eos_id) if isinstance(eos_id, list) else eos_id, eos)
+        assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == wanted
+        assert theirs.generation_config.bos_token_id is None
         assert theirs.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0).shape[1] == 3 + n_new
 
 
