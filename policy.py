@@ -216,7 +216,7 @@ class Decoder:
         device, V = u.device, model.config.vocab_size
         _, top_k, top_p, _ = sampling
         self.model, self.cache, self.positions, self.u, self.sampling = model, cache, positions, u, sampling
-        ends = torch.tensor(() if eos_id is None else eos_id, dtype=torch.long, device=device).view(-1)
+        ends = torch.as_tensor(() if eos_id is None else eos_id, dtype=torch.long, device=device).view(-1)
         self.end_ids = ends if len(ends) else None
         self.rows = torch.arange(N, device=device)                              # (B,) p G + g
         self.running = torch.ones(N, dtype=torch.bool, device=device)           # (B,)

@@ -125,8 +125,8 @@ class Completion(Task):
         read = variables_read(tokenizer.template) if tokenizer.has_chat_template and any(rendered) else {}
         unread = [name for name in cfg.chat_template_kwargs or {} if name not in read]
         if unread:
-            say(f"note: no chat template reads {', '.join(unread)} of chat_template_kwargs; it reads "
-                f"{', '.join(sorted(read)) or 'nothing'}")
+            why = f"it reads {', '.join(sorted(read))}" if read else "no prompt goes through one"
+            say(f"note: no chat template reads {', '.join(unread)} of chat_template_kwargs: {why}")
 
     def check_room(self, block_size):
         longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
