@@ -6,7 +6,6 @@ As a script it serves a reward and a cost model over HTTP; a cost above 0 is uns
 $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --port=8000
 $ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
 """
-import json
 import math
 import os
 import signal
@@ -182,12 +181,10 @@ class LagrangeMultiplier:
 
 def score_ids(tokenizer, text, room):
     """
-    At most `room` token ids of a text as score models read it, in training and in service: a Llama's begin
-    token first, the end token last, where the score is read.
+    At most `room` token ids of a text as score models read it, in training and in service: the tokenizer's
+    begin token, if it has one, and the end token last, where the score is read.
     """
-    config = json.loads(getattr(tokenizer, 'files', {}).get('tokenizer_config.json', '{}'))
-    adds_bos = config.get('add_bos_token', 'Llama' in str(config.get('tokenizer_class')))
-    begin = [tokenizer.bos_id] if adds_bos and tokenizer.bos_id is not None else []
+    begin = list(tokenizer.prefix)
     ids = tokenizer.encode(text[:100 * room])  # no token is longer than 100 characters
     return begin + ids[:room - 1 - len(begin)] + [tokenizer.eos_id]
 

@@ -11,8 +11,8 @@ V vocabulary · H heads (H_kv of keys) of width d.
 """
 import functools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -381,9 +381,20 @@ class GPT(nn.Module):
         state = {name: p for name, p in state.items() if not str(name).startswith('value_head.')}
         return build(cls, entry(saved, 'model_config', dict, path), state, path)
 
-    def save_pretrained(self, folder: str, eos_id: int | None = None) -> None:
-        """Write config.json and model.safetensors as `transformers` reads them, see weights.write."""
-        weights.write(folder, vars(self.config), self.state_dict(), eos_id)
+    def grow(self, vocab_size):
+        """Rows for more tokens, each at first the mean of the others."""
+        for layer in (self.wte, self.lm_head):
+            rows = layer.weight.data
+            more = rows.mean(dim=0, keepdim=True).expand(vocab_size - len(rows), -1)
+            layer.weight = nn.Parameter(torch.cat((rows, more)))
+        if self.config.tied:
+            self.lm_head.weight = self.wte.weight
+        self.config = replace(self.config, vocab_size=vocab_size)
+
+    def save_pretrained(self, folder: str, eos_id: int | Sequence[int] | None = None,
+                        bos_id: int | None = None, pad_id: int | None = None) -> None:
+        """Write it as `transformers` reads it; eos_id: where generate stops there, see weights.write."""
+        weights.write(folder, vars(self.config), self.state_dict(), eos_id, bos_id, pad_id)
 
 
 def build(make, config, state, path):

@@ -216,7 +216,8 @@ class Decoder:
         device, V = u.device, model.config.vocab_size
         _, top_k, top_p, _ = sampling
         self.model, self.cache, self.positions, self.u, self.sampling = model, cache, positions, u, sampling
-        self.end_ids = None if eos_id is None else torch.tensor(eos_id, device=device).view(-1)
+        ends = torch.as_tensor(() if eos_id is None else eos_id, dtype=torch.long, device=device).view(-1)
+        self.end_ids = ends if len(ends) else None
         self.rows = torch.arange(N, device=device)                              # (B,) p G + g
         self.running = torch.ones(N, dtype=torch.bool, device=device)           # (B,)
         self.tokens = torch.zeros_like(u, dtype=torch.long)
@@ -311,7 +312,7 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
                 on_token(r, *decoder.newest(r))
             if r + 1 == R:
                 break
-            if eos_id is not None and r % look_every == 0:
+            if decoder.end_ids is not None and r % look_every == 0:
                 alive = int(decoder.running.sum())
                 if not any_alive(alive, lockstep, device):
                     break
@@ -413,7 +414,7 @@ class CausalPolicy:
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), lengths, strict=True)]
         on_cpu = self.model.wte.weight.device.type == 'cpu'
         options = {'temperature': self.temperature, 'top_k': self.top_k, 'top_p': self.top_p,
-                   'eos_id': self.tokenizer.eos_id, 'seed': batch['seeds'].tolist(),
+                   'eos_id': self.tokenizer.eos_ids, 'seed': batch['seeds'].tolist(),
                    'forbidden': self.forbidden, 'compile': self.compile, 'lockstep': is_sharded(self.model)}
         with Progress('tokens', self.max_new_tokens) as progress:
             on_token = progress.step if on_cpu else None  # it would wait for a GPU at each token
@@ -445,7 +446,8 @@ class CausalPolicy:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The completions without their end token: P lists of G strings."""
-        groups = zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True)
+        lengths = rollout.lengths.cpu() - rollout.ended.cpu().long()
+        groups = zip(rollout.tokens.tolist(), lengths.tolist(), strict=True)
         return [self.group_texts(tokens, lengths) for tokens, lengths in groups]
 
     def group_texts(self, tokens, lengths):
@@ -454,12 +456,15 @@ class CausalPolicy:
 
 def forbidden_tokens(tokenizer, model):
     """
-    (V,) bool of what is never sampled, or None: rows that only pad the embedding, and the [MASK], [PAD] and
-    [CLS] of a model of characters.
+    (V,) bool of what is never sampled, or None: rows of the embedding without a token, and the [MASK], [PAD]
+    and [CLS] of a model of characters.
     """
     forbidden = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size
+    if getattr(tokenizer, 'ids', None):
+        forbidden[:] = True
+        forbidden[tokenizer.ids] = False
     if hasattr(tokenizer, 'chars'):
-        forbidden[[i for i in tokenizer.special_ids if i != tokenizer.eos_id]] = True
+        forbidden[[i for i in tokenizer.special_ids if i not in tokenizer.eos_ids]] = True
     return forbidden.to(model.wte.weight.device) if forbidden.any() else None
 
 
@@ -490,7 +495,7 @@ def text_log_probs(model, tokenizer, texts, batch_size=16):
     Each text's mean log-prob per character, in nats, of what follows its first token; -inf when nothing does.
     A text longer than the model's block_size is cut.
     """
-    rows = [tokenizer.encode(text)[:model.config.block_size] for text in texts]
+    rows = [tokenizer.encode_prompt(text)[:model.config.block_size] for text in texts]
     values = [-float('inf')] * len(texts)
     longer = [i for i, ids in enumerate(rows) if len(ids) > 1]
     longer.sort(key=lambda i: len(rows[i]))  # similar lengths together

@@ -50,6 +50,8 @@ if __name__ == '__main__':
     # a causal model
     prompt = ''                     # to complete, or piped in; at a terminal without either it chats
     chat_template = False           # True: the prompt becomes the user's turn
+    chat_template_kwargs: dict | None = None  # what the template reads beside it, {'enable_thinking': False}
+    add_special_tokens = True       # False: without the begin token that transformers adds to a plain prompt
     system_prompt = ''
     max_new_tokens: Count = 256     # at most, and no more than the model reads
     # what its completions are ranked by, best first

@@ -233,33 +233,50 @@ def draw_indices(n_records: int, count: int, iteration: int, seed: int) -> list[
     return [epoch_order(n_records, seed, p // n_records)[p % n_records] for p in positions]
 
 
-def render(record, tokenizer, system_prompt, chat_template):
+def goes_through_template(prompt, tokenizer, chat_template):
+    """
+    Whether the chat template renders a prompt: with 'auto' where it is a list of messages. Raises ValueError
+    for such a list that must be rendered and cannot be.
+    """
+    if isinstance(prompt, str):
+        return chat_template is True
+    if not chat_template:
+        raise ValueError("it is a list of chat messages: set chat_template='auto'")
+    if chat_template == 'auto' and not tokenizer.has_chat_template:
+        raise ValueError("it is a list of chat messages, and the model has no chat template: give texts, or "
+                         "put a chat_template.jinja beside its tokenizer.json")
+    return True
+
+
+def render(record, tokenizer, system_prompt='', chat_template='auto', chat_template_kwargs=None,
+           add_special_tokens=True):
     """(ids, text) of a prompt, through the chat template or as the system prompt and then the prompt."""
     prompt = record['prompt']
-    if chat_template:
+    if goes_through_template(prompt, tokenizer, chat_template):
         messages = as_messages(prompt)
         if system_prompt and messages[0]['role'] != 'system':  # a record's own is more specific than ours
             messages = [{'role': 'system', 'content': system_prompt}] + messages
-        ids = tokenizer.chat(messages)
+        ids = tokenizer.chat(messages, **chat_template_kwargs or {})
         return ids, tokenizer.decode(ids, special=True)
-    if not isinstance(prompt, str):
-        raise ValueError("it is a list of chat messages: set chat_template=True")
-    return tokenizer.encode(system_prompt + prompt), system_prompt + prompt
+    encode = tokenizer.encode_prompt if add_special_tokens else tokenizer.encode
+    return encode(system_prompt + prompt), system_prompt + prompt
 
 
-def encode_prompts(records, tokenizer, system_prompt='', chat_template=False, max_prompt_length=None,
-                   too_long='error'):
+def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', max_prompt_length=None,
+                   too_long='error', chat_template_kwargs=None, add_special_tokens=True):
     """
     (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. Of a prompt
-    with more than max_prompt_length tokens 'error' raises and 'drop' leaves it out. Raises ValueError with
-    the prompt's index in records, also for one without tokens.
+    with more than max_prompt_length tokens 'error' raises and 'drop' leaves it out. add_special_tokens: a
+    plain prompt gets the begin token that transformers gives it. Raises ValueError with the prompt's index in
+    records, also for one without tokens.
     """
     if too_long not in ('error', 'drop'):
         raise ValueError(f"too_long is {too_long!r}; it must be 'error' or 'drop'")
     encoded = []
     for i, record in enumerate(records):
         try:
-            ids, text = render(record, tokenizer, system_prompt, chat_template)
+            ids, text = render(record, tokenizer, system_prompt, chat_template, chat_template_kwargs,
+                               add_special_tokens)
         except ValueError as e:
             raise ValueError(f"prompt {i}: {e}") from None
         if not ids:

@@ -27,6 +27,7 @@ BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': Tr
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 ROLES = {'bos_token': 'ggml.bos_token_id', 'eos_token': 'ggml.eos_token_id',
          'pad_token': 'ggml.padding_token_id', 'unk_token': 'ggml.unknown_token_id'}
+ENDS = ('ggml.eos_token_id', 'ggml.eot_token_id', 'ggml.eom_token_id')  # of a text, a turn, a message
 
 
 def read_metadata(path):
@@ -44,17 +45,32 @@ def read_metadata(path):
     types = told.setdefault('ggml.token_type', [NORMAL] * n)
     if not isinstance(types, list) or len(types) != n:
         raise ValueError(f"{path}: tokenizer.ggml.token_type must be a list of {n} numbers, one a token")
-    for key in ROLES.values():
+    for key in (*ROLES.values(), *ENDS):
         role = told.get(key, 0)
         if type(role) is not int or not 0 <= role < max(n, 1):
             raise ValueError(f"{path}: tokenizer.{key} is {role!r}; it must be one of the {n} tokens")
     return told
 
 
+def post_processor(told):
+    """What puts a begin or end token around a prompt; llama-bpe begins with one unless the file says no."""
+    adds = {'bos_token': told.get('ggml.add_bos_token', told['ggml.pre'] == 'llama-bpe'),
+            'eos_token': told.get('ggml.add_eos_token', False)}
+    ids = {role: told[ROLES[role]] for role, wanted in adds.items() if wanted and ROLES[role] in told}
+    texts = {role: told['ggml.tokens'][i] for role, i in ids.items()}
+    parts = {role: {'SpecialToken': {'id': text, 'type_id': 0}} for role, text in texts.items()}
+    parts |= {name: {'Sequence': {'id': name, 'type_id': 0}} for name in 'AB'}
+    order = [parts[name] for name in ('bos_token', 'A', 'B', 'eos_token') if name in parts]
+    single = [part for part in order if part != parts['B']]
+    special = {text: {'id': text, 'ids': [ids[role]], 'tokens': [text]} for role, text in texts.items()}
+    processor = {'type': 'TemplateProcessing', 'single': single, 'pair': order, 'special_tokens': special}
+    return processor if ids else None
+
+
 def read_vocabulary(path):
     """
-    ({'tokenizer.json': text, 'tokenizer_config.json': text}, the first one's content, the regular expression)
-    of a GGUF file. Raises as read_metadata.
+    ({file name: text} of a Hugging Face folder, the content of tokenizer.json, the regular expression) of a
+    GGUF file. Raises as read_metadata.
     """
     told = read_metadata(path)
     pre, tokens = told['ggml.pre'], told['ggml.tokens']
@@ -71,13 +87,15 @@ def read_vocabulary(path):
     spec = {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added,
             'normalizer': {'type': 'NFC'} if pre == 'qwen2' else None,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [split, BYTE_LEVEL]},
-            'post_processor': None, 'decoder': BYTE_LEVEL, 'model': model}
+            'post_processor': post_processor(told), 'decoder': BYTE_LEVEL, 'model': model}
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
     config |= {role: tokens[told[key]] for role, key in ROLES.items() if key in told}
     if 'chat_template' in told:
         config['chat_template'] = told['chat_template']
+    ends = {'eos_token_id': [told[key] for key in ENDS if key in told]}
     files = {'tokenizer.json': json.dumps(spec, ensure_ascii=False),
-             'tokenizer_config.json': json.dumps(config, ensure_ascii=False, indent=1)}
+             'tokenizer_config.json': json.dumps(config, ensure_ascii=False, indent=1),
+             'generation_config.json': json.dumps(ends)}
     return files, spec, PATTERNS[pre]
 
 

@@ -27,12 +27,39 @@ def is_named(value, *keys):
     return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
 
 
+def added_token(entry, special=False):
+    """The AddedToken of a text, or of an object with 'content' and flags; special=True overrules its flag."""
+    if isinstance(entry, str):
+        entry = {'content': entry}
+    flags = {key: bool(entry.get(key)) for key in ('single_word', 'lstrip', 'rstrip')}
+    special = special or bool(entry.get('special'))
+    normalized = bool(entry.get('normalized', not special))
+    return tokenizers.AddedToken(entry['content'], special=special, normalized=normalized, **flags)
+
+
+def around(package):
+    """The ids that the post-processor puts (before, after) a text in transformers: a BOS, an EOS, a [CLS]."""
+    for text in ('a', *package.get_vocab()):  # the first that has a token
+        try:
+            encoding = package.encode(text)
+        except Exception:  # the package's: no [UNK] for an unknown word
+            continue
+        own = [i for i, added in enumerate(encoding.special_tokens_mask) if not added]
+        if own:
+            return tuple(encoding.ids[:own[0]]), tuple(encoding.ids[own[-1] + 1:])
+    return (), ()
+
+
 def check_config(config, eos, path):
     """Raises ValueError unless what is read of tokenizer_config.json, and the eos ids, have their types."""
     where = f'{path}: tokenizer_config.json'
     added, template = config.get('added_tokens_decoder') or {}, config.get('chat_template')
-    if not isinstance(added, dict) or not all(is_named(token, 'content') for token in added.values()):
+    fits = isinstance(added, dict) and all(i.isdecimal() and len(i) < 10 for i in added)
+    if not fits or not all(is_named(token, 'content') for token in added.values()):
         raise ValueError(f"{where}: added_tokens_decoder must give each id an object with 'content'")
+    for key in ('additional_special_tokens', 'extra_special_tokens'):
+        if not isinstance(config.get(key), (list, dict, type(None))):
+            raise ValueError(f"{where}: {key} is {config[key]!r}; it must be a list")
     listed = isinstance(template, list) and all(is_named(t, 'name', 'template') for t in template)
     if not listed and not isinstance(template, (str, type(None))):
         raise ValueError(f"{where}: chat_template must be a text or a list of objects with name and template")

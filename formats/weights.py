@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from formats.text_files import first_line, read_json, replacing
+from formats.text_files import first_line, read_json, replacing, write_text
 
 # What makes a family, in the fields of model.GPTConfig.
 ALL = dict(qk_norm=False, causal=True)
@@ -117,7 +117,8 @@ def local_folder(path):
         raise ImportError(f"to fetch {path!r} takes a package: pip install huggingface_hub") from None
     try:
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
-        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=['*/*'])
+        elsewhere = ['*/*.json', '*/*.safetensors']  # other forms of the model, in folders of their own
+        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=elsewhere)
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not give {path!r}: {first_line(e)}") from None
 
@@ -489,11 +490,12 @@ def counterpart(fields):
     return family
 
 
-def write(folder, fields, state, eos_id=None):
+def write(folder, fields, state, eos_id=None, bos_id=None, pad_id=None):
     """
-    config.json and model.safetensors in folder, as transformers reads them. fields: every field of GPTConfig;
-    state: GPT.state_dict(), in the types it should have there; eos_id: where generate stops. Raises
-    ValueError, before anything is written, when no architecture there computes this.
+    config.json, generation_config.json and model.safetensors in folder, as transformers reads them. fields:
+    every field of GPTConfig; state: GPT.state_dict(), in the types it should have there; eos_id: where its
+    generate stops, an id or several. Raises ValueError, before anything is written, when no architecture
+    there computes this.
     """
     family = counterpart(fields)
     column = COLUMN.get(family, HF)
@@ -509,12 +511,14 @@ def write(folder, fields, state, eos_id=None):
         rows = stacked.split([shape[0] for _, shape in parts])
         for (theirs, _), part in zip(parts, rows, strict=True):
             tensors[theirs] = part.cpu().contiguous()
+    ends = [eos_id] if isinstance(eos_id, int) else list(eos_id or ())
+    # absent, they would default to other ids
+    ids = {'bos_token_id': bos_id, 'eos_token_id': ends if len(ends) > 1 else next(iter(ends), None)}
+    generation = {key: i for key, i in (ids | {'pad_token_id': pad_id}).items() if i is not None}
     config = {'architectures': [ARCHITECTURES[family]], 'model_type': family,
               'torch_dtype': str(state['wte.weight'].dtype).removeprefix('torch.'),
               **{keys[column]: fields[ours] for ours, keys in KEYS.items() if keys[column]},
-              **{key: values[0] for key, values in ONLY[family].items()},
-              # absent, they would default to other ids
-              'bos_token_id': None, 'eos_token_id': eos_id}
+              **{key: values[0] for key, values in ONLY[family].items()}, **ids}
     if family == 'gpt2':
         config |= {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
     else:
@@ -526,3 +530,4 @@ def write(folder, fields, state, eos_id=None):
         save_file(tensors, new_model, metadata={'format': 'pt'})
         with open(new_config, 'w', encoding='utf-8') as f:
             f.write(json.dumps(config, indent=2) + '\n')
+    write_text(os.path.join(folder, 'generation_config.json'), json.dumps(generation, indent=2) + '\n')

@@ -78,7 +78,7 @@ class Alignment(Completion):
             template = template_of(cfg)
             if template:
                 joiner(template)
-            elif not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template):
+            elif not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template is True):
                 raise ValueError("system_prompt and chat_template need a scorer_template: "
                                  "'{prompt}{response}' for the bare texts")
 
@@ -95,8 +95,8 @@ class Alignment(Completion):
             self.check_score_models()
         super().__init__(cfg, device)
         for i, record in enumerate(self.records + self.eval_records):
-            if not isinstance(record[self.prompt_key], str):
-                raise ValueError(f"prompt {i} is a list of chat messages: scorer_template takes texts alone")
+            if not isinstance(record['prompt'], str):
+                raise ValueError(f"prompt {i} is a list of chat messages: score models take texts alone")
         if not cfg.scorer_url:
             ranks.once(self.make_score_models)
             url = None
@@ -202,7 +202,7 @@ class Alignment(Completion):
                    'eval/safe_ratio': (costs <= 0).float().mean().item()}
         metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items() if values}
         if cfg.retain_text:
-            ids = self.tokenizer.encode(cfg.retain_text)
+            ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         if cost + cfg.cost_threshold_d <= 0:
             metrics[self.headline] = reward

@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
-from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
+from data.prompts import draw_indices, encode_prompts, goes_through_template, held_out_split, load_prompts
 from data.text import dataset_name
+from formats.chat import variables_read
 from grpo import reward_tensor, weighted_reward
 from model import GPT
 from policy import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
@@ -61,7 +62,9 @@ class Completion(Task):
         column_mapping: dict | types.FunctionType | None = None  # {'question': 'prompt'}, or a function
         train_prompts_n: Count | None = None    # no more than the first so many
         system_prompt = ''                      # stands before each prompt
-        chat_template = False                   # True: prompts become the user's turn in a chat
+        chat_template: Literal[True, False, 'auto'] = 'auto'  # for lists of messages; True: texts too
+        chat_template_kwargs: dict | None = None  # what it reads beside them, {'enable_thinking': False}
+        add_special_tokens = True               # plain prompts get the begin token that transformers adds
         max_prompt_length: Count | None = None  # in tokens
         too_long: Literal['error', 'drop'] = 'error'  # what happens to a longer one
         max_new_tokens: Count = 64              # R: where a completion is cut off
@@ -98,6 +101,7 @@ class Completion(Task):
         ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
+        self.say_how_prompts_are_read()
         text = f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out"
         if dropped + eval_dropped:
             text += f"; {dropped} and {eval_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
@@ -120,11 +124,27 @@ class Completion(Task):
     def encode(self, tokenizer):
         """Token ids for all prompts. Returns how many to train on, and how many held out, were too long."""
         cfg = self.cfg
-        options = {'system_prompt': cfg.system_prompt, 'chat_template': cfg.chat_template,
-                   'max_prompt_length': cfg.max_prompt_length, 'too_long': cfg.too_long}
+        names = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
+                 'add_special_tokens')
+        options = {name: getattr(cfg, name) for name in names}
         self.records, dropped = encode_prompts(self.records, tokenizer, **options)
         self.eval_records, eval_dropped = encode_prompts(self.eval_records, tokenizer, **options)
         return dropped, eval_dropped
+
+    def say_how_prompts_are_read(self):
+        """The special tokens around plain prompts, and chat_template_kwargs that no template reads."""
+        cfg, tokenizer = self.cfg, self.tokenizer
+        rendered = [goes_through_template(record['prompt'], tokenizer, cfg.chat_template)
+                    for record in self.records]
+        if cfg.add_special_tokens and (tokenizer.prefix or tokenizer.suffix) and not all(rendered):
+            around = [tokenizer.decode(ids, special=True) for ids in (tokenizer.prefix, tokenizer.suffix)]
+            say(f"plain prompts are read as {'...'.join(around)!r}, as in transformers; "
+                "--add_special_tokens=False leaves that out")
+        read = variables_read(tokenizer.template) if tokenizer.has_chat_template and any(rendered) else {}
+        unread = [name for name in cfg.chat_template_kwargs or {} if name not in read]
+        if unread:
+            why = f"it reads {', '.join(sorted(read))}" if read else "no prompt goes through one"
+            say(f"note: no chat template reads {', '.join(unread)} of chat_template_kwargs: {why}")
 
     def check_room(self, block_size):
         longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
@@ -168,7 +188,7 @@ class Completion(Task):
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
         self.check_room(model.config.block_size)
         if self.cfg.retain_text:
-            text_log_prob(model, self.tokenizer.encode(self.cfg.retain_text))  # refused now, if at all
+            text_log_prob(model, self.tokenizer.encode_prompt(self.cfg.retain_text))  # refused now, if at all
         return model
 
     def policy(self, model):
@@ -263,7 +283,7 @@ class Completion(Task):
             columns['reward'].append(weighted_reward(parts, weights))
         metrics = self.accuracies({name: torch.cat(values) for name, values in columns.items() if values})
         if cfg.retain_text:
-            ids = self.tokenizer.encode(cfg.retain_text)
+            ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         return metrics
 
@@ -318,5 +338,8 @@ class Completion(Task):
         cfg, prompt = self.cfg, self.eval_records[0]['prompt']
         plain = isinstance(prompt, str) and prompt == longest_line(prompt) and len(prompt) < 100
         options = {'prompt': prompt if plain else '', 'system_prompt': cfg.system_prompt,
-                   'chat_template': plain and cfg.chat_template, 'max_new_tokens': cfg.max_new_tokens}
+                   'chat_template': plain and cfg.chat_template is True,
+                   'chat_template_kwargs': cfg.chat_template_kwargs,
+                   'add_special_tokens': '' if cfg.add_special_tokens else 'False',
+                   'max_new_tokens': cfg.max_new_tokens}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]

@@ -24,7 +24,7 @@ from data.activations.prepare import (
     read_vectors,
     write_activations,
 )
-from data.prompts import draw_indices, load_prompts
+from data.prompts import draw_indices, goes_through_template, load_prompts
 from data.text import dataset_name, random_windows
 from formats.tokenizer import CharTokenizer
 from grpo import sum_gradients
@@ -94,8 +94,8 @@ class NLA(Task):
                     "text_reversed latest first), and how well the critic rebuilt it, reconstruction.")
     exported = ''
     sharded_beside = True
-    uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
-            'eval_batch_size')
+    uses = ('train_prompts', 'column_mapping', 'chat_template', 'chat_template_kwargs', 'add_special_tokens',
+            'max_prompt_length', 'max_new_tokens', 'eval_batch_size')
     refuses = ('overlong_penalty',)
 
     class Settings:
@@ -107,8 +107,8 @@ class NLA(Task):
         injection_mode: Literal['replace', 'add', 'project'] = 'project'  # project: by a learned map
         injection_layers = (0,)             # 0: the marker's embedding; i: what block i puts out there
         injection_scale: Positive | Literal['raw', 'residual'] | None = None  # a length; None: an embedding's
-        injection_token = '<INJECT>'        # in a prompt, where the vector goes
-        injection_prompt = '<INJECT>'       # the prompt of activations that come without one
+        injection_token = '<INJECT>'        # in a prompt, where the vector goes; made if the model lacks it
+        injection_prompt: str | None = None  # that of activations that come without one; None: the token
         text_reversed = False               # True: texts are written latest word first
         # the start of actor and critic
         nla_checkpoint = 'out-{dataset}/nla.pt'  # taught first if there is no such file
@@ -145,6 +145,7 @@ class NLA(Task):
         ranks.once(self.make_missing_source)
         self.source = GPT.from_pretrained(self.source_path).requires_grad_(False)
         self.tokenizer = tokenizer_of(self.source_path)
+        self.source_ids = self.tokenizer.vocab_size  # without a marker that is made
         self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
         self.ends = self.tokenizer.eos_id is not None
         check_sizes(cfg, ('max_new_tokens', 1 + self.ends, "a token and its text's end"))
@@ -226,7 +227,8 @@ class NLA(Task):
 
     def make_activations(self, path, recipe):
         model = GPT.from_pretrained(self.source_path).to(self.device).eval()
-        write_activations(model, self.tokenizer, self.documents, self.cfg, path, recipe)
+        tokenizer = tokenizer_of(self.source_path)  # without the marker
+        write_activations(model, tokenizer, self.documents, self.cfg, path, recipe)
 
     def own_activations(self):
         """Those of a folder that was made here, to train on and held out."""
@@ -234,25 +236,27 @@ class NLA(Task):
         header, splits = load_activations(path)
         self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
         check_made_with(f"activations {path}", header, layer=self.layer, context=cfg.activation_context,
-                        vocab_size=self.tokenizer.vocab_size)
-        prompts, slots = self.encoded([cfg.injection_prompt])
+                        vocab_size=self.source_ids)
+        prompts, slots = self.encoded([cfg.injection_prompt or cfg.injection_token])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
         return splits['train'], splits['val']
 
-    def encoded(self, prompts):
-        """Prompts as token ids, and where the marker stands in each, (n, 1)."""
+    def encoded(self, prompts, count=1):
+        """Prompts, with `count` vectors each, as token ids, and where the markers stand in each, (n, K)."""
         cfg, marker_id, encoded = self.cfg, self.marker_id, []
         for i, prompt in enumerate(prompts):
-            ids = nla.encode_around(self.tokenizer, prompt, cfg.injection_token, marker_id, cfg.chat_template)
+            rendered = goes_through_template(prompt, self.tokenizer, cfg.chat_template)
+            ids = nla.encode_around(self.tokenizer, prompt, cfg.injection_token, marker_id, rendered,
+                                    cfg.chat_template_kwargs, cfg.add_special_tokens)
             if len(ids) > (cfg.max_prompt_length or len(ids)):
                 raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
                                  f"{cfg.max_prompt_length}: shorten it or raise the limit")
             encoded.append(ids)
-        return encoded, nla.find_markers(encoded, marker_id)
+        return encoded, nla.find_markers(encoded, marker_id, count)
 
     def read_given(self):
-        """The activations of a file (n, A), and their n records."""
+        """The activations of a file (n, A), or (n, K, A), and their n records."""
         cfg, path = self.cfg, self.activations_path
         if not cfg.train_prompts:
             raise ValueError(f"the activations of {path} need prompts: name their file in train_prompts")
@@ -264,13 +268,16 @@ class NLA(Task):
 
     def given_activations(self, vectors, records):
         """Those of a file, each with a prompt of its own, to train on and held out."""
-        prompts, slots = self.encoded([record['prompt'] for record in records])
+        count = vectors.shape[1] if vectors.ndim == 3 else 1
+        prompts, slots = self.encoded([record['prompt'] for record in records], count)
+        vectors = vectors.reshape(len(vectors), -1)
         answered = all('answer' in record for record in records)
         self.layer = layer_of(self.cfg, self.source.config.n_layer)
         held_out, splits = self.which_are_held_out(records), []
         for part in (False, True):
             rows = [i for i, held in enumerate(held_out) if held == part]
-            split = nla.Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows])
+            mine = [prompts[i] for i in rows]
+            split = nla.Activations(vectors[rows], prompts=mine, slots=slots[rows], count=count)
             if answered:
                 split.texts = [self.tokenizer.encode(str(records[i]['answer'])) for i in rows]
             splits.append(split)
@@ -303,10 +310,12 @@ class NLA(Task):
         room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
             raise ValueError(f"prompt and max_new_tokens are {room} tokens; {self.source_path} reads fewer")
+        if self.marker_id >= actor.config.vocab_size:
+            actor.grow(self.marker_id + 1)
         critic = nla.Critic(copy.deepcopy(nla.truncate(actor, self.layer)), mean, scale, cfg.critic_pooling,
                             cfg.critic_head, cfg.critic_target_norm).to(self.device)
         injection = cfg.injection_mode, cfg.injection_layers, cfg.injection_scale
-        actor.injection = nla.Injection(actor, len(mean), *injection)
+        actor.injection = nla.Injection(actor, len(mean) // self.train.count, *injection)
         actor.to(self.device)
         quality, own = {}, own_tokenizer(self.tokenizer)
         if self.train.text(0) is not None:
@@ -338,7 +347,7 @@ class NLA(Task):
             targets.append(torch.tensor([-1] * (len(prompt) - 1) + text + [-1]))
         tokens = pad_sequence(tokens, batch_first=True).to(self.device)
         targets = pad_sequence(targets, batch_first=True, padding_value=-1).to(self.device)
-        vectors = nla.fp32(split.vectors[injected or indices])[:, None].to(self.device)
+        vectors = split.injected(nla.fp32(split.vectors[injected or indices])).to(self.device)
         hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), vectors))
         return cross_entropy(actor, hidden[targets >= 0], targets[targets >= 0])
 
@@ -370,11 +379,12 @@ class NLA(Task):
             entry(saved, key, dict, path)
         if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
             self.tokenizer.check_same(saved['chars'], path)
-        self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
-        made, widths = saved['nla'], (len(saved['critic']['mean']), self.train.vectors.shape[1])
-        before = made['settings'] | {'layer': made['layer'], 'activations of width': widths[0]}
-        now = self.about['settings'] | {'layer': self.layer, 'activations of width': widths[1]}
+        made, width, told = saved['nla'], 'activations of width', 'of width, told by a text'
+        at, here = made['injection']['activation_dim'], self.train.vectors.shape[1]
+        before = made['settings'] | {'layer': made['layer'], width: at, told: len(saved['critic']['mean'])}
+        now = self.about['settings'] | {'layer': self.layer, width: here // self.train.count, told: here}
         check_made_with(f"nla_checkpoint {path}", before, **now)
+        self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
 
     def placed(self, model):
         """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
@@ -394,7 +404,7 @@ class NLA(Task):
     def policy(self, model):
         cfg = self.cfg
         return nla.NLAPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                             cfg.compile, start=self.start)
+                             cfg.compile, start=self.start, marker_id=self.marker_id)
 
     def batch(self, it, attempt=0):
         seed, n = self.cfg.seed + 10 ** 6 * attempt, self.cfg.batch_size
@@ -405,7 +415,7 @@ class NLA(Task):
     # the reward, and the critic's own learning
 
     def as_read(self, rollout):
-        return nla.as_read(rollout, self.ends, self.cfg.text_reversed)
+        return nla.as_read(rollout, self.ends, self.cfg.text_reversed, self.train.count)
 
     @torch.no_grad()
     def predict(self, texts, lengths):
@@ -467,7 +477,7 @@ class NLA(Task):
         parts, rows = [], torch.arange(len(self.held_out)).split(self.cfg.eval_batch_size)
         for indices in over('evaluating', rows):
             batch = self.held_out.batch(indices.tolist(), indices.tolist(), self.device)
-            vectors = None if injected is None else injected[indices, None].to(self.device)
+            vectors = None if injected is None else self.held_out.injected(injected[indices]).to(self.device)
             shown = batch | {'activation': vectors}
             rollout = policy.greedy(shown) if greedy else policy.sample(shown, 1)
             rollout.batch = batch  # what the text should have been about
@@ -607,15 +617,19 @@ class NLA(Task):
         if cfg.row >= len(vectors):
             raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
         prompts, settings = [about['prompt']], about['settings']
-        slots = nla.find_markers(prompts, nla.marker_of(tokenizer, settings['injection_token']))
-        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=prompts, slots=slots)
+        marker_id = nla.marker_of(tokenizer, settings['injection_token'])
+        row = vectors[cfg.row].reshape(1, -1)
+        count = max(1, row.shape[1] // actor.injection.settings['activation_dim'])
+        slots = nla.find_markers(prompts, marker_id, count)
+        one = nla.Activations(row, prompts=prompts, slots=slots, count=count)
         batch, ends = one.batch([0], [cfg.seed], device), tokenizer.eos_id is not None
-        policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0)
+        policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0,
+                               marker_id=marker_id)
         rollouts, rows = {'  (greedy)': policy.greedy(batch)}, []
         if cfg.temperature > 0:
             rollouts[''] = policy.sample(batch, cfg.num_samples or 8)
         for note, rollout in rollouts.items():
-            texts, lengths, h, whole = nla.as_read(rollout, ends, settings['text_reversed'])
+            texts, lengths, h, whole = nla.as_read(rollout, ends, settings['text_reversed'], count)
             prediction, target = critic.standard(critic(texts, lengths), h)
             for i, n in enumerate(lengths.tolist()):
                 text = tokenizer.decode(texts[i, :n].tolist())

@@ -157,7 +157,7 @@ def start_quality(model, tokenizer, pairs):
         losses.append(answer_loss(model, batch).item() * len(batch))
         room = model.config.block_size - max(map(len, prompts))
         greedy = generate(model, list(prompts), max_new_tokens=min(room, max(map(len, answers))),
-                          temperature=0, eos_id=tokenizer.eos_id)
+                          temperature=0, eos_id=tokenizer.eos_ids)
         for answer, ids, n in zip(answers, greedy.tokens, greedy.lengths.flatten(), strict=True):
             right += ids[0, :n].tolist() == answer
     model.train()

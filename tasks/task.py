@@ -110,8 +110,9 @@ class Task:
         model, tokenizer = cls.load(saved, path), tokenizer_of(path, saved)
         if saved['kind'] == 'adapters':
             save_adapter(model, adapter_folder, adapter_base(saved['start']) or saved['start'])
-        merge_lora(model).save_pretrained(folder, eos_id=tokenizer.eos_id)
+        ends, begin, pad = tokenizer.eos_ids, tokenizer.bos_id, tokenizer.pad_id
         tokenizer.save(folder)
+        merge_lora(model).save_pretrained(folder, eos_id=ends, bos_id=begin, pad_id=pad)
         say(f"exported to {folder}")
 
     def try_out(self):

@@ -302,13 +302,11 @@ def test_preferences_are_checked(tmp_path):
 # --- the service
 
 def test_training_reads_what_the_service_reads():
-    """A Llama's begin token, the cut and the end token: one function for both."""
+    """A begin token where the tokenizer has one, the cut and the end token: one function for both."""
     tokenizer = CharTokenizer(CHARS, end=True)
     assert score_ids(tokenizer, 'abc', 10) == tokenizer.encode('abc') + [tokenizer.eos_id] and len(score_ids(tokenizer, 'a' * 50, 10)) == 10
-    tokenizer.bos_id, tokenizer.files = 99, {'tokenizer_config.json': '{"tokenizer_class": "LlamaTokenizer"}'}
+    tokenizer.prefix = (99,)
     assert score_ids(tokenizer, 'abc', 4) == [99, *tokenizer.encode('ab'), tokenizer.eos_id]
-    tokenizer.files = {'tokenizer_config.json': '{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}'}
-    assert score_ids(tokenizer, 'abc', 9)[0] != 99
 
 
 @pytest.fixture(scope='module')

@@ -189,7 +189,7 @@ def test_completions_that_were_cut_off():
     assert (rollout.lengths[cut] == 6).all() and (rollout.tokens[..., -1][cut] != TOKENIZER.eos_id).all()
     optimizer, gradients = still(policy.model), {}
     everything_cut = CausalPolicy(policy.model, TOKENIZER, 1)
-    everything_cut.tokenizer = type('Endless', (), {'eos_id': None, 'decode': TOKENIZER.decode})()
+    everything_cut.tokenizer = type('Endless', (), {'eos_ids': (), 'decode': TOKENIZER.decode})()
     grpo_training_step(everything_cut, batch(), optimizer, FIRST, plain(mask_truncated=True, micro_batch_size=1))
     assert gradient(policy.model).abs().max() == 0  # nothing left to learn from
     for masked in (False, True):

@@ -203,8 +203,11 @@ def test_markers():
     assert find_markers([[9, 9]], 9, count=2).tolist() == [[0, 1]]
     with pytest.raises(ValueError, match=r'prompt 1 has 0 injection markers .* wants 1:'):
         find_markers([[9], [1, 2]], 9)
-    with pytest.raises(ValueError, match='prompt 0 has 2 injection markers .* wants 1:'):
-        find_markers([[9, 1, 9]], 9)
+    assert find_markers([[9, 1, 9], [9, 9]], 9).tolist() == [[0, 2], [0, 1]]  # one vector for both
+    with pytest.raises(ValueError, match='prompt 1 has 1 injection markers .* wants 2:'):
+        find_markers([[9, 1, 9], [9]], 9)
+    with pytest.raises(ValueError, match='prompt 0 has 1 injection markers .* wants 2:'):
+        find_markers([[1, 9]], 9, count=2)
     assert encode_around(TOKENIZER, 'ab<X>c', '<X>', MARKER) == [0, 1, MARKER, 2] and marker_of(TOKENIZER, '<X>') == MARKER
 
 
@@ -497,6 +500,15 @@ def test_given_activations_with_texts(run):
     write('none.jsonl', records[:7] + [{'prompt': 'no marker'}] + records[8:])
     assert fails('--train_prompts=none.jsonl').startswith('error: prompt 7 has 0 injection markers')
     write('two.jsonl', records[:3] + [{'prompt': '<INJECT> and <INJECT>'}] + records[4:])
+    np.save(folder / 'pairs.npy', rng.normal(size=(60, 2, 7)).astype(np.float32))
+    assert fails('--activations=pairs.npy').startswith('error: prompt 0 has 1 injection markers (token')
+    write('pairs.jsonl', [r | {'prompt': '<INJECT> and <INJECT>'} for r in records])
+    pairs = ['--activations=pairs.npy', '--train_prompts=pairs.jsonl', '--nla_checkpoint=pairs.pt', '--out_dir=pairs', '--max_iters=2']
+    train(folder, *arguments, *pairs)  # two vectors to a prompt, and the critic tells both: 14 numbers
+    made = load_checkpoint(folder / 'pairs' / 'nla.pt', 'nla')
+    assert made['nla']['injection']['activation_dim'] == 7 and len(made['critic']['mean']) == 14
+    shown = train(folder, '--checkpoint=pairs/nla.pt', '--activations=pairs.npy', '--row=2', script='sample.py')
+    assert '(greedy)' in shown
     assert fails('--train_prompts=two.jsonl').startswith('error: prompt 3 has 2 injection markers')
     assert fails('--max_prompt_length=5').startswith('error: prompt 0 has 15 tokens and max_prompt_length is 5')
     assert fails('--activations=none.npy', '--generator_checkpoint=untrained.pt') == 'error: there is no file of activations at none.npy'
@@ -648,13 +660,14 @@ def test_a_hugging_face_model_with_adapters(tmp_path):
     about = load_checkpoint(tmp_path / 'out' / 'ckpt_best.pt', 'adapters')['nla']
     assert about['prompt'] == bpe.encode('What is ').ids + [bpe.token_to_id('<empty>')] + bpe.encode('?').ids
     assert '(greedy)' in train(tmp_path, '--checkpoint=out/nla.pt', '--text=The value of a name', script='sample.py')
-    assert "injection_token '<INJECT>' is" in train(
-        tmp_path,
-        os.path.join(ROOT, 'config', 'nla.py'),
-        *TOY,
-        '--generator_checkpoint=llama',
-        '--dataset=texts.jsonl',
-        "--column_mapping={'text': 'prompt'}",
-        '--out_dir=bad',
-        ok=False,
-    )
+    other = [os.path.join(ROOT, 'config', 'nla.py'), *TOY, '--generator_checkpoint=llama', '--dataset=texts.jsonl',
+             "--column_mapping={'text': 'prompt'}", '--max_iters=2', '--out_dir=made']
+    assert 'was made with injection_layers' in train(tmp_path, *other, ok=False)
+    other += ['--nla_checkpoint=made.pt', '--injection_token=<HERE>', '--injection_prompt=<HERE> and <HERE>']
+    train(tmp_path, *other)  # a marker that the tokenizer lacks: one more row, and the same vector in both places
+    train(tmp_path, *other, '--max_iters=3', '--init_from=resume')
+    saved = load_checkpoint(tmp_path / 'made' / 'nla.pt', 'nla')
+    assert saved['model_config']['vocab_size'] == 301 == len(saved['model']['wte.weight']) == len(saved['model']['lm_head.weight'])
+    assert saved['nla']['prompt'] == [300, *bpe.encode(' and ').ids, 300]
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'made' / 'tokenizer')('<HERE>').input_ids == [300]
+    assert '(greedy)' in train(tmp_path, '--checkpoint=made/nla.pt', '--text=The value of a name', script='sample.py')

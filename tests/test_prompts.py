@@ -18,6 +18,7 @@ from data.arithmetic.prepare import sums
 from data.gsm8k import prepare as gsm8k
 from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts, write_splits
 from data.reasoning_gym.prepare import make_problems
+from formats.tokenizer import Tokenizer
 from rewards import score
 from warm import PYTHON
 
@@ -231,8 +232,10 @@ def test_any_number_of_ranks_sees_the_same_prompts(ranks):
 # ---------------------------------------------------------------------------------------------------------------------
 # encoding
 
-class Letters:
+class Letters(Tokenizer):
     """A token per character, its code; a chat wraps each message in <role>."""
+    has_chat_template = True
+
     def encode(self, text):
         if '?' in text:
             raise ValueError("character '?' is unknown")
@@ -255,8 +258,18 @@ def test_encode_chat():
     records, _ = encode_prompts([{'prompt': 'ab'}, {'prompt': own}], Letters(), system_prompt='S', chat_template=True)
     assert [r['text'] for r in records] == ['<system>S<user>ab<assistant>', '<system>own<user>q<assistant>']
     assert encode_prompts([{'prompt': 'ab'}], Letters(), chat_template=True)[0][0]['text'] == '<user>ab<assistant>'
-    with says('prompt 1: it is a list of chat messages: set chat_template=True'):
-        encode_prompts([{'prompt': 'ab'}, {'prompt': own}], Letters())
+    with says("prompt 1: it is a list of chat messages: set chat_template='auto'"):
+        encode_prompts([{'prompt': 'ab'}, {'prompt': own}], Letters(), chat_template=False)
+
+
+def test_the_template_is_for_lists_of_messages():
+    own = [{'role': 'user', 'content': 'q'}]
+    records, _ = encode_prompts([{'prompt': 'ab'}, {'prompt': own}], Letters(), system_prompt='S')
+    assert [r['text'] for r in records] == ['Sab', '<system>S<user>q<assistant>']
+    plain = Letters()
+    plain.has_chat_template = False
+    with says('prompt 0: it is a list of chat messages, and the model has no chat template: give texts, or put a chat_template.jinja'):
+        encode_prompts([{'prompt': own}], plain)
 
 
 def test_too_long():
@@ -276,7 +289,7 @@ def test_what_the_tokenizer_cannot_say():
     with says("prompt 1: character '?' is unknown"):
         encode_prompts([{'prompt': 'a'}, {'prompt': '?'}], Letters())
     with says("prompt 0 has no tokens: '\\u200b'"):
-        encode_prompts([{'prompt': '\u200b'}], types.SimpleNamespace(encode=lambda text: []))
+        encode_prompts([{'prompt': '\u200b'}], types.SimpleNamespace(encode_prompt=lambda text: []))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def fresh(tied=True, value_head=False, r=0):
     return model
 
 def policy_of(model):
-    return CausalPolicy(model, types.SimpleNamespace(eos_id=0, vocab_size=23, special_ids=[]), 6)
+    return CausalPolicy(model, types.SimpleNamespace(eos_ids=(0,), vocab_size=23, special_ids=[]), 6)
 
 def rollout_of(policy, value_head):
     """4 prompts with 3 answers each; the answers to the first all got the same reward, and one answer is empty but for its end."""

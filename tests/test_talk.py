@@ -100,6 +100,11 @@ def folder(tmp_path_factory):
     return folder
 
 
+def as_read(system_prompt=''):
+    """The settings of how a prompt is read."""
+    return types.SimpleNamespace(system_prompt=system_prompt, chat_template_kwargs=None, add_special_tokens=True)
+
+
 def run(folder, *arguments, piped=''):
     """sample.py between pipes."""
     return subprocess.run(
@@ -310,7 +315,7 @@ def chatting(folder, monkeypatch, capsys):
         talk.chat(
             GPT(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=8)),
             tokenizer,
-            system_prompt,
+            as_read(system_prompt=system_prompt),
             {'max_new_tokens': max_new_tokens},
         )
         return prompts, capsys.readouterr()
@@ -368,7 +373,7 @@ def test_how_else_a_conversation_ends(folder, monkeypatch, end):
         raise end
     monkeypatch.setattr('builtins.input', nobody)
     model = GPT.from_pretrained(str(folder / 'bytes')).eval()
-    assert talk.chat(model, load_tokenizer(str(folder / 'bytes')), '', {'max_new_tokens': 3}) is None
+    assert talk.chat(model, load_tokenizer(str(folder / 'bytes')), as_read(), {'max_new_tokens': 3}) is None
 
 
 def test_a_reader_that_leaves(folder):

@@ -138,7 +138,7 @@ def load_activations(path):
 
 
 def read_vectors(path):
-    """Vectors (n, A) fp32 from a file that holds one tensor. Raises ValueError naming the file."""
+    """Vectors (n, A) or (n, K, A) fp32 of a file that holds one tensor. Raises ValueError naming the file."""
     suffix = os.path.splitext(path)[1]
     if suffix not in READERS:
         raise ValueError(f"{path}: a file of activations is .npy, .pt or .safetensors")
@@ -155,16 +155,18 @@ def read_vectors(path):
         raise FileNotFoundError(f"there is no file of activations at {path}") from None
     except Exception as e:
         raise ValueError(f"{path}: {' '.join(str(e).split())[:200]}") from None
-    if vectors.ndim != 2:
-        raise ValueError(f"{path} has shape {vectors.shape}; it must be (how many, width)")
+    if vectors.ndim not in (2, 3):
+        raise ValueError(f"{path} has shape {vectors.shape}; it must be (how many, width), or with several "
+                         "vectors to a prompt (how many, vectors, width)")
     check_finite(vectors, path)
     return vectors
 
 
 def check_finite(vectors, path):
-    """Raises ValueError naming the first of vectors (n, A) with a NaN or an infinity in it."""
+    """Raises ValueError naming the first of vectors (n, ...) with a NaN or an infinity in it."""
     with np.errstate(invalid='ignore'):
-        wrong = ~np.isfinite(vectors.sum(axis=1, dtype=np.float64))  # the sum takes no more memory
+        sums = vectors.sum(axis=tuple(range(1, vectors.ndim)), dtype=np.float64)  # takes no more memory
+    wrong = ~np.isfinite(sums)
     if wrong.any():
         raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite: wrong, or beyond float16")
 
