@@ -27,7 +27,7 @@ from tasks.evolution import es_training_step
 task: Literal['fill_in', 'completion', 'alignment', 'nla'] = 'fill_in'  # each is a file in tasks/
 init_from: Literal['generator', 'resume'] = 'generator'  # 'resume': go on with out_dir
 remake: Literal[False, True, 'never'] = False  # what was made by another recipe: refuse, make again, take
-out_dir = 'out-grpo'                    # for everything; may hold {seed} and others; a used one is moved
+out_dir = 'out-grpo'                    # may hold {dataset}, {seed}, ...; a used one is moved aside
 seed: Natural = 1                       # of everything that is drawn
 # optimizer
 batch_size: Count = 32                  # P: prompts of an iteration, all ranks together

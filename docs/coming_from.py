@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OPENING = [
     "# Coming from elsewhere",
-    "What settings of other programs are called here. Given by their old names, `--beta=0.1` say, they are "
+    "What settings of other programs are called here. Given by their old names, `beta` say, they are "
     "refused with the line of this table. Some names are false friends: they exist here and mean something "
     "else, as the notes say. Names that mean the same here and there (`temperature`, `top_p`, `seed`; "
     "nanoGPT's `learning_rate`, `min_lr`, `warmup_iters`, `max_iters`, `grad_clip`, `n_layer`, `compile`, "

@@ -235,7 +235,7 @@ def check(key, value, keys, where):
 
 def remedy_for(key, keys):
     """What follows "unknown key": its name here, or one that is truly near, or where all are listed."""
-    key = key.lower().replace('-', '_')
+    key = re.match(r'\W*([\w.-]*)', key)[1].lower().replace('-', '_').strip('_')
     if key not in keys and (elsewhere := known_elsewhere(key, keys)):
         return f": {elsewhere}"
     near = near_key(key, keys)
@@ -275,10 +275,12 @@ def near_key(key, keys):
     near = min(keys, key=edits)
     if edits(near) <= (1 if len(key) < 6 else 2):
         return near
-    near = [other for other in keys if other.startswith(key) and len(key) >= max(4, len(other) / 3)
-            or other.endswith(f'_{key}') and len(key) >= len(other) / 2
-            or key in (f'no_{other}', f"{key.rpartition('.')[0]}.{other}")]
-    return near[0] if len(near) == 1 else None
+    cut = [other for other in keys if other.startswith(key) or other.endswith(f'_{key}')
+           or key in (f'no_{other}', f"{key.rpartition('.')[0]}.{other}")]
+    if len(cut) != 1:
+        return None
+    least = len(cut[0]) / (3 if cut[0].startswith(key) else 2)
+    return cut[0] if len(key) >= max(4, least) else None
 
 
 def with_settings(key, path, values):
@@ -325,7 +327,7 @@ def find_config(path, folder):
         for other in glob.glob(pattern, recursive=True) + glob.glob(pattern, root_dir=ROOT, recursive=True):
             known[os.path.basename(other)[:-3]] = other
     stem = re.split(r'[/\\\\]', path)[-1].removesuffix('.py')
-    near = difflib.get_close_matches(stem, known, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(stem, known, n=1, cutoff=0.75)
     meant = f"; did you mean {known[near[0]]}?" if near else " (overrides are written --key=value)"
     raise FileNotFoundError(f"there is no config file {path!r}{meant}")
 

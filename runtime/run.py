@@ -62,14 +62,15 @@ def check(cfg):
 
 
 def check_out_dir(out_dir):
-    """Make it now, so that what is in the way is found before time is spent."""
-    if f'{os.getcwd()}/'.startswith(f"{os.path.abspath(out_dir).rstrip('/')}/"):
+    """That a folder can be made there, and moved aside by a later run."""
+    folder = os.path.abspath(out_dir)
+    if f'{os.getcwd()}/'.startswith(f"{folder.rstrip('/')}/"):
         raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
                          "a folder of its own")
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-    except OSError as e:
-        raise OSError(f"out_dir is {out_dir!r}, which cannot be made: {e.strerror}") from None
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError(f"out_dir is {out_dir!r}, and nothing can be written at {folder}")
 
 
 def check_resume(cfg):
