@@ -4,6 +4,7 @@ stop, go on, export; and the greedy text is the same in transformers (merged) an
 """
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -47,7 +48,6 @@ precision = 'fp32'
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, tiny_qwen):
     """The Qwen2 of conftest.py, whose generation_config.json lists two end tokens, and 20 questions."""
-    import shutil
     folder = tmp_path_factory.mktemp('researcher')
     shutil.copytree(tiny_qwen, folder / 'qwen')
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / 'qwen')
@@ -92,18 +92,16 @@ def test_from_the_data_to_a_model_for_others(folder):
     merged = transformers.AutoModelForCausalLM.from_pretrained(folder / 'mine').eval()
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / 'qwen').eval()
     adapted = peft.PeftModel.from_pretrained(base, folder / 'mine' / 'adapter').eval()
-    moved = 0
-    for question in ('How many apples has she?', 'Ann has 3 apples and buys 4 more. How many has she?'):
-        asked = [f'--prompt={question}', '--chat_template=True', '--temperature=0', '--max_new_tokens=12', '--device=cpu',
-                 '--precision=fp32']
-        said = [run(folder, f'--checkpoint={name}', *asked, script='sample.py') for name in ('mine', 'out/ckpt.pt', 'mine/adapter')]
-        assert all(one.returncode == 0 for one in said), said
-        wanted = greedy(merged, tokenizer, question)
-        assert greedy(adapted, tokenizer, question) == wanted
-        assert [one.stdout for one in said] == [wanted + '\n'] * 3
-        with adapted.disable_adapter():
-            moved += greedy(adapted, tokenizer, question) != wanted
-    assert moved
+    question = 'Ann has 3 apples and buys 4 more. How many has she?'
+    asked = [f'--prompt={question}', '--chat_template=True', '--temperature=0', '--max_new_tokens=12', '--device=cpu',
+             '--precision=fp32']
+    said = [run(folder, f'--checkpoint={name}', *asked, script='sample.py') for name in ('mine', 'out/ckpt.pt', 'mine/adapter')]
+    assert all(one.returncode == 0 for one in said), said
+    wanted = greedy(merged, tokenizer, question)
+    assert greedy(adapted, tokenizer, question) == wanted
+    assert [one.stdout for one in said] == [wanted + '\n'] * 3
+    with adapted.disable_adapter():  # training has changed what it says
+        assert greedy(adapted, tokenizer, question) != wanted
 
 
 def test_an_adapter_is_a_start_to_go_on_from(folder):

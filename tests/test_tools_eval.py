@@ -2,31 +2,34 @@
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
+import types
 
 import pytest
 import torch
 
+from runtime import console
 from test_tools_export import ROOT, SUMS
-from test_train_grpo import run
+from test_train_grpo import refused, run
 from tools import eval as evaluation
 from warm import PYTHON
 
 
-def ask(folder, *arguments):
-    """(rows of the table as {row: {model: cell}}, the finished process)"""
-    env = os.environ | {'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([PYTHON, '-m', 'tools.eval', *arguments], cwd=folder, env=env, capture_output=True, text=True)
-    lines = [re.split(r'  +', line) for line in done.stdout.splitlines()]
-    return {row: dict(zip(lines[0][1:], cells, strict=True)) for row, *cells in lines[1:]}, done
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """ask(folder, name, ..., setting=...) -> the table that main prints there, {row: {model: cell}}"""
+    monkeypatch.setattr(console, 'quiet', False)
 
+    def table(folder, *names, **settings):
+        monkeypatch.chdir(folder)
+        unset = dict.fromkeys(('rewards', 'eval_samples', 'max_new_tokens', 'temperature', 'chat_template', 'device'))
+        evaluation.main(names, types.SimpleNamespace(**unset | {'prompts': '', 'config': '', **settings}))
+        lines = [re.split(r'  +', line) for line in capsys.readouterr().out.splitlines()]
+        return {row: dict(zip(lines[0][1:], cells, strict=True)) for row, *cells in lines[1:]}
 
-def refused(folder, *arguments):
-    _, done = ask(folder, *arguments)
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode and len(lines) == 1 and lines[0].startswith('error: '), done.stderr[-2000:]
-    return lines[0]
+    return table
 
 
 def test_numbers_by_hand():
@@ -60,11 +63,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_run_and_its_own_evaluation(folder):
+def test_a_run_and_its_own_evaluation(folder, ask):
     """start, a checkpoint, an out_dir, an export: the run's metrics say the same, and so does the same model under another name."""
     models = ('start', 'out/ckpt_best.pt', 'out', 'out/export', 'lora', 'lora/export')
-    rows, done = ask(folder, *models, '--config=two.py')
-    assert done.returncode == 0, done.stderr
+    rows = ask(folder, *models, config='two.py')
     metrics = [json.loads(line) for line in open(folder / 'out' / 'metrics.jsonl')]
     for it, model in ((0, 'start'), (2, 'out'), (2, 'out/export')):
         for row, name in (('number_answer, greedy', 'accuracy_greedy'), ('number_answer, sampled', 'accuracy_sampled'),
@@ -77,39 +79,41 @@ def test_a_run_and_its_own_evaluation(folder):
         assert re.fullmatch(r'\d+\.\d{3} ± \d+\.\d{3} \([+-]\d+\.\d{3} ± \d+\.\d{3}\)', cells['out'])
 
 
-def test_other_prompts_and_folders_of_no_run(folder, tmp_path):
+def test_other_prompts_and_folders_of_no_run(folder, tmp_path, ask):
     """--prompts: all of a file, and the start is still found; a folder that is no run's needs prompts and rewards, and nothing else."""
     (tmp_path / 'few.jsonl').write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "2+2=", "answer": "4"}\n')
-    rows, done = ask(folder, 'start', 'lora/adapter', f'--prompts={tmp_path}/few.jsonl', '--rewards=exact_answer', '--eval_samples=2')
-    assert done.returncode == 0 and 'exact_answer, greedy' in rows, done.stderr
-    os.rename(folder / 'out' / 'export', tmp_path / 'hf')
-    try:
-        rows, done = ask(tmp_path, 'hf', '--prompts=few.jsonl', '--rewards=exact_answer', '--max_new_tokens=3')
-        assert done.returncode == 0 and list(rows['tokens, greedy']) == ['hf'], done.stderr
-        assert 'give --prompts and --rewards' in refused(tmp_path, 'hf')
-    finally:
-        os.rename(tmp_path / 'hf', folder / 'out' / 'export')
+    rows = ask(folder, 'start', 'lora/adapter', prompts=str(tmp_path / 'few.jsonl'), rewards='exact_answer', eval_samples=2)
+    assert list(rows)[0] == 'exact_answer, greedy'
+    shutil.copytree(folder / 'out' / 'export', tmp_path / 'hf')
+    rows = ask(tmp_path, 'hf', prompts='few.jsonl', rewards='exact_answer', max_new_tokens=3)
+    assert list(rows['tokens, greedy']) == ['hf']
+    with pytest.raises(ValueError, match='none of hf lies in a run.* give --prompts and --rewards'):
+        ask(tmp_path, 'hf')
 
 
-def test_what_is_refused(folder):
-    assert "'short' is not in the catalogue" in (line := refused(folder, 'start', 'out')) and '--config=' in line
-    assert 'there is no checkpoint at no.pt' in refused(folder, 'out', 'no.pt', '--config=two.py')
-    assert "no file or folder 'nowhere'" in refused(folder, 'out', 'nowhere', '--config=two.py')
-    assert 'each once' in refused(folder) and 'each once' in refused(folder, 'out', 'out')
-    assert "'promts'" in refused(folder, 'out', '--promts=a')
-    assert 'number_anser' in refused(folder, 'out', '--rewards=number_anser')
+def test_what_is_refused(folder, ask):
+    for names, settings, message in (
+            (('start', 'out'), {}, "'short' is not in the catalogue; .*--config="), (('out', 'no.pt'), {}, 'no checkpoint at no.pt'),
+            (('out', 'nowhere'), {}, "no file or folder 'nowhere'"), ((), {}, 'each once'), (('out', 'out'), {}, 'each once'),
+            (('out',), {'rewards': 'number_anser'}, 'number_anser')):
+        config = {} if 'start' in names else {'config': 'two.py'}
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            ask(folder, *names, **config | settings)
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([PYTHON, '-m', 'tools.eval', 'out', '--promts=a'], cwd=folder, env=env, capture_output=True, text=True)
+    refused(done, "'promts'", "'prompts'")
 
 
-def test_another_job_shows_its_own_measures(tmp_path):
+def test_another_job_shows_its_own_measures(tmp_path, ask):
     """Fill-in from nothing: the run's evaluation of its last checkpoint; a judge that is gone is not trained again."""
     (tmp_path / 'toy.txt').write_text('the cat sat on the mat and the dog sat on the log; a man saw the cat and the dog. ' * 60)
     done = run(tmp_path, '--dataset=toy.txt', '--block_size=20', '--judge_iters=5', '--eval_prompts_n=8', '--n_layer=1', '--n_head=2',
                '--n_embd=16', '--pretrain_iters=10', '--batch_size=4', '--max_iters=2', '--eval_show=0', '--device=cpu', '--precision=fp32')
     assert done.returncode == 0, done.stderr
-    rows, done = ask(tmp_path, 'start', 'out-grpo', 'out-grpo/fill_in.pt')
-    assert done.returncode == 0, done.stderr
+    rows = ask(tmp_path, 'start', 'out-grpo', 'out-grpo/fill_in.pt')
     last = json.loads(open(tmp_path / 'out-grpo' / 'metrics.jsonl').readlines()[-1])
     for name in ('eval/judge_reward', 'eval/exact_match_greedy'):
         assert rows[name]['out-grpo'].startswith(f'{last[name]:.3f} (') and rows[name]['out-grpo'] == rows[name]['out-grpo/fill_in.pt']
     os.remove(tmp_path / 'out-toy' / 'judge_gold.pt')
-    assert 'judge_gold.pt, which the run made, is gone' in refused(tmp_path, 'out-grpo')
+    with pytest.raises(FileNotFoundError, match='judge_gold.pt, which the run made, is gone'):
+        ask(tmp_path, 'out-grpo')

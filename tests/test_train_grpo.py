@@ -408,7 +408,7 @@ def test_completion_resumes_bit_identically(sums, more):
         asked = '--prompt=1+2=', '--num_samples=2'
         said = [run(sums, f'--checkpoint=whole/{name}', *asked, script='sample.py') for name in ('ckpt.pt', 'export')]
         assert said[0].returncode == 0 and said[0].stderr == said[1].stderr, said[0].stderr  # its adapters on its start
-        for other in ('--lora_alpha=32', '--lora_r=4', '--lora_targets=q_proj', '--lora_r=0'):
+        for other in ('--lora_alpha=32', '--lora_r=4', '--lora_targets=q_proj'):
             refused(run(sums, *SUMS, *more, other, '--init_from=resume'), other[2:].partition('=')[0], 'leave it as it was')
         assert {'export', 'adapter'} <= set(os.listdir(sums / 'whole')) and all(name.endswith(('.A', '.B')) for name in a['model'])
 

@@ -26,7 +26,7 @@ from runtime.masters import compute_in, precision_of
 from tasks import TASKS
 from tasks.completion import Completion
 
-ALONE = {'shard': False, 'compile': False, 'eval_show': 0}
+ALONE = {'shard': False, 'compile': False, 'eval_show': 0, 'remake': 'never'}  # a model is what it is
 WITHOUT_A_RUN = {'task': 'completion', 'seed': 1, 'batch_size': 1, 'optimizer': 'adamw', 'device': 'auto',
                  'precision': 'auto'}
 FUNCTIONS = ('rewards', 'column_mapping', 'true_reward', 'true_cost')  # in config.json by their names alone
