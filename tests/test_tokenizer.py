@@ -541,7 +541,8 @@ WORDS = ['▁', '▁a', '▁the', 'b', 'c', 'x', 'y', 'z', '!', '<0x0A>', *'adeh
 
 
 def added(i, content, special=True, **flags):
-    return {'id': i, 'content': content, 'special': special} | dict.fromkeys(['single_word', 'lstrip', 'rstrip', 'normalized'], False) | flags
+    plain = dict.fromkeys(['single_word', 'lstrip', 'rstrip', 'normalized'], False)
+    return {'id': i, 'content': content, 'special': special} | plain | flags
 
 
 def byte_level(*more, **parts):
