@@ -53,7 +53,7 @@ def around(package):
 def check_config(config, eos, path):
     """Raises ValueError unless what is read of tokenizer_config.json, and the eos ids, have their types."""
     where = f'{path}: tokenizer_config.json'
-    added, template = config.get('added_tokens_decoder') or {}, config.get('chat_template')
+    added, template = config.get('added_tokens_decoder', {}), config.get('chat_template')
     fits = isinstance(added, dict) and all(i.isdecimal() and len(i) < 10 for i in added)
     if not fits or not all(is_named(token, 'content') for token in added.values()):
         raise ValueError(f"{where}: added_tokens_decoder must give each id an object with 'content'")

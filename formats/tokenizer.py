@@ -80,7 +80,7 @@ class FileTokenizer(Tokenizer):
         """
         have, roles = self.package.get_added_tokens_decoder(), {token.content for token in special}
         if listed is None:
-            listed = {i: {'content': text} for text, i in older.items()}
+            listed = {i: {'content': text} for text, i in older.items() if type(i) is int}
             listed |= {i: token.__getstate__() for i, token in have.items()}
         entries = [listed[i] for i in sorted(listed, key=int)]
         tokens = [added_token(entry, entry['content'] in roles) for entry in entries]

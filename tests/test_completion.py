@@ -2,6 +2,7 @@
 import copy
 import math
 import threading
+import types
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from plain import plain
 from policy import CausalPolicy, prompt_batch, text_log_prob
 from runtime.lora import add_lora
 from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
+from tasks.completion import Completion
 
 TOKENIZER = CharTokenizer('abcdefghij', end=True)
 QWEN3 = {'norm': 'rmsnorm', 'position': 'rope', 'mlp': 'swiglu', 'bias': False, 'n_kv_head': 2, 'qk_norm': True, 'tied': False}
@@ -367,3 +369,22 @@ def test_text_log_prob_by_hand():
 def test_temperature_0_is_refused():
     with pytest.raises(ValueError, match='temperature 0'):
         CausalPolicy(tiny(), TOKENIZER, 8, temperature=0)
+
+
+def test_what_is_said_of_how_prompts_are_read(capsys):
+    """A begin token before plain prompts, once; settings of a template that it does not read, with what it does."""
+    tokenizer = CharTokenizer('ab', end=True)
+    tokenizer.prefix, tokenizer.template, tokenizer.has_chat_template = (0,), '{{ messages }}{{ thinking }}', True
+
+    def said(prompt, **settings):
+        cfg = types.SimpleNamespace(**{'chat_template': 'auto', 'chat_template_kwargs': None, 'add_special_tokens': True} | settings)
+        job = types.SimpleNamespace(cfg=cfg, tokenizer=tokenizer, records=[{'prompt': prompt}], eval_records=[])
+        Completion.say_how_prompts_are_read(job)
+        return capsys.readouterr().out.strip()
+
+    talk = [{'role': 'user', 'content': 'a'}]
+    assert said('b') == "plain prompts are read as 'a...', as in transformers; --add_special_tokens=False leaves that out"
+    assert said('b', add_special_tokens=False) == said(talk) == said(talk, chat_template_kwargs={'thinking': False}) == ''
+    other = 'note: no chat template reads thinkin of chat_template_kwargs: '
+    assert said(talk, chat_template_kwargs={'thinkin': 1, 'thinking': 1}) == other + 'it reads messages, thinking'
+    assert said('b', add_special_tokens=False, chat_template_kwargs={'thinkin': 1}) == other + 'no prompt goes through one'

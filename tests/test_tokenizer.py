@@ -366,7 +366,8 @@ def test_chat_renders_as_transformers(tmp_path, template, place):
 
 SCOPED = """{% set said = 'nothing' %}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{% set said = m.content %}
 {{ said }}{% if m.reasoning_content %}({{ m.reasoning_content }}|{{ m.thinking }}){% endif %}{% endgeneration %}{{ said }}
-{% else %}{{ m.content }}{% endif %}{% endfor %}{{ strftime_now('%Y-%m-%d') }} {{ date_string | default('today') }} {{ tools | tojson(indent=1) }}
+{% else %}{{ m.content }}{% endif %}{% endfor %}
+{{ strftime_now('%Y-%m-%d') }} {{ date_string | default('today') }} {{ tools | tojson(indent=1) }}
 {{ documents }}"""
 
 
@@ -393,7 +394,8 @@ def test_what_else_a_template_is_given(tmp_path, files):
     talk = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a', 'reasoning': 'hm', 'thinking': None},
             {'role': 'assistant', 'content': 'b', 'thinking': 'so'}, {'role': 'user', 'content': 'r'}]
     tools = [{'type': 'function', 'function': {'name': 'f'}}]
-    for variables in ({}, {'date_string': '26 Jul 2024', 'nobody_reads': 1}, {'tools': tools}, {'documents': [{'title': 't', 'text': 'x'}]}):
+    documents = [{'title': 't', 'text': 'x'}]
+    for variables in ({}, {'date_string': '26 Jul 2024', 'nobody_reads': 1}, {'tools': tools}, {'documents': documents}):
         rendered = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **variables)
         assert ours.render_chat(talk, **variables) == rendered and ours.chat(talk, **variables) == ours.encode(rendered, special=True)
     assert variables_read(ours.template) == {'messages', 'date_string', 'tools', 'documents'}
@@ -539,7 +541,8 @@ WORDS = ['▁', '▁a', '▁the', 'b', 'c', 'x', 'y', 'z', '!', '<0x0A>', *'adeh
 
 
 def added(i, content, special=True, **flags):
-    return {'id': i, 'content': content, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': special} | flags
+    plain = dict.fromkeys(['single_word', 'lstrip', 'rstrip', 'normalized'], False)
+    return {'id': i, 'content': content, 'special': special} | plain | flags
 
 
 def byte_level(*more, **parts):
@@ -602,7 +605,8 @@ FOLDERS = {  # tokenizer.json, tokenizer_config.json, and the model's files
     'Qwen2': (byte_level(BOS, EOS, EOT, normalizer={'type': 'NFC'}), {'eos_token': '<|eot|>', 'pad_token': '</s>', 'add_bos_token': False},
               {'generation_config.json': {'eos_token_id': [258, 257]}}),
     'Gemma': (byte_level(BOS, EOS, EOT, post_processor=template([('<s>', 256)])),
-              {'bos_token': '<s>', 'eos_token': '</s>', 'chat_template': "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}"},
+              {'bos_token': '<s>', 'eos_token': '</s>',
+               'chat_template': "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}"},
               {'generation_config.json': {'eos_token_id': [257, 258]}}),
     'Unigram': (UNIGRAM, {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}, {}),
     'WordPiece': (WORDPIECE, {'cls_token': '[CLS]', 'sep_token': '[SEP]', 'unk_token': '[UNK]', 'pad_token': '[PAD]'}, {}),
@@ -611,14 +615,17 @@ FOLDERS = {  # tokenizer.json, tokenizer_config.json, and the model's files
                                         {'config.json': {'eos_token_id': 256}, 'generation_config.json': {'eos_token_id': 258}}),
     'the tokenizer names no end': (byte_level(BOS, EOS, EOT), {}, {'generation_config.json': {'eos_token_id': 258}}),
     'gaps in tokenizer.json': (byte_level(added(270, '<s>'), added(300, '</s>', special=False)), {'eos_token': '</s>'}, {}),
-    'gaps in the config': (byte_level(BOS), {'added_tokens_decoder': listed(BOS, added(300, '</s>'), added(280, '<|eot|>', special=False))}, {}),
+    'gaps in the config': (byte_level(BOS), {'added_tokens_decoder': listed(BOS, added(300, '</s>'), added(280, '<|eot|>', False))}, {}),
     'another order': (byte_level(), {'added_tokens_decoder': listed(added(258, '<s>'), added(256, '</s>'), added(257, '<|eot|>'))}, {}),
-    'other flags': (byte_level(BOS, EOS), {'added_tokens_decoder': listed(BOS | {'special': False, 'lstrip': True}, EOS | {'rstrip': True})}, {}),
+    'other flags': (byte_level(BOS, EOS),
+                    {'added_tokens_decoder': listed(BOS | {'special': False, 'lstrip': True}, EOS | {'rstrip': True})}, {}),
     'below the vocabulary': (byte_level(added(65, 'a'), added(300, '!', special=False), EOS), {'eos_token': '</s>'}, {}),
     'a vocabulary with holes': (byte_level(added(511, '<s>'), added(1, '</s>'), model={
         'type': 'BPE', 'vocab': {c: 2 * i for i, c in enumerate(LETTERS)}, 'merges': []}), {'eos_token': '</s>'}, {}),
-    'roles without a token': (byte_level(), {'eos_token': '</s>', 'pad_token': '<pad>', 'additional_special_tokens': ['<s>', '<|eot|>']}, {}),
-    'roles of its own': (byte_level(), {'extra_special_tokens': {'image_token': '<img>'}, 'eos_token': '</s>', 'video_token': '<|eot|>'}, {}),
+    'roles without a token': (byte_level(), {'eos_token': '</s>', 'pad_token': '<pad>',
+                                              'additional_special_tokens': ['<s>', '<|eot|>']}, {}),
+    'roles of its own': (byte_level(), {'extra_special_tokens': {'image_token': '<img>'}, 'eos_token': '</s>',
+                                        'video_token': '<|eot|>'}, {}),
     'spaces beside a token': (byte_level(added(256, 'foo', special=False, single_word=True),
                                          added(257, '</s>', lstrip=True, rstrip=True, normalized=True)), {'eos_token': '</s>'}, {}),
     'added_tokens.json': (byte_level(BOS), {'eos_token': '</s>'}, {'added_tokens.json': {'<|eot|>': 300, '</s>': 280}}),
@@ -631,7 +638,8 @@ SAID = ['the a b', '', ' x y!', '<s>a</s> b <|eot|> c', 'foo foofoo  ab\n', '<im
 def write_folder(folder, name):
     spec, config, files = FOLDERS[name]
     blank = {'version': '1.0', 'truncation': None, 'padding': None, 'normalizer': None, 'pre_tokenizer': None, 'post_processor': None}
-    for file, content in ({'tokenizer.json': blank | spec, 'tokenizer_config.json': {'tokenizer_class': 'PreTrainedTokenizerFast'} | config} | files).items():
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast'} | config
+    for file, content in ({'tokenizer.json': blank | spec, 'tokenizer_config.json': config} | files).items():
         (folder / file).write_text(json.dumps(content), encoding='utf-8')
     return folder
 
@@ -659,7 +667,8 @@ def test_a_folder_reads_as_in_transformers(tmp_path, name):
         special = {i for i, token in theirs.added_tokens_decoder.items() if token.special}
         ends = ends_of(FOLDERS[name][2], theirs)
         assert set(tokenizer.eos_ids) == ends and tokenizer.vocab_size == max(theirs.get_vocab().values()) + 1
-        assert set(tokenizer.special_ids) == special | ({tokenizer.eos_id} - {None}) and tokenizer.ids == sorted(theirs.get_vocab().values())
+        assert set(tokenizer.special_ids) == special | ({tokenizer.eos_id} - {None})
+        assert tokenizer.ids == sorted(theirs.get_vocab().values())
         assert tokenizer.bos_id == theirs.bos_token_id and tokenizer.eos_id in (theirs.eos_token_id, *ends)
         if theirs.chat_template:
             assert tokenizer.chat(TALKS[0]) == theirs.apply_chat_template(TALKS[0], return_dict=False)
