@@ -17,6 +17,7 @@ import sandbox
 from data.humaneval.prepare import convert as convert_humaneval
 from data.mbpp.prepare import convert as convert_mbpp
 from data.pyfunc.prepare import make_problems
+from rewards import code as code_rewards
 from sandbox import Grade, SandboxError, constant_passes, grade, grade_many, lockdown, run
 from sandbox.asserts import as_asserts
 
@@ -195,7 +196,8 @@ def things():
 def tokens():
     """The texts and bytes among them that look like one."""
     texts = {x.decode('latin-1') if type(x) is bytes else x for x in things() if type(x) in (bytes, str)}
-    return [x.encode() for x in texts if len(x) in (8, 16, 32) and not set(x) - set('0123456789abcdef') and not x.isalpha()]
+    digits = set('0123456789') | set('abcdef')
+    return [x.encode() for x in texts if len(x) in (8, 16, 32) and not set(x) - digits and not x.isalpha()]
 def refused(*calls):
     """Ends the process where one of the calls goes through."""
     for call in calls:
@@ -715,7 +717,8 @@ def converse(user, tries, threads=3):
 
 @USERS
 def test_no_attack_on_the_conversation_gets_through(user):
-    converse(user, tries=5 if user == 'this user' else 1)
+    """Five times each, once of them as nobody where that is possible."""
+    converse(user, tries=1 if user == 'nobody' else 5 - (os.getuid() == 0))
 
 
 @pytest.mark.slow
@@ -909,6 +912,7 @@ def test_the_code_is_sent_when_the_clock_starts(monkeypatch):
         assert sandbox.exchange(ours, b'', heard, 2, past) is None
         theirs.close()
         assert sandbox.exchange(ours, b'unread', heard, 3, time.monotonic() + 9) == 'crash'
+    assert run('import os\nos._exit(0)', []) == ('crash', [])  # it has not run to its end
     # more than the socket holds, both ways
     assert run('', ['0'.ljust(1000)] * 3000) == ('ok', [('ok', 0)] * 3000)
 
@@ -931,6 +935,20 @@ def test_as_many_programs_at_once_as_there_are_processors(monkeypatch):
         monkeypatch.setattr(os, 'sched_getaffinity', lambda pid, affinity=affinity: affinity)
         monkeypatch.setenv('LOCAL_WORLD_SIZE', ranks) if ranks else monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
         assert sandbox.processors() == wanted
+    running, most = [], []
+
+    def run_alone(*arguments, **limits):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.005)
+        running.pop()
+        return 'ok', [('ok', 3)] * len(arguments[1])
+    grade('', TESTS)  # the sandbox is looked at, and the expected values are known
+    monkeypatch.setattr(sandbox, 'run', run_alone)
+    monkeypatch.setattr(code_rewards, 'run', run_alone)
+    assert [g.score for g in grade_many([('', TESTS)] * 9)] == pytest.approx([1 / 3] * 9)
+    assert code_rewards.code_execution(['f = abs(3)'] * 9) == [1.0] * 9
+    assert len(most) == 18 and set(most) == {1}
 
 
 def test_a_process_dies_with_its_parent():
@@ -976,10 +994,10 @@ def test_pyfunc():
     train, val, _ = made = make_problems(n=300, n_val=60, seed=0)
     assert (len(train), len(val)) == (300, 60) and make_problems(300, 60, 0) == made != make_problems(300, 60, 1)
     assert len({p['prompt'] for p in train + val}) == 360
-    shown = grade_many([(p['answer'], p['tests']) for p in val[:30]])
-    hidden = grade_many([(p['answer'], p['hidden_tests']) for p in val[:30]])
+    shown = grade_many([(p['answer'], p['tests']) for p in val[:15]])
+    hidden = grade_many([(p['answer'], p['hidden_tests']) for p in val[:15]])
     assert set(shown + hidden) == {Grade(1.0, 'ok')}
-    for problem in random.Random(0).sample(train, 15):
+    for problem in random.Random(0).sample(train, 8):
         assert not set(problem['tests']) & set(problem['hidden_tests']) and len(problem['tests']) >= 2 and len(problem['hidden_tests']) >= 3
         assert constant_passes(problem['tests']) is None
         assert all(test.removeprefix('assert ') in problem['prompt'] for test in problem['tests'])
