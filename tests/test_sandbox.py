@@ -375,6 +375,10 @@ except ZeroDivisionError as e:
     frame.f_locals['say'](*((b'', 'forged') if frame.f_code.co_varnames else (0, 'ok', 'forged')))
 #: the runner again: error
 sys.modules['__main__'].main()
+#: the runner's reader closed: crash
+for x in gc.get_objects():
+    if type(x).__name__ == 'BufferedReader':
+        x.close()
 #: the frames emptied: ok error crash
 for frame in all_frames():
     frame.f_locals.clear()
@@ -383,7 +387,7 @@ for frame in all_frames():
     except RuntimeError:
         pass
 gc.collect()
-#: jump over the failure: timeout
+#: jump over the failure: timeout error
 frame = sys._getframe(1)
 def tracer(frame, event, argument):
     if event == 'line' and frame.f_lineno > start:
@@ -424,7 +428,7 @@ builtins.__dict__.clear()
 for module in list(sys.modules.values()):
     if module.__name__ != 'candidate':
         vars(module).clear()
-#: the lowest recursion limit: crash error
+#: the lowest recursion limit: ok crash error
 sys.setrecursionlimit(6)
 #: at exit: error
 import atexit
@@ -672,7 +676,7 @@ def besiege(user, jobs, threads=3):
         before = (watched / 'kept').stat()
         jobs = [(f'DIRECTORY = {str(watched)!r}\n' + code, *rest) for code, *rest in jobs]
         done = subprocess.run([python, '-c', DRIVER], input=json.dumps([folder, jobs, threads]), env=os.environ | {'SECRET': 'hunter2'},
-                              capture_output=True, text=True, cwd='/', user=uid, group=uid, extra_groups=[] if uid else None, timeout=900)
+                              capture_output=True, text=True, cwd='/', user=uid, group=uid, extra_groups=[] if uid else None, timeout=3600)
         assert done.returncode == 0, done.stderr  # the parent survives
         outcomes, left, ran_as = json.loads(done.stdout)
         assert ran_as == (uid or os.getuid()) and not left, f"processes left behind: {left}"
