@@ -92,15 +92,16 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         channel.close()
+    ending = f"exit status {child.returncode}, memory limit {memory >> 20} MB"
     seen = {None: f"could not be put up: {heard.decode(errors='replace').strip()}; {WAY_OUT}",
             'timeout': f"was not ready after {START_LIMIT:g} s",
-            'crash': f"ended before it was ready (exit status {child.returncode}, {memory >> 20} MB)"}[ended]
+            'crash': f"ended before it was ready ({ending})"}[ended]
     raise SandboxError(f"the sandbox {seen}")
 
 
 def start(inherited):
     try:
-        # of a pipe it could open both ends in /proc/self/fd, and take out again what it wrote
+        # Through /proc/self/fd, code could open the other end of a pipe too, and take out what was written.
         channel, theirs = socket.socketpair()
         channel.setblocking(False)
         with theirs:
@@ -226,9 +227,9 @@ def hashable(tests):
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, processors() at once. tests: see as_asserts; one not
-    reached is not passed. limits: timeout (of all tests of a pair) and memory, see run. Raises ValueError for
-    tests that cannot be graded, SandboxError.
+    The Grades of (code, tests) pairs, processors() at once. tests: see as_asserts; one not reached is not
+    passed. limits: timeout (of all tests of a pair) and memory, see run. Raises ValueError for tests that
+    cannot be graded, SandboxError.
     """
     check_sandbox(sandbox)
     jobs = [(code, hashable(tests)) for code, tests in jobs]
