@@ -432,7 +432,7 @@ retain_text = '1+1=2'
 def test_completion_refuses(sums):
     """Before any training: each with one line that names what is wrong."""
     (sums / 'broken.jsonl').write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": \n')
-    (sums / 'nothing.jsonl').write_text('{"question": "1+1=", "answer": "2"}\n')
+    (sums / 'nothing.jsonl').write_text('{"sum": "1+1=", "answer": "2"}\n')
     (sums / 'empty.jsonl').write_text('{"prompt": " ", "answer": "2"}\n')
     (sums / 'bad.py').write_text('def bad(text, **_):\n    return 1 / len(text[:0])\n\nrewards = [bad]\n')
     (sums / 'nan.py').write_text('def nan(text, **_):\n    return float("nan")\n\nrewards = [nan]\n')
@@ -445,7 +445,7 @@ def test_completion_refuses(sums):
     (truncated / 'vocab.json').write_text(json.dumps({'chars': list('0123456789+='), 'end': True}))
     for argument, words in (
             ('--train_prompts=broken.jsonl', ['broken.jsonl', 'line 2']), ('--train_prompts=empty.jsonl', ['empty.jsonl', 'empty']),
-            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'question']),
+            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'sum']),
             ('--train_prompts=nowhere.jsonl', ['nowhere.jsonl']), ('--rewards=["number_anser"]', ["'number_anser'", "'number_answer'"]),
             ('bad.py', ["'bad'", 'ZeroDivisionError']), ('nan.py', ["'nan'", 'nan']),
             ('--max_new_tokens=14', ['max_new_tokens 14', '16']), ('--max_prompt_length=3', ['4 tokens', 'max_prompt_length is 3']),
