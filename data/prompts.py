@@ -83,14 +83,16 @@ def other_names(columns):
     for ours, theirs in (('prompt', PROMPT_NAMES), ('answer', ANSWER_NAMES)):
         if ours in columns or (ours == 'answer' and 'reference' in columns):
             continue
-        taken = [spelled[name] for name in ((ours,) if ours in spelled else theirs) if name in spelled]
+        theirs = (ours,) if ours in spelled else theirs
+        taken = [spelled[name] for name in theirs if name in spelled]
         if len(taken) > 1:
             names = ' and '.join(map(repr, taken))
             raise ValueError(f"there is no field {ours!r}, and {names} could each be it: say which, "
                              f"column_mapping={{{taken[0]!r}: {ours!r}}}")
         found |= {ours: taken[0]} if taken else {}
     if not {'prompt', 'chosen'} & {*columns, *found}:
-        found |= {CHAT: name for name in CHAT_NAMES if name in columns}
+        chats = [name for name in CHAT_NAMES if name in columns]
+        found |= {CHAT: chats[0]} if chats else {}
     return found
 
 
@@ -119,13 +121,13 @@ def mapped(record, column_mapping):
 
 
 def of_chat(messages):
-    """{'prompt', 'answer'} of a conversation: its last message, where it is the assistant's, is the answer."""
+    """{'prompt', 'answer'} of a conversation: a last message of the assistant's is the answer."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"the conversation is {messages!r}; it must be a list of chat messages")
     turns = []
     for message in messages:
-        role = message.get('role', message.get('from'))
-        turns.append({'role': ROLES.get(role, role), 'content': message.get('content', message.get('value'))})
+        role, text = message.get('role', message.get('from')), message.get('content', message.get('value'))
+        turns.append({'role': ROLES.get(role, role), 'content': text})
     if turns and turns[-1]['role'] == 'assistant':
         return {'prompt': turns[:-1], 'answer': turns[-1]['content']}
     return {'prompt': turns}
@@ -137,8 +139,8 @@ def of_pair(chosen, rejected):
     prompt, cut as TRL's extract_prompt does.
     """
     if type(chosen) is not type(rejected) or not isinstance(chosen, (str, list)):
-        raise ValueError(f"chosen is {chosen!r} and rejected {rejected!r}: they must be two texts, or two lists "
-                         "of chat messages")
+        raise ValueError(f"chosen is {chosen!r} and rejected {rejected!r}: they must be two texts, or two "
+                         "lists of chat messages")
     pairs = enumerate(zip(chosen, rejected, strict=False))
     n = next((i for i, (one, other) in pairs if one != other), None)
     if n is None:

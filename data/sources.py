@@ -121,8 +121,8 @@ def read_table(text, path):
                 header = check_header(row, path)
                 continue
             if any(row[len(header):]):
-                raise ValueError(f"{where} has {len(row)} cells and the header {len(header)}: text that holds "
-                                 f"{delimiter!r} must stand in quotes")
+                raise ValueError(f"{where} has {len(row)} cells and the header {len(header)}: text that "
+                                 f"holds {delimiter!r} must stand in quotes")
             row += [''] * (len(header) - len(row))
             cells = zip(header, row, strict=False)
             yield where, {name: cell if cell else None for name, cell in cells if name}
@@ -156,16 +156,16 @@ def read_file(path):
     if path.lower().endswith('.parquet'):
         return read_parquet(path)
     if suffix not in READERS:
-        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a line), "
-                         f".csv, .tsv, .txt (a prompt a line), these as .gz too, or .parquet, not as "
+        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a "
+                         "line), .csv, .tsv, .txt (a prompt a line), these as .gz too, or .parquet, not as "
                          f"{suffix or 'a file without a suffix'}")
     return READERS[suffix](text_of(path), path)
 
 
 def hub_parts(source):
     """
-    (`datasets`, name, config or None, split or None) of owner/name, owner/name:config, owner/name:split[:1%] and
-    owner/name:config:split. A part without brackets is a config where the data set has one of that name.
+    (`datasets`, name, config or None, split or None) of owner/name, owner/name:config, owner/name:split[:1%]
+    and owner/name:config:split. A part without brackets is a config where the data set has one of that name.
     """
     datasets = optional('datasets', f"{source!r} is no file here; from Hugging Face: pip install datasets")
     name, *parts = COLON.split(source)
@@ -194,7 +194,7 @@ def names_a_split(source):
 
 
 def read_hugging_face(source, split):
-    """(where, row) of a data set of the hub, see hub_parts, through the package `datasets` and the network."""
+    """(where, row) of a data set of the hub, see hub_parts: through `datasets` and the network."""
     wanted = HUGGING_FACE_SPLITS.get(split, ())
     try:
         datasets, name, config, given = hub_parts(source)

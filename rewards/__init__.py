@@ -22,7 +22,7 @@ import itertools
 import math
 import warnings
 
-from rewards.reward import FAILED, FIELDS, REWARDS, Reward, find_reward, shorten
+from rewards.reward import FAILED, REWARDS, Reward, find_reward, shorten
 
 __all__ = ['REWARDS', 'Reward', 'check_fields', 'fields_of', 'resolve_rewards', 'score', 'score_completions']
 
@@ -131,8 +131,9 @@ def check_fields(rewards, records, errors='raise'):
 
 def score_completions(rewards, texts, records, errors='raise', tokens=None):
     """
-    texts: P lists of G completions; tokens: their token ids, for rewards that take them. Returns {name: P lists of G float | None}, None where it does not apply.
-    With errors 'drop', a completion for which a reward raises is warned of, and has None for all.
+    texts: P lists of G completions; tokens: their token ids, for rewards that take them. Returns {name: P
+    lists of G float | None}, None where it does not apply. With errors 'drop', a completion for which a
+    reward raises is warned of, and has None for all.
     """
     if len(texts) != len(records):
         raise ValueError(f"there are {len(texts)} groups of completions for {len(records)} prompts")

@@ -19,7 +19,7 @@ PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples',
 LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
 FAILED = object()  # the score of a completion for which the reward raised
 EMPTY = inspect.Parameter.empty
-EVERY = inspect.Parameter('completions', inspect.Parameter.KEYWORD_ONLY)  # of TRL's functions that take **kwargs
+EVERY = inspect.Parameter('completions', inspect.Parameter.KEYWORD_ONLY)
 
 
 def shorten(text, limit=80):
@@ -92,13 +92,15 @@ class Reward:
             raise ValueError(f"reward {self.name!r} takes {signature}: its first argument must be the text")
         self.form = form_of(first)
         if not explicit and self.form == ('ids' if self.as_trl else 'unclear'):
-            raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the step "
-                             "(texts: list[str], completions) or their ids (list[list[int]]): say which")
+            raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
+                             "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
         self.whole = self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
-        self.extras = [name for name in (*TRL, *TRL_EXTRAS) if self.as_trl and (name in own or self.takes_any)]
+        theirs = (*TRL, *TRL_EXTRAS) if self.as_trl else ()
+        self.extras = [name for name in theirs if name in own or self.takes_any]
         others = own.keys() - {*self.extras, first.name, 'tokens'}
         self.defaults = {name: argument.default for name, argument in own.items() if name in others}
-        self.takes_tokens = 'ids' in self.form or self.takes_any or bool({'tokens', 'completion_ids'} & own.keys())
+        asked = {'tokens', 'completion_ids'} & own.keys()
+        self.takes_tokens = bool(asked) or 'ids' in self.form or self.takes_any
         needs = (*self.needs, *(name for name, default in self.defaults.items() if default is EMPTY))
         self.wanted = [name for name in dict.fromkeys(needs) if name not in self.params]
         self.hidden = {*self.params, *self.extras, first.name, 'tokens'}  # of records' columns
@@ -168,9 +170,9 @@ class Reward:
 
     def names(self, columns):
         """Those of records' columns that the function takes."""
-        if self.takes_any and not self.catalogue:
-            return [name for name in columns if name not in self.hidden]
-        return [name for name in self.defaults if name in FIELDS or not (self.catalogue or name in self.hidden)]
+        if self.catalogue:
+            return [name for name in FIELDS if name in self.defaults]
+        return [name for name in (columns if self.takes_any else self.defaults) if name not in self.hidden]
 
     def fields_of(self, record):
         """What the function takes of a record. None is left to the argument's default."""
@@ -226,9 +228,9 @@ class Reward:
         mine, several = f"reward {self.name!r}", isinstance(texts, list)
         if ids is not None and self.takes_tokens and not self.as_trl and 'ids' not in self.form:
             fields = fields | {'tokens': ids}
-        first = [] if self.as_trl else [ids if 'ids' in self.form else texts]
+        first = ids if 'ids' in self.form else texts
         try:
-            values = self.function(*first, **fields, **self.params)
+            values = self.function(*([] if self.as_trl else [first]), **fields, **self.params)
         except ConnectionError as e:  # the run saves and stops
             raise ConnectionError(f"{mine}: {e}") from e
         except Exception as e:

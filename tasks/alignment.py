@@ -120,7 +120,8 @@ class Alignment(Completion):
                 self.missing.append(kind)
         if self.missing:
             self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
-            pairs = load_preferences(self.source, None if cfg.preferences else cfg.column_mapping, self.missing)
+            mapping = None if cfg.preferences else cfg.column_mapping
+            pairs = load_preferences(self.source, mapping, self.missing)
             self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
 
     def make_score_models(self):
@@ -300,7 +301,8 @@ def load_preferences(source, column_mapping=None, kinds=('reward', 'cost')):
             if type(value) is not kind or (kind is int and value not in (0, 1)):
                 asked = f"a {' and a '.join(kinds)} model needs {', '.join(wanted)}"
                 raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = "
-                                 f"{value!r}; it must be {what}: {asked}; chosen and rejected do for a reward")
+                                 f"{value!r}; it must be {what}: {asked}; for a reward TRL's chosen and "
+                                 "rejected will do")
     return pairs
 
 

@@ -28,7 +28,6 @@ from runtime.shard import is_sharded
 from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
 from tasks.task import Task, chart, longest_line
 
-
 MAX_ITERS = 200  # the default of train_grpo.py: another value contradicts num_epochs
 
 
@@ -131,7 +130,7 @@ class Completion(Task):
         say(text)
         if cfg.num_epochs:
             cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
-            say(f"max_iters is {cfg.max_iters}: {cfg.num_epochs:g} epochs, {cfg.batch_size} prompts at a time")
+            say(f"max_iters is {cfg.max_iters}, for {cfg.num_epochs:g} epochs")
 
     # -----------------------------------------------------------------------------
     # prompts, and the model to start from
@@ -248,8 +247,8 @@ class Completion(Task):
                 continue
             for lack, records in zip(lacks, named, strict=True):
                 if lack:
-                    first = next(iter(lack.values()))
-                    say(f"{len(lack)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+                    few, first = f"{len(lack)} of {len(records)} prompts", next(iter(lack.values()))
+                    say(f"{few} are judged without {name!r}; the first: {first}")
 
     def start_log_probs(self, texts):
         """The start model's log-probs of texts, for rewards that ask."""

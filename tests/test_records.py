@@ -142,7 +142,7 @@ def test_parquet(tmp_path, monkeypatch):
         return load_prompts(str(tmp_path / 'a.parquet'))
 
     assert load({'prompt': ['q', 'r'], 'answer': ['1', None]}) == [{'prompt': 'q', 'answer': '1'}, {'prompt': 'r', 'answer': None}]
-    assert load({'prompt': ['q'], 'answer': [42], 'score': [0.5], 'ok': [True]}) == [{'prompt': 'q', 'answer': 42, 'score': 0.5, 'ok': True}]
+    assert load({'prompt': ['q'], 'answer': [42], 'n': [0.5], 'ok': [True]}) == [{'prompt': 'q', 'answer': 42, 'n': 0.5, 'ok': True}]
     assert load({'prompt': ['q'], 'tests': [['a', 'b']], 'more': [[[1], []]]}) == [{'prompt': 'q', 'tests': ['a', 'b'], 'more': [[1], []]}]
     chat = [{'role': 'user', 'content': 'Hi'}]
     assert load({'prompt': [chat]}) == [{'prompt': chat}]
@@ -265,7 +265,7 @@ def test_pairs_are_cut_as_trl_cuts_them(file, pair):
 def test_pairs_that_do_not_serve(file):
     path = file('p.jsonl', json.dumps({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}))
     with says('safer_response_id = None', 'a reward and a cost model needs response_0, response_1, better_response_id, safer_response_id',
-              'is_response_1_safe', 'chosen and rejected do for a reward'):
+              'is_response_1_safe', "for a reward TRL's chosen and rejected will do"):
         load_preferences(path)
     with says('a cost model needs response_0, response_1, safer_response_id, is_response_0_safe, is_response_1_safe'):
         load_preferences(file('p.jsonl', '{"prompt": "q"}'), kinds=['cost'])
@@ -285,8 +285,8 @@ def hub(tmp_path, monkeypatch):
             lines = [json.dumps({'question': f'{split} {i}', 'answer': '1'}) for i in range(20)]
             (tmp_path / name / f'{split}.jsonl').write_text('\n'.join(lines))
     (tmp_path / 'configs' / 'README.md').write_text(
-        '---\nconfigs:\n- config_name: main\n  data_files:\n  - split: train\n    path: train.jsonl\n  - split: test\n    path: test.jsonl\n'
-        '- config_name: socratic\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n')
+        '---\nconfigs:\n- config_name: main\n  data_files:\n  - split: train\n    path: train.jsonl\n'
+        '  - split: test\n    path: test.jsonl\n- config_name: socratic\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n')
 
     def local(function):
         return lambda name, *rest, **options: function(str(tmp_path / name.partition('/')[2]), *rest, **options)
@@ -307,10 +307,11 @@ def test_hub_names(hub):
     assert prompts('me/plain:train[18:]+test[:1]') == ['train 18', 'train 19', 'test 0']
     assert prompts('me/plain', 'val')[0] == prompts('me/configs:main', 'val')[0] == 'test 0'
     assert prompts('me/plain:test[:1]', 'val') == ['test 0']  # a named split is that split
-    assert [is_one_split(name) for name in ('me/plain', 'me/configs:main', 'me/plain:train', 'me/plain:train[:2]', 'me/configs:main:train')] \
-        == [False, False, True, True, True]
+    assert not is_one_split('me/plain') and not is_one_split('me/configs:main')
+    assert all(map(is_one_split, ('me/plain:train', 'me/plain:train[:2]', 'me/configs:main:train')))
     for name, parts in (('me/plain:trian', ["'trian' is neither a config nor one of the splits train, test"]),
-                        ('me/configs', ["available configs: ['main', 'socratic']"]), ('me/plain:train:test:x', ['at most a config and a split']),
+                        ('me/configs', ["available configs: ['main', 'socratic']"]),
+                        ('me/plain:train:test:x', ['at most a config and a split']),
                         ('me/configs:main:trian', ['Unknown split "trian"'])):
         with says(*parts):
             load_prompts(name)

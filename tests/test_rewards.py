@@ -3,6 +3,7 @@ import math
 import sys
 import types
 import warnings
+from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
@@ -449,7 +450,8 @@ def test_functions_written_for_trl(records):
     seen = []
 
     def keep(prompts, completions, answer, **kwargs):
-        seen.append((prompts, completions, answer, {k: v for k, v in kwargs.items() if k not in ('trainer_state', 'log_extra', 'log_metric')}))
+        columns = {key: value for key, value in kwargs.items() if key not in ('trainer_state', 'log_extra', 'log_metric')}
+        seen.append((prompts, completions, answer, columns))
         return [None if len(ids) == 1 else len(str(c)) + 0.5 for c, ids in zip(completions, kwargs['completion_ids'], strict=True)]
 
     def lengths(completion_ids, **kwargs): return [-len(ids) for ids in completion_ids]
@@ -487,15 +489,15 @@ def test_trl_functions_and_gaps():
 
 def test_a_list_is_what_the_signature_says():
     """Type hints as in a JAX trainer's README, the words of other trainers, and what is left unclear."""
-    def ids(completions: 'List[List[int]]') -> 'jax.Array': return torch.tensor([sum(ids) for ids in completions])
+    def ids(completions): return torch.tensor([sum(ids) for ids in completions])
+    ids.__annotations__ = {'completions': 'List[List[int]]', 'return': 'jax.Array'}
     def texts(texts: list[str], answer: list[str]): return [len(t + a) for t, a in zip(texts, answer, strict=True)]
     def named(completions): return [len(completions)] * len(completions)
     def one(ids: list[int]): return sum(ids)
     def plain(texts: str): return len(texts)
     assert scored(ids) == [[3, 3], [4, 0]] and scored(texts) == [[3, 2], [2, 1]] and scored(named) == [[4, 4]] * 2
     assert scored(one) == [[3, 3], [4, 0]] and scored(plain) == [[2, 1], [1, 0]]
-    from typing import List, Sequence  # noqa: UP035
-    for kind in (List[List[int]], Sequence[Sequence[int]], list[list[int]]):  # noqa: UP006
+    for kind in ('List[List[int]]', 'Sequence[Sequence[int]]', Iterable[Iterable[int]], list[list[int]]):
         def f(x): return [len(ids) for ids in x]
         f.__annotations__ = {'x': kind}
         assert scored(f) == [[2, 1], [1, 0]]
