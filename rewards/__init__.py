@@ -11,9 +11,10 @@ text, or a policy could choose its judge. What cannot be computed is raised: no 
 reward can be had without a good completion: weigh it beside one that reads the content.
 
 A new reward is a function in one of these files. A custom one is a function in a config, without the
-decorator; it may return any finite number, and has what it needs in an attribute, needs = ('reference',).
+decorator; it may return any finite number. It names any columns of the records, and `tokens`, the
+completion's token ids; without a default it needs them, as those in its attribute, needs = ('reference',).
 With `group = True` it takes the list of a group's texts and returns a list, with `batched = True` the texts
-of the whole step, and a list for each field.
+of the whole step, and a list for each field. One that names `completions` is called as TRL calls it.
 
 $ python -m rewards "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """
