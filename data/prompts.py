@@ -257,13 +257,18 @@ def is_one_split(source):
     return ':' in source and names_a_split(source)
 
 
+def key_of(record):
+    """Equal for equal prompts."""
+    return json.dumps(record['prompt'], sort_keys=True)
+
+
 def held_out_split(records, n, seed):
     """
     (train, val), both in their old order: n different prompts drawn by seed for val, the others for train; a
     tenth of them, at least one, where n would leave none. All records of a prompt stay together. Raises
     ValueError where there is but one prompt.
     """
-    keys = [json.dumps(record['prompt'], sort_keys=True) for record in records]
+    keys = list(map(key_of, records))
     different = sorted(set(keys))
     if n < 1 or len(different) < 2:
         raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: at least 1 must "

@@ -103,7 +103,7 @@ class Completion(Task):
             if cfg.num_epochs and cfg.max_iters != MAX_ITERS:
                 raise ValueError(f"num_epochs is {cfg.num_epochs:g} and max_iters {cfg.max_iters}: give one")
             shares = cfg.train_prompts if isinstance(cfg.train_prompts, dict) else {'': 1}
-            if not shares or not all(type(share) in (int, float) and share > 0 for share in shares.values()):
+            if not shares or not all(type(n) in (int, float) and 0 < n < math.inf for n in shares.values()):
                 raise ValueError(f"train_prompts is {shares}: each source needs a share above 0")
 
     weights, sizes = [1.0], None    # the shares of the sources of prompts, and how many each has
@@ -138,17 +138,22 @@ class Completion(Task):
     def load_records(self, source):
         """The records to train on and those held out, those of each source together."""
         cfg, shares = self.cfg, source if isinstance(source, dict) else {source: 1.0}
-        self.weights, parts = list(shares.values()), []
+        self.weights, trains, held_out, keys = list(shares.values()), [], [], set()
         for name, share in shares.items():
-            part = self.load_source(name, math.ceil(cfg.eval_prompts_n * share / sum(self.weights)))
-            for record in itertools.chain(*part) if len(shares) > 1 else ():
-                record.setdefault('source', name)
-            parts.append(part)
-        self.sizes = [len(train) for train, _ in parts]
-        records, held_out = (list(itertools.chain(*column)) for column in zip(*parts, strict=True))
+            n = math.ceil(cfg.eval_prompts_n * share / sum(self.weights))
+            train, held = self.load_source(name, n)
+            trains.append(train)
+            held_out += held
+            if len(shares) > 1:
+                keys |= set(map(prompts.key_of, held)).difference(map(prompts.key_of, train))
+                for record in train + held:
+                    record.setdefault('source', name)
+        for train in trains if keys else ():  # what one source holds out, another may have too
+            train[:] = [record for record in train if prompts.key_of(record) not in keys]
+        self.sizes = list(map(len, trains))
         if cfg.eval_prompts:
             held_out = load_prompts(cfg.eval_prompts, cfg.column_mapping, 'val')[:cfg.eval_prompts_n]
-        return records, held_out
+        return list(itertools.chain(*trains)), held_out
 
     def load_source(self, source, eval_n):
         """The records of one source, and eval_n that it holds out."""
@@ -172,6 +177,8 @@ class Completion(Task):
         options = {'system_prompt': cfg.system_prompt, 'chat_template': cfg.chat_template,
                    'max_prompt_length': cfg.max_prompt_length, 'too_long': cfg.too_long}
         ends, encoded = itertools.accumulate(self.sizes), []
+        if not all(self.sizes):
+            raise ValueError(f"of the sources {cfg.train_prompts} one has nothing left that is not held out")
         for size, end in zip(self.sizes, ends, strict=True):
             encoded.append(encode_prompts(self.records[end - size:end], tokenizer, **options))
         self.sizes = [len(records) for records, _ in encoded]

@@ -15,7 +15,9 @@ import pytest
 
 import data.sources
 from data.prompts import draw_indices, draw_mixture, held_out_split, is_one_split, load_prompts
-from tasks.alignment import load_preferences
+from formats.tokenizer import CharTokenizer
+from tasks.alignment import load_preferences, preference_rows
+from tasks.completion import Completion
 from test_prompts import says
 
 QA = [{'prompt': 'What is 6 times 7?', 'answer': '42'}, {'prompt': 'And 2+2?', 'answer': '4'}]
@@ -365,3 +367,37 @@ def test_folders_of_other_files(tmp_path):
         load_prompts(str(tmp_path), split='val')
     Path(tmp_path / 'val.json').write_text('["v"]')
     assert load_prompts(str(tmp_path), split='val') == [{'prompt': 'v'}]
+
+
+def job_with(**settings):
+    """A job that has loaded nothing yet."""
+    job = Completion.__new__(Completion)
+    job.cfg = types.SimpleNamespace(**{'eval_prompts': None, 'eval_prompts_n': 512, 'column_mapping': None, 'train_prompts_n': None,
+                                       'seed': 1, **settings})
+    return job
+
+
+def test_sources_hold_out_by_their_shares(file, tmp_path):
+    """What one source holds out is not learned from the other; a source of one prompt is learned and evaluated."""
+    a = file('a.jsonl', ''.join(json.dumps({'prompt': str(i), 'source': 'mine'}) + '\n' for i in range(100)))
+    b = file('b.txt', ''.join(f'{i}\n' for i in range(50, 100)))
+    one = file('one.txt', 'alone\n')
+    job = job_with(eval_prompts_n=20)
+    train, held = job.load_records({a: 3, b: 1, one: 0.4})
+    assert Counter(record['source'] for record in held) == {'mine': 14, b: 5, one: 1}
+    assert {r['prompt'] for r in train} & {r['prompt'] for r in held} == {'alone'}
+    assert sum(job.sizes) == len(train) and job.sizes[2] == 1 and all(r['source'] == 'mine' for r in train[:job.sizes[0]])
+    assert job_with(train_prompts_n=10).load_records(b)[1] == [{'prompt': '58'}]  # a tenth of ten
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'train.csv').write_text('prompt\n' + ''.join(f'{i}\n' for i in range(40)))
+    train, held = job_with().load_records(str(tmp_path / 'folder'))
+    assert (len(train), len(held)) == (36, 4)
+    (tmp_path / 'folder' / 'val.txt').write_text('v\n')
+    assert job_with().load_records(str(tmp_path / 'folder'))[1] == [{'prompt': 'v'}]
+
+
+def test_the_better_of_a_trl_pair_comes_first(file):
+    pairs = load_preferences(file('p.jsonl', json.dumps({'prompt': 'q', 'chosen': 'good', 'rejected': 'bad'})), kinds=['reward'])
+    tokenizer = CharTokenizer('abdgoq', end=True)
+    (ids, _), = preference_rows(pairs, 'reward', tokenizer, lambda prompt, response: prompt + response, 50)
+    assert [tokenizer.decode(row) for row in ids] == ['qgood', 'qbad']
