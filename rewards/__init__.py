@@ -101,15 +101,16 @@ def fields_of(record):
     return record | {'reference': record['answer']} if record.get('answer') is not None else record
 
 
-def check_fields(rewards, records, errors='raise'):
+def check_fields(rewards, records, errors='raise', others=()):
     """
     Try each reward on an empty completion of every record, or where it is not cheap of the first that has the
     fields. Raises ValueError for an argument that is no column, and for a record to which no reward applies.
     Returns the other gaps, {name: {index of the record: ValueError}}; those of all records for a reward that
-    applies to none. Warns of a column that a parameter of the same name hides.
+    applies to none. Warns of a column that a parameter of the same name hides. others: further records that
+    may have the columns.
     """
     gaps, fields = {name: {} for name, _, _ in rewards}, list(map(fields_of, records))
-    columns = dict.fromkeys(itertools.chain.from_iterable(fields))
+    columns = dict.fromkeys(itertools.chain.from_iterable(itertools.chain(fields, others)))
     for name, reward, _ in rewards:
         reward.check_columns(columns)
         for key in reward.clashes(columns):

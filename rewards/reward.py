@@ -65,7 +65,7 @@ class Reward:
     """A function that scores completions, how to call it, and its parameters."""
     name: str
     function: Callable
-    needs: tuple = ()           # fields without which it does not apply, beside arguments without a default
+    needs: tuple = ()           # fields without which it does not apply; arguments without a default join
     cheap: bool = False         # check_fields may try it on every record
     hackable: bool = False      # a worthless text can score high
     group: bool = False         # it takes the list of a group's texts
@@ -101,8 +101,9 @@ class Reward:
         self.defaults = {name: argument.default for name, argument in own.items() if name in others}
         asked = {'tokens', 'completion_ids'} & own.keys()
         self.takes_tokens = bool(asked) or 'ids' in self.form or self.takes_any
-        needs = (*self.needs, *(name for name, default in self.defaults.items() if default is EMPTY))
-        self.wanted = [name for name in dict.fromkeys(needs) if name not in self.params]
+        required = [name for name, default in self.defaults.items() if default is EMPTY]
+        self.needs = tuple(dict.fromkeys((*self.needs, *required)))
+        self.wanted = [name for name in self.needs if name not in self.params]
         self.hidden = {*self.params, *self.extras, first.name, 'tokens'}  # of records' columns
         if self.as_trl:  # as there, unless the function names them; the reference is the answer again
             self.hidden |= {'prompt', 'completion', 'reference'} - self.defaults.keys()
@@ -264,11 +265,10 @@ class Reward:
 
 
 def reward(*, cheap=True, **flags):
-    """Enter a function, which stays as it is, into REWARDS. It needs the fields that have no default."""
+    """Enter a function, which stays as it is, into REWARDS."""
     def enter(function):
-        name, arguments = function.__name__, inspect.signature(function).parameters
-        needs = tuple(field for field in FIELDS if field in arguments and arguments[field].default is EMPTY)
-        REWARDS[name] = Reward(name, function, needs, cheap, catalogue=True, bounds=(0.0, 1.0), **flags)
+        name, options = function.__name__, {'cheap': cheap, 'catalogue': True, 'bounds': (0.0, 1.0), **flags}
+        REWARDS[name] = Reward(name, function, **options)
         return function
     return enter
 

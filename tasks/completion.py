@@ -243,16 +243,19 @@ class Completion(Task):
 
     def check_rewards(self):
         """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
-        cfg, rewards, named = self.cfg, self.reward_functions, (self.records, self.eval_records)
+        rewards, errors = self.reward_functions, self.cfg.reward_errors
+        both = self.records, self.eval_records
+        train, held_out = map(columns_of, both)
         with notes():
-            gaps = [check_fields(rewards, columns_of(records), cfg.reward_errors) for records in named]
+            gaps = [check_fields(rewards, train, errors, others=held_out)]
+            gaps.append(check_fields(rewards, held_out, errors, others=train))
         for name, *_ in rewards:
             lacks = [gap.get(name, {}) for gap in gaps]
-            if all(len(lack) == len(records) for lack, records in zip(lacks, named, strict=True)):
+            if all(len(lack) == len(records) for lack, records in zip(lacks, both, strict=True)):
                 self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
                 say(f"reward {name!r} is left out, no prompt has what it takes; the first: {lacks[0][0]}")
                 continue
-            for lack, records in zip(lacks, named, strict=True):
+            for lack, records in zip(lacks, both, strict=True):
                 if lack:
                     few, first = f"{len(lack)} of {len(records)} prompts", next(iter(lack.values()))
                     say(f"{few} are judged without {name!r}; the first: {first}")
