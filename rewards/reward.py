@@ -70,6 +70,7 @@ class Reward:
     hackable: bool = False      # a worthless text can score high
     group: bool = False         # it takes the list of a group's texts
     batched: bool = False       # it takes the different texts of all groups, and a list for each field
+    binary: bool = False        # 0 or 1, whatever it is asked
     catalogue: bool = False     # of a record it sees FIELDS alone: its parameters are the config's
     bounds: tuple = (-math.inf, math.inf)
     params: dict = dataclasses.field(default_factory=dict)
@@ -91,7 +92,8 @@ class Reward:
         elif first is None or first.name in FIELDS:
             raise ValueError(f"reward {self.name!r} takes {signature}: its first argument must be the text")
         self.form = form_of(first)
-        if not explicit and self.form == ('ids' if self.as_trl else 'unclear'):
+        as_one = self.form == 'ids' or first.annotation in (str, 'str')
+        if not explicit and (as_one if self.as_trl else self.form == 'unclear'):
             raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
                              "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
         self.whole = self.as_trl or (not explicit and self.form in ('texts', 'all ids'))

@@ -107,7 +107,7 @@ class Completion(Task):
                 raise ValueError(f"train_prompts is {shares}: each source needs a share above 0")
 
     weights, sizes = [1.0], None    # the shares of the sources of prompts, and how many each has
-    right_or_wrong = True           # whether the first reward has been 0 or 1 so far
+    right_or_wrong = None           # whether the first reward is 0 or 1, once that is known
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -339,8 +339,11 @@ class Completion(Task):
         """The metrics of an evaluation, from {(kind, reward name): (P, n)}; a sum has no name."""
         names = [name for name, _, _ in self.reward_functions]
         greedy, sampled = values['greedy', names[0]], values['sampled', names[0]]
-        for column in (greedy, sampled):
-            self.right_or_wrong &= ((column == 0) | (column == 1) | column.isnan()).all().item()
+        seen = torch.cat((greedy, sampled), dim=1)
+        if ((seen != 0) & (seen != 1) & ~seen.isnan()).any():
+            self.right_or_wrong = False
+        elif self.right_or_wrong is None and (self.reward_functions[0][1].binary or (seen == 1).any()):
+            self.right_or_wrong = True
         judged = ~sampled.isnan().all(dim=1)
         metrics = {'eval/accuracy_greedy': greedy.nanmean().item(),
                    'eval/accuracy_sampled': sampled.nanmean().item(),
@@ -359,7 +362,7 @@ class Completion(Task):
 
     @property
     def closing(self):
-        return [self.headline if self.right_or_wrong else 'eval/reward']
+        return ['eval/reward' if self.right_or_wrong is False else self.headline]
 
     def describe(self, metrics):
         m, names = {name.removeprefix('eval/'): v for name, v in metrics.items()}, self.reward_functions

@@ -507,7 +507,8 @@ def test_a_list_is_what_the_signature_says():
     def c(x: torch.Tensor): return 0
     def d(x: list[list[str]]): return 0
     def e(completions: list[int], **kwargs): return 0
-    for function in (a, b, c, d, e):
+    def g(completions: str): return len(completions)
+    for function in (a, b, c, d, e, g):
         with pytest.raises(ValueError, match=f"reward '{function.__name__}': `.*` may be a text .*: say which"):
             resolve_rewards([function])
 
