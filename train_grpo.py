@@ -12,7 +12,7 @@ import math
 from typing import Annotated, Literal
 
 import grpo
-from data.text import dataset_name
+from data.prompts import source_name
 from runtime import console, ranks, run
 from runtime.config import Count, Natural, NonNegative, Positive, Share, configure, with_settings
 from runtime.console import say
@@ -73,7 +73,7 @@ shard = False                           # True: weights, gradients and Adam spre
 gather_to_sample = True                 # shard: False collects the model block by block for every token
 rank_timeout: Positive = 1800.0         # seconds after which a process that hangs is given up
 cfg = configure(globals(), grpo.Settings, tasks=TASKS)
-named = vars(cfg) | {'dataset': dataset_name(cfg.train_prompts or cfg.dataset)}
+named = vars(cfg) | {'dataset': source_name(cfg.train_prompts or cfg.dataset)}
 cfg.out_dir = with_settings('out_dir', cfg.out_dir, named)
 
 # -----------------------------------------------------------------------------

@@ -6,19 +6,25 @@ takes, and encode_prompts turns them into token ids.
 """
 import difflib
 import functools
+import itertools
 import json
+import math
 import os
 import random
-import re
 
-from data.text import FOLDER, folders_that, prepare, read_text_file, write_recipe
-from formats.text_files import parse_json, replacing
+from data.sources import HUGGING_FACE_NAME, SUFFIXES, NoSplit, names_a_split, read_file, read_hugging_face
+from data.text import FOLDER, dataset_name, folders_that, prepare, write_recipe
+from formats.text_files import replacing
+from rewards.reward import FIELDS
+from runtime.console import say
 from runtime.made import content_of, content_of_path
 
-SUFFIXES = ('.json', '.jsonl', '.txt')
-HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?')
-# what data sets call the held-out part, and pairs of answers
-HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}
+OUR_NAMES = (*FIELDS, 'answer', 'hidden_tests')
+# what others call ours
+PROMPT_NAMES = ('question', 'problem', 'instruction', 'query', 'input')
+ANSWER_NAMES = ('solution', 'ground_truth', 'label', 'target', 'response', 'output')
+CHAT, CHAT_NAMES = 'prompt and answer', ('messages', 'conversations')
+ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bot': 'assistant'}  # ShareGPT's
 
 
 def write_splits(script, read=(), **splits):
@@ -55,6 +61,50 @@ def check_prompt(prompt):
         raise ValueError("the last chat message is the assistant's: end with the user's")
 
 
+def directed(column_mapping, columns):
+    """
+    The mapping as {their column: our name}, from a record's columns. {'prompt': 'question'} is understood
+    where it can only mean that the question is the prompt. Raises ValueError where it can mean both.
+    """
+    result = {}
+    for theirs, ours in column_mapping.items():
+        turned = theirs in OUR_NAMES and ours in columns
+        if turned and theirs in columns and theirs != 'prompt' and ours not in OUR_NAMES:
+            raise ValueError(f"column_mapping={{{theirs!r}: {ours!r}}} can mean both, for both are columns; "
+                             f"{{{ours!r}: {theirs!r}}} takes {ours!r} as the {theirs}")
+        if theirs in columns:  # {'prompt': 'answer'} beside another prompt renames
+            turned = turned and theirs == 'prompt' and 'prompt' not in column_mapping.values()
+        result |= {ours: theirs} if turned else {theirs: ours}
+    return result
+
+
+def other_names(columns):
+    """
+    {our name: the column that is taken for it} where a record's columns lack 'prompt' or 'answer' and one of
+    the names that others use is there. Raises ValueError where several are.
+    """
+    spelled, found = {str(column).strip().lower(): column for column in columns}, {}
+    for ours, theirs in (('prompt', PROMPT_NAMES), ('answer', ANSWER_NAMES)):
+        if ours in columns or (ours == 'answer' and 'reference' in columns):
+            continue
+        theirs = (ours,) if ours in spelled else theirs
+        taken = [spelled[name] for name in theirs if name in spelled]
+        if len(taken) > 1:
+            names = ' and '.join(map(repr, taken))
+            raise ValueError(f"there is no field {ours!r}, and {names} could each be it: say which, "
+                             f"column_mapping={{{taken[0]!r}: {ours!r}}}")
+        found |= {ours: taken[0]} if taken else {}
+    if not {'prompt', 'chosen'} & {*columns, *found}:
+        chats = [name for name in CHAT_NAMES if name in columns]
+        found |= {CHAT: chats[0]} if chats else {}
+    return found
+
+
+@functools.cache
+def say_once(line):
+    say(line)
+
+
 def mapped(record, column_mapping):
     """The record with its columns renamed, or what the user's function makes of it."""
     if callable(column_mapping):
@@ -66,22 +116,58 @@ def mapped(record, column_mapping):
         if not isinstance(made, dict):
             raise ValueError(f"{name} returned {made!r} ({type(made).__name__}), not a dict with a 'prompt'")
         return made
-    for theirs, ours in column_mapping.items():
+    for theirs in column_mapping:
         if theirs not in record:
-            turned = f"; did you mean {{{ours!r}: {theirs!r}}}?" if ours in record else ''
             raise ValueError(f"column_mapping names the column {theirs!r}, and there are: "
-                             f"{', '.join(map(str, record))}{turned}")
+                             f"{', '.join(map(str, record))}")
     renamed = {ours: record[theirs] for theirs, ours in column_mapping.items()}
     return {key: value for key, value in record.items() if key not in column_mapping} | renamed
 
 
-def as_record(item, column_mapping, where):
+def of_chat(messages):
+    """{'prompt', 'answer'} of a conversation: a last message of the assistant's is the answer."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"the conversation is {messages!r}; it must be a list of chat messages")
+    turns = []
+    for message in messages:
+        role, text = message.get('role', message.get('from')), message.get('content', message.get('value'))
+        turns.append({'role': ROLES.get(role, role), 'content': text})
+    if turns and turns[-1]['role'] == 'assistant':
+        return {'prompt': turns[:-1], 'answer': turns[-1]['content']}
+    return {'prompt': turns}
+
+
+def of_pair(chosen, rejected):
+    """
+    {'prompt', 'chosen', 'rejected'} of two texts or conversations with the same beginning, which is the
+    prompt, cut as TRL's extract_prompt does.
+    """
+    if type(chosen) is not type(rejected) or not isinstance(chosen, (str, list)):
+        raise ValueError(f"chosen is {chosen!r} and rejected {rejected!r}: they must be two texts, or two "
+                         "lists of chat messages")
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    n = next((i for i, (one, other) in pairs if one != other), None)
+    if n is None:
+        n = max(0, min(len(chosen), len(rejected)) - 1)
+    elif chosen[n - 1:n] == ' ':
+        n -= 1
+    return {'prompt': chosen[:n], 'chosen': chosen[n:], 'rejected': rejected[n:]}
+
+
+def as_record(item, column_mapping, others, where):
     """An item of a source as a record, its columns mapped and its prompt checked. Raises ValueError."""
     try:
-        record = {'prompt': item} if isinstance(item, str) else item
+        is_chat = isinstance(item, list) and item and isinstance(item[0], dict)
+        record = {'prompt': item} if isinstance(item, str) or is_chat else item
         if not isinstance(record, dict):
             raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
-        record = mapped(record, column_mapping)
+        record = mapped(record, column_mapping) if column_mapping else record
+        for ours, column in others.items():
+            if column in record:
+                found = of_chat(record[column]) if ours == CHAT else {ours: record[column]}
+                record = record | {name: value for name, value in found.items() if name not in record}
+        if 'prompt' not in record and {'chosen', 'rejected'} <= record.keys():
+            record = record | of_pair(record['chosen'], record['rejected'])
         if 'prompt' not in record:
             raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
                              "name another with column_mapping={'that field': 'prompt'}")
@@ -89,30 +175,6 @@ def as_record(item, column_mapping, where):
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
     return record
-
-
-def read_file(path):
-    """(where, item) of all in a .json, .jsonl or .txt file."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a line) "
-                         f"or .txt (a prompt a line), not as {suffix or 'a file without a suffix'}")
-    text = read_text_file(path).removeprefix('\ufeff')
-    if suffix == '.json':
-        items, name = parse_json(text, path), ''
-        if isinstance(items, dict):
-            if 'prompts' not in items:
-                keys = ', '.join(items) or 'nothing'
-                raise ValueError(f"{path}: there is no 'prompts' in it, only: {keys}; it must be "
-                                 "{\"prompts\": [...]} or a bare list")
-            items, name = items['prompts'], 'prompts'
-        if not isinstance(items, list):
-            raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
-        yield from ((f'{path}, {name}[{i}]', item) for i, item in enumerate(items))
-        return
-    for number, line in enumerate(text.split('\n'), 1):  # splitlines would cut a JSON text at U+2028
-        if line.strip():
-            yield f'{path}, line {number}', parse_json(line, path, number) if suffix == '.jsonl' else line
 
 
 def prepared(name, split):
@@ -126,27 +188,6 @@ def prepared(name, split):
     return file
 
 
-def read_hugging_face(source, split):
-    """(where, row) of owner/name or owner/name:config, through the package `datasets` and the network."""
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError(f"{source!r} is no file here; from Hugging Face: pip install datasets") from None
-    name, _, config = source.partition(':')
-    try:
-        wanted = HUGGING_FACE_SPLITS.get(split, ())
-        if wanted:
-            known = datasets.get_dataset_split_names(name, config or None)
-            split = next((s for s in wanted if s in known), None)
-            if split is None:
-                raise ValueError(f"it has the splits {', '.join(known)} and none of {', '.join(wanted)}")
-        rows = datasets.load_dataset(name, config or None, split=split)
-    except Exception as e:
-        raise ValueError(f"could not load {source!r} from Hugging Face ({type(e).__name__}: "
-                         f"{' '.join(str(e).split())[:300]}); a local file needs no network") from None
-    return ((f'{source}, {split} row {i}', row) for i, row in enumerate(rows))
-
-
 def read_source(source, split):
     """(where, item) of all that load_prompts finds."""
     name = source.rstrip('/')
@@ -155,11 +196,12 @@ def read_source(source, split):
     if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
         return read_file(prepared(name, split))
     if os.path.isdir(source):
-        file = os.path.join(source, f'{split}.jsonl')
-        if not os.path.isfile(file):
+        files = [os.path.join(source, f'{split}{suffix}') for suffix in ('.jsonl', *SUFFIXES)]
+        file = next(filter(os.path.isfile, files), None)
+        if file is None:
             script = os.path.join(source, 'prepare.py')
             advice = f": run `python {script}` first" if os.path.isfile(script) else ''
-            raise FileNotFoundError(f"the folder {source} has no {split}.jsonl{advice}")
+            raise NoSplit(f"the folder {source} has no {split}.jsonl{advice}")
         return read_file(file)
     # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
     is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
@@ -174,23 +216,57 @@ def read_source(source, split):
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
     """
-    source: a file (.json {"prompts": [...]} or a bare list, .jsonl, .txt with a prompt a line; split plays no
-    part), the name of a folder under data/ (prepared on first use), a folder that holds train.jsonl and
-    val.jsonl, or a Hugging Face data set, 'owner/name' or 'owner/name:config'. A local path wins.
+    source: a file (see data/sources.py; split plays no part), the name of a folder under data/ (prepared on
+    first use), a folder that holds train.jsonl and val.jsonl, or files of another suffix, or a Hugging Face
+    data set, 'owner/name', 'owner/name:config', 'owner/name:config:train[:1%]'. A local path wins.
     column_mapping renames, {their column: our field}, or is a function of a record that returns another.
+    What others call a prompt or an answer is known by some names, and kept under both: see other_names.
     Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError, ImportError.
     """
+    if not isinstance(source, str):
+        raise ValueError(f"{source!r} names several sources: here it must be one")
     column_mapping = column_mapping or {}
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
-    records = [as_record(item, column_mapping, where) for where, item in read_source(source, split)]
-    if not records:
+    items, others = iter(read_source(source, split)), {}
+    where, first = next(items, (None, None))
+    if where is None:
         raise ValueError(f"{source} holds no prompts")
-    return records
+    if isinstance(first, dict):  # the first record's columns tell what those of all mean
+        try:
+            if not callable(column_mapping):
+                column_mapping = directed(column_mapping, first)
+            others = other_names(mapped(first, column_mapping))
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from None
+    if others:
+        taken = ', '.join(f"{column!r} as the {ours}" for ours, column in others.items())
+        say_once(f"{source}: taking {taken}")
+    return [as_record(item, column_mapping, others, where)
+            for where, item in itertools.chain([(where, first)], items)]
+
+
+def source_name(source):
+    """A short name of what train_prompts names, for file names."""
+    return '+'.join(map(dataset_name, source)) if isinstance(source, dict) else dataset_name(source)
+
+
+def is_one_split(source):
+    """Whether a source has nothing held out already: a file, a split of a hub data set."""
+    if os.path.isfile(source) or os.path.isdir(source):
+        return os.path.isfile(source)
+    return ':' in source and names_a_split(source)
+
+
+def key_of(record):
+    """Equal for equal prompts."""
+    return json.dumps(record['prompt'], sort_keys=True)
 
 
 def content_of_prompts(source, split='train', column_mapping=None):
     """A hash of what load_prompts reads: of a local file as a whole, which is quicker, where that will do."""
+    if isinstance(source, dict):
+        return content_of([content_of_prompts(name, split, column_mapping) for name in source])
     name = os.path.join(source, f'{split}.jsonl')
     paths = () if callable(column_mapping) else (source, os.path.join(FOLDER, name), name)
     if not any(map(os.path.isfile, paths)):
@@ -202,14 +278,19 @@ def content_of_prompts(source, split='train', column_mapping=None):
 
 def held_out_split(records, n, seed):
     """
-    (train, val), both in their old order: n different prompts drawn by seed for val, the others for train.
-    All records of a prompt stay together. Raises ValueError when nothing would be left.
+    (train, val), both in their old order: n different prompts drawn by seed for val, the others for train; a
+    tenth of them, at least one, where n would leave none. All records of a prompt stay together. Raises
+    ValueError where there is but one prompt.
     """
-    keys = [json.dumps(record['prompt'], sort_keys=True) for record in records]
+    keys = list(map(key_of, records))
     different = sorted(set(keys))
-    if not 1 <= n < len(different):
+    if n < 1 or len(different) < 2:
         raise ValueError(f"cannot hold out {n} prompts of {len(different)} different ones: at least 1 must "
                          "be held out, and 1 left")
+    if n >= len(different):
+        tenth = max(1, len(different) // 10)
+        say_once(f"{tenth} of {len(different)} prompts held out, a tenth: there are no {n} to spare")
+        n = tenth
     held_out = set(random.Random(f'{seed} held out').sample(different, n))
     train, val = [], []
     for record, key in zip(records, keys, strict=True):
@@ -217,20 +298,45 @@ def held_out_split(records, n, seed):
     return train, val
 
 
-@functools.lru_cache(maxsize=8)  # an iteration touches one epoch or the seam of two, resampling others
+@functools.lru_cache(maxsize=16)  # an iteration touches one epoch or the seam of two, resampling others
 def epoch_order(n_records, seed, epoch):
     order = list(range(n_records))
     random.Random(f'{seed} epoch {epoch}').shuffle(order)  # seeds that are texts give unrelated orders
     return order
 
 
-def draw_indices(n_records: int, count: int, iteration: int, seed: int) -> list[int]:
+def draw_indices(n_records: int, count: int, iteration: int, seed: int, shuffle: bool = True) -> list[int]:
     """
     The records of an iteration, a list of count indices, from an endless sequence of shuffled epochs. It
     depends on the arguments alone: a resumed run restores nothing, and each rank takes its share of it.
+    Without shuffle each epoch goes through the records as they stand.
     """
-    positions = range(iteration * count, (iteration + 1) * count)
-    return [epoch_order(n_records, seed, p // n_records)[p % n_records] for p in positions]
+    return take(n_records, iteration * count, (iteration + 1) * count, seed, shuffle)
+
+
+def take(n_records, start, end, seed, shuffle):
+    """The places start to end of the endless sequence."""
+    if not shuffle:
+        return [p % n_records for p in range(start, end)]
+    return [epoch_order(n_records, seed, p // n_records)[p % n_records] for p in range(start, end)]
+
+
+def draw_mixture(sizes, weights, count, iteration, seed, shuffle=True):
+    """
+    draw_indices for records of several sources, one behind the other: sizes how many of each, weights their
+    shares of the prompts. Each source has an endless sequence of its own; of all prompts drawn so far, a
+    source's share is right to a prompt, however small an iteration.
+    """
+    if len(sizes) == 1:
+        return draw_indices(sizes[0], count, iteration, seed, shuffle)
+    indices, first, start, end, left = [], 0, iteration * count, (iteration + 1) * count, sum(weights)
+    for i, (n_records, weight) in enumerate(zip(sizes, weights, strict=True)):
+        share = 1.0 if i == len(sizes) - 1 else weight / left  # of what the sources before it have left
+        mine = math.floor(start * share), math.floor(end * share)
+        indices += [first + n for n in take(n_records, *mine, f'{seed} source {i}', shuffle)]
+        start, end = start - mine[0], end - mine[1]
+        first, left = first + n_records, left - weight
+    return indices
 
 
 def goes_through_template(prompt, tokenizer, chat_template):

@@ -6,6 +6,7 @@ without a '<', are shown as text nodes alone, and the page's Content-Security-Po
 whose hashes it names and loads nothing.
 """
 import base64
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -242,7 +243,7 @@ def charts_of(runs, jobs):
     for section, charts in sections.items():
         result[section] = []
         for chart in charts:
-            shown = [name for name in chart['names'] if name in names]
+            shown = [name for wanted in chart['names'] for name in fnmatch.filter(names, wanted)]
             names = [name for name in names if name not in shown]
             if shown:
                 result[section].append(chart | {'names': shown})

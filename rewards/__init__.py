@@ -11,17 +11,19 @@ text, or a policy could choose its judge. What cannot be computed is raised: no 
 reward can be had without a good completion: weigh it beside one that reads the content.
 
 A new reward is a function in one of these files. A custom one is a function in a config, without the
-decorator; it may return any finite number, and has what it needs in an attribute, needs = ('reference',).
+decorator; it may return any finite number. It names any columns of the records, and `tokens`, the
+completion's token ids; without a default it needs them, as those in its attribute, needs = ('reference',).
 With `group = True` it takes the list of a group's texts and returns a list, with `batched = True` the texts
-of the whole step, and a list for each field.
+of the whole step, and a list for each field. One that names `completions` is called as TRL calls it.
 
 $ python -m rewards "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """
 import importlib
+import itertools
 import math
 import warnings
 
-from rewards.reward import FAILED, FIELDS, REWARDS, Reward, find_reward, shorten
+from rewards.reward import FAILED, REWARDS, Reward, find_reward, shorten
 
 __all__ = ['REWARDS', 'Reward', 'check_fields', 'fields_of', 'resolve_rewards', 'score', 'score_completions']
 
@@ -95,49 +97,50 @@ def read_element(element):
 # ---- records and their completions
 
 def fields_of(record):
-    """A record's fields for rewards; its answer is the reference. Only None is missing, not 0 or ''."""
-    fields = {name: record.get(name) for name in FIELDS}
-    if record.get('answer') is not None:
-        fields['reference'] = record['answer']
-    return fields
+    """A record's columns for rewards; its answer is the reference too. Only None is missing, not 0 or ''."""
+    return record | {'reference': record['answer']} if record.get('answer') is not None else record
 
 
-def check_fields(rewards, records, errors='raise'):
+def check_fields(rewards, records, errors='raise', others=()):
     """
     Try each reward on an empty completion of every record, or where it is not cheap of the first that has the
-    fields. Raises ValueError for a reward that applies to no record, and for a record to which none applies.
-    Returns the other gaps, {name: {index of the record: ValueError}}.
+    fields. Raises ValueError for an argument that is no column, and for a record to which no reward applies.
+    Returns the other gaps, {name: {index of the record: ValueError}}; those of all records for a reward that
+    applies to none. Warns of a column that a parameter of the same name hides. others: further records that
+    may have the columns.
     """
-    gaps = {name: {} for name, _, _ in rewards}
+    gaps, fields = {name: {} for name, _, _ in rewards}, list(map(fields_of, records))
+    columns = dict.fromkeys(itertools.chain.from_iterable(itertools.chain(fields, others)))
     for name, reward, _ in rewards:
+        reward.check_columns(columns)
+        for key in reward.clashes(columns):
+            warnings.warn(f"reward {name!r}: {key} is that of its params, not the column", stacklevel=2)
         tried = False
         for i, record in enumerate(records):
-            fields = fields_of(record)
-            has_fields = not reward.missing(fields)
+            has_fields = not reward.missing(fields[i])
             if has_fields and tried and not reward.cheap:
                 continue
             tried |= has_fields
-            if reward.scores([['']], [fields], errors) == [[None]]:
-                prompt, has = shorten(str(record['prompt'])), ', '.join(record)
-                why = f"{reward.why_none(fields)}, and the record has: {has}"
+            if reward.scores([['']], [fields[i]], errors, [[[]]]) == [[None]]:
+                prompt, has = shorten(str(record['prompt'])), ', '.join(map(str, record))
+                why = f"{reward.why_none(fields[i])}, and the record has: {has}"
                 gaps[name][i] = ValueError(f"reward {name!r} does not apply to prompt {i} ({prompt}): {why}")
-        if len(gaps[name]) == len(records):
-            raise gaps[name][0]
     for i in range(len(records)):
         if rewards and all(i in gap for gap in gaps.values()):
             raise gaps[rewards[0][0]][i]
     return {name: gap for name, gap in gaps.items() if gap}
 
 
-def score_completions(rewards, texts, records, errors='raise'):
+def score_completions(rewards, texts, records, errors='raise', tokens=None):
     """
-    texts: P lists of G completions. Returns {name: P lists of G float | None}, None where it does not apply.
-    With errors 'drop', a completion for which a reward raises is warned of, and has None for all.
+    texts: P lists of G completions; tokens: their token ids, for rewards that take them. Returns {name: P
+    lists of G float | None}, None where it does not apply. With errors 'drop', a completion for which a
+    reward raises is warned of, and has None for all.
     """
     if len(texts) != len(records):
         raise ValueError(f"there are {len(texts)} groups of completions for {len(records)} prompts")
     fields = [fields_of(record) for record in records]
-    scores = {name: reward.scores(texts, fields, errors) for name, reward, _ in rewards}
+    scores = {name: reward.scores(texts, fields, errors, tokens) for name, reward, _ in rewards}
     for p, group in enumerate(texts):
         for g in range(len(group)):
             if any(values[p][g] is FAILED for values in scores.values()):

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 import torch
 from torch.nn import functional as F
 
-from data.prompts import content_of_prompts, held_out_split, load_prompts
-from data.text import dataset_name
+from data.prompts import content_of_prompts, held_out_split, load_prompts, of_pair, source_name
 from formats import weights
 from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScoreModel, score_ids
 from model import GPT
@@ -118,8 +117,9 @@ class Alignment(Completion):
         cfg, self.ours = self.cfg, {kind: path for kind, path in self.paths.items() if path.endswith('.pt')}
         self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
         self.mapping = None if cfg.preferences else cfg.column_mapping
-        if any(is_due(path, self.remake) for path in self.ours.values()):
-            pairs = load_preferences(self.source, self.mapping)  # prepares them on first use
+        due = [kind for kind, path in self.ours.items() if is_due(path, self.remake)]
+        if due:
+            pairs = load_preferences(self.source, self.mapping, due)  # prepares them on first use
             self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
         for kind, path in self.paths.items():
             if kind in self.ours:
@@ -251,7 +251,7 @@ def multiplier_of(cfg):
 
 def score_paths(settings):
     """{kind: path} of a run's score models; settings: all of the run."""
-    name = dataset_name(settings['train_prompts'] or settings['dataset'])
+    name = source_name(settings['train_prompts'] or settings['dataset'])
     return {kind: settings[f'{kind}_checkpoint'].format(dataset=name) for kind in ('reward', 'cost')}
 
 
@@ -266,8 +266,7 @@ def judged_by(function, texts, records):
     """What a function of the config says of every completion."""
     values = []
     for record, group in zip(records, texts, strict=True):
-        fields = {name: value for name, value in record.items() if name not in ('ids', 'text')}
-        values += [function(text, **fields) for text in group]
+        values += [function(text, **record['columns']) for text in group]
     return values
 
 
@@ -275,22 +274,47 @@ def judged_by(function, texts, records):
 # the score models, trained where they are missing
 
 TEXT, SIDE, FLAG = (str, 'a text'), (int, '0 or 1'), (bool, 'true or false')
-PREFERENCE_FIELDS = {'response_0': TEXT, 'response_1': TEXT, 'better_response_id': SIDE,
-                     'safer_response_id': SIDE, 'is_response_0_safe': FLAG, 'is_response_1_safe': FLAG}
+PREFERENCE_FIELDS = {
+    'reward': {'response_0': TEXT, 'response_1': TEXT, 'better_response_id': SIDE},
+    'cost': {'response_0': TEXT, 'response_1': TEXT, 'safer_response_id': SIDE, 'is_response_0_safe': FLAG,
+             'is_response_1_safe': FLAG}}
 
 
-def load_preferences(source, column_mapping=None):
+def text_of(messages):
+    """A text, or the texts of messages with blank lines between: score models read text."""
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        return '\n\n'.join(str(message.get('content')) for message in messages)
+    return messages
+
+
+def as_preference(pair):
+    """A pair as PKU-SafeRLHF has it, also of TRL's chosen and rejected, which may begin with the prompt."""
+    if not {'chosen', 'rejected'} <= pair.keys() or 'response_0' in pair:
+        return pair
+    prompt, answers = pair['prompt'], (pair['chosen'], pair['rejected'])
+    if all(isinstance(answer, list) for answer in answers):
+        parts = of_pair(*answers)
+        prompt, answers = parts['prompt'] or prompt, (parts['chosen'], parts['rejected'])
+    chosen, rejected = map(text_of, answers)
+    return {'prompt': text_of(prompt), 'response_0': chosen, 'response_1': rejected, 'better_response_id': 0}
+
+
+def load_preferences(source, column_mapping=None, kinds=('reward', 'cost')):
     """
-    Pairs of answers with the fields of PKU-SafeRLHF. source: a file, or a folder under data/ whose
-    preferences.jsonl it is. Raises ValueError naming the record and the field.
+    Pairs of answers with the fields of PKU-SafeRLHF that models of these kinds learn from; TRL's chosen and
+    rejected serve for a reward. source: a file, or a folder under data/ whose preferences.jsonl it is. Raises
+    ValueError naming the record and the field.
     """
-    pairs = load_prompts(source, column_mapping, split='preferences')
+    pairs = list(map(as_preference, load_prompts(source, column_mapping, split='preferences')))
+    wanted = {field: kind for name in kinds for field, kind in PREFERENCE_FIELDS[name].items()}
     for i, pair in enumerate(pairs):
-        for key, (kind, wanted) in PREFERENCE_FIELDS.items():
+        for key, (kind, what) in wanted.items():
             value = pair.get(key)
             if type(value) is not kind or (kind is int and value not in (0, 1)):
+                asked = f"a {' and a '.join(kinds)} model needs {', '.join(wanted)}"
                 raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = "
-                                 f"{value!r}; it must be {wanted}")
+                                 f"{value!r}; it must be {what}: {asked}; for a reward TRL's chosen and "
+                                 "rejected will do")
     return pairs
 
 
@@ -304,7 +328,7 @@ def preference_rows(pairs, kind, tokenizer, join, room):
         first = pair['better_response_id'] if kind == 'reward' else 1 - pair['safer_response_id']
         order = first, 1 - first
         texts = [join(pair['prompt'], pair[f'response_{side}']) for side in order]
-        signs = [-1.0 if pair[f'is_response_{side}_safe'] else 1.0 for side in order]
+        signs = [-1.0 if pair.get(f'is_response_{side}_safe') else 1.0 for side in order]
         rows.append(([score_ids(tokenizer, text, room) for text in texts], signs))
     return rows
 

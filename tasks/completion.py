@@ -2,7 +2,10 @@
 Completion: prompts with verifiable rewards. A causal model completes each, a function of the text says how
 well.
 """
+import collections
 import contextlib
+import itertools
+import math
 import os
 import types
 import warnings
@@ -10,8 +13,9 @@ from typing import Literal
 
 import torch
 
-from data.prompts import draw_indices, encode_prompts, goes_through_template, held_out_split, load_prompts
-from data.text import dataset_name
+from data import prompts
+from data.prompts import encode_prompts, goes_through_template, load_prompts
+from data.sources import NoSplit
 from formats.chat import variables_read
 from grpo import reward_tensor, weighted_reward
 from model import GPT
@@ -19,7 +23,7 @@ from policy import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
 from rewards import check_fields, fields_of, resolve_rewards, score_completions
 from runtime import ranks
 from runtime.checkpoint import tokenizer_of
-from runtime.config import Count, Share
+from runtime.config import Count, Positive, Share
 from runtime.console import over, say
 from runtime.lora import go_on_with_adapters
 from runtime.made import content_of, made, recipe_for
@@ -34,10 +38,38 @@ from tasks.supervised import (
 )
 from tasks.task import Task, chart, longest_line
 
+MAX_ITERS = 200  # the default of train_grpo.py: another value contradicts num_epochs
+
+
+@contextlib.contextmanager
+def notes():
+    """What is warned of inside is said, and once."""
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter('always')
+        yield
+    for doubt in dict.fromkeys(str(doubt.message) for doubt in doubts):
+        say(f"note: {doubt}")
+
+
+def columns_of(records):
+    """What rewards see of encoded records: their own columns."""
+    return [record['columns'] for record in records]
+
+
+def with_columns(records):
+    return [record | {'columns': record} for record in records]
+
+
+def token_ids(rollout):
+    """The completions' ids without padding: P lists of G lists."""
+    rows = zip(rollout.tokens.flatten(0, 1).tolist(), rollout.lengths.flatten().tolist(), strict=True)
+    ids, G = [tokens[:n] for tokens, n in rows], rollout.lengths.shape[1]
+    return [ids[i:i + G] for i in range(0, len(ids), G)]
+
 
 def start_path(cfg):
     """Where the model to start from is, or will be made."""
-    return cfg.generator_checkpoint.format(dataset=dataset_name(cfg.train_prompts or cfg.dataset))
+    return cfg.generator_checkpoint.format(dataset=prompts.source_name(cfg.train_prompts or cfg.dataset))
 
 
 class Completion(Task):
@@ -45,8 +77,9 @@ class Completion(Task):
     headline = 'eval/accuracy_greedy'
     charts = {
         'Evaluation': [
-            chart('accuracy', 'First reward on held-out prompts: greedy, sampled, best of the samples.',
+            chart('first reward', 'On held-out prompts: greedy, sampled; how often a sample gets 1.',
                   'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k'),
+            chart('every reward', 'Alone, before its weight.', 'eval/reward/*', 'eval/reward_greedy/*'),
             chart('all tests passed', 'Hidden tests far below shown ones: the policy writes for the tests.',
                   'eval/pass_rate_greedy', 'eval/hidden_pass_rate_greedy', 'eval/pass_rate_sampled',
                   'eval/hidden_pass_rate_sampled'),
@@ -57,10 +90,13 @@ class Completion(Task):
 
     class Settings:
         # prompts
-        train_prompts: str | None = None        # a file, a folder under data/, a hub name; None: dataset
-        eval_prompts: str | None = None         # the same; None: what the data set holds out
+        train_prompts: str | dict | None = None  # a file, a folder under data/, a hub name; None: dataset
+        #                                         {'a.jsonl': 0.7, 'b.csv': 0.3}: shares of the prompts
+        eval_prompts: str | None = None         # a name; None: what the data set holds out
         column_mapping: dict | types.FunctionType | None = None  # {'question': 'prompt'}, or a function
-        train_prompts_n: Count | None = None    # no more than the first so many
+        train_prompts_n: Count | None = None    # no more than the first so many, of each source
+        shuffle_prompts = True                  # False: in their order, epoch by epoch, for a curriculum
+        num_epochs: Positive | None = None      # instead of max_iters: so often all prompts
         system_prompt = ''                      # stands before each prompt
         chat_template: Literal[True, False, 'auto'] = 'auto'  # for lists of messages; True: texts too
         chat_template_kwargs: dict | None = None  # what it reads beside them, {'enable_thinking': False}
@@ -82,6 +118,14 @@ class Completion(Task):
                 raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}, above max_new_tokens, "
                                  f"{cfg.max_new_tokens}: lower it")
             go_on_with_adapters(cfg, start_path(cfg))
+            if cfg.num_epochs and cfg.max_iters != MAX_ITERS:
+                raise ValueError(f"num_epochs is {cfg.num_epochs:g} and max_iters {cfg.max_iters}: give one")
+            shares = cfg.train_prompts if isinstance(cfg.train_prompts, dict) else {'': 1}
+            if not shares or not all(type(n) in (int, float) and 0 < n < math.inf for n in shares.values()):
+                raise ValueError(f"train_prompts is {shares}: each source needs a share above 0")
+
+    weights, sizes = [1.0], None    # the shares of the sources of prompts, and how many each has
+    right_or_wrong = None           # whether the first reward is 0 or 1, once that is known
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -89,15 +133,14 @@ class Completion(Task):
         self.reward_functions = self.named_rewards()
         source = cfg.train_prompts or cfg.dataset
         self.records, self.eval_records = self.load_records(source)
-        for records in (self.records, self.eval_records):
-            for name, gap in check_fields(self.reward_functions, records, cfg.reward_errors).items():
-                first = next(iter(gap.values()))
-                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+        self.sizes = self.sizes or [len(self.records)]
+        self.content = {'prompts to train on': content_of(self.records),
+                        'held-out prompts': content_of(self.eval_records)}
+        self.records, self.eval_records = with_columns(self.records), with_columns(self.eval_records)
+        self.check_rewards()
         runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
         self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.eval_records)
         self.generator_path = start_path(cfg)
-        self.content = {'prompts to train on': content_of(self.records),
-                        'held-out prompts': content_of(self.eval_records)}
         ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
         dropped, eval_dropped = self.encode(self.tokenizer)
@@ -106,20 +149,49 @@ class Completion(Task):
         if dropped + eval_dropped:
             text += f"; {dropped} and {eval_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
         say(text)
+        if cfg.num_epochs:
+            cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
+            say(f"max_iters is {cfg.max_iters}, for {cfg.num_epochs:g} epochs")
 
     # -----------------------------------------------------------------------------
     # prompts, and the model to start from
 
     def load_records(self, source):
-        """The records to train on and those held out."""
+        """The records to train on and those held out, those of each source together."""
+        cfg, shares = self.cfg, source if isinstance(source, dict) else {source: 1.0}
+        self.weights, trains, held_out, keys = list(shares.values()), [], [], set()
+        for name, share in shares.items():
+            n = math.ceil(cfg.eval_prompts_n * share / sum(self.weights))
+            train, held = self.load_source(name, n)
+            trains.append(train)
+            held_out += held
+            if len(shares) > 1:
+                keys |= set(map(prompts.key_of, held)).difference(map(prompts.key_of, train))
+                for record in train + held:
+                    record.setdefault('source', name)
+        for train in trains if keys else ():  # what one source holds out, another may have too
+            train[:] = [record for record in train if prompts.key_of(record) not in keys]
+        self.sizes = list(map(len, trains))
+        if cfg.eval_prompts:
+            held_out = load_prompts(cfg.eval_prompts, cfg.column_mapping, 'val')[:cfg.eval_prompts_n]
+        return list(itertools.chain(*trains)), held_out
+
+    def load_source(self, source, eval_n):
+        """The records of one source, and eval_n that it holds out."""
         cfg = self.cfg
-        ranks.once(lambda: load_prompts(source, cfg.column_mapping))  # prepares it on first use
+        if not os.path.isfile(source):
+            ranks.once(lambda: load_prompts(source, cfg.column_mapping))  # prepares it on first use
         records = load_prompts(source, cfg.column_mapping)[:cfg.train_prompts_n]
-        if os.path.isfile(source) and not cfg.eval_prompts:  # a file has one split
-            self.split_by_seed = True
-            return held_out_split(records, cfg.eval_prompts_n, cfg.seed)
-        held_out = load_prompts(cfg.eval_prompts or source, cfg.column_mapping, split='val')
-        return records, held_out[:cfg.eval_prompts_n]
+        if cfg.eval_prompts:
+            return records, []
+        if not prompts.is_one_split(source):
+            with contextlib.suppress(NoSplit):
+                return records, load_prompts(source, cfg.column_mapping, 'val')[:eval_n]
+        if all(record['prompt'] == records[0]['prompt'] for record in records):
+            say(f"{source} has one prompt: it is evaluated on what it trains on")
+            return records, records[:1]
+        self.split_by_seed = True
+        return prompts.held_out_split(records, eval_n, cfg.seed)
 
     def encode(self, tokenizer):
         """Token ids for all prompts. Returns how many to train on, and how many held out, were too long."""
@@ -127,9 +199,15 @@ class Completion(Task):
         names = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
                  'add_special_tokens')
         options = {name: getattr(cfg, name) for name in names}
-        self.records, dropped = encode_prompts(self.records, tokenizer, **options)
+        ends, encoded = itertools.accumulate(self.sizes), []
+        if not all(self.sizes):
+            raise ValueError(f"of the sources {cfg.train_prompts} one has nothing left that is not held out")
+        for size, end in zip(self.sizes, ends, strict=True):
+            encoded.append(encode_prompts(self.records[end - size:end], tokenizer, **options))
+        self.sizes = [len(records) for records, _ in encoded]
+        self.records = list(itertools.chain(*(records for records, _ in encoded)))
         self.eval_records, eval_dropped = encode_prompts(self.eval_records, tokenizer, **options)
-        return dropped, eval_dropped
+        return sum(dropped for _, dropped in encoded), eval_dropped
 
     def say_how_prompts_are_read(self):
         """The special tokens around plain prompts, and chat_template_kwargs that no template reads."""
@@ -204,7 +282,8 @@ class Completion(Task):
 
     def batch(self, it, attempt=0):
         seed = self.cfg.seed + 10 ** 6 * attempt
-        indices = draw_indices(len(self.records), self.cfg.batch_size, it, seed)
+        shuffle = self.cfg.shuffle_prompts or attempt > 0
+        indices = prompts.draw_mixture(self.sizes, self.weights, self.cfg.batch_size, it, seed, shuffle)
         return self.make_batch(self.records, indices, seed * 10 ** 5 + it)
 
     # -----------------------------------------------------------------------------
@@ -212,12 +291,27 @@ class Completion(Task):
 
     def named_rewards(self):
         """[(name, function, weight)] of cfg.rewards; what is doubtful about them is said once."""
-        with warnings.catch_warnings(record=True) as doubts:
-            warnings.simplefilter('always')
-            resolved = resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
-        for doubt in doubts:
-            say(f"note: {doubt.message}")
-        return resolved
+        with notes():
+            return resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
+
+    def check_rewards(self):
+        """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
+        rewards, errors = self.reward_functions, self.cfg.reward_errors
+        both = self.records, self.eval_records
+        train, held_out = map(columns_of, both)
+        with notes():
+            gaps = [check_fields(rewards, train, errors, others=held_out)]
+            gaps.append(check_fields(rewards, held_out, errors, others=train))
+        for name, *_ in rewards:
+            lacks = [gap.get(name, {}) for gap in gaps]
+            if all(len(lack) == len(records) for lack, records in zip(lacks, both, strict=True)):
+                self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
+                say(f"reward {name!r} is left out, no prompt has what it takes; the first: {lacks[0][0]}")
+                continue
+            for lack, records in zip(lacks, both, strict=True):
+                if lack:
+                    few, first = f"{len(lack)} of {len(records)} prompts", next(iter(lack.values()))
+                    say(f"{few} are judged without {name!r}; the first: {first}")
 
     def start_log_probs(self, texts):
         """The start model's log-probs of texts, for rewards that ask."""
@@ -231,8 +325,13 @@ class Completion(Task):
 
     def scores(self, policy, rollout):
         """{reward name: P lists of G} of a training rollout."""
-        records, texts = [self.records[i] for i in rollout.batch['record'].tolist()], policy.texts(rollout)
-        return score_completions(self.reward_functions, texts, records, self.cfg.reward_errors)
+        records = [self.records[i] for i in rollout.batch['record'].tolist()]
+        return self.scored(self.reward_functions, policy, rollout, columns_of(records))
+
+    def scored(self, functions, policy, rollout, columns):
+        """{reward name: P lists of G} of the completions of prompts with these columns."""
+        ids = token_ids(rollout) if any(reward.takes_tokens for _, reward, _ in functions) else None
+        return score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
 
     # -----------------------------------------------------------------------------
     # evaluation
@@ -252,36 +351,33 @@ class Completion(Task):
         """
         Held-out prompts, completed greedily once and sampled eval_samples times. Accuracy is the first
         reward's mean; pass_at_k the share of prompts with a sampled completion that gets 1; reward the
-        weighted sum; pass_rate the share of completions that pass all tests, where the first reward runs
-        tests and the records have hidden_tests.
+        weighted sum, reward/NAME and reward_greedy/NAME the parts of several; pass_rate the share of
+        completions that pass all tests, where the first reward runs tests and records have hidden_tests.
         """
-        cfg, first = self.cfg, self.reward_functions[0][0]
-        weights = {name: weight for name, _, weight in self.reward_functions}
-        columns = {'greedy': [], 'sampled': [], 'reward': [], 'hidden_greedy': [], 'hidden_sampled': []}
+        cfg, weights = self.cfg, {name: weight for name, _, weight in self.reward_functions}
+        values, shown = collections.defaultdict(list), cfg.eval_show
 
-        def scored(functions, texts, records):
+        def score(kind, rollout, records, functions):
             with self.in_step(policy):
-                values = score_completions(functions, texts, records, cfg.reward_errors)
-            return {name: reward_tensor(name, value) for name, value in values.items()}
+                scores = self.scored(functions, policy, rollout, records)
+            parts = {name: reward_tensor(name, column) for name, column in scores.items()}
+            for name, part in parts.items():
+                values[kind, name].append(part)
+            return parts
 
-        def hidden(kind, texts, records):
-            if self.has_hidden_tests:
-                records = [record | {'tests': record.get('hidden_tests')} for record in records]
-                columns[f'hidden_{kind}'].append(scored(self.reward_functions[:1], texts, records)[first])
-
-        shown = cfg.eval_show
         for records, batch in self.eval_batches():
-            texts = policy.texts(policy.greedy(batch))
-            columns['greedy'].append(scored(self.reward_functions[:1], texts, records)[first])
-            hidden('greedy', texts, records)
-            self.show_completions(records[:shown], texts)
-            shown = 0
-            texts = policy.texts(policy.sample(batch, cfg.eval_samples))
-            hidden('sampled', texts, records)
-            parts = scored(self.reward_functions, texts, records)
-            columns['sampled'].append(parts[first])
-            columns['reward'].append(weighted_reward(parts, weights))
-        metrics = self.accuracies({name: torch.cat(values) for name, values in columns.items() if values})
+            columns = columns_of(records)
+            hidden = [record | {'tests': record.get('hidden_tests')} for record in columns]
+            for kind in ('greedy', 'sampled'):
+                rollout = policy.greedy(batch) if kind == 'greedy' else policy.sample(batch, cfg.eval_samples)
+                parts = score(kind, rollout, columns, self.reward_functions)
+                if self.has_hidden_tests:
+                    score(f'hidden_{kind}', rollout, hidden, self.reward_functions[:1])
+                if kind == 'greedy':
+                    self.show_completions(records[:shown], policy.texts(rollout))
+                    shown = 0
+            values['sampled', None].append(weighted_reward(parts, weights))
+        metrics = self.accuracies({key: torch.cat(column) for key, column in values.items()})
         if cfg.retain_text:
             ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
@@ -293,25 +389,43 @@ class Completion(Task):
             say(f"  {record['text']!r}\n    -> {text!r}{wanted}")
 
     def accuracies(self, values):
-        """The metrics of an evaluation, from {column: (P, n)}."""
-        sampled = values['sampled']
+        """The metrics of an evaluation, from {(kind, reward name): (P, n)}; a sum has no name."""
+        names = [name for name, _, _ in self.reward_functions]
+        greedy, sampled = values['greedy', names[0]], values['sampled', names[0]]
+        seen = torch.cat((greedy, sampled), dim=1)
+        if ((seen != 0) & (seen != 1) & ~seen.isnan()).any():
+            self.right_or_wrong = False
+        elif self.right_or_wrong is None and (self.reward_functions[0][1].binary or (seen == 1).any()):
+            self.right_or_wrong = True
         judged = ~sampled.isnan().all(dim=1)
-        metrics = {'eval/accuracy_greedy': values['greedy'].nanmean().item(),
+        metrics = {'eval/accuracy_greedy': greedy.nanmean().item(),
                    'eval/accuracy_sampled': sampled.nanmean().item(),
                    'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(),
-                   'eval/reward': values['reward'].nanmean().item()}
+                   'eval/reward': values['sampled', None].nanmean().item()}
         if self.has_hidden_tests:
-            for name, key in (('pass_rate_greedy', 'greedy'), ('pass_rate_sampled', 'sampled'),
-                              ('hidden_pass_rate_greedy', 'hidden_greedy'),
-                              ('hidden_pass_rate_sampled', 'hidden_sampled')):
-                known = values[key][~values[key].isnan()]
-                metrics[f'eval/{name}'] = (known >= 1).float().mean().item()
+            for name, kind in (('pass_rate_greedy', 'greedy'), ('pass_rate_sampled', 'sampled'),
+                               ('hidden_pass_rate_greedy', 'hidden_greedy'),
+                               ('hidden_pass_rate_sampled', 'hidden_sampled')):
+                column = values[kind, names[0]]
+                metrics[f'eval/{name}'] = (column[~column.isnan()] >= 1).float().mean().item()
+        for name in names if len(names) > 1 else []:
+            metrics[f'eval/reward/{name}'] = values['sampled', name].nanmean().item()
+            metrics[f'eval/reward_greedy/{name}'] = values['greedy', name].nanmean().item()
         return metrics
 
+    @property
+    def closing(self):
+        return ['eval/reward' if self.right_or_wrong is False else self.headline]
+
     def describe(self, metrics):
-        m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        line = (f"held-out accuracy greedy {m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}, "
-                f"pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}, reward {m['reward']:.4f}")
+        m, names = {name.removeprefix('eval/'): v for name, v in metrics.items()}, self.reward_functions
+        line = (f"held-out {'accuracy' if self.right_or_wrong else names[0][0]} greedy "
+                f"{m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}")
+        if self.right_or_wrong:
+            line += f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}"
+        line += f", reward {m['reward']:.4f}"
+        for name, _, _ in names[1:]:
+            line += f", {name} greedy {m[f'reward_greedy/{name}']:.4f}, sampled {m[f'reward/{name}']:.4f}"
         if 'pass_rate_greedy' in m:
             line += (f", all tests passed: greedy {m['pass_rate_greedy']:.4f} (hidden tests "
                      f"{m['hidden_pass_rate_greedy']:.4f}), sampled {m['pass_rate_sampled']:.4f} "
@@ -325,7 +439,7 @@ class Completion(Task):
 
     def asked(self, rollout):
         record = self.records[rollout.batch['record'][0].item()]
-        answer = fields_of(record)['reference']
+        answer = fields_of(record['columns']).get('reference')
         return {'prompt': record['text']} | ({} if answer is None else {'answer': str(answer)})
 
     def learns_from(self):

@@ -141,7 +141,8 @@ def ranking(record, cfg, device):
     with warnings.catch_warnings(action='ignore'):  # of weights that do not sum to 1: they matter in training
         rewards = resolve_rewards(cfg.rewards) if cfg.rewards else []
     try:
-        check_fields(rewards, [record])
+        for gap in check_fields(rewards, [record]).values():
+            raise gap[0]
     except ValueError as e:
         raise ValueError(f"{e}; --reference, --tests and --context give more") from None
     scorer = TextScorer(cfg.reward_checkpoint, cfg.cost_checkpoint, device) if models else None
@@ -151,8 +152,9 @@ def ranking(record, cfg, device):
     if models:
         weights |= {'reward': 1.0, 'cost': -cfg.lambda_cost}
 
-    def score(texts):
-        parts = {name: values[0] for name, values in score_completions(rewards, [texts], [record]).items()}
+    def score(texts, ids=None):
+        scores = score_completions(rewards, [texts], [record], tokens=ids and [ids])
+        parts = {name: values[0] for name, values in scores.items()}
         if scorer:
             values = scorer.score(scorer.encode([join(record['prompt'], text) for text in texts]))
             parts |= {part.kind: list(value) for (part, *_), value in zip(scorer.parts, values, strict=True)}
@@ -178,8 +180,9 @@ def complete(model, tokenizer, ids, num_samples, options, score):
     made = generate(model, [ids], num_samples, **options)
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
     rows = zip(made.tokens[0].tolist(), lengths, made.ended[0].tolist(), strict=True)
+    ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
     texts = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
-    columns = (score(texts) if score else {}) | {'log-prob': logps}
+    columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []
     for i in sorted(range(num_samples), key=lambda i: (best[i], logps[i]), reverse=True):

@@ -417,3 +417,11 @@ def test_command_line(tmp_path):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count('\n') == 1, done.stderr
     assert 'no module' not in run('--help').stdout and 'python -m tools.report out-grpo' in run('--help').stdout
+
+
+def test_a_chart_may_name_all_metrics_of_a_kind():
+    names = ['eval/reward/level', 'eval/reward', 'eval/reward_greedy/level', 'eval/reward/length']
+    run = {'task': 'completion', 'metrics': {name: {'x': [0], 'y': [0.5], 'least': 0.5, 'most': 0.5} for name in names}}
+    charts = [(chart['title'], chart['names']) for section in report.charts_of([run], TASKS) for chart in section['charts']]
+    assert charts == [('every reward', ['eval/reward/level', 'eval/reward/length', 'eval/reward_greedy/level']),
+                      ('held-out reward', ['eval/reward'])]

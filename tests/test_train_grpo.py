@@ -440,7 +440,7 @@ retain_text = '1+1=2'
 def test_completion_refuses(sums):
     """Before any training: each with one line that names what is wrong."""
     (sums / 'broken.jsonl').write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": \n')
-    (sums / 'nothing.jsonl').write_text('{"question": "1+1=", "answer": "2"}\n')
+    (sums / 'nothing.jsonl').write_text('{"sum": "1+1=", "answer": "2"}\n')
     (sums / 'empty.jsonl').write_text('{"prompt": " ", "answer": "2"}\n')
     (sums / 'bad.py').write_text('def bad(text, **_):\n    return 1 / len(text[:0])\n\nrewards = [bad]\n')
     (sums / 'nan.py').write_text('def nan(text, **_):\n    return float("nan")\n\nrewards = [nan]\n')
@@ -453,7 +453,7 @@ def test_completion_refuses(sums):
     (truncated / 'vocab.json').write_text(json.dumps({'chars': list('0123456789+='), 'end': True}))
     for argument, words in (
             ('--train_prompts=broken.jsonl', ['broken.jsonl', 'line 2']), ('--train_prompts=empty.jsonl', ['empty.jsonl', 'empty']),
-            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'question']),
+            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'sum']),
             ('--train_prompts=nowhere.jsonl', ['nowhere.jsonl']), ('--rewards=["number_anser"]', ["'number_anser'", "'number_answer'"]),
             ('bad.py', ["'bad'", 'ZeroDivisionError']), ('nan.py', ["'nan'", 'nan']),
             ('--max_new_tokens=14', ['max_new_tokens 14', '16']), ('--max_prompt_length=3', ['4 tokens', 'max_prompt_length is 3']),
@@ -473,6 +473,50 @@ def test_a_file_alone_is_split(sums):
     of_one_file = [*sums_without('train_prompts', 'eval_prompts'), '--dataset=sums.jsonl', '--eval_prompts_n=10']
     done = run(sums, *of_one_file, '--max_iters=1', '--seed=123456789', '--generator_checkpoint=new.pt')
     assert done.returncode == 0 and '80 prompts to train on, 10 held out' in done.stdout, done.stderr
+
+
+def test_ten_prompts_two_epochs_three_rewards(sums):
+    """A tenth is held out, what applies to nothing is left out, evaluation shows the others, and what is no accuracy is not called so."""
+    lines = (sums / 'sums.jsonl').read_text().splitlines(keepends=True)
+    (sums / 'ten.csv').write_text('question,solution,difficulty\n' + ''.join(
+        f"{record['prompt']},{record['answer']},{i}\n" for i, record in enumerate(map(json.loads, lines[:10]))))
+    (sums / 'three.py').write_text(
+        'def level(completions, difficulty, completion_ids, **kwargs):\n'
+        '    return [int(d) / 10 + len(ids) for d, ids in zip(difficulty, completion_ids)]\n\n'
+        "rewards = [(level, 0.5), ('number_answer', 0.5), ('code_correctness', 1)]\n")
+    others = sums_without('train_prompts', 'eval_prompts', 'rewards', 'max_iters', 'eval_prompts_n')
+    done = run(sums, 'three.py', *others, '--train_prompts=ten.csv', '--num_epochs=2', '--batch_size=4', '--shuffle_prompts=False')
+    assert done.returncode == 0, done.stderr
+    for words in ("ten.csv: taking 'question' as the prompt, 'solution' as the answer", '1 of 10 prompts held out, a tenth',
+                  "reward 'code_correctness' is left out", '9 prompts to train on, 1 held out', 'max_iters is 5, for 2 epochs',
+                  'held-out level greedy', 'number_answer greedy'):
+        assert done.stdout.count(words) >= 1, words
+    assert 'accuracy' not in done.stdout
+    last = metrics(sums)[-1]
+    kinds = ('reward/level', 'reward/number_answer', 'reward_greedy/level', 'reward_greedy/number_answer')
+    assert last['iter'] == 5 and {f'eval/{kind}' for kind in kinds} <= last.keys()
+    assert last['eval/reward/level'] == last['eval/accuracy_sampled']
+    done = run(sums, *sums_without('eval_prompts'), '--num_epochs=2')
+    refused(done, 'num_epochs is 2 and max_iters 6: give one')
+    (sums / 'one.jsonl').write_text(lines[0])
+    done = run(sums, *sums_without('train_prompts', 'eval_prompts'), '--train_prompts=one.jsonl', '--max_iters=1')
+    assert done.returncode == 0 and 'one.jsonl has one prompt: it is evaluated on what it trains on' in done.stdout, done.stderr
+
+
+def test_a_mixture_is_resumed_where_it_was(sums):
+    """Three quarters of one source, a quarter of another, whose records say which; stopped and resumed it is the run in one go."""
+    (sums / 'other.txt').write_text('1+1=\n2+2=\n3+3=\n')
+    (sums / 'from.py').write_text("def other(text, source):\n    return source == 'other.txt'\n\nrewards = [other]\n")
+    mixed = [*sums_without('train_prompts', 'eval_prompts', 'rewards', 'max_iters'), '--seed=3', '--batch_size=4', '--dataset=sums.jsonl',
+             "--train_prompts={'sums.jsonl': 0.75, 'other.txt': 0.25}"]
+    assert run(sums, 'from.py', *mixed, '--max_iters=4', '--out_dir=whole', '--lr_schedule=constant').returncode == 0
+    for more in (['--max_iters=2'], ['--max_iters=4', '--init_from=resume']):
+        done = run(sums, 'from.py', *mixed, *more, '--out_dir=parts', '--lr_schedule=constant')
+        assert done.returncode == 0, done.stderr
+    whole, parts = metrics(sums, 'whole'), metrics(sums, 'parts')
+    assert [line['reward/other'] for line in whole[:-1]] == [0.25] * 4
+    assert whole[-1] == parts[-1]
+    refused(run(sums, *mixed[:-1], "--train_prompts={'sums.jsonl': 0}"), 'each source needs a share above 0')
 
 
 def test_resume_with_other_settings(sums):
