@@ -383,7 +383,6 @@ def test_help_of_one_room(capsys, monkeypatch):
 # --- names from elsewhere
 
 TABLE = json.loads(Path(OTHER_NAMES).read_text())
-PENDING = {'minibatch_size', 'sampling_batch_size', 'num_epochs', 'shuffle_prompts', 'chat_template_kwargs', 'remake', 'shuffle'}
 
 
 def refusal(*arguments):
@@ -396,7 +395,7 @@ def test_every_name_from_elsewhere_leads_to_a_setting():
     rows = [(framework, name, *row) for framework, names in TABLE.items() for name, row in names.items()]
     assert len({name for _, name, _, _ in rows}) >= 80 and {'TRL', 'verl', 'OpenRLHF', 'ReLax', 'aligntune', 'nanoGPT'} <= TABLE.keys()
     for framework, name, ours, note in rows:
-        assert set(filter(None, ours.split(', '))) <= SETTINGS.keys() | PENDING, (framework, name)
+        assert set(filter(None, ours.split(', '))) <= SETTINGS.keys(), (framework, name)
         assert ours or note.startswith('is '), (framework, name)
 
 

@@ -17,18 +17,18 @@ pytest.importorskip('transformers', reason='the oracle: pip install -r requireme
 peft = pytest.importorskip('peft', reason='the oracle of adapter/: pip install -r requirements-dev.txt')
 import transformers  # noqa: E402
 
-# TODO: with TRL's signature understood, this is `def reward_digits(completions, answer, **kwargs): return [... for ...]`, as in TRL.
 CONFIG = """
-def reward_digits(text, reference, **fields):
-    return sum(c.isdigit() for c in text) / (1 + len(text)) + float(str(reference) in text)
+def reward_digits(completions, answer, **kwargs):
+    scores = []
+    for completion, right in zip(completions, answer):
+        text = completion[0]['content']
+        scores.append(sum(c.isdigit() for c in text) / (1 + len(text)) + float(right in text))
+    return scores
 
 rewards = [reward_digits]
 task = 'completion'
 train_prompts = 'train.jsonl'
 eval_prompts_n = 4
-chat_template = True
-# TODO: with TRL's column names understood, the next line goes, and the records are {'prompt': [messages], 'answer': ...} or 'question'.
-column_mapping = {'question': 'prompt'}
 lora_r = 4
 lora_alpha = 8
 lora_targets = ['q_proj', 'v_proj', 'down']
@@ -53,9 +53,11 @@ def folder(tmp_path_factory, tiny_qwen):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / 'qwen')
     ends = tokenizer.convert_tokens_to_ids(['<|im_end|>', '<|im_start|>'])
     transformers.GenerationConfig(eos_token_id=ends).save_pretrained(folder / 'qwen')
-    lines = [json.dumps({'question': f'Ann has {a} apples and buys {b} more. How many has she?', 'answer': str(a + b)}) + '\n'
-             for a in range(4) for b in range(5)]
-    (folder / 'train.jsonl').write_text(''.join(lines))
+    with open(folder / 'train.jsonl', 'w') as f:
+        for a in range(4):
+            for b in range(5):
+                question = {'role': 'user', 'content': f'Ann has {a} apples and buys {b} more. How many has she?'}
+                f.write(json.dumps({'prompt': [question], 'answer': str(a + b)}) + '\n')
     (folder / 'mine.py').write_text(CONFIG)
     return folder
 
@@ -64,10 +66,8 @@ def greedy(model, tokenizer, question):
     """The text of a chat's answer, as transformers writes it."""
     messages = [{'role': 'user', 'content': question}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    # TODO: with generation_config.json exported, without eos_token_id and pad_token_id.
-    stops = {'eos_token_id': tokenizer.eos_token_id, 'pad_token_id': tokenizer.eos_token_id}
     unused = list(range(len(tokenizer), model.config.vocab_size))  # ids that the model embeds and the tokenizer lacks: never sampled here
-    out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, suppress_tokens=unused, **stops)
+    out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, suppress_tokens=unused)
     return tokenizer.decode(out[0, len(ids):], skip_special_tokens=True)
 
 
@@ -85,7 +85,8 @@ def test_from_the_data_to_a_model_for_others(folder):
     done = subprocess.run([PYTHON, '-m', 'tools.export', 'out', 'mine'], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {'config.json', 'model.safetensors', 'tokenizer.json', 'chat_template.jinja', 'adapter'} <= set(os.listdir(folder / 'mine'))
-    # TODO: with generation_config.json exported: it is in that set, and its eos_token_id is that of qwen/.
+    generation = [json.loads(open(folder / name / 'generation_config.json').read()) for name in ('mine', 'qwen')]
+    assert generation[0]['eos_token_id'] == generation[1]['eos_token_id'] and len(generation[0]['eos_token_id']) == 2
 
     # AutoTokenizer would cut digits as the real Qwen2 does, whatever tokenizer.json says
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / 'mine')
