@@ -185,7 +185,7 @@ def groups(out_dir):
     return evenly(result, max(4, GROUPS * TOKENS // n_tokens)) if n_tokens > TOKENS else result
 
 
-def read_run(out_dir, jobs):
+def read_run(out_dir):
     """Everything about the run in out_dir, as the page has it. FileNotFoundError when there is none."""
     if not any(os.path.exists(os.path.join(out_dir, name)) for name in ('metrics.jsonl', 'config.json')):
         raise FileNotFoundError(f"no metrics.jsonl or config.json in {out_dir!r}: name the out_dir of a run")
@@ -195,12 +195,9 @@ def read_run(out_dir, jobs):
     except (OSError, ValueError, TypeError):
         config = {}
     metrics, last = metric_curves(out_dir)
-    job = jobs.get(config.get('task'))
     return {'config': {key: clipped(value, 300) for key, value in config.items()}, 'last': last,
             'wanted': short(config.get('max_iters')), 'threshold': short(config.get('cost_threshold_d')),
             'task': config.get('task'), 'metrics': metrics,
-            'samples_title': getattr(job, 'samples_title', 'Best and worst completions'),
-            'samples_hint': getattr(job, 'samples_hint', 'By advantage.'),
             'rewards': reward_pictures(out_dir), 'groups': groups(out_dir)}
 
 
@@ -263,10 +260,10 @@ def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     """
     Write the page of the runs in out_dirs to path (report.html in the first of them) and return path.
 
-    jobs: {task: its class}, for the charts and titles that are its own. Raises FileNotFoundError where there
+    jobs: {task: its class}, for the charts that are its own. Raises FileNotFoundError where there
     is no run, OSError where the page cannot be written.
     """
-    runs = [read_run(out_dir, jobs) for out_dir in out_dirs]
+    runs = [read_run(out_dir) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
     for run, name, given in zip(runs, names, map(os.path.normpath, out_dirs), strict=True):
         short_name = given == '.' or (os.path.isabs(given) and names.count(name) == 1)

@@ -263,27 +263,12 @@ function groupCards(groups) {
   });
   answers.append(el('h3', 'A group: one prompt, its completions'), control, asked, note, detail, cards);
 }
-function bestAndWorst({iter, prompt, answers, ...group}) {
-  const order = [...answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0));
-  const [best] = order, worst = order.at(-1);
-  const alike = best !== worst && best.advantage != null && best.advantage === worst.advantage;
-  const visible = text => el('div.text', text.trim() ? text : JSON.stringify(text));
-  const said = (word, a) => [p(`${word}: ${scores(a)}`), visible(a.text)];
-  return card(`iteration ${iter}`, visible(prompt.length > 300 ? '… ' + prompt.slice(-300) : prompt),
-    el('div.text', wanted(group)), ...said(alike ? 'all worth the same' : 'best', best),
-    ...(best === worst || alike ? [] : said('worst', worst)));
-}
 function choice(r) {
-  const {groups, samples_title, samples_hint} = runs[r];
   forget(answers);
   redraw = [];
   answers.replaceChildren();
   rewardCards(runs[r]);
-  if (groups.length) {
-    groupCards(groups);
-    const grid = el('div.grid', ...[...groups].reverse().map(bestAndWorst));
-    answers.append(el('h3', samples_title), p(samples_hint), grid);
-  }
+  if (runs[r].groups.length) groupCards(runs[r].groups);
   redraw.forEach(draw => draw());
 }
 if (runs.some(run => run.groups.length || run.rewards.iters.length)) {

@@ -172,40 +172,21 @@ def plot(results, cfg):
     figure.savefig(cfg.plot_path, dpi=120)
 
 
-def around_table(path):
-    """The text before and after the table in a file. Raises ValueError unless the file has one such place."""
-    document = read_text(path) if os.path.isfile(path) else ''
-    begin, end = '<!-- figures -->\n', '<!-- end of figures -->'
-    parts = re.split(f'(?<={begin}).*?(?={end})', document, flags=re.DOTALL)
-    if len(parts) != 2:
-        raise ValueError(f"{path} has {len(parts) - 1} places for the table; it needs one: the lines "
-                         f"{begin.strip()} and {end}")
-    return parts
-
-
 def main(cfg):
     if not cfg.base or not cfg.arms or not cfg.seeds:
         raise ValueError("base, arms and seeds must be given: see config/compare_advantages.py")
     folders = {arm: os.path.join(cfg.out_dir, re.sub(r'\W+', '-', arm).strip('-')) for arm in cfg.arms}
     if len(set(folders.values())) < len(folders):
         raise ValueError(f"two arms would share a folder: {', '.join(folders.values())}")
-    if cfg.document:
-        around_table(cfg.document)
     if cfg.plot_path and not importlib.util.find_spec('matplotlib'):
         raise ImportError("a plot needs matplotlib: pip install matplotlib, or --plot_path=None")
     size = f"{len(cfg.arms)} arms with {len(cfg.seeds)} seeds"
     print(f"the start, then {size}; logs: {cfg.out_dir}/arm/seed.log", flush=True)
     start = train_start(cfg, [*cfg.start_settings, f'--seed={cfg.seeds[0]}'])
     results = run_arms(cfg, folders)
-    text = table(({'before training': [start]} if cfg.start_row else {}) | results, cfg.columns)
-    print(text)
+    print(table(({'before training': [start]} if cfg.start_row else {}) | results, cfg.columns))
     if cfg.plot_path:
         plot(results, cfg)
-        beside = os.path.dirname(cfg.document or cfg.plot_path) or '.'
-        text += f'\n\n![{cfg.plot_label}]({os.path.relpath(cfg.plot_path, beside)})'
-    if cfg.document:
-        before, after = around_table(cfg.document)
-        write_text(cfg.document, f'{before}{text}\n{after}')
 
 
 def run_arms(cfg, folders):
@@ -236,7 +217,6 @@ if __name__ == '__main__':
     plot_metric = 'eval/reward'
     plot_label = 'held-out reward'
     plot_path: str | None = None    # a .png
-    document: str | None = None     # a text file with a place for the table; None: print it only
     processes: Count = 2            # runs at once
     threads: Count = 1              # of each
     out_dir = 'out-compare'         # the runs: out_dir/arm/seed

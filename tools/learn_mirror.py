@@ -1,7 +1,7 @@
 """
 Learn the shape of a mirror map (mirror.py), which no gradient within a run can, by evolution strategies
-(tasks/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py. A search
-that was stopped, or is to have more generations, is started again: finished runs are not repeated.
+(tasks/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py. Begin a
+search that was stopped, or wants more generations, again: finished runs are not repeated.
 $ python -m tools.learn_mirror config/learn_mirror.py
 $ python train_grpo.py config/neural_mirror.py --mirror_checkpoint=out-learn-mirror/mirror.pt
 """
