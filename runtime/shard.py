@@ -5,12 +5,11 @@ One model spread over all ranks: torch's own fully_shard (FSDP2), block by block
     whole(tree)               -> the same on the CPU, for a checkpoint: one file whatever the number of ranks
     part_of(value, p)         -> this rank's part of it, to load a checkpoint
     gathered(policy)          -> a context: the policy with a plain model, whole on every rank, to sample from
-Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of
-all ranks together for each token.
+With gather_to_sample=False the sampler goes through the sharded model, all ranks together for each token.
 
-A block's weights are collected just before they are used and dropped after; its gradient is summed over the
-ranks in fp32, each rank keeps its part. So all ranks must go through the same forwards: grpo.py, and
-tasks/nla.py for its critic, give each the same number of micro-batches. docs/scaling.md counts the bytes.
+A block's weights are collected just before they are used and dropped after; its gradient is summed in fp32,
+each rank keeps its part. So all ranks must go through the same forwards: grpo.py, and tasks/nla.py for its
+critic, give each the same number of micro-batches. docs/scaling.md counts the bytes.
 """
 import copy
 import warnings

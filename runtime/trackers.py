@@ -1,8 +1,7 @@
 """
 Where a run's metrics go besides metrics.jsonl: Weights & Biases, and TensorBoard. Both show a section for
 each word before a slash, so names are grouped there: train/loss, eval/reward, reward/mean_reward,
-time/rollout. A tracker has log(metrics, it), histograms(parts, it) of an iteration's rewards {name: (P, G)},
-samples(rows, it), dicts with the same keys, and close(). A run without one has an empty list.
+time/rollout. parts: an iteration's rewards {name: (P, G)}; rows: dicts with the same keys.
 """
 import importlib
 import json

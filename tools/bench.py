@@ -3,7 +3,6 @@ Side-by-side speed, as ratios of medians: the ways take turns in one process, be
 $ python -m tools.bench fill_in   # one GRPO step: all G fills from one forward, against P x G rows
 $ python -m tools.bench sample    # generate(), against transformers' generate
 $ python -m tools.bench step      # a GRPO step of a causal model and its peak memory, against TRL's trainer
-$ python -m tools.bench kernel    # the head's log-probs and backward, against plain torch and TRL
 sample and step need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
 """
 import copy
@@ -23,7 +22,6 @@ import torch
 import grpo
 from formats.tokenizer import CharTokenizer, Tokenizer
 from judge import Judge
-from kernels import fused_logps, fused_loss
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch
 from runtime.masters import configure_optimizers
@@ -67,7 +65,7 @@ def compare(ways, rounds):
 
 
 def report(what, seconds, n, unit='tokens'):
-    """A line for each other way: how many times faster ours is, the median of the rounds and their range."""
+    """A line for each other way: how many times faster ours is."""
     ours = seconds.pop('ours')
     print(f"  {what}: ours {n / statistics.median(ours):,.0f} {unit}/s", flush=True)
     for name, theirs in seconds.items():
@@ -90,10 +88,6 @@ def peak_memory(way):
     return high_water() - start
 
 
-def print_peaks(above, peaks):
-    print(f"  peak above {above}: " + ', '.join(f"{name} {n / 2 ** 20:,.0f} MB" for name, n in peaks.items()))
-
-
 def gradient_error(ours, wanted):
     """How far two lists of gradients differ, as a share of the norm."""
     differences = [a - b for a, b in zip(ours, wanted, strict=True)]
@@ -112,11 +106,7 @@ def gradient_of(policy, rollout, cfg, reference=None):
 # fill_in
 
 def straightforward_loss(policy, reference, judge, batch, group_size, texts=None):
-    """
-    The loss as it is usually written: every text copied G times, logits at every position, kl_beta 0.1.
-
-    texts (P G, T): these fills instead of drawn ones.
-    """
+    """Every text copied G times, logits at every position, kl_beta 0.1. texts (P G, T): these, not drawn."""
     prompts = batch['tokens'].repeat_interleave(group_size, dim=0)          # (P G, T)
     is_slot = prompts == policy.tokenizer.mask_id
 
@@ -369,72 +359,12 @@ def step():
                  long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64),
                  Case('SmolLM2-size', 1, 16, 256, 64)):
         ways, gate = step_ways(case)
-        peaks = {name: peak_memory(way) for name, way in ways.items()}
+        peaks = [f"{name} {peak_memory(way) / 2 ** 20:,.0f} MB" for name, way in ways.items()]
         report(f"{case} ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
-        print_peaks("the weights", peaks)
+        print(f"  peak above the weights: {', '.join(peaks)}")
 
 
-# -----------------------------------------------------------------------------
-# kernel
-
-def kernel(N=2048, D=576, V=49152):
-    """Log-probs of N tokens, and their gradients for hidden states and head. Gate: these agree to 1e-4."""
-    print(f"kernel: the head's log-probs and their backward, N = {N}, D = {D}, V = {V}, fp32")
-    torch.manual_seed(0)
-    hidden = (0.5 * torch.randn(N, D)).requires_grad_()
-    weight = (0.1 * torch.randn(V, D)).requires_grad_()
-    logits = torch.randn(N, V)
-
-    @torch.no_grad()
-    def products():  # the least work of any way
-        hidden @ weight.T, logits @ weight, logits.T @ hidden
-
-    ways, peaks, wanted = kernel_ways(hidden, weight), {}, None
-    for name, way in ways.items():
-        hidden.grad = weight.grad = None
-        peaks[name] = peak_memory(way) - hidden.nbytes - weight.nbytes
-        gradient = [hidden.grad, weight.grad]
-        wanted = wanted or gradient
-        error = gradient_error(gradient, wanted)
-        assert error < 1e-4, f"{name}: gradients differ by {error:.1e}"
-    ways['its three matrix products alone'] = products
-    report(f"N = {N}, D = {D}, V = {V}", compare(ways, 5), N)
-    print_peaks("inputs and gradients", peaks)
-
-
-def kernel_ways(hidden, weight):
-    """{name: a function that leaves the gradients of hidden (N, D) and weight (V, D)}."""
-    (N, D), V = hidden.shape, len(weight)
-    ids, g, U = torch.randint(V, (N,)), torch.randn(N), N // 64
-    mask = torch.ones(U, 1, 64, dtype=torch.bool)
-
-    def backward_of(loss):
-        def way():
-            hidden.grad = weight.grad = None
-            loss().backward()
-        return way
-
-    def plain():
-        return ((hidden @ weight.T).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1) * g).sum()
-
-    def weighted(rows, logps, entropy, kl):
-        return (logps * g.view(U, 1, 64)[rows]).sum()
-
-    def ours():
-        return fused_loss(hidden.view(U, 64, D), weight, ids.view(U, 1, 64), mask, weighted, counts=[64] * U)
-
-    ways = {'ours': ours, 'fused_logps': lambda: (fused_logps(hidden, weight, ids)[0] * g).sum(),
-            'plain torch': plain}
-    try:
-        from trl.kernels.chunked_logprob import ChunkedLogProbFunction as Chunks
-        options = None, ids, 1.0, 32768, None, 1.0, ('entropy',)
-        ways["TRL's chunks"] = lambda: (Chunks.apply(hidden, weight, *options)[0] * g).sum()
-    except ImportError:
-        print("  TRL is not installed: left out")
-    return {name: backward_of(loss) for name, loss in ways.items()}
-
-
-BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel}
+BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step}
 
 
 def main(names):
