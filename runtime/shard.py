@@ -119,14 +119,14 @@ def optimizer_parts(state, params):
 
 
 @torch.no_grad()
-def collect_model(model, dtype):
-    """A plain model with all weights in dtype, whole on every rank. All ranks must call it."""
+def collect_model(model):
+    """A plain model, whole on every rank, in the dtype that it computes in."""
     drop_collected(model)
     plain = model.skeleton[0]
     state = {}
     for name, value in model.state_dict().items():
         if name != 'lm_head.weight' or not plain.config.tied:
-            state[name] = value.to(dtype).full_tensor() if is_shard(value) else value
+            state[name] = value.to(model.dtype).full_tensor() if is_shard(value) else value
     plain.load_state_dict({'lm_head.weight': state['wte.weight']} | state, assign=True)
     if plain.config.tied:
         plain.lm_head.weight = plain.wte.weight
@@ -139,7 +139,7 @@ def gathered(policy):
     if not (is_sharded(policy.model) and policy.model.gather_to_sample):
         yield policy
         return
-    plain = collect_model(policy.model, policy.model.dtype)
+    plain = collect_model(policy.model)
     try:
         yield policy.with_model(plain)
     finally:

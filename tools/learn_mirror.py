@@ -5,13 +5,11 @@ search that was stopped, or wants more generations, again: finished runs are not
 $ python -m tools.learn_mirror config/learn_mirror.py
 $ python train_grpo.py config/neural_mirror.py --mirror_checkpoint=out-learn-mirror/mirror.pt
 """
-import json
 import math
 import os
 
 import torch
 
-from formats.text_files import write_text
 from mirror import MirrorMap
 from runtime.checkpoint import save_checkpoint
 from runtime.config import Count, Natural, NonNegative, Positive, configure
@@ -53,7 +51,7 @@ def save_mirror(path, mirror):
 
 def main(cfg):
     mirror = MirrorMap(cfg.mirror_init_scale, cfg.mirror_seed)
-    metric, history = cfg.fitness_metric, []
+    metric = cfg.fitness_metric
     known = train_start(cfg, cfg.settings)['metrics'][-1]
     if metric not in known:
         raise RuntimeError(f"there is no metric {metric!r} in a run; there are: {', '.join(known)}")
@@ -63,13 +61,10 @@ def main(cfg):
         if not len(valid):
             first = last_words(candidate(cfg, generation, 0, 0))
             raise RuntimeError(f"generation {generation}: no run has {metric}; {first}")
-        history.append({'generation': generation, 'fitness': fitness.tolist()})
         spread = f"{metric} {valid.mean():.4f}, from {valid.min():.4f} to {valid.max():.4f}"
         failed = fitness.numel() - len(valid)
         print(f"generation {generation}: {spread}, {failed} of {fitness.numel()} runs failed", flush=True)
         save_mirror(os.path.join(cfg.out_dir, 'mirror.pt'), mirror)
-        state = {'config': vars(cfg), 'logs': mirror.logs.tolist(), 'history': history}
-        write_text(os.path.join(cfg.out_dir, 'state.json'), json.dumps(state))
     print(f"saved: train_grpo.py --mirror_checkpoint={os.path.join(cfg.out_dir, 'mirror.pt')} takes it")
 
 
@@ -86,5 +81,5 @@ if __name__ == '__main__':
     seed: Natural = 1000            # of noise and runs
     processes: Count = 2            # runs at once
     threads: Count = 1              # of each; the result does not depend on `processes`
-    out_dir = 'out-learn-mirror'    # mirror.pt, the last middle; state.json, all fitnesses
+    out_dir = 'out-learn-mirror'    # mirror.pt, the last middle
     main(configure(globals()))
