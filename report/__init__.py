@@ -235,9 +235,6 @@ def moved_metrics(runs):
 def charts_of(runs, jobs):
     """[{section, charts}] of the metrics that the runs have; one that no chart names gets its own."""
     names, sections, result = moved_metrics(runs), sections_of(runs, jobs), {}
-    missing = [name for name in names if name.startswith('reward_missing/')]
-    hint = 'Share of completions to which a reward does not apply.'
-    sections['Reward'].append({'title': 'not judged', 'hint': hint, 'names': missing})
     for section, charts in sections.items():
         result[section] = []
         for chart in charts:

@@ -37,7 +37,6 @@ let plots = [];
 function forget(gone) {
   plots = plots.filter(([box, u]) => !gone.contains(box) || u.destroy());
 }
-const steps = [...Array(19)].flatMap((_, i) => [1, 2, 5].map(n => +`${n}e${i - 9}`));  // of a horizontal axis
 function nearest(u, s, i) {  // the point with a value
   const values = u.data[s];
   for (let d = 0; d < values.length; d++) {
@@ -58,7 +57,7 @@ function plot(box, options, data) {
   const axis = more => ({stroke: ink('--dim'), grid: line, ticks: {...line, size: 4}, font: '11px system-ui',
     values: (u, at) => at.map(show), ...more});
   plots.push([box, new uPlot({
-    width: box.clientWidth || 300, height: 190, axes: [axis({space: 50, size: 30, incrs: steps}), axis({size: 58})],
+    width: box.clientWidth || 300, height: 190, axes: [axis({space: 50, size: 30}), axis({size: 58})],
     ...options,
     series: options.series.map(series => ({value: (u, v) => show(v), ...series})),
     legend: {markers, ...options.legend},

@@ -49,10 +49,8 @@ def stop_running():
 
 def train(arguments, out_dir, threads):
     """
-    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished.
-
-    Returns {'fingerprint', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed; its
-    output is in out_dir + '.log'.
+    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished. Returns
+    {'fingerprint', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed.
     """
     command = [*arguments, f'--out_dir={out_dir}']
     asked, done_path = fingerprint(command), os.path.join(out_dir, 'done.json')
@@ -101,11 +99,7 @@ def last_words(out_dir):
 
 
 def train_all(jobs, cfg, tell=None):
-    """
-    train() for each (arguments, out_dir) of jobs, cfg.processes at a time; the results in the order of jobs.
-
-    tell(number, result) is called as each ends.
-    """
+    """What train() returns for the jobs (arguments, out_dir); tell(number, result) is called as each ends."""
     with concurrent.futures.ThreadPoolExecutor(cfg.processes) as pool:
         futures = {pool.submit(train, *job, cfg.threads): number for number, job in enumerate(jobs)}
         try:
