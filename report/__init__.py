@@ -1,9 +1,9 @@
 """
 What runs did, as one page: out_dir/report.html opens in any browser, from the disk, without a network.
 A run may be going on, resumed or torn; what is missing is left out. Long ones are thinned. The charts are
-uPlot's (report/uplot, MIT licence, 50 kB, inlined). Texts of a run are strangers' texts: they go in as JSON
-without a '<', are shown as text nodes alone, and the page's Content-Security-Policy runs only the scripts
-whose hashes it names and loads nothing.
+uPlot's (report/uplot, MIT licence). Texts of a run are strangers' texts: they go in as JSON without a '<',
+are shown as text nodes alone, and the page's Content-Security-Policy loads nothing and runs only the scripts
+whose hashes it names.
 """
 import base64
 import fnmatch
@@ -69,7 +69,7 @@ def lines_of(out_dir, name):
 
 
 def objects(lines):
-    """The objects that know their iteration; lines that are torn, or hold something else, are left out."""
+    """The objects with an iteration; lines that are torn, or hold something else, are left out."""
     for line in lines:
         try:
             record = json.loads(line)
@@ -81,8 +81,8 @@ def objects(lines):
 
 def picked(out_dir, name, n):
     """
-    {iteration: its objects} for at most n iterations of a log, which is read twice and of which no other line
-    is parsed: samples.jsonl grows to a hundred megabytes.
+    {iteration: its objects} for at most n iterations of a log. No other line is parsed, because samples.jsonl
+    grows to a hundred megabytes.
     """
     def iterations_and_lines():
         for line in lines_of(out_dir, name):
@@ -118,7 +118,7 @@ def curve(points):
 
 
 def metric_curves(out_dir):
-    """{metric: its curve}, and the last iteration. One that was logged twice counts as it was logged last."""
+    """{metric: its curve}, and the last iteration. What was logged twice counts as it was logged last."""
     rows = {row['iter']: row for row in objects(lines_of(out_dir, 'metrics.jsonl'))}
     points = {}
     for it in sorted(rows):
@@ -144,7 +144,7 @@ def reward_pictures(out_dir):
 
 
 def histogram(columns):
-    """The values of one reward, iteration by iteration, counted in the same bars."""
+    """The values of one reward, iteration by iteration, in the same bars."""
     known = [list(filter(finite, column)) for column in columns]
     every = list(itertools.chain(*known))
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
@@ -160,7 +160,7 @@ def histogram(columns):
 
 
 def completion_of(sample):
-    """One completion of a group. Without tokens, as in older logs, it is shown in one colour."""
+    """One completion of a group; without tokens it is shown in one colour."""
     result = {'text': clipped(sample.get('completion', ''), COMPLETION),
               'advantage': short(sample.get('advantage')),
               'rewards': {name.removeprefix('reward/'): short(value) for name, value in sample.items()
@@ -188,7 +188,7 @@ def groups(out_dir):
 
 
 def read_run(out_dir):
-    """Everything about the run in out_dir, as the page has it. FileNotFoundError when there is none."""
+    """The run in out_dir, as the page has it. Raises FileNotFoundError."""
     if not any(os.path.exists(os.path.join(out_dir, name)) for name in ('metrics.jsonl', 'config.json')):
         raise FileNotFoundError(f"no metrics.jsonl or config.json in {out_dir!r}: name the out_dir of a run")
     try:
@@ -256,10 +256,8 @@ def hash_of(code):
 
 def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     """
-    Write the page of the runs in out_dirs to path (report.html in the first of them) and return path.
-
-    jobs: {task: its class}, for the charts that are its own. Raises FileNotFoundError where there
-    is no run, OSError where the page cannot be written.
+    Write the page of the runs in out_dirs to path (report.html in the first of them) and return path. jobs:
+    {task: its class}, for the charts that are its own. Raises FileNotFoundError without a run, OSError.
     """
     runs = [read_run(out_dir) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]

@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 def compare(ways, rounds):
-    """{name: seconds of each round} of ways {name: function} that take turns, after warm-up rounds."""
+    """{name: seconds of each round} of ways {name: function} that take turns."""
     seconds = {name: [] for name in ways}
     for _ in range(WARM_UPS + rounds):
         for name, way in ways.items():

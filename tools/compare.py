@@ -28,7 +28,7 @@ running = set()
 
 
 def fingerprint(arguments):
-    """A hash of the arguments, of the files that they name, and of the code that a run executes."""
+    """A hash of the arguments, the files that they name, and the code that a run executes."""
     paths = [locate(argument.rpartition('=')[2]) or '' for argument in arguments]
     for path in [path for path in paths if path.endswith('.py')]:
         for name in re.findall(r'^from config\.(\w+) import', read_text(path), re.MULTILINE):
@@ -119,7 +119,7 @@ def curve_of(run, metric):
 
 
 def value_of(run, column):
-    """A run's figure, None without one: the last of an evaluation, else the mean of the run's last sixth."""
+    """A run's figure or None: the last of an evaluation, else the mean of the run's last sixth."""
     if column == 'seconds':
         return run['seconds']
     curve = curve_of(run, column)
@@ -131,7 +131,7 @@ def value_of(run, column):
 
 
 def table(results, columns):
-    """Markdown, a row for each arm. results: {arm: [what train() returned for each seed]}."""
+    """Markdown. results: {arm: [what train() returned for each seed]}."""
     rows = [['', *columns.values()], ['---'] * (len(columns) + 1)]
     for arm, runs in results.items():
         rows.append([arm, *(cell(runs, column) for column in columns)])

@@ -29,7 +29,7 @@ def check_scoring(task, record):
 
 
 def make_problems(task, n, n_val, seed, options):
-    """(train, val): n and n_val records, no question twice. Raises ImportError, ValueError."""
+    """(train, val): n and n_val records, no question twice."""
     try:
         import reasoning_gym
     except ImportError:
