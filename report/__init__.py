@@ -14,8 +14,6 @@ import math
 import os
 import re
 
-from formats.text_files import read_text, write_text
-
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 POINTS = 250                     # of a curve
 HISTOGRAMS, BINS, DOTS = 40, 24, 200  # iterations with their rewards; bars and dots of each
@@ -207,7 +205,8 @@ def read_run(out_dir):
 # the page
 
 def asset(name):
-    return read_text(os.path.join(FOLDER, name))
+    with open(os.path.join(FOLDER, name), encoding='utf-8') as f:
+        return f.read()
 
 
 def sections_of(runs, jobs):
@@ -274,8 +273,11 @@ def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     parts['data'] = data.replace('<', '\\u003c')  # so no text can end the script element
     page = re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
-    try:
-        write_text(path, page)
+    try:  # renamed when whole: a browser never sees half of it
+        temporary = f'{path}.{os.getpid()}.tmp'
+        with open(temporary, 'w', encoding='utf-8', newline='') as f:
+            f.write(page)
+        os.replace(temporary, path)
     except OSError as e:
         raise OSError(f"cannot write {path!r}: {e.strerror}") from None
     return path
