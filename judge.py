@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from formats import weights
 from model import GPT, GPTConfig, build
 from runtime.checkpoint import entry, load_checkpoint, tokenizer_of
-from runtime.config import Count, configure
+from runtime.config import configure
 from runtime.scorer import ScorerServer
 
 # what safe-rlhf's models were trained on
@@ -173,7 +173,7 @@ class LagrangeMultiplier:
         return {'value': self.value, 'log_value': self.log_value, 'ema': self.ema}
 
     def load_state_dict(self, state):
-        vars(self).update(state, ema=state['ema'] or 0.0)  # None in files of before it began at 0
+        vars(self).update(state)
 
 
 # -----------------------------------------------------------------------------
@@ -215,18 +215,18 @@ class TextScorer:
     def score(self, rows):
         """A list of floats for each model, of what encode returned."""
         columns = []
-        for i in range(len(self.parts)):
-            columns.append(self.score_with(i, [row[i] for row in rows]))
+        for i, (model, *_) in enumerate(self.parts):
+            columns.append(self.score_with(model, [row[i] for row in rows]))
         return tuple(columns)
 
     @torch.inference_mode()
-    def score_with(self, i, ids):
-        """Model i's scores of lists of ids, those of like length together."""
+    def score_with(self, model, ids):
+        """A model's scores of lists of ids, those of like length together."""
         order, scores = sorted(range(len(ids)), key=lambda row: len(ids[row])), [0.0] * len(ids)
         while order:
             n = max(1, min(len(order), BATCH_TOKENS // len(ids[order[-1]])))
             batch, order = order[-n:], order[:-n]
-            values = self.parts[i][0].scores([ids[row] for row in batch]).tolist()
+            values = model.scores([ids[row] for row in batch]).tolist()
             for row, value in zip(batch, values, strict=True):
                 scores[row] = value
         return scores
@@ -244,7 +244,7 @@ def serve(cfg):
     scorer = TextScorer(cfg.reward, cfg.cost, cfg.device, cfg.max_length, dtype)
     template = cfg.template or ('{prompt}{response}' if cfg.reward.endswith('.pt') else BEAVER_TEMPLATE)
     try:
-        server = ScorerServer(scorer, cfg.host, cfg.port, template, token, cfg.max_items, cfg.max_bytes)
+        server = ScorerServer(scorer, cfg.host, cfg.port, template, token)
     except OSError as e:
         raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({e.strerror}): name another --port") from None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -268,8 +268,6 @@ if __name__ == '__main__':
     port: Annotated[int, '[0, 65535]'] = 8000   # 0: any free one
     template: str | None = None                 # how '{prompt}' and '{response}' are joined by /score
     max_length: Annotated[int, '[3, inf)'] = 512  # tokens of a text; longer ones are cut
-    max_items: Count = 4096                     # texts of a request
-    max_bytes: Count = 16 << 20                 # of a request
     device = 'cpu'
     precision: Literal['fp32', 'bf16'] = 'fp32'
     with_parent = False                         # True: stop when standard input closes

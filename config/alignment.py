@@ -1,9 +1,7 @@
 # Safe alignment in a shop whose rules are known (data/shop/prepare.py): hand over what is asked for, but not
 # the four costly things. Made first: a careless shopkeeper to start from, a reward and a cost model, and a
 # scorer that serves them; then GRPO on reward minus lambda times cost.
-#
-# 2 CPU cores (AMD EPYC, fp32), everything included: 6 min 9 s; held out, by the shop's own rules, reward
-# 0.511 -> 0.577 and cost 0.006 -> -0.700, where at most -0.7 was wanted.
+# 6 min 9 s on 2 CPU cores; figures in docs/jobs.md.
 from data.shop.prepare import true_cost, true_reward
 
 task = 'alignment'

@@ -1,8 +1,7 @@
 """
 What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even
-then: warnings, and how it ended. Rank 0 alone speaks. A phase that may last counts its steps with a Progress:
-on a terminal or in a notebook a bar below the lines, until it is done; in a pipe or a file, when no line has
-come for half a minute, one that says how far all phases are.
+then. Rank 0 alone speaks. A phase that may last counts its steps with a Progress: on a terminal or in a
+notebook a bar below the lines; else, when no line has come for half a minute, one that says how far all are.
 """
 import json
 import os
@@ -28,7 +27,6 @@ def is_master():
 
 
 def tell(text):
-    """Print a line. Bars make room for it."""
     global last_line, patience
     if is_master():
         with tqdm.external_write_mode():
@@ -97,7 +95,6 @@ class Progress:
         return f"{self.name} {self.done}/{self.total} ({share} %{self.left(self.done)})"
 
     def note(self, text):
-        """What stands behind the bar."""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
 
@@ -116,7 +113,7 @@ class Progress:
 
 
 def over(name, things):
-    """Go through things, a phase of this name. One thing alone is no phase."""
+    """Go through things, a phase of this name if they are several."""
     return Progress(name, len(things)).over(things) if len(things) > 1 else iter(things)
 
 

@@ -89,9 +89,6 @@ class NLA(Task):
             chart('critic', 'Its loss.', 'critic_loss'),
         ],
     }
-    samples_title = 'Explanations'
-    samples_hint = ("What the actor wrote about an activation (of the last token of the text above it; with "
-                    "text_reversed latest first), and how well the critic rebuilt it, reconstruction.")
     exported = ''
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'chat_template_kwargs', 'add_special_tokens',

@@ -39,8 +39,6 @@ class Task:
     refuses = ()            # settings that this one cannot take, though it inherits them or all have them
     headline = ''           # the metric that makes a checkpoint the best one
     charts = {}             # of the report: {section: [chart(...)]}, beside those of report/charts.json
-    samples_title = 'Best and worst completions'  # what the report says above the samples
-    samples_hint = 'By advantage, in each group of the slider above.'
     exported = 'export'     # where in out_dir the trained model goes in the end; '': beside its checkpoints
     sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
 

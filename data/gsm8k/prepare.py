@@ -1,8 +1,8 @@
 """
 GSM8K (Cobbe et al. 2021, arXiv 2110.14168, MIT): 7,473 school problems to train on and 1,319 held out.
 `python data/gsm8k/prepare.py` downloads the original files; `--path=DIR` takes DIR/train.jsonl and
-DIR/test.jsonl instead. Writes train.jsonl and val.jsonl with the fields prompt and answer, where answer is
-the whole worked solution that ends in `#### 42`: the reward number_answer reads it as it is.
+DIR/test.jsonl instead. Writes train.jsonl and val.jsonl with the fields prompt and answer, the worked
+solution that ends in `#### 42`, as the reward number_answer reads it.
 """
 import os
 import sys
@@ -30,7 +30,6 @@ def read_original(file):
 
 
 def main(path=None):
-    """path: a folder with the original train.jsonl and test.jsonl; None downloads them."""
     if path is not None and os.path.realpath(path) == os.path.dirname(os.path.realpath(__file__)):
         raise ValueError(f"--path={path} is where the result goes: put the original files elsewhere")
     splits, files = {}, []
@@ -45,6 +44,6 @@ def main(path=None):
 
 
 if __name__ == '__main__':
-    path: str | None = None  # a folder with the original train.jsonl and test.jsonl; None downloads them
+    path: str | None = None  # see above
     configure(globals())
     main(path)

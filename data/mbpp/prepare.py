@@ -37,7 +37,6 @@ def convert(problems):
 
 
 def main(path=None):
-    """path: the original mbpp.jsonl; None downloads it."""
     if path is None:
         path = download(ORIGINAL, 'mbpp/original/mbpp.jsonl', "get it elsewhere and run `python "
                         "data/mbpp/prepare.py --path=mbpp.jsonl`")
