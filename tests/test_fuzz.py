@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data.activations.prepare import read_vectors
+from data.activations import read_vectors
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
 from formats import weights
