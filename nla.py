@@ -31,11 +31,6 @@ def padding(tokens, lengths):
     return torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
 
 
-def check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
 # -----------------------------------------------------------------------------
 # injection
 
@@ -114,12 +109,8 @@ class Injection(nn.Module):
     def __init__(self, model, activation_dim, mode='project', layers=(0,), scale=None):
         super().__init__()
         D, n_layer = model.config.n_embd, model.config.n_layer
-        check_choice('injection_mode', mode, ('replace', 'add', 'project'))
         if not layers or not set(layers) <= set(range(n_layer + 1)) or len(set(layers)) < len(layers):
             raise ValueError(f"injection_layers is {tuple(layers)}: take different ones of 0 to {n_layer}")
-        named = scale in (None, 'raw', 'residual') or isinstance(scale, list)  # a list: one for each layer
-        if not named and (isinstance(scale, str) or scale <= 0):
-            raise ValueError(f"injection_scale is {scale!r}; it must be raw, residual, a length or None")
         if scale is None:
             typical = model.wte.weight.detach().float().norm(dim=1).mean().item()
             scale = [typical if layer == 0 else 'residual' for layer in layers]
@@ -214,9 +205,6 @@ class Critic(nn.Module):
                  pooling: str = 'last', head: str = 'linear', target_norm: str = 'standard'):
         super().__init__()
         self.settings = {'pooling': pooling, 'head': head, 'target_norm': target_norm}
-        check_choice('critic_pooling', pooling, ('last', 'mean', 'max'))
-        check_choice('critic_head', head, ('linear', 'mlp'))
-        check_choice('critic_target_norm', target_norm, ('standard', 'unit'))
         D, A = trunk.config.n_embd, len(mean)
         self.register_buffer('mean', mean.float())
         self.register_buffer('scale', torch.as_tensor(scale, dtype=torch.float32))
@@ -300,9 +288,9 @@ def standardiser(vectors):
     return mean, scale
 
 
-def fve(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor | float = 0.0) -> float:
-    """Fraction of variance explained, 1 - sum |target - prediction|^2 / sum |target - mean|^2."""
-    return 1 - ((target - prediction).square().sum() / (target - mean).square().sum()).item()
+def fve(prediction: torch.Tensor, target: torch.Tensor) -> float:
+    """Fraction of variance explained, 1 - sum |target - prediction|^2 / sum |target|^2, less their mean."""
+    return 1 - ((target - prediction).square().sum() / target.square().sum()).item()
 
 
 def build_actor(saved, path):
@@ -327,12 +315,11 @@ def build_critic(saved):
 @dataclass
 class Activations:
     """
-    A split, see data/activations/prepare.py. Given ones come without contexts, perhaps with texts, and
+    A split, see data/activations.py. Given ones come without contexts, perhaps with texts, and
     perhaps several for a prompt, which are told as one: A is then the sum of their widths.
     """
     vectors: np.ndarray                     # (n, A), mapped from the disk
     contexts: np.ndarray | None = None      # (n, C) int32 token ids up to where it was taken
-    lengths: np.ndarray | None = None       # (n,)
     prompts: list | None = None             # n lists of token ids
     slots: torch.Tensor | None = None       # (n, K): where in them the markers stand
     texts: list | None = None               # n texts (token ids) to learn from before GRPO
@@ -345,7 +332,7 @@ class Activations:
         """At most n tokens about activation i: of the given text, or the last of its context; or None."""
         if self.texts is not None:
             return self.texts[i][:n]
-        return None if self.contexts is None else self.contexts[i, :self.lengths[i]][-n:].tolist()
+        return None if self.contexts is None else self.contexts[i, -n:].tolist()
 
     def injected(self, vectors):
         """Vectors (P, A) as they go into the slots, (P, K, A / count): one for each, or one for all."""

@@ -8,13 +8,11 @@ The ids, chats and end tokens are those of `transformers`.
 """
 import json
 import os
-import re
 import threading
-import unicodedata
 
 from formats.characters import CharTokenizer, Tokenizer, char_tokenizer
 from formats.chat import as_template_reads, compile_template, mark_specials, matcher
-from formats.gguf_vocabulary import read_vocabulary, tiktoken_encoding
+from formats.gguf_vocabulary import read_vocabulary
 from formats.package import added_token, around, check_config, is_named, read_package
 from formats.text_files import check_unicode, first_line, parse_object, read_text, write_text
 
@@ -24,8 +22,6 @@ SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', '
 READ = (*SAVED, 'config.json', 'generation_config.json')
 TEMPLATES = 'additional_chat_templates'
 ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'))
-# On a million spaces tiktoken's regex overflows its stack, which no `except Exception` catches.
-LONG_RUN = re.compile(r'(?<!\s)\s{100000}')
 
 
 class FileTokenizer(Tokenizer):
@@ -171,39 +167,6 @@ class FileTokenizer(Tokenizer):
             write_text(os.path.join(folder, name), text)
 
 
-class GGUFTokenizer(FileTokenizer):
-    """The vocabulary of a .gguf file; tiktoken encodes it, four times as fast, where that gives equal ids."""
-
-    def __init__(self, path):
-        files, spec, pattern = read_vocabulary(path)
-        super().__init__(files, path)
-        self.form = 'NFC' if spec['normalizer'] else None
-        self.tiktoken = tiktoken_encoding(spec, pattern, path)
-
-    def look_up(self, eos=()):
-        super().look_up(eos)
-        plain = [token for token in self.added.values() if not token.special]
-        self.matchers = {True: matcher(self.added.values()), False: matcher(plain)}
-
-    def encode_plain(self, text):
-        """Ids of a text without added tokens."""
-        text = unicodedata.normalize(self.form, text) if self.form else text
-        if LONG_RUN.search(text):
-            return super().encode(text)
-        ids = self.tiktoken.encode_ordinary(text)
-        known = max(ids, default=0) < self.vocab_size  # a byte without a token has an id beyond
-        return ids if known else super().encode(text)
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        if self.tiktoken is None:
-            return super().encode(text, special)
-        check_unicode(text)
-        ids = []
-        for i, part in enumerate(self.matchers[special].split(text)):
-            ids += [self.package.token_to_id(part)] if i % 2 else self.encode_plain(part)
-        return ids
-
-
 def named_templates(files, listed):
     """{name: chat template} of the .jinja files, or else of tokenizer_config.json."""
     names = {name: os.path.basename(name).removesuffix('.jinja') for name in files if name.endswith('.jinja')}
@@ -222,7 +185,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no tokenizer at {path}: no such file or folder")
     if path.endswith('.gguf'):
-        return GGUFTokenizer(path)
+        return FileTokenizer(read_vocabulary(path), path)
     if not os.path.isdir(path):
         raise ValueError(f"{path} is neither a folder with a tokenizer nor a .gguf file")
     names = sorted(os.listdir(path))
@@ -241,7 +204,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         return char_tokenizer(vocab, file)
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
-        return GGUFTokenizer(os.path.join(path, ggufs[0]))
+        return load_tokenizer(os.path.join(path, ggufs[0]))
     if ggufs:
         raise ValueError(f"{path} holds {len(ggufs)} .gguf files ({', '.join(ggufs)}): name one")
     if 'tokenizer.model' in names:

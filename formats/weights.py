@@ -376,13 +376,8 @@ def assemble(fields, column, tensors, where):
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
     state = {}
     for ours, parts in plan.items():
-        turned = is_turned(ours, column)
-        shapes = [shape[::-1] if turned else shape for _, shape in parts]
-        rows = [shape[0] for shape in shapes]
-        state[ours] = torch.empty(sum(rows), *shapes[0][1:])
-        for place, (theirs, _) in zip(state[ours].split(rows), parts, strict=True):  # one at a time in memory
-            part = tensors[theirs][1]()
-            place.copy_(part.t() if turned else part)
+        stacked = torch.cat([tensors[theirs][1]() for theirs, _ in parts])
+        state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
     if fields['tied']:
         state['lm_head.weight'] = state['wte.weight']
     return state

@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 import nla
-from data.activations.prepare import (
+from data.activations import (
     activations_recipe,
     layer_of,
     load_activations,
@@ -38,7 +37,14 @@ from runtime.lora import adapted_start, merge_lora
 from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
-from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
+from tasks.supervised import (
+    answer_loss,
+    cross_entropy,
+    own_tokenizer,
+    save_model,
+    small_config,
+    supervised_loop,
+)
 from tasks.task import Task, chart, longest_line
 
 # what actor and critic were made with, and cannot be changed afterwards
@@ -155,7 +161,7 @@ class NLA(Task):
             self.train, self.held_out = self.own_activations()
         self.content = content_of(content_of_path(self.activations_path), given and given[1])
         settings = json.loads(json.dumps({key: getattr(cfg, key) for key in FIXED}))
-        self.about = {'layer': self.layer, 'source': self.source_path, 'context': cfg.activation_context,
+        self.about = {'layer': self.layer, 'source': self.source_path, 'context': self.context,
                       'prompt': self.train.prompts[0], 'max_new_tokens': cfg.max_new_tokens,
                       'settings': settings}
         ranks.once(partial(made, self.generator_path, self.start_recipe, self.make_start, self.remake))
@@ -231,9 +237,8 @@ class NLA(Task):
         """Those of a folder that was made here, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
-        self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
-        check_made_with(f"activations {path}", header, layer=self.layer, context=cfg.activation_context,
-                        vocab_size=self.source_ids)
+        self.layer, self.context = header['layer'], header['context']
+        check_made_with(f"activations {path}", header, vocab_size=self.source_ids)
         prompts, slots = self.encoded([cfg.injection_prompt or cfg.injection_token])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
@@ -269,7 +274,7 @@ class NLA(Task):
         prompts, slots = self.encoded([record['prompt'] for record in records], count)
         vectors = vectors.reshape(len(vectors), -1)
         answered = all('answer' in record for record in records)
-        self.layer = layer_of(self.cfg, self.source.config.n_layer)
+        self.layer, self.context = layer_of(self.cfg, self.source.config.n_layer), self.cfg.activation_context
         held_out, splits = self.which_are_held_out(records), []
         for part in (False, True):
             rows = [i for i, held in enumerate(held_out) if held == part]
@@ -336,17 +341,13 @@ class NLA(Task):
 
     def actor_loss(self, actor, split, indices, injected=None):
         """Nats per token of writing the texts of some activations, with these or others injected."""
-        tokens, targets = [], []
-        for i in indices:
-            prompt, text = split.prompts[i], split.text(i, self.text_length)
-            text = (text[::-1] if self.cfg.text_reversed else text) + [self.tokenizer.eos_id] * self.ends
-            tokens.append(torch.tensor(prompt + text))
-            targets.append(torch.tensor([-1] * (len(prompt) - 1) + text + [-1]))
-        tokens = pad_sequence(tokens, batch_first=True).to(self.device)
-        targets = pad_sequence(targets, batch_first=True, padding_value=-1).to(self.device)
+        texts = [split.text(i, self.text_length) for i in indices]
+        if self.cfg.text_reversed:
+            texts = [text[::-1] for text in texts]
+        end = [self.tokenizer.eos_id] * self.ends
+        pairs = [(split.prompts[i], text + end) for i, text in zip(indices, texts, strict=True)]
         vectors = split.injected(nla.fp32(split.vectors[injected or indices])).to(self.device)
-        hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), vectors))
-        return cross_entropy(actor, hidden[targets >= 0], targets[targets >= 0])
+        return answer_loss(actor, pairs, actor.injection.edit(split.slots[indices].to(self.device), vectors))
 
     def critic_loss(self, critic, split, indices):
         texts, lengths, h = self.true_texts(split, indices)
@@ -374,8 +375,6 @@ class NLA(Task):
         path = self.generator_path
         for key in ('nla', 'model', 'model_config', 'critic'):
             entry(saved, key, dict, path)
-        if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
-            self.tokenizer.check_same(saved['chars'], path)
         made, width, told = saved['nla'], 'activations of width', 'of width, told by a text'
         at, here = made['injection']['activation_dim'], self.train.vectors.shape[1]
         before = made['settings'] | {'layer': made['layer'], width: at, told: len(saved['critic']['mean'])}

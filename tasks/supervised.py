@@ -134,8 +134,8 @@ def train_start(model, tokenizer, records, held_out, max_iters, seed=1, until=1.
     return quality
 
 
-def answer_loss(model, pairs):
-    """Mean loss in nats of the answers' tokens after their prompts, pairs of token ids."""
+def answer_loss(model, pairs, edit=None):
+    """Mean loss in nats of the answers' tokens after their prompts, pairs of token ids. edit: see GPT.run."""
     T = max(len(ids) + len(answer) for ids, answer in pairs)
     tokens, targets = torch.zeros(len(pairs), T, dtype=torch.long), torch.full((len(pairs), T), -1)
     for row, (ids, answer) in enumerate(pairs):
@@ -143,7 +143,7 @@ def answer_loss(model, pairs):
         tokens[row, :end] = torch.tensor(ids + answer)
         targets[row, len(ids) - 1:end - 1] = torch.tensor(answer)
     tokens, targets = tokens.to(model.wte.weight.device), targets.to(model.wte.weight.device)
-    return cross_entropy(model, model(tokens)[targets >= 0], targets[targets >= 0])
+    return cross_entropy(model, model(tokens, edit=edit)[targets >= 0], targets[targets >= 0])
 
 
 @torch.no_grad()

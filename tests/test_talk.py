@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
-from formats.gguf_vocabulary import BYTE_OF
 from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
 
     end = {'id': 256, 'content': '<end>', 'special': True, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
     spec = {
-        'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(BYTE_OF)}, 'merges': []},
+        'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, 'merges': []},
         'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True},
         'decoder': {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True},
         'added_tokens': [end],

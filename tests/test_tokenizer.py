@@ -198,20 +198,13 @@ def write_gguf(path, spec, pre, **more):
 
 @pytest.mark.parametrize('pre, alphabet', [(pre, alphabet) for pre in GGUF_CUTS for alphabet in (True, False)])
 def test_a_gguf_vocabulary_gives_the_ids_of_its_tokenizer_json(tmp_path, pre, alphabet):
-    """
-    tiktoken reads the one, with an expression chosen by the name of the pieces; the package `tokenizers` the other, with its own steps.
-    A million spaces too, on which tiktoken's regex overflows.
-    """
+    """How texts are cut is told by the name of the pieces alone."""
     normalizer = {'type': 'NFC'} if pre == 'qwen2' else None
     folder = train(tmp_path / 'hf', GGUF_CUTS[pre], normalizer, ignore_merges=pre == 'llama-bpe', alphabet=alphabet, change=without_pad)
     write_gguf(tmp_path / 'a.gguf', json.loads((folder / 'tokenizer.json').read_text(encoding='utf-8')), pre)
     ours, package = load_tokenizer(str(tmp_path / 'a.gguf')), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-    assert ours.tiktoken is not None
     texts = [inspect.getsource(json), '1234567 12 3', "I'M DON'T we'Ll\r\n\r\n x"]
     assert_same_ids(ours, package, NASTY + list(random_texts(500, seed=2)) + texts)
-    spaces = ('a' + ' ' * 1_000_005 + 'é', '\n ' * 600_000 + "don't", 'x' + ' ' * 99_999 + '\n' * 99_998 + '1')
-    for text in (*spaces, '7' * 300_000, 'a' * 300_000):
-        assert ours.encode(text) == package.encode(text).ids
     assert (ours.vocab_size, ours.eos_id) == (package.get_vocab_size(), package.token_to_id('<|im_end|>'))
 
 
@@ -237,7 +230,7 @@ def test_a_gguf_file_ends_and_begins_as_it_says(tmp_path):
 
 
 def test_a_very_long_run_of_spaces(tmp_path):
-    """tiktoken's regex overflows its stack on a million spaces, a panic that no except Exception catches."""
+    """On which some expressions overflow their stack, a panic that no except Exception catches."""
     folder = train(tmp_path / 'hf', GGUF_CUTS['qwen2'])
     ours, package = load_tokenizer(str(folder)), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     text = 'a' + ' ' * 1_000_005 + 'é\n' + '\n ' * 60000 + "don't"
@@ -461,11 +454,11 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / 'vocab.json').write_text('{"hello": 1}')
     assert "vocab.json has no list 'chars'" in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('{\n"model":\n}')
-    assert 'tokenizer.json, line 3' in message(ValueError)
+    assert 'tokenizer.json: the package tokenizers cannot read it: expected value at line 3' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('{}')
-    assert 'tokenizer.json: it has no model with a vocab' in message(ValueError)
+    assert 'tokenizer.json: the package tokenizers cannot read it: Model missing' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('[]')
-    assert 'tokenizer.json holds a list' in message(ValueError)
+    assert 'tokenizer.json: the package tokenizers cannot read it: invalid type: sequence' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_bytes(b'\xff')
     assert 'tokenizer.json is not UTF-8' in message(ValueError)
     with pytest.raises(FileNotFoundError, match='nowhere'):

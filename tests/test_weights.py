@@ -298,8 +298,9 @@ def test_an_export_writes_the_same_greedy_text_there(tiny_qwen, tmp_path):
     (tmp_path / 'from' / 'generation_config.json').write_text(json.dumps({'eos_token_id': ends}))
     tokenizer = load_tokenizer(str(tmp_path / 'from'))
     assert tokenizer.eos_ids == tuple(ends)
-    job = types.SimpleNamespace(tokenizer=tokenizer)
-    Task.export(job, model, {}, str(tmp_path), {})
+    tokenizer.save(str(tmp_path / 'tokenizer'))
+    saved = {'kind': 'run', 'model': model.state_dict(), 'model_config': vars(model.config)}
+    Task.export(saved, str(tmp_path / 'ckpt.pt'), str(tmp_path / 'export'), '')
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'export')
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
     talks = [[{'role': 'user', 'content': text}] for text in prompts]

@@ -1,31 +1,22 @@
 """
 Residual vectors after one of a model's blocks at random places of a corpus, with the tokens that led up to
-each; and vectors from other files.
-$ python data/activations/prepare.py --generator_checkpoint=path/to/model --dataset=my.jsonl --out=out-mine
-writes header.json and, for train and val (other documents), train.npy (n, width), train_contexts.npy,
-train_lengths.npy and train_where.npy (document, position). train_grpo.py with --task=nla does this itself for
-a folder that does not exist yet.
+each, in a folder: header.json and, for train and val (other documents), train.npy (n, width),
+train_contexts.npy and train_where.npy (document, position); and vectors from other files.
 """
 import json
 import os
-import sys
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-if __name__ == '__main__':
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 from data.prompts import held_out_split, load_prompts
 from formats.text_files import replacing, write_text
-from model import GPT
 from nla import Activations, standardiser, truncate
-from runtime.checkpoint import load_pt, tokenizer_of
-from runtime.config import configure
+from runtime.checkpoint import load_pt
 from runtime.console import over, say
-from runtime.made import content_of, content_of_path, made, recipe_for
+from runtime.made import content_of, content_of_path, recipe_for
 
 READERS = {'.npy': partial(np.load, mmap_mode='r'), '.pt': load_pt, '.safetensors': load_file}
 
@@ -56,26 +47,24 @@ def draw_places(documents, n, min_position, split, seed):
 
 
 @torch.no_grad()
-def extract_activations(trunk, documents, places, context, dtype, path):
+def extract_activations(trunk, documents, places, context, path):
     """
-    What trunk (see nla.truncate) puts out at places (n, 2) of documents (lists of token ids), each seeing at
-    most `context` tokens up to its own: vectors (n, A), which lie in {path}.npy beside contexts and places.
+    What trunk (see nla.truncate) puts out at places (n, 2) of documents (lists of token ids), each seeing
+    `context` tokens up to its own: vectors (n, A), which lie in {path}.npy beside contexts and places.
     """
     n, device = len(places), trunk.wte.weight.device
-    vectors = np.lib.format.open_memmap(f'{path}.npy', 'w+', dtype, (n, trunk.config.n_embd))
-    contexts, lengths = np.zeros((n, context), dtype=np.int32), np.zeros(n, dtype=np.int32)
+    vectors = np.lib.format.open_memmap(f'{path}.npy', 'w+', np.float32, (n, trunk.config.n_embd))
+    contexts = np.zeros((n, context), dtype=np.int32)
     for i, (document, position) in enumerate(places):
-        ids = documents[document][max(0, position + 1 - context):position + 1]
-        contexts[i, :len(ids)], lengths[i] = ids, len(ids)
+        contexts[i] = documents[document][position + 1 - context:position + 1]
     for start in over(f'activations, {os.path.basename(path)}', range(0, n, 256)):
         part = slice(start, start + 256)
         hidden = trunk(torch.from_numpy(contexts[part]).long().to(device))
-        last = torch.from_numpy(lengths[part]).long() - 1
-        vectors[part] = hidden[torch.arange(len(hidden)), last].float().cpu().numpy()
+        vectors[part] = hidden[:, -1].float().cpu().numpy()
     vectors.flush()
     check_finite(vectors, f'{path}.npy')
-    for name, array in (('contexts', contexts), ('lengths', lengths), ('where', places)):
-        np.save(f'{path}_{name}.npy', array)
+    np.save(f'{path}_contexts.npy', contexts)
+    np.save(f'{path}_where.npy', places)
     return vectors
 
 
@@ -88,26 +77,23 @@ def activations_recipe(cfg, documents, source, n_layer):
     """The recipe of what write_activations makes with the model at the path source."""
     return recipe_for('activations', 1, f'{source} reading {cfg.dataset}', cfg, 'activations_n',
                       'activation_context', 'seed', 'eval_prompts_n', data=content_of(documents),
-                      source=content_of_path(source), activation_layer=layer_of(cfg, n_layer),
-                      min_position=getattr(cfg, 'min_position', None),
-                      activation_dtype=getattr(cfg, 'activation_dtype', None))
+                      source=content_of_path(source), activation_layer=layer_of(cfg, n_layer))
 
 
 def write_activations(model, tokenizer, documents, cfg, out, recipe):
-    """The folder `out`, whole or not at all. cfg: the settings below; the last two may be missing."""
-    layer, position = layer_of(cfg, model.config.n_layer), getattr(cfg, 'min_position', None)
-    position = cfg.activation_context - 1 if position is None else position
-    header = {'layer': layer, 'width': model.config.n_embd, 'context': cfg.activation_context,
-              'dtype': getattr(cfg, 'activation_dtype', 'float32'), 'vocab_size': tokenizer.vocab_size}
-    trunk, vectors = truncate(model, layer), {}
+    """The folder `out`, whole or not at all, of places where the context is full."""
+    layer, context, vectors = layer_of(cfg, model.config.n_layer), cfg.activation_context, {}
+    header = {'layer': layer, 'width': model.config.n_embd, 'context': context,
+              'vocab_size': tokenizer.vocab_size}
+    trunk = truncate(model, layer)
     with replacing(out.rstrip('/')) as folder:
         os.makedirs(folder)
         if recipe:
             write_text(os.path.join(folder, 'recipe.json'), json.dumps(recipe, indent=1))
         for split, count in (('train', cfg.activations_n), ('val', cfg.eval_prompts_n)):
             ids, path = [tokenizer.encode(text) for text in documents[split]], os.path.join(folder, split)
-            places = draw_places(ids, count, position, split, cfg.seed)
-            vectors[split] = extract_activations(trunk, ids, places, header['context'], header['dtype'], path)
+            places = draw_places(ids, count, context - 1, split, cfg.seed)
+            vectors[split] = extract_activations(trunk, ids, places, context, path)
             header[f'n_{split}'] = len(places)
         mean, header['scale'] = standardiser(vectors['train'])
         header['mean'] = mean.tolist()
@@ -123,7 +109,7 @@ def load_activations(path):
         with open(os.path.join(path, 'header.json'), encoding='utf-8') as f:
             header = json.load(f)
         for split in ('train', 'val'):
-            files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts', '_lengths')]
+            files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts')]
             splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))
     except FileNotFoundError as e:
         raise FileNotFoundError(f"{e.filename} is missing: name another folder of activations") from None
@@ -168,30 +154,4 @@ def check_finite(vectors, path):
         sums = vectors.sum(axis=tuple(range(1, vectors.ndim)), dtype=np.float64)  # takes no more memory
     wrong = ~np.isfinite(sums)
     if wrong.any():
-        raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite: wrong, or beyond float16")
-
-
-def main():
-    """What --dataset=activations would call."""
-    raise ValueError("data/activations holds no texts: name a corpus as dataset, the folder in activations")
-
-
-if __name__ == '__main__':
-    generator_checkpoint = 'out-pydoc_topics/generator.pt'  # ours, a Hugging Face directory, a .gguf file
-    dataset = 'pydoc_topics'  # a folder under data/, or a file whose lines or records are texts
-    column_mapping: dict | None = None  # {'text': 'prompt'}
-    out = 'out-pydoc_topics/activations'
-    device = 'cpu'
-    seed = 1
-    activation_layer: int | None = None  # after this block; None: two thirds up
-    activations_n = 20000
-    eval_prompts_n = 1000
-    activation_context = 32  # tokens that the model sees, up to the place
-    min_position: int | None = None  # the first place; None: where the context is full
-    activation_dtype: Literal['float32', 'float16'] = 'float32'  # float16 halves the file
-    remake: Literal[False, True, 'never'] = False  # True: made again, if there; 'never': whatever is there
-    cfg = configure(globals())
-    model = GPT.from_pretrained(generator_checkpoint).to(device).eval()
-    documents, tokenizer = load_documents(dataset, column_mapping), tokenizer_of(generator_checkpoint)
-    describe = partial(activations_recipe, cfg, documents, generator_checkpoint, model.config.n_layer)
-    made(out, describe, partial(write_activations, model, tokenizer, documents, cfg), remake)
+        raise ValueError(f"{path}: activation {wrong.argmax()} is NaN or infinite")
