@@ -179,8 +179,6 @@ def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
         wanted = known
     if set(wanted) - set(known):
         raise ValueError(f"LoRA targets are {', '.join(wanted)}: this model has {', '.join(known)}")
-    if r < 1 or alpha <= 0:
-        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0")
     if has_adapters(model):
         raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
@@ -248,14 +246,13 @@ def adapters_off(model):
     needs the backward within, too.
     """
     layers = lora_layers(model).values()
-    before = [layer.on for layer in layers]
     try:
         for layer in layers:
             layer.on = False
         yield
     finally:
-        for layer, on in zip(layers, before, strict=True):
-            layer.on = on
+        for layer in layers:
+            layer.on = True
 
 
 @torch.no_grad()
@@ -329,11 +326,10 @@ def read_adapter(folder):
     FileNotFoundError, and ValueError naming what is broken or goes beyond plain LoRA of one r and alpha.
     """
     where, path = (os.path.join(folder, name) for name in (ADAPTER_CONFIG, 'adapter_model.safetensors'))
-    config = {'r': None, 'lora_alpha': None} | read_json(where)
-    for key in ('r', 'lora_alpha'):
-        kinds = (int,) if key == 'r' else (int, float)
-        if type(config[key]) not in kinds or not 0 < config[key] < 1 << 24:
-            raise ValueError(f"{where}: {key} is {config[key]!r}; it must be a number above 0")
+    config = read_json(where)
+    r, alpha = config.get('r'), config.get('lora_alpha')
+    if type(r) is not int or type(alpha) not in (int, float) or not all(0 < x < 1 << 24 for x in (r, alpha)):
+        raise ValueError(f"{where}: r is {r!r} and lora_alpha {alpha!r}; both must be numbers above 0")
     for key, value in config.items():
         if value and key not in READ and value not in PLAIN.get(key, ()):
             raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
@@ -348,8 +344,7 @@ def read_adapter(folder):
         tensors[name] = read
         targets.add(target)
     targets = tuple(target for target in (*TARGETS, 'c_attn') if target in targets)
-    r, alpha = config['r'], float(config['lora_alpha'])
-    return r, alpha * math.sqrt(r) if config.get('use_rslora') else alpha, targets, tensors
+    return r, alpha * math.sqrt(r) if config.get('use_rslora') else float(alpha), targets, tensors
 
 
 def load_adapter(model: nn.Module, folder: str):

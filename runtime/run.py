@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from formats.text_files import write_text
+from formats.text_files import first_line, read_json, write_text
 from mirror import MirrorMap
 from report import write_report
 from runtime import console, ranks
@@ -74,29 +74,28 @@ def check_out_dir(out_dir):
 
 
 def check_resume(cfg):
-    """That there is a run to resume, of this task and kind."""
+    """That there is a run of this task to resume."""
     checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
     if not os.path.exists(checkpoint):
         raise FileNotFoundError(f"there is no {checkpoint} to resume: name the run's out_dir, or leave out "
                                 f"{RESUME}")
-    if not os.path.exists(config):
-        return
-    with open(config, encoding='utf-8') as f:
-        began_with = json.load(f)
+    began_with = read_json(config) if os.path.exists(config) else {'task': cfg.task}
     if began_with['task'] != cfg.task:
         raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
                          f"{cfg.task!r} now: give its own config, or name another out_dir")
-    check_same_adapters(began_with, cfg)
 
 
-def check_same_adapters(began_with, cfg):
-    """Raises ValueError where a run that goes on would have other adapters: they would be another policy."""
-    before, now = ({**settings, 'lora_targets': set(targets_of(settings['lora_targets']))}
-                   for settings in (began_with, vars(cfg)))
-    for key in ADAPTER_SETTINGS if before['lora_r'] or cfg.lora_r else ():
-        if before[key] != now[key]:
-            raise ValueError(f"the run in {cfg.out_dir} has {key} {began_with[key]} and it is "
-                             f"{getattr(cfg, key)} now: leave it as it was, or name another out_dir")
+def check_same_policy(before, cfg):
+    """Raises ValueError where a run that goes on would have other adapters, or come by a value head."""
+    now, keys = vars(cfg), ADAPTER_SETTINGS if before['lora_r'] or cfg.lora_r else ()
+    differing = [key for key in keys if before[key] != now[key]]
+    if 'lora_targets' in differing and set(targets_of(before['lora_targets'])) == set(cfg.lora_targets):
+        differing.remove('lora_targets')
+    if 'gae' in (before['advantage'], cfg.advantage) and before['advantage'] != cfg.advantage:
+        differing.append('advantage')
+    for key in differing:
+        raise ValueError(f"the run in {cfg.out_dir} has {key} {before[key]} and it is {now[key]} now: leave "
+                         "it as it was, or name another out_dir")
 
 
 def usable_device(device):
@@ -106,9 +105,8 @@ def usable_device(device):
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
-        reason = str(e).splitlines()[0][:80]
-        seen = f"device is {device!r}, which torch cannot use here ({reason})"
-        raise ValueError(f"{seen}: take 'auto' or 'cpu'") from None
+        why = first_line(e)
+        raise ValueError(f"device is {device!r}, which torch cannot use here ({why}): take 'auto'") from None
     return device
 
 
@@ -118,13 +116,8 @@ def processes(cfg):
     device = cfg.device
     if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    elif device == 'auto':
-        device = 'cpu'
+    device = usable_device(device)
     on_gpu = device.startswith('cuda')
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: take 'auto' or 'cpu'")
-    if not on_gpu:
-        usable_device(device)
     if world_size > 1 or cfg.shard:
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:
@@ -306,15 +299,11 @@ class State:
     def resume(self, job):
         """Go on where the run in out_dir stopped. Returns the iteration."""
         cfg = self.cfg
-        path, saved = newest_checkpoint(cfg.out_dir, 'adapters' if cfg.lora_r else 'run')
+        path, saved = newest_checkpoint(cfg.out_dir, 'run', 'adapters')
+        check_same_policy(saved['config'], cfg)
         check_start(saved, self.start_weights, self.start)
         check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
-        check_same_adapters(saved['config'], cfg)
         say_what_changed(saved['config'], plain_config(cfg))
-        began_with = saved['config'].get('advantage')
-        if (began_with == 'gae') != (cfg.advantage == 'gae'):
-            raise ValueError(f"this run began with advantage {began_with!r} and it is {cfg.advantage!r} now: "
-                             "a value head cannot come or go")
         if saved['iter'] > cfg.max_iters:
             raise ValueError(f"max_iters is {cfg.max_iters} and the run at {saved['iter']}: raise max_iters")
         job.restore(saved)
@@ -527,8 +516,7 @@ class Log:
         try:
             write_report([self.cfg.out_dir], {self.cfg.task: type(self.job)})
         except Exception as e:
-            reason = str(e).splitlines()[0] if str(e) else 'no reason given'
-            tell(f"warning: there is no new report.html: {type(e).__name__}: {reason}")
+            tell(f"warning: there is no new report.html: {type(e).__name__}: {first_line(e)}")
 
     def close(self, stopping):
         """The end: what to run next, unless the run was stopped."""
@@ -549,15 +537,16 @@ def leave(stopping):
         os._exit(0)  # an ordinary exit would wait for a reward that is still at work in a thread
 
 
-def number_or_none(x):
+def number_or_none(x, digits=None):
     """JSON has no NaN, which a reward is where it does not apply, and no infinity."""
-    return x if math.isfinite(x) else None
+    if not math.isfinite(x):
+        return None
+    return x if digits is None else round(x, digits)
 
 
 def numbers(tensor, digits=None):
     """A list of the numbers of a tensor (n,), rounded to digits; None for NaN and infinity."""
-    values = map(number_or_none, tensor.tolist())
-    return [value if value is None or digits is None else round(value, digits) for value in values]
+    return [number_or_none(value, digits) for value in tensor.tolist()]
 
 
 def forget_after(path, it):

@@ -297,7 +297,8 @@ def test_values_out_of_range(argument, words):
 
 @pytest.mark.parametrize('arguments, words', [
     (['--judge_iters=5', '--task=completion'], "--judge_iters=5: judge_iters means nothing to task 'completion', it is for fill_in"),
-    (['--max_new_tokens=5'], "--max_new_tokens=5: max_new_tokens means nothing to task 'fill_in', it is for completion and alignment and nla"),
+    (['--max_new_tokens=5'],
+     "--max_new_tokens=5: max_new_tokens means nothing to task 'fill_in', it is for completion and alignment and nla"),
     (['--lambda_lr=0.1', '--task=nla'], "--lambda_lr=0.1: lambda_lr means nothing to task 'nla', it is for alignment"),
     (['--lora_r=4'], "--lora_r=4: lora_r means nothing to task 'fill_in'")])
 def test_keys_of_another_task(arguments, words):
