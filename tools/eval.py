@@ -57,7 +57,7 @@ def asked(names, cfg):
     given = read_config_file(cfg.config, settings) if cfg.config else {}
     settings |= {key: given[key] for key in FUNCTIONS if key in given}
     if cfg.prompts:
-        settings |= {'train_prompts': cfg.prompts, 'eval_prompts': cfg.prompts, 'eval_prompts_n': None}
+        settings |= {'train_prompts': cfg.prompts, 'eval_prompts': cfg.prompts, 'eval_prompts_n': 10 ** 9}
     settings |= {key: value for key, value in vars(cfg).items() if key in settings and value is not None}
     lost = [settings[key] for key in FUNCTIONS[1:] if isinstance(settings.get(key), str)]
     for element in settings['rewards'] if isinstance(settings['rewards'], list) else ():
