@@ -67,7 +67,11 @@ def assignments(block):
     for node in block:
         if isinstance(node, ast.AnnAssign):
             yield node.target.id, node
-        elif isinstance(node, ast.Assign) and is_literal(node.value):
+        elif isinstance(node, ast.Assign):
+            try:
+                ast.literal_eval(node.value)
+            except ValueError:  # computed: no setting
+                continue
             yield ast.unparse(node.targets[0]), node
 
 
@@ -88,24 +92,11 @@ def read_keys(source, names=None, room='run', block=None):
     return keys
 
 
-def is_literal(node):
-    try:
-        ast.literal_eval(node)
-        return True
-    except ValueError:
-        return False
-
-
-def room_of(cls):
-    """'grpo' of grpo.Settings, 'fill_in' of tasks.fill_in.FillIn.Settings."""
-    return cls.__module__.rpartition('.')[2]
-
-
 def read_room(cls):
-    """{key: Setting} of a class of settings."""
+    """{key: Setting} of a class of settings; its room is 'fill_in' of tasks.fill_in.FillIn.Settings."""
     source = textwrap.dedent(inspect.getsource(cls))
-    names = vars(sys.modules[cls.__module__])
-    return read_keys(source, names, room_of(cls), ast.parse(source).body[0].body)
+    names, room = vars(sys.modules[cls.__module__]), cls.__module__.rpartition('.')[2]
+    return read_keys(source, names, room, ast.parse(source).body[0].body)
 
 
 def rooms_of(task):
@@ -372,8 +363,8 @@ def read_value(key, text, keys):
 
 def split_arguments(arguments, keys, folder):
     """
-    (config files, [(key, text of its value or None, the argument)]) of a command line. Raises ValueError for
-    an argument that is neither, saying what to type, and as find_config.
+    (config files, [(key, text of its value or None, the argument)]) of a command line. Raises ValueError, and
+    as find_config, saying what to type.
     """
     paths, overrides = [], []
     for argument in arguments:
@@ -395,18 +386,18 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     """
     Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
     classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
-    as one object, flat. Raises ValueError for a key, type or range that does not fit, a key of another task,
-    and settings that contradict each other (a room's check(cfg)); FileNotFoundError for a missing config.
+    as one object, flat. Raises ValueError for what does not fit, a key of another task, and contradictions,
+    which a room's check(cfg) finds; FileNotFoundError for a missing config.
     """
     sys.excepthook = one_line_errors
     with open(namespace['__file__'], encoding='utf-8') as f:
         source = f.read()
+    every_room = list(rooms)
     for task in (tasks or {}).values():
-        rooms += tuple(room for room in rooms_of(task) if room not in rooms)
-    keys, values = read_keys(source, namespace), {}
-    for key in keys:
-        values[key] = namespace[key]
-    for room in rooms:
+        every_room += [room for room in rooms_of(task) if room not in every_room]
+    keys = read_keys(source, namespace)
+    values = {key: namespace[key] for key in keys}
+    for room in every_room:
         for key, setting in read_room(room).items():
             if key in keys:
                 raise AssertionError(f"{key} is a setting of {keys[key].room} and of {setting.room}")
@@ -418,8 +409,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     cfg = types.SimpleNamespace(**values)
     if tasks:
         refuse_other_tasks(cfg, given, tasks)
-        of_others = set().union(*map(rooms_of, tasks.values())).difference(rooms_of(tasks[cfg.task]))
-        rooms = [room for room in rooms if room not in of_others]
+        rooms += tuple(rooms_of(tasks[cfg.task]))
     for room in rooms:
         if hasattr(room, 'check'):
             room.check(cfg)
@@ -484,7 +474,7 @@ def print_help(namespace, keys, values, room):
 def print_lines(text, width):
     """The text's lines, each wrapped where it is wider than the terminal."""
     for line in text.split('\n'):
-        print('\n'.join(textwrap.wrap(line, width, subsequent_indent='    ')))
+        print(textwrap.fill(line, width, subsequent_indent='    '))
 
 
 def print_setting(start, setting, width):
@@ -493,10 +483,8 @@ def print_setting(start, setting, width):
     if typing.get_origin(setting.kind) is typing.Literal and not words.startswith("'"):
         words = f"{' | '.join(map(str, typing.get_args(setting.kind)))}: {words}"
     indent = ' ' * 40
-    lines = textwrap.wrap(words, width - len(indent))
-    if lines and len(start) < len(indent):
-        start = start.ljust(len(indent)) + lines.pop(0)
-    print('\n'.join([start, *(indent + line for line in lines)]))
+    text = textwrap.fill(words, width, initial_indent=indent, subsequent_indent=indent)
+    print(start + text[len(start):] if len(start) < len(indent) else f'{start}\n{text}'.rstrip())
 
 
 def one_line(text):
@@ -506,8 +494,8 @@ def one_line(text):
 
 def one_line_errors(kind, error, trace):
     """
-    An error raised on purpose (its last line is a `raise` of ours) is for the user: its message is printed
-    and nothing else. Any other is a bug, and keeps its traceback.
+    Of an error raised on purpose, by a `raise` of ours, the message is printed and nothing else. Any other is
+    a bug, and keeps its traceback.
     """
     if kind is KeyboardInterrupt:
         return print('interrupted: what was being made is not saved', file=sys.stderr)

@@ -372,7 +372,7 @@ def go_on_with_adapters(cfg, path):
     for key, now, value in zip(ADAPTER_SETTINGS, asked, theirs, strict=True):
         if now and (set(now) != set(value) if key == 'lora_targets' else now != value):
             raise ValueError(f"{key} is {now} and the adapters of {path} have {value}: leave it out to go on "
-                             "with them, or merge them into their base first to train new ones")
+                             "with them, or merge them into their base")
         setattr(cfg, key, value)
     say(f"going on with the adapters of {path}: r {cfg.lora_r}, alpha {cfg.lora_alpha:g}, on "
         f"{', '.join(cfg.lora_targets)}")

@@ -40,7 +40,6 @@ def in_out_dir(cfg, name):
 
 def check(cfg):
     """Raises ValueError or FileNotFoundError, before time is spent, for a run that contradicts itself."""
-    alone = 'RANK' not in os.environ
     cfg.lora_alpha, cfg.lora_targets = cfg.lora_alpha or 16.0, targets_of(cfg.lora_targets)
     for contradiction, message in (
         (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
@@ -49,7 +48,8 @@ def check(cfg):
         (cfg.shard and (cfg.optimizer != 'adamw' or cfg.load_in_8bit or cfg.reference_offload or cfg.compile),
          "shard goes with optimizer adamw, without load_in_8bit, reference_offload and compile"),
         (cfg.shard and cfg.precision == 'fp16', "shard goes with precision fp32 or bf16, not fp16"),
-        (cfg.shard and alone, "shard spreads the model over processes, which torchrun starts"),
+        (cfg.shard and 'RANK' not in os.environ,
+         "shard spreads the model over processes, which torchrun starts"),
     ):
         if contradiction:
             raise ValueError(message)
@@ -62,7 +62,7 @@ def check(cfg):
 
 
 def check_out_dir(out_dir):
-    """That a folder can be made there, and moved aside by a later run."""
+    """Raises ValueError unless a folder can be made there, and moved aside by a later run."""
     folder = os.path.abspath(out_dir)
     if f'{os.getcwd()}/'.startswith(f"{folder.rstrip('/')}/"):
         raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
@@ -228,7 +228,6 @@ class State:
     def set_learning_rate(self, lr):
         for group in self.optimizer.param_groups:
             group['lr'] = lr
-        return lr
 
     def stop_if_broken(self, metrics):
         """Raises FloatingPointError after max_bad_steps iterations in a row whose steps were skipped."""
