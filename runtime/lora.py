@@ -30,7 +30,7 @@ ADAPTER_SETTINGS = ('lora_r', 'lora_alpha', 'lora_targets')  # what adapters are
 
 
 def targets_of(names):
-    """Our names of what lora_targets lists, a tuple or a text with commas; None is all. Raises ValueError."""
+    """What lora_targets lists, a tuple or a text with commas, as ours; None is all. Raises ValueError."""
     if names is None:
         return TARGETS
     listed = [name.strip() for name in names.split(',')] if isinstance(names, str) else list(names)
@@ -38,7 +38,8 @@ def targets_of(names):
     if unknown or not listed:
         raise ValueError(f"lora_targets has {unknown[0] if unknown else 'nothing'!r}: take some of "
                          f"{', '.join(NAMES)}")
-    return tuple(dict.fromkeys(target for name in listed for target in NAMES[name]))
+    wanted = {target for name in listed for target in NAMES[name]}
+    return tuple(target for target in (*TARGETS, 'c_attn') if target in wanted)
 
 
 def replace(module, kind, make):
@@ -335,16 +336,16 @@ def read_adapter(folder):
             raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
-    tensors, targets = {}, set()
+    tensors, targets = {}, []
     for name, (_, read) in open_tensors([path]).items():
         *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']
         target = ENDS.get(f'{parent}.{module}') or NAMES.get(module, ('',))[0]
         if kind not in ('lora_A', 'lora_B') or not target:
             raise ValueError(f"{path} holds {name}, which is no plain adapter on a linear of a block")
         tensors[name] = read
-        targets.add(target)
-    targets = tuple(target for target in (*TARGETS, 'c_attn') if target in targets)
-    return r, alpha * math.sqrt(r) if config.get('use_rslora') else float(alpha), targets, tensors
+        targets.append(target)
+    alpha = alpha * math.sqrt(r) if config.get('use_rslora') else float(alpha)
+    return r, alpha, targets_of(targets), tensors
 
 
 def load_adapter(model: nn.Module, folder: str):
@@ -370,7 +371,7 @@ def go_on_with_adapters(cfg, path):
     *theirs, _ = read_adapter(local_folder(path))
     asked = cfg.lora_r or None, cfg.lora_alpha, cfg.lora_targets and targets_of(cfg.lora_targets)
     for key, now, value in zip(ADAPTER_SETTINGS, asked, theirs, strict=True):
-        if now and (set(now) != set(value) if key == 'lora_targets' else now != value):
+        if now and now != value:
             raise ValueError(f"{key} is {now} and the adapters of {path} have {value}: leave it out to go on "
                              "with them, or merge them into their base")
         setattr(cfg, key, value)

@@ -74,28 +74,22 @@ def check_out_dir(out_dir):
 
 
 def check_resume(cfg):
-    """That there is a run of this task to resume."""
+    """That there is a run to resume, of this task and with the same weights to learn."""
     checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
     if not os.path.exists(checkpoint):
         raise FileNotFoundError(f"there is no {checkpoint} to resume: name the run's out_dir, or leave out "
                                 f"{RESUME}")
-    began_with = read_json(config) if os.path.exists(config) else {'task': cfg.task}
-    if began_with['task'] != cfg.task:
-        raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
-                         f"{cfg.task!r} now: give its own config, or name another out_dir")
-
-
-def check_same_policy(before, cfg):
-    """Raises ValueError where a run that goes on would have other adapters, or come by a value head."""
-    now, keys = vars(cfg), ADAPTER_SETTINGS if before['lora_r'] or cfg.lora_r else ()
-    differing = [key for key in keys if before[key] != now[key]]
-    if 'lora_targets' in differing and set(targets_of(before['lora_targets'])) == set(cfg.lora_targets):
-        differing.remove('lora_targets')
-    if 'gae' in (before['advantage'], cfg.advantage) and before['advantage'] != cfg.advantage:
-        differing.append('advantage')
-    for key in differing:
-        raise ValueError(f"the run in {cfg.out_dir} has {key} {before[key]} and it is {now[key]} now: leave "
-                         "it as it was, or name another out_dir")
+    if not os.path.exists(config):
+        return
+    before, now, fixed = read_json(config), plain_config(cfg), ['task']
+    if before['lora_r'] or cfg.lora_r:
+        fixed += ADAPTER_SETTINGS
+    if 'gae' in (before['advantage'], cfg.advantage):  # a value head cannot come or go
+        fixed.append('advantage')
+    for key in fixed:
+        if before[key] != now[key]:
+            raise ValueError(f"the run in {cfg.out_dir} has {key} {before[key]!r} and it is {now[key]!r} "
+                             "now: leave it as it was, or name another out_dir")
 
 
 def usable_device(device):
@@ -299,7 +293,6 @@ class State:
         """Go on where the run in out_dir stopped. Returns the iteration."""
         cfg = self.cfg
         path, saved = newest_checkpoint(cfg.out_dir, 'run', 'adapters')
-        check_same_policy(saved['config'], cfg)
         check_start(saved, self.start_weights, self.start)
         check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
         say_what_changed(saved['config'], plain_config(cfg))

@@ -207,7 +207,7 @@ def test_state_of_the_adapters():
 
 @pytest.mark.parametrize('kinds, more, message', (
     (GPT2, dict(targets=('q', 'gate')), "targets are q, gate: this model has c_attn, o, up, down$"),
-    (LLAMA, dict(targets='c_attn, v'), "targets are c_attn, v: this model has q, k, v, o, gate, up, down$"),
+    (LLAMA, dict(targets='c_attn, v'), "targets are v, c_attn: this model has q, k, v, o, gate, up, down$"),
     (LLAMA, dict(targets=('qproj',)), "lora_targets has 'qproj': take some of q, .*, q_proj, .*, all-linear$"),
     (LLAMA, dict(targets=()), "lora_targets has 'nothing'"), (LLAMA, dict(targets=('q', ['v'])), "has .'v'.: take some")))
 def test_what_is_refused(kinds, more, message):
