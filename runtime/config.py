@@ -209,20 +209,18 @@ def known_elsewhere(key, keys):
     """What other frameworks' settings of that name are here: "TRL's beta is kl_beta here"; '' for none."""
     with open(OTHER_NAMES, encoding='utf-8') as f:
         table = json.load(f)
-    exact, last = {}, {}  # {(name, ours): [frameworks, note]}; last: known by its last part
+    exact, last = {}, {}  # {a name and what it is here: the first framework that has it}, whole or by its end
     for framework, rows in table.items():
         for name, (ours, note) in rows.items():
-            of_last = name.endswith(f'.{key}') or key.endswith(f'.{name}')
             if ours and not keys.keys() >= set(ours.split(', ')):
                 continue
-            if of_last or fnmatch.fnmatch(key, name):
-                told = (last if of_last else exact).setdefault((name, ours), [[], note])
-                told[0].append(framework)
-    lines = []
-    for (name, ours), (frameworks, note) in (exact or last).items():
-        told = [f"is {ours.replace(', ', ' and ')} here"] if ours not in ('', name) else []
-        whose = ' and '.join(frameworks)
-        lines.append(f"{whose}'s {name} {', '.join(told + [note] * bool(note))}")
+            here = f"is {ours.replace(', ', ' and ')} here" if ours not in ('', name) else ''
+            told = f"{name} {', '.join(filter(None, (here, note)))}"
+            if fnmatch.fnmatch(key, name):
+                exact.setdefault(told, framework)
+            elif name.endswith(f'.{key}') or key.endswith(f'.{name}'):
+                last.setdefault(told, framework)
+    lines = [f"{framework}'s {told}" for told, framework in (exact or last).items()]
     return '; '.join(lines[:3])
 
 

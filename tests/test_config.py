@@ -401,7 +401,7 @@ def test_the_document_is_made_from_the_table():
 
 
 @pytest.mark.parametrize('argument, words', [
-    ('--beta=0.1', "TRL and grpo_alignment.yaml's beta is kl_beta here"),
+    ('--beta=0.1', "TRL's beta is kl_beta here"),
     ('--num_generations=8', "'s num_generations is group_size here"),
     ('--epsilon=0.2', "TRL's epsilon is clip_low and clip_high here"),
     ('--epsilon_high=0.2', "TRL's epsilon_high is clip_high here"),
