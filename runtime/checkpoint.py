@@ -109,20 +109,22 @@ def entry(checkpoint, key, kind, path):
 
 
 def check_fit(source, target, where):
-    """Raises ValueError unless the tensors of two dicts agree in names and shapes; where: what source is."""
-    theirs, ours = shapes_of(source), shapes_of(target)
-    wrong = [f"{name} is {theirs.get(name, 'missing')}, wanted {ours.get(name, 'none')}"
-             for name in sorted(theirs | ours, key=str) if theirs.get(name) != ours.get(name)]
+    """Raises ValueError unless two dicts of tensors agree in names, shapes, kinds; where: what source is."""
+    wrong = []
+    for name in sorted(source.keys() | target.keys(), key=str):
+        seen, wanted = form_of(source, name), form_of(target, name)
+        if seen != wanted:
+            wrong.append(f"{name} is {seen}, wanted {wanted}")
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
-    for name, tensor in source.items():
-        is_tensor = isinstance(tensor, torch.Tensor)
-        if not is_tensor or tensor.is_floating_point() != target[name].is_floating_point():
-            raise ValueError(f"{where}: {name} is not a tensor of the kind that this model has")
 
 
-def shapes_of(tensors):
-    return {name: tuple(getattr(tensor, 'shape', ())) for name, tensor in tensors.items()}
+def form_of(tensors, name):
+    """'(2, 3)', '(2, 3) of integers'; or why there is none."""
+    tensor = tensors.get(name)
+    if not isinstance(tensor, torch.Tensor):
+        return 'no tensor' if name in tensors else 'none'
+    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' of integers'}"
 
 
 def tokenizer_of(path, saved=None):

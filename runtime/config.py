@@ -3,18 +3,14 @@ Configuration without a framework, after nanoGPT: a script opens with a block of
 
     cfg = configure(globals())
 
-The command line overrides them: `python train_grpo.py config/grpo_config.py --seed=2`. Later wins:
-defaults, then config files in the order given, then --key=value. A config file is Python, and what it
-defines may be a value too; it is looked for here and beside the script. Values on the command line are Python
-literals, and bare words are strings, also in a list; --quiet alone is --quiet=True.
+Later wins: these defaults, then config files in the order given, then --key=value. A config file is Python,
+looked for here and beside the script. Values on the command line are Python literals, and bare words are
+strings, also in a list; --quiet alone is --quiet=True.
 
 A room with settings of its own has a class `Settings` of the same form, which configure takes besides the
 globals: `configure(globals(), grpo.Settings, tasks=TASKS)`. Outside they are all flat, so no name may be
-owned twice.
-
-The type of a setting is that of its default (an int will do for a float), or its annotation: `float |
-None`, `Literal['sum', 'mean']` for a choice, and for a range a type with an interval, `Annotated[float,
-'(0, 1]']`.
+owned twice. A setting's type is that of its default (an int will do for a float), or its annotation: `float |
+None`, `Literal['sum', 'mean']` for a choice, `Annotated[float, '(0, 1]']` for a range.
 """
 import ast
 import difflib
@@ -22,16 +18,17 @@ import fnmatch
 import glob
 import inspect
 import json
-import linecache
 import os
 import re
-import select
 import shutil
 import sys
 import textwrap
+import traceback
 import types
 import typing
 from typing import Annotated, NamedTuple
+
+from formats.text_files import first_line
 
 Count = Annotated[int, '[1, inf)']
 Natural = Annotated[int, '[0, inf)']
@@ -40,8 +37,7 @@ NonNegative = Annotated[float, '[0, inf)']
 Share = Annotated[float, '[0, 1]']
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OTHER_NAMES = os.path.join(ROOT, 'runtime', 'other_names.json')  # {framework: {its name: [ours, a note]}}
-INF = float('inf')
-DASHES = '-\u2010\u2011\u2012\u2013\u2014\u2015\u2212'  # what a word processor makes of two of them
+DASHES = '+-\u2010\u2011\u2012\u2013\u2014\u2015\u2212'  # with what a word processor makes of two
 
 
 class Setting(NamedTuple):
@@ -56,37 +52,33 @@ class Setting(NamedTuple):
 # reading the settings out of a script and of the rooms' classes
 
 def settings_block(source):
-    """The statements among which a script calls configure, at its top or under `if __name__ ==`."""
+    """The statements of a script above its call of configure, at its top or in an `if`; None without one."""
     body = ast.parse(source).body
-    for node in body:
-        if isinstance(node, ast.If) and any(map(calls_configure, node.body)):
-            return node.body
-    return body
-
-
-def calls_configure(node):
-    """Whether a statement, and not one inside it, is or holds the call."""
-    if not isinstance(node, (ast.Expr, ast.Assign)):
-        return False
-    calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
-    return any(getattr(function, 'id', '') == 'configure' for function in calls)
+    for block in (body, *(node.body for node in body if isinstance(node, ast.If))):
+        for i, node in enumerate(block):
+            parts = ast.walk(node) if isinstance(node, (ast.Expr, ast.Assign)) else ()
+            if any(isinstance(part, ast.Call) and ast.unparse(part.func) == 'configure' for part in parts):
+                return block[:i]
+    return None
 
 
 def assignments(block):
-    """(key, node) of what is set above the call of configure."""
+    """(key, node) of what is set in it."""
     for node in block:
-        if calls_configure(node):
-            return
         if isinstance(node, ast.AnnAssign):
             yield node.target.id, node
-        elif isinstance(node, ast.Assign) and is_literal(node.value):
+        elif isinstance(node, ast.Assign):
+            try:
+                ast.literal_eval(node.value)
+            except ValueError:  # computed: no setting
+                continue
             yield ast.unparse(node.targets[0]), node
 
 
 def read_keys(source, names=None, room='run', block=None):
-    """{key: Setting} of the assignments above the call of configure; names: what annotations may use."""
+    """{key: Setting} of a block, else of the script's; names: what annotations may use."""
     keys, lines, heading, above = {}, source.splitlines(), '', 0
-    for key, node in assignments(settings_block(source) if block is None else block):
+    for key, node in assignments(block or settings_block(source)):
         for line in lines[above:node.lineno - 1]:
             if line.lstrip().startswith('# ') and not line.lstrip().startswith('# ---'):
                 heading = line.strip().lstrip('# ')
@@ -100,24 +92,11 @@ def read_keys(source, names=None, room='run', block=None):
     return keys
 
 
-def is_literal(node):
-    try:
-        ast.literal_eval(node)
-        return True
-    except ValueError:
-        return False
-
-
-def room_of(cls):
-    """'grpo' of grpo.Settings, 'fill_in' of tasks.fill_in.FillIn.Settings."""
-    return cls.__module__.rpartition('.')[2]
-
-
 def read_room(cls):
-    """{key: Setting} of a class of settings."""
+    """{key: Setting} of a class of settings; its room is 'fill_in' of tasks.fill_in.FillIn.Settings."""
     source = textwrap.dedent(inspect.getsource(cls))
-    names = vars(sys.modules[cls.__module__])
-    return read_keys(source, names, room_of(cls), ast.parse(source).body[0].body)
+    names, room = vars(sys.modules[cls.__module__]), cls.__module__.rpartition('.')[2]
+    return read_keys(source, names, room, ast.parse(source).body[0].body)
 
 
 def rooms_of(task):
@@ -157,10 +136,8 @@ def inside(value, interval):
 
 
 def bounds_in_words(interval):
-    """'at least 1', 'above 0 and at most 1', 'between 0 and 1'."""
+    """'at least 1', 'above 0 and at most 1'."""
     low, high = interval[1:-1].split(', ')
-    if interval[0] == '[' and interval[-1] == ']':
-        return f'between {low} and {high}'
     bounds = []
     if low != '-inf':
         bounds.append(f"{'at least' if interval[0] == '[' else 'above'} {low}")
@@ -169,32 +146,24 @@ def bounds_in_words(interval):
     return ' and '.join(bounds) or 'finite'
 
 
-def range_of(kind):
-    """What a type takes, in words, where it is the value and not its type that does not fit."""
-    _, interval = parts_of(kind)
-    return bounds_in_words(interval) if interval else name_of(kind)
-
-
 def name_of(kind):
-    """What a type takes, in words: 'int', 'float | None', 'one of sum, mean'."""
+    """What a type takes, in words: 'at least 1 (int)', 'float, or None', 'one of sum, mean'."""
+    if len(members(kind)) > 1:
+        return ', or '.join(map(name_of, members(kind)))
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(kind)))}"
-    if len(members(kind)) > 1:
-        return ' | '.join(map(name_of, members(kind)))
-    base, _ = parts_of(kind)
-    words = {types.NoneType: 'None', bool: 'bool, True or False', types.FunctionType: "a config's function"}
-    return words.get(base) or getattr(base, '__name__', str(base))
+    base, interval = parts_of(kind)
+    words = {types.NoneType: 'None', bool: 'True or False', types.FunctionType: "a config's function"}
+    name = words.get(base) or getattr(base, '__name__', str(base))
+    return f'{bounds_in_words(interval)} ({name})' if interval else name
 
 
-def converted(value, base):
-    """(the value as the type takes it,): an int as float, a list as tuple or back; () where it does not."""
-    if base is object or type(value) is base:
-        return (value,)
-    if type(value) is int and base is float and abs(value) <= sys.float_info.max:
-        return (float(value),)
-    if base in (list, tuple) and type(value) in (list, tuple):
-        return (base(value),)
-    return ()
+def fits(value, member):
+    """Whether one of the types that an annotation offers takes the value."""
+    base, interval = parts_of(member)
+    if base is typing.Literal:
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(member))
+    return base is object or type(value) is base and (interval is None or inside(value, interval))
 
 
 def shown(value):
@@ -206,28 +175,22 @@ def shown(value):
 
 
 def check(key, value, keys, where):
-    """The value, converted to what the key takes. Raises ValueError naming key, value and range."""
+    """
+    The value as the key takes it: an int also as a float, a list as a tuple and back. Raises ValueError
+    naming key, value and what is taken.
+    """
     if key not in keys:
         raise ValueError(f"{where}: unknown key {key!r}{remedy_for(key, keys)}")
-    kind, out_of_range = keys[key].kind, False
-    if type(value) in (int, float) and 1e15 < abs(value) < INF:
+    if type(value) in (int, float) and abs(value) > 1e15:
         raise ValueError(f"{where}: {key} is {shown(value)}; no number here is above 1e15")
-    for member in members(kind):
-        if typing.get_origin(member) is typing.Literal:
-            if any(type(value) is type(choice) and value == choice for choice in typing.get_args(member)):
-                return value
-            out_of_range = True
-            continue
-        base, interval = parts_of(member)
-        for fitting in converted(value, base):
-            if interval is None or inside(fitting, interval):
-                return fitting
-            out_of_range = True
-    if out_of_range:
-        wanted = ', or '.join(map(range_of, members(kind))) + ', and finite' * (value in (INF, -INF))
-        elsewhere = f". {known_elsewhere(key, keys)}" if isinstance(value, str) else ''
-        raise ValueError(f"{where}: {key} is {shown(value)}; it must be {wanted}{elsewhere.rstrip('. ')}")
-    raise ValueError(f"{where}: {key} must be {name_of(kind)}, not {shown(value)} ({type(value).__name__})")
+    kind = keys[key].kind
+    other = {int: float, list: tuple, tuple: list}.get(type(value))
+    for candidate in (value, other(value)) if other else (value,):
+        if any(fits(candidate, member) for member in members(kind)):
+            return candidate
+    elsewhere = known_elsewhere(key, keys) if isinstance(value, str) else ''
+    note = f". {elsewhere}" if elsewhere else ''
+    raise ValueError(f"{where}: {key} is {shown(value)}; it must be {name_of(kind)}{note}")
 
 
 # -----------------------------------------------------------------------------
@@ -246,20 +209,18 @@ def known_elsewhere(key, keys):
     """What other frameworks' settings of that name are here: "TRL's beta is kl_beta here"; '' for none."""
     with open(OTHER_NAMES, encoding='utf-8') as f:
         table = json.load(f)
-    exact, last = {}, {}  # {(name, ours): [frameworks, note]}; last: known by its last part
+    exact, last = {}, {}  # {a name and what it is here: the first framework that has it}, whole or by its end
     for framework, rows in table.items():
         for name, (ours, note) in rows.items():
-            of_last = name.endswith(f'.{key}') or key.endswith(f'.{name}')
             if ours and not keys.keys() >= set(ours.split(', ')):
                 continue
-            if of_last or fnmatch.fnmatch(key, name):
-                told = (last if of_last else exact).setdefault((name, ours), [[], note])
-                told[0].append(framework)
-    lines = []
-    for (name, ours), (frameworks, note) in (exact or last).items():
-        told = [f"is {ours.replace(', ', ' and ')} here"] if ours not in ('', name) else []
-        whose = ' and '.join(frameworks)
-        lines.append(f"{whose}'s {name} {', '.join(told + [note] * bool(note))}")
+            here = f"is {ours.replace(', ', ' and ')} here" if ours not in ('', name) else ''
+            told = f"{name} {', '.join(filter(None, (here, note)))}"
+            if fnmatch.fnmatch(key, name):
+                exact.setdefault(told, framework)
+            elif name.endswith(f'.{key}') or key.endswith(f'.{name}'):
+                last.setdefault(told, framework)
+    lines = [f"{framework}'s {told}" for told, framework in (exact or last).items()]
     return '; '.join(lines[:3])
 
 
@@ -306,8 +267,8 @@ def with_settings(key, path, values):
 # config files and the command line
 
 def locate(path, folder=ROOT):
-    """The file that a path means: here, else in the folder, else in the repo; None where there is none."""
-    return next(filter(os.path.isfile, (os.path.join(place, path) for place in ('', folder, ROOT))), None)
+    """What a path means: here, else in the folder, else in the repo; None where there is nothing."""
+    return next(filter(os.path.exists, (os.path.join(place, path) for place in ('', folder, ROOT))), None)
 
 
 def find_config(path, folder):
@@ -316,20 +277,16 @@ def find_config(path, folder):
     if found and found.endswith('.py'):
         return found
     if found:
-        raise ValueError(f"{path} is no config file: one is Python, `key = value` a line, and ends in .py; "
-                         "data is named by --train_prompts= or --dataset=")
-    if os.path.isfile(os.path.join(path, 'config.json')):
-        raise ValueError(f"{path} is a run's folder: --out_dir={path} --init_from=resume goes on with it")
-    if path and any(os.path.isdir(os.path.join(place, path)) for place in ('', ROOT)):
-        raise ValueError(f"{path} is a folder; a config is a file, as config/arithmetic.py")
+        raise ValueError(f"{path!r} is no config file, which is Python and ends in .py: data is given as "
+                         "--train_prompts=, a run to go on with as --out_dir= and --init_from=resume")
     known = {}
     for pattern in ('config/**/*.py', os.path.join(os.path.dirname(path), '*.py')):
         for other in glob.glob(pattern, recursive=True) + glob.glob(pattern, root_dir=ROOT, recursive=True):
             known[os.path.basename(other)[:-3]] = other
     stem = re.split(r'[/\\\\]', path)[-1].removesuffix('.py')
     near = difflib.get_close_matches(stem, known, n=1, cutoff=0.75)
-    meant = f"; did you mean {known[near[0]]}?" if near else " (overrides are written --key=value)"
-    raise FileNotFoundError(f"there is no config file {path!r}{meant}")
+    meant = f"did you mean {known[near[0]]}?" if near else "overrides are --key=value, without spaces"
+    raise FileNotFoundError(f"there is no config file {path!r}: {meant}")
 
 
 def read_config_file(path, keys):
@@ -339,19 +296,19 @@ def read_config_file(path, keys):
         with open(path, 'rb') as f:
             source = f.read()
         program = compile(source, path, 'exec')
-        is_script = any(map(calls_configure, settings_block(source)))
-    except OSError as e:
-        raise OSError(f"{path} cannot be read ({e.strerror})") from None
+        is_script = settings_block(source) is not None
     except SyntaxError as e:
         raise ValueError(f"{path}, line {e.lineno or 1}: {e.msg}") from None
-    except (ValueError, MemoryError, RecursionError):
-        raise ValueError(f"{path} cannot be read as Python: a NUL character, or nested too deep") from None
+    except (OSError, ValueError, MemoryError, RecursionError) as e:
+        raise ValueError(f"{path} cannot be read as Python: {first_line(e)}") from None
     if is_script:
         raise ValueError(f"{path} is a program and no config file")
     try:
         exec(program, names)
     except (Exception, SystemExit) as e:
-        raise ValueError(f"{path}, line {line_in(path, e.__traceback__)}: {type(e).__name__}: {e}") from None
+        frames = traceback.extract_tb(e.__traceback__)
+        *_, line = [0, *(frame.lineno for frame in frames if frame.filename == path)]
+        raise ValueError(f"{path}, line {line}: {type(e).__name__}: {e}") from None
     machinery = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
     own = {key for key, value in names.items() if key.startswith('_') or isinstance(value, machinery)}
     values = {key: value for key, value in names.items() if key in keys or key not in own}
@@ -367,21 +324,11 @@ def program_for(path, values, keys):
     most, remedy = len(values.keys() & keys.keys()), None
     for script in ('train_grpo.py', 'sample.py', *glob.glob('tools/*.py', root_dir=ROOT)):
         with open(os.path.join(ROOT, script), encoding='utf-8') as f:
-            known = len(values.keys() & dict(assignments(settings_block(f.read()))).keys())
+            known = len(values.keys() & dict(assignments(settings_block(f.read()) or ())).keys())
         if known > most:
             program = script if '/' not in script else f"-m {script[:-3].replace('/', '.')}"
             most, remedy = known, f"; it is a config for another program: python {program} {path}"
     return remedy
-
-
-def line_in(path, trace):
-    """The line of the file at path that an error came from."""
-    line = 0
-    while trace:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
 
 
 class Words(ast.NodeTransformer):
@@ -414,28 +361,22 @@ def read_value(key, text, keys):
 
 def split_arguments(arguments, keys, folder):
     """
-    (config files, [(key, text of its value or None, the argument)]) of a command line. Raises ValueError for
-    an argument that is neither, saying what to type, and as find_config.
+    (config files, [(key, text of its value or None, the argument)]) of a command line. Raises ValueError, and
+    as find_config, saying what to type.
     """
-    paths, overrides, before = [], [], None
-    for argument, after in zip(arguments, [*arguments, ''][1:], strict=True):
-        rest = argument.lstrip(DASHES)
-        dashes, (key, equals, text) = argument[:len(argument) - len(rest)], rest.partition('=')
-        is_file = not dashes and locate(argument, folder)
-        if not dashes and (is_file or not equals or '/' in key):
-            if before and not is_file:
-                raise ValueError(f"--{before} {argument}: a value stands behind an equals sign, without a "
-                                 f"space: --{before}={argument}")
+    paths, overrides = [], []
+    for argument in arguments:
+        override = argument.lstrip(DASHES)
+        dashes, (key, equals, text) = argument.removesuffix(override), override.partition('=')
+        if not dashes and (not equals or argument.endswith('.py')):
             paths.append(find_config(argument, folder))
             continue
-        key = key.lstrip('+')
         if key and key not in keys:
             raise ValueError(f"{argument}: unknown key {key!r}{remedy_for(key, keys)}")
         if not key or dashes != '--' or (not equals and members(keys[key].kind) != (bool,)):
-            value = text or ('...' if after.startswith('--') else after.lstrip('=') or '...')
-            raise ValueError(f"{argument}: overrides are written --key=value, as --{key or 'seed'}={value}")
+            example = f"--{key or 'seed'}={text or 'VALUE'}"
+            raise ValueError(f"{argument}: overrides are --key=value, without spaces: {example}")
         overrides.append((key, text if equals else None, argument))
-        before = None if text else key
     return paths, overrides
 
 
@@ -443,18 +384,18 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     """
     Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
     classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
-    as one object, flat. Raises ValueError for a key, type or range that does not fit, a key of another task,
-    and settings that contradict each other (a room's check(cfg)); FileNotFoundError for a missing config.
+    as one object, flat. Raises ValueError for what does not fit, a key of another task, and contradictions,
+    which a room's check(cfg) finds; FileNotFoundError for a missing config.
     """
     sys.excepthook = one_line_errors
     with open(namespace['__file__'], encoding='utf-8') as f:
         source = f.read()
+    every_room = list(rooms)
     for task in (tasks or {}).values():
-        rooms += tuple(room for room in rooms_of(task) if room not in rooms)
-    keys, values = read_keys(source, namespace), {}
-    for key in keys:
-        values[key] = namespace[key]
-    for room in rooms:
+        every_room += [room for room in rooms_of(task) if room not in every_room]
+    keys = read_keys(source, namespace)
+    values = {key: namespace[key] for key in keys}
+    for room in every_room:
         for key, setting in read_room(room).items():
             if key in keys:
                 raise AssertionError(f"{key} is a setting of {keys[key].room} and of {setting.room}")
@@ -466,8 +407,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     cfg = types.SimpleNamespace(**values)
     if tasks:
         refuse_other_tasks(cfg, given, tasks)
-        of_others = set().union(*map(rooms_of, tasks.values())).difference(rooms_of(tasks[cfg.task]))
-        rooms = [room for room in rooms if room not in of_others]
+        rooms += tuple(rooms_of(tasks[cfg.task]))
     for room in rooms:
         if hasattr(room, 'check'):
             room.check(cfg)
@@ -478,7 +418,7 @@ def read_arguments(arguments, keys, values, namespace):
     """{key: (value, where it was given)} of config files, then overrides; --help is answered at once."""
     for argument in arguments:
         word, _, about = argument.partition('=')
-        if word in ('-h', '--h', '-help', '--help', '-?', 'help'):
+        if word in ('-h', '--help'):
             print_help(namespace, keys, values, about)
             sys.exit(0)
     folder = os.path.dirname(os.path.abspath(namespace['__file__']))
@@ -498,14 +438,11 @@ def read_arguments(arguments, keys, values, namespace):
 
 def refuse_other_tasks(cfg, given, tasks):
     """Raises ValueError for a setting that the chosen task does not read."""
-    of_task = {name: keys_of(task) for name, task in tasks.items()}
     for key, (_, where) in given.items():
-        readers = [name for name in tasks if key in of_task[name]]
-        if key in tasks[cfg.task].refuses:
-            raise ValueError(f"{where}: {key} means nothing to task {cfg.task!r}: leave it out")
-        if readers and cfg.task not in readers:
-            names = ' and '.join(readers)
-            raise ValueError(f"{where}: {key} is for task {names}, and task is {cfg.task!r}: leave it out")
+        readers = [name for name in tasks if key in keys_of(tasks[name])]
+        if key in tasks[cfg.task].refuses or (readers and cfg.task not in readers):
+            whose = f", it is for {' and '.join(readers)}" if readers else ''
+            raise ValueError(f"{where}: {key} means nothing to task {cfg.task!r}{whose}: leave it out")
 
 
 # -----------------------------------------------------------------------------
@@ -515,8 +452,6 @@ def print_help(namespace, keys, values, room):
     """The script's docstring and each setting with its value and comment, room by room, or those of one."""
     rooms = list(dict.fromkeys(setting.room for setting in keys.values()))
     width = max(60, min(shutil.get_terminal_size().columns, 160))
-    if room in keys:
-        return print_setting(f'  --{room}={values[room]!r}', keys[room], width)
     if room and room not in rooms:
         raise ValueError(f"--help={room}: there are the rooms {', '.join(rooms)}")
     if not room:
@@ -537,7 +472,7 @@ def print_help(namespace, keys, values, room):
 def print_lines(text, width):
     """The text's lines, each wrapped where it is wider than the terminal."""
     for line in text.split('\n'):
-        print('\n'.join(textwrap.wrap(line, width, subsequent_indent='    ')))
+        print(textwrap.fill(line, width, subsequent_indent='    '))
 
 
 def print_setting(start, setting, width):
@@ -546,10 +481,8 @@ def print_setting(start, setting, width):
     if typing.get_origin(setting.kind) is typing.Literal and not words.startswith("'"):
         words = f"{' | '.join(map(str, typing.get_args(setting.kind)))}: {words}"
     indent = ' ' * 40
-    lines = textwrap.wrap(words, width - len(indent))
-    if lines and len(start) < len(indent):
-        start = start.ljust(len(indent)) + lines.pop(0)
-    print('\n'.join([start, *(indent + line for line in lines)]))
+    text = textwrap.fill(words, width, initial_indent=indent, subsequent_indent=indent)
+    print(start + text[len(start):] if len(start) < len(indent) else f'{start}\n{text}'.rstrip())
 
 
 def one_line(text):
@@ -557,31 +490,23 @@ def one_line(text):
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def stdout_is_gone():
-    """Whether the reader of our standard output, `head -1` say, has closed it; then nothing more is sent."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
-    gone = bool(poll.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at the end
-    return gone
-
-
 def one_line_errors(kind, error, trace):
     """
-    An error raised on purpose (its last line is a `raise` of ours) is for the user: its message is printed
-    and nothing else. Any other is a bug, and keeps its traceback.
+    Of an error raised on purpose, by a `raise` of ours, the message is printed and nothing else. Any other is
+    a bug, and keeps its traceback.
     """
     if kind is KeyboardInterrupt:
         return print('interrupted: what was being made is not saved', file=sys.stderr)
-    if kind is BrokenPipeError and stdout_is_gone():
-        return None
-    last = trace
-    while last and last.tb_next:
-        last = last.tb_next
-    file = last.tb_frame.f_code.co_filename if last else ''
-    ours = 'site-packages' not in file and os.path.abspath(file).startswith(ROOT + os.sep)
-    on_purpose = ours and linecache.getline(file, last.tb_lineno).strip().startswith('raise')
+    if kind is BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # its reader, `head -1` say, has closed it; Python flushes at the end again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+    *_, last = [None, *traceback.extract_tb(trace)]
+    file = os.path.abspath(last.filename) if last else ''
+    ours = file.startswith(ROOT + os.sep) and 'site-packages' not in file
+    on_purpose = ours and last.line.startswith('raise')
     if not on_purpose or issubclass(kind, AssertionError):
         return sys.__excepthook__(kind, error, trace)
     line = one_line(str(error))  # a name in a user's file may hold a line break; a value may be a book

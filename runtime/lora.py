@@ -30,7 +30,7 @@ ADAPTER_SETTINGS = ('lora_r', 'lora_alpha', 'lora_targets')  # what adapters are
 
 
 def targets_of(names):
-    """Our names of what lora_targets lists, a tuple or a text with commas; None is all. Raises ValueError."""
+    """What lora_targets lists, a tuple or a text with commas, as ours; None is all. Raises ValueError."""
     if names is None:
         return TARGETS
     listed = [name.strip() for name in names.split(',')] if isinstance(names, str) else list(names)
@@ -38,7 +38,8 @@ def targets_of(names):
     if unknown or not listed:
         raise ValueError(f"lora_targets has {unknown[0] if unknown else 'nothing'!r}: take some of "
                          f"{', '.join(NAMES)}")
-    return tuple(dict.fromkeys(target for name in listed for target in NAMES[name]))
+    wanted = {target for name in listed for target in NAMES[name]}
+    return tuple(target for target in (*TARGETS, 'c_attn') if target in wanted)
 
 
 def replace(module, kind, make):
@@ -179,8 +180,6 @@ def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
         wanted = known
     if set(wanted) - set(known):
         raise ValueError(f"LoRA targets are {', '.join(wanted)}: this model has {', '.join(known)}")
-    if r < 1 or alpha <= 0:
-        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0")
     if has_adapters(model):
         raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
@@ -248,14 +247,13 @@ def adapters_off(model):
     needs the backward within, too.
     """
     layers = lora_layers(model).values()
-    before = [layer.on for layer in layers]
     try:
         for layer in layers:
             layer.on = False
         yield
     finally:
-        for layer, on in zip(layers, before, strict=True):
-            layer.on = on
+        for layer in layers:
+            layer.on = True
 
 
 @torch.no_grad()
@@ -329,27 +327,25 @@ def read_adapter(folder):
     FileNotFoundError, and ValueError naming what is broken or goes beyond plain LoRA of one r and alpha.
     """
     where, path = (os.path.join(folder, name) for name in (ADAPTER_CONFIG, 'adapter_model.safetensors'))
-    config = {'r': None, 'lora_alpha': None} | read_json(where)
-    for key in ('r', 'lora_alpha'):
-        kinds = (int,) if key == 'r' else (int, float)
-        if type(config[key]) not in kinds or not 0 < config[key] < 1 << 24:
-            raise ValueError(f"{where}: {key} is {config[key]!r}; it must be a number above 0")
+    config = read_json(where)
+    r, alpha = config.get('r'), config.get('lora_alpha')
+    if type(r) is not int or type(alpha) not in (int, float) or not all(0 < x < 1 << 24 for x in (r, alpha)):
+        raise ValueError(f"{where}: r is {r!r} and lora_alpha {alpha!r}; both must be numbers above 0")
     for key, value in config.items():
         if value and key not in READ and value not in PLAIN.get(key, ()):
             raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
-    tensors, targets = {}, set()
+    tensors, targets = {}, []
     for name, (_, read) in open_tensors([path]).items():
         *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']
         target = ENDS.get(f'{parent}.{module}') or NAMES.get(module, ('',))[0]
         if kind not in ('lora_A', 'lora_B') or not target:
             raise ValueError(f"{path} holds {name}, which is no plain adapter on a linear of a block")
         tensors[name] = read
-        targets.add(target)
-    targets = tuple(target for target in (*TARGETS, 'c_attn') if target in targets)
-    r, alpha = config['r'], float(config['lora_alpha'])
-    return r, alpha * math.sqrt(r) if config.get('use_rslora') else alpha, targets, tensors
+        targets.append(target)
+    alpha = alpha * math.sqrt(r) if config.get('use_rslora') else float(alpha)
+    return r, alpha, targets_of(targets), tensors
 
 
 def load_adapter(model: nn.Module, folder: str):
@@ -375,9 +371,9 @@ def go_on_with_adapters(cfg, path):
     *theirs, _ = read_adapter(local_folder(path))
     asked = cfg.lora_r or None, cfg.lora_alpha, cfg.lora_targets and targets_of(cfg.lora_targets)
     for key, now, value in zip(ADAPTER_SETTINGS, asked, theirs, strict=True):
-        if now and (set(now) != set(value) if key == 'lora_targets' else now != value):
+        if now and now != value:
             raise ValueError(f"{key} is {now} and the adapters of {path} have {value}: leave it out to go on "
-                             "with them, or merge them into their base first to train new ones")
+                             "with them, or merge them into their base")
         setattr(cfg, key, value)
     say(f"going on with the adapters of {path}: r {cfg.lora_r}, alpha {cfg.lora_alpha:g}, on "
         f"{', '.join(cfg.lora_targets)}")

@@ -86,17 +86,12 @@ def check_made(path, describe, remake=False):
         raise ValueError(f"{path} is {what}, and wanted is {recipe['made']}: name another path, or take it "
                          "as it is with --remake=never")
     differing = [key for key, value in recipe.items() if key != 'from' and before.get(key) != value]
-    differences = '; '.join(f"{key}: it has {short(before.get(key))}, this run wants {short(recipe[key])}"
-                            for key in differing)
+    differences = '; '.join(f"{key}: it has {json.dumps(before.get(key)):.60}, this run wants "
+                            f"{json.dumps(recipe[key]):.60}" for key in differing)
     if remake is False and not set(differing) <= set(TOLD):
         raise ValueError(f"{path} is {what}, made by another recipe ({differences}): --remake=True makes it "
                          "again, --remake=never takes it as it is; or name another path")
     return f"{what} ({differences})" if differing else f"{what}, as this run makes it"
-
-
-def short(value):
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def made(path, describe, make, remake=False):

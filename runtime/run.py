@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from formats.text_files import write_text
+from formats.text_files import first_line, read_json, write_text
 from mirror import MirrorMap
 from report import write_report
 from runtime import console, ranks
@@ -40,7 +40,6 @@ def in_out_dir(cfg, name):
 
 def check(cfg):
     """Raises ValueError or FileNotFoundError, before time is spent, for a run that contradicts itself."""
-    alone = 'RANK' not in os.environ
     cfg.lora_alpha, cfg.lora_targets = cfg.lora_alpha or 16.0, targets_of(cfg.lora_targets)
     for contradiction, message in (
         (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
@@ -49,7 +48,8 @@ def check(cfg):
         (cfg.shard and (cfg.optimizer != 'adamw' or cfg.load_in_8bit or cfg.reference_offload or cfg.compile),
          "shard goes with optimizer adamw, without load_in_8bit, reference_offload and compile"),
         (cfg.shard and cfg.precision == 'fp16', "shard goes with precision fp32 or bf16, not fp16"),
-        (cfg.shard and alone, "shard spreads the model over processes, which torchrun starts"),
+        (cfg.shard and 'RANK' not in os.environ,
+         "shard spreads the model over processes, which torchrun starts"),
     ):
         if contradiction:
             raise ValueError(message)
@@ -62,7 +62,7 @@ def check(cfg):
 
 
 def check_out_dir(out_dir):
-    """That a folder can be made there, and moved aside by a later run."""
+    """Raises ValueError unless a folder can be made there, and moved aside by a later run."""
     folder = os.path.abspath(out_dir)
     if f'{os.getcwd()}/'.startswith(f"{folder.rstrip('/')}/"):
         raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
@@ -74,29 +74,22 @@ def check_out_dir(out_dir):
 
 
 def check_resume(cfg):
-    """That there is a run to resume, of this task and kind."""
+    """That there is a run to resume, of this task and with the same weights to learn."""
     checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
     if not os.path.exists(checkpoint):
         raise FileNotFoundError(f"there is no {checkpoint} to resume: name the run's out_dir, or leave out "
                                 f"{RESUME}")
     if not os.path.exists(config):
         return
-    with open(config, encoding='utf-8') as f:
-        began_with = json.load(f)
-    if began_with['task'] != cfg.task:
-        raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
-                         f"{cfg.task!r} now: give its own config, or name another out_dir")
-    check_same_adapters(began_with, cfg)
-
-
-def check_same_adapters(began_with, cfg):
-    """Raises ValueError where a run that goes on would have other adapters: they would be another policy."""
-    before, now = ({**settings, 'lora_targets': set(targets_of(settings['lora_targets']))}
-                   for settings in (began_with, vars(cfg)))
-    for key in ADAPTER_SETTINGS if before['lora_r'] or cfg.lora_r else ():
+    before, now, fixed = read_json(config), plain_config(cfg), ['task']
+    if before['lora_r'] or cfg.lora_r:
+        fixed += ADAPTER_SETTINGS
+    if 'gae' in (before['advantage'], cfg.advantage):  # a value head cannot come or go
+        fixed.append('advantage')
+    for key in fixed:
         if before[key] != now[key]:
-            raise ValueError(f"the run in {cfg.out_dir} has {key} {began_with[key]} and it is "
-                             f"{getattr(cfg, key)} now: leave it as it was, or name another out_dir")
+            raise ValueError(f"the run in {cfg.out_dir} has {key} {before[key]!r} and it is {now[key]!r} "
+                             "now: leave it as it was, or name another out_dir")
 
 
 def usable_device(device):
@@ -106,9 +99,8 @@ def usable_device(device):
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
-        reason = str(e).splitlines()[0][:80]
-        seen = f"device is {device!r}, which torch cannot use here ({reason})"
-        raise ValueError(f"{seen}: take 'auto' or 'cpu'") from None
+        why = first_line(e)
+        raise ValueError(f"device is {device!r}, which torch cannot use here ({why}): take 'auto'") from None
     return device
 
 
@@ -118,13 +110,8 @@ def processes(cfg):
     device = cfg.device
     if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    elif device == 'auto':
-        device = 'cpu'
+    device = usable_device(device)
     on_gpu = device.startswith('cuda')
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: take 'auto' or 'cpu'")
-    if not on_gpu:
-        usable_device(device)
     if world_size > 1 or cfg.shard:
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:
@@ -235,7 +222,6 @@ class State:
     def set_learning_rate(self, lr):
         for group in self.optimizer.param_groups:
             group['lr'] = lr
-        return lr
 
     def stop_if_broken(self, metrics):
         """Raises FloatingPointError after max_bad_steps iterations in a row whose steps were skipped."""
@@ -306,15 +292,10 @@ class State:
     def resume(self, job):
         """Go on where the run in out_dir stopped. Returns the iteration."""
         cfg = self.cfg
-        path, saved = newest_checkpoint(cfg.out_dir, 'adapters' if cfg.lora_r else 'run')
+        path, saved = newest_checkpoint(cfg.out_dir, 'run', 'adapters')
         check_start(saved, self.start_weights, self.start)
         check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
-        check_same_adapters(saved['config'], cfg)
         say_what_changed(saved['config'], plain_config(cfg))
-        began_with = saved['config'].get('advantage')
-        if (began_with == 'gae') != (cfg.advantage == 'gae'):
-            raise ValueError(f"this run began with advantage {began_with!r} and it is {cfg.advantage!r} now: "
-                             "a value head cannot come or go")
         if saved['iter'] > cfg.max_iters:
             raise ValueError(f"max_iters is {cfg.max_iters} and the run at {saved['iter']}: raise max_iters")
         job.restore(saved)
@@ -527,8 +508,7 @@ class Log:
         try:
             write_report([self.cfg.out_dir], {self.cfg.task: type(self.job)})
         except Exception as e:
-            reason = str(e).splitlines()[0] if str(e) else 'no reason given'
-            tell(f"warning: there is no new report.html: {type(e).__name__}: {reason}")
+            tell(f"warning: there is no new report.html: {type(e).__name__}: {first_line(e)}")
 
     def close(self, stopping):
         """The end: what to run next, unless the run was stopped."""
@@ -549,15 +529,16 @@ def leave(stopping):
         os._exit(0)  # an ordinary exit would wait for a reward that is still at work in a thread
 
 
-def number_or_none(x):
+def number_or_none(x, digits=None):
     """JSON has no NaN, which a reward is where it does not apply, and no infinity."""
-    return x if math.isfinite(x) else None
+    if not math.isfinite(x):
+        return None
+    return x if digits is None else round(x, digits)
 
 
 def numbers(tensor, digits=None):
     """A list of the numbers of a tensor (n,), rounded to digits; None for NaN and infinity."""
-    values = map(number_or_none, tensor.tolist())
-    return [value if value is None or digits is None else round(value, digits) for value in values]
+    return [number_or_none(value, digits) for value in tensor.tolist()]
 
 
 def forget_after(path, it):

@@ -150,15 +150,7 @@ class FillIn(Task):
                           seed=seed, generator=content_of_path(self.generator_path))
 
     def make_generator(self, path, recipe):
-        model, quality = self.train_generator()
-        save_model(path, 'generator', model, model.config, self.tokenizer, quality, recipe)
-
-    def make_judge(self, path, recipe):
-        judge, quality = self.train_judge(self.load_model().to(self.device), recipe['seed'])
-        save_model(path, 'judge', judge, judge.trunk.config, self.tokenizer, quality, recipe)
-
-    def train_generator(self):
-        """A model that fills slots, trained as BERT is. Returns (model, {loss in nats, greedy accuracy})."""
+        """A model that fills slots, trained as BERT is; its quality is loss in nats and greedy accuracy."""
         cfg, tokenizer, device, ratio = self.cfg, self.tokenizer, self.device, (0.1, 0.35)
         torch.manual_seed(cfg.seed)
         generator = torch.Generator().manual_seed(cfg.seed)
@@ -180,7 +172,8 @@ class FillIn(Task):
         batch, policy = on_device(batch, device), FillInPolicy(model, tokenizer)
         with torch.no_grad():
             loss = loss_on(batch, batch['tokens']).item()
-        return model, {'loss': loss, 'accuracy': exact_match(batch, policy.greedy(batch))}
+        quality = {'loss': loss, 'accuracy': exact_match(batch, policy.greedy(batch))}
+        save_model(path, 'generator', model, config, tokenizer, quality, recipe)
 
     @torch.no_grad()
     def machine_filled(self, model, split, n, generator, ratio=(0.05, 0.6), heat=(0.6, 1.1), untouched=0.15):
@@ -201,13 +194,14 @@ class FillIn(Task):
         texts[keep] = batch['original'][keep]
         return texts.to(self.device), (texts != batch['original']).to(self.device)
 
-    def train_judge(self, model, seed):
+    def make_judge(self, path, recipe):
         """
-        A judge that starts as the generator `model` and learns how much of a text that has filled in, over
-        many mask ratios and temperatures, because the policy will move. Returns (judge, quality), held out:
-        r2 of its score; auc, the chance that a text with a quarter of it filled in at temperature 0.8 scores
-        above a real one; and the mean scores of both.
+        A judge that starts as the generator and learns how much of a text that has filled in, over many mask
+        ratios and temperatures, because the policy will move. Its quality, held out: r2 of its score; auc,
+        the chance that a text with a quarter of it filled in at temperature 0.8 scores above a real one; and
+        the mean scores of both.
         """
+        model, seed = self.load_model().to(self.device), recipe['seed']
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         judge = Judge(model.config, self.tokenizer.cls_id).to(self.device)
@@ -232,8 +226,9 @@ class FillIn(Task):
 
         real, filled = scores(1.0), scores(0.0)
         above = 0.5 + 0.5 * (filled[:, None] - real).sign()
-        return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
-                       'score_filled': filled.mean().item()}
+        quality = {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
+                   'score_filled': filled.mean().item()}
+        save_model(path, 'judge', judge, model.config, self.tokenizer, quality, recipe)
 
     def evaluate(self, policy):
         batch, original = self.eval_batch, self.eval_batch['original']  # its seeds are the same each time
@@ -353,11 +348,9 @@ def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor
     """
     The prompts of a fill-in step, from tokens (P, T), lengths (P,) and bool (P, T), which are chosen. A dict:
     tokens (P, T) masked, lengths, slots (P, M), positions in reading order, n_slots (P,), original (P, T),
-    seeds (P,), each text's own. Raises ValueError for a text without a slot.
+    seeds (P,), each text's own.
     """
     n_slots = chosen.sum(dim=1)
-    if not n_slots.all():
-        raise ValueError(f"text {int(n_slots.argmin())} of the batch has no masked slot")
     M = int(n_slots.max())
     slots = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :M]  # masked first, in reading order
     slots = slots.masked_fill(torch.arange(M, device=slots.device) >= n_slots[:, None], 0)
@@ -421,9 +414,6 @@ class FillInPolicy:
 
     def __init__(self, model: torch.nn.Module, tokenizer, temperature: float = 1.0, top_p: float = 1.0,
                  unmask_steps: int = 1, max_new_tokens: int | None = None):
-        if min(temperature, top_p, unmask_steps) <= 0 or top_p > 1:
-            raise ValueError(f"temperature {temperature}, top_p {top_p} and unmask_steps {unmask_steps} must "
-                             "be above 0, and top_p at most 1")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_p, self.unmask_steps = temperature, top_p, unmask_steps
         self.forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=model.wte.weight.device)

@@ -40,9 +40,9 @@ from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import (
     check,
     one_line_errors,
+    read_arguments,
     read_config_file,
     read_keys,
-    read_override,
 )
 from runtime.lora import add_lora, load_adapter, save_adapter
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable
@@ -326,8 +326,8 @@ def test_overrides(key, text, equals):
     argument = f'--{key}{equals}{text}'
 
     def read():
-        name, value = read_override(argument, KEYS)
-        return name, check(name, value, KEYS, argument[:200])
+        (name, (value, _)), = read_arguments([argument], KEYS, dict.fromkeys(KEYS), {'__file__': __file__}).items()
+        return name, value
 
     fine, found = read_cleanly(read, repr(key)[1:-1][:40], '--')
     if fine:

@@ -114,6 +114,6 @@ def test_another_job_shows_its_own_measures(tmp_path, ask):
     last = json.loads(open(tmp_path / 'out-grpo' / 'metrics.jsonl').readlines()[-1])
     for name in ('eval/judge_reward', 'eval/exact_match_greedy'):
         assert rows[name]['out-grpo'].startswith(f'{last[name]:.3f} (') and rows[name]['out-grpo'] == rows[name]['out-grpo/fill_in.pt']
-    os.remove(tmp_path / 'out-toy' / 'judge_gold.pt')
+    os.remove(tmp_path / 'out-toy.txt' / 'judge_gold.pt')
     with pytest.raises(FileNotFoundError, match='judge_gold.pt, which the run made, is gone'):
         ask(tmp_path, 'out-grpo')

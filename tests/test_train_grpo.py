@@ -526,6 +526,7 @@ def test_resume_with_other_settings(sums):
     more = ['--reference_mode=ema', '--weight_decay=0.0']
     assert run(sums, *SUMS, *more, '--max_iters=3').returncode == 0
     refused(run(sums, *SUMS, *more, '--max_iters=2', '--init_from=resume'), 'max_iters is 2 and the run at 3: raise max_iters')
+    refused(run(sums, *SUMS, *more, '--advantage=gae', '--init_from=resume'), "advantage 'grpo' and it is 'gae' now: leave it as it was")
     done = run(sums, *SUMS, '--kl_beta=0', '--weight_decay=0.5', '--precision=fp16', '--init_from=resume')
     assert done.returncode == 0 and 'resuming with weight_decay = 0.5 (it was 0.0)' in done.stdout, done.stderr
     optimizer = torch.load(sums / 'out-grpo' / 'ckpt.pt', weights_only=True)['optimizer']

@@ -14,19 +14,19 @@ import types
 import torch
 
 import grpo
-from data.text import dataset_name
+from data.prompts import source_name
 from formats.text_files import read_json
 from grpo import reward_tensor, weighted_reward
-from rewards import REWARDS, score_completions
+from rewards import REWARDS
 from runtime import console, run
 from runtime.checkpoint import load_checkpoint
 from runtime.config import Count, Positive, configure, keys_of, read_config_file, rooms_of
 from runtime.lora import merge_lora
 from runtime.masters import compute_in, precision_of
 from tasks import TASKS
-from tasks.completion import Completion
+from tasks.completion import Completion, columns_of
 
-ALONE = {'shard': False, 'compile': False, 'eval_show': 0, 'remake': 'never'}  # a model is what it is
+ALONE = {'shard': False, 'compile': False, 'eval_show': 0, 'init_from': 'resume'}  # a model is what it is
 WITHOUT_A_RUN = {'task': 'completion', 'seed': 1, 'batch_size': 1, 'optimizer': 'adamw', 'device': 'auto',
                  'precision': 'auto'}
 FUNCTIONS = ('rewards', 'column_mapping', 'true_reward', 'true_cost')  # in config.json by their names alone
@@ -38,10 +38,10 @@ def settings_of(names):
         path = os.path.join(folder, 'config.json')
         settings = read_json(path) if os.path.isfile(path) else {}
         if settings.get('task') in TASKS:
-            prompts = settings['train_prompts'] if issubclass(TASKS[settings['task']], Completion) else None
+            name = source_name(settings['train_prompts'] or settings['dataset'])
             for key, value in settings.items():
-                if isinstance(value, str) and '{dataset}' in value:
-                    settings[key] = value.format(dataset=dataset_name(prompts or settings['dataset']))
+                if isinstance(value, str):
+                    settings[key] = value.replace('{dataset}', name)
             return settings
     return {}
 
@@ -57,7 +57,7 @@ def asked(names, cfg):
     given = read_config_file(cfg.config, settings) if cfg.config else {}
     settings |= {key: given[key] for key in FUNCTIONS if key in given}
     if cfg.prompts:
-        settings |= {'train_prompts': cfg.prompts, 'eval_prompts': cfg.prompts, 'eval_prompts_n': None}
+        settings |= {'train_prompts': cfg.prompts, 'eval_prompts': cfg.prompts, 'eval_prompts_n': 10 ** 9}
     settings |= {key: value for key, value in vars(cfg).items() if key in settings and value is not None}
     lost = [settings[key] for key in FUNCTIONS[1:] if isinstance(settings.get(key), str)]
     for element in settings['rewards'] if isinstance(settings['rewards'], list) else ():
@@ -103,14 +103,14 @@ def job_with(path, settings, device):
 
 def look(job, policy):
     """{reward, greedy or sampled: the mean (P,) over each prompt's completions, NaN where it judges none}"""
-    functions, cfg, rows = getattr(job, 'reward_functions', None), job.cfg, {}
+    functions, rows = getattr(job, 'reward_functions', None), {}
     if not functions:
         return {name: torch.tensor([value]).double() for name, value in job.evaluate(policy).items()}
     weights = {name: weight for name, _, weight in functions}
     for records, batch in job.eval_batches():
-        rollouts = {'greedy': policy.greedy(batch), 'sampled': policy.sample(batch, cfg.eval_samples)}
+        rollouts = {'greedy': policy.greedy(batch), 'sampled': policy.sample(batch, job.cfg.eval_samples)}
         for kind, rollout in rollouts.items():
-            scores = score_completions(functions, policy.texts(rollout), records, cfg.reward_errors)
+            scores = job.scored(functions, policy, rollout, columns_of(records))
             parts = {name: reward_tensor(name, values) for name, values in scores.items()}
             parts |= {'all, weighted': weighted_reward(parts, weights), 'tokens': rollout.lengths.float()}
             for name, values in parts.items():
