@@ -101,20 +101,16 @@ def fields_of(record):
     return record | {'reference': record['answer']} if record.get('answer') is not None else record
 
 
-def check_fields(rewards, records, errors='raise', others=()):
+def check_fields(rewards, records, errors='raise'):
     """
     Try each reward on an empty completion of every record, or where it is not cheap of the first that has the
     fields. Raises ValueError for an argument that is no column, and for a record to which no reward applies.
-    Returns the other gaps, {name: {index of the record: ValueError}}; those of all records for a reward that
-    applies to none. Warns of a column that a parameter of the same name hides. others: further records that
-    may have the columns.
+    Returns the other gaps, {name: {index of the record: ValueError}}.
     """
     gaps, fields = {name: {} for name, _, _ in rewards}, list(map(fields_of, records))
-    columns = dict.fromkeys(itertools.chain.from_iterable(itertools.chain(fields, others)))
+    columns = dict.fromkeys(itertools.chain.from_iterable(fields)).keys()
     for name, reward, _ in rewards:
         reward.check_columns(columns)
-        for key in reward.clashes(columns):
-            warnings.warn(f"reward {name!r}: {key} is that of its params, not the column", stacklevel=2)
         tried = False
         for i, record in enumerate(records):
             has_fields = not reward.missing(fields[i])

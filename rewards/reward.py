@@ -17,6 +17,8 @@ TRL = ('prompts', 'completions', 'completion_ids')  # a function that names one 
 TRL_EXTRAS = ('trainer_state', 'log_extra', 'log_metric')
 PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples', 'predictions', 'token_ids')
 LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
+FORMS = {rf'{LIST}\[{LIST}\[int': 'all ids', rf'{LIST}\[int': 'ids', rf'{LIST}(\[str|\[any|$)': 'texts',
+         rf'{LIST}|\w*(tensor|array)': 'unclear'}  # of annotations; the first that fits
 FAILED = object()  # the score of a completion for which the reward raised
 EMPTY = inspect.Parameter.empty
 EVERY = inspect.Parameter('completions', inspect.Parameter.KEYWORD_ONLY)
@@ -48,16 +50,10 @@ def form_of(argument):
     What an argument for completions takes, by its annotation, else its name: 'text', 'ids' (a list of its
     tokens), 'texts' or 'all ids' (of all completions), 'unclear' where it reads like another list.
     """
-    told = '' if argument.annotation is EMPTY else inspect.formatannotation(argument.annotation)
-    told = re.sub(r"['\" ]|\w+\.", '', told).lower()
-    if re.match(rf'{LIST}\[{LIST}\[int', told):
-        return 'all ids'
-    if re.match(rf'{LIST}\[int', told) or (argument.name == 'tokens' and not told):
-        return 'ids'
-    if re.match(rf'{LIST}(\[str|\[any|$)', told):
-        return 'texts'
-    is_list = re.match(rf'{LIST}|\w*(tensor|array)', told) or (argument.name in PLURALS and not told)
-    return 'unclear' if is_list else 'text'
+    if argument.annotation is EMPTY:
+        return {'tokens': 'ids'}.get(argument.name, 'unclear' if argument.name in PLURALS else 'text')
+    told = re.sub(r"['\" ]|\w+\.", '', inspect.formatannotation(argument.annotation)).lower()
+    return next((form for pattern, form in FORMS.items() if re.match(pattern, told)), 'text')
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,8 +67,7 @@ class Reward:
     group: bool = False         # it takes the list of a group's texts
     batched: bool = False       # it takes the different texts of all groups, and a list for each field
     binary: bool = False        # 0 or 1, whatever it is asked
-    catalogue: bool = False     # of a record it sees FIELDS alone: its parameters are the config's
-    bounds: tuple = (-math.inf, math.inf)
+    catalogue: bool = False     # it scores from 0 to 1, and of a record it sees FIELDS alone
     params: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -82,10 +77,10 @@ class Reward:
         except ValueError:  # a built-in without one: it takes the text
             signature = inspect.signature(shorten)
         arguments = list(signature.parameters.values())
-        positional = [a for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)]
+        first = next((a for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)), None)
         own = {a.name: a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)}
         self.takes_any = bool(arguments) and arguments[-1].kind is inspect.Parameter.VAR_KEYWORD
-        explicit, first = self.group or self.batched, positional[0] if positional else None
+        explicit = self.group or self.batched
         self.as_trl = not explicit and bool(own.keys() & set(TRL) or (self.takes_any and not first))
         if self.as_trl:
             first = own.get('completions', EVERY)
@@ -96,11 +91,11 @@ class Reward:
         if not explicit and (as_one if self.as_trl else self.form == 'unclear'):
             raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
                              "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
-        self.whole = self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
+        self.whole = self.batched or self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
         theirs = (*TRL, *TRL_EXTRAS) if self.as_trl else ()
         self.extras = [name for name in theirs if name in own or self.takes_any]
-        others = own.keys() - {*self.extras, first.name, 'tokens'}
-        self.defaults = {name: argument.default for name, argument in own.items() if name in others}
+        self.defaults = {name: argument.default for name, argument in own.items()
+                         if name not in (*self.extras, first.name, 'tokens')}
         asked = {'tokens', 'completion_ids'} & own.keys()
         self.takes_tokens = bool(asked) or 'ids' in self.form or self.takes_any
         required = [name for name, default in self.defaults.items() if default is EMPTY]
@@ -134,17 +129,16 @@ class Reward:
         return f"it can do nothing with the {' and '.join(given)}" if given else "it returned None"
 
     def check_columns(self, columns):
-        """Raises ValueError for an argument that is neither in params nor a column of any record."""
+        """
+        Raises ValueError for an argument that is neither in params nor a column of any record, and warns of
+        columns that params hide.
+        """
         for need in self.wanted:
             if need not in columns and need not in FIELDS:
-                near = difflib.get_close_matches(need, columns, n=1)
-                meant = f"; did you mean {near[0]!r}?" if near else "; or give it in params"
-                raise ValueError(f"reward {self.name!r} needs {need!r}; records have: "
-                                 f"{', '.join(map(str, columns))}{meant}")
-
-    def clashes(self, columns):
-        """The parameters that records have too: the config's count."""
-        return [] if self.catalogue else [key for key in self.params if key in columns]
+                raise ValueError(f"reward {self.name!r} needs {need!r}, and this is neither in params nor a "
+                                 f"column; {hint(need, list(map(str, columns)))}")
+        for key in () if self.catalogue else columns & self.params.keys():
+            warnings.warn(f"reward {self.name!r}: {key} is that of its params, not the column", stacklevel=2)
 
     def __call__(self, text, **fields):
         """The score of one completion, float or None."""
@@ -158,9 +152,8 @@ class Reward:
         """
         scores = [[None] * len(texts) for texts in groups]
         applies = [p for p, record in enumerate(records) if not self.missing(record)]
-        if self.batched or self.whole:
-            for (p, g), value in self.score_all(groups, records, applies, tokens).items():
-                scores[p][g] = value
+        if self.whole:
+            self.score_all(scores, groups, records, applies, tokens)
             return scores
         for p in applies:
             texts, ids, fields = groups[p], tokens and tokens[p], self.fields_of(records[p])
@@ -183,15 +176,18 @@ class Reward:
         picked = [(name, record.get(name)) for name in self.names(record)]
         return {name: value for name, value in picked if value is not None or name not in self.defaults}
 
-    def score_all(self, groups, records, applies, tokens):
+    def score_all(self, scores, groups, records, applies, tokens):
         """
-        {(p, g): score} by one call for all completions, with a list for each field; of equal completions of a
-        prompt a batched function sees one. Whatever fails is raised.
+        Fill in the scores by one call for all completions, with a list for each field; of equal completions
+        of a prompt a batched function sees one. Whatever fails is raised.
         """
-        every, slots = [(p, g) for p in applies for g in range(len(groups[p]))], {}
-        for p, g in every:
-            slots.setdefault((p, groups[p][g] if self.batched else g), (p, g))
-        rows = list(slots.values())
+        places = {}  # of what the function sees once
+        for p in applies:
+            for g, text in enumerate(groups[p]):
+                places.setdefault((p, text if self.batched else g), []).append((p, g))
+        rows = [same[0] for same in places.values()]
+        if not rows:
+            return
         texts, ids = [groups[p][g] for p, g in rows], tokens and [tokens[p][g] for p, g in rows]
         mine, fields = [records[p] for p, _ in rows], {}
         for name in self.names(dict.fromkeys(itertools.chain.from_iterable(mine))):
@@ -200,8 +196,9 @@ class Reward:
                 fields[name] = column
         if self.as_trl:
             fields |= self.trl_fields(texts, ids, [record.get('prompt') for record in mine])
-        values = dict(zip(rows, self.call(texts, ids, fields) if rows else (), strict=True))
-        return {(p, g): values[slots[p, groups[p][g] if self.batched else g]] for p, g in every}
+        for same, value in zip(places.values(), self.call(texts, ids, fields), strict=True):
+            for p, g in same:
+                scores[p][g] = value
 
     def trl_fields(self, texts, ids, prompts):
         """
@@ -258,10 +255,9 @@ class Reward:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
             number = math.nan
-        low, high = self.bounds
-        if math.isfinite(number) and low <= number <= high:
+        if math.isfinite(number) and (0 <= number <= 1 or not self.catalogue):
             return number
-        wanted = f"a number from {low:g} to {high:g}" if math.isfinite(low) else "a finite number"
+        wanted = "a number from 0 to 1" if self.catalogue else "a finite number"
         got = f"{shorten(repr(value))} ({type(value).__name__})"
         raise ValueError(f"reward {self.name!r} returned {got}, not {wanted}, for completion {shorten(text)}")
 
@@ -269,8 +265,8 @@ class Reward:
 def reward(*, cheap=True, **flags):
     """Enter a function, which stays as it is, into REWARDS."""
     def enter(function):
-        name, options = function.__name__, {'cheap': cheap, 'catalogue': True, 'bounds': (0.0, 1.0), **flags}
-        REWARDS[name] = Reward(name, function, **options)
+        name = function.__name__
+        REWARDS[name] = Reward(name, function, cheap=cheap, catalogue=True, **flags)
         return function
     return enter
 
