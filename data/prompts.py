@@ -22,17 +22,16 @@ from runtime import ranks
 from runtime.console import say
 
 OUR_NAMES = (*FIELDS, 'answer', 'hidden_tests')
-# what others call ours
-PROMPT_NAMES = ('question', 'problem', 'instruction', 'query', 'input')
-ANSWER_NAMES = ('solution', 'ground_truth', 'label', 'target', 'response', 'output')
+OTHER_NAMES = {'prompt': ('question', 'problem', 'instruction', 'query', 'input'),
+               'answer': ('solution', 'ground_truth', 'label', 'target', 'response', 'output')}
 CHAT_NAMES = ('messages', 'conversations')
 ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bot': 'assistant'}  # ShareGPT's
 
 
 def write_splits(script, read=(), **splits):
     """
-    What a prepare.py leaves beside itself, each file whole or not at all: {split}.jsonl of records, and
-    recipe.json, see data/text.py. read: the files that it made them from.
+    What a prepare.py leaves beside itself: {split}.jsonl of records, and recipe.json, see data/text.py. read:
+    the files that it made them from.
     """
     folder = os.path.dirname(os.path.abspath(script))
     for split, records in splits.items():
@@ -52,7 +51,7 @@ def check_prompt(prompt):
     messages = as_messages(prompt)
     if not isinstance(messages, list):
         raise ValueError(f"the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list "
-                         "of chat messages like {'role': 'user', 'content': '...'}")
+                         "of chat messages")
     for message in messages:
         texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
@@ -65,17 +64,18 @@ def check_prompt(prompt):
 
 def directed(column_mapping, columns):
     """
-    The mapping as {their column: our name}, whichever way round it was written. Raises ValueError where a
-    record's columns allow both.
+    The mapping as {their column: our name}, whichever way round it was written, or the function that it is.
+    Raises ValueError where a record's columns allow both.
     """
+    if callable(column_mapping):
+        return column_mapping
     result = {}
     for theirs, ours in column_mapping.items():
         turned = theirs in OUR_NAMES and ours in columns
         if turned and theirs in columns and ours not in OUR_NAMES:
             raise ValueError(f"column_mapping={{{theirs!r}: {ours!r}}} can mean both, for both are columns; "
                              f"{{{ours!r}: {theirs!r}}} takes {ours!r} as the {theirs}")
-        turned = turned and theirs not in columns
-        result |= {ours: theirs} if turned else {theirs: ours}
+        result |= {ours: theirs} if turned and theirs not in columns else {theirs: ours}
     return result
 
 
@@ -85,15 +85,14 @@ def other_names(columns):
     the names that others use is there. Raises ValueError where several are.
     """
     spelled, found = {str(column).strip().lower(): column for column in columns}, {}
-    for ours, theirs in (('prompt', PROMPT_NAMES), ('answer', ANSWER_NAMES)):
+    for ours, names in OTHER_NAMES.items():
         if ours in columns or (ours == 'answer' and 'reference' in columns):
             continue
-        taken = [spelled[name] for name in theirs if name in spelled]
-        if ours in spelled:
-            taken = [spelled[ours]]
+        names = (ours,) if ours in spelled else names
+        taken = [spelled[name] for name in names if name in spelled]
         if len(taken) > 1:
-            names = ' and '.join(map(repr, taken))
-            raise ValueError(f"there is no field {ours!r}, and {names} could each be it: say which, "
+            several = ' and '.join(map(repr, taken))
+            raise ValueError(f"there is no field {ours!r}, and {several} could each be it: say which, "
                              f"column_mapping={{{taken[0]!r}: {ours!r}}}")
         if taken:
             found[ours] = taken[0]
@@ -153,28 +152,25 @@ def of_pair(chosen, rejected):
     return {'prompt': chosen[:n], 'chosen': chosen[n:], 'rejected': rejected[n:]}
 
 
-def as_record(item, column_mapping, others, where):
+def as_record(item, column_mapping, others):
     """An item of a source as a record, its columns mapped and its prompt checked. Raises ValueError."""
-    try:
-        is_chat = isinstance(item, list) and item and isinstance(item[0], dict)
-        record = {'prompt': item} if isinstance(item, str) or is_chat else item
-        if not isinstance(record, dict):
-            raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
-        record = mapped(record, column_mapping)
-        for ours, theirs in others.items():
-            if theirs in record:
-                record.setdefault(ours, record[theirs])
-        if 'prompt' not in record and {'chosen', 'rejected'} <= record.keys():
-            record |= of_pair(record['chosen'], record['rejected'])
-        chats = [name for name in CHAT_NAMES if name in record]
-        if 'prompt' not in record and chats:
-            record = of_chat(record[chats[0]]) | record
-        if 'prompt' not in record:
-            raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
-                             "name another with column_mapping={'that field': 'prompt'}")
-        check_prompt(record['prompt'])
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
+    is_chat = isinstance(item, list) and item and isinstance(item[0], dict)
+    record = {'prompt': item} if isinstance(item, str) or is_chat else item
+    if not isinstance(record, dict):
+        raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
+    record = mapped(record, column_mapping)
+    for ours, theirs in others.items():
+        if theirs in record:
+            record.setdefault(ours, record[theirs])
+    if 'prompt' not in record and {'chosen', 'rejected'} <= record.keys():
+        record |= of_pair(record['chosen'], record['rejected'])
+    chats = [name for name in CHAT_NAMES if name in record]
+    if 'prompt' not in record and chats:
+        record = of_chat(record[chats[0]]) | record
+    if 'prompt' not in record:
+        raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
+                         "name another with column_mapping={'that field': 'prompt'}")
+    check_prompt(record['prompt'])
     return record
 
 
@@ -216,34 +212,32 @@ def read_source(source, split):
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
     """
-    source: a file (see data/sources.py; split plays no part), the name of a folder under data/ (prepared on
-    first use), a folder that holds train.jsonl and val.jsonl, or files of another suffix, or a Hugging Face
+    Dicts, each with at least 'prompt'. source: a file (whatever the split), the name of a folder under data/
+    (prepared on first use), a folder with train.jsonl and val.jsonl, or another suffix, or a Hugging Face
     data set, 'owner/name', 'owner/name:config', 'owner/name:config:train[:1%]'. A local path wins.
     column_mapping renames, {their column: our field}, or is a function of a record that returns another.
-    What others call a prompt or an answer is known by some names, and kept under both: see other_names.
-    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError, ImportError.
+    A column that is taken for the prompt or the answer (see other_names) keeps its name too. Raises
+    ValueError, FileNotFoundError, ImportError.
     """
     if not isinstance(source, str):
         raise ValueError(f"{source!r} names several sources: here it must be one")
-    column_mapping = column_mapping or {}
+    column_mapping, others, records = column_mapping or {}, None, []
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
-    items, others = iter(read_source(source, split)), {}
-    where, first = next(items, (None, None))
-    if where is None:
-        raise ValueError(f"{source} holds no prompts")
-    if isinstance(first, dict):  # the first record's columns tell what those of all mean
+    for where, item in read_source(source, split):
         try:
-            if not callable(column_mapping):
-                column_mapping = directed(column_mapping, first)
-            others = other_names(mapped(first, column_mapping))
+            if others is None and isinstance(item, dict):  # its columns tell what those of all mean
+                column_mapping = directed(column_mapping, item)
+                others = other_names(mapped(item, column_mapping))
+            records.append(as_record(item, column_mapping, others or {}))
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
+    if not records:
+        raise ValueError(f"{source} holds no prompts")
     if others:
         taken = ', '.join(f"{column!r} as the {ours}" for ours, column in others.items())
         say_once(f"{source}: taking {taken}")
-    return [as_record(item, column_mapping, others, where)
-            for where, item in itertools.chain([(where, first)], items)]
+    return records
 
 
 def source_name(source):
@@ -297,9 +291,9 @@ def split_source(source, records, column_mapping, n_eval, seed):
 
 def load_split(sources, column_mapping, n_train, eval_prompts, n_eval, seed):
     """
-    (train, held out, by_seed): what a run learns from, a list for each source of at most n_train records;
-    what it is evaluated on, n_eval records of eval_prompts, or what the sources hold out, each its share; and
-    whether any of these were drawn by seed. sources: one, or {source: share of the prompts}.
+    (train, held out, by_seed): what a run learns from, at most n_train records in a list for each source;
+    what it is evaluated on, n_eval records of eval_prompts or of the sources by their shares; whether any of
+    these were drawn by seed. sources: one, or {source: share of the prompts}.
     """
     shares = sources if isinstance(sources, dict) else {sources: 1.0}
     if not all(type(share) in (int, float) and 0 < share < math.inf for share in shares.values()):
@@ -347,9 +341,8 @@ def epoch_order(n_records, seed, epoch):
 
 def draw_indices(n_records: int, count: int, iteration: int, seed: int, shuffle: bool = True) -> list[int]:
     """
-    The records of an iteration, a list of count indices, from an endless sequence of shuffled epochs. It
-    depends on the arguments alone: a resumed run restores nothing, and each rank takes its share of it.
-    Without shuffle each epoch goes through the records as they stand.
+    The records of an iteration, a list of count indices, from an endless sequence of epochs, shuffled or in
+    order. It depends on the arguments alone: a resumed run restores nothing, a rank takes its share of it.
     """
     return take(n_records, iteration * count, (iteration + 1) * count, seed, shuffle)
 
@@ -363,9 +356,8 @@ def take(n_records, start, end, seed, shuffle):
 
 def draw_mixture(sizes, weights, count, iteration, seed, shuffle=True):
     """
-    draw_indices for records of several sources, one behind the other: sizes how many of each, weights their
-    shares. Each has an endless sequence of its own; of all prompts drawn so far, its share is right to a
-    prompt, however small an iteration.
+    draw_indices for records of several sources, one behind the other, with their sizes and weights. Each has
+    an endless sequence of its own; of all prompts drawn so far its share is right to a prompt.
     """
     if len(sizes) == 1:
         return draw_indices(sizes[0], count, iteration, seed, shuffle)
@@ -383,10 +375,7 @@ def draw_mixture(sizes, weights, count, iteration, seed, shuffle=True):
 # what the model reads
 
 def goes_through_template(prompt, tokenizer, chat_template):
-    """
-    Whether the chat template renders a prompt: with 'auto' where it is a list of messages. Raises ValueError
-    for such a list that must be rendered and cannot be.
-    """
+    """Whether the chat template renders a prompt. Raises ValueError for a list of messages that it cannot."""
     if isinstance(prompt, str):
         return chat_template is True
     if not chat_template:
@@ -399,7 +388,10 @@ def goes_through_template(prompt, tokenizer, chat_template):
 
 def render(record, tokenizer, system_prompt='', chat_template='auto', chat_template_kwargs=None,
            add_special_tokens=True):
-    """(ids, text) of a prompt, through the chat template or as the system prompt and then the prompt."""
+    """
+    (ids, text) of a prompt, through the chat template or as the system prompt and then the prompt.
+    add_special_tokens: that gets the begin token that transformers gives it.
+    """
     prompt = record['prompt']
     if goes_through_template(prompt, tokenizer, chat_template):
         messages = as_messages(prompt)
@@ -411,19 +403,16 @@ def render(record, tokenizer, system_prompt='', chat_template='auto', chat_templ
     return encode(system_prompt + prompt), system_prompt + prompt
 
 
-def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', max_prompt_length=None,
-                   too_long='error', chat_template_kwargs=None, add_special_tokens=True):
+def encode_prompts(records, tokenizer, max_prompt_length=None, too_long='error', **options):
     """
     (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, and 'columns',
-    the record as it was. Of a prompt with more than max_prompt_length tokens 'error' raises and 'drop' leaves
-    it out. add_special_tokens: a plain prompt gets the begin token that transformers gives it. Raises
-    ValueError with the prompt's index in records, also for one without tokens.
+    the record as it was. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
+    leaves it out. options: see render. Raises ValueError with the prompt's index.
     """
     encoded = []
     for i, record in enumerate(records):
         try:
-            ids, text = render(record, tokenizer, system_prompt, chat_template, chat_template_kwargs,
-                               add_special_tokens)
+            ids, text = render(record, tokenizer, **options)
         except ValueError as e:
             raise ValueError(f"prompt {i}: {e}") from None
         if not ids:

@@ -147,10 +147,7 @@ def read_file(path):
 
 
 def hub_parts(source):
-    """
-    (`datasets`, name, config or None, split or None) of owner/name, owner/name:config, owner/name:split[:1%]
-    and owner/name:config:split.
-    """
+    """(`datasets`, name, config or None, split or None) of owner/name:config:split, the parts optional."""
     datasets = optional('datasets', f"{source!r} is no file here; from Hugging Face: pip install datasets")
     name, *parts = COLON.split(source)
     if len(parts) > 2:

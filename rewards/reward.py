@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
-TRL = ('prompts', 'completions', 'completion_ids')  # a function that names one is called as by TRL
-TRL_EXTRAS = ('trainer_state', 'log_extra', 'log_metric')
+TRL = ('prompts', 'completions', 'completion_ids', 'trainer_state', 'log_extra', 'log_metric')
 PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples', 'predictions', 'token_ids')
 LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
 FORMS = {rf'{LIST}\[{LIST}\[int': 'all ids', rf'{LIST}\[int': 'ids', rf'{LIST}(\[str|\[any|$)': 'texts',
@@ -47,8 +46,8 @@ def nowhere(*arguments, **named):
 
 def form_of(argument):
     """
-    What an argument for completions takes, by its annotation, else its name: 'text', 'ids' (a list of its
-    tokens), 'texts' or 'all ids' (of all completions), 'unclear' where it reads like another list.
+    What an argument for completions takes, by its annotation, else its name: 'text' or 'ids' of one, 'texts'
+    or 'all ids' of all, 'unclear' where it reads like another list.
     """
     if argument.annotation is EMPTY:
         return {'tokens': 'ids'}.get(argument.name, 'unclear' if argument.name in PLURALS else 'text')
@@ -81,7 +80,8 @@ class Reward:
         own = {a.name: a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)}
         self.takes_any = bool(arguments) and arguments[-1].kind is inspect.Parameter.VAR_KEYWORD
         explicit = self.group or self.batched
-        self.as_trl = not explicit and bool(own.keys() & set(TRL) or (self.takes_any and not first))
+        named = own.keys() & TRL[:3]  # then it is called as by TRL
+        self.as_trl = not explicit and bool(named or (self.takes_any and not first))
         if self.as_trl:
             first = own.get('completions', EVERY)
         elif first is None or first.name in FIELDS:
@@ -92,8 +92,7 @@ class Reward:
             raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
                              "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
         self.whole = self.batched or self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
-        theirs = (*TRL, *TRL_EXTRAS) if self.as_trl else ()
-        self.extras = [name for name in theirs if name in own or self.takes_any]
+        self.extras = [name for name in TRL if self.as_trl and (name in own or self.takes_any)]
         self.defaults = {name: argument.default for name, argument in own.items()
                          if name not in (*self.extras, first.name, 'tokens')}
         asked = {'tokens', 'completion_ids'} & own.keys()
@@ -108,7 +107,7 @@ class Reward:
     def bind(self, name, params, provided=None):
         """
         This reward as `name` with params, and with what it takes of `provided`. Raises ValueError for a
-        parameter that the function does not take. What it lacks, records must have: see check_fields.
+        parameter that the function does not take.
         """
         params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
         own = sorted(set(self.defaults) - set(FIELDS))
@@ -129,16 +128,11 @@ class Reward:
         return f"it can do nothing with the {' and '.join(given)}" if given else "it returned None"
 
     def check_columns(self, columns):
-        """
-        Raises ValueError for an argument that is neither in params nor a column of any record, and warns of
-        columns that params hide.
-        """
+        """Raises ValueError for an argument that is neither in params nor a column of any record."""
         for need in self.wanted:
             if need not in columns and need not in FIELDS:
                 raise ValueError(f"reward {self.name!r} needs {need!r}, and this is neither in params nor a "
                                  f"column; {hint(need, list(map(str, columns)))}")
-        for key in () if self.catalogue else columns & self.params.keys():
-            warnings.warn(f"reward {self.name!r}: {key} is that of its params, not the column", stacklevel=2)
 
     def __call__(self, text, **fields):
         """The score of one completion, float or None."""
@@ -147,8 +141,7 @@ class Reward:
     def scores(self, groups, records, errors='raise', tokens=None):
         """
         P lists of G float, None where it does not apply, or, with errors 'drop', FAILED where it raises.
-        groups: P lists of G completions; records: P dicts of fields; tokens: the completions' ids, P lists of
-        G lists, for functions that take them.
+        groups: P lists of G completions; records: P dicts of fields; tokens: the completions' ids.
         """
         scores = [[None] * len(texts) for texts in groups]
         applies = [p for p, record in enumerate(records) if not self.missing(record)]
@@ -202,13 +195,13 @@ class Reward:
 
     def trl_fields(self, texts, ids, prompts):
         """
-        What TRL's GRPOTrainer passes beside the columns. Where a prompt is a list of messages, its completion
-        is one too. There is no trainer: its state is None.
+        What TRL's GRPOTrainer passes beside the columns, without a trainer. Where a prompt is a list of
+        messages, its completion is one too.
         """
         completions = [[{'role': 'assistant', 'content': text}] if isinstance(prompt, list) else text
                        for text, prompt in zip(texts, prompts, strict=True)]
-        values = {'prompts': prompts, 'completions': ids if self.form == 'all ids' else completions,
-                  'completion_ids': ids, 'trainer_state': None, 'log_extra': nowhere, 'log_metric': nowhere}
+        completions = ids if self.form == 'all ids' else completions
+        values = dict(zip(TRL, (prompts, completions, ids, None, nowhere, nowhere), strict=True))
         return {name: values[name] for name in self.extras}
 
     def try_call(self, texts, ids, fields, errors):
@@ -222,30 +215,30 @@ class Reward:
 
     def call(self, texts, ids, fields):
         """
-        The function's float | None for a text, or for each of a list of them; ids: their tokens. Raises
-        RuntimeError for what it raises, ValueError for what it returns, ConnectionError for a lost service.
+        The function's float | None for a text, or for each of a list; ids: their tokens. Raises RuntimeError
+        for what it raises, ValueError for what it returns, ConnectionError for a lost service.
         """
-        mine, several = f"reward {self.name!r}", isinstance(texts, list)
         if ids is not None and self.takes_tokens and not self.as_trl and 'ids' not in self.form:
             fields = fields | {'tokens': ids}
         first = ids if 'ids' in self.form else texts
         try:
             values = self.function(*([] if self.as_trl else [first]), **fields, **self.params)
         except ConnectionError as e:  # the run saves and stops
-            raise ConnectionError(f"{mine}: {e}") from e
+            raise ConnectionError(f"reward {self.name!r}: {e}") from e
         except Exception as e:
-            frame, shown = traceback.extract_tb(e.__traceback__)[-1], texts[0] if several else texts
+            frame, several = traceback.extract_tb(e.__traceback__)[-1], isinstance(texts, list)
             error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
             more = f" and {len(texts) - 1} more" if several and len(texts) > 1 else ''
-            raise RuntimeError(f"{mine} raised {error} for completion {shorten(shown)}{more}") from e
-        if not several:
+            raise RuntimeError(f"reward {self.name!r} raised {error} for completion "
+                               f"{shorten(texts[0] if several else texts)}{more}") from e
+        if isinstance(texts, str):
             return self.checked(values, texts)
         try:
             values = list(values)
         except TypeError:
-            raise ValueError(f"{mine} returned {shorten(repr(values))}, not a list of scores") from None
+            raise ValueError(f"reward {self.name!r} returned {shorten(repr(values))}, not a list") from None
         if len(values) != len(texts):
-            raise ValueError(f"{mine} returned a list of {len(values)} for {len(texts)} texts")
+            raise ValueError(f"reward {self.name!r} returned a list of {len(values)} for {len(texts)} texts")
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
 
     def checked(self, value, text):

@@ -286,12 +286,12 @@ def as_preference(pair):
     """A pair as PKU-SafeRLHF has it, also of TRL's chosen and rejected, which may begin with the prompt."""
     if not {'chosen', 'rejected'} <= pair.keys() or 'response_0' in pair:
         return pair
-    prompt, answers = pair['prompt'], (pair['chosen'], pair['rejected'])
-    if all(isinstance(answer, list) for answer in answers):
-        parts = of_pair(*answers)
-        prompt, answers = parts['prompt'] or prompt, (parts['chosen'], parts['rejected'])
-    chosen, rejected = map(text_of, answers)
-    return {'prompt': text_of(prompt), 'response_0': chosen, 'response_1': rejected, 'better_response_id': 0}
+    prompt, answers = pair['prompt'], pair
+    if isinstance(pair['chosen'], list):
+        answers = of_pair(pair['chosen'], pair['rejected'])
+        prompt = answers['prompt'] or prompt
+    return {'prompt': text_of(prompt), 'response_0': text_of(answers['chosen']),
+            'response_1': text_of(answers['rejected']), 'better_response_id': 0}
 
 
 def load_preferences(source, column_mapping=None, kinds=('reward', 'cost')):

@@ -322,7 +322,7 @@ def test_a_group_and_a_batch_at_once():
     for kind in ('group', 'batched'):
         def nothing(texts): return None
         setattr(nothing, kind, True)
-        with pytest.raises(ValueError, match="'nothing' returned 'None', not a list of scores"):
+        with pytest.raises(ValueError, match="'nothing' returned 'None', not a list"):
             score_completions(resolve_rewards([nothing]), texts[:1], records[:1])
 
 
@@ -412,11 +412,9 @@ def test_columns_of_groups_and_batches_are_lists():
     assert columns['difficulty'] == [2, None, None]
 
 
-def test_parameters_win_over_columns_and_this_is_told():
+def test_parameters_win_over_columns():
     def level(text, difficulty): return difficulty
     assert scored(level, params={'difficulty': 9}) == [[9, 9], [9, 9]]
-    with pytest.warns(UserWarning, match="reward 'level': difficulty is that of its params, not the column"):
-        check_fields(resolve_rewards([(level, 1, {'difficulty': 9})]), COLUMNS)
     # what stands in the data never reaches a parameter of the catalogue
     record = {'prompt': 'p', 'answer': 'a', 'after': ':', 'tag': 'b'}
     assert scored('exact_answer', [record], [['a']], None) == [[1.0]]
