@@ -403,16 +403,17 @@ def render(record, tokenizer, system_prompt='', chat_template='auto', chat_templ
     return encode(system_prompt + prompt), system_prompt + prompt
 
 
-def encode_prompts(records, tokenizer, max_prompt_length=None, too_long='error', **options):
+def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', max_prompt_length=None,
+                   too_long='error', **options):
     """
     (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, and 'columns',
     the record as it was. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
-    leaves it out. options: see render. Raises ValueError with the prompt's index.
+    leaves it out. All other settings: see render. Raises ValueError with the prompt's index.
     """
     encoded = []
     for i, record in enumerate(records):
         try:
-            ids, text = render(record, tokenizer, **options)
+            ids, text = render(record, tokenizer, system_prompt, chat_template, **options)
         except ValueError as e:
             raise ValueError(f"prompt {i}: {e}") from None
         if not ids:
