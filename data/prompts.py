@@ -1,9 +1,10 @@
 """
 Prompts to answer, as plain dicts: {'prompt': text or chat messages, 'answer': ..., ...}.
 
-load_prompts reads them, held_out_split keeps some for evaluation, draw_indices says which ones an iteration
+load_prompts reads them, load_split keeps some for evaluation, draw_mixture says which ones an iteration
 takes, and encode_prompts turns them into token ids.
 """
+import contextlib
 import difflib
 import functools
 import itertools
@@ -12,25 +13,25 @@ import math
 import os
 import random
 
-from data.sources import HUGGING_FACE_NAME, SUFFIXES, NoSplit, names_a_split, read_file, read_hugging_face
+from data.sources import HUGGING_FACE_NAME, SUFFIXES, NoSplit, is_one_split, read_file, read_hugging_face
 from data.text import FOLDER, dataset_name, folders_that, prepare, write_recipe
+from formats.chat import variables_read
 from formats.text_files import replacing
 from rewards.reward import FIELDS
+from runtime import ranks
 from runtime.console import say
-from runtime.made import content_of, content_of_path
 
 OUR_NAMES = (*FIELDS, 'answer', 'hidden_tests')
-# what others call ours
-PROMPT_NAMES = ('question', 'problem', 'instruction', 'query', 'input')
-ANSWER_NAMES = ('solution', 'ground_truth', 'label', 'target', 'response', 'output')
-CHAT, CHAT_NAMES = 'prompt and answer', ('messages', 'conversations')
+OTHER_NAMES = {'prompt': ('question', 'problem', 'instruction', 'query', 'input'),
+               'answer': ('solution', 'ground_truth', 'label', 'target', 'response', 'output')}
+CHAT_NAMES = ('messages', 'conversations')
 ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bot': 'assistant'}  # ShareGPT's
 
 
 def write_splits(script, read=(), **splits):
     """
-    What a prepare.py leaves beside itself, each file whole or not at all: {split}.jsonl of records, and
-    recipe.json, see data/text.py. read: the files that it made them from.
+    What a prepare.py leaves beside itself: {split}.jsonl of records, and recipe.json, see data/text.py. read:
+    the files that it made them from.
     """
     folder = os.path.dirname(os.path.abspath(script))
     for split, records in splits.items():
@@ -50,7 +51,7 @@ def check_prompt(prompt):
     messages = as_messages(prompt)
     if not isinstance(messages, list):
         raise ValueError(f"the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list "
-                         "of chat messages like {'role': 'user', 'content': '...'}")
+                         "of chat messages")
     for message in messages:
         texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
@@ -63,18 +64,18 @@ def check_prompt(prompt):
 
 def directed(column_mapping, columns):
     """
-    The mapping as {their column: our name}, from a record's columns. {'prompt': 'question'} is understood
-    where it can only mean that the question is the prompt. Raises ValueError where it can mean both.
+    The mapping as {their column: our name}, whichever way round it was written, or the function that it is.
+    Raises ValueError where a record's columns allow both.
     """
+    if callable(column_mapping):
+        return column_mapping
     result = {}
     for theirs, ours in column_mapping.items():
         turned = theirs in OUR_NAMES and ours in columns
-        if turned and theirs in columns and theirs != 'prompt' and ours not in OUR_NAMES:
+        if turned and theirs in columns and ours not in OUR_NAMES:
             raise ValueError(f"column_mapping={{{theirs!r}: {ours!r}}} can mean both, for both are columns; "
                              f"{{{ours!r}: {theirs!r}}} takes {ours!r} as the {theirs}")
-        if theirs in columns:  # {'prompt': 'answer'} beside another prompt renames
-            turned = turned and theirs == 'prompt' and 'prompt' not in column_mapping.values()
-        result |= {ours: theirs} if turned else {theirs: ours}
+        result |= {ours: theirs} if turned and theirs not in columns else {theirs: ours}
     return result
 
 
@@ -84,19 +85,17 @@ def other_names(columns):
     the names that others use is there. Raises ValueError where several are.
     """
     spelled, found = {str(column).strip().lower(): column for column in columns}, {}
-    for ours, theirs in (('prompt', PROMPT_NAMES), ('answer', ANSWER_NAMES)):
+    for ours, names in OTHER_NAMES.items():
         if ours in columns or (ours == 'answer' and 'reference' in columns):
             continue
-        theirs = (ours,) if ours in spelled else theirs
-        taken = [spelled[name] for name in theirs if name in spelled]
+        names = (ours,) if ours in spelled else names
+        taken = [spelled[name] for name in names if name in spelled]
         if len(taken) > 1:
-            names = ' and '.join(map(repr, taken))
-            raise ValueError(f"there is no field {ours!r}, and {names} could each be it: say which, "
+            several = ' and '.join(map(repr, taken))
+            raise ValueError(f"there is no field {ours!r}, and {several} could each be it: say which, "
                              f"column_mapping={{{taken[0]!r}: {ours!r}}}")
-        found |= {ours: taken[0]} if taken else {}
-    if not {'prompt', 'chosen'} & {*columns, *found}:
-        chats = [name for name in CHAT_NAMES if name in columns]
-        found |= {CHAT: chats[0]} if chats else {}
+        if taken:
+            found[ours] = taken[0]
     return found
 
 
@@ -108,13 +107,12 @@ def say_once(line):
 def mapped(record, column_mapping):
     """The record with its columns renamed, or what the user's function makes of it."""
     if callable(column_mapping):
-        name = getattr(column_mapping, '__name__', 'column_mapping')
         try:
             made = column_mapping(dict(record))
         except Exception as e:
-            raise ValueError(f"{name} raised {type(e).__name__}: {e}") from e
+            raise ValueError(f"column_mapping raised {type(e).__name__}: {e}") from e
         if not isinstance(made, dict):
-            raise ValueError(f"{name} returned {made!r} ({type(made).__name__}), not a dict with a 'prompt'")
+            raise ValueError(f"column_mapping returned {made!r} ({type(made).__name__}), not a dict")
         return made
     for theirs in column_mapping:
         if theirs not in record:
@@ -154,26 +152,25 @@ def of_pair(chosen, rejected):
     return {'prompt': chosen[:n], 'chosen': chosen[n:], 'rejected': rejected[n:]}
 
 
-def as_record(item, column_mapping, others, where):
+def as_record(item, column_mapping, others):
     """An item of a source as a record, its columns mapped and its prompt checked. Raises ValueError."""
-    try:
-        is_chat = isinstance(item, list) and item and isinstance(item[0], dict)
-        record = {'prompt': item} if isinstance(item, str) or is_chat else item
-        if not isinstance(record, dict):
-            raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
-        record = mapped(record, column_mapping) if column_mapping else record
-        for ours, column in others.items():
-            if column in record:
-                found = of_chat(record[column]) if ours == CHAT else {ours: record[column]}
-                record = record | {name: value for name, value in found.items() if name not in record}
-        if 'prompt' not in record and {'chosen', 'rejected'} <= record.keys():
-            record = record | of_pair(record['chosen'], record['rejected'])
-        if 'prompt' not in record:
-            raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
-                             "name another with column_mapping={'that field': 'prompt'}")
-        check_prompt(record['prompt'])
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
+    is_chat = isinstance(item, list) and item and isinstance(item[0], dict)
+    record = {'prompt': item} if isinstance(item, str) or is_chat else item
+    if not isinstance(record, dict):
+        raise ValueError(f"{item!r} ({type(item).__name__}) is neither a text nor an object")
+    record = mapped(record, column_mapping)
+    for ours, theirs in others.items():
+        if theirs in record:
+            record.setdefault(ours, record[theirs])
+    if 'prompt' not in record and {'chosen', 'rejected'} <= record.keys():
+        record |= of_pair(record['chosen'], record['rejected'])
+    chats = [name for name in CHAT_NAMES if name in record]
+    if 'prompt' not in record and chats:
+        record = of_chat(record[chats[0]]) | record
+    if 'prompt' not in record:
+        raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
+                         "name another with column_mapping={'that field': 'prompt'}")
+    check_prompt(record['prompt'])
     return record
 
 
@@ -197,12 +194,11 @@ def read_source(source, split):
         return read_file(prepared(name, split))
     if os.path.isdir(source):
         files = [os.path.join(source, f'{split}{suffix}') for suffix in ('.jsonl', *SUFFIXES)]
-        file = next(filter(os.path.isfile, files), None)
-        if file is None:
-            script = os.path.join(source, 'prepare.py')
-            advice = f": run `python {script}` first" if os.path.isfile(script) else ''
-            raise NoSplit(f"the folder {source} has no {split}.jsonl{advice}")
-        return read_file(file)
+        for file in filter(os.path.isfile, files):
+            return read_file(file)
+        script = os.path.join(source, 'prepare.py')
+        advice = f": run `python {script}` first" if os.path.isfile(script) else ''
+        raise NoSplit(f"the folder {source} has no {split}.jsonl{advice}")
     # data/promts.jsonl reads like owner/name: what starts in a folder of ours or ends like a file is a path
     is_path = source.lower().endswith(SUFFIXES) or os.path.isdir(source.split('/')[0])
     if HUGGING_FACE_NAME.fullmatch(source) and not is_path:
@@ -216,34 +212,32 @@ def read_source(source, split):
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:
     """
-    source: a file (see data/sources.py; split plays no part), the name of a folder under data/ (prepared on
-    first use), a folder that holds train.jsonl and val.jsonl, or files of another suffix, or a Hugging Face
+    Dicts, each with at least 'prompt'. source: a file (whatever the split), the name of a folder under data/
+    (prepared on first use), a folder with train.jsonl and val.jsonl, or another suffix, or a Hugging Face
     data set, 'owner/name', 'owner/name:config', 'owner/name:config:train[:1%]'. A local path wins.
     column_mapping renames, {their column: our field}, or is a function of a record that returns another.
-    What others call a prompt or an answer is known by some names, and kept under both: see other_names.
-    Returns a list of dicts, each with at least 'prompt'. Raises ValueError, FileNotFoundError, ImportError.
+    A column that is taken for the prompt or the answer (see other_names) keeps its name too. Raises
+    ValueError, FileNotFoundError, ImportError.
     """
     if not isinstance(source, str):
         raise ValueError(f"{source!r} names several sources: here it must be one")
-    column_mapping = column_mapping or {}
+    column_mapping, others, records = column_mapping or {}, None, []
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
-    items, others = iter(read_source(source, split)), {}
-    where, first = next(items, (None, None))
-    if where is None:
-        raise ValueError(f"{source} holds no prompts")
-    if isinstance(first, dict):  # the first record's columns tell what those of all mean
+    for where, item in read_source(source, split):
         try:
-            if not callable(column_mapping):
-                column_mapping = directed(column_mapping, first)
-            others = other_names(mapped(first, column_mapping))
+            if others is None and isinstance(item, dict):  # its columns tell what those of all mean
+                column_mapping = directed(column_mapping, item)
+                others = other_names(mapped(item, column_mapping))
+            records.append(as_record(item, column_mapping, others or {}))
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
+    if not records:
+        raise ValueError(f"{source} holds no prompts")
     if others:
         taken = ', '.join(f"{column!r} as the {ours}" for ours, column in others.items())
         say_once(f"{source}: taking {taken}")
-    return [as_record(item, column_mapping, others, where)
-            for where, item in itertools.chain([(where, first)], items)]
+    return records
 
 
 def source_name(source):
@@ -251,29 +245,12 @@ def source_name(source):
     return '+'.join(map(dataset_name, source)) if isinstance(source, dict) else dataset_name(source)
 
 
-def is_one_split(source):
-    """Whether a source has nothing held out already: a file, a split of a hub data set."""
-    if os.path.isfile(source) or os.path.isdir(source):
-        return os.path.isfile(source)
-    return ':' in source and names_a_split(source)
-
+# -----------------------------------------------------------------------------
+# what a run learns from, and what it is evaluated on
 
 def key_of(record):
     """Equal for equal prompts."""
     return json.dumps(record['prompt'], sort_keys=True)
-
-
-def content_of_prompts(source, split='train', column_mapping=None):
-    """A hash of what load_prompts reads: of a local file as a whole, which is quicker, where that will do."""
-    if isinstance(source, dict):
-        return content_of([content_of_prompts(name, split, column_mapping) for name in source])
-    name = os.path.join(source, f'{split}.jsonl')
-    paths = () if callable(column_mapping) else (source, os.path.join(FOLDER, name), name)
-    if not any(map(os.path.isfile, paths)):
-        records = load_prompts(source, column_mapping, split)  # prepares it on first use
-    for path in filter(os.path.isfile, paths):
-        return content_of(content_of_path(path), column_mapping)
-    return content_of(records)
 
 
 def held_out_split(records, n, seed):
@@ -298,6 +275,63 @@ def held_out_split(records, n, seed):
     return train, val
 
 
+def split_source(source, records, column_mapping, n_eval, seed):
+    """
+    (train, held out, by_seed) of one source: its validation or test split, else n_eval of the records, drawn
+    by seed. A source of one prompt is evaluated on it.
+    """
+    if not is_one_split(source):
+        with contextlib.suppress(NoSplit):
+            return records, load_prompts(source, column_mapping, 'val')[:n_eval], False
+    if all(record['prompt'] == records[0]['prompt'] for record in records):
+        say(f"{source} has one prompt: it is evaluated on what it trains on")
+        return records, records[:1], False
+    return *held_out_split(records, n_eval, seed), True
+
+
+def load_split(sources, column_mapping, n_train, eval_prompts, n_eval, seed):
+    """
+    (train, held out, by_seed): what a run learns from, at most n_train records in a list for each source;
+    what it is evaluated on, n_eval records of eval_prompts or of the sources by their shares; whether any of
+    these were drawn by seed. sources: one, or {source: share of the prompts}.
+    """
+    shares = sources if isinstance(sources, dict) else {sources: 1.0}
+    if not all(type(share) in (int, float) and 0 < share < math.inf for share in shares.values()):
+        raise ValueError(f"train_prompts is {shares}: each source needs a share above 0")
+    train, held_out, by_seed = [], [], False
+    for source, share in shares.items():
+        if not os.path.isfile(source):
+            ranks.once(functools.partial(load_prompts, source, column_mapping))  # prepares it on first use
+        records, held, drawn = load_prompts(source, column_mapping)[:n_train], [], False
+        if not eval_prompts:
+            n = math.ceil(n_eval * share / sum(shares.values()))
+            records, held, drawn = split_source(source, records, column_mapping, n, seed)
+        train.append(records)
+        held_out.append(held)
+        by_seed |= drawn
+    if len(shares) > 1:
+        train = told_apart(shares, train, held_out)
+    if eval_prompts:
+        held_out = [load_prompts(eval_prompts, column_mapping, 'val')[:n_eval]]
+    return train, list(itertools.chain(*held_out)), by_seed
+
+
+def told_apart(sources, train, held_out):
+    """
+    What each source trains on without what another holds out. All records, a list for each source, get the
+    column 'source' where they have none.
+    """
+    kept = []
+    for i, source in enumerate(sources):
+        for record in train[i] + held_out[i]:
+            record.setdefault('source', source)
+        elsewhere = set(map(key_of, itertools.chain(*held_out[:i], *held_out[i + 1:])))
+        kept.append([record for record in train[i] if key_of(record) not in elsewhere])
+        if not kept[i]:
+            raise ValueError(f"nothing of {source} is left to train on: the other sources hold it out")
+    return kept
+
+
 @functools.lru_cache(maxsize=16)  # an iteration touches one epoch or the seam of two, resampling others
 def epoch_order(n_records, seed, epoch):
     order = list(range(n_records))
@@ -307,9 +341,8 @@ def epoch_order(n_records, seed, epoch):
 
 def draw_indices(n_records: int, count: int, iteration: int, seed: int, shuffle: bool = True) -> list[int]:
     """
-    The records of an iteration, a list of count indices, from an endless sequence of shuffled epochs. It
-    depends on the arguments alone: a resumed run restores nothing, and each rank takes its share of it.
-    Without shuffle each epoch goes through the records as they stand.
+    The records of an iteration, a list of count indices, from an endless sequence of epochs, shuffled or in
+    order. It depends on the arguments alone: a resumed run restores nothing, a rank takes its share of it.
     """
     return take(n_records, iteration * count, (iteration + 1) * count, seed, shuffle)
 
@@ -323,9 +356,8 @@ def take(n_records, start, end, seed, shuffle):
 
 def draw_mixture(sizes, weights, count, iteration, seed, shuffle=True):
     """
-    draw_indices for records of several sources, one behind the other: sizes how many of each, weights their
-    shares of the prompts. Each source has an endless sequence of its own; of all prompts drawn so far, a
-    source's share is right to a prompt, however small an iteration.
+    draw_indices for records of several sources, one behind the other, with their sizes and weights. Each has
+    an endless sequence of its own; of all prompts drawn so far its share is right to a prompt.
     """
     if len(sizes) == 1:
         return draw_indices(sizes[0], count, iteration, seed, shuffle)
@@ -339,11 +371,11 @@ def draw_mixture(sizes, weights, count, iteration, seed, shuffle=True):
     return indices
 
 
+# -----------------------------------------------------------------------------
+# what the model reads
+
 def goes_through_template(prompt, tokenizer, chat_template):
-    """
-    Whether the chat template renders a prompt: with 'auto' where it is a list of messages. Raises ValueError
-    for such a list that must be rendered and cannot be.
-    """
+    """Whether the chat template renders a prompt. Raises ValueError for a list of messages that it cannot."""
     if isinstance(prompt, str):
         return chat_template is True
     if not chat_template:
@@ -356,7 +388,10 @@ def goes_through_template(prompt, tokenizer, chat_template):
 
 def render(record, tokenizer, system_prompt='', chat_template='auto', chat_template_kwargs=None,
            add_special_tokens=True):
-    """(ids, text) of a prompt, through the chat template or as the system prompt and then the prompt."""
+    """
+    (ids, text) of a prompt, through the chat template or as the system prompt and then the prompt.
+    add_special_tokens: that gets the begin token that transformers gives it.
+    """
     prompt = record['prompt']
     if goes_through_template(prompt, tokenizer, chat_template):
         messages = as_messages(prompt)
@@ -369,29 +404,39 @@ def render(record, tokenizer, system_prompt='', chat_template='auto', chat_templ
 
 
 def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', max_prompt_length=None,
-                   too_long='error', chat_template_kwargs=None, add_special_tokens=True):
+                   too_long='error', **options):
     """
-    (records, n_dropped): new dicts with 'ids', a list of int, and 'text', what the model reads. Of a prompt
-    with more than max_prompt_length tokens 'error' raises and 'drop' leaves it out. add_special_tokens: a
-    plain prompt gets the begin token that transformers gives it. Raises ValueError with the prompt's index in
-    records, also for one without tokens.
+    (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, and 'columns',
+    the record as it was. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
+    leaves it out. All other settings: see render. Raises ValueError with the prompt's index.
     """
-    if too_long not in ('error', 'drop'):
-        raise ValueError(f"too_long is {too_long!r}; it must be 'error' or 'drop'")
     encoded = []
     for i, record in enumerate(records):
         try:
-            ids, text = render(record, tokenizer, system_prompt, chat_template, chat_template_kwargs,
-                               add_special_tokens)
+            ids, text = render(record, tokenizer, system_prompt, chat_template, **options)
         except ValueError as e:
             raise ValueError(f"prompt {i}: {e}") from None
         if not ids:
             raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
         if max_prompt_length is None or len(ids) <= max_prompt_length:
-            encoded.append({**record, 'ids': list(ids), 'text': text})
+            encoded.append({**record, 'ids': list(ids), 'text': text, 'columns': record})
         elif too_long == 'error':
             raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
                              f"{max_prompt_length}: raise it, or leave such prompts out with too_long='drop'")
     if not encoded:
         raise ValueError(f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}")
     return encoded, len(records) - len(encoded)
+
+
+def say_how_prompts_are_read(records, tokenizer, cfg):
+    """The special tokens around plain prompts, and chat_template_kwargs that no template reads."""
+    rendered = [goes_through_template(record['prompt'], tokenizer, cfg.chat_template) for record in records]
+    if cfg.add_special_tokens and (tokenizer.prefix or tokenizer.suffix) and not all(rendered):
+        around = [tokenizer.decode(ids, special=True) for ids in (tokenizer.prefix, tokenizer.suffix)]
+        say(f"plain prompts are read as {'...'.join(around)!r}, as in transformers; "
+            "--add_special_tokens=False leaves that out")
+    read = variables_read(tokenizer.template) if tokenizer.has_chat_template and any(rendered) else {}
+    unread = [name for name in cfg.chat_template_kwargs or {} if name not in read]
+    if unread:
+        why = f"it reads {', '.join(sorted(read))}" if read else "no prompt goes through one"
+        say(f"note: no chat template reads {', '.join(unread)} of chat_template_kwargs: {why}")

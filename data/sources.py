@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,6 @@ from rewards.reward import optional
 
 # a colon between brackets belongs to a slice: owner/name:main:train[:1%]
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.+%:\[\]()-]+)?')
-LINE = re.compile(r'[^\r\n]*')
 COLON = re.compile(r':(?![^\[]*\])')
 # what data sets call the held-out part, and pairs of answers
 HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'preferences': ('train',)}
@@ -47,87 +47,72 @@ def text_of(path):
 
 def lines_of(text):
     """(number, line) of all lines but blank ones. str.splitlines would cut a JSON text at U+2028."""
-    if '\r' in text:
-        text = text.replace('\r\n', '\n').replace('\r', '\n')
-    return ((number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip())
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    return ((number, line.removesuffix('\n')) for number, line in lines if line.strip())
 
 
 def read_lines(text, path):
     return ((f'{path}, line {number}', line) for number, line in lines_of(text))
 
 
-def read_json_lines(text, path):
-    if text.lstrip().startswith('['):
-        yield from read_json(text, path)
-        return
-    for number, line in lines_of(text):
-        yield f'{path}, line {number}', parse_json(line, path, number)
-
-
 def is_json_lines(text):
-    """Whether the first of several lines is an object: some call such a file .json."""
-    first, _, others = text.lstrip().partition('\n')
+    """Whether the first of several lines is a whole value: suffixes do not always say so."""
+    head = list(itertools.islice(lines_of(text), 2))
     try:
-        return bool(others.strip()) and isinstance(json.loads(first), dict)
+        json.loads(head[0][1])
     except (ValueError, RecursionError):
         return False
+    return len(head) > 1
 
 
 def read_json(text, path):
+    """A value a line, a list, or {"prompts": list}."""
     if is_json_lines(text):
-        yield from read_json_lines(text, path)
+        for number, line in lines_of(text):
+            yield f'{path}, line {number}', parse_json(line, path, number)
         return
     items, name = parse_json(text, path), ''
-    if isinstance(items, dict):
-        if 'prompts' not in items:
-            keys = ', '.join(items) or 'nothing'
-            raise ValueError(f"{path}: there is no 'prompts' in it, only: {keys}; it must be "
-                             "{\"prompts\": [...]} or a bare list")
+    if isinstance(items, dict) and 'prompts' in items:
         items, name = items['prompts'], 'prompts'
-    if not isinstance(items, list):
-        raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
-    yield from ((f'{path}, {name}[{i}]', item) for i, item in enumerate(items))
+        if not isinstance(items, list):
+            raise ValueError(f"{path}: the prompts are {type(items).__name__}, they must be a list")
+    if isinstance(items, list):
+        yield from ((f'{path}, {name}[{i}]', item) for i, item in enumerate(items))
+    else:
+        yield f'{path}, line 1', items
 
 
 def check_header(names, path):
-    """Raises ValueError for two columns of one name. A column without a name is pandas' index."""
-    names = [name.strip() for name in names]
-    for name in names:
-        if name and names.count(name) > 1:
-            raise ValueError(f"{path} has two columns {name!r}: rename one")
-    return names
+    """Raises ValueError for two columns of one name."""
+    twice = [name for name in names if name and names.count(name) > 1]  # pandas' index has none
+    if twice:
+        raise ValueError(f"{path} has two columns {twice[0]!r}: rename one")
 
 
 def read_table(text, path):
     """
     The rows of a table with a header, an empty cell as None. The delimiter is a comma, semicolon or tab,
-    whichever cuts the header into the most parts; Excel's first line `sep=;` names it.
+    whichever cuts the first line into the most parts.
     """
-    first, named, done, header = LINE.match(text)[0], re.match(r'"?sep=(.)"?[\r\n]+', text), 0, None
-    if named:
-        text, done, delimiter = text[named.end():], 1, named[1]
-    else:
-        cut = {mark: len(next(csv.reader([first], delimiter=mark), ())) for mark in ',;\t'}
-        delimiter = max(cut, key=cut.get)
+    first = next(lines_of(text))[1]
+    delimiter = max(',;\t', key=lambda mark: len(next(csv.reader([first], delimiter=mark), ())))
     csv.field_size_limit(1 << 30)  # a prompt may be a book
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
-    start, before = done + 1, done
+    rows, header = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True), None
     try:
-        for row in reader:
-            where, start = f'{path}, line {start}', before + reader.line_num + 1
-            if not any(row) or not ''.join(row).strip():
+        for row in rows:
+            if not ''.join(row).strip() or (header is None and row[0].startswith('sep=')):  # Excel's
                 continue
             if header is None:
-                header = check_header(row, path)
+                header = [name.strip() for name in row]
+                check_header(header, path)
                 continue
             if any(row[len(header):]):
-                raise ValueError(f"{where} has {len(row)} cells and the header {len(header)}: text that "
-                                 f"holds {delimiter!r} must stand in quotes")
-            row += [''] * (len(header) - len(row))
-            cells = zip(header, row, strict=False)
-            yield where, {name: cell if cell else None for name, cell in cells if name}
+                raise ValueError(f"{path}, line {rows.line_num} has {len(row)} cells and the header "
+                                 f"{len(header)}: text that holds {delimiter!r} must stand in quotes")
+            cells = itertools.zip_longest(header, row)
+            yield f'{path}, line {rows.line_num}', {name: cell or None for name, cell in cells if name}
     except csv.Error as e:
-        raise ValueError(f"{path}, line {start}: not a table of cells ({e})") from None
+        raise ValueError(f"{path}, line {rows.line_num}: not a table of cells ({e})") from None
 
 
 def read_parquet(path):
@@ -145,7 +130,7 @@ def read_parquet(path):
         raise ValueError(f"could not read {path}, row {number} ({' '.join(str(e).split())[:300]})") from None
 
 
-READERS = {'.json': read_json, '.jsonl': read_json_lines, '.ndjson': read_json_lines, '.txt': read_lines,
+READERS = {'.json': read_json, '.jsonl': read_json, '.ndjson': read_json, '.txt': read_lines,
            '.csv': read_table, '.tsv': read_table}
 SUFFIXES = (*READERS, *(f'{suffix}.gz' for suffix in READERS), '.parquet')
 
@@ -156,40 +141,31 @@ def read_file(path):
     if path.lower().endswith('.parquet'):
         return read_parquet(path)
     if suffix not in READERS:
-        raise ValueError(f"{path}: prompts come as .json ({{\"prompts\": [...]}}), .jsonl (an object a "
-                         "line), .csv, .tsv, .txt (a prompt a line), these as .gz too, or .parquet, not as "
-                         f"{suffix or 'a file without a suffix'}")
+        raise ValueError(f"{path}: prompts come as {', '.join(READERS)} (these as .gz too) or .parquet, not "
+                         f"as {suffix or 'a file without a suffix'}")
     return READERS[suffix](text_of(path), path)
 
 
 def hub_parts(source):
-    """
-    (`datasets`, name, config or None, split or None) of owner/name, owner/name:config, owner/name:split[:1%]
-    and owner/name:config:split. A part without brackets is a config where the data set has one of that name.
-    """
+    """(`datasets`, name, config or None, split or None) of owner/name:config:split, the parts optional."""
     datasets = optional('datasets', f"{source!r} is no file here; from Hugging Face: pip install datasets")
     name, *parts = COLON.split(source)
     if len(parts) > 2:
         raise ValueError("a name has at most a config and a split: owner/name:config:split")
-    if len(parts) == 2:
-        return datasets, name, *parts
-    if not parts or re.search(r'[\[+]', parts[0]):
-        return datasets, name, None, (parts or [None])[0]
-    part = parts[0]
-    try:
-        is_config = part not in datasets.get_dataset_split_names(name, part)
-    except ValueError:  # no such config
-        is_config = False
-    if is_config or part in datasets.get_dataset_config_names(name):
-        return datasets, name, part, None
-    splits = datasets.get_dataset_split_names(name, None)
-    if part not in splits:
-        raise ValueError(f"{part!r} is neither a config nor one of the splits {', '.join(splits)}")
-    return datasets, name, None, part
+    if len(parts) == 1:
+        try:
+            named = datasets.get_dataset_split_names(name, parts[0])
+        except ValueError:  # no config of that name
+            named = parts
+        is_split = parts[0] in named or re.search(r'[\[+]', parts[0])
+        parts.insert(0 if is_split else 1, None)
+    return datasets, name, *(parts or (None, None))
 
 
-def names_a_split(source):
-    """Whether a name of the hub is that of one split, whatever is asked for."""
+def is_one_split(source):
+    """Whether a source has nothing held out already: a file, a split of a data set of the hub."""
+    if ':' not in source or os.path.exists(source):
+        return os.path.isfile(source)
     return hub_parts(source)[-1] is not None
 
 

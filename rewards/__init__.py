@@ -4,17 +4,17 @@ Rewards: functions from a completion to a number. The files of this folder hold 
     @reward(hackable=True)
     def name(text, *, reference, prompt=None, tests=None, context=None, **params) -> float | None
 
-The function names the fields and parameters that it uses: a record of the data gives the fields, the config
-the parameters. It needs the fields without a default, here the reference. Its score is from 0 to 1; None
-means that it does not apply, and the other rewards judge alone. That depends on the record, never on the
-text, or a policy could choose its judge. What cannot be computed is raised: no score is made up. A `hackable`
-reward can be had without a good completion: weigh it beside one that reads the content.
+The function names the fields of a record and the parameters of a config that it uses. It needs the fields
+without a default, here the reference. Its score is from 0 to 1; None means that it does not apply, and the
+other rewards judge alone. That depends on the record, never on the text, or a policy could choose its judge.
+What cannot be computed is raised: no score is made up. A `hackable` reward can be had without a good
+completion: weigh it beside one that reads the content.
 
-A new reward is a function in one of these files. A custom one is a function in a config, without the
-decorator; it may return any finite number. It names any columns of the records, and `tokens`, the
-completion's token ids; without a default it needs them, as those in its attribute, needs = ('reference',).
-With `group = True` it takes the list of a group's texts and returns a list, with `batched = True` the texts
-of the whole step, and a list for each field. One that names `completions` is called as TRL calls it.
+A custom reward is a function in a config, without the decorator; it may return any finite number. It names
+any columns of the records, and `tokens`, the completion's token ids; without a default it needs them, as
+those in its attribute, needs = ('reference',). With `group = True` it takes the list of a group's texts and
+returns a list, with `batched = True` the texts of the whole step, and a list for each field. One that names
+`completions` is called as TRL calls it.
 
 $ python -m rewards "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """
@@ -73,8 +73,8 @@ def resolve_rewards(spec, provided=None):
 
 def read_element(element):
     """
-    (name or function, weight, params) of an element: such a tuple, with or without the last two, a name or
-    function alone, or a dict of 'type', 'weight' and 'params'. Raises ValueError.
+    (name or function, weight, params) of such a tuple, its last two optional, of a name or function alone, or
+    of a dict of 'type', 'weight' and 'params'. Raises ValueError.
     """
     if isinstance(element, dict) and set(element) <= {'type', 'weight', 'params'}:
         parts = element.get('type'), element.get('weight', 1.0), element.get('params') or {}
@@ -101,20 +101,16 @@ def fields_of(record):
     return record | {'reference': record['answer']} if record.get('answer') is not None else record
 
 
-def check_fields(rewards, records, errors='raise', others=()):
+def check_fields(rewards, records, errors='raise'):
     """
     Try each reward on an empty completion of every record, or where it is not cheap of the first that has the
     fields. Raises ValueError for an argument that is no column, and for a record to which no reward applies.
-    Returns the other gaps, {name: {index of the record: ValueError}}; those of all records for a reward that
-    applies to none. Warns of a column that a parameter of the same name hides. others: further records that
-    may have the columns.
+    Returns the other gaps, {name: {index of the record: ValueError}}.
     """
     gaps, fields = {name: {} for name, _, _ in rewards}, list(map(fields_of, records))
-    columns = dict.fromkeys(itertools.chain.from_iterable(itertools.chain(fields, others)))
+    columns = dict.fromkeys(itertools.chain.from_iterable(fields))
     for name, reward, _ in rewards:
         reward.check_columns(columns)
-        for key in reward.clashes(columns):
-            warnings.warn(f"reward {name!r}: {key} is that of its params, not the column", stacklevel=2)
         tried = False
         for i, record in enumerate(records):
             has_fields = not reward.missing(fields[i])
@@ -122,9 +118,9 @@ def check_fields(rewards, records, errors='raise', others=()):
                 continue
             tried |= has_fields
             if reward.scores([['']], [fields[i]], errors, [[[]]]) == [[None]]:
-                prompt, has = shorten(str(record['prompt'])), ', '.join(map(str, record))
-                why = f"{reward.why_none(fields[i])}, and the record has: {has}"
-                gaps[name][i] = ValueError(f"reward {name!r} does not apply to prompt {i} ({prompt}): {why}")
+                told = f"reward {name!r} does not apply to prompt {i} ({shorten(str(record['prompt']))})"
+                has = ', '.join(map(str, record))
+                gaps[name][i] = ValueError(f"{told}: {reward.why_none(fields[i])}, and the record has: {has}")
     for i in range(len(records)):
         if rewards and all(i in gap for gap in gaps.values()):
             raise gaps[rewards[0][0]][i]
@@ -133,9 +129,8 @@ def check_fields(rewards, records, errors='raise', others=()):
 
 def score_completions(rewards, texts, records, errors='raise', tokens=None):
     """
-    texts: P lists of G completions; tokens: their token ids, for rewards that take them. Returns {name: P
-    lists of G float | None}, None where it does not apply. With errors 'drop', a completion for which a
-    reward raises is warned of, and has None for all.
+    {name: P lists of G float | None} of texts, P lists of G completions; tokens: their ids, for rewards that
+    take them. With errors 'drop', a completion for which a reward raises is warned of, and has None for all.
     """
     if len(texts) != len(records):
         raise ValueError(f"there are {len(texts)} groups of completions for {len(records)} prompts")

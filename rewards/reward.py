@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
-TRL = ('prompts', 'completions', 'completion_ids')  # a function that names one is called as by TRL
-TRL_EXTRAS = ('trainer_state', 'log_extra', 'log_metric')
+TRL = ('prompts', 'completions', 'completion_ids', 'trainer_state', 'log_extra', 'log_metric')
 PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples', 'predictions', 'token_ids')
 LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
+FORMS = {rf'{LIST}\[{LIST}\[int': 'all ids', rf'{LIST}\[int': 'ids', rf'{LIST}(\[str|\[any|$)': 'texts',
+         rf'{LIST}|\w*(tensor|array)': 'unclear'}  # of annotations; the first that fits
 FAILED = object()  # the score of a completion for which the reward raised
 EMPTY = inspect.Parameter.empty
 EVERY = inspect.Parameter('completions', inspect.Parameter.KEYWORD_ONLY)
@@ -45,19 +46,13 @@ def nowhere(*arguments, **named):
 
 def form_of(argument):
     """
-    What an argument for completions takes, by its annotation, else its name: 'text', 'ids' (a list of its
-    tokens), 'texts' or 'all ids' (of all completions), 'unclear' where it reads like another list.
+    What an argument for completions takes, by its annotation, else its name: 'text' or 'ids' of one, 'texts'
+    or 'all ids' of all, 'unclear' where it reads like another list.
     """
-    told = '' if argument.annotation is EMPTY else inspect.formatannotation(argument.annotation)
-    told = re.sub(r"['\" ]|\w+\.", '', told).lower()
-    if re.match(rf'{LIST}\[{LIST}\[int', told):
-        return 'all ids'
-    if re.match(rf'{LIST}\[int', told) or (argument.name == 'tokens' and not told):
-        return 'ids'
-    if re.match(rf'{LIST}(\[str|\[any|$)', told):
-        return 'texts'
-    is_list = re.match(rf'{LIST}|\w*(tensor|array)', told) or (argument.name in PLURALS and not told)
-    return 'unclear' if is_list else 'text'
+    if argument.annotation is EMPTY:
+        return {'tokens': 'ids'}.get(argument.name, 'unclear' if argument.name in PLURALS else 'text')
+    told = re.sub(r"['\" ]|\w+\.", '', inspect.formatannotation(argument.annotation)).lower()
+    return next((form for pattern, form in FORMS.items() if re.match(pattern, told)), 'text')
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,8 +66,7 @@ class Reward:
     group: bool = False         # it takes the list of a group's texts
     batched: bool = False       # it takes the different texts of all groups, and a list for each field
     binary: bool = False        # 0 or 1, whatever it is asked
-    catalogue: bool = False     # of a record it sees FIELDS alone: its parameters are the config's
-    bounds: tuple = (-math.inf, math.inf)
+    catalogue: bool = False     # it scores from 0 to 1, and of a record it sees FIELDS alone
     params: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -82,11 +76,12 @@ class Reward:
         except ValueError:  # a built-in without one: it takes the text
             signature = inspect.signature(shorten)
         arguments = list(signature.parameters.values())
-        positional = [a for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)]
+        first = next((a for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)), None)
         own = {a.name: a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)}
         self.takes_any = bool(arguments) and arguments[-1].kind is inspect.Parameter.VAR_KEYWORD
-        explicit, first = self.group or self.batched, positional[0] if positional else None
-        self.as_trl = not explicit and bool(own.keys() & set(TRL) or (self.takes_any and not first))
+        explicit = self.group or self.batched
+        named = own.keys() & TRL[:3]  # then it is called as by TRL
+        self.as_trl = not explicit and bool(named or (self.takes_any and not first))
         if self.as_trl:
             first = own.get('completions', EVERY)
         elif first is None or first.name in FIELDS:
@@ -96,11 +91,10 @@ class Reward:
         if not explicit and (as_one if self.as_trl else self.form == 'unclear'):
             raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
                              "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
-        self.whole = self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
-        theirs = (*TRL, *TRL_EXTRAS) if self.as_trl else ()
-        self.extras = [name for name in theirs if name in own or self.takes_any]
-        others = own.keys() - {*self.extras, first.name, 'tokens'}
-        self.defaults = {name: argument.default for name, argument in own.items() if name in others}
+        self.whole = self.batched or self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
+        self.extras = [name for name in TRL if self.as_trl and (name in own or self.takes_any)]
+        self.defaults = {name: argument.default for name, argument in own.items()
+                         if name not in (*self.extras, first.name, 'tokens')}
         asked = {'tokens', 'completion_ids'} & own.keys()
         self.takes_tokens = bool(asked) or 'ids' in self.form or self.takes_any
         required = [name for name, default in self.defaults.items() if default is EMPTY]
@@ -113,7 +107,7 @@ class Reward:
     def bind(self, name, params, provided=None):
         """
         This reward as `name` with params, and with what it takes of `provided`. Raises ValueError for a
-        parameter that the function does not take. What it lacks, records must have: see check_fields.
+        parameter that the function does not take.
         """
         params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
         own = sorted(set(self.defaults) - set(FIELDS))
@@ -137,14 +131,8 @@ class Reward:
         """Raises ValueError for an argument that is neither in params nor a column of any record."""
         for need in self.wanted:
             if need not in columns and need not in FIELDS:
-                near = difflib.get_close_matches(need, columns, n=1)
-                meant = f"; did you mean {near[0]!r}?" if near else "; or give it in params"
-                raise ValueError(f"reward {self.name!r} needs {need!r}; records have: "
-                                 f"{', '.join(map(str, columns))}{meant}")
-
-    def clashes(self, columns):
-        """The parameters that records have too: the config's count."""
-        return [] if self.catalogue else [key for key in self.params if key in columns]
+                raise ValueError(f"reward {self.name!r} needs {need!r}, and this is neither in params nor a "
+                                 f"column; {hint(need, list(map(str, columns)))}")
 
     def __call__(self, text, **fields):
         """The score of one completion, float or None."""
@@ -153,14 +141,12 @@ class Reward:
     def scores(self, groups, records, errors='raise', tokens=None):
         """
         P lists of G float, None where it does not apply, or, with errors 'drop', FAILED where it raises.
-        groups: P lists of G completions; records: P dicts of fields; tokens: the completions' ids, P lists of
-        G lists, for functions that take them.
+        groups: P lists of G completions; records: P dicts of fields; tokens: the completions' ids.
         """
         scores = [[None] * len(texts) for texts in groups]
         applies = [p for p, record in enumerate(records) if not self.missing(record)]
-        if self.batched or self.whole:
-            for (p, g), value in self.score_all(groups, records, applies, tokens).items():
-                scores[p][g] = value
+        if self.whole:
+            self.score_all(scores, groups, records, applies, tokens)
             return scores
         for p in applies:
             texts, ids, fields = groups[p], tokens and tokens[p], self.fields_of(records[p])
@@ -183,15 +169,18 @@ class Reward:
         picked = [(name, record.get(name)) for name in self.names(record)]
         return {name: value for name, value in picked if value is not None or name not in self.defaults}
 
-    def score_all(self, groups, records, applies, tokens):
+    def score_all(self, scores, groups, records, applies, tokens):
         """
-        {(p, g): score} by one call for all completions, with a list for each field; of equal completions of a
-        prompt a batched function sees one. Whatever fails is raised.
+        Fill in the scores by one call for all completions, with a list for each field; of equal completions
+        of a prompt a batched function sees one. Whatever fails is raised.
         """
-        every, slots = [(p, g) for p in applies for g in range(len(groups[p]))], {}
-        for p, g in every:
-            slots.setdefault((p, groups[p][g] if self.batched else g), (p, g))
-        rows = list(slots.values())
+        places = {}  # of what the function sees once
+        for p in applies:
+            for g, text in enumerate(groups[p]):
+                places.setdefault((p, text if self.batched else g), []).append((p, g))
+        rows = [same[0] for same in places.values()]
+        if not rows:
+            return
         texts, ids = [groups[p][g] for p, g in rows], tokens and [tokens[p][g] for p, g in rows]
         mine, fields = [records[p] for p, _ in rows], {}
         for name in self.names(dict.fromkeys(itertools.chain.from_iterable(mine))):
@@ -200,18 +189,19 @@ class Reward:
                 fields[name] = column
         if self.as_trl:
             fields |= self.trl_fields(texts, ids, [record.get('prompt') for record in mine])
-        values = dict(zip(rows, self.call(texts, ids, fields) if rows else (), strict=True))
-        return {(p, g): values[slots[p, groups[p][g] if self.batched else g]] for p, g in every}
+        for same, value in zip(places.values(), self.call(texts, ids, fields), strict=True):
+            for p, g in same:
+                scores[p][g] = value
 
     def trl_fields(self, texts, ids, prompts):
         """
-        What TRL's GRPOTrainer passes beside the columns. Where a prompt is a list of messages, its completion
-        is one too. There is no trainer: its state is None.
+        What TRL's GRPOTrainer passes beside the columns, without a trainer. Where a prompt is a list of
+        messages, its completion is one too.
         """
         completions = [[{'role': 'assistant', 'content': text}] if isinstance(prompt, list) else text
                        for text, prompt in zip(texts, prompts, strict=True)]
-        values = {'prompts': prompts, 'completions': ids if self.form == 'all ids' else completions,
-                  'completion_ids': ids, 'trainer_state': None, 'log_extra': nowhere, 'log_metric': nowhere}
+        completions = ids if self.form == 'all ids' else completions
+        values = dict(zip(TRL, (prompts, completions, ids, None, nowhere, nowhere), strict=True))
         return {name: values[name] for name in self.extras}
 
     def try_call(self, texts, ids, fields, errors):
@@ -225,30 +215,30 @@ class Reward:
 
     def call(self, texts, ids, fields):
         """
-        The function's float | None for a text, or for each of a list of them; ids: their tokens. Raises
-        RuntimeError for what it raises, ValueError for what it returns, ConnectionError for a lost service.
+        The function's float | None for a text, or for each of a list; ids: their tokens. Raises RuntimeError
+        for what it raises, ValueError for what it returns, ConnectionError for a lost service.
         """
-        mine, several = f"reward {self.name!r}", isinstance(texts, list)
         if ids is not None and self.takes_tokens and not self.as_trl and 'ids' not in self.form:
             fields = fields | {'tokens': ids}
         first = ids if 'ids' in self.form else texts
         try:
             values = self.function(*([] if self.as_trl else [first]), **fields, **self.params)
         except ConnectionError as e:  # the run saves and stops
-            raise ConnectionError(f"{mine}: {e}") from e
+            raise ConnectionError(f"reward {self.name!r}: {e}") from e
         except Exception as e:
-            frame, shown = traceback.extract_tb(e.__traceback__)[-1], texts[0] if several else texts
+            frame, several = traceback.extract_tb(e.__traceback__)[-1], isinstance(texts, list)
             error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
             more = f" and {len(texts) - 1} more" if several and len(texts) > 1 else ''
-            raise RuntimeError(f"{mine} raised {error} for completion {shorten(shown)}{more}") from e
-        if not several:
+            raise RuntimeError(f"reward {self.name!r} raised {error} for completion "
+                               f"{shorten(texts[0] if several else texts)}{more}") from e
+        if isinstance(texts, str):
             return self.checked(values, texts)
         try:
             values = list(values)
         except TypeError:
-            raise ValueError(f"{mine} returned {shorten(repr(values))}, not a list of scores") from None
+            raise ValueError(f"reward {self.name!r} returned {shorten(repr(values))}, not a list") from None
         if len(values) != len(texts):
-            raise ValueError(f"{mine} returned a list of {len(values)} for {len(texts)} texts")
+            raise ValueError(f"reward {self.name!r} returned a list of {len(values)} for {len(texts)} texts")
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
 
     def checked(self, value, text):
@@ -258,10 +248,9 @@ class Reward:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
             number = math.nan
-        low, high = self.bounds
-        if math.isfinite(number) and low <= number <= high:
+        if math.isfinite(number) and (0 <= number <= 1 or not self.catalogue):
             return number
-        wanted = f"a number from {low:g} to {high:g}" if math.isfinite(low) else "a finite number"
+        wanted = "a number from 0 to 1" if self.catalogue else "a finite number"
         got = f"{shorten(repr(value))} ({type(value).__name__})"
         raise ValueError(f"reward {self.name!r} returned {got}, not {wanted}, for completion {shorten(text)}")
 
@@ -269,8 +258,8 @@ class Reward:
 def reward(*, cheap=True, **flags):
     """Enter a function, which stays as it is, into REWARDS."""
     def enter(function):
-        name, options = function.__name__, {'cheap': cheap, 'catalogue': True, 'bounds': (0.0, 1.0), **flags}
-        REWARDS[name] = Reward(name, function, **options)
+        name = function.__name__
+        REWARDS[name] = Reward(name, function, cheap=cheap, catalogue=True, **flags)
         return function
     return enter
 

@@ -4,6 +4,8 @@ unsafe); the policy maximizes R - lambda C, and lambda is the price at which the
 -cost_threshold_d. Without a scorer_url the reward and the cost model are trained here on pairs of answers,
 and served by a child process.
 """
+import collections
+import functools
 import os
 import types
 from functools import partial
@@ -12,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch.nn import functional as F
 
-from data.prompts import content_of_prompts, held_out_split, load_prompts, of_pair, source_name
+from data.prompts import held_out_split, load_prompts, of_pair, source_name
 from formats import weights
 from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScoreModel, score_ids
 from model import GPT
@@ -21,7 +23,7 @@ from runtime import ranks
 from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, NonNegative, Positive
 from runtime.console import say
-from runtime.made import check_made, content_of_path, is_due, made, recipe_for
+from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion, start_path
 from tasks.supervised import save_model, supervised_loop
@@ -114,13 +116,14 @@ class Alignment(Completion):
 
     def check_score_models(self):
         """Raises ValueError unless the models are there, or the pairs that the missing ones shall learn."""
-        cfg, self.ours = self.cfg, {kind: path for kind, path in self.paths.items() if path.endswith('.pt')}
+        cfg = self.cfg
+        self.ours = {kind: path for kind, path in self.paths.items() if path.endswith('.pt')}
         self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
-        self.mapping = None if cfg.preferences else cfg.column_mapping
+        mapping = None if cfg.preferences else cfg.column_mapping
         due = [kind for kind, path in self.ours.items() if is_due(path, self.remake)]
+        self.pairs = functools.cache(partial(load_preferences, self.source, mapping, due))
         if due:
-            pairs = load_preferences(self.source, self.mapping, due)  # prepares them on first use
-            self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
+            held_out_split(self.pairs(), cfg.eval_prompts_n, cfg.seed)
         for kind, path in self.paths.items():
             if kind in self.ours:
                 check_made(path, partial(self.score_recipe, kind), self.remake)
@@ -134,14 +137,14 @@ class Alignment(Completion):
     def score_recipe(self, kind):
         return recipe_for(f'a {kind} model', 1, self.source, self.cfg, 'score_iters', 'seed',
                           'eval_prompts_n', scorer_template=template_of(self.cfg) or '',
-                          data=content_of_prompts(self.source, 'preferences', self.mapping),
-                          trunk=content_of_path(start_path(self.cfg)))
+                          data=content_of(self.pairs()), trunk=content_of_path(start_path(self.cfg)))
 
     def make_score_model(self, kind, path, recipe):
-        trunk = GPT.from_pretrained(self.generator_path).to(self.device)
+        cfg, trunk = self.cfg, GPT.from_pretrained(self.generator_path).to(self.device)
         tokenizer, room = tokenizer_of(self.generator_path), min(512, trunk.config.block_size)
-        rows = [preference_rows(pairs, kind, tokenizer, self.join, room) for pairs in self.pairs]
-        model, quality = train_score_model(trunk, kind, *rows, self.cfg.score_iters, seed=self.cfg.seed)
+        rows = [preference_rows(pairs, kind, tokenizer, self.join, room)
+                for pairs in held_out_split(self.pairs(), cfg.eval_prompts_n, cfg.seed)]
+        model, quality = train_score_model(trunk, kind, *rows, cfg.score_iters, seed=cfg.seed)
         save_model(path, kind, model, trunk.config, tokenizer, quality, recipe)
 
     # -----------------------------------------------------------------------------
@@ -183,15 +186,15 @@ class Alignment(Completion):
         mean reward, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
         """
         cfg, shown = self.cfg, self.cfg.eval_show
-        answers, true = [], {'true_reward': [], 'true_cost': []}
+        answers, true = [], collections.defaultdict(list)
         for records, batch in self.eval_batches():
             texts = policy.texts(policy.sample(batch, cfg.eval_samples))
             with self.in_step(policy):
                 R, C = self.ask(texts, records)
             answers.append((R, C))
-            for name, values in true.items():
-                if function := getattr(cfg, name):
-                    values += judged_by(function, texts, records)
+            for name in [name for name in ('true_reward', 'true_cost') if getattr(cfg, name)]:
+                for record, group in zip(records, texts, strict=True):
+                    true[name] += [getattr(cfg, name)(text, **record['columns']) for text in group]
             for record, group, r, c in list(zip(records, texts, R, C, strict=True))[:shown]:
                 say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
             shown = 0
@@ -200,7 +203,7 @@ class Alignment(Completion):
         metrics = {'eval/reward': reward, 'eval/cost': cost,
                    'eval/combined': reward - self.multiplier.value * cost,
                    'eval/safe_ratio': (costs <= 0).float().mean().item()}
-        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items() if values}
+        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items()}
         if cfg.retain_text:
             ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
@@ -262,14 +265,6 @@ def template_of(cfg):
     return BEAVER_TEMPLATE
 
 
-def judged_by(function, texts, records):
-    """What a function of the config says of every completion."""
-    values = []
-    for record, group in zip(records, texts, strict=True):
-        values += [function(text, **record['columns']) for text in group]
-    return values
-
-
 # -----------------------------------------------------------------------------
 # the score models, trained where they are missing
 
@@ -291,27 +286,26 @@ def as_preference(pair):
     """A pair as PKU-SafeRLHF has it, also of TRL's chosen and rejected, which may begin with the prompt."""
     if not {'chosen', 'rejected'} <= pair.keys() or 'response_0' in pair:
         return pair
-    prompt, answers = pair['prompt'], (pair['chosen'], pair['rejected'])
-    if all(isinstance(answer, list) for answer in answers):
-        parts = of_pair(*answers)
-        prompt, answers = parts['prompt'] or prompt, (parts['chosen'], parts['rejected'])
-    chosen, rejected = map(text_of, answers)
-    return {'prompt': text_of(prompt), 'response_0': chosen, 'response_1': rejected, 'better_response_id': 0}
+    prompt, answers = pair['prompt'], pair
+    if isinstance(pair['chosen'], list):
+        answers = of_pair(pair['chosen'], pair['rejected'])
+        prompt = answers['prompt'] or prompt
+    return {'prompt': text_of(prompt), 'response_0': text_of(answers['chosen']),
+            'response_1': text_of(answers['rejected']), 'better_response_id': 0}
 
 
 def load_preferences(source, column_mapping=None, kinds=('reward', 'cost')):
     """
     Pairs of answers with the fields of PKU-SafeRLHF that models of these kinds learn from; TRL's chosen and
-    rejected serve for a reward. source: a file, or a folder under data/ whose preferences.jsonl it is. Raises
-    ValueError naming the record and the field.
+    rejected serve for a reward. source: as in load_prompts, its split 'preferences'. Raises ValueError.
     """
     pairs = list(map(as_preference, load_prompts(source, column_mapping, split='preferences')))
     wanted = {field: kind for name in kinds for field, kind in PREFERENCE_FIELDS[name].items()}
+    asked = f"a {' and a '.join(kinds)} model needs {', '.join(wanted)}"
     for i, pair in enumerate(pairs):
         for key, (kind, what) in wanted.items():
             value = pair.get(key)
             if type(value) is not kind or (kind is int and value not in (0, 1)):
-                asked = f"a {' and a '.join(kinds)} model needs {', '.join(wanted)}"
                 raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = "
                                  f"{value!r}; it must be {what}: {asked}; for a reward TRL's chosen and "
                                  "rejected will do")

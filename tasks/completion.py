@@ -6,17 +6,13 @@ import collections
 import contextlib
 import itertools
 import math
-import os
 import types
 import warnings
 from typing import Literal
 
 import torch
 
-from data import prompts
-from data.prompts import encode_prompts, goes_through_template, load_prompts
-from data.sources import NoSplit
-from formats.chat import variables_read
+from data.prompts import draw_mixture, encode_prompts, load_split, say_how_prompts_are_read, source_name
 from grpo import reward_tensor, weighted_reward
 from model import GPT
 from policy import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
@@ -38,7 +34,8 @@ from tasks.supervised import (
 )
 from tasks.task import Task, chart, longest_line
 
-MAX_ITERS = 200  # the default of train_grpo.py: another value contradicts num_epochs
+ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
+            'add_special_tokens')  # settings that encode_prompts takes
 
 
 @contextlib.contextmanager
@@ -51,15 +48,6 @@ def notes():
         say(f"note: {doubt}")
 
 
-def columns_of(records):
-    """What rewards see of encoded records: their own columns."""
-    return [record['columns'] for record in records]
-
-
-def with_columns(records):
-    return [record | {'columns': record} for record in records]
-
-
 def token_ids(rollout):
     """The completions' ids without padding: P lists of G lists."""
     rows = zip(rollout.tokens.flatten(0, 1).tolist(), rollout.lengths.flatten().tolist(), strict=True)
@@ -67,9 +55,14 @@ def token_ids(rollout):
     return [ids[i:i + G] for i in range(0, len(ids), G)]
 
 
+def columns_of(records):
+    """What rewards see of encoded records."""
+    return [record['columns'] for record in records]
+
+
 def start_path(cfg):
     """Where the model to start from is, or will be made."""
-    return cfg.generator_checkpoint.format(dataset=prompts.source_name(cfg.train_prompts or cfg.dataset))
+    return cfg.generator_checkpoint.format(dataset=source_name(cfg.train_prompts or cfg.dataset))
 
 
 class Completion(Task):
@@ -118,36 +111,28 @@ class Completion(Task):
                 raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}, above max_new_tokens, "
                                  f"{cfg.max_new_tokens}: lower it")
             go_on_with_adapters(cfg, start_path(cfg))
-            if cfg.num_epochs and cfg.max_iters != MAX_ITERS:
-                raise ValueError(f"num_epochs is {cfg.num_epochs:g} and max_iters {cfg.max_iters}: give one")
-            shares = cfg.train_prompts if isinstance(cfg.train_prompts, dict) else {'': 1}
-            if not shares or not all(type(n) in (int, float) and 0 < n < math.inf for n in shares.values()):
-                raise ValueError(f"train_prompts is {shares}: each source needs a share above 0")
 
-    weights, sizes = [1.0], None    # the shares of the sources of prompts, and how many each has
     right_or_wrong = None           # whether the first reward is 0 or 1, once that is known
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
-        self.start_model, self.split_by_seed = None, False
+        self.start_model = None
         self.reward_functions = self.named_rewards()
-        source = cfg.train_prompts or cfg.dataset
-        self.records, self.eval_records = self.load_records(source)
-        self.sizes = self.sizes or [len(self.records)]
+        self.train, self.held_out, self.split_by_seed = self.load_records()
+        self.records, self.eval_records = list(itertools.chain(*self.train)), self.held_out
         self.content = {'prompts to train on': content_of(self.records),
-                        'held-out prompts': content_of(self.eval_records)}
-        self.records, self.eval_records = with_columns(self.records), with_columns(self.eval_records)
-        self.check_rewards()
+                        'held-out prompts': content_of(self.held_out)}
+        self.check_rewards(self.records + self.held_out)
         runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
-        self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.eval_records)
+        self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.held_out)
         self.generator_path = start_path(cfg)
         ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
-        dropped, eval_dropped = self.encode(self.tokenizer)
-        self.say_how_prompts_are_read()
+        n_dropped = self.encode(self.tokenizer)
+        say_how_prompts_are_read(self.records, self.tokenizer, cfg)
         text = f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out"
-        if dropped + eval_dropped:
-            text += f"; {dropped} and {eval_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
+        if n_dropped:
+            text += f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
         say(text)
         if cfg.num_epochs:
             cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
@@ -156,73 +141,19 @@ class Completion(Task):
     # -----------------------------------------------------------------------------
     # prompts, and the model to start from
 
-    def load_records(self, source):
-        """The records to train on and those held out, those of each source together."""
-        cfg, shares = self.cfg, source if isinstance(source, dict) else {source: 1.0}
-        self.weights, trains, held_out, keys = list(shares.values()), [], [], set()
-        for name, share in shares.items():
-            n = math.ceil(cfg.eval_prompts_n * share / sum(self.weights))
-            train, held = self.load_source(name, n)
-            trains.append(train)
-            held_out += held
-            if len(shares) > 1:
-                keys |= set(map(prompts.key_of, held)).difference(map(prompts.key_of, train))
-                for record in train + held:
-                    record.setdefault('source', name)
-        for train in trains if keys else ():  # what one source holds out, another may have too
-            train[:] = [record for record in train if prompts.key_of(record) not in keys]
-        self.sizes = list(map(len, trains))
-        if cfg.eval_prompts:
-            held_out = load_prompts(cfg.eval_prompts, cfg.column_mapping, 'val')[:cfg.eval_prompts_n]
-        return list(itertools.chain(*trains)), held_out
-
-    def load_source(self, source, eval_n):
-        """The records of one source, and eval_n that it holds out."""
+    def load_records(self):
+        """(records to train on, a list for each source; held-out records; whether drawn by seed)"""
         cfg = self.cfg
-        if not os.path.isfile(source):
-            ranks.once(lambda: load_prompts(source, cfg.column_mapping))  # prepares it on first use
-        records = load_prompts(source, cfg.column_mapping)[:cfg.train_prompts_n]
-        if cfg.eval_prompts:
-            return records, []
-        if not prompts.is_one_split(source):
-            with contextlib.suppress(NoSplit):
-                return records, load_prompts(source, cfg.column_mapping, 'val')[:eval_n]
-        if all(record['prompt'] == records[0]['prompt'] for record in records):
-            say(f"{source} has one prompt: it is evaluated on what it trains on")
-            return records, records[:1]
-        self.split_by_seed = True
-        return prompts.held_out_split(records, eval_n, cfg.seed)
+        return load_split(cfg.train_prompts or cfg.dataset, cfg.column_mapping, cfg.train_prompts_n,
+                          cfg.eval_prompts, cfg.eval_prompts_n, cfg.seed)
 
     def encode(self, tokenizer):
-        """Token ids for all prompts. Returns how many to train on, and how many held out, were too long."""
-        cfg = self.cfg
-        names = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
-                 'add_special_tokens')
-        options = {name: getattr(cfg, name) for name in names}
-        ends, encoded = itertools.accumulate(self.sizes), []
-        if not all(self.sizes):
-            raise ValueError(f"of the sources {cfg.train_prompts} one has nothing left that is not held out")
-        for size, end in zip(self.sizes, ends, strict=True):
-            encoded.append(encode_prompts(self.records[end - size:end], tokenizer, **options))
-        self.sizes = [len(records) for records, _ in encoded]
-        self.records = list(itertools.chain(*(records for records, _ in encoded)))
-        self.eval_records, eval_dropped = encode_prompts(self.eval_records, tokenizer, **options)
-        return sum(dropped for _, dropped in encoded), eval_dropped
-
-    def say_how_prompts_are_read(self):
-        """The special tokens around plain prompts, and chat_template_kwargs that no template reads."""
-        cfg, tokenizer = self.cfg, self.tokenizer
-        rendered = [goes_through_template(record['prompt'], tokenizer, cfg.chat_template)
-                    for record in self.records]
-        if cfg.add_special_tokens and (tokenizer.prefix or tokenizer.suffix) and not all(rendered):
-            around = [tokenizer.decode(ids, special=True) for ids in (tokenizer.prefix, tokenizer.suffix)]
-            say(f"plain prompts are read as {'...'.join(around)!r}, as in transformers; "
-                "--add_special_tokens=False leaves that out")
-        read = variables_read(tokenizer.template) if tokenizer.has_chat_template and any(rendered) else {}
-        unread = [name for name in cfg.chat_template_kwargs or {} if name not in read]
-        if unread:
-            why = f"it reads {', '.join(sorted(read))}" if read else "no prompt goes through one"
-            say(f"note: no chat template reads {', '.join(unread)} of chat_template_kwargs: {why}")
+        """Token ids for all prompts. Returns how many were too long."""
+        options = {name: getattr(self.cfg, name) for name in ENCODING}
+        encoded = [encode_prompts(records, tokenizer, **options) for records in (*self.train, self.held_out)]
+        *train, self.eval_records = [records for records, _ in encoded]
+        self.sizes, self.records = list(map(len, train)), list(itertools.chain(*train))
+        return sum(n_dropped for _, n_dropped in encoded)
 
     def check_room(self, block_size):
         longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
@@ -237,10 +168,10 @@ class Completion(Task):
 
     def start_recipe(self):
         """The data is what there is to teach, whichever part of it this seed holds out."""
-        cfg = self.cfg
-        everything = self.records + self.eval_records
+        cfg, taught = self.cfg, list(itertools.chain(*self.train))
+        everything = taught + self.held_out
         limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
-        taught = everything if self.split_by_seed else self.records
+        taught = everything if self.split_by_seed else taught
         pairs = [[record['prompt'], record.get('answer')] for record in taught
                  if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
         characters = characters_of(everything, cfg.system_prompt + cfg.retain_text)
@@ -281,9 +212,10 @@ class Completion(Task):
         return batch | {'record': torch.tensor(indices)}
 
     def batch(self, it, attempt=0):
-        seed = self.cfg.seed + 10 ** 6 * attempt
-        shuffle = self.cfg.shuffle_prompts or attempt > 0
-        indices = prompts.draw_mixture(self.sizes, self.weights, self.cfg.batch_size, it, seed, shuffle)
+        cfg, seed = self.cfg, self.cfg.seed + 10 ** 6 * attempt
+        shares = cfg.train_prompts.values() if isinstance(cfg.train_prompts, dict) else [1.0]
+        shuffle = cfg.shuffle_prompts or attempt > 0
+        indices = draw_mixture(self.sizes, list(shares), cfg.batch_size, it, seed, shuffle)
         return self.make_batch(self.records, indices, seed * 10 ** 5 + it)
 
     # -----------------------------------------------------------------------------
@@ -294,24 +226,17 @@ class Completion(Task):
         with notes():
             return resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
 
-    def check_rewards(self):
+    def check_rewards(self, records):
         """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
-        rewards, errors = self.reward_functions, self.cfg.reward_errors
-        both = self.records, self.eval_records
-        train, held_out = map(columns_of, both)
         with notes():
-            gaps = [check_fields(rewards, train, errors, others=held_out)]
-            gaps.append(check_fields(rewards, held_out, errors, others=train))
-        for name, *_ in rewards:
-            lacks = [gap.get(name, {}) for gap in gaps]
-            if all(len(lack) == len(records) for lack, records in zip(lacks, both, strict=True)):
-                self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
-                say(f"reward {name!r} is left out, no prompt has what it takes; the first: {lacks[0][0]}")
+            gaps = check_fields(self.reward_functions, records, self.cfg.reward_errors)
+        for name, gap in gaps.items():
+            first = next(iter(gap.values()))
+            if len(gap) < len(records):
+                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
                 continue
-            for lack, records in zip(lacks, both, strict=True):
-                if lack:
-                    few, first = f"{len(lack)} of {len(records)} prompts", next(iter(lack.values()))
-                    say(f"{few} are judged without {name!r}; the first: {first}")
+            self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
+            say(f"reward {name!r} is left out, no prompt has what it takes; the first: {first}")
 
     def start_log_probs(self, texts):
         """The start model's log-probs of texts, for rewards that ask."""
@@ -356,26 +281,23 @@ class Completion(Task):
         """
         cfg, weights = self.cfg, {name: weight for name, _, weight in self.reward_functions}
         values, shown = collections.defaultdict(list), cfg.eval_show
-
-        def score(kind, rollout, records, functions):
-            with self.in_step(policy):
-                scores = self.scored(functions, policy, rollout, records)
-            parts = {name: reward_tensor(name, column) for name, column in scores.items()}
-            for name, part in parts.items():
-                values[kind, name].append(part)
-            return parts
-
         for records, batch in self.eval_batches():
             columns = columns_of(records)
-            hidden = [record | {'tests': record.get('hidden_tests')} for record in columns]
+            asked = {'': (self.reward_functions, columns)}
+            if self.has_hidden_tests:
+                hidden = [record | {'tests': record.get('hidden_tests')} for record in columns]
+                asked['hidden_'] = self.reward_functions[:1], hidden
             for kind in ('greedy', 'sampled'):
                 rollout = policy.greedy(batch) if kind == 'greedy' else policy.sample(batch, cfg.eval_samples)
-                parts = score(kind, rollout, columns, self.reward_functions)
-                if self.has_hidden_tests:
-                    score(f'hidden_{kind}', rollout, hidden, self.reward_functions[:1])
+                for tests, (functions, fields) in asked.items():
+                    with self.in_step(policy):
+                        scores = self.scored(functions, policy, rollout, fields)
+                    for name, column in scores.items():
+                        values[tests + kind, name].append(reward_tensor(name, column))
                 if kind == 'greedy':
                     self.show_completions(records[:shown], policy.texts(rollout))
                     shown = 0
+            parts = {name: values['sampled', name][-1] for name in weights}
             values['sampled', None].append(weighted_reward(parts, weights))
         metrics = self.accuracies({key: torch.cat(column) for key, column in values.items()})
         if cfg.retain_text:
@@ -402,12 +324,11 @@ class Completion(Task):
                    'eval/accuracy_sampled': sampled.nanmean().item(),
                    'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(),
                    'eval/reward': values['sampled', None].nanmean().item()}
-        if self.has_hidden_tests:
-            for name, kind in (('pass_rate_greedy', 'greedy'), ('pass_rate_sampled', 'sampled'),
-                               ('hidden_pass_rate_greedy', 'hidden_greedy'),
-                               ('hidden_pass_rate_sampled', 'hidden_sampled')):
-                column = values[kind, names[0]]
-                metrics[f'eval/{name}'] = (column[~column.isnan()] >= 1).float().mean().item()
+        for tests in ('', 'hidden_') if self.has_hidden_tests else ():
+            for kind in ('greedy', 'sampled'):
+                column = values[tests + kind, names[0]]
+                passed = column[~column.isnan()] >= 1
+                metrics[f'eval/{tests}pass_rate_{kind}'] = passed.float().mean().item()
         for name in names if len(names) > 1 else []:
             metrics[f'eval/reward/{name}'] = values['sampled', name].nanmean().item()
             metrics[f'eval/reward_greedy/{name}'] = values['greedy', name].nanmean().item()
@@ -418,13 +339,14 @@ class Completion(Task):
         return ['eval/reward' if self.right_or_wrong is False else self.headline]
 
     def describe(self, metrics):
-        m, names = {name.removeprefix('eval/'): v for name, v in metrics.items()}, self.reward_functions
-        line = (f"held-out {'accuracy' if self.right_or_wrong else names[0][0]} greedy "
+        m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
+        first, *others = [name for name, _, _ in self.reward_functions]
+        line = (f"held-out {'accuracy' if self.right_or_wrong else first} greedy "
                 f"{m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}")
         if self.right_or_wrong:
             line += f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}"
         line += f", reward {m['reward']:.4f}"
-        for name, _, _ in names[1:]:
+        for name in others:
             line += f", {name} greedy {m[f'reward_greedy/{name}']:.4f}, sampled {m[f'reward/{name}']:.4f}"
         if 'pass_rate_greedy' in m:
             line += (f", all tests passed: greedy {m['pass_rate_greedy']:.4f} (hidden tests "

@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 
+from data.prompts import say_how_prompts_are_read
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout
 from model import GPT, GPTConfig
@@ -14,7 +15,6 @@ from plain import plain
 from policy import CausalPolicy, prompt_batch, text_log_prob
 from runtime.lora import add_lora
 from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
-from tasks.completion import Completion
 
 TOKENIZER = CharTokenizer('abcdefghij', end=True)
 QWEN3 = {'norm': 'rmsnorm', 'position': 'rope', 'mlp': 'swiglu', 'bias': False, 'n_kv_head': 2, 'qk_norm': True, 'tied': False}
@@ -378,8 +378,7 @@ def test_what_is_said_of_how_prompts_are_read(capsys):
 
     def said(prompt, **settings):
         cfg = types.SimpleNamespace(**{'chat_template': 'auto', 'chat_template_kwargs': None, 'add_special_tokens': True} | settings)
-        job = types.SimpleNamespace(cfg=cfg, tokenizer=tokenizer, records=[{'prompt': prompt}], eval_records=[])
-        Completion.say_how_prompts_are_read(job)
+        say_how_prompts_are_read([{'prompt': prompt}], tokenizer, cfg)
         return capsys.readouterr().out.strip()
 
     talk = [{'role': 'user', 'content': 'a'}]

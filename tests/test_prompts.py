@@ -82,9 +82,9 @@ def test_column_mapping(file):
     with says('gives two columns the same new name'):
         load_prompts(path, {'a': 'prompt', 'b': 'prompt'})
     assert load_prompts(path, lambda r: {'prompt': f"Question: {r['question']}"}) == [{'prompt': 'Question: one'}]
-    with pytest.raises(ValueError, match=r"line 1: <lambda> raised KeyError: 'problem'"):
+    with pytest.raises(ValueError, match="line 1: column_mapping raised KeyError: 'problem'"):
         load_prompts(path, lambda r: {'prompt': r['problem']})
-    with pytest.raises(ValueError, match="line 1: <lambda> returned None"):
+    with pytest.raises(ValueError, match="line 1: column_mapping returned None"):
         load_prompts(path, lambda r: None)
 
 
@@ -105,9 +105,9 @@ def test_column_mapping(file):
         ('a.jsonl', '3\n', ('a.jsonl, line 1: 3 (int) is neither',)),
         ('a.json', '{"prompts": ["one", ""]}', ('a.json, prompts[1]: the prompt is empty',)),
         ('a.json', '[7]', ('a.json, [0]: 7 (int)',)),
-        ('a.json', '{"data": [], "more": 1}', ("no 'prompts' in it, only: data, more",)),
+        ('a.json', '{"data": [], "more": 1}', ("a.json, line 1: there is no field 'prompt', only: data, more",)),
         ('a.json', '{"prompts": "one"}', ('the prompts are str, they must be a list',)),
-        ('a.json', '"one"', ('the prompts are str',)),
+        ('a.json', '7', ('line 1: 7 (int) is neither a text nor an object',)),
         ('a.json', '{"prompts": []}', ('a.json holds no prompts',)),
         ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty: []',)),
         ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the chat message', "'role' and 'content'")),
@@ -249,7 +249,8 @@ class Letters(Tokenizer):
 
 def test_encode_plain():
     (record,), n_dropped = encode_prompts([{'prompt': 'ab', 'answer': 'c'}], Letters(), system_prompt='S:')
-    assert record == {'prompt': 'ab', 'answer': 'c', 'text': 'S:ab', 'ids': [83, 58, 97, 98]} and n_dropped == 0
+    columns = {'prompt': 'ab', 'answer': 'c'}
+    assert record == {**columns, 'text': 'S:ab', 'ids': [83, 58, 97, 98], 'columns': columns} and n_dropped == 0
 
 
 def test_encode_chat():
@@ -280,8 +281,6 @@ def test_too_long():
     assert [r['text'] for r in kept] == ['aa'] and n_dropped == 2
     with says('all 3 prompts are longer than max_prompt_length 1'):
         encode_prompts(records, Letters(), max_prompt_length=1, too_long='drop')
-    with says("too_long is 'cut'", "'error' or 'drop'"):
-        encode_prompts(records, Letters(), too_long='cut')
 
 
 def test_what_the_tokenizer_cannot_say():

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 import data.sources
-from data.prompts import draw_indices, draw_mixture, held_out_split, is_one_split, load_prompts
+from data.prompts import draw_indices, draw_mixture, held_out_split, is_one_split, load_prompts, load_split
 from formats.tokenizer import CharTokenizer
 from tasks.alignment import load_preferences, preference_rows
-from tasks.completion import Completion
 from test_prompts import says
 
 QA = [{'prompt': 'What is 6 times 7?', 'answer': '42'}, {'prompt': 'And 2+2?', 'answer': '4'}]
@@ -220,10 +219,10 @@ def test_column_mapping_both_ways_round(file):
                     {'prompt': 'question', 'solution': 'answer'}):
         assert load_prompts(path, mapping) == [{'prompt': 'q', 'answer': 's'}]
     path = file('b.jsonl', json.dumps({'prompt': 'old', 'question': 'q', 'answer': 'a', 'solution': 's'}))
-    assert load_prompts(path, {'prompt': 'question'})[0]['prompt'] == 'q'  # otherwise nothing would be the prompt
     assert load_prompts(path, {'question': 'prompt', 'prompt': 'old'})[0].items() >= {'prompt': 'q', 'old': 'old'}.items()
-    with says("column_mapping={'answer': 'solution'} can mean both", "{'solution': 'answer'} takes 'solution' as the answer"):
-        load_prompts(path, {'answer': 'solution'})
+    for ours, theirs in (('answer', 'solution'), ('prompt', 'question')):
+        with says(f"column_mapping={{'{ours}': '{theirs}'}} can mean both", f"{{'{theirs}': '{ours}'}} takes '{theirs}' as the {ours}"):
+            load_prompts(path, {ours: theirs})
 
 
 def test_conversations(file):
@@ -311,7 +310,7 @@ def test_hub_names(hub):
     assert prompts('me/plain:test[:1]', 'val') == ['test 0']  # a named split is that split
     assert not is_one_split('me/plain') and not is_one_split('me/configs:main')
     assert all(map(is_one_split, ('me/plain:train', 'me/plain:train[:2]', 'me/configs:main:train')))
-    for name, parts in (('me/plain:trian', ["'trian' is neither a config nor one of the splits train, test"]),
+    for name, parts in (('me/plain:trian', ['Unknown split "trian". Should be one of']),
                         ('me/configs', ["available configs: ['main', 'socratic']"]),
                         ('me/plain:train:test:x', ['at most a config and a split']),
                         ('me/configs:main:trian', ['Unknown split "trian"'])):
@@ -369,12 +368,8 @@ def test_folders_of_other_files(tmp_path):
     assert load_prompts(str(tmp_path), split='val') == [{'prompt': 'v'}]
 
 
-def job_with(**settings):
-    """A job that has loaded nothing yet."""
-    job = Completion.__new__(Completion)
-    job.cfg = types.SimpleNamespace(**{'eval_prompts': None, 'eval_prompts_n': 512, 'column_mapping': None, 'train_prompts_n': None,
-                                       'seed': 1, **settings})
-    return job
+def split(sources, n_eval=512, n_train=None):
+    return load_split(sources, None, n_train, None, n_eval, seed=1)
 
 
 def test_sources_hold_out_by_their_shares(file, tmp_path):
@@ -382,18 +377,22 @@ def test_sources_hold_out_by_their_shares(file, tmp_path):
     a = file('a.jsonl', ''.join(json.dumps({'prompt': str(i), 'source': 'mine'}) + '\n' for i in range(100)))
     b = file('b.txt', ''.join(f'{i}\n' for i in range(50, 100)))
     one = file('one.txt', 'alone\n')
-    job = job_with(eval_prompts_n=20)
-    train, held = job.load_records({a: 3, b: 1, one: 0.4})
+    train, held, _ = split({a: 3, b: 1, one: 0.4}, n_eval=20)
     assert Counter(record['source'] for record in held) == {'mine': 14, b: 5, one: 1}
-    assert {r['prompt'] for r in train} & {r['prompt'] for r in held} == {'alone'}
-    assert sum(job.sizes) == len(train) and job.sizes[2] == 1 and all(r['source'] == 'mine' for r in train[:job.sizes[0]])
-    assert len(job_with(train_prompts_n=10).load_records(b)[1]) == 1  # a tenth of ten
+    assert {r['prompt'] for records in train for r in records} & {r['prompt'] for r in held} == {'alone'}
+    assert len(train) == 3 and len(train[2]) == 1 and all(r['source'] == 'mine' for r in train[0])
+    with says(f'nothing of {one} is left to train on'):
+        split({one: 1, file('two.txt', 'alone\nelse\n'): 1, file('three.txt', 'alone\nother\n'): 1}, n_eval=3)
+    assert len(split(b, n_train=10)[1]) == 1  # a tenth of ten
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder' / 'train.csv').write_text('prompt\n' + ''.join(f'{i}\n' for i in range(40)))
-    train, held = job_with().load_records(str(tmp_path / 'folder'))
-    assert (len(train), len(held)) == (36, 4)
+    (train,), held, by_seed = split(str(tmp_path / 'folder'))
+    assert (len(train), len(held), by_seed) == (36, 4, True)
     (tmp_path / 'folder' / 'val.txt').write_text('v\n')
-    assert job_with().load_records(str(tmp_path / 'folder'))[1] == [{'prompt': 'v'}]
+    assert split(str(tmp_path / 'folder'))[1:] == ([{'prompt': 'v'}], False)
+    for shares in ({b: 0}, {b: float('nan')}, {b: True}, {b: '1'}):
+        with says('each source needs a share above 0'):
+            split(shares)
 
 
 def test_the_better_of_a_trl_pair_comes_first(file):
