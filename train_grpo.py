@@ -34,7 +34,7 @@ batch_size: Count = 32                  # P: prompts of an iteration, all ranks 
 max_iters: Natural = 200                # iterations: completions, rewards, a step
 optimizer: Literal['adamw', 'es'] = 'adamw'  # 'es': evolution strategies, rewards without gradients
 learning_rate: NonNegative = 6e-4       # its peak
-min_lr: NonNegative = 6e-5              # at the end
+min_lr: NonNegative | None = None       # at the end; None: a tenth of learning_rate
 lr_schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'  # after the warm-up
 warmup_iters: Natural = 10              # iterations in which it rises
 weight_decay: NonNegative = 0.0         # AdamW's, on matrices alone
@@ -102,7 +102,8 @@ def learning_rate_at(it):
         return cfg.learning_rate
     progress = (it - cfg.warmup_iters) / max(1, cfg.max_iters - cfg.warmup_iters)
     share = 1 - progress if cfg.lr_schedule == 'linear' else 0.5 * (1 + math.cos(math.pi * progress))
-    return cfg.min_lr + share * (cfg.learning_rate - cfg.min_lr)  # fall to min_lr
+    lowest = cfg.learning_rate / 10 if cfg.min_lr is None else cfg.min_lr
+    return lowest + share * (cfg.learning_rate - lowest)
 
 
 def grpo_step(it, lr):

@@ -13,7 +13,15 @@ import math
 import os
 import random
 
-from data.sources import HUGGING_FACE_NAME, SUFFIXES, NoSplit, is_one_split, read_file, read_hugging_face
+from data.sources import (
+    HUGGING_FACE_NAME,
+    HUGGING_FACE_SPLITS,
+    SUFFIXES,
+    NoSplit,
+    is_one_split,
+    read_file,
+    read_hugging_face,
+)
 from data.text import FOLDER, dataset_name, folders_that, prepare, write_recipe
 from formats.chat import variables_read
 from formats.text_files import replacing
@@ -171,6 +179,8 @@ def as_record(item, column_mapping, others):
         raise ValueError(f"there is no field 'prompt', only: {', '.join(map(str, record)) or 'nothing'}; "
                          "name another with column_mapping={'that field': 'prompt'}")
     check_prompt(record['prompt'])
+    if record.get('answer') != record.get('answer'):  # a NaN is how tables say that a cell is empty
+        record['answer'] = None
     return record
 
 
@@ -193,9 +203,10 @@ def read_source(source, split):
     if name == os.path.basename(name) and os.path.isfile(os.path.join(FOLDER, name, 'prepare.py')):
         return read_file(prepared(name, split))
     if os.path.isdir(source):
-        files = [os.path.join(source, f'{split}{suffix}') for suffix in ('.jsonl', *SUFFIXES)]
-        for file in filter(os.path.isfile, files):
-            return read_file(file)
+        for name in dict.fromkeys((split, *HUGGING_FACE_SPLITS.get(split, ()))):
+            files = [os.path.join(source, f'{name}{suffix}') for suffix in ('.jsonl', *SUFFIXES)]
+            for file in filter(os.path.isfile, files):
+                return read_file(file)
         script = os.path.join(source, 'prepare.py')
         advice = f": run `python {script}` first" if os.path.isfile(script) else ''
         raise NoSplit(f"the folder {source} has no {split}.jsonl{advice}")
@@ -222,6 +233,9 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
     if not isinstance(source, str):
         raise ValueError(f"{source!r} names several sources: here it must be one")
     column_mapping, others, records = column_mapping or {}, None, []
+    names = () if callable(column_mapping) else (*column_mapping, *column_mapping.values())
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"column_mapping is {column_mapping}; it maps names of columns to names")
     if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
         raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
     for where, item in read_source(source, split):

@@ -10,6 +10,8 @@ import json
 import os
 import threading
 
+from tokenizers import decoders, pre_tokenizers
+
 from formats.characters import CharTokenizer, Tokenizer, char_tokenizer
 from formats.chat import as_template_reads, compile_template, mark_specials, matcher
 from formats.gguf_vocabulary import read_vocabulary
@@ -22,6 +24,22 @@ SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', '
 READ = (*SAVED, 'config.json', 'generation_config.json')
 TEMPLATES = 'additional_chat_templates'
 ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'))
+
+
+def spaces_of_its_class(package, config):
+    """
+    What transformers does with spaces for two classes, in place: it builds their tokenizers anew, whatever
+    tokenizer.json says of them.
+    """
+    kind, prefix = str(config.get('tokenizer_class')).removesuffix('Fast'), config.get('add_prefix_space')
+    if kind == 'GPT2Tokenizer' and prefix:
+        package.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if kind == 'LlamaTokenizer' and getattr(package.model, 'byte_fallback', False):
+        prepend = 'never' if prefix is False else 'always' if config.get('legacy') else 'first'
+        package.normalizer = None
+        package.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+        parts = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+        package.decoder = decoders.Sequence(parts + [decoders.Strip(' ', 1)] * (prefix is not False))
 
 
 class FileTokenizer(Tokenizer):
@@ -39,6 +57,7 @@ class FileTokenizer(Tokenizer):
         self.files = {name: text for name, text in files.items() if name in SAVED or TEMPLATES in name}
         self.package = read_package(files['tokenizer.json'], os.path.join(path, 'tokenizer.json'))
         config = read('tokenizer_config.json')
+        spaces_of_its_class(self.package, config)
         if 'added_tokens_decoder' not in config:  # an older form
             config |= read('special_tokens_map.json')
         eos = (read('config.json') | read('generation_config.json')).get('eos_token_id')

@@ -50,7 +50,7 @@ def resolve_rewards(spec, provided=None):
     elements, see read_element. provided: see Reward.bind. Raises ValueError.
     """
     if isinstance(spec, str):
-        spec = spec.split(',')
+        spec = [name.strip() for name in spec.split(',') if name.strip()]
     if not isinstance(spec, (list, tuple)) or not spec:
         raise ValueError(f"rewards is {spec!r}: it must be a list with at least one reward")
     resolved = {}
@@ -119,7 +119,7 @@ def check_fields(rewards, records, errors='raise'):
             tried |= has_fields
             if reward.scores([['']], [fields[i]], errors, [[[]]]) == [[None]]:
                 told = f"reward {name!r} does not apply to prompt {i} ({shorten(str(record['prompt']))})"
-                has = ', '.join(map(str, record))
+                has = ', '.join(str(key) for key, value in record.items() if value is not None)
                 gaps[name][i] = ValueError(f"{told}: {reward.why_none(fields[i])}, and the record has: {has}")
     for i in range(len(records)):
         if rewards and all(i in gap for gap in gaps.values()):

@@ -275,6 +275,7 @@ def find_reward(function):
             return entry
     if isinstance(function, Reward):
         return function
-    name = getattr(function, '__name__', type(function).__name__).strip('<>')
+    named = getattr(function, 'func', function)  # of functools.partial
+    name = getattr(named, '__name__', type(named).__name__).strip('<>')
     keys = ('needs', 'cheap', 'hackable', 'group', 'batched')
     return Reward(name, function, **{key: getattr(function, key) for key in keys if hasattr(function, key)})

@@ -17,6 +17,7 @@ import difflib
 import fnmatch
 import glob
 import inspect
+import itertools
 import json
 import os
 import re
@@ -290,7 +291,7 @@ def find_config(path, folder):
 
 
 def read_config_file(path, keys):
-    """The values that a config file sets, less the functions, classes and modules that it needs itself."""
+    """The values that a config file sets, less what it imports, functions and classes."""
     names = {'__file__': path, '__name__': 'config'}
     try:
         with open(path, 'rb') as f:
@@ -309,8 +310,12 @@ def read_config_file(path, keys):
         frames = traceback.extract_tb(e.__traceback__)
         *_, line = [0, *(frame.lineno for frame in frames if frame.filename == path)]
         raise ValueError(f"{path}, line {line}: {type(e).__name__}: {e}") from None
-    machinery = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
-    own = {key for key, value in names.items() if key.startswith('_') or isinstance(value, machinery)}
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    aliases = itertools.chain(*(node.names for node in imports))
+    own = {alias.asname or alias.name.partition('.')[0] for alias in aliases}
+    for key, value in names.items():  # reward_funcs = my_reward is a setting, by a name that none has here
+        defined = isinstance(value, (types.FunctionType, type)) and value.__name__ == key
+        own |= {key} if defined or key.startswith('_') else set()
     values = {key: value for key, value in names.items() if key in keys or key not in own}
     if strangers := values.keys() - keys.keys():
         key = min(strangers, key=[*values].index)
@@ -431,7 +436,7 @@ def read_arguments(arguments, keys, values, namespace):
         value = True if text is None else read_value(key, text, keys)
         given[key] = check(key, value, keys, argument), argument
     for key, (value, where) in given.items():
-        if value == '' and values[key]:
+        if value == '' and values[key] != '':
             raise ValueError(f"{where}: {key} is empty; leave it out for {values[key]!r}")
     return given
 

@@ -83,8 +83,7 @@ def check_made(path, describe, remake=False):
         return f"{what}, as it is"
     recipe = describe()
     if before['made'] != recipe['made']:
-        raise ValueError(f"{path} is {what}, and wanted is {recipe['made']}: name another path, or take it "
-                         "as it is with --remake=never")
+        raise ValueError(f"{path} is {what}, and wanted is {recipe['made']}: name another path")
     differing = [key for key, value in recipe.items() if key != 'from' and before.get(key) != value]
     differences = '; '.join(f"{key}: it has {json.dumps(before.get(key)):.60}, this run wants "
                             f"{json.dumps(recipe[key]):.60}" for key in differing)

@@ -40,9 +40,12 @@ def in_out_dir(cfg, name):
 
 def check(cfg):
     """Raises ValueError or FileNotFoundError, before time is spent, for a run that contradicts itself."""
-    cfg.lora_alpha, cfg.lora_targets = cfg.lora_alpha or 16.0, targets_of(cfg.lora_targets)
     for contradiction, message in (
         (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
+        ((cfg.lora_alpha or cfg.lora_targets or cfg.lora_dropout) and not cfg.lora_r,
+         "lora_alpha, lora_targets and lora_dropout mean nothing without lora_r: set it above 0"),
+        (cfg.lr_schedule != 'constant' and (cfg.min_lr or 0) > cfg.learning_rate,
+         f"min_lr, {cfg.min_lr}, is above learning_rate, {cfg.learning_rate}: the rate would rise"),
         (cfg.reference_offload and cfg.reference_mode in ('ema', 'periodic'),
          "reference_offload keeps the reference away, and reference_mode ema or periodic moves it"),
         (cfg.shard and (cfg.optimizer != 'adamw' or cfg.load_in_8bit or cfg.reference_offload or cfg.compile),
@@ -53,6 +56,7 @@ def check(cfg):
     ):
         if contradiction:
             raise ValueError(message)
+    cfg.lora_alpha, cfg.lora_targets = cfg.lora_alpha or 16.0, targets_of(cfg.lora_targets)
     asked_for(vars(cfg))  # is the package there?
     if cfg.kl_beta > 0 and cfg.kl_estimator == 'k1' and not cfg.kl_in_reward:
         tell("warning: k1 in the loss has zero gradient on average, it only adds noise; take k2 or exact")
@@ -127,9 +131,15 @@ def processes(cfg):
     return rank, world_size, device
 
 
+def name_of(function):
+    """A function's name, or that of an object's class."""
+    function = getattr(function, 'func', function)  # of functools.partial
+    return getattr(function, '__name__', type(function).__name__)
+
+
 def plain_config(cfg):
     """The settings as JSON has them; functions by their names."""
-    return json.loads(json.dumps(vars(cfg), default=lambda function: function.__name__))
+    return json.loads(json.dumps(vars(cfg), default=name_of))
 
 
 # -----------------------------------------------------------------------------
@@ -294,8 +304,8 @@ class State:
         cfg = self.cfg
         path, saved = newest_checkpoint(cfg.out_dir, 'run', 'adapters')
         check_start(saved, self.start_weights, self.start)
-        check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
         say_what_changed(saved['config'], plain_config(cfg))
+        check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
         if saved['iter'] > cfg.max_iters:
             raise ValueError(f"max_iters is {cfg.max_iters} and the run at {saved['iter']}: raise max_iters")
         job.restore(saved)

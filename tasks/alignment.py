@@ -275,6 +275,13 @@ PREFERENCE_FIELDS = {
              'is_response_1_safe': FLAG}}
 
 
+def as_side_or_flag(value, kind):
+    """A value as PKU-SafeRLHF has it: tables hold texts, and JSON may hold 0 and 1 for false and true."""
+    if isinstance(value, str):
+        value = {'0': 0, '1': 1, 'false': 0, 'true': 1}.get(value.strip().lower(), value)
+    return kind(value) if value in (0, 1) else value
+
+
 def text_of(messages):
     """A text, or the texts of messages with blank lines between: score models read text."""
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
@@ -305,6 +312,8 @@ def load_preferences(source, column_mapping=None, kinds=('reward', 'cost')):
     for i, pair in enumerate(pairs):
         for key, (kind, what) in wanted.items():
             value = pair.get(key)
+            if kind is not str and value is not None:
+                pair[key] = value = as_side_or_flag(value, kind)
             if type(value) is not kind or (kind is int and value not in (0, 1)):
                 raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = "
                                  f"{value!r}; it must be {what}: {asked}; for a reward TRL's chosen and "

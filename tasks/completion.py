@@ -122,6 +122,7 @@ class Completion(Task):
         self.records, self.eval_records = list(itertools.chain(*self.train)), self.held_out
         self.content = {'prompts to train on': content_of(self.records),
                         'held-out prompts': content_of(self.held_out)}
+        ranks.wait_for_rank_0()  # all have joined: who fails from here on is named to the others
         self.check_rewards(self.records + self.held_out)
         runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
         self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.held_out)

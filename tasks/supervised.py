@@ -87,7 +87,7 @@ def save_model(path, kind, model, config, tokenizer, quality, recipe=None):
 def character_tokenizer(records, system_prompt=''):
     """All characters of prompts and answers, and an end token. Raises ValueError where one is no text."""
     for i, record in enumerate(records):
-        if 'answer' not in record or not isinstance(record['prompt'], str):
+        if record.get('answer') is None or not isinstance(record['prompt'], str):
             raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) must be a text, with an 'answer' "
                              "to teach; or name a model that exists in generator_checkpoint")
     return CharTokenizer(characters_of(records, system_prompt), end=True)

@@ -30,8 +30,9 @@ def read(path):
 def task_of(saved, path):
     """The class of the task that a checkpoint is of. Raises ValueError for one that is not known here."""
     task = 'completion' if entry(saved, 'model_config', dict, path).get('causal') else 'fill_in'
-    task = saved.get('config', {}).get('task', 'nla' if 'nla' in saved else task)
-    if task not in TASKS:
+    config = entry(saved, 'config', dict, path) if 'config' in saved else {}
+    task = config.get('task', 'nla' if 'nla' in saved else task)
+    if task not in list(TASKS):
         raise ValueError(f"{path} is of task {task!r}, which this version lacks: it has {', '.join(TASKS)}")
     return TASKS[task]
 
