@@ -314,7 +314,7 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
                 break
             if decoder.end_ids is not None and r % look_every == 0:
                 alive = int(decoder.running.sum())
-                if not any_alive(alive, lockstep, device):
+                if not (any_of(device, alive)[0] if lockstep else alive):
                     break
                 if fewest <= alive <= full * len(decoder.rows):
                     decoder.drop_ended()
@@ -357,11 +357,6 @@ def read_prompts(prefill, prompts, G, R, device, window):
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
     cache = GroupCache(prefix, lengths, G, R, window)
     return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
-
-
-def any_alive(alive, lockstep, device):
-    """Whether any row is still running; in lockstep, on any rank."""
-    return any_of(device, alive)[0] if lockstep else alive > 0
 
 
 def padded(prompts, device):
@@ -469,7 +464,7 @@ def forbidden_tokens(tokenizer, model):
 
 
 def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu') -> dict[str, torch.Tensor]:
-    """The batch that a CausalPolicy samples from, of P lists of token ids and P seeds."""
+    """What a CausalPolicy samples from, of P lists of token ids and P seeds."""
     lengths = torch.tensor([len(p) for p in prompts])
     return {'prompts': padded(prompts, device), 'prompt_lengths': lengths, 'seeds': torch.tensor(seeds)}
 

@@ -10,7 +10,6 @@ $ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: 
 Several completions are a table, best first. Where stdout is no terminal it gets the best one and nothing
 else; the rest goes to stderr.
 """
-import os
 from typing import Annotated, Literal
 
 from model import GPT
@@ -25,8 +24,6 @@ def main(cfg):
     path = cfg.checkpoint
     if (cfg.reference or cfg.tests or cfg.context) and not cfg.rewards:
         raise ValueError("reference, tests and context need --rewards that judge by them, as number_answer")
-    if path.endswith('.pt') and not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no {path}: --checkpoint names what a run left in its out_dir")
     cfg.device = usable_device(cfg.device)
     saved = load_checkpoint(path, 'generator', 'run', 'adapters', 'nla') if path.endswith('.pt') else {}
     model, task, causal = None, 'nla', False  # its actor and critic are built when they are shown

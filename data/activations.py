@@ -111,10 +111,8 @@ def load_activations(path):
         for split in ('train', 'val'):
             files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts')]
             splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"{e.filename} is missing: name another folder of activations") from None
-    except ValueError as e:
-        raise ValueError(f"{path} holds a file that is torn or no array ({e}): {remedy}") from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} lacks a file, or one is torn or no array ({e}): {remedy}") from None
     for split, part in splits.items():
         check_finite(part.vectors, os.path.join(path, f'{split}.npy'))
         n, shape = len(part.contexts), part.vectors.shape
@@ -137,8 +135,6 @@ def read_vectors(path):
         if isinstance(tensor, torch.Tensor):
             tensor = tensor.float()  # numpy has no bfloat16
         vectors = np.asarray(tensor, dtype=np.float32)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file of activations at {path}") from None
     except Exception as e:
         raise ValueError(f"{path}: {' '.join(str(e).split())[:200]}") from None
     if vectors.ndim not in (2, 3):

@@ -125,16 +125,12 @@ def load_corpus(dataset):
     if not os.path.isfile(os.path.join(folder, 'vocab.json')):
         texts = folders_that('write_corpus')
         if dataset not in texts:
-            why = "is no text file, and no text under data/"
-            if dataset in folders_that('write_splits'):
-                why = "has prompts to answer (--task=completion takes it) and no text to fill in"
-            raise FileNotFoundError(f"dataset {dataset!r} {why}; texts are: {', '.join(texts)}")
+            raise FileNotFoundError(f"dataset {dataset!r} is no text file, and no text under data/; texts "
+                                    f"are: {', '.join(texts)}; prompts want --task=completion")
     prepare(FOLDER, dataset, os.path.join(folder, 'vocab.json'))
     corpus = {}
     for split in ('train', 'val'):
         corpus[split] = np.fromfile(os.path.join(folder, f'{split}.bin'), dtype=np.uint16)
-        if len(corpus[split]) == 0:
-            raise ValueError(f"data/{dataset}/{split}.bin is empty: delete vocab.json there and run again")
     return load_tokenizer(folder), corpus
 
 

@@ -61,11 +61,9 @@ MEANING = {
     'fve_true_text': 'the true text, through the same critic'}
 
 
-def check_sizes(cfg, *sizes):
-    """sizes: (setting, the least that it may be, what needs that)."""
-    for setting, least, needed_by in sizes:
-        if getattr(cfg, setting) < least:
-            raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
+def check_size(cfg, setting, least, needed_by):
+    if getattr(cfg, setting) < least:
+        raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
 
 
 def check_made_with(what, before, **now):
@@ -151,7 +149,7 @@ class NLA(Task):
         self.source_ids = self.tokenizer.vocab_size  # without a marker that is made
         self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
         self.ends = self.tokenizer.eos_id is not None
-        check_sizes(cfg, ('max_new_tokens', 1 + self.ends, "a token and its text's end"))
+        check_size(cfg, 'max_new_tokens', 1 + self.ends, "a token and its text's end")
         self.text_length = cfg.max_new_tokens - self.ends
         if is_file:
             self.train, self.held_out = self.given_activations(*given)
@@ -187,9 +185,9 @@ class NLA(Task):
         if is_due(path, self.remake):  # what cannot be used later is refused before minutes are spent
             tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
             layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
-            check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
-                        ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
-                        ('n_layer', layers, 'injection_layers and activation_layer'))
+            check_size(cfg, 'max_new_tokens', 2, "a token and its text's end")
+            check_size(cfg, 'block_size', tokens, 'activation_context, and max_new_tokens after a prompt')
+            check_size(cfg, 'n_layer', layers, 'injection_layers and activation_layer')
             check_made(self.generator_path, self.start_recipe, self.remake)
             if os.path.isdir(self.activations_path):
                 check_made(self.activations_path, self.activations_recipe, self.remake)
