@@ -112,18 +112,18 @@ def check_fit(source, target, where):
     """Raises ValueError unless two dicts of tensors agree in names, shapes, kinds; where: what source is."""
     wrong = []
     for name in sorted(source.keys() | target.keys(), key=str):
-        seen, wanted = form_of(source, name), form_of(target, name)
+        seen, wanted = form_of(source, name, 'missing'), form_of(target, name, 'none')
         if seen != wanted:
             wrong.append(f"{name} is {seen}, wanted {wanted}")
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
 
 
-def form_of(tensors, name):
+def form_of(tensors, name, absent):
     """'(2, 3)', '(2, 3) of integers'; or why there is none."""
-    tensor = tensors.get(name)
+    tensor = tensors.get(name, absent)
     if not isinstance(tensor, torch.Tensor):
-        return 'no tensor' if name in tensors else 'none'
+        return absent if tensor is absent else 'no tensor'
     return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' of integers'}"
 
 

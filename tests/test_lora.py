@@ -199,7 +199,7 @@ def test_state_of_the_adapters():
     narrow = tiny(LLAMA)
     add_lora(narrow, 3, 6.0, targets=('q', 'k', 'v', 'o'))
     state = lora_state(adapted(tiny(LLAMA), targets=('q', 'v')))
-    missing = r"8 tensors of the saved adapters .*: blocks.0.attn.proj.A is none, wanted \(3, 32\);"
+    missing = r"8 tensors of the saved adapters .*: blocks.0.attn.proj.A is missing, wanted \(3, 32\);"
     with pytest.raises(ValueError, match=missing + r".* blocks.0.attn.qkv.A is \(6, 32\), wanted \(9, 32\)"):
         copy_tensors(state, lora_state(narrow), 'the saved adapters')
     assert not any(layer.B.any() for layer in lora_layers(narrow).values())  # all or none
