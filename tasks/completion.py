@@ -171,8 +171,9 @@ class Completion(Task):
         """The data is what there is to teach, whichever part of it this seed holds out."""
         cfg, taught = self.cfg, list(itertools.chain(*self.train))
         everything = taught + self.held_out
+        if self.split_by_seed:
+            taught = everything
         limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
-        taught = everything if self.split_by_seed else taught
         pairs = [[record['prompt'], record.get('answer')] for record in taught
                  if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
         characters = characters_of(everything, cfg.system_prompt + cfg.retain_text)
