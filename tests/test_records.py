@@ -1,5 +1,6 @@
 """Records from files as they come in real life: ten of each form, what others call a prompt, pairs, mixtures, small files."""
 import csv
+import functools
 import gzip
 import io
 import json
@@ -20,6 +21,8 @@ from tasks.alignment import load_preferences, preference_rows
 from test_prompts import says
 
 QA = [{'prompt': 'What is 6 times 7?', 'answer': '42'}, {'prompt': 'And 2+2?', 'answer': '4'}]
+
+packed = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 
 @pytest.fixture
@@ -62,11 +65,11 @@ CSV = {
     'trailing-commas.csv': ('prompt,answer,\nq,1,\n,,\n', [{'prompt': 'q', 'answer': '1'}]),
     'short-row.csv': ('prompt,answer,note\nq,1\n', [{'prompt': 'q', 'answer': '1', 'note': None}]),
     'one-column.csv': ('prompt\nq\n"r, s"\n', [{'prompt': 'q'}, {'prompt': 'r, s'}]),
-    'packed.csv.gz': (gzip.compress(table(ROWS).encode()), QA),
+    'packed.csv.gz': (packed(table(ROWS).encode()), QA),
     'book.csv': ('prompt,answer\n' + 'x' * 200_000 + ',1\n', [{'prompt': 'x' * 200_000, 'answer': '1'}]),
     'plain.tsv': (table(ROWS, delimiter='\t'), QA),
     'commas.tsv': (table([['prompt', 'answer'], ['a, b', 'c, d']], delimiter='\t'), [{'prompt': 'a, b', 'answer': 'c, d'}]),
-    'packed.TSV.GZ': (gzip.compress(table(ROWS, delimiter='\t').encode()), QA),
+    'packed.TSV.GZ': (packed(table(ROWS, delimiter='\t').encode()), QA),
 }
 JSONL = {
     'plain.jsonl': (''.join(json.dumps(r) + '\n' for r in QA), QA),
@@ -80,8 +83,8 @@ JSONL = {
     'pairs-of-surrogates.jsonl': ('{"prompt": "\\ud83d\\ude00"}', [{'prompt': '😀'}]),
     'texts.jsonl': ('"one"\n"two"\n', [{'prompt': 'one'}, {'prompt': 'two'}]),
     'really-a-list.jsonl': (json.dumps(QA, indent=1), QA),
-    'packed.jsonl.gz': (gzip.compress(json.dumps(QA[0]).encode()), QA[:1]),
-    'two-members.jsonl.gz': (gzip.compress(json.dumps(QA[0]).encode() + b'\n') + gzip.compress(json.dumps(QA[1]).encode()), QA),
+    'packed.jsonl.gz': (packed(json.dumps(QA[0]).encode()), QA[:1]),
+    'two-members.jsonl.gz': (packed(json.dumps(QA[0]).encode() + b'\n') + packed(json.dumps(QA[1]).encode()), QA),
     'utf-16.jsonl': (json.dumps(QA[0]).encode('utf-16'), QA[:1]),
     'other-columns.jsonl': ('{"prompt": "q"}\n{"prompt": "r", "more": 1}\n', [{'prompt': 'q'}, {'prompt': 'r', 'more': 1}]),
 }
@@ -94,14 +97,14 @@ JSON = {
     'really-lines.json': (''.join(json.dumps(r) + '\n' for r in QA), QA),
     'nested.json': (json.dumps([NESTED]), [NESTED]),
     'chats.json': (json.dumps({'prompts': [NESTED['prompt'], {'prompt': NESTED['prompt']}]}), [{'prompt': NESTED['prompt']}] * 2),
-    'packed.json.gz': (gzip.compress(json.dumps(QA).encode()), QA),
+    'packed.json.gz': (packed(json.dumps(QA).encode()), QA),
     'no-ascii.json': (json.dumps([{'prompt': 'naïve 問'}], ensure_ascii=False), [{'prompt': 'naïve 問'}]),
     'nan.json': ('[{"prompt": "q", "answer": 1e400}]', [{'prompt': 'q', 'answer': float('inf')}]),
 }
 TXT = {
     'plain.txt': ('one\ntwo\n', ['one', 'two']), 'bom.txt': (b'\xef\xbb\xbfone', ['one']), 'crlf.txt': ('one\r\ntwo\r\n', ['one', 'two']),
     'old-mac.txt': ('one\rtwo', ['one', 'two']), 'blank.txt': ('\n\none\n \n', ['one']), 'spaces.txt': (' one \n', [' one ']),
-    'separators.txt': ('one\u2028two\x85three\x0c\n', ['one\u2028two\x85three\x0c']), 'packed.txt.gz': (gzip.compress(b'one\n'), ['one']),
+    'separators.txt': ('one\u2028two\x85three\x0c\n', ['one\u2028two\x85three\x0c']), 'packed.txt.gz': (packed(b'one\n'), ['one']),
     'utf-16.txt': ('één\r\n'.encode('utf-16'), ['één']), 'big-endian.txt': (b'\xfe\xff' + 'één'.encode('utf-16-be'), ['één']),
 }
 
@@ -122,8 +125,8 @@ def test_files(file, name):
     ('a.csv', 'prompt,answer\nq,1\n,2\n', ['a.csv, line 3: the prompt is None']),
     ('a.csv', 'text;label\nq;1\n', ["a.csv, line 2: there is no field 'prompt', only: text, label"]),
     ('a.csv', 'prompt\nna\xefve'.encode('latin-1'), ['a.csv is not UTF-8 text (byte 9)']),
-    ('a.csv.gz', gzip.compress(table(ROWS).encode())[:-9], ['a.csv.gz is not a whole gzip file']),
-    ('a.jsonl.gz', gzip.compress(b'{"prompt": 1}'), ['a.jsonl.gz, line 1: the prompt is 1 (int)']),
+    ('a.csv.gz', packed(table(ROWS).encode())[:-9], ['a.csv.gz is not a whole gzip file']),
+    ('a.jsonl.gz', packed(b'{"prompt": 1}'), ['a.jsonl.gz, line 1: the prompt is 1 (int)']),
     ('a.xlsx', b'PK', ['a.xlsx', '.csv', '.parquet', 'not as .xlsx']),
     ('a.parquet', b'PAR1', ['could not read', 'a.parquet']),
     ('a.jsonl', '{"messages": "hello"}', ['a.jsonl, line 1', 'the conversation is', 'hello']),
