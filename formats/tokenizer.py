@@ -36,7 +36,7 @@ def spaces_of_its_class(package, config):
         package.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     if kind == 'LlamaTokenizer' and getattr(package.model, 'byte_fallback', False):
         prepend = 'never' if prefix is False else 'always' if config.get('legacy') else 'first'
-        package.normalizer = None
+        package.model.unk_token, package.normalizer = None, None
         package.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
         parts = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
         package.decoder = decoders.Sequence(parts + [decoders.Strip(' ', 1)] * (prefix is not False))

@@ -163,6 +163,7 @@ def test_errors_are_one_line(run, argument, words):
         (['wan.py'], 'did you mean wann.py?'),
         (['wann'], 'did you mean wann.py?'),
         (['leaves.py'], 'leaves.py, line 2: SystemExit: 3'),
+        (['named.py'], "named.py: unknown key 'reward_funcs'"),
         (['loop.py'], "loop.py: unknown key 'i'; --help lists them all; a name of its own begins with _"),
     ],
 )
