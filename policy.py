@@ -109,8 +109,8 @@ class GroupCache:
     Keys and values while completions grow. A prompt's are kept once, (P, H_kv, d, T) and (P, H_kv, T, d);
     each row's own follow in slots that are the same for all rows, (B, H_kv, R, d). The rows of all groups
     fill a rectangle P x G, so that a group reads its prompt in one product. Once rows have left, `place` (B,)
-    is the place of each row in it and `row` (P G,) the row at each place. With a window above 1 all batches go
-    through the same operations, and shapes change once per window, so that a step can be compiled.
+    is the place of each row in it and `row` (P G,) the row at each place. With a window above 1 all batches
+    go through the same operations, and shapes change once per window, so that a step can be compiled.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
