@@ -203,7 +203,7 @@ class Block(nn.Module):
 
 @functools.cache
 def compiled_halves():
-    """The parts between attentions, compiled once for all layers and sizes, for training."""
+    """The parts between attentions, compiled once for all layers and sizes."""
     return tuple(torch.compile(half, dynamic=True) for half in (Block.before, Block.after))
 
 

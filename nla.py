@@ -124,19 +124,18 @@ class Injection(nn.Module):
                     nn.init.eye_(linear.weight)
 
     def edit(self, slots, vectors):
-        """What GPT.run takes as `edit`: writes vectors (P, K, A), or (P, K, layers, A), at slots (P, K)."""
+        """What GPT.run takes as `edit`: writes vectors (P, K, A) at slots (P, K), at each of the layers."""
         if vectors is None:
             return None
         A, mode, layers, scale = self.settings.values()
-        if vectors.shape[-1] != A or vectors.dim() == 4 and vectors.shape[2] != len(layers):
-            raise ValueError(f"activations of shape {tuple(vectors.shape)} do not fit an actor that takes "
-                             f"width {A} at {len(layers)} layers: is it another model's?")
+        if vectors.shape[-1] != A:
+            raise ValueError(f"activations of width {vectors.shape[-1]} do not fit an actor that takes {A}: "
+                             "are they another model's?")
 
         def write(layer, x):
             if layer not in layers:
                 return x
-            i = layers.index(layer)
-            v = (vectors[:, :, i] if vectors.dim() == 4 else vectors).to(x.dtype)
+            i, v = layers.index(layer), vectors.to(x.dtype)
             if self.project:
                 weight, bias = self.project[i].parameters()
                 v = F.linear(v, weight.to(x.dtype), bias.to(x.dtype))  # NLAPolicy.start stays in fp32

@@ -1,11 +1,10 @@
 """
 Completion: a causal model goes on from P prompts, G times each.
 
-`generate` samples. A prompt is read once, whatever G is: the completions of its group attend to the same keys
-and values with one matrix product, and to their own with another, under one softmax (GroupCache). Rows that
-have ended leave the batch. Each token costs one uniform number, which is looked up in the cumulated
-probabilities; it depends on the row's seed alone, not on the rest of the batch. `CausalPolicy`, which grpo.py
-trains, samples, and scores the same completions again with gradients: again a prompt is read once.
+`generate` samples. A prompt is read once, whatever G is: its completions attend to the same keys and values
+with one matrix product, and to their own with another, under one softmax (GroupCache). Rows that have ended
+leave the batch. Each token costs one uniform number, which depends on the row's seed alone. `CausalPolicy`,
+which grpo.py trains, samples, and scores the same completions again with gradients: again a prompt once.
 
 Shapes: P prompts · G completions each · B rows still running, at most P G · T prompt tokens · R completion
 tokens · V vocabulary · D width · H heads, H_kv of keys · d head width.
@@ -108,12 +107,10 @@ def look_up(mass, blocks, target):
 class GroupCache:
     """
     Keys and values while completions grow. A prompt's are kept once, (P, H_kv, d, T) and (P, H_kv, T, d);
-    each row's own follow in slots that are the same for all rows, (B, H_kv, R, d).
-
-    The rows of all groups fill a rectangle P x G, so that a group reads its prompt in one product. Once rows
-    have left, `place` (B,) is the place of each row in it and `row` (P G,) the row at each place. With a
-    window above 1 all batches go through the same operations, and shapes change once per window, so that a
-    step can be compiled.
+    each row's own follow in slots that are the same for all rows, (B, H_kv, R, d). The rows of all groups
+    fill a rectangle P x G, so that a group reads its prompt in one product. Once rows have left, `place` (B,)
+    is the place of each row in it and `row` (P G,) the row at each place. With a window above 1 all batches
+    go through the same operations, and shapes change once per window, so that a step can be compiled.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):

@@ -69,12 +69,11 @@ def extract_activations(trunk, documents, places, context, path):
 
 
 def layer_of(cfg, n_layer):
-    """The block whose residuals are meant; of those of a model with n_layer."""
+    """The block whose residuals are meant."""
     return round(2 / 3 * n_layer) if cfg.activation_layer is None else cfg.activation_layer
 
 
 def activations_recipe(cfg, documents, source, n_layer):
-    """The recipe of what write_activations makes with the model at the path source."""
     return recipe_for('activations', 1, f'{source} reading {cfg.dataset}', cfg, 'activations_n',
                       'activation_context', 'seed', 'eval_prompts_n', data=content_of(documents),
                       source=content_of_path(source), activation_layer=layer_of(cfg, n_layer))

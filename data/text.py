@@ -47,8 +47,8 @@ def corpus_ids(tokenizer, text):
 
 def write_corpus(script, chars, train, val, read=()):
     """
-    What a prepare.py leaves beside itself, each whole or not at all: train.bin and val.bin (uint16 ids), and
-    last vocab.json, which says that the rest is there. read: the files that it made them from.
+    What a prepare.py leaves beside itself: train.bin and val.bin (uint16 ids), and last vocab.json, which
+    says that the rest is there. read: the files that it made them from.
     """
     folder, tokenizer = os.path.dirname(os.path.abspath(script)), CharTokenizer(chars)
     for split, text in (('train', train), ('val', val)):
@@ -71,8 +71,8 @@ def write_recipe(script, read):
 
 def prepare(folder, name, file):
     """
-    Call folder/name/prepare.py where `file`, which it writes, is missing. What has been prepared is taken as
-    it is; that the script or what it has read are others now is told, once.
+    Call folder/name/prepare.py where `file`, which it writes, is missing; else tell, once, where the script
+    or what it has read are others now.
     """
     if not os.path.isfile(file):
         with locked(os.path.join(folder, name)):
@@ -136,8 +136,8 @@ def load_corpus(dataset):
 
 def dataset_name(dataset):
     """
-    What {dataset} is in a path: the name of a folder under data/ as it is, of a file or another folder the
-    path from here, with + for /, so that no two of them share what is made: 'books+moby.txt'.
+    What {dataset} is in a path: the name of a folder under data/; of a file or another folder the path from
+    here, with + for /, so that no two share what is made: 'books+moby.txt'.
     """
     if os.path.exists(dataset):
         dataset = os.path.relpath(dataset)

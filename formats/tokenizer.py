@@ -91,7 +91,7 @@ class FileTokenizer(Tokenizer):
     def add_tokens(self, listed, older, special):
         """
         Add what tokenizer.json lacks, as transformers does: the tokens of tokenizer_config.json, {id: entry},
-        or of added_tokens.json, {text: id}, in the order of ids, which play no other part; then special ones.
+        or of added_tokens.json, {text: id}, in the order of ids; then special ones.
         """
         have, roles = self.package.get_added_tokens_decoder(), {token.content for token in special}
         if listed is None:
@@ -125,9 +125,8 @@ class FileTokenizer(Tokenizer):
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """
-        Token ids of text; no bos or eos is added. The text of a special token is ordinary text, so that a
-        prompt cannot smuggle one in, unless special=True. Tokens added without the special flag (Qwen's
-        <think>) count both ways. Raises ValueError for text that is not Unicode.
+        Token ids of text; no bos or eos is added. The text of a special token is ordinary text unless
+        special=True; tokens added without that flag (Qwen's <think>) count both ways. Raises ValueError.
         """
         check_unicode(text)
         try:

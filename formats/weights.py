@@ -84,8 +84,6 @@ ONLY = {
 }
 VALUES = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a positive number')}
 LLAMA3 = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-
-
 ADAPTER_CONFIG = 'adapter_config.json'  # of a PEFT folder
 
 
@@ -145,7 +143,7 @@ def adapter_base(path):
 def read(path):
     """
     fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of a
-    Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises as local_folder.
+    Hugging Face directory, a .gguf file, or the hub's name. Raises as local_folder.
     """
     path = local_folder(path)
     if os.path.isdir(path):
@@ -187,9 +185,6 @@ def read_fields(config, family, kind, where):
             raise ValueError(f"{where}: {key} is {value!r}; it must be {wanted}")
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
-    if not fields['head_dim'] and fields['n_embd'] % fields['n_head']:
-        width, heads = (KEYS[name][column] for name in ('n_embd', 'n_head'))
-        raise ValueError(f"{where}: {width} {fields['n_embd']} is no multiple of {heads} {fields['n_head']}")
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
     fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields

@@ -175,9 +175,6 @@ class NLA(Task):
         say(f"{len(self.train):,} activations to train on, {len(self.held_out):,} held out; actor and critic "
             f"start from {self.generator_path}: {quality}")
 
-    # -----------------------------------------------------------------------------
-    # the source model, its activations, the start of actor and critic
-
     def make_missing_source(self):
         cfg, path = self.cfg, self.source_path
         if not path.endswith('.pt'):
@@ -202,7 +199,6 @@ class NLA(Task):
                           'n_head', 'n_embd', 'pretrain_iters', 'seed', data=content_of(self.documents))
 
     def make_source(self, path, recipe):
-        """A character model of the data set."""
         cfg, documents = self.cfg, self.documents
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
         ids = {}
@@ -232,7 +228,6 @@ class NLA(Task):
         write_activations(model, tokenizer, self.documents, self.cfg, path, recipe)
 
     def own_activations(self):
-        """Those of a folder that was made here, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
         self.layer, self.context = header['layer'], header['context']
@@ -302,7 +297,7 @@ class NLA(Task):
                           source=content_of_path(self.source_path))
 
     def make_start(self, path, recipe):
-        """Actor and critic from the source model, taught on texts that come with the activations, if any."""
+        """Actor and critic, taught on texts that come with the activations, if any."""
         cfg = self.cfg
         torch.manual_seed(cfg.seed)
         mean, scale = nla.standardiser(self.train.vectors)
@@ -381,7 +376,7 @@ class NLA(Task):
         self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
 
     def placed(self, model):
-        """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
+        """A model in fp32 on its device, or spread over all ranks."""
         if self.cfg.shard:
             shard_model(model, torch.float32, self.device)
         return model.to(self.device).eval()
@@ -420,7 +415,6 @@ class NLA(Task):
         return predictions
 
     def reconstruction(self, policy, rollout):
-        """How well the critic rebuilds the activation from each text, (P, G)."""
         texts, lengths, h, whole = self.as_read(rollout)
         prediction, target = self.predict(texts, lengths), self.critic.target(h)
         mse = (prediction - target).square().mean(dim=1)

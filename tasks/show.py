@@ -71,7 +71,7 @@ def given(key, value):
 
 
 def with_room(options, ids, block_size):
-    """The options of generate with max_new_tokens no larger than what a prompt's ids leave of the block."""
+    """The options of generate with max_new_tokens no larger than a prompt's ids leave room for."""
     if len(ids) >= block_size:
         seen = f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer"
         raise ValueError(f"{seen}: shorten it")
@@ -166,10 +166,7 @@ def ranking(record, cfg, device):
 
 
 def complete(model, tokenizer, ids, num_samples, options, score):
-    """
-    Print completions of a prompt (token ids): one as it comes; several best first, by score (see ranking) or
-    else by log-prob.
-    """
+    """Print completions of a prompt (token ids): one as it comes; several by score, or else by log-prob."""
     if num_samples == 1 and not score:
         answer = Stream(tokenizer)
         try:

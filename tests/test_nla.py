@@ -110,16 +110,14 @@ def test_several_markers_layers_and_widths():
     swapped = logits(model, both.flip(1), slots.flip(1), prompt)
     assert torch.equal(swapped, logits(model, both, slots, prompt)) and not torch.equal(swapped, logits(model, both.flip(1), slots, prompt))
     two = tiny(layers=(0, 2))
-    v = torch.randn(2, 1, 2, 16)  # one for each layer
-    there = {}
+    v, there = torch.randn(2, 1, 16), {}
     two(PROMPTS, edit=lambda i, x: there.setdefault(i, two.injection.edit(SLOTS, v)(i, x)))
-    for i, layer in enumerate((0, 2)):
-        assert torch.equal(there[layer][torch.arange(2)[:, None], SLOTS], v[:, :, i])
-    assert torch.equal(logits(two, v[:, :, 0]), logits(two, v[:, :, :1].expand(-1, -1, 2, -1)))  # one for all
-    assert not torch.allclose(logits(two, v), logits(model, v[:, :, 0]))
+    for layer in (0, 2):
+        assert torch.equal(there[layer][torch.arange(2)[:, None], SLOTS], v)
+    assert not torch.allclose(logits(two, v), logits(model, v))
     narrow = tiny(A=5, mode='replace')
     assert narrow.injection.project[0].weight.shape == (16, 5)
-    with pytest.raises(ValueError, match=r'shape \(2, 1, 16\).*takes width 5 at 1 layers:'):
+    with pytest.raises(ValueError, match='width 16 do not fit an actor that takes 5:'):
         logits(narrow, torch.randn(2, 1, 16))
 
 

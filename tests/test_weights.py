@@ -381,7 +381,7 @@ def refused(path, *words, kind=ValueError):
     ('llama3', dict(num_key_value_heads=4), ['model.layers.0.self_attn.k_proj.weight', '(32, 32)', '(64, 32)']),
     ('qwen3', dict(head_dim=None), ['q_proj.weight', '(48, 32)', '(512, 32)']),  # absent, it is 128
     ('gpt2', dict(n_inner=44), ['transformer.h.0.mlp.c_fc.weight', '(32, 40)', '(32, 44)']),
-    ('llama2', dict(num_attention_heads=3, num_key_value_heads=3, head_dim=None), ['hidden_size 32 is no multiple of', 'heads 3']),
+    ('llama2', dict(num_attention_heads=3, num_key_value_heads=3, head_dim=None), ['q_proj.weight is (32, 32)', 'asks for (30, 32)']),
     ('llama2', dict(num_hidden_layers=3), ['lacks the tensors', 'model.layers.2.input_layernorm.weight']),
     ('llama2', dict(num_hidden_layers=1), ['no place for', 'model.layers.1.']),
     ('llama2', dict(architectures=['Qwen3ForCausalLM'], head_dim=8), ['lacks the tensors', 'q_norm']),
