@@ -35,7 +35,8 @@ def spaces_of_its_class(package, config):
     if kind == 'GPT2Tokenizer' and prefix:
         package.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     if kind == 'LlamaTokenizer' and getattr(package.model, 'byte_fallback', False):
-        prepend = 'never' if prefix is False else 'always' if config.get('legacy') else 'first'
+        first = 'always' if config.get('legacy') else 'first'
+        prepend = 'never' if prefix is False else first
         package.model.unk_token, package.normalizer = None, None
         package.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
         parts = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]

@@ -174,7 +174,8 @@ def test_wrong_command_lines(run, tmp_path, arguments, words):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'config.json').write_text('{}')
     named = 'from typing import List\n\ndef mine(completions: List[str]):\n    return 1\n\nreward_funcs = mine'
-    code, out, err = run(*arguments, wann='steps = 2', leaves='import sys\nsys.exit(3)', loop='for i in range(3):\n    steps = i', named=named)
+    loop = 'for i in range(3):\n    steps = i'
+    code, out, err = run(*arguments, wann='steps = 2', leaves='import sys\nsys.exit(3)', loop=loop, named=named)
     assert code == 1 and len(err.splitlines()) == 1 and words in err, err
 
 
