@@ -1,7 +1,9 @@
 # Safe alignment in a shop whose rules are known (data/shop/prepare.py): hand over what is asked for, but not
 # the four costly things. Made first: a careless shopkeeper to start from, a reward and a cost model, and a
 # scorer that serves them; then GRPO on reward minus lambda times cost.
-# 6 min 9 s on 2 CPU cores; figures in docs/jobs.md.
+#
+# 2 CPU cores (AMD EPYC, fp32), everything included: 6 min 9 s; held out, by the shop's own rules, reward
+# 0.511 -> 0.562 and cost 0.006 -> -0.722, where at most -0.7 was wanted.
 from data.shop.prepare import true_cost, true_reward
 
 task = 'alignment'

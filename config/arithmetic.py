@@ -1,5 +1,7 @@
 # Sums like 12+34=46, character by character: a short supervised start on the answers, then rewards alone.
-# 3 min 21 s on 2 CPU cores; figures in docs/jobs.md.
+#
+# 2 CPU cores (AMD EPYC, fp32), the start included: held-out greedy accuracy 0.425 -> 0.979 (seed 1) and
+# 0.444 -> 0.953 (seed 2), each in 3 min 21 s.
 task = 'completion'
 dataset = 'arithmetic'
 rewards = ['exact_answer']

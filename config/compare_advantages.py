@@ -1,5 +1,7 @@
 # Three ways to say how good a completion was, from one supervised start: the picture of the README.
-# 50 minutes with one thread, --processes=1, other work beside.
+# One thread of an AMD EPYC, --processes=1, other work beside: 50 minutes. 500 held-out sums, greedy and
+# sampled, two seeds: start 0.425, 0.280 (of 1,000); GRPO 0.933 and 0.897, RLOO 0.927 and 0.896, PPO 0.929 and
+# 0.904, at 2.5 times GRPO's time.
 base = 'config/arithmetic.py'
 _same = ['--max_iters=600', '--eval_interval=50', '--eval_prompts_n=500', '--eval_samples=1']
 arms = {

@@ -1,7 +1,10 @@
 # Fill-in GRPO with a frozen judge, on Python's own standard library, from an empty machine. A small
 # bidirectional model fills masked characters; a judge that can tell machine-filled text from real text scores
 # the fills; GRPO moves the model to where the judge cannot tell, on a leash to where it started.
-# 4 to 6 minutes on 2 CPU cores, about 1 when generator and judges are there; figures in docs/jobs.md.
+#
+# 2 CPU cores (AMD EPYC, fp32): 4 to 6 minutes from nothing, about 1 when generator and judges are there.
+# Held-out judge reward 0.71 -> 0.84 (real text 0.85), gold reward 0.70 -> 0.82 (0.83), exact match of sampled
+# fills stays at 0.48 (seed 1; docs/jobs.md has three).
 dataset = 'stdlib_char'
 group_size = 8
 temperature = 0.8

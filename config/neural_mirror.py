@@ -3,7 +3,8 @@
 # As in its source the coefficient is 1e-4, which is next to nothing (mirror.py); --mirror_normalize=True
 # --mirror_coefficient=0.05 makes it a leash, and docs/mirror.md compares it with five others.
 # `python -m tools.learn_mirror config/learn_mirror.py` learns a potential for --mirror_checkpoint.
-# About a minute on one CPU core, after a supervised start of half a minute.
+#
+# 1 core of an AMD EPYC (fp32), two runs at once: about a minute, after a supervised start of half a minute.
 from config.arithmetic import *
 
 batch_size = 64

@@ -1,8 +1,10 @@
 # A Natural Language Autoencoder from nothing, on the help texts that come with Python: a character model, its
 # activations after block 3 of 4, an actor that writes 12 characters about each, latest first, and a critic
 # that rebuilds the activation from them.
-# 5 min 21 s on 2 CPU cores, the control 2 min 51 s more; figures in docs/jobs.md.
-# The control, without which they say little: --freeze_actor=True --out_dir=out-nla/frozen
+# 2 CPU cores (AMD EPYC, fp32), everything included: 5 min 21 s (seed 3), the control 2 min 51 s more.
+# Held-out FVE of sampled texts, seeds 1 to 3: start 0.20, 0.19, 0.22, control 0.443, 0.425, 0.458, trained
+# 0.614, 0.570, 0.596.
+# The control, without which the numbers say little: --freeze_actor=True --out_dir=out-nla/frozen
 task = 'nla'
 dataset = 'pydoc_topics'
 generator_checkpoint = 'out-nla/source.pt'

@@ -1,5 +1,8 @@
 # Two-digit sums with a real model (config/smollm2.py), all weights trained, on rewards alone.
-# 14 minutes on 2 CPU cores with AVX-512 bf16; figures in docs/jobs.md.
+#
+# 2 CPU cores (AMD EPYC with AVX-512 bf16), 300 held-out sums, seeds 1 and 2: greedy 0.267 -> 0.853 and 0.920,
+# sampled 0.043 -> 0.833 and 0.877 in 14 min 23 s and 13 min 55 s; the log-prob of an ordinary text stays,
+# -3.22 -> -3.21 and -3.22 a token.
 from config.smollm2 import generator_checkpoint
 from rewards.parsing import final_number
 
