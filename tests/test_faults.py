@@ -545,7 +545,7 @@ def test_resume_with_other_settings(folder, undisturbed, record_property):
     for more, words in (
         (['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "task 'alignment'"),
         (['--lora_r=2'], 'has lora_r 0 and it is 2 now'),
-        (['--advantage=gae'], 'value head'),
+        (['--advantage=gae'], "has advantage 'grpo' and it is 'gae' now"),
         (['--generator_checkpoint=other.pt', '--seed=7'], 'not the one this run started from'),
         (['--max_iters=5'], 'max_iters'),
     ):

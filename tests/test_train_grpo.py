@@ -217,7 +217,7 @@ def test_bad_settings_stop_early(copy):
             ('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', '0 < low']),
             ("--mask_ratio=('a','b')", ["mask_ratio is ('a', 'b')"]), ('--mask_ratio=()', ['mask_ratio is ()']),
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
-            ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
+            ('--dataset=sums', ["'sums' is no text file", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
             ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'wanted is a generator']),
             ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'wanted is a judge']),
             ('--block_size=30', ['generator.pt', 'block_size: it has 20, this run wants 30', '--remake=True']),
@@ -363,7 +363,7 @@ train_prompts, eval_prompts, reward_errors = 'mixed.jsonl', 'held_out.jsonl', 'd
     done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3', '--remake=never')
     assert done.returncode == 0, done.stderr
     assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout
-    assert "30 of 90 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
+    assert "30 of 98 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
     assert "left out: reward 'my_custom_reward' raised ZeroDivisionError" in done.stderr
     logged = metrics(sums)[:-1]
     assert len(logged) == 3 and all(0 < line['reward/fluency'] < 1 for line in logged)
