@@ -288,13 +288,16 @@ def test_preferences_are_checked(tmp_path):
     for key, value in (
         ('response_1', 3),
         ('better_response_id', 2),
-        ('better_response_id', True),
-        ('is_response_0_safe', 1),
+        ('better_response_id', '2'),
+        ('is_response_0_safe', 'perhaps'),
         ('safer_response_id', None),
     ):
         (tmp_path / 'p.jsonl').write_text(json.dumps(fine) + '\n' + json.dumps(fine | {key: value}))
         with pytest.raises(ValueError, match=f'preference 1.*{key}'):
             load_preferences(str(tmp_path / 'p.jsonl'))
+    as_tables = fine | {'better_response_id': '1', 'safer_response_id': '0', 'is_response_0_safe': 'True', 'is_response_1_safe': 0}
+    (tmp_path / 'p.jsonl').write_text(json.dumps(as_tables))
+    assert load_preferences(str(tmp_path / 'p.jsonl')) == [fine]
 
 
 # --- the service
