@@ -17,6 +17,7 @@ temperature = 0.8
 top_p = 0.9
 max_iters = 1600                # max_steps; the mirror's own numbers are our defaults
 learning_rate = 1e-5
+min_lr = 0.0
 lora_r = 64
 lora_alpha = 64
 lora_dropout = 0.05
