@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shutil
 import sys
 import textwrap
@@ -495,6 +496,16 @@ def one_line(text):
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def stdout_is_gone():
+    """Whether the reader of our standard output, `head -1` say, has closed it; then nothing more is sent."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
+    gone = bool(poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at the end
+    return gone
+
+
 def one_line_errors(kind, error, trace):
     """
     Of an error raised on purpose, by a `raise` of ours, the message is printed and nothing else. Any other is
@@ -502,12 +513,8 @@ def one_line_errors(kind, error, trace):
     """
     if kind is KeyboardInterrupt:
         return print('interrupted: what was being made is not saved', file=sys.stderr)
-    if kind is BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # its reader, `head -1` say, has closed it; Python flushes at the end again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return None
+    if kind is BrokenPipeError and stdout_is_gone():
+        return None
     *_, last = [None, *traceback.extract_tb(trace)]
     file = os.path.abspath(last.filename) if last else ''
     ours = file.startswith(ROOT + os.sep) and 'site-packages' not in file
