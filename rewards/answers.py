@@ -538,7 +538,7 @@ def final_number(text):
 
 # ---- the rewards
 
-@reward()
+@reward(binary=True)
 def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
     """1 for the reference, but for space around it. after, tag: where the answer is, see answer_part."""
     wanted, got = [one.strip() for one in references_of(reference)], answer_part(text, after, tag)
@@ -549,7 +549,7 @@ def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
     return float(got in wanted)
 
 
-@reward()
+@reward(binary=True)
 def number_answer(text, *, reference, after=None, tag=None):
     """1 when the final number is the reference's, which may be a solution that ends in `#### 42`."""
     if any(final_number(str(one)) is None for one in references_of(reference)):

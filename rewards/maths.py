@@ -9,7 +9,7 @@ from rewards.reward import reward
 from rewards.values import Unreadable, exact
 
 
-@reward()
+@reward(binary=True)
 def math_correctness(text, *, reference):
     """1 when the text's answer is the reference's, which may be a solution that ends in one (`#### 42`)."""
     right = is_right(text, reference)
