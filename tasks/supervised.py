@@ -94,7 +94,8 @@ def character_tokenizer(records, system_prompt=''):
 
 
 def characters_of(records, system_prompt):
-    return sorted(set(system_prompt).union(*(f"{r['prompt']}{r.get('answer')}" for r in records)))
+    texts = (f"{r['prompt']}{'' if r.get('answer') is None else r['answer']}" for r in records)
+    return sorted(set(system_prompt).union(*texts))
 
 
 def small_config(tokenizer, cfg):
