@@ -3,13 +3,14 @@ What a run says, and how far it is. say() prints a line, unless the run is to be
 then. Rank 0 alone speaks. A phase that may last counts its steps with a Progress: on a terminal or in a
 notebook a bar below the lines; else, when no line has come for half a minute, one that says how far all are.
 """
-import json
 import os
 import shlex
 import sys
 import time
 
 from tqdm.auto import tqdm
+
+from report import lines_of, objects
 
 quiet = False        # train_grpo.py sets it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
@@ -143,8 +144,7 @@ def closing(out_dir, metrics, training, try_out):
     How a run ended: `metrics` at its first and last evaluation, the time, where things are, what to run next.
     training: the Progress of its iterations; try_out: the file in out_dir for sample.py, its other arguments.
     """
-    with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-        rows = [json.loads(line) for line in f]
+    rows = list(objects(lines_of(out_dir, 'metrics.jsonl')))
     figures = []
     for name in metrics:
         values = [row[name] for row in rows if row.get(name) is not None]
