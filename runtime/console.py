@@ -4,6 +4,7 @@ then. Rank 0 alone speaks. A phase that may last counts its steps with a Progres
 notebook a bar below the lines; else, when no line has come for half a minute, one that says how far all are.
 """
 import os
+import re
 import shlex
 import sys
 import time
@@ -18,21 +19,27 @@ LINE_AFTER = 30.0    # without a line; each that only says how far things are do
 tqdm.monitor_interval = 0  # no thread that looks after the bars
 RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'fill_in.pt',
            'adapter', 'export')
+COMMANDS = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
 phases = []          # those going on, the outermost first
-loaded = time.time()
-last_line, patience = loaded, LINE_AFTER
+loaded, began = time.time(), time.monotonic()  # the first is compared with files, and may jump
+last_line, patience = began, LINE_AFTER
 
 
 def is_master():
     return int(os.environ.get('RANK', 0)) == 0
 
 
+def harmless(text):
+    """The text with what moves a terminal's cursor, or turns its writing round, as Python writes it."""
+    return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def tell(text):
     global last_line, patience
     if is_master():
         with tqdm.external_write_mode():
-            print(text, flush=True)
-    last_line, patience = time.time(), LINE_AFTER
+            print(harmless(text), flush=True)
+    last_line, patience = time.monotonic(), LINE_AFTER
 
 
 def say(text):
@@ -54,7 +61,7 @@ class Progress:
 
     def __init__(self, name, total, start=0, bar_after=None):
         self.name, self.total, self.start, self.done = name, total, start, start
-        self.began, self.bar = time.time(), None
+        self.began, self.bar = time.monotonic(), None
         self.bar_after = BAR_AFTER if bar_after is None else bar_after
 
     def __enter__(self):
@@ -74,13 +81,14 @@ class Progress:
         silent = quiet or not is_master() or sys.stdout.isatty() != sys.stderr.isatty()
         self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True,
                         miniters=1, smoothing=0, disable=True if silent else None)
-        self.bar.start_t = self.bar.last_print_t = self.began  # its speed is that of the whole phase
+        began = time.time() - (time.monotonic() - self.began)
+        self.bar.start_t = self.bar.last_print_t = began  # its speed is that of the whole phase
 
     def step(self, *_):
         """One more is done; a callback's arguments are ignored."""
         global patience
         self.done = min(self.done + 1, self.total)
-        now = time.time()
+        now = time.monotonic()
         if self.bar is None and now - self.began >= self.bar_after:
             self.draw()
         if self.bar is None:
@@ -103,7 +111,7 @@ class Progress:
         """', 3 min 21 s left' after so many steps; '' at the end and after a first step, which warms up."""
         if not self.start + 1 < done < self.total:
             return ''
-        seconds = (time.time() - self.began) / (done - self.start) * (self.total - done)
+        seconds = (time.monotonic() - self.began) / (done - self.start) * (self.total - done)
         return f', {duration(seconds)} left'
 
     def over(self, things):
@@ -151,9 +159,9 @@ def closing(out_dir, metrics, training, try_out):
         if values:
             change = f" -> {values[-1]:.4f}" if len(values) > 1 else ''
             figures.append(f"{name} {values[0]:.4f}{change}")
-    now = time.time()
+    now = time.monotonic()
     took = f"iterations {training.start} to {training.total} in {duration(now - training.began)}"
-    tell(f"done: {', '.join([*figures, took])}, {duration(now - loaded)} with all around them")
+    tell(f"done: {', '.join([*figures, took])}, {duration(now - began)} with all around them")
     made = [name for name in RESULTS if os.path.exists(os.path.join(out_dir, name))]
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
     checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'

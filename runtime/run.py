@@ -295,7 +295,7 @@ class State:
         log.reach_the_disk()  # before the checkpoint that builds on it
         older = in_out_dir(cfg, f'ckpt_{self.saved_at or 0:06d}.pt')
         if cfg.keep_checkpoints and self.saved_at not in (None, it) and not os.path.exists(older):
-            os.link(self.path, older)
+            keep_as(self.path, older)
         state = {'iter': it, 'best': self.best, 'bad_steps': self.bad_steps,
                  'mirror': self.mirror.state_dict(), 'scaler': self.optimizer.scaler.state_dict()}
         save_checkpoint(self.path, self.header() | state | kept)
@@ -357,6 +357,14 @@ class State:
         if ranks.is_first():
             folders = (in_out_dir(self.cfg, name) for name in (job.exported, 'adapter'))
             job.export(saved, self.path, *folders)
+
+
+def keep_as(path, other):
+    """The file under another name too; a copy where the disk knows no links."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def older_checkpoints(out_dir):

@@ -448,7 +448,6 @@ def test_sixty_four_slow_clients_beside_as_many_honest_ones(serve, record_proper
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
         list(pool.map(honest, range(64)))
     record_property('waits', f'64 honest clients beside 64 slow ones: median {sorted(waits)[32]:.2f} s, the longest {max(waits):.2f} s')
-    print(sorted(waits)[32], max(waits))
     for connection in slow:
         connection.close()
 
