@@ -280,7 +280,7 @@ def held_out_split(records, n, seed):
                          "be held out, and 1 left")
     if n >= len(different):
         tenth = max(1, len(different) // 10)
-        say_once(f"{tenth} of {len(different)} prompts held out, a tenth: there are no {n} to spare")
+        say_once(f"{tenth} of {len(different)} prompts held out: there are no {n} to spare")
         n = tenth
     held_out = set(random.Random(f'{seed} held out').sample(different, n))
     train, val = [], []
@@ -327,6 +327,10 @@ def load_split(sources, column_mapping, n_train, eval_prompts, n_eval, seed):
         train = told_apart(shares, train, held_out)
     if eval_prompts:
         held_out = [load_prompts(eval_prompts, column_mapping, 'val')[:n_eval]]
+        learned = set(map(key_of, itertools.chain(*train)))
+        both = sum(key_of(record) in learned for record in held_out[0])
+        if both:
+            say_once(f"note: {both} of the {len(held_out[0])} prompts of {eval_prompts} are trained on too")
     return train, list(itertools.chain(*held_out)), by_seed
 
 

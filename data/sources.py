@@ -2,17 +2,16 @@
 Where prompts come from: files of several forms, packed with gzip or not, and data sets of the Hugging Face
 hub. Each reader yields (where, item), an item being a text or a dict of columns.
 """
-import codecs
+import ast
+import contextlib
 import csv
-import gzip
 import io
 import itertools
 import json
 import os
 import re
-import zlib
 
-from formats.text_files import parse_json
+from formats.text_files import parse_json, text_of
 from rewards.reward import optional
 
 # a colon between brackets belongs to a slice: owner/name:main:train[:1%]
@@ -24,25 +23,6 @@ HUGGING_FACE_SPLITS = {'val': ('val', 'validation', 'valid', 'dev', 'test'), 'pr
 
 class NoSplit(FileNotFoundError):
     """A source without the split that was asked for."""
-
-
-def text_of(path):
-    """A file's text, in UTF-8 or with UTF-16's mark, unpacked where gzip packed it. Raises ValueError."""
-    with open(path, 'rb') as f:
-        data = f.read()
-    if data.startswith(b'\x1f\x8b'):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as e:
-            raise ValueError(f"{path} is not a whole gzip file ({e})") from None
-    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode('utf-16' if utf_16 else 'utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty: there is nothing to learn from")
-    return text
 
 
 def lines_of(text):
@@ -89,10 +69,23 @@ def check_header(names, path):
         raise ValueError(f"{path} has two columns {twice[0]!r}: rename one")
 
 
+def cell_value(cell):
+    """A table's cell: None where it is empty, the messages where it is a list of them in JSON or Python."""
+    if not re.match(r'\s*\[\s*\{', cell):
+        return cell or None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            messages = read(cell.strip())
+            if all(isinstance(m, dict) and ({'role', 'content'} <= set(m) or {'from', 'value'} <= set(m))
+                   for m in messages):
+                return messages
+    return cell
+
+
 def read_table(text, path):
     """
-    The rows of a table with a header, an empty cell as None. The delimiter is a comma, semicolon or tab,
-    whichever cuts the first line into the most parts.
+    The rows of a table with a header, see cell_value. The delimiter is a comma, semicolon or tab, whichever
+    cuts the first line into the most parts.
     """
     first = next(lines_of(text))[1]
     delimiter = max(',;\t', key=lambda mark: len(next(csv.reader([first], delimiter=mark), ())))
@@ -109,8 +102,8 @@ def read_table(text, path):
             if any(row[len(header):]):
                 raise ValueError(f"{path}, line {rows.line_num} has {len(row)} cells and the header "
                                  f"{len(header)}: text that holds {delimiter!r} must stand in quotes")
-            cells = itertools.zip_longest(header, row)
-            yield f'{path}, line {rows.line_num}', {name: cell or None for name, cell in cells if name}
+            cells = itertools.zip_longest(header, row, fillvalue='')
+            yield f'{path}, line {rows.line_num}', {name: cell_value(cell) for name, cell in cells if name}
     except csv.Error as e:
         raise ValueError(f"{path}, line {rows.line_num}: not a table of cells ({e})") from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from formats.text_files import read_text, replacing, write_text
+from formats.text_files import replacing, text_of, write_text
 from formats.tokenizer import CharTokenizer, load_tokenizer
 from runtime.console import say
 from runtime.made import content_of, content_of_path, locked, recipe_of
@@ -96,11 +96,8 @@ def tell_what_changed(folder, name):
 
 
 def read_text_file(path):
-    """A UTF-8 file's text. Raises ValueError when it is empty or not text."""
-    text = read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty: there is nothing to learn from")
-    return text
+    """A file's text, see text_of, its lines ended as here."""
+    return text_of(path).replace('\r\n', '\n').replace('\r', '\n')
 
 
 def split_text(text):
@@ -111,7 +108,8 @@ def split_text(text):
 
 def load_corpus(dataset):
     """
-    dataset: the name of a folder under data/ (prepared on first use) or the path of any text file.
+    dataset: the name of a folder under data/ (prepared on first use) or the path of any text file, packed
+    with gzip or not.
     Returns (tokenizer, {'train': ids, 'val': ids}) with 1-D uint16 arrays.
     """
     if os.path.isfile(dataset):

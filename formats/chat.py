@@ -1,4 +1,4 @@
-"""Chat templates, compiled as `transformers` does, and what keeps a message from writing special tokens."""
+"""Chat templates, read as `transformers` does, and what keeps a message from writing special tokens."""
 import functools
 import json
 import re
@@ -7,6 +7,8 @@ from datetime import datetime
 from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from formats.kept import Kept
 
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # what data sets call it; the first is templates'
 
@@ -41,6 +43,14 @@ def template_environment():
 @functools.cache
 def compile_template(source):
     return template_environment().from_string(source)
+
+
+RENDERER = Kept('from formats.chat import render as answer', seconds=10, memory=1 << 30)
+
+
+def render(source, messages, variables):
+    """The text that a chat template makes: in a process of its own, for a stranger's may never end."""
+    return compile_template(source).render(messages=messages, **variables)
 
 
 def variables_read(source):

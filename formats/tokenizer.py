@@ -13,7 +13,7 @@ import threading
 from tokenizers import decoders, pre_tokenizers
 
 from formats.characters import CharTokenizer, Tokenizer, char_tokenizer
-from formats.chat import as_template_reads, compile_template, mark_specials, matcher
+from formats.chat import RENDERER, as_template_reads, mark_specials, matcher
 from formats.gguf_vocabulary import read_vocabulary
 from formats.package import added_token, around, check_config, is_named, read_package
 from formats.text_files import check_unicode, first_line, parse_object, read_text, write_text
@@ -155,9 +155,9 @@ class FileTokenizer(Tokenizer):
         variables = given | self.names | variables
         source = variables['tools'] is not None and self.templates.get('tool_use') or self.template
         try:
-            return compile_template(source).render(messages=messages, **variables)
-        except Exception as e:  # a template is a program, with errors of every kind
-            raise ValueError(f"the chat template of {self.path} fails: {type(e).__name__}: {e}") from None
+            return RENDERER.ask(source, messages, variables)
+        except (ValueError, TimeoutError, OSError) as e:
+            raise ValueError(f"the chat template of {self.path} fails: {e}") from None
 
     def chat(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables) -> list[int]:
         """

@@ -62,6 +62,8 @@ def resolve_rewards(spec, provided=None):
             name, n = f'{reward.name}_{n}', n + 1
         resolved[name] = name, reward.bind(name, params, provided), weight
     resolved = list(resolved.values())
+    if not any(weight for _, _, weight in resolved):
+        raise ValueError("the weights of the rewards are all 0: nothing would be learned")
     total = sum(weight for _, _, weight in resolved)
     if not math.isclose(total, 1, abs_tol=1e-6):
         warnings.warn(f"the weights of the rewards sum to {total:g}, not to 1", stacklevel=2)

@@ -1,12 +1,11 @@
 """Is the answer the reference's, and do the equations on the way hold? All numbers are exact."""
-import re
 from fractions import Fraction
+from itertools import pairwise
 
-from rewards.answers import is_right, past, plainer
-from rewards.notation import Reader
+from rewards.answers import is_right, plainer
 from rewards.numerals import tokenize
 from rewards.reward import reward
-from rewards.values import Unreadable, exact
+from rewards.values import SEPARATORS, latex, number_or_expression, spans, split
 
 
 @reward(binary=True)
@@ -16,30 +15,20 @@ def math_correctness(text, *, reference):
     return None if right is None else float(right)
 
 
-# ---- equations
-
-EQUAL = re.compile('=')
-
-
 def equations_in(text):
     """[(equation, is it true, perhaps rounded)] of each `a + b = c` and the like that is about numbers."""
     equations = []
-    for line in filter(EQUAL.search, text.split('\n')):
-        tokens, at, left = tokenize(plainer(line).replace('$', '')), 0, None
-        while at < len(tokens):
-            reader = Reader(tokens, at)
-            try:
-                value = reader.span()
-            except (Unreadable, RecursionError):
-                at, left = past(tokens, at, reader.at), None
-                continue
-            shown, number = reader.shown(at), exact(value) and not reader.letters
-            if left and number:
-                equations.append((f'{left[1]}={shown}', is_near(left[0], value, shown)))
-            calculated = number and sum(token.kind == 'number' for token in tokens[at:reader.at]) > 1
-            at = reader.at
-            left = (value, shown) if reader.take('=') and (calculated or left) else None
-            at = max(reader.at, at + 1)
+    for line in filter(lambda line: '=' in line, text.split('\n')):
+        line = plainer(line)
+        pieces = [tokenize(line[start:end]) for start, end in spans(line)]
+        for part in [part for piece in pieces for part in split(piece, SEPARATORS)]:
+            sides, calculated = split(part, ('=',)), False
+            for left, right in pairwise(sides):
+                calculated |= sum(token.kind == 'number' for token in left) > 1
+                values = [number_or_expression(side).number for side in (left, right)]
+                if calculated and None not in values and ':' not in latex(left):      # it is no time of day
+                    shown = latex(right)
+                    equations.append((f'{latex(left)}={shown}', is_near(*values, shown)))
     return equations
 
 

@@ -1,49 +1,46 @@
-"""The tokens of a text: numbers (1,234.5, 4,2, 1e-05, 0.333..., forty-two), names, words, marks."""
+r"""Numbers as they are written, exactly: 1,234.5, 4,2, 1e-05, 0.(3), 2 1/2, \frac{-3}{4}, 6!, 25%, 5 km."""
+import math
+import operator
 import re
 from fractions import Fraction
 from typing import NamedTuple
 
 LONGEST_NUMBER = 1000   # digits
+LARGEST_BITS = 40_000   # of a calculated number
 
 # Spellings of one unit are joined by |; a plural's s may be there.
 SPELLINGS = '''km|kilometer|kilometre m|meter|metre cm|centimeter|centimetre mm|millimeter|millimetre mi|mile
-ft|foot|feet inch|inches yd|yard kg|kilogram g|gram mg|milligram lb|pound oz|ounce s|sec|second min|minute
-h|hr|hour day week month year L|l|liter|litre mL|ml mph ＄|dollar|usd|buck ¢|cent €|euro|eur £|gbp ¥|yen
-₹|rupee °C|celsius °F|fahrenheit °|degree|deg rad|radian N|newton J|joule W|watt V|volt'''
+ft|foot|feet inch|inches kg|kilogram g|gram mg lb|pound s|sec|second min|minute h|hr|hour day
+week month year L|liter|litre mL dollar|usd|buck ¢|cent €|euro|eur £|gbp °C
+°F °|degree|deg unit'''
 UNITS = {word: names.partition('|')[0] for names in SPELLINGS.split() for word in names.split('|')}
 UNITS |= {word + 's': unit for word, unit in UNITS.items() if len(word) > 1}
-
 SCALES = {'hundred': 100, 'thousand': 1000, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12,
-          'dozen': 12,
-          'k': 1000, 'M': 10 ** 6}
-SMALL = '''zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen'''.split()
-TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
-NUMBER_WORDS = {word: n for n, word in enumerate(SMALL)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
-NUMBER_WORDS |= {'half': Fraction(1, 2)}
-PARTS = {'half': 2, 'third': 3, 'quarter': 4, 'fourth': 4, 'fifth': 5, 'sixth': 6, 'eighth': 8, 'tenth': 10}
+          'dozen': 12, 'k': 1000, 'M': 10 ** 6}
+PARTS = {'half': 2, 'third': 3, 'quarter': 4, 'fourth': 4, 'fifth': 5, 'sixth': 6}
 PARTS |= {word + 's': n for word, n in PARTS.items()} | {'halves': 2}
+# What a number is multiplied by that stands before them: 28%, 3 dozen, two thirds.
+FACTORS = SCALES | {word: Fraction(1, n) for word, n in PARTS.items()}
+FACTORS['%'] = Fraction(1, 100)
+
+# ---- tokens
 
 # In brackets a comma separates; elsewhere it groups three digits, or is the decimal comma of a lone number.
 PLAIN = r'\d+(?:\.\d+)?(?!\d|\.\d)|\.\d+'
 GROUPED = (r"[1-9]\d{0,2}(?P<by>[,\ '’_])\d{3}(?:(?P=by)\d{3})*(?![\d,])(?:\.\d+)?"
            r"|\d{1,3}(?:\.\d{3}){2,}(?![.\d])|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)")
 COMMA = r'\d{1,3}(?:\.\d{3})+,\d+(?!\d)|(?<![\d,]\ )(?<![\d,])\d+,\d+(?![\d,])(?!,\ ?\d)'
-# A name holds digits that are no numbers: B12, GPT-4, 2.0.1, 3D.
-OTHERS = r'''(?P<name>[A-Za-z]{2,}-?\d[\w-]*|[A-Z]-?\d[\d_]*(?![\d^])|[a-z]\d+|\d+(?:\.\d+){2,}
- |\d+[A-Z][A-Za-z]*\b)
- |(?P<command>\\(?:[A-Za-z]+|.))|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)
- |(?P<mark>\*\*|<=|>=|!=|\.{3}|…|\S)'''
+OTHERS = r'(?P<command>\\(?:[A-Za-z]+|.))|(?P<word>[A-Za-z]+)|(?P<mark>°[CF]\b|\*\*|<=|>=|!=|\.{3}|\S)'
 OUTSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<grouped>{GROUPED})|(?P<comma>{COMMA})|(?P<number>{PLAIN})'
                      rf'|{OTHERS})', re.VERBOSE)
 INSIDE = re.compile(rf'(?P<space>\s*)(?:(?P<number>{PLAIN})|{OTHERS})', re.VERBOSE)
 BRACKETS = {'(': 1, '[': 1, '{': 1, '\\{': 1, ')': -1, ']': -1, '}': -1, '\\}': -1}
-REPEATED = re.compile(r'\.?(?:\\(?:overline|dot)\s*\{(\d+)\}|\((\d+)\))|\.\.\.|…')
+REPEATED = re.compile(r'\.?(?:\\(?:overline|dot)\s*\{(\d+)\}|\((\d+)\))')
 EXPONENT = re.compile(r'[eE]([+-]?\d{1,4})(?![\w.])')
 
 
 class Token(NamedTuple):
-    kind: str                       # number, name, command, word or mark
+    kind: str                       # number, command, word or mark; '' for a number that is too long
     text: str
     space: bool                     # stands a space in front?
     value: Fraction | None = None   # of a number
@@ -56,11 +53,11 @@ def tokenize(text):
         kind, start, position, value = match.lastgroup, match.end('space'), match.end(), None
         if kind in ('number', 'grouped', 'comma'):
             value, position = number_at(text, start, position, kind == 'comma')
-            kind = 'name' if value is None else 'number'
+            kind = '' if value is None else 'number'
         shown = text[start:position]
         depth = max(0, depth + BRACKETS.get(shown, 0))
         tokens.append(Token(kind, shown, bool(match['space']) or not tokens, value))
-    return with_number_words(tokens)
+    return tokens
 
 
 def number_at(text, start, end, comma):
@@ -82,50 +79,125 @@ def number_at(text, start, end, comma):
 
 
 def repeating(digits, period):
-    """0.1(6) and the like. Without a period the last digits that stand twice repeat: 0.333..."""
+    """0.1(6) and the like."""
     whole, _, digits = digits.partition('.')
-    if period is None:
-        sizes = range(1, len(digits) // 2 + 1)
-        size = next((n for n in sizes if digits[-n:] == digits[-2 * n:-n]), 0)
-        if not size:
-            return None
-        digits, period = digits[:-size], digits[-size:]
     tail = Fraction(int(period), 10 ** len(digits) * (10 ** len(period) - 1))
-    return Fraction(f'{whole or 0}.{digits or 0}') + tail
+    return Fraction(f'{whole}.{digits or 0}') + tail
 
 
-def with_number_words(tokens):
-    """The tokens with runs of number words as one number: one hundred and five."""
-    result, at = [], 0
-    while at < len(tokens):
-        if tokens[at].kind == 'word' and tokens[at].text.lower() in (*NUMBER_WORDS, 'hundred'):
-            value, end = spoken_number([token.text.lower() for token in tokens[at:at + 20]])
-            result.append(tokens[at]._replace(kind='number', value=Fraction(value)))
-            at += end
-        else:
-            result.append(tokens[at])
-            at += 1
-    return result
+# ---- arithmetic
+
+class Unreadable(ValueError):
+    """This is no exact number, or too long a one."""
 
 
-def spoken_number(words):
-    """(value, count of words) of the number that the words begin with."""
-    total = current = at = 0
-    while at < len(words):
-        word, following = words[at], words[at + 1] if at + 1 < len(words) else ''
-        if word in NUMBER_WORDS:
-            current += NUMBER_WORDS[word]
-        elif word == 'hundred':
-            current = (current or 1) * 100
-        elif word in SCALES and len(word) > 1:
-            total, current = total + (current or 1) * SCALES[word], 0
-        elif word == 'point' and following in NUMBER_WORDS:
-            digits = []
-            while at + 1 < len(words) and words[at + 1] in SMALL[:10]:
-                digits.append(str(SMALL.index(words[at + 1])))
-                at += 1
-            current += Fraction('0.' + ''.join(digits))
-        elif not (word == '-' or word == 'and' and words[at - 1] in SCALES) or following not in NUMBER_WORDS:
-            break
-        at += 1
-    return total + current, at
+def power(a, b):
+    bits = max(a.numerator.bit_length(), a.denominator.bit_length())
+    if b.denominator > 1 or bits * abs(b) > LARGEST_BITS or a == 0 and b < 0:
+        raise Unreadable
+    return a ** int(b)
+
+
+def factorial(n):
+    if n.denominator > 1 or not 0 <= n <= 4000:
+        raise Unreadable
+    return Fraction(math.factorial(int(n)))
+
+
+POWER, SIGN, PRODUCT = 4, 3, 2      # how strongly operators bind
+OPERATORS = {'+': (1, operator.add), '-': (1, operator.sub)}
+OPERATORS |= dict.fromkeys(('*', '\\cdot', '\\times', '×', '·', '⋅', '∙'), (PRODUCT, operator.mul))
+OPERATORS |= dict.fromkeys(('/', '÷', '\\div', ':'), (PRODUCT, operator.truediv))
+OPERATORS |= dict.fromkeys(('^', '**'), (POWER, power))
+FRACTIONS = ('\\frac', '\\dfrac', '\\tfrac', '\\cfrac')
+CLOSINGS = {'(': ')', '{': '}'}
+END = Token('', '', True)
+
+
+class Reader:
+    """Reads the exact number that tokens write, each step bounded. Whatever else they write is Unreadable."""
+
+    def __init__(self, tokens):
+        self.tokens, self.at = tokens, 0
+
+    def next(self, ahead=0):
+        at = self.at + ahead
+        return self.tokens[at] if at < len(self.tokens) else END
+
+    def number(self):
+        """All of the tokens as a Fraction."""
+        try:
+            value = self.value(0)
+        except (ZeroDivisionError, RecursionError):
+            raise Unreadable from None
+        if self.at < len(self.tokens):
+            raise Unreadable
+        return value
+
+    def value(self, strength):
+        """What stands there, as far as its operators bind more strongly than this."""
+        value = self.base()
+        while True:
+            text = self.next().text
+            binds, operation = OPERATORS.get(text, (0, None))
+            if binds > strength:
+                self.at += 1
+                value = operation(value, self.value(SIGN if binds == POWER else binds))
+            elif text in ('(', *FRACTIONS) and strength < PRODUCT:
+                value *= self.value(PRODUCT)
+            elif text == '!' or text in FACTORS:
+                self.at += 1
+                value = factorial(value) if text == '!' else value * FACTORS[text]
+            else:
+                return value
+            if value.numerator.bit_length() + value.denominator.bit_length() > LARGEST_BITS:
+                raise Unreadable
+
+    def base(self):
+        """A number with its sign, a fraction, or a value in brackets."""
+        token = self.next()
+        self.at += 1
+        if token.kind == 'number':
+            return self.mixed(token.value)
+        if token.text in ('+', '-'):
+            return self.value(SIGN) * (1 if token.text == '+' else -1)
+        if token.text in FRACTIONS:
+            top = self.base()
+            return top / self.base()
+        if token.text not in CLOSINGS:
+            raise Unreadable
+        value = self.value(0)
+        if self.next().text != CLOSINGS[token.text]:
+            raise Unreadable
+        self.at += 1
+        return value
+
+    def mixed(self, value):
+        r"""A whole number with a fraction below 1 behind it: 2 1/2, 2\frac{1}{2}."""
+        of_digits = self.next().kind == self.next(2).kind == 'number' and self.next(1).text == '/'
+        if value.denominator > 1 or not (of_digits or self.next().text in FRACTIONS):
+            return value
+        part = self.base()
+        if of_digits:
+            self.at += 1
+            part /= self.base()
+        if not 0 < part < 1:
+            raise Unreadable
+        return value + part
+
+
+# ---- units
+
+ANY_UNIT = '|'.join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
+# A lone letter that an operator follows is calculated with.
+UNIT = re.compile(rf'(?:[¢€£]|(?:/|per)\s?[A-Za-z]+|(?<![A-Za-z\\])(?:{ANY_UNIT})(?!\s?[-+*=(])'
+                  r'|(?<=\s)[a-z]{2,}(?=\^))(?![A-Za-z])(?:\s?\^\{?-?\d+\}?)?', re.IGNORECASE)
+
+
+def without_units(text):
+    """(text, units): 5 m/s^2 without m/s^2."""
+    units = [unit.replace('per ', '/').translate(BRACES) for unit in UNIT.findall(text)]
+    return UNIT.sub(' ', text), [UNITS.get(unit) or UNITS.get(unit.lower(), unit) for unit in units]
+
+
+BRACES = str.maketrans('', '', '{}')

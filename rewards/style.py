@@ -3,10 +3,9 @@ import functools
 import math
 import re
 
-from rewards.facts import is_right
+from rewards.facts import gives
 from rewards.harm import ABUSE, free_of
 from rewards.models import embeddings_of
-from rewards.parsing import plain_text
 from rewards.reward import optional, reward
 from rewards.words import content_words, cues_in, fresh, sentences, words
 
@@ -109,7 +108,7 @@ def brevity(text, *, reference=None, full=100, none=300):
     if not 0 < full < none:
         raise ValueError(f"full is {full} and none {none}: they must be 0 < full < none")
     n = len(words(text))
-    if not n or (reference is not None and not is_right(text, plain_text(reference))):
+    if not n or (reference is not None and not gives(text, reference)):
         return 0.0
     return min(1.0, max(0.0, (none - n) / (none - full)))
 

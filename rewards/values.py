@@ -1,272 +1,174 @@
 """
-The values that answers have, and when two are the same: exact numbers (Fraction), numbers with roots or pi in
-them (float, complex), Groups, Relations. Letters stand for numbers, so expressions are compared by their
-values at a few points. Sizes are bounded: what is too large raises Unreadable.
+The mathematics in a statement, cut out whole, and when two pieces say the same: numbers and lists
+here, all else by math-verify.
 """
-import cmath
-import math
-import operator
-import random
+import re
+import warnings
 from fractions import Fraction
-from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
-POINTS = 3              # where expressions are compared; at the last one letters are negative
-LARGEST_BITS = 40_000   # of an exact number
+from rewards.bounded import equal_in_latex
+from rewards.numerals import ANY_UNIT, BRACKETS, FACTORS, Reader, Unreadable, tokenize, without_units
+
+SEPARATORS = (',', ';', 'and', 'or', '\\cup')
+NAME = re.compile(r"(?:\\?[A-Za-z]+)'?(?:_(?:\w|\{\w+\}))?(?:\([\w,]*\))?|\((?:[A-Za-z],)+[A-Za-z]\)")
 
 
-class Unreadable(ValueError):
-    """This is no mathematics, or more than is read here."""
+def any_of(*patterns):
+    return f"(?:{'|'.join(patterns)})"
 
 
-class Group(NamedTuple):
-    """Several values. kind: brackets, as '(]', in order; 'list' without; ':' a ratio, '-' a span."""
-    kind: str
-    items: tuple
+# What holds digits and is no number: B12, GPT-4, x2, 2.0.1, 3D, 1010_2, 0.333..., 1960s.
+OTHER = any_of(r'(?<![A-Za-z])(?:[A-Za-z]{2,}-?\d[\w-]*|[a-z]\d+)', r'[A-Z]-?\d[\d_]*(?![\d^])',
+               r'\d+(?:\.\d+){2,}(?!\d)(?<!\.\d{3})', r'\d+[A-Z][A-Za-z]*\b', r'\d+_(?:\d+|\{\d+\})',
+               r'\d+/\d+/\d+', r'\d*\.\d+\.{3}', r'\d{4}s\b', r'\d+ century')
+NUMERAL = any_of(r'\d+\.\d*(?:\\(?:overline|dot)\s*\{\d+\}|\(\d+\))', r'(?<!\.)\.\d+',
+                 r"\d+(?:[.,'’]\d+|[ _]\d{3}(?!\d))*(?:[eE][+-]?\d+(?!\w))?")
+# A letter is calculated with where an operator, a digit or a bracket is at its side. a and I may be words.
+LETTER = any_of(r"(?<=[-+*/^=<>_(\[{,\d})'])[A-Za-z]{1,3}", r'(?<=[-+*/^=<>_,×·] )[B-HJ-Zb-z]',
+                r'(?<=\\[lg]eq )[a-z]', r"[A-Za-z](?='?\s?[=^_+*/<>!×·]|\()", r'[B-HJ-Zb-z](?=\s?\\[a-z])',
+                r'[A-Za-z](?=\s?-\s?(?:[\d\\(]|[A-Za-z]\b))', r'[A-Za-z]{2,3}(?=[\^_])') + '(?![A-Za-z])'
+FIRST = any_of(NUMERAL, r'\\(?:begin|end)\{\w+\}', r'\\(?:[A-Za-z]+|.)', r'[-+=≈|(\[{¢€£]', LETTER)
+# Commas and words join what more mathematics follows.
+NEXT = r'(?=\s{0,3}(?:[-+\\(\[{\d€£]|\.\d|[A-Za-z]\s?[=<>]|[a-zA-Z]\b(?! [a-z])))'
+PIECE = any_of(rf"(?:{ANY_UNIT}|{'|'.join(FACTORS)})(?![A-Za-z])", FIRST, r"[*/^_<>)\]}!%&'·×÷⋅°]",
+               rf'[,;]{NEXT}', rf'[,;]?\s{{0,3}}(?:and|or){NEXT}', r'\s?:\s?(?=\d)', r'(?:/|per)\s?[a-z]+')
+MATHEMATICS = re.compile(rf'(?P<other>{OTHER})|{FIRST}(?:\s*{PIECE})*')
+DANGLING = re.compile(r'(?:[\s,;:=*/^_<>≈&(\[{-]|\s\+|\s(?:and|or))+$|^[\s,;:=≈]+')
 
 
-class Relation(NamedTuple):
-    """a = b or a < b: its sign, the larger side less the smaller, what it says of a name (x = 4: 4)."""
-    sign: str
-    difference: object
-    last: object
-    named: bool
+class Value(NamedTuple):
+    source: str                         # LaTeX
+    number: Fraction | None = None
+    units: tuple = ()
+    percent: bool = False
+    items: tuple = ()                   # the Values of a list without brackets
+    equation: bool = False              # of more than a name: 2x + y = 3
 
 
-class Reading(NamedTuple):
-    """The value of a text at each of POINTS, the units and signs in it, and where its tokens end."""
-    values: tuple
-    units: tuple
-    percent: bool
-    letters: bool
-    end: int
+# ---- cutting out
+
+def spans(text):
+    """[(start, end)] of the pieces of a text that are mathematics. (n, n): something else with digits."""
+    found = []
+    for match in MATHEMATICS.finditer(text):
+        if match['other']:
+            found.append((match.start(), match.start()))
+            continue
+        shown, depth = match[0], 0
+        for at, mark in enumerate(shown):      # to the bracket that closes nothing
+            depth += BRACKETS.get(mark, 0)
+            if depth < 0:
+                shown = shown[:at]
+                break
+        shown = DANGLING.sub('', shown)
+        if re.search(r'[\w\\∞]', shown):
+            start = text.index(shown, match.start())
+            found.append((start, start + len(shown)))
+    return found
 
 
-@lru_cache(maxsize=4096)
-def value_of_letter(name, point):
-    value = Fraction(random.Random(f'{name} {point}').randint(1009, 9973), 4001)
-    return -value if point == POINTS - 1 else value
+def values_in(text):
+    """The Values in a text, in order."""
+    return [value_of(tokenize(text[start:end])) for start, end in spans(text) if end > start]
 
 
-# ---- arithmetic
-
-def exact(value):
-    return isinstance(value, Fraction)
+def latex(tokens):
+    return ''.join((' ' if token.space else '') + token.text for token in tokens).strip()
 
 
-def calculate(operation, a, b):
-    """Exact where both are. Raises Unreadable for what is no number, has no value or too long a one."""
-    if not (isinstance(a, (Fraction, float, complex)) and isinstance(b, (Fraction, float, complex))):
-        raise Unreadable
-    if not (exact(a) and exact(b)):
-        a, b = (float(x) if exact(x) else x for x in (a, b))
+def split(tokens, marks):
+    """The parts between marks that stand in no brackets, and between two amounts: 3 feet 6 inches."""
+    parts, depth, part = [], 0, []
+    for token in tokens:
+        depth += BRACKETS.get(token.text, 0)
+        second = token.kind == 'number' and part[-1:] and part[-1].kind == 'word'
+        if depth == 0 and (token.text in marks or second and ',' in marks):
+            parts.append(part)
+            part = []
+        if depth or token.text not in marks:
+            part.append(token)
+    return [part for part in [*parts, part] if part]
+
+
+# ---- reading
+
+def value_of(tokens):
+    """The Value of one piece of mathematics."""
+    source = latex(tokens)
+    parts = split(tokens, SEPARATORS)
+    if len(parts) > 1:
+        source = re.sub(r',?\s*\b(?:and|or)\b', ', ', source)
+        return Value(source, items=tuple(map(value_of, parts)))
+    first, *others = split(tokens, ('≈',)) or [tokens]
+    if others and not (len(others) == 1 and is_name(first)):      # an exact value and its approximation
+        return value_of(first)
+    sides = split(tokens, ('=', '≈'))
+    if len(sides) > 1:
+        value = value_of(sides[-1])
+        named = not any(token.kind == 'word' for token in sides[0])
+        named |= any(is_name(side) or value_of(side).number is not None for side in sides[:-1])
+        return value._replace(source=source, equation=not named)
+    if sides and len(sides[0]) < len(tokens):
+        return value_of(sides[0])      # = 18
+    if re.fullmatch(r'\d+-\d+', source):      # 10-15 days
+        return Value(source, units=(source,))
+    return number_or_expression(tokens)
+
+
+def is_name(tokens):
+    return NAME.fullmatch(latex(tokens).replace(' ', '')) is not None
+
+
+def number_or_expression(tokens):
+    source = latex(tokens)
     try:
-        return bounded(operation(a, b))
-    except (ArithmeticError, ValueError):
-        raise Unreadable from None
-
-
-def bounded(value):
-    if exact(value) and value.numerator.bit_length() + value.denominator.bit_length() > LARGEST_BITS:
-        raise Unreadable
-    return value
-
-
-def whole(value, low, high):
-    """An exact whole number within limits, as an int. Raises Unreadable."""
-    if not exact(value) or value.denominator != 1 or not low <= value <= high:
-        raise Unreadable
-    return int(value)
-
-
-def power(a, b):
-    """a to the b. Roots of exact numbers are exact where they can be."""
-    if not (exact(a) and exact(b)):
-        return calculate(operator.pow, a, b)
-    if b.denominator == 1:
-        bits = max(a.numerator.bit_length(), a.denominator.bit_length())
-        if bits * abs(b) > LARGEST_BITS and abs(a) > 1 or a == 0 and b < 0:
-            raise Unreadable
-        return a ** int(b) if abs(b) < LARGEST_BITS else calculate(operator.pow, float(a), b)
-    base = exact_root(a, b.denominator)
-    return calculate(operator.pow, a, b) if base is None else power(base, Fraction(b.numerator))
-
-
-def exact_root(value, n):
-    """The n-th root where it is a fraction, else None."""
-    if value < 0 and n % 2 == 0 or n > 60:
-        return None
-    roots = []
-    for part in (abs(value.numerator), value.denominator):
-        near = math.isqrt(part) if n == 2 else round(2 ** (math.log2(part or 1) / n)) * bool(part)
-        if near ** n != part:
-            return None
-        roots.append(near)
-    return Fraction(*roots) * (-1 if value < 0 else 1)
-
-
-def factorial(n):
-    return bounded(Fraction(math.factorial(whole(n, 0, 4000))))
-
-
-def binomial(n, k):
-    n = whole(n, 0, 2000)
-    return Fraction(math.comb(n, whole(k, 0, n)))
-
-
-def negative(value):
-    if isinstance(value, Group):
-        return Group(value.kind, tuple(map(negative, value.items)))
-    return calculate(operator.mul, Fraction(-1), value)
-
-
-def logarithm(value, base):
-    result = calculate(operator.truediv, apply(cmath.log, value), apply(cmath.log, base))
-    near = Fraction(round(result.real)) if abs(result) < 1000 else None
-    if near is not None and exact(base) and exact(value) and power(base, near) == value:
-        return near
-    return result
-
-
-def apply(function, value):
-    """A function of complex numbers."""
-    try:
-        result = function(complex(calculate(operator.add, value, 0.0)))
-        return result if result.imag else result.real
-    except (ArithmeticError, ValueError):
-        raise Unreadable from None
-
-
-FUNCTIONS = {name: getattr(cmath, name) for name in 'sin cos tan sinh cosh tanh exp'.split()}
-FUNCTIONS |= {'ln': cmath.log, 'log': cmath.log10, 'lg': cmath.log10, 'arcsin': cmath.asin,
-              'arccos': cmath.acos, 'arctan': cmath.atan,
-              'sec': lambda x: 1 / cmath.cos(x), 'csc': lambda x: 1 / cmath.sin(x),
-              'cot': lambda x: 1 / cmath.tan(x)}
-
-
-# ---- relations
-
-MIRRORED = {'<': '>', '>': '<', '<=': '>=', '>=': '<='}
-INTERVALS = {'<': '()', '>': '()', '<=': '(]', '>=': '[)'}
-
-
-def related(sides, signs, names):
-    """The value of a chain of relations. names: which sides are names (x, f(x))."""
-    if '~' in signs and not (signs[0] == '~' and names[0]):     # an exact value and its approximation
-        first = signs.index('~')
-        sides, signs = sides[:first + 1], signs[:first]
-    if not signs:
-        return sides[0]
-    if set(signs) <= {'=', '~', 'in'}:
-        if signs[-1] == 'in' or isinstance(sides[0], Group) or isinstance(sides[-1], Group):
-            return sides[-1]
-        return Relation('=', calculate(operator.sub, sides[0], sides[-1]), sides[-1], names[0])
-    if len(sides) == 2 and names[1] and not names[0] and signs[0] in MIRRORED:
-        return related(sides[::-1], [MIRRORED[signs[0]]], names[::-1])
-    if len(sides) == 2 and signs[0] == '!=':
-        return Group('!=', (sides[1] if names[0] else calculate(operator.sub, *sides),))
-    if len(sides) == 2:
-        lower, upper = sides if signs[0][0] == '<' else sides[::-1]
-        ends = (-math.inf, sides[1]) if signs[0][0] == '<' else (sides[1], math.inf)
-        interval = Group(INTERVALS[signs[0]], ends)
-        return Relation('<' + signs[0][1:], calculate(operator.sub, upper, lower), interval, names[0])
-    if names[1] and len(sides) == 3 and {sign[0] for sign in signs} == {'>'}:
-        sides, signs = sides[::-1], [MIRRORED[sign] for sign in signs[::-1]]
-    if names[1] and len(sides) == 3 and {sign[0] for sign in signs} == {'<'}:
-        return Group('([' [signs[0] == '<='] + ')]' [signs[1] == '<='], (sides[0], sides[2]))
-    return Group(' '.join(signs), tuple(sides))
+        bare, units = without_units(source)
+        return Value(source, Reader(tokenize(bare)).number(), tuple(sorted(units)), '%' in bare)
+    except Unreadable:
+        return Value(source)
 
 
 # ---- comparing
 
-def same_reading(wanted, got):
-    """Does the answer's Reading mean the reference's?"""
-    a, b, letters = wanted.values, got.values, wanted.letters or got.letters
-    if not same_units(wanted.units, got.units):
-        return False
-    if isinstance(a[0], Relation) and isinstance(b[0], Relation) and proportional(a, b):
+def same(wanted, got):
+    """Does the answer's Value mean the reference's? Raises ImportError where that takes math-verify."""
+    if wanted.number is not None and got.number is not None and not wanted.equation:
+        return not got.equation and same_number(wanted, got)
+    if wanted.number is not None and got.items:      # 1/2, that is 0.5
+        return all(same(wanted, item) for item in got.items)
+    items = [*wanted.items, *got.items]
+    if wanted.items and got.items and all(item.number is not None for item in items):
+        named = '=' in wanted.source and '=' in got.source
+        return numbers_of(wanted, named) == numbers_of(got, named)
+    if squeezed(wanted.source) == squeezed(got.source):
         return True
-    if unnamed(a[0]) or unnamed(b[0]) and b[0].sign != '=':
+    one_equation = wanted.equation != got.equation and not ('=' in wanted.source and '=' in got.source)
+    if one_equation or wanted.units and not wanted.number:
         return False
-    where = POINTS - 1 if letters and complex in (type(a[-1]),
-                                                  type(b[-1])) else POINTS     # roots of negative letters
-    if all(same_value(x, y, letters) for x, y in zip(a[:where], b[:where], strict=True)):
+    try:
+        return equal_in_latex(wanted.source, got.source)
+    except ImportError as error:
+        if wanted.number is None:
+            raise
+        warnings.warn(f"an answer that is an expression counts as wrong: {error}", stacklevel=2)
+        return False
+
+
+def numbers_of(value, named):
+    return {(item.source.partition('=')[0].strip() if named else '', item.number) for item in value.items}
+
+
+def squeezed(text):
+    """Without the space that says nothing, and in lower case."""
+    return re.sub(r'(?<!\w)\s+|\s+(?!\w)', '', text.replace('$', '')).casefold()
+
+
+def same_number(wanted, got):
+    """Exactly, in the same unit if both name one. A percent sign may be the unit that the question names."""
+    if wanted.units and got.units and wanted.units != got.units:
+        return False
+    if wanted.number == got.number:
         return True
-    one_percent = wanted.percent != got.percent and not got.units      # the question may name the unit
-    if one_percent and exact(a[0]) and exact(b[0]):
-        x, y = a[0] * (100 if wanted.percent else 1), b[0] * (100 if got.percent else 1)
-        return x == y and abs(x) >= 1
-    return False
-
-
-def unnamed(value):
-    return isinstance(value, Relation) and not value.named
-
-
-def same_units(wanted, got):
-    """Either may leave its units out; but a number's base may only the answer."""
-    if any(unit.startswith('base') for unit in got) and wanted != got:
-        return False
-    return not wanted or not got or set(wanted) == set(got) or '°' in {*wanted, *got}
-
-
-def proportional(a, b):
-    """Are two relations, each at all points, one but for a factor?"""
-    differences = [x.difference for x in (*a, *b)]
-    if a[0].sign != b[0].sign or any(isinstance(x, Group) for x in differences) or 0 in differences:
-        return False
-    ratios = [calculate(operator.truediv, x.difference, y.difference) for x, y in zip(a, b, strict=True)]
-    return all(same_number(x, y, True) for x,
-               y in pairwise(ratios)) and (a[0].sign == '=' or ratios[0].real > 0)
-
-
-def same_value(a, b, letters=False):
-    a, b = (x.last if isinstance(x, Relation) else x for x in (a, b))
-    if isinstance(a, Group) and isinstance(b, Group):
-        return same_group(a, b, letters)
-    if not isinstance(a, Group) and not isinstance(b, Group):
-        return same_number(a, b, letters)
-    group, number = (a, b) if isinstance(a, Group) else (b, a)
-    if group.kind == ':' and len(group.items) == 2:
-        return calculate(operator.truediv, *group.items) == number
-    several_forms = group.kind in ('list', '[]') and group.items      # 1/2, that is 0.5
-    return bool(several_forms) and all(same_value(x, number, letters) for x in group.items)
-
-
-def same_number(a, b, letters):
-    """Exactly; or nearly, where a root or pi is in one of them and no decimals stand in the other."""
-    if exact(a) and exact(b) or math.inf in (abs(a), abs(b)):
-        return a == b
-    if not letters and any(exact(x) and x.denominator > 1000 for x in (a, b)):
-        return False
-    return abs(calculate(operator.sub, a, b)) <= 1e-9 * max(abs(a), abs(b))
-
-
-def same_group(a, b, letters):
-    kinds = {a.kind, b.kind}
-    if kinds == {'list'}:
-        a, b = distinct(a.items, letters), distinct(b.items, letters)
-        return len(a) == len(b) and all(among(x, b, letters) for x in a)
-    if len(a.items) != len(b.items):
-        return False
-    pairs = list(zip(a.items, b.items, strict=True))
-    if ':' in kinds and kinds <= {':', '-', 'time'}:
-        return all(x * b.items[0] == y * a.items[0] for x, y in pairs)
-    alike = len(kinds) == 1 or 'list' in kinds and kinds <= {'list', '()', '[]'}
-    return alike and all(same_value(x, y, letters) for x, y in pairs)
-
-
-def among(value, items, letters):
-    return any(same_value(value, item, letters) for item in items)
-
-
-def distinct(items, letters):
-    """The different items of a list and of lists in it."""
-    flat, kept = [], []
-    for item in items:
-        flat += item.items if isinstance(item, Group) and item.kind == 'list' else [item]
-    for item in flat[:50]:
-        if not among(item, kept, letters):
-            kept.append(item)
-    return kept
+    a, b = (100 * x.number if x.percent else x.number for x in (wanted, got))
+    return wanted.percent != got.percent and not got.units and a == b and abs(a) >= 1

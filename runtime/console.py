@@ -3,13 +3,15 @@ What a run says, and how far it is. say() prints a line, unless the run is to be
 then. Rank 0 alone speaks. A phase that may last counts its steps with a Progress: on a terminal or in a
 notebook a bar below the lines; else, when no line has come for half a minute, one that says how far all are.
 """
-import json
 import os
+import re
 import shlex
 import sys
 import time
 
 from tqdm.auto import tqdm
+
+from report import lines_of, objects
 
 quiet = False        # train_grpo.py sets it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
@@ -17,21 +19,27 @@ LINE_AFTER = 30.0    # without a line; each that only says how far things are do
 tqdm.monitor_interval = 0  # no thread that looks after the bars
 RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'fill_in.pt',
            'adapter', 'export')
+COMMANDS = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
 phases = []          # those going on, the outermost first
-loaded = time.time()
-last_line, patience = loaded, LINE_AFTER
+loaded, began = time.time(), time.monotonic()  # the first is compared with files, and may jump
+last_line, patience = began, LINE_AFTER
 
 
 def is_master():
     return int(os.environ.get('RANK', 0)) == 0
 
 
+def harmless(text):
+    """The text with what moves a terminal's cursor, or turns its writing round, as Python writes it."""
+    return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def tell(text):
     global last_line, patience
     if is_master():
         with tqdm.external_write_mode():
-            print(text, flush=True)
-    last_line, patience = time.time(), LINE_AFTER
+            print(harmless(text), flush=True)
+    last_line, patience = time.monotonic(), LINE_AFTER
 
 
 def say(text):
@@ -53,7 +61,7 @@ class Progress:
 
     def __init__(self, name, total, start=0, bar_after=None):
         self.name, self.total, self.start, self.done = name, total, start, start
-        self.began, self.bar = time.time(), None
+        self.began, self.bar = time.monotonic(), None
         self.bar_after = BAR_AFTER if bar_after is None else bar_after
 
     def __enter__(self):
@@ -73,13 +81,14 @@ class Progress:
         silent = quiet or not is_master() or sys.stdout.isatty() != sys.stderr.isatty()
         self.bar = tqdm(total=self.total, initial=self.start, desc=self.name, leave=False, dynamic_ncols=True,
                         miniters=1, smoothing=0, disable=True if silent else None)
-        self.bar.start_t = self.bar.last_print_t = self.began  # its speed is that of the whole phase
+        began = time.time() - (time.monotonic() - self.began)
+        self.bar.start_t = self.bar.last_print_t = began  # its speed is that of the whole phase
 
     def step(self, *_):
         """One more is done; a callback's arguments are ignored."""
         global patience
         self.done = min(self.done + 1, self.total)
-        now = time.time()
+        now = time.monotonic()
         if self.bar is None and now - self.began >= self.bar_after:
             self.draw()
         if self.bar is None:
@@ -102,7 +111,7 @@ class Progress:
         """', 3 min 21 s left' after so many steps; '' at the end and after a first step, which warms up."""
         if not self.start + 1 < done < self.total:
             return ''
-        seconds = (time.time() - self.began) / (done - self.start) * (self.total - done)
+        seconds = (time.monotonic() - self.began) / (done - self.start) * (self.total - done)
         return f', {duration(seconds)} left'
 
     def over(self, things):
@@ -143,17 +152,16 @@ def closing(out_dir, metrics, training, try_out):
     How a run ended: `metrics` at its first and last evaluation, the time, where things are, what to run next.
     training: the Progress of its iterations; try_out: the file in out_dir for sample.py, its other arguments.
     """
-    with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-        rows = [json.loads(line) for line in f]
+    rows = list(objects(lines_of(out_dir, 'metrics.jsonl')))
     figures = []
     for name in metrics:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             change = f" -> {values[-1]:.4f}" if len(values) > 1 else ''
             figures.append(f"{name} {values[0]:.4f}{change}")
-    now = time.time()
+    now = time.monotonic()
     took = f"iterations {training.start} to {training.total} in {duration(now - training.began)}"
-    tell(f"done: {', '.join([*figures, took])}, {duration(now - loaded)} with all around them")
+    tell(f"done: {', '.join([*figures, took])}, {duration(now - began)} with all around them")
     made = [name for name in RESULTS if os.path.exists(os.path.join(out_dir, name))]
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
     checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'

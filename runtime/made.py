@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 
 from formats.text_files import read_json
 from formats.weights import local_folder
@@ -18,6 +19,7 @@ from runtime.checkpoint import load_checkpoint
 from runtime.console import say
 
 TOLD = ('seed', 'eval_prompts_n')  # what differs in these alone is taken: seeds are compared on one start
+held = []                          # open files, whose locks this process has to its end
 CHUNK, CHUNKS = 1 << 18, 256       # of a file beyond their product, 64 MB, so many chunks are read
 
 
@@ -120,22 +122,51 @@ def is_due(path, remake):
 @contextlib.contextmanager
 def locked(path):
     """Alone with path among the processes that ask so. It ends with the process, however that ends."""
+    with lock_file(path) as file:
+        holder = taken(file, fcntl.flock, path)
+        if holder:
+            say(f"waiting for {path}, which {holder} is making")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            sign(file, path)
+        yield
+
+
+def hold(path):
+    """Alone with path until this process ends; its children do not inherit that. Raises ValueError."""
+    file = lock_file(path)
+    holder = taken(file, fcntl.lockf, path)
+    if holder:
+        raise ValueError(f"in {path} {holder} is at work: wait for it, stop it, or name another folder")
+    held.append(file)
+
+
+def lock_file(path):
+    """path.lock, open. Raises OSError."""
     name = f'{path.rstrip("/")}.lock'
     try:
         os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
-        file = open(name, 'a+')
+        return open(name, 'a+')
     except OSError as e:
         raise OSError(f"{path} cannot be made there ({e.strerror}): name another path") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            say(f"waiting for {path}, which {file.read() or 'another process'} is making")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system that knows no locks
-            pass
+
+
+def taken(file, lock, path):
+    """Who has the lock of path, in words; '' once it is ours."""
+    try:
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return file.read() or 'another process'
+    except OSError:  # a file system that knows no locks
+        pass
+    sign(file, path)
+    return ''
+
+
+def sign(file, path):
+    try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%F %T')})")
         file.flush()
-        yield
+    except OSError as e:
+        raise OSError(f"{path} cannot be written ({e.strerror}): make room, or name another path") from None

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,11 +15,12 @@ import torch
 
 from formats.text_files import first_line, read_json, write_text
 from mirror import MirrorMap
-from report import write_report
+from report import objects, write_report
 from runtime import console, ranks
 from runtime.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from runtime.console import say, tell
 from runtime.lora import ADAPTER_SETTINGS, adapt, check_start, targets_of, weight_sum
+from runtime.made import hold
 from runtime.masters import compute_in, configure_optimizers, copy_masters, precision_of, update_reference
 from runtime.shard import (
     drop_collected,
@@ -62,19 +64,30 @@ def check(cfg):
         tell("warning: k1 in the loss has zero gradient on average, it only adds noise; take k2 or exact")
     if cfg.init_from == 'resume':
         check_resume(cfg)
-    check_out_dir(cfg.out_dir)
+    cfg.out_dir = own_out_dir(cfg.out_dir, cfg.init_from == 'resume')
 
 
-def check_out_dir(out_dir):
-    """Raises ValueError unless a folder can be made there, and moved aside by a later run."""
-    folder = os.path.abspath(out_dir)
+def own_out_dir(out_dir, resume):
+    """
+    out_dir without a link at its end: a folder that can be written, moved aside by a later run, and that is
+    this run's alone until its process ends. Raises ValueError, OSError.
+    """
+    path = os.path.realpath(out_dir) if os.path.islink(out_dir.rstrip('/')) else os.path.normpath(out_dir)
+    folder = os.path.abspath(path)
     if f'{os.getcwd()}/'.startswith(f"{folder.rstrip('/')}/"):
         raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
                          "a folder of its own")
-    while not os.path.exists(folder):
+    used = os.path.exists(os.path.join(path, 'metrics.jsonl')) and not resume
+    if used and os.path.ismount(path):
+        raise ValueError(f"out_dir is {out_dir!r}, a used disk, which cannot be moved aside: name a folder "
+                         "on it")
+    while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise ValueError(f"out_dir is {out_dir!r}, and nothing can be written at {folder}")
+    if console.is_master():
+        hold(path)
+    return path
 
 
 def check_resume(cfg):
@@ -282,7 +295,7 @@ class State:
         log.reach_the_disk()  # before the checkpoint that builds on it
         older = in_out_dir(cfg, f'ckpt_{self.saved_at or 0:06d}.pt')
         if cfg.keep_checkpoints and self.saved_at not in (None, it) and not os.path.exists(older):
-            os.link(self.path, older)
+            keep_as(self.path, older)
         state = {'iter': it, 'best': self.best, 'bad_steps': self.bad_steps,
                  'mirror': self.mirror.state_dict(), 'scaler': self.optimizer.scaler.state_dict()}
         save_checkpoint(self.path, self.header() | state | kept)
@@ -346,10 +359,19 @@ class State:
             job.export(saved, self.path, *folders)
 
 
+def keep_as(path, other):
+    """The file under another name too; a copy where the disk knows no links."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
 def older_checkpoints(out_dir):
     """The newest first."""
-    names = [name for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt')]
-    return [os.path.join(out_dir, name) for name in sorted(names, reverse=True)]
+    found = [re.fullmatch(r'ckpt_(\d+)\.pt', name) for name in os.listdir(out_dir)]
+    newest_first = sorted(filter(None, found), key=lambda name: int(name[1]), reverse=True)
+    return [os.path.join(out_dir, name[0]) for name in newest_first]
 
 
 def newest_checkpoint(out_dir, *kinds):
@@ -426,15 +448,22 @@ class Log:
                     forget_after(path, start_iter)
             elif os.path.exists(self.paths['metrics']):
                 move_aside(cfg.out_dir)
-            os.makedirs(cfg.out_dir, exist_ok=True)
-            write_text(in_out_dir(cfg, 'config.json'), json.dumps(plain_config(cfg), indent=1))
-            if 'chars' not in job.saved():
-                job.tokenizer.save(in_out_dir(cfg, 'tokenizer'))
-            self.files = {name: open(path, 'a', encoding='utf-8') for name, path in self.paths.items()}
+            self.open_folder()
         self.trackers = []
         for tracker in asked_for(vars(cfg)) if self.master else ():
             self.trackers.append(tracker(cfg.out_dir, plain_config(cfg), start_iter))
         self.progress = console.Progress('training', cfg.max_iters, start_iter, bar_after=0)
+
+    def open_folder(self):
+        try:
+            os.makedirs(self.cfg.out_dir, exist_ok=True)
+            write_text(in_out_dir(self.cfg, 'config.json'), json.dumps(plain_config(self.cfg), indent=1))
+            if 'chars' not in self.job.saved():
+                self.job.tokenizer.save(in_out_dir(self.cfg, 'tokenizer'))
+            self.files = {name: open(path, 'a', encoding='utf-8') for name, path in self.paths.items()}
+        except OSError as e:
+            raise OSError(f"{self.cfg.out_dir} cannot be written ({e.strerror}): make room, or name another "
+                          "out_dir") from None
 
     def iterations(self):
         """The rest of the run, with a bar where there is a terminal."""
@@ -552,11 +581,15 @@ def numbers(tensor, digits=None):
 
 
 def forget_after(path, it):
-    """Drop what a log says of iteration `it` and later: it is about to be logged again."""
-    with open(path, 'a+', encoding='utf-8') as f:
+    """Drop what a log says of iteration `it` and later, soon logged again, and what is torn."""
+    with open(path, 'ab+') as f:
         f.seek(0)
-        lines = [line for line in f if line.endswith('\n') and json.loads(line)['iter'] < it]
-    write_text(path, ''.join(lines))
+        lines = f.readlines()
+    records = list(objects(lines))
+    if len(records) < len(lines):
+        tell(f"warning: damaged lines in {path}, {len(lines) - len(records)} of them, are dropped")
+    kept = [json.dumps(record) + '\n' for record in records if record['iter'] < it]
+    write_text(path, ''.join(kept))
 
 
 def move_aside(out_dir):

@@ -3,6 +3,8 @@ import concurrent.futures
 import hmac
 import http.client
 import http.server
+import io
+import ipaddress
 import json
 import math
 import os
@@ -56,9 +58,29 @@ class Refused(Exception):
     """Refused(status, why)"""
 
 
+class Punctual(io.RawIOBase):
+    """What comes over a connection before its time is up. Raises TimeoutError."""
+
+    def __init__(self, connection, seconds):
+        self.connection, self.deadline = connection, time.monotonic() + seconds
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self.connection.settimeout(max(1e-3, self.deadline - time.monotonic()))
+        return self.connection.recv_into(buffer)
+
+
 class ScorerHandler(http.server.BaseHTTPRequestHandler):
-    """One request a connection, at most max_busy at once: who comes beyond that is told to come back."""
-    timeout = 60  # seconds of a silent client
+    """
+    One request a connection. At most max_busy are computed at once, and of more than max_connections only
+    /health is answered: who comes beyond that is told to come back.
+    """
+
+    def setup(self):
+        super().setup()
+        self.rfile = io.BufferedReader(Punctual(self.connection, self.server.patience))
 
     def log_message(self, *args): pass
 
@@ -70,20 +92,20 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
 
     def reply(self, answer, *paths):
         """Send what answer() returns at one of the paths, or else why not."""
-        server = self.server
-        is_free = server.free.acquire(blocking=False)
         try:
             try:
-                if not is_free:
-                    raise Refused(503, f"{server.max_busy} requests are being answered already")
                 if self.path not in paths:
                     raise Refused(404, f"there is no {self.path}, only {', '.join(paths)}")
+                self.check_host()
                 status, content = 200, answer()
             except Refused as e:
                 status, content = e.args[0], {'error': e.args[1]}
+            except TimeoutError:
+                status, content = 408, {'error': f"the request took more than {self.server.patience:g} s"}
             except Exception as e:
                 status, content = 500, {'error': f"{type(e).__name__}: {e}"[:500]}
             body = json.dumps(content).encode()
+            self.connection.settimeout(self.server.patience)
             self.send_response(status)
             self.send_header('Content-Type', 'application/json')
             self.send_header('Content-Length', str(len(body)))
@@ -93,9 +115,13 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
         except OSError:  # the client went away
             pass
-        finally:
-            if is_free:
-                server.free.release()
+
+    def check_host(self):
+        """A page in a browser here may call us under a name of its own. Raises Refused."""
+        host = self.headers.get('Host', 'localhost')
+        name = urllib.parse.urlsplit(f'//{host}').hostname
+        if is_local(self.server.server_address[0]) and not is_local(name):
+            raise Refused(403, f"the Host is {host[:100]!r}, and this service answers this machine alone")
 
     def health(self):
         return {'status': 'healthy', 'device': self.server.scorer.device}
@@ -104,18 +130,26 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         server, given = self.server, self.headers.get('Authorization', '')
         if server.token and not hmac.compare_digest(given.encode(), f'Bearer {server.token}'.encode()):
             raise Refused(401, "the header 'Authorization: Bearer SCORER_TOKEN' is wanted")
+        if server.connections > server.max_connections:
+            raise Refused(503, f"there are more than {server.max_connections} connections")
         request = self.read_json()
+        if not server.free.acquire(blocking=False):
+            raise Refused(503, f"{server.max_busy} requests are being answered already")
         try:
             rows = server.scorer.encode(self.texts_of(request))
+            rewards, costs = server.batcher.ask(rows) if rows else ([], [])
         except ValueError as e:
             raise Refused(400, str(e)) from None
-        rewards, costs = server.batcher.ask(rows) if rows else ([], [])
+        finally:
+            server.free.release()
         if not all(map(math.isfinite, rewards + costs)):
             raise ArithmeticError("a model gave NaN or infinity")
         return {'rewards': rewards, 'costs': costs}
 
     def read_json(self):
         length, most = self.headers.get('Content-Length', ''), self.server.max_bytes
+        if self.headers.get_content_type() != 'application/json':  # which a page may not post unasked
+            raise Refused(415, "the header 'Content-Type: application/json' is wanted")
         if not re.fullmatch('[0-9]{1,12}', length):
             raise Refused(411, "the header Content-Length is wanted")
         if int(length) > most:
@@ -151,9 +185,18 @@ def joiner(template):
     return lambda prompt, response: before + prompt + between + response + after
 
 
+def is_local(name):
+    try:
+        return ipaddress.ip_address(name or '').is_loopback
+    except ValueError:
+        return name == 'localhost'
+
+
 class ScorerServer(http.server.ThreadingHTTPServer):
-    """A judge.TextScorer behind HTTP: one thread a request, batches across them."""
+    """A judge.TextScorer behind HTTP: one thread a connection, batches across them."""
     request_queue_size, daemon_threads = 128, True
+    patience = 60           # seconds for a request to arrive, and for its answer to leave
+    max_connections = 256   # and a quarter more for /health
 
     def __init__(self, scorer, host='127.0.0.1', port=0, template='{prompt}{response}', token=None,
                  max_items=4096, max_bytes=16 << 20, max_busy=64):
@@ -161,7 +204,24 @@ class ScorerServer(http.server.ThreadingHTTPServer):
         self.scorer, self.batcher = scorer, Batcher(scorer.score)
         self.join, self.token = joiner(template), token
         self.max_items, self.max_bytes, self.max_busy = max_items, max_bytes, max_busy
-        self.free = threading.Semaphore(max_busy)
+        self.free, self.connections, self.counting = threading.Semaphore(max_busy), 0, threading.Lock()
+
+    def count(self, change):
+        with self.counting:
+            self.connections += change
+
+    def process_request(self, request, client_address):
+        super().process_request(request, client_address)
+        self.count(1)
+
+    def verify_request(self, request, client_address):
+        return self.connections < 1.25 * self.max_connections
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.count(-1)
 
     def stop(self, *_):
         """Take no more connections, and let run() answer what is being answered, at most 10 s long."""

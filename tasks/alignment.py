@@ -27,7 +27,7 @@ from runtime.made import check_made, content_of, content_of_path, is_due, made, 
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion, start_path
 from tasks.supervised import save_model, supervised_loop
-from tasks.task import chart
+from tasks.task import chart, path_of
 
 
 class Alignment(Completion):
@@ -129,6 +129,12 @@ class Alignment(Completion):
                 check_made(path, partial(self.score_recipe, kind), self.remake)
             else:
                 weights.open_folder(weights.local_folder(path), scores=True)
+
+    def other_text(self):
+        """Ours read the pairs with the policy's vocabulary."""
+        pairs = [] if self.cfg.scorer_url or not self.ours else self.pairs()
+        texts = [f"{pair['prompt']}{pair.get('response_0')}{pair.get('response_1')}" for pair in pairs]
+        return super().other_text() + ''.join(texts)
 
     def make_score_models(self):
         for kind, path in self.ours.items():
@@ -255,7 +261,7 @@ def multiplier_of(cfg):
 def score_paths(settings):
     """{kind: path} of a run's score models; settings: all of the run."""
     name = source_name(settings['train_prompts'] or settings['dataset'])
-    return {kind: settings[f'{kind}_checkpoint'].format(dataset=name) for kind in ('reward', 'cost')}
+    return {kind: path_of(f'{kind}_checkpoint', settings, name) for kind in ('reward', 'cost')}
 
 
 def template_of(cfg):

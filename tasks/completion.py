@@ -32,7 +32,7 @@ from tasks.supervised import (
     small_config,
     train_start,
 )
-from tasks.task import Task, chart, longest_line
+from tasks.task import Task, chart, longest_line, path_of
 
 ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
             'add_special_tokens')  # settings that encode_prompts takes
@@ -62,7 +62,7 @@ def columns_of(records):
 
 def start_path(cfg):
     """Where the model to start from is, or will be made."""
-    return cfg.generator_checkpoint.format(dataset=source_name(cfg.train_prompts or cfg.dataset))
+    return path_of('generator_checkpoint', vars(cfg), source_name(cfg.train_prompts or cfg.dataset))
 
 
 class Completion(Task):
@@ -167,6 +167,10 @@ class Completion(Task):
         if self.generator_path.endswith('.pt'):
             made(self.generator_path, self.start_recipe, self.make_start, self.remake)
 
+    def other_text(self):
+        """What the start's vocabulary needs beside prompts and answers."""
+        return self.cfg.system_prompt + self.cfg.retain_text
+
     def start_recipe(self):
         """The data is what there is to teach, whichever part of it this seed holds out."""
         cfg, taught = self.cfg, list(itertools.chain(*self.train))
@@ -176,7 +180,7 @@ class Completion(Task):
         limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
         pairs = [[record['prompt'], record.get('answer')] for record in taught
                  if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
-        characters = characters_of(everything, cfg.system_prompt + cfg.retain_text)
+        characters = characters_of(everything, self.other_text())
         return recipe_for('a model', 1, cfg.train_prompts or cfg.dataset, cfg, 'block_size', 'n_layer',
                           'n_head', 'n_embd', 'pretrain_iters', 'pretrain_until', 'system_prompt', 'seed',
                           'eval_prompts_n', data=content_of(sorted(pairs, key=str)),
@@ -185,7 +189,7 @@ class Completion(Task):
     def make_start(self, path, recipe):
         """A small model of characters, taught prompts with answers."""
         cfg = self.cfg
-        tokenizer = character_tokenizer(self.records + self.eval_records, cfg.system_prompt + cfg.retain_text)
+        tokenizer = character_tokenizer(self.records + self.eval_records, self.other_text())
         self.encode(tokenizer)
         self.check_room(cfg.block_size)
         torch.manual_seed(cfg.seed)

@@ -28,7 +28,7 @@ from runtime.console import say
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
-from tasks.task import Task, chart, longest_line
+from tasks.task import Task, chart, longest_line, path_of
 
 
 class FillIn(Task):
@@ -75,9 +75,9 @@ class FillIn(Task):
         self.tokenizer, self.corpus = load_corpus(cfg.dataset)
         for ids in self.corpus.values():
             random_windows(ids, 1, cfg.block_size, torch.Generator())  # refuses a split that is too short
-        paths = cfg.generator_checkpoint, cfg.judge_checkpoint, cfg.gold_checkpoint
-        name = dataset_name(cfg.dataset)
-        self.generator_path, *self.judge_paths = (path.format(dataset=name) for path in paths)
+        keys, name = ('generator', 'judge', 'gold'), dataset_name(cfg.dataset)
+        paths = [path_of(f'{key}_checkpoint', vars(cfg), name) for key in keys]
+        self.generator_path, *self.judge_paths = paths
         self.content = content_of(self.tokenizer.chars, *self.corpus.values())
         ranks.once(self.make_missing)
         self.judge, self.gold = map(self.load_judge, self.judge_paths)

@@ -45,7 +45,7 @@ from tasks.supervised import (
     small_config,
     supervised_loop,
 )
-from tasks.task import Task, chart, longest_line
+from tasks.task import Task, chart, longest_line, path_of
 
 # what actor and critic were made with, and cannot be changed afterwards
 FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
@@ -137,8 +137,8 @@ class NLA(Task):
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
-        paths = cfg.generator_checkpoint, cfg.nla_checkpoint, cfg.activations
-        paths = [path.format(dataset=dataset_name(cfg.dataset)) for path in paths]
+        keys, name = ('generator_checkpoint', 'nla_checkpoint', 'activations'), dataset_name(cfg.dataset)
+        paths = [path_of(key, vars(cfg), name) for key in keys]
         self.source_path, self.generator_path, self.activations_path = paths
         is_file = bool(os.path.splitext(self.activations_path)[1])
         given = self.read_given() if is_file else None  # refused, if at all, before a source is trained

@@ -14,6 +14,7 @@ from judge import BEAVER_TEMPLATE, TextScorer
 from policy import forbidden_tokens, generate
 from rewards import check_fields, resolve_rewards, score_completions
 from runtime.config import one_line
+from runtime.console import harmless
 from runtime.scorer import joiner
 
 
@@ -32,7 +33,8 @@ class Stream:
             self.show(text)
 
     def show(self, text, end=''):
-        print(text[len(self.shown):], end=end, flush=True)
+        more = text[len(self.shown):]
+        print(harmless(more) if sys.stdout.isatty() else more, end=end, flush=True)
         self.shown = text
 
     def end(self):

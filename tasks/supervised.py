@@ -37,7 +37,7 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight
     ends sooner once enough(), asked every 20 steps, is true.
     """
     optimizer = configure_optimizers(model.parameters(), weight_decay, learning_rate, (0.9, 0.98))
-    warmup, start, recent = min(100, max_iters // 10 + 1), time.time(), []
+    warmup, start, recent = min(100, max_iters // 10 + 1), time.monotonic(), []
     progress = console.Progress(name, max_iters)
     for it in progress.over(range(max_iters)):
         cosine = 0.5 * (1 + math.cos(math.pi * it / max_iters))
@@ -49,7 +49,7 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         recent.append(loss.detach())
-        at, seconds = f"  {name} {it + 1}/{max_iters}", f"{time.time() - start:.0f} s"
+        at, seconds = f"  {name} {it + 1}/{max_iters}", f"{time.monotonic() - start:.0f} s"
         if (it + 1) % max(1, max_iters // 10) == 0:
             mean, recent = torch.stack(recent).mean().item(), []
             say(f"{at}: loss {mean:.3f}, {seconds}{progress.left(it + 1)}")
@@ -94,7 +94,8 @@ def character_tokenizer(records, system_prompt=''):
 
 
 def characters_of(records, system_prompt):
-    return sorted(set(system_prompt).union(*(f"{r['prompt']}{r.get('answer')}" for r in records)))
+    texts = (f"{r['prompt']}{'' if r.get('answer') is None else r['answer']}" for r in records)
+    return sorted(set(system_prompt).union(*texts))
 
 
 def small_config(tokenizer, cfg):

@@ -11,7 +11,7 @@ from formats.weights import adapter_base
 from grpo import completion_logps
 from model import GPT
 from runtime.checkpoint import tokenizer_of
-from runtime.config import Count, Natural
+from runtime.config import Count, Natural, with_settings
 from runtime.console import say
 from runtime.lora import merge_lora, save_adapter
 from runtime.run import numbers
@@ -151,6 +151,11 @@ class Task:
             record['logp_changes'] = numbers(moved[0, g, :n], 4)
             records.append(record | {name: values[:n] for name, values in places.items()})
         return records
+
+
+def path_of(key, settings, dataset):
+    """A path that the settings name, with {dataset} and other settings' values in their places."""
+    return with_settings(key, settings[key], settings | {'dataset': dataset})
 
 
 def chart(title, hint, *names):

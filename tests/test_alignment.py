@@ -4,6 +4,7 @@ whole runs.
 """
 
 import concurrent.futures
+import contextlib
 import http.server
 import json
 import math
@@ -340,7 +341,8 @@ def post(url, content, headers=None):
     """(status, answer)"""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=30) as response:
+        headers = {'Content-Type': 'application/json'} | (headers or {})
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as e:
         return e.code, json.loads(e.read())
@@ -399,6 +401,74 @@ def test_one_connection_one_request(serve):
         assert answer.count(b'HTTP/1.0 ') == 1
 
 
+@pytest.mark.parametrize('headers, status', [
+    ({'Host': 'evil.example'}, 403), ({'Host': '127.0.0.1.evil.example:80'}, 403), ({'Host': '10.0.0.1'}, 403), ({'Host': '[::1'}, 500),
+    ({'Host': 'LOCALHOST:8000'}, 200), ({'Host': '[::1]:80'}, 200), ({'Host': '127.0.0.2'}, 200), ({'Content-Type': 'text/plain'}, 415),
+    ({'Content-Type': 'application/x-www-form-urlencoded'}, 415), ({'Content-Type': 'Application/JSON; charset=utf-8'}, 200)])
+def test_a_page_in_a_browser_cannot_make_it_work(serve, headers, status):
+    """A page posts without asking only texts and forms, and names that lead here carry their own Host."""
+    assert post(serve().url + '/score_texts', {'texts': ['a']}, headers)[0] == status
+
+
+def connect(server, text=b''):
+    connection = socket.create_connection(server.server_address, timeout=60)
+    connection.sendall(text)
+    return connection
+
+
+SLOW = b'POST /score_texts HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{'
+
+
+def test_a_request_has_its_time_as_a_whole(serve):
+    """However often a byte of it comes: in its head it is closed, in its body it is told."""
+    server = serve()
+    server.patience = 1
+    for text, told in ((b'POST /score', b''), (SLOW, b'HTTP/1.0 408 ')):
+        with connect(server, text) as connection:
+            connection.settimeout(0.1)
+            answer = None
+            while answer is None:
+                with contextlib.suppress(TimeoutError):
+                    answer = connection.recv(1 << 16)
+                with contextlib.suppress(OSError):
+                    connection.sendall(b'x')
+            assert answer[:len(told)] == told and (told or not answer)
+
+
+def test_sixty_four_slow_clients_beside_as_many_honest_ones(serve, record_property):
+    server, waits = serve(), []
+    slow = [connect(server, SLOW if i % 2 else b'') for i in range(64)]
+    wanted = ScorerClient(server.url).score(['tke>tea'])
+
+    def honest(i):
+        start = time.perf_counter()
+        assert ScorerClient(server.url).score(['tke>tea'])[0] == pytest.approx(wanted[0], abs=1e-5)
+        waits.append(time.perf_counter() - start)
+
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        list(pool.map(honest, range(64)))
+    record_property('waits', f'64 honest clients beside 64 slow ones: median {sorted(waits)[32]:.2f} s, the longest {max(waits):.2f} s')
+    for connection in slow:
+        connection.close()
+
+
+def test_connections_are_bounded_and_health_has_room(serve):
+    server = serve()
+    server.max_connections = 8
+    silent = [connect(server) for _ in range(8)]
+    wait_for(lambda: server.connections == 8)
+    assert json.loads(urllib.request.urlopen(server.url + '/health').read())['status'] == 'healthy'
+    assert post(server.url + '/score_texts', {'texts': ['a']})[0] == 503
+    wait_for(lambda: server.connections == 8)  # one more, while it is answered, and another beyond them
+    silent += [connect(server), connect(server)]
+    with connect(server) as beyond:
+        assert beyond.recv(1) == b''
+    for connection in silent:
+        connection.close()
+    wait_for(lambda: server.connections == 0)
+    assert post(server.url + '/score_texts', {'texts': ['a']})[0] == 200
+
+
 def test_a_token_is_asked_for(serve, monkeypatch):
     """The client takes it from the environment when it is made (it once did when judge.py was imported)."""
     url = serve(token='secret').url
@@ -419,7 +489,8 @@ def test_nan_is_an_error_and_too_much_at_once_is_busy(serve):
     assert status == 500 and 'NaN' in answer['error']
     server = serve(max_busy=0)
     with pytest.raises(urllib.error.HTTPError) as e:
-        urllib.request.urlopen(urllib.request.Request(server.url + '/score_texts', b'{"texts": ["a"]}'))
+        request = urllib.request.Request(server.url + '/score_texts', b'{"texts": ["a"]}', {'Content-Type': 'application/json'})
+        urllib.request.urlopen(request)
     assert e.value.code == 503 and e.value.headers['Retry-After'] == '1'
 
 

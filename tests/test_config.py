@@ -29,7 +29,7 @@ from runtime.config import (
     rooms_of,
     with_settings,
 )
-from runtime.run import check_out_dir
+from runtime.run import own_out_dir
 from tasks import TASKS
 from warm import PYTHON
 
@@ -546,8 +546,12 @@ def test_a_run_in_a_folder_named_after_settings(tmp_path):
 def test_out_dir_can_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     for path, words in (('', 'where you are'), ('.', 'where you are'), ('/', 'where you are'), ('..', 'where you are'),
-                        (str(tmp_path / 'file'), 'nothing can be written'), (str(tmp_path / 'file' / 'x'), 'nothing can be written')):
-        with pytest.raises(ValueError, match=words):
-            check_out_dir(path)
-    check_out_dir(str(tmp_path / 'a' / 'b'))
-    assert not (tmp_path / 'a').exists()
+                        (str(tmp_path / 'file'), 'nothing can be written'), (str(tmp_path / 'file' / 'x'), 'nothing can be written'),
+                        ('/proc/x', 'cannot be made'), ('/proc/self/x', 'nothing can be written'), ('/dev/null', 'nothing can be written'),
+                        ('/dev/full/x', 'nothing can be written')):
+        with pytest.raises((ValueError, OSError), match=words):
+            own_out_dir(path, resume=False)
+    (tmp_path / 'link').symlink_to('disk/x')  # to a folder that is still to be made
+    for path, meant in (('a/b', 'a/b'), ('a/b/', 'a/b'), ('./a//b/../c', 'a/c'), ('link', 'disk/x'), ('link/', 'disk/x')):
+        assert own_out_dir(f'{tmp_path}/{path}', resume=False) == f'{tmp_path}/{meant}'
+        assert not os.path.exists(f'{tmp_path}/{meant}')

@@ -95,7 +95,7 @@ def test_where_lines_go_elsewhere_there_is_no_bar(tmp_path):
 def test_a_pipe_gets_lines(monkeypatch, capsys):
     """A line when there was none for a while, the next ones twice as late each; here the clock ticks 10 s at each look."""
     clock = [1000.0]
-    monkeypatch.setattr(console.time, 'time', lambda: clock[0])
+    monkeypatch.setattr(console.time, 'monotonic', lambda: clock[0])
     monkeypatch.setattr(console, 'last_line', 1000.0)
     monkeypatch.setattr(console, 'patience', 30.0)
     for i in console.over('texts', range(20)):
@@ -109,6 +109,20 @@ def test_a_pipe_gets_lines(monkeypatch, capsys):
         '  texts 17/20 (85 %, 30 s left)',
     ]
     assert not console.phases and list(console.over('alone', [7])) == [7]
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal(capsys):
+    console.tell('a\x1b[2J\x1b]0;title\x07b\r\u202ec\x9b1m\n\tNaïve “ö” \U0001f469\u200d\U0001f680\xa0%')
+    assert capsys.readouterr().out == 'a\\x1b[2J\\x1b]0;title\\x07b\\r\\u202ec\\x9b1m\n\tNaïve “ö” \U0001f469\u200d\U0001f680\xa0%\n'
+
+
+def test_a_clock_that_jumps(monkeypatch, capsys):
+    """What is left is said by a clock that does not."""
+    progress = console.Progress('jump', 4, bar_after=0)
+    for i, _ in enumerate(progress.over(range(4))):
+        monkeypatch.setattr(console.time, 'time', lambda i=i: 1e9 * (-1) ** i)
+        left = progress.left(i)
+        assert left in ('', ', 0 s left')
 
 
 def test_a_phase_that_breaks_off_is_over():

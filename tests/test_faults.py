@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runtime.run import older_checkpoints
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -486,6 +487,46 @@ def test_a_damaged_checkpoint(folder, undisturbed, record_property):
     done = run(folder, '--init_from=resume')
     assert done.returncode == 1 and done.stderr.startswith('error: out-grpo/ckpt.pt cannot be read as a checkpoint'), done.stderr
     record_property('survived', f"a damaged ckpt.pt ({', '.join(damages)}): the older one serves, and the end is the same")
+
+
+def test_damaged_logs(folder, undisturbed, record_property):
+    """Half a line in the middle, a block of NULs, bytes that are no text, a last line without its end: all are left out at resume."""
+    assert run(folder, '--max_iters=6').returncode == 0
+    for name, damage in (('metrics', b'{"iter": 3, "mea'), ('samples', b'\0' * 512), ('rewards', b'\xff\xfe[1, 2]')):
+        path = folder / 'out-grpo' / f'{name}.jsonl'
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b''.join([*lines[:2], damage + b'\n', *lines[2:], b'{"iter": 5']))
+    done = run(folder, '--init_from=resume')
+    assert done.returncode == 0 and done.stdout.count('damaged lines in') == 3, done.stdout + done.stderr
+    same(folder, undisturbed)
+    record_property('survived', 'metrics.jsonl, samples.jsonl and rewards.jsonl with torn lines, NULs and bytes that are no text')
+
+
+@pytest.mark.parametrize('tries', [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_two_runs_of_one_folder_and_one_start(undisturbed, tmp_path, tries, record_property):
+    """Started together with nothing there: one makes the start and has the folder, the other says who has it and changes nothing."""
+    for n in range(tries):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for name in ('sums.jsonl', 'held_out.jsonl', 'ones.py'):
+            shutil.copy(undisturbed / name, folder)
+        runs = [subprocess.Popen(command('--max_iters=4', f'--out_dir={out}'), cwd=folder, env=ENV, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True) for out in ('one', './one/', 'other')]
+        said = [''.join(process.communicate(timeout=240)) for process in runs]
+        codes = [process.returncode for process in runs]
+        assert sorted(codes[:2]) == [0, 1] and codes[2] == 0, said
+        refused = said[codes.index(1)]
+        assert re.search(r'error: in one process \d+ on .* is at work', refused) and 'Traceback' not in refused
+        assert sum(text.count('making start.pt') for text in said) == 1  # the others wait for it
+        assert log_of(folder, 'one') == log_of(folder, 'other') and not (folder / 'one.1').exists()
+    record_property('survived', f'two runs in one folder, and a third that needs the same start, {tries} times')
+
+
+def test_the_newest_checkpoint_has_the_largest_number(tmp_path):
+    for number in ('000002', '999950', '1000000', '10000000', 'best', '12x'):
+        (tmp_path / f'ckpt_{number}.pt').write_text('')
+    names = [os.path.basename(path) for path in older_checkpoints(str(tmp_path))]
+    assert names == ['ckpt_10000000.pt', 'ckpt_1000000.pt', 'ckpt_999950.pt', 'ckpt_000002.pt']
 
 
 @pytest.mark.slow

@@ -25,15 +25,6 @@ from warm import PYTHON
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-    return write
-
-
 @contextlib.contextmanager
 def says(*parts):
     """An error of one line that has all parts in it."""

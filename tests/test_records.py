@@ -25,15 +25,6 @@ QA = [{'prompt': 'What is 6 times 7?', 'answer': '42'}, {'prompt': 'And 2+2?', '
 packed = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-    return write
-
-
 def table(rows, **options):
     text = io.StringIO(newline='')
     csv.writer(text, **options).writerows(rows)
@@ -228,6 +219,19 @@ def test_column_mapping_both_ways_round(file):
             load_prompts(path, {ours: theirs})
 
 
+def test_conversations_in_the_cells_of_tables(file):
+    """As pandas writes them, as JSON, and what only begins like one."""
+    turns = [{'role': 'user', 'content': "It's 6, isn't it?"}, {'role': 'assistant', 'content': 'Yes.'}]
+    rows = [['messages', 'tests'], [str(turns), '[{"a": 1}]'], [json.dumps(turns), '[{1: 2'], [f' {json.dumps(turns, indent=1)}', '']]
+    records = load_prompts(file('chat.csv', table(rows)))
+    assert [(record['prompt'], record['answer']) for record in records] == [(turns[:1], 'Yes.')] * 3
+    assert [record['tests'] for record in records] == ['[{"a": 1}]', '[{1: 2', None]
+    sharegpt = [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Ho'}]
+    [record] = load_prompts(file('chat.tsv', table([['conversations'], [json.dumps(sharegpt)]], delimiter='\t')))
+    assert (record['prompt'], record['answer']) == ([{'role': 'user', 'content': 'Hi'}], 'Ho')
+    assert load_prompts(file('deep.csv', table([['prompt'], ['[{' + '(' * 2000]])))[0]['prompt'] == '[{' + '(' * 2000
+
+
 def test_conversations(file):
     user, other = {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}
     system = {'role': 'system', 'content': 's'}
@@ -326,11 +330,17 @@ def test_hub_names(hub):
 # ---------------------------------------------------------------------------------------------------------------------
 # small files, order, mixtures
 
+def test_evaluation_prompts_that_are_trained_on_are_told_of(file, capsys):
+    path, other = file('a.jsonl', '"x"\n"y"\n"z"'), file('b.jsonl', '"z"\n"new"')
+    load_split(path, None, None, other, 8, 1)
+    assert f'note: 1 of the 2 prompts of {other} are trained on too' in capsys.readouterr().out
+
+
 def test_a_tenth_of_a_small_file(capsys):
     for n, held in ((10, 1), (2, 1), (19, 1), (30, 3), (512, 51)):
         train, val = held_out_split([{'prompt': str(i)} for i in range(n)], 512, seed=1)
         assert len(val) == held and len(train) == n - held
-    assert '1 of 10 prompts held out, a tenth: there are no 512 to spare' in capsys.readouterr().out
+    assert '1 of 10 prompts held out: there are no 512 to spare' in capsys.readouterr().out
     with says('cannot hold out 512 prompts of 1 different ones'):
         held_out_split([{'prompt': 'one'}] * 3, 512, seed=1)
 

@@ -343,6 +343,8 @@ def test_errors_stop_or_drop_the_answer():
 
 
 def test_weights_that_do_not_sum_to_1_are_told():
+    with pytest.raises(ValueError, match='the weights of the rewards are all 0'):
+        resolve_rewards([('number_answer', 0.0), ('length', 0)])
     with pytest.warns(UserWarning, match='weights of the rewards sum to 1.2, not to 1'):
         resolve_rewards([('number_answer', 1.0), ('length', 0.2)])
     with warnings.catch_warnings():

@@ -354,9 +354,12 @@ def test_math_correctness_of_expressions():
 
 def test_math_verify_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'math_verify', None)
-    with pytest.raises(RuntimeError, match="'math_correctness' raised ImportError: to compare '1/2' takes .* pip install math-verify"):
-        score('math_correctness', r'\boxed{\int_0^1 x dx}', reference='1/2')
-    assert score('math_correctness', r'\boxed{1+x^2}', reference='x^2 + 1') == 1  # most are compared without it
+    with pytest.raises(RuntimeError, match=r"raised ImportError: to compare 'x\^2 \+ 1' takes the package: pip install math-verify"):
+        score('math_correctness', r'\boxed{1+2x^2}', reference='x^2 + 1')
+    with pytest.warns(UserWarning, match="an answer that is an expression counts as wrong: .* pip install math-verify"):
+        assert score('math_correctness', r'\boxed{\int_0^1 x dx}', reference='1/2') == 0
+    for text, reference in (('so 3/6', '0.5'), ('The answer is: B', 'B'), ('It is Paris.', 'Paris'), ('2 and 3', '3, 2')):
+        assert score('math_correctness', text, reference=reference) == 1
     for endless in ('9^{9^{9}}', 'x^x^x', '2^{99999}', '2^9999', '1000!', 'x' * 301, ''):  # never reach it
         assert score('math_correctness', rf'\boxed{{{endless}}}', reference='x^2 + 1') == 0
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -673,3 +674,27 @@ def test_a_folder_reads_as_in_transformers(tmp_path, name):
         assert tokenizer.bos_id == theirs.bos_token_id and tokenizer.eos_id in (theirs.eos_token_id, *ends)
         if theirs.chat_template:
             assert tokenizer.chat(TALKS[0]) == theirs.apply_chat_template(TALKS[0], return_dict=False)
+
+
+@pytest.mark.parametrize('where', ['added', 'vocabulary', 'merges'])
+def test_a_tokenizer_of_long_tokens_takes_time_as_its_size(tmp_path, where):
+    """Ten times as many tokens, of 1,900 characters each: at most fifteen times the processor's time, and half a second more."""
+    def seconds(n):
+        vocab, added, merges = {chr(i): i - 32 for i in range(32, 127)}, [], []
+        tokens = ['a' * 1900 + chr(0x4e00 + i) for i in range(n)]
+        if where == 'added':
+            added = [{'id': 95 + i, 'content': text, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False,
+                      'special': True} for i, text in enumerate(tokens)]
+        else:
+            vocab |= {text: 95 + i for i, text in enumerate(tokens if where == 'vocabulary' else ['a' * (i + 2) for i in range(n)])}
+            merges = [['a' * (i + 1), 'a'] for i in range(n)] if where == 'merges' else []
+        model = {'type': 'BPE', 'vocab': vocab, 'merges': merges}
+        content = {'version': '1.0', 'added_tokens': added, 'normalizer': None, 'pre_tokenizer': None, 'post_processor': None,
+                   'decoder': None, 'model': model}
+        (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+        start = time.process_time()
+        tokenizer = load_tokenizer(str(tmp_path))
+        tokenizer.encode('a' * 2000, special=True)
+        return time.process_time() - start
+
+    assert seconds(1000) <= 15 * seconds(100) + 0.5
