@@ -19,27 +19,41 @@ f(f(1)) == f(1)` does, and state passes from one test to the next.
 import builtins
 import collections
 import functools
-import itertools
 import json
+import marshal
 import math
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
-from sandbox.asserts import as_asserts, near, share_passed, take_apart
+from sandbox.exam import constants_in, prepare
 from sandbox.lockdown import RESTRICT_SELF, WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
+
+
+def compiled(name):
+    """A line that runs a file of this folder there, where there are none, without compiling it each time."""
+    path = Path(__file__).with_name(name)
+    return f"exec(__import__('marshal').loads({marshal.dumps(compile(path.read_text(), name, 'exec'))!r}))\n"
+
+
+LINK = compiled('link.py')  # how the process with the tests calls the one with the code
+EXAMINER = compiled('exam.py') + LINK
 READY = b'["ready"]'
 START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
-EXPECTED_LIMIT = 10.0   # seconds for the expected values of a test set
+GRACE = 5.0             # seconds for the tests to come to an end when the code has ended
+EXAMINER_LIMIT = 10.0   # seconds to try constants in
+EXAMINER_MEMORY = 512 << 20
+LONGEST_SITTING = 8     # codes that one process examines; it may have NOFILE descriptors
 RESULT_CAP = 64 << 10   # bytes for all results of one process
 # With a hash seed, the order of a set is the same each time, and so is the verdict.
 ENVIRONMENT = {'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'PYTHONSAFEPATH': '1'}
@@ -56,11 +70,12 @@ def warn_unprotected():
 
 
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
-        sandbox: str = 'full') -> tuple[str, list]:
+        sandbox: str = 'full', descriptors=(), started=None) -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it is ready;
     memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
-    malicious code leaves as it likes. Returns (status, results). status: 'ok', 'error' (the code raised),
+    malicious code leaves as it likes; descriptors: those that it inherits; started: a function that is told of
+    its Popen. Returns (status, results). status: 'ok', 'error' (the code raised),
     'timeout', 'crash' (it ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok',
     value), ('error', the exception's name; TypeError for a value not of built-in types), or None if never
     reached. Raises SandboxError where the sandbox cannot be put up, ValueError.
@@ -72,14 +87,16 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     seconds = math.ceil(timeout) + 1  # for when the parent is gone
     limits = {'CPU': seconds, 'AS': memory, 'FSIZE': 0, 'CORE': 0, 'NOFILE': 32, 'STACK': 8 << 20}
     job = {'code': code, 'calls': list(calls), 'limits': limits, 'parent': os.getpid(), 'filter': None}
-    inherited = []
+    inherited = list(descriptors)
     if sandbox == 'full':
-        inherited = [landlock_ruleset()]
-        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[0], 'restrict_self': RESTRICT_SELF,
+        inherited.append(landlock_ruleset())
+        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[-1], 'restrict_self': RESTRICT_SELF,
                 'capset': machine()[3]}
     else:
         warn_unprotected()
     child = start(inherited)
+    if started:
+        started(child)
     try:
         with suppress(BrokenPipeError):  # it ended before it was ready, which collect sees
             child.stdin.write(json.dumps(job).encode())
@@ -195,40 +212,95 @@ def check_sandbox(sandbox='full'):
 # ---- grading
 
 @functools.lru_cache(maxsize=1 << 14)
-def expected_steps(tests, sandbox):
-    """take_apart of tests, a text or a tuple, with the expected values in place."""
-    steps, names = take_apart(as_asserts(tests))
-    status, results = run('', [step.expected for step in steps], EXPECTED_LIMIT, sandbox=sandbox)
-    valued = []
-    for step, result in zip(steps, results, strict=True):
-        if result is None or result[0] == 'error':
-            why = f"which has no plain value ({result[1] if result else status})"
-            raise ValueError(f"these tests expect {step.expected}, {why}: {step.call}")
-        valued.append(step._replace(expected=result[1]))
-    return valued, names
+def check_tests(tests):
+    """Raises ValueError for tests, a text, that cannot be graded."""
+    prepare(tests)
 
 
-def hashable(tests):
-    return tests if isinstance(tests, str) else tuple(tests)
+def awaits(channel, examiner, seconds):
+    """Has the examiner come to this code, in time?"""
+    waiting, deadline = select.poll(), time.monotonic() + seconds
+    waiting.register(channel, select.POLLIN)
+    while time.monotonic() < deadline and not examiner.done():
+        if events := waiting.poll(100):
+            return events[0][1] == select.POLLIN  # with POLLHUP it has ended
+    return False
+
+
+def examine(tests, codes, sandbox, timeout=2.0, memory=512 << 20):
+    """
+    The Grades of the first of codes, at least of one: one process examines them, one after the other, and
+    ends where what a code returned keeps a test busy for ever.
+    """
+    channels = [socket.socketpair() for _ in codes]
+    ours, theirs = zip(*channels, strict=True)
+    calls = [f'sit({channel.fileno()}, EXAM, examine)' for channel in ours]
+    patience = len(codes) * (START_LIMIT + timeout + GRACE)
+    started, statuses = [], []
+    with ThreadPoolExecutor(1) as pool:
+        examiner = pool.submit(run, f'{EXAMINER}EXAM = prepare({tests!r})', calls, patience, EXAMINER_MEMORY,
+                               sandbox, [channel.fileno() for channel in ours], started.append)
+        try:
+            for code, channel in zip(codes, theirs, strict=True):
+                if not awaits(channel, examiner, GRACE if statuses else START_LIMIT):
+                    break
+                for copy in ours:  # that each side sees when the other has ended
+                    copy.close()
+                served = f'{LINK}serve_code({channel.fileno()}, {code!r})'
+                status, _ = run(served, ['0'], timeout, memory, sandbox, [channel.fileno()])
+                statuses.append(status)
+                channel.close()
+            wait([examiner], GRACE if statuses else 0)
+        finally:
+            for child in started:
+                child.kill()
+            for channel in ours + theirs:
+                channel.close()
+        ended, verdicts = examiner.result()
+    if not statuses:
+        raise SandboxError(f"the process with the tests did not start: {ended}")
+    passed = [verdict[1] if verdict and verdict[0] == 'ok' else [0, 1] for verdict in verdicts]
+    return [Grade(n / of, status) for (n, of), status in zip(passed, statuses, strict=False)]
+
+
+def grade_alike(tests, codes, sandbox, limits):
+    """The Grades of codes by the same tests."""
+    grades = []
+    while len(grades) < len(codes):
+        rest = codes[len(grades):]
+        grades += examine(tests, rest, sandbox, **limits)
+    return grades
+
+
+def joined(tests):
+    return tests if isinstance(tests, str) else '\n'.join(tests)
 
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, as many at once as there are processors. tests: see as_asserts; one not
-    reached is not passed. limits: timeout (of all tests of a pair) and memory, see run. Raises ValueError for
-    tests that cannot be graded, SandboxError.
+    The Grades of (code, tests) pairs, as many at once as there are processors. tests: a text or a list of
+    statements, see exam.prepare; one not reached is not passed. limits: timeout (of all tests of a pair) and
+    memory, see run. Raises ValueError for tests that cannot be graded, SandboxError.
     """
     check_sandbox(sandbox)
-    jobs = [(code, hashable(tests)) for code, tests in jobs]
+    alike, n_threads = {}, len(os.sched_getaffinity(0))
+    for i, (_, tests) in enumerate(jobs):
+        alike.setdefault(joined(tests), []).append(i)
+    for tests in alike:
+        check_tests(tests)
+    size = max(1, min(LONGEST_SITTING, len(jobs) // n_threads))
+    parts = [(tests, members[i:i + size]) for tests, members in alike.items()
+             for i in range(0, len(members), size)]
 
-    def grade_one(job):
-        steps, _ = expected_steps(job[1], sandbox)
-        status, results = run(job[0], [step.call for step in steps], sandbox=sandbox, **limits)
-        return Grade(share_passed(steps, results), status)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        test_sets = dict.fromkeys(tests for _, tests in jobs)
-        list(pool.map(expected_steps, test_sets, itertools.repeat(sandbox)))  # each once, before it is used
-        return list(pool.map(grade_one, jobs))
+    def grade_part(part):
+        tests, members = part
+        return grade_alike(tests, [jobs[i][0] for i in members], sandbox, limits)
+    grades = [None] * len(jobs)
+    with ThreadPoolExecutor(n_threads) as pool:
+        for (_, members), graded in zip(parts, pool.map(grade_part, parts), strict=True):
+            for i, grade in zip(members, graded, strict=True):
+                grades[i] = grade
+    return grades
 
 
 def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
@@ -241,19 +313,13 @@ CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
 
 def constant_passes(tests):
     """
-    The source of a constant that passes all tests when functions return it or a process reports it, or None.
-    Such tests teach nothing. Raises as grade does.
+    The source of a constant that passes all tests when functions return it, or None. Such tests teach nothing.
+    Raises as grade does.
     """
-    steps, names = expected_steps(hashable(tests), 'full')
-    expected = [step.expected[0] if step.check is near else step.expected for step in steps if step.check]
-    constants = {repr(constant): constant for constant in (*CONSTANTS, *expected)}
-    code = ''.join(f'{name} = lambda *args, **kwargs: VALUE\n' for name in sorted(names))
-    calls = []
-    for source in constants:
-        calls += [f'globals().update(VALUE={source})', *(step.call for step in steps)]
-    _, results = run(code, calls, EXPECTED_LIMIT)
-    for i, (source, constant) in enumerate(constants.items()):
-        first = i * (len(steps) + 1) + 1
-        returned, reported = results[first:first + len(steps)], [('ok', constant)] * len(steps)
-        if 1 in (share_passed(steps, returned), share_passed(steps, reported)):
+    exam = prepare(joined(tests))
+    sources = list(dict.fromkeys([*map(repr, CONSTANTS), *constants_in(exam)]))
+    calls = [f'examine(EXAM, lambda name: lambda *a, **k: {source}, bool)' for source in sources]
+    _, results = run(f'{EXAMINER}EXAM = prepare({joined(tests)!r})', calls, EXAMINER_LIMIT)
+    for source, result in zip(sources, results, strict=True):
+        if result and result[0] == 'ok' and result[1][0] == result[1][1]:
             return source
