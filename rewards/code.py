@@ -4,13 +4,12 @@ in its fenced blocks (```python or bare ```), or is all of the text.
 """
 import ast
 import builtins
-import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from rewards.reward import reward
-from sandbox import as_asserts, check_sandbox, grade_many, run
+from sandbox import as_asserts, check_sandbox, grade_many, processors, run
 
 FENCE = re.compile(r'^```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)', re.MULTILINE | re.DOTALL)
 UNFINISHED = re.compile(r'#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE)
@@ -157,7 +156,7 @@ def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
     def runs(program):
         code, tree = program
         return float(tree is not None and run(code, [], timeout, memory, sandbox)[0] == 'ok')
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
+    with ThreadPoolExecutor(processors()) as pool:  # each waits for a process of its own
         return list(pool.map(runs, list(map(parse, texts))))
 
 

@@ -1,7 +1,7 @@
 """
 Runs model-written Python where it cannot get out (`run`), and grades it by tests (`grade`, `grade_many`).
 
-Each completion gets a fresh process that may compute, import the standard library, and write to a pipe:
+Each completion gets a fresh process that may compute, import the standard library, and answer on a socket:
   seccomp    only the system calls of SYSCALLS: no process, thread, signal or socket, no writable file
   Landlock   it reads the standard and shared libraries, without installed packages (some hold the answers),
              and no other file, though it can ask whether one exists
@@ -11,14 +11,17 @@ It takes Linux 5.13 on x86-64 (aarch64: not tried), no root, no container. A hol
 train as an unprivileged user. A layer that cannot be put up raises SandboxError, and is never a score of 0.
 Code gets by without threads, asyncio and numpy.
 
-The process never learns what is expected, and its word is no verdict: `assert f(2) == 3 + 1` becomes f(2),
+It gets the code once it is locked in, and the clock starts there: nothing that code does looks like a failed
+sandbox. It never learns what is expected, and its word is no verdict: `assert f(2) == 3 + 1` becomes f(2),
 evaluated beside the code, and 3 + 1, evaluated once in a sandbox without it. Both come back as JSON of exact
-built-in types, and are compared here. Code can still lie where a test asks it about itself alone, as `assert
-f(f(1)) == f(1)` does, and state passes from one test to the next.
+built-in types, and are compared here. Code that takes the process over can say what its functions could
+return, no more. It can lie where a test asks it about itself alone, as `assert f(f(1)) == f(1)` does, and
+state passes from one test to the next.
 """
 import builtins
 import collections
 import functools
+import itertools
 import json
 import marshal
 import math
@@ -32,7 +35,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, Popen
 
 from sandbox.exam import constants_in, prepare
 from sandbox.lockdown import RESTRICT_SELF, WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
@@ -48,7 +51,6 @@ def compiled(name):
 
 LINK = compiled('link.py')  # how the process with the tests calls the one with the code
 EXAMINER = compiled('exam.py') + LINK
-READY = b'["ready"]'
 START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
 GRACE = 5.0             # seconds for the tests to come to an end when the code has ended
 EXAMINER_LIMIT = 10.0   # seconds to try constants in
@@ -70,15 +72,16 @@ def warn_unprotected():
 
 
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
-        sandbox: str = 'full', descriptors=(), started=None) -> tuple[str, list]:
+        sandbox: str = 'full', descriptors=(), started=bool) -> tuple[str, list]:
     """
-    Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it is ready;
-    memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
-    malicious code leaves as it likes; descriptors: those that it inherits; started: a function that is told of
-    its Popen. Returns (status, results). status: 'ok', 'error' (the code raised),
-    'timeout', 'crash' (it ended early) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok',
-    value), ('error', the exception's name; TypeError for a value not of built-in types), or None if never
-    reached. Raises SandboxError where the sandbox cannot be put up, ValueError.
+    Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it gets the
+    code; memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
+    malicious code leaves as it likes; descriptors: what it inherits; started: a function that gets its Popen.
+    Returns (status, results). status: 'ok', 'error' (the code raised),
+    'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more than RESULT_CAP bytes).
+    results, one per call: ('ok', value), ('error', the exception's name; TypeError for a value not of
+    built-in types), or None if never reached. Raises SandboxError where the sandbox cannot be put up,
+    ValueError.
     """
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")
@@ -86,7 +89,7 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
         raise ValueError(f"timeout is {timeout}, memory {memory}: above 0 seconds, at least {64 << 20} bytes")
     seconds = math.ceil(timeout) + 1  # for when the parent is gone
     limits = {'CPU': seconds, 'AS': memory, 'FSIZE': 0, 'CORE': 0, 'NOFILE': 32, 'STACK': 8 << 20}
-    job = {'code': code, 'calls': list(calls), 'limits': limits, 'parent': os.getpid(), 'filter': None}
+    job = {'limits': limits, 'parent': os.getpid(), 'filter': None}
     inherited = list(descriptors)
     if sandbox == 'full':
         inherited.append(landlock_ruleset())
@@ -94,65 +97,74 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
                 'capset': machine()[3]}
     else:
         warn_unprotected()
-    child = start(inherited)
-    if started:
-        started(child)
+    child, channel = start(inherited)
+    started(child)
+    heard, limit = bytearray(), time.monotonic() + START_LIMIT
     try:
-        with suppress(BrokenPipeError):  # it ended before it was ready, which collect sees
-            child.stdin.write(json.dumps(job).encode())
-            child.stdin.close()
-        data, ended = collect(child, timeout)
+        ended = exchange(channel, json.dumps(job).encode() + b'\n', heard, 1, limit)
+        if heard == b'"ready"\n':
+            return converse(channel, [code, *calls], time.monotonic() + timeout)
     finally:
-        stop(child)
-    if data is None:
-        early = f"ended before it was ready (exit status {child.returncode}, memory limit {memory >> 20} MB)"
-        seen = f"was not ready after {START_LIMIT:g} s" if ended else early
-        raise SandboxError(f"the sandbox's process {seen}")
-    failed, results = read_results(data, len(job['calls']))
-    finished = 'crash' if None in results else 'ok'
-    return ended or ('error' if failed else finished), results
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        channel.close()
+    seen = {None: f"could not be put up: {heard.decode(errors='replace').strip()}; {WAY_OUT}",
+            'timeout': f"was not ready after {START_LIMIT:g} s",
+            'crash': f"ended before it was ready (exit status {child.returncode}, {memory >> 20} MB)"}[ended]
+    raise SandboxError(f"the sandbox {seen}")
 
 
 def start(inherited):
     try:
-        return Popen([sys.executable, '-s', '-S', '-B', '-c', CHILD], cwd='/', env=ENVIRONMENT, stdin=PIPE,
-                     stdout=PIPE, stderr=DEVNULL, pass_fds=inherited, start_new_session=True)
+        # of a pipe it could open both ends in /proc/self/fd, and take out again what it wrote
+        channel, theirs = socket.socketpair()
+        channel.setblocking(False)
+        with theirs:
+            return Popen([sys.executable, '-s', '-S', '-B', '-c', CHILD], stdin=theirs, stdout=DEVNULL,
+                         stderr=DEVNULL, cwd='/', env=ENVIRONMENT, pass_fds=inherited,
+                         start_new_session=True), channel
     except OSError as e:
         raise SandboxError(f"no process for the sandbox: {e}") from None
 
 
-def collect(child, timeout):
-    """(what the process wrote once it was ready, None if it never was; 'timeout', 'flood' or None)."""
-    waiting = select.poll()  # select.select knows no file descriptors above 1023
-    waiting.register(child.stdout, select.POLLIN)
-    data, ready, ended, deadline = b'', False, None, time.monotonic() + START_LIMIT
-    while not ended:
-        left = deadline - time.monotonic()
-        if left <= 0 or not waiting.poll(left * 1000):
-            ended = 'timeout'
-            break
-        chunk = os.read(child.stdout.fileno(), 1 << 16)
-        if not chunk:
-            break
-        data += chunk
-        if not ready and b'\n' in data:
-            first, _, data = data.partition(b'\n')
-            if first != READY:
-                seen = first[:200].decode(errors='replace')
-                raise SandboxError(f"the sandbox could not be put up: {seen}; {WAY_OUT}")
-            ready, deadline = True, time.monotonic() + timeout
-        if len(data) > RESULT_CAP:
-            ended = 'flood'
-    return data if ready else None, ended
+def exchange(channel, unsent, heard, n_lines, deadline):
+    """Send unsent, read until heard has n_lines. Returns None, or 'timeout', 'flood' or 'crash'."""
+    waiting, late = select.poll(), False  # select.select knows no file descriptors above 1023
+    while True:
+        if len(heard) > RESULT_CAP:
+            return 'flood'
+        if heard.count(b'\n') >= n_lines:
+            return None
+        if late:
+            return 'timeout'
+        waiting.register(channel, select.POLLIN | (select.POLLOUT if unsent else 0))
+        late = time.monotonic() >= deadline  # what has come counts, even if this thread is late to look
+        for _, event in waiting.poll(max(0, deadline - time.monotonic()) * 1000):
+            try:
+                if event == select.POLLOUT:
+                    unsent = unsent[channel.send(unsent):]
+                elif chunk := channel.recv(1 << 16):
+                    heard += chunk
+                else:
+                    return 'crash'
+            except ConnectionError:
+                return 'crash'
 
 
-def stop(child):
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    with suppress(BrokenPipeError):  # of what it did not read
-        child.stdin.close()
+def converse(channel, sources, deadline):
+    """What run returns. sources: the code, then the calls, which are sent once the code has ended."""
+    tokens, heard = [os.urandom(4).hex().encode() for _ in sources], bytearray()
+    texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
+    sent = [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
+    ended = exchange(channel, sent[0], heard, 1, deadline)
+    if not ended and heard.startswith(tokens[0]):
+        ended = exchange(channel, b''.join(sent[1:]), heard, len(sources), deadline)
+    replies = list(itertools.takewhile(bool, map(read_reply, tokens, heard.split(b'\n')[:-1])))
+    results = replies[1:] + [None] * (len(sources) - max(1, len(replies)))
+    if replies and replies[0][0] == 'error':
+        return 'error', results
+    return ended or ('ok' if len(replies) == len(sources) else 'crash'), results
 
 
 def decode(value, depth=0):
@@ -175,20 +187,15 @@ def decode(value, depth=0):
     raise ValueError
 
 
-def read_results(data, n_calls):
-    """(the name of what the code raised, or None; n_calls results), from lines that may be anything."""
-    failed, results = None, [None] * n_calls
-    for line in data.split(b'\n')[:n_calls + 1]:
-        try:
-            i, tag, value = json.loads(line)
-            result = ('ok', decode(value)) if tag == 'ok' else ('error', str(value)[:100])
-            if type(i) is int and i == -1 and tag == 'error':
-                failed = result[1]
-            elif type(i) is int and 0 <= i < n_calls and results[i] is None:
-                results[i] = result
-        except (ValueError, TypeError, RecursionError, OverflowError):
-            continue
-    return failed, results
+def read_reply(token, line):
+    """The result in a line; None without the token of what was asked, as the code does not know it."""
+    try:
+        if line.startswith(token):
+            return 'ok', decode(json.loads(line[len(token):]))
+        if line.startswith(b'error'):
+            return 'error', str(json.loads(line[5:]))[:100]
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        return 'error', 'ValueError'
 
 
 IMPORTS = """import abc, array, base64, binascii, bisect, calendar, cmath, collections, copy, ctypes,
@@ -207,6 +214,11 @@ def check_sandbox(sandbox='full'):
         raise SandboxError(f"honest code cannot run in the sandbox here: it ends with {status}, {results[0]}")
     if sandbox == 'full' and any(result[0] != 'error' for result in results[1:]):
         raise SandboxError("the sandbox does not hold: a file outside the standard library could be read")
+
+
+def processors():
+    """How many programs run at once: the processors of this process, shared with other ranks."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
 # ---- grading
@@ -247,7 +259,7 @@ def examine(tests, codes, sandbox, timeout=2.0, memory=512 << 20):
                 for copy in ours:  # that each side sees when the other has ended
                     copy.close()
                 served = f'{LINK}serve_code({channel.fileno()}, {code!r})'
-                status, _ = run(served, ['0'], timeout, memory, sandbox, [channel.fileno()])
+                status, _ = run(served, [], timeout, memory, sandbox, [channel.fileno()])
                 statuses.append(status)
                 channel.close()
             wait([examiner], GRACE if statuses else 0)
@@ -278,12 +290,12 @@ def joined(tests):
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, as many at once as there are processors. tests: a text or a list of
+    The Grades of (code, tests) pairs, processors() at once. tests: a text or a list of
     statements, see exam.prepare; one not reached is not passed. limits: timeout (of all tests of a pair) and
     memory, see run. Raises ValueError for tests that cannot be graded, SandboxError.
     """
     check_sandbox(sandbox)
-    alike, n_threads = {}, len(os.sched_getaffinity(0))
+    alike, n_threads = {}, processors()
     for i, (_, tests) in enumerate(jobs):
         alike.setdefault(joined(tests), []).append(i)
     for tests in alike:

@@ -1,7 +1,7 @@
 """
-The program of the process that runs model-written code. It locks itself in, says 'ready', and only then
-touches the code. Lines of JSON follow: [-1, 'error', name] when the code fails, else [i, 'ok', value] or
-[i, 'error', name] for each call i.
+The program of the process that runs model-written code. It locks itself in, says 'ready', and gets the code,
+then the calls: each a token and a length of 8 characters, and the source. It replies to each with a line: the
+token and the value as JSON, or 'error' and the exception's name.
 """
 import ctypes
 import json
@@ -59,29 +59,38 @@ def encode(value, depth=0):
 
 
 def main():
-    job = json.loads(sys.stdin.buffer.read())
-    results, null = os.dup(1), os.open('/dev/null', os.O_RDWR)
+    job = json.loads(sys.stdin.buffer.readline())
+    channel, null = os.dup(0), os.open('/dev/null', os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    lock_in(job, results)
+    lock_in(job, channel)
 
-    def say(*line):
-        os.write(results, (json.dumps(line) + '\n').encode())
+    def say(head, content):
+        os.write(channel, head + json.dumps(content).encode() + b'\n')
+
+    def take(size):
+        data = b''
+        while len(data) < size:
+            data += os.read(channel, size - len(data)) or os._exit(0)
+        return data
+
+    def compiled(mode):
+        return compile(take(int(take(8), 16)).decode('utf-8', 'surrogatepass'), f'<{mode}>', mode)
     candidate = type(sys)('candidate')  # a module, as dataclasses and the like look for one
     sys.modules['candidate'] = candidate
-    say('ready')
+    say(b'', 'ready')
+    # A token lies on the interpreter's stack while the code runs: it would find a variable, and reply itself.
     try:
-        exec(compile(job['code'], '<answer>', 'exec'), candidate.__dict__)
+        say(take(8), exec(compiled('exec'), candidate.__dict__))
     except BaseException as e:
-        say(-1, 'error', type(e).__name__)
+        say(b'error', type(e).__name__)
         os._exit(0)
-    for i, call in enumerate(job['calls']):
+    while True:  # until the parent ends it
         try:
-            say(i, 'ok', encode(eval(compile(call, '<test>', 'eval'), candidate.__dict__)))
+            say(take(8), encode(eval(compiled('eval'), candidate.__dict__)))
         except BaseException as e:
-            say(i, 'error', type(e).__name__)
-    os._exit(0)
+            say(b'error', type(e).__name__)
 
 
 if __name__ == '__main__':
