@@ -1,44 +1,87 @@
 """
-Python that a model wrote: what its syntax tree shows, and what it does, in the sandbox. The code of a text is
-in its fenced blocks (```python or bare ```), or is all of the text.
+Python that a model wrote: what its syntax tree shows, and what it does, in the sandbox. The program of a text
+is in its fenced blocks, those marked as Python and bare ones that define something, or is all of the text;
+what is thought before </think> is none of it.
 """
 import ast
 import builtins
 import re
+import textwrap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from rewards.reward import reward
-from sandbox import as_asserts, check_sandbox, grade_many, processors, run
+from sandbox import check_sandbox, check_tests, grade_many, processors, run
 
-FENCE = re.compile(r'^```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)', re.MULTILINE | re.DOTALL)
-UNFINISHED = re.compile(r'#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE)
+FENCE = re.compile(r'([ \t]*)(`{3,}|~{3,})[ \t]*[{.]*([\w+-]*)[^`]*')
+UNFINISHED = re.compile(r'^[^#\n]*#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE | re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
+BINDING = (*DEFINITIONS, ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom)
 FORKS = (ast.For, ast.AsyncFor, ast.While, ast.comprehension, ast.If, ast.IfExp, ast.ExceptHandler,
          ast.match_case, ast.Assert)
 LONGEST_CODE = 100_000  # characters; more is no code
 
 
+def tree_of(code):
+    """The syntax tree, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about the model's escapes
+            return ast.parse(code) if len(code) <= LONGEST_CODE else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for what nests too deep
+        return None
+
+
+def binds(code):
+    tree = tree_of(code)
+    return tree is not None and any(isinstance(s, BINDING) for s in tree.body)
+
+
+def fenced_blocks(text):
+    """[(language, code)]; the last may be cut off, and the first may have been opened by the prompt."""
+    blocks, fence, before = [], None, []
+    for line in text.split('\n'):
+        mark = FENCE.fullmatch(line)
+        bare = mark and not mark[3]
+        if fence and bare and mark[2].startswith(fence[2]) and mark.end(1) <= fence.end(1) + 3:
+            fence = None
+        elif fence:
+            blocks[-1][1].append(line)
+        elif bare and not blocks and binds('\n'.join(before)):
+            blocks.append(('', before[:]))
+        elif mark:
+            fence = mark
+            blocks.append((mark[3].lower(), []))
+        else:
+            before.append(line)
+    return [(language, textwrap.dedent('\n'.join(lines))) for language, lines in blocks]
+
+
+def without_prompts(code):
+    """What was typed in an interactive session, else the code as it is."""
+    typed = [line[4:] for line in code.split('\n') if line.startswith(('>>>', '...'))]
+    return '\n'.join(typed) if typed and tree_of(code) is None else code
+
+
 def code_of(text):
-    blocks = FENCE.findall(text)
-    python = [code for language, code in blocks if language.lower() in ('', 'python', 'python3', 'py')]
-    return '\n\n'.join(python) if blocks else text
+    text = text.removeprefix('\ufeff').replace('\r\n', '\n').rpartition('</think>')[2].partition('<think>')[0]
+    blocks = fenced_blocks(text)
+    if not blocks:
+        return without_prompts(textwrap.dedent(text).strip('\n'))
+    tagged = [without_prompts(code) for language, code in blocks if language.startswith(('py', 'ipy'))]
+    bare = [without_prompts(code) for language, code in blocks if not language]
+    # What defines nothing, beside what does, is output or an example of use; what does not parse is no code.
+    defining = list(filter(binds, tagged + bare))
+    return '\n\n'.join(defining or tagged or bare)
 
 
 def parse(text):
-    """(code, tree) of a text; no tree unless it is a program: it defines something, or assigns and calls."""
+    """(code, tree) of a text; no tree unless it is a program: words that happen to parse do nothing."""
     code = code_of(text)
-    try:
-        if len(code) > LONGEST_CODE:
-            raise ValueError
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about the model's escapes
-            tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last for brackets too deep
-        return code, None
-    kinds = {type(node) for node in ast.walk(tree)}
-    return code, tree if kinds & set(DEFINITIONS) or {ast.Assign, ast.Call} <= kinds else None
+    tree = tree_of(code)
+    does = tree is not None and nodes_in(tree, (*BINDING, ast.Call, ast.For, ast.While))
+    return code, tree if does else None
 
 
 def nodes_in(tree, kinds):
@@ -114,8 +157,8 @@ def does_something(function):
     for node in ast.walk(function):
         match node:
             case ast.Raise():
-                return 'NotImplemented' not in ast.unparse(node)
-            case ast.Return(value) if value and ast.unparse(value) != '...':
+                return not any('NotImplemented' in name.id for name in nodes_in(node, ast.Name))
+            case ast.Return(value) if value and not (isinstance(value, ast.Constant) and value.value is ...):
                 return True
             case ast.Yield() | ast.YieldFrom() | ast.Expr(ast.Call() | ast.Await()):
                 return True
@@ -150,7 +193,7 @@ def code_completeness(text):
 
 @reward(cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
-    """1 when the module runs to its end in the sandbox, see sandbox.run."""
+    """1 when the module runs to its end in the sandbox, which sys.exit() keeps it from; see sandbox.run."""
     check_sandbox(sandbox)  # even where no text is a program: a run that cannot do this stops at once
 
     def runs(program):
@@ -166,8 +209,7 @@ def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='fu
     The share of the record's tests that the code passes, see sandbox.grade_many. Keep them out of the prompt:
     what is shown can be written down as the answer.
     """
-    for asserts in tests:
-        as_asserts(asserts)  # raises for what cannot be graded
+    check_tests(tests)  # even where no text is a program
     programs = {i: code for i, (code, tree) in enumerate(map(parse, texts)) if tree is not None}
     jobs, values = [(code, tests[i]) for i, code in programs.items()], [0.0] * len(texts)
     grades = grade_many(jobs, sandbox, timeout=timeout, memory=memory)

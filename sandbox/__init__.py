@@ -223,19 +223,30 @@ def processors():
 
 # ---- grading
 
+def joined(tests):
+    return tests if isinstance(tests, str) else '\n'.join(tests)
+
+
 @functools.lru_cache(maxsize=1 << 14)
-def check_tests(tests):
-    """Raises ValueError for tests, a text, that cannot be graded."""
-    prepare(tests)
+def needs_of(tests):
+    """What the code's process must know of tests, a text: (their imports, do they use its classes)."""
+    exam = prepare(tests)
+    return exam.imports, exam.classes
 
 
-def awaits(channel, examiner, seconds):
-    """Has the examiner come to this code, in time?"""
+def check_tests(many: list[str | list[str]]) -> None:
+    """Raises ValueError for tests that cannot be graded."""
+    for tests in set(map(joined, many)):
+        needs_of(tests)
+
+
+def awaited(channel, examiner, seconds):
+    """Has the process with the tests come to this code, in time?"""
     waiting, deadline = select.poll(), time.monotonic() + seconds
     waiting.register(channel, select.POLLIN)
     while time.monotonic() < deadline and not examiner.done():
-        if events := waiting.poll(100):
-            return events[0][1] == select.POLLIN  # with POLLHUP it has ended
+        if waiting.poll(100):
+            return channel.recv(1) == b'.'
     return False
 
 
@@ -248,71 +259,58 @@ def examine(tests, codes, sandbox, timeout=2.0, memory=512 << 20):
     ours, theirs = zip(*channels, strict=True)
     calls = [f'sit({channel.fileno()}, EXAM, examine)' for channel in ours]
     patience = len(codes) * (START_LIMIT + timeout + GRACE)
-    started, statuses = [], []
+    children, statuses = [], []
     with ThreadPoolExecutor(1) as pool:
-        examiner = pool.submit(run, f'{EXAMINER}EXAM = prepare({tests!r})', calls, patience, EXAMINER_MEMORY,
-                               sandbox, [channel.fileno() for channel in ours], started.append)
+        inherited, program = [c.fileno() for c in ours], f'{EXAMINER}EXAM = prepare({tests!r})'
+        examiner = pool.submit(run, program, calls, patience, EXAMINER_MEMORY, sandbox, inherited,
+                               children.append)
         try:
             for code, channel in zip(codes, theirs, strict=True):
-                if not awaits(channel, examiner, GRACE if statuses else START_LIMIT):
+                if not awaited(channel, examiner, GRACE if statuses else START_LIMIT):
                     break
-                for copy in ours:  # that each side sees when the other has ended
+                for copy in ours:  # so that each side sees when the other has ended
                     copy.close()
-                served = f'{LINK}serve_code({channel.fileno()}, {code!r})'
-                status, _ = run(served, [], timeout, memory, sandbox, [channel.fileno()])
-                statuses.append(status)
+                served = f'{LINK}serve_code{(channel.fileno(), code, *needs_of(tests))}'
+                statuses.append(run(served, [], timeout, memory, sandbox, [channel.fileno()])[0])
                 channel.close()
             wait([examiner], GRACE if statuses else 0)
         finally:
-            for child in started:
+            for child in children:
                 child.kill()
             for channel in ours + theirs:
                 channel.close()
         ended, verdicts = examiner.result()
     if not statuses:
         raise SandboxError(f"the process with the tests did not start: {ended}")
-    passed = [verdict[1] if verdict and verdict[0] == 'ok' else [0, 1] for verdict in verdicts]
-    return [Grade(n / of, status) for (n, of), status in zip(passed, statuses, strict=False)]
-
-
-def grade_alike(tests, codes, sandbox, limits):
-    """The Grades of codes by the same tests."""
-    grades = []
-    while len(grades) < len(codes):
-        rest = codes[len(grades):]
-        grades += examine(tests, rest, sandbox, **limits)
-    return grades
-
-
-def joined(tests):
-    return tests if isinstance(tests, str) else '\n'.join(tests)
+    shares = [verdict[1] if verdict and verdict[0] == 'ok' else 0.0 for verdict in verdicts]
+    return list(map(Grade, shares, statuses))
 
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, processors() at once. tests: a text or a list of
-    statements, see exam.prepare; one not reached is not passed. limits: timeout (of all tests of a pair) and
-    memory, see run. Raises ValueError for tests that cannot be graded, SandboxError.
+    The Grades of (code, tests) pairs, processors() at once. tests: a text or a list of statements, which
+    run as in Python; an assert, or a loop or call with asserts in it, is one, see exam.py. limits: timeout
+    (of all tests of a pair) and memory, see run. Raises ValueError for tests that cannot be graded,
+    SandboxError.
     """
     check_sandbox(sandbox)
-    alike, n_threads = {}, processors()
+    check_tests([tests for _, tests in jobs])
+    alike = {}
     for i, (_, tests) in enumerate(jobs):
         alike.setdefault(joined(tests), []).append(i)
-    for tests in alike:
-        check_tests(tests)
-    size = max(1, min(LONGEST_SITTING, len(jobs) // n_threads))
+    size = max(1, min(LONGEST_SITTING, len(jobs) // processors()))
     parts = [(tests, members[i:i + size]) for tests, members in alike.items()
              for i in range(0, len(members), size)]
 
     def grade_part(part):
         tests, members = part
-        return grade_alike(tests, [jobs[i][0] for i in members], sandbox, limits)
-    grades = [None] * len(jobs)
-    with ThreadPoolExecutor(n_threads) as pool:
-        for (_, members), graded in zip(parts, pool.map(grade_part, parts), strict=True):
-            for i, grade in zip(members, graded, strict=True):
-                grades[i] = grade
-    return grades
+        grades = []
+        while rest := members[len(grades):]:
+            grades += examine(tests, [jobs[i][0] for i in rest], sandbox, **limits)
+        return zip(members, grades, strict=True)
+    with ThreadPoolExecutor(processors()) as pool:
+        graded = dict(itertools.chain.from_iterable(pool.map(grade_part, parts)))
+    return [graded[i] for i in range(len(jobs))]
 
 
 def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
@@ -325,13 +323,12 @@ CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
 
 def constant_passes(tests):
     """
-    The source of a constant that passes all tests when functions return it, or None. Such tests teach nothing.
-    Raises as grade does.
+    The source of a constant that passes all tests when functions return it, or None. Such tests teach
+    nothing. Raises as grade does.
     """
-    exam = prepare(joined(tests))
-    sources = list(dict.fromkeys([*map(repr, CONSTANTS), *constants_in(exam)]))
-    calls = [f'examine(EXAM, lambda name: lambda *a, **k: {source}, bool)' for source in sources]
-    _, results = run(f'{EXAMINER}EXAM = prepare({joined(tests)!r})', calls, EXAMINER_LIMIT)
-    for source, result in zip(sources, results, strict=True):
-        if result and result[0] == 'ok' and result[1][0] == result[1][1]:
-            return source
+    source = joined(tests)
+    constants = list(dict.fromkeys([*map(repr, CONSTANTS), *constants_in(prepare(source))]))
+    calls = [f'examine(EXAM, lambda name: lambda *a, **k: {constant}, bool)' for constant in constants]
+    _, results = run(f'{EXAMINER}EXAM = prepare({source!r})', calls, EXAMINER_LIMIT)
+    passes = zip(constants, results, strict=True)
+    return next((constant for constant, result in passes if result == ('ok', 1.0)), None)

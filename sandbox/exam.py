@@ -12,9 +12,9 @@ UNREACHABLE = {'asyncio', 'concurrent', 'multiprocessing', 'socket', 'subprocess
 BUILTINS = {*dir(builtins), '__file__', '__name__'}
 DOING = (ast.Assert, ast.Expr, ast.For, ast.While, ast.With, ast.Try, ast.If, ast.Match)
 
-# tree: the module, each test in a `with test__(i)`; n: how many; names: what only the code can define; others:
-# what the tests define too, perhaps later; imports: source that the code may count on
-Exam = collections.namedtuple('Exam', 'tree n names others imports')
+# tree: the module, each test in a `with test__(i)`; n: how many; names: what the code may define; classes:
+# are there classes among them; imports: source that the code may count on
+Exam = collections.namedtuple('Exam', 'tree n names classes imports')
 
 
 def nodes_in(node, kind):
@@ -37,7 +37,7 @@ def global_names(table):
 
 
 def names_of_code(tree, table):
-    """(names that only the code can define: all that the tests do not, or a built-in that all call; all others)."""
+    """(names that only the code can define, or a built-in that all asserts call; the tests' other names)."""
     used = global_names(table)
     given = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
     called = [called_names(node) for node in nodes_in(tree, ast.Assert)]
@@ -60,7 +60,7 @@ def check_imports(tree):
 
 
 def runner_calls(definition):
-    """Source that does what a test runner would: functions test..., methods of a TestCase or a class Test..."""
+    """Source that does what a runner would: functions test..., methods of a TestCase or a class Test..."""
     name, tests = definition.name, [s.name for s in definition.body if isinstance(s, ast.FunctionDef)]
     if isinstance(definition, ast.FunctionDef):
         return [f'{name}()'] if name.startswith('test') and not definition.args.args else []
@@ -85,10 +85,10 @@ def prepare(tests):
     except (SyntaxError, RecursionError, MemoryError) as e:
         raise ValueError(f"these tests are not Python ({type(e).__name__}: {e}): {tests[:200]!r}") from None
     check_imports(tree)
-    if not n:
+    if not n or not unknown:
         raise ValueError(f"these tests cannot be graded: no assert calls the code: {tests[:200]!r}")
     imports = [ast.unparse(s) for s in tree.body if isinstance(s, (ast.Import, ast.ImportFrom))]
-    return Exam(tree, n, unknown, others, '\n'.join(imports))
+    return Exam(tree, n, unknown | others, any(name[0].isupper() for name in unknown), '\n'.join(imports))
 
 
 def mark_tests(tree, unknown):
@@ -107,7 +107,8 @@ def mark_tests(tree, unknown):
     loads = collections.Counter(n.id for n in nodes_in(tree, ast.Name))
     called = {name for s in tree.body if isinstance(s, ast.Expr) for name in called_names(s)}
     # called once, by the module: the tests are the statements in it
-    opened = [s for s in definitions if isinstance(s, ast.FunctionDef) and s.name in called and loads[s.name] == 1]
+    once = {name for name in called if loads[name] == 1}
+    opened = [s for s in definitions if isinstance(s, ast.FunctionDef) and s.name in once]
     concerned |= {a.arg for s in opened for a in s.args.args}
 
     def is_test(s):
@@ -125,7 +126,7 @@ def mark_tests(tree, unknown):
 
 
 class Scope(dict):
-    """The module of the tests: what only the code can define is fetched each time, as it may change."""
+    """The module of the tests: what only the code can define is fetched, variables each time."""
 
     def __init__(self, names, fetch, **own):
         super().__init__(own)
@@ -134,12 +135,15 @@ class Scope(dict):
     def __missing__(self, name):
         if name not in self.names:
             raise KeyError(name)
-        return self.fetch(name)
+        value = self.fetch(name)
+        if callable(value):
+            self[name] = value
+        return value
 
 
 def examine(exam, fetch, gone):
     """
-    [tests passed, of how many]. fetch(name): what the code defines; gone(): whether the code's process has
+    The share of tests passed. fetch(name): what the code defines; gone(): whether the code's process has
     ended; then nothing passes, whatever the tests make of it.
     """
     verdicts = {}
@@ -154,12 +158,12 @@ def examine(exam, fetch, gone):
         def __exit__(self, error, *_):
             verdicts[self.i] = verdicts.get(self.i, True) and error is None and not gone()
             return True
-    scope, n = Scope(exam.names | exam.others, fetch, __name__='__main__', test__=Test), 1
+    scope, n = Scope(exam.names, fetch, __name__='__main__', test__=Test), 1
     try:
         exec(compile(exam.tree, '<tests>', 'exec'), scope)
     except BaseException:  # between two tests: none that follow can pass
         n = max(exam.n, len(verdicts) + 1)
-    return [sum(verdicts.values()), max(n, len(verdicts))]
+    return sum(verdicts.values()) / max(n, len(verdicts))
 
 
 def constants_in(exam):

@@ -1,7 +1,7 @@
 """
-How the process with the tests calls code that runs in another, over a socket. Plain values travel as copies;
-pickled, but only as PLAIN types, so that none has methods of its own. Of all else a Remote stands for what stays
-where it is, and forwards what is done with it. Each side serves the other while it waits.
+How the process with the tests calls code that runs in another, over a socket. Plain values travel as copies:
+pickled, but only of PLAIN types, so that none has methods of its own. Of all else a Remote stands for what
+stays where it is, and forwards what is done with it. Each side serves the other while it waits.
 """
 import builtins
 import collections
@@ -12,14 +12,13 @@ import pickle
 import sys
 
 PLAIN = {f'builtins.{name}' for name in """int float complex bool str bytes bytearray list tuple dict set
-frozenset range slice Ellipsis NotImplemented ellipsis NotImplementedType NoneType""".split()}
+frozenset range slice Ellipsis ellipsis NotImplemented NotImplementedType NoneType""".split()}
 PLAIN |= {f'collections.{name}' for name in ('Counter', 'OrderedDict', 'defaultdict', 'deque')}
 PLAIN |= {f'datetime.{name}' for name in ('date', 'datetime', 'time', 'timedelta')}
 PLAIN |= {'fractions.Fraction', 'decimal.Decimal'}
-ALONE = [f'__{name}__' for name in """len iter next str repr hash bool int float index round abs neg pos invert
-reversed getitem setitem delitem enter exit""".split()]
-BINARY = 'add sub mul truediv floordiv mod pow matmul and or xor lshift rshift'.split()
-TOGETHER = {f'__{name}__' for name in ['lt', 'le', 'gt', 'ge', 'contains', *BINARY, *('r' + b for b in BINARY)]}
+SPECIAL = {name for name in dir(int) + dir(list) if name.startswith('__')} - set(dir(object))
+SPECIAL |= {f'__{name}__' for name in 'lt le gt ge str repr hash next enter exit matmul'.split()}
+ITEMS = {f'__{name}__' for name in 'getitem setitem delitem exit round'.split()}
 
 
 class Gone(BaseException):
@@ -33,27 +32,17 @@ def base_of(kind):
     return next((base for base in kind.__mro__ if f'{base.__module__}.{base.__name__}' in PLAIN), None)
 
 
-def record(name, fields, values):
-    return collections.namedtuple(name, fields)(*values)
-
-
 ERRORS = {}  # classes of exceptions by what travels
-
-
-def name_error(kind):
-    key = kind.__module__, kind.__name__, next(b for b in kind.__mro__ if b.__module__ == 'builtins').__name__
-    ERRORS[key] = kind
-    return error_type, key
 
 
 def error_type(module, name, base):
     """The class of exceptions of that name, else a new one of the built-in base."""
     parent = getattr(builtins, base)
+    kind = getattr(sys.modules.get(module), name, None)
     if not issubclass(parent, BaseException):
         raise TypeError(base)
-    kind = getattr(sys.modules.get(module), name, None)
     if not (isinstance(kind, type) and issubclass(kind, parent)):
-        kind = type(name, (parent,), {'__module__': module})
+        kind = type(name, (parent,), {})
     return ERRORS.setdefault((module, name, base), kind)
 
 
@@ -63,19 +52,18 @@ def error(kind, args, attributes):
     return made
 
 
-HELPERS = {'record': record, 'error_type': error_type, 'error': error, 'nan': math.nan,
-           'dict_keys': lambda keys: dict.fromkeys(keys).keys(), 'dict_items': lambda pairs: dict(pairs).items(),
+HELPERS = {'error_type': error_type, 'error': error, 'nan': math.nan,
+           'record': lambda name, fields, values: collections.namedtuple(name, fields)(*values),
+           'dict_keys': lambda keys: dict.fromkeys(keys).keys(),
+           'dict_items': lambda pairs: dict(pairs).items(),
            'dict_values': lambda values: dict(enumerate(values)).values()}
 NAMES = {id(helper): name for name, helper in HELPERS.items()}
 
 
 class Pickler(pickle.Pickler):
-    def __init__(self, file, link):
-        super().__init__(file)
-        self.link = link
-
     def persistent_id(self, value):
-        kind = type(value)
+        """None for what travels, else what the other side makes a Remote of, or finds in its own objects."""
+        kind, link = type(value), self.link
         if id(value) in NAMES:
             return NAMES[id(value)]
         if isinstance(value, Remote):
@@ -83,54 +71,48 @@ class Pickler(pickle.Pickler):
         if isinstance(value, type):
             plain = base_of(value) is value or issubclass(value, BaseException)
         else:
-            plain = kind not in self.link.own and (base_of(kind) or kind.__name__ in HELPERS)
-        if plain or isinstance(value, BaseException):
+            plain = base_of(kind) and not (link.classes and kind.__module__ == 'candidate')
+        if plain or isinstance(value, BaseException) or kind.__name__ in HELPERS:
             return None
-        objects = self.link.objects
-        number = self.link.numbers.setdefault(id(value), len(objects))
-        if number == len(objects):
-            objects.append(value)
-        names = [n for n in (*ALONE, *TOGETHER) if getattr(kind, n, None) is not getattr(object, n, None)]
-        own = kind in self.link.own or isinstance(value, type) and value in self.link.own
-        return 'mine', number, tuple(names), own
+        number = link.numbers.setdefault(id(value), len(link.objects))
+        if number == len(link.objects):
+            link.objects.append(value)
+        names = [n for n in SPECIAL if getattr(kind, n, None) is not getattr(object, n, None)]
+        return 'mine', number, names
 
     def reducer_override(self, value):
-        kind = type(value)
-        if isinstance(value, BaseException):
-            return error, (kind, value.args, vars(value))
-        if isinstance(value, type):
-            return name_error(value) if issubclass(value, BaseException) else NotImplemented
-        if kind.__name__ in HELPERS:
-            return HELPERS[kind.__name__], (list(value),)
+        kind = value if isinstance(value, type) else type(value)
+        if issubclass(kind, BaseException):
+            base = next(base for base in kind.__mro__ if base.__module__ == 'builtins')
+            key = kind.__module__, kind.__name__, base.__name__
+            ERRORS[key] = kind
+            return (error_type, key) if kind is value else (error, (kind, value.args, vars(value)))
         base = base_of(kind)
+        if kind is value or kind is base:
+            return NotImplemented
         if base is tuple and hasattr(kind, '_fields'):
-            return record, (kind.__name__, kind._fields, list(value))
-        return (base, (base(value),)) if base not in (kind, None) else NotImplemented
+            return HELPERS['record'], (kind.__name__, kind._fields, list(value))
+        return (base, (base(value),)) if base else (HELPERS[kind.__name__], (list(value),))
 
 
 class Unpickler(pickle._Unpickler):
-    """BUILD, which may set attributes of classes, is not among its codes."""
+    """BUILD, which can set attributes of classes, is not among its codes."""
     dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BUILD[0]}
 
-    def __init__(self, file, link):
-        super().__init__(file)
-        self.link = link
-
     def find_class(self, module, name):
-        if f'{module}.{name}' in PLAIN:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not plain")
+        if f'{module}.{name}' not in PLAIN:
+            raise pickle.UnpicklingError(f"{module}.{name} is not plain")
+        return super().find_class(module, name)
 
     def persistent_load(self, key):
         if isinstance(key, str):
             return HELPERS[key]
         if key[0] == 'yours':
             return self.link.objects[key[1]]
-        _, number, names, own = key
-        remotes = self.link.remotes
-        if number not in remotes:
-            remotes[number] = make_remote(self.link, number, names, own and self.link.classes)
-        return remotes[number]
+        _, number, names = key
+        if number not in self.link.remotes:  # one object, one Remote
+            self.link.remotes[number] = make_remote(self.link, number, names)
+        return self.link.remotes[number]
 
 
 # ---- what stands for an object of the other process
@@ -160,65 +142,82 @@ class Remote:
 
 def special(name):
     def method(self, *others):
-        link, _, own = self.remote__
-        if name in TOGETHER and not own and not all(isinstance(other, Remote) for other in others):
+        link = self.remote__[0]
+        meets_plain = any(not isinstance(other, Remote) for other in others)
+        if meets_plain and name not in ITEMS and not link.classes:
             return NotImplemented  # f(1) - 0.5 would tell the code what is expected
         return link.ask('special', self, name, *others)
     return method
 
 
-def make_remote(link, number, names, own):
-    """own: of a class that the tests name, which may meet plain values. names: of its type's methods."""
-    names = {*ALONE, *TOGETHER}.intersection(names) - (set() if own else {'__contains__'})
+def make_remote(link, number, names):
+    """names: the special methods of its type."""
+    names = SPECIAL.intersection(names) - (set() if link.classes else {'__contains__'})
     methods = {name: special(name) for name in names}
     remote = type('Remote', (Remote,), {'__slots__': (), '__hash__': object.__hash__} | methods)()
-    object.__setattr__(remote, 'remote__', (link, number, own))
+    object.__setattr__(remote, 'remote__', (link, number))
     return remote
 
 
 def overwrite(old, new):
     """Make old, if it can be changed, what it has become on the other side."""
-    if type(old) is not type(new) or old == new:
-        return
-    if isinstance(old, (list, bytearray)):
-        old[:] = new
-    elif isinstance(old, (dict, set, collections.deque)):
-        old.clear()
-        (old.extend if isinstance(old, collections.deque) else old.update)(new)
-
-
-OPERATIONS = {
-    'call': lambda function, args, kwargs: function(*args, **kwargs), 'getattr': getattr, 'setattr': setattr,
-    'special': lambda value, name, *others: getattr(type(value), name)(value, *others), 'isinstance': isinstance,
-}
+    if type(old) is type(new) and old != new:
+        if isinstance(old, list) and len(old) == len(new):
+            for i, pair in enumerate(zip(old, new, strict=True)):
+                overwrite(*pair)  # the rows of a grid stay the same lists
+                old[i] = pair[pair[0] != pair[1]]
+        elif isinstance(old, (list, bytearray)):
+            old[:] = new
+        elif isinstance(old, (dict, set, collections.deque)):
+            old.clear()
+            (old.extend if isinstance(old, collections.deque) else old.update)(new)
 
 
 # ---- the conversation
 
-class Link:
-    """One end. operations: {name: function}, what the other side may ask for."""
+def call(function, args, kwargs):
+    return function(*args, **kwargs)
 
-    def __init__(self, socket, operations):
-        self.reads, self.writes = open(socket, 'rb'), open(socket, 'wb', closefd=False)
-        self.operations, self.gone = operations, False
-        self.own = set()      # classes of mine that the tests name
-        self.classes = False  # may the other side have such?
+
+def plain(value):
+    base = base_of(type(value))
+    return base(value) if base else value
+
+
+OPERATIONS = {'call': call, 'getattr': getattr, 'setattr': setattr, 'isinstance': isinstance, 'plain': plain,
+              'special': lambda value, name, *others: getattr(type(value), name)(value, *others)}
+
+
+class Link:
+    """
+    One end. operations: {name: function}, what the other side may ask for; classes: do the tests use some of
+    the code? Their objects may meet plain values.
+    """
+
+    def __init__(self, socket, operations, classes=False):
+        self.file = open(socket, 'r+b', buffering=0)
+        self.reads, self.operations, self.classes = io.BufferedReader(self.file), operations, classes
         self.objects, self.numbers = [], {}  # mine that the other side knows; their numbers by id
-        self.remotes = {}     # its objects, so that one is one Remote
+        self.remotes, self.gone = {}, False
 
     def send(self, *message):
         data = io.BytesIO()
-        Pickler(data, self).dump(message)
+        pickler = Pickler(data)
+        pickler.link = self
+        pickler.dump(message)
+        rest = data.getvalue()
         try:
-            self.writes.write(data.getvalue())
-            self.writes.flush()
+            while rest:
+                rest = rest[self.file.write(rest):]
         except OSError:
             self.gone = True
             raise Gone from None
 
     def receive(self):
+        unpickler = Unpickler(self.reads)
+        unpickler.link = self
         try:
-            return Unpickler(self.reads, self).load()
+            return unpickler.load()
         except (EOFError, ConnectionError):
             self.gone = True
             raise Gone from None
@@ -239,7 +238,7 @@ class Link:
         return value
 
     def serve(self, name, operands):
-        """Do it, and send ('value' or 'error', which one, the arguments as they are then, what was printed)."""
+        """Do it, and send ('value' or 'error', which, the arguments as they are then, what was printed)."""
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
@@ -255,25 +254,16 @@ class Link:
             self.send('error', TypeError(f"no value: {e}"), [], '')
 
 
-def serve_code(socket, code):
-    """Run code as a module, then do what the side of the tests asks for, to its end."""
+def serve_code(socket, code, imports, classes):
+    """Run code as a module, which may count on the tests' imports, then do what the other side asks for."""
     module = type(sys)('candidate')  # dataclasses and the like look for one
     sys.modules['candidate'] = module
-    scope = module.__dict__
+    scope, imported = module.__dict__, {}
     exec(compile(code, '<answer>', 'exec'), scope)
-
-    def prepare(names, imports):
-        """names: that the tests may ask for; imports: of the tests, which code may count on."""
-        imported = {}
-        exec(imports, imported)
-        for name, value in imported.items():
-            scope.setdefault(name, value)
-        link.own |= {scope[name] for name in names if isinstance(scope.get(name), type)}
-
-    def plain(value):
-        base = base_of(type(value))
-        return base(value) if base else value
-    link = Link(socket, OPERATIONS | dict(prepare=prepare, fetch=scope.__getitem__, plain=plain))
+    exec(imports, imported)
+    for name, value in imported.items():
+        scope.setdefault(name, value)
+    link = Link(socket, OPERATIONS | {'fetch': scope.__getitem__}, classes)
     with contextlib.suppress(Gone):
         while True:
             link.serve(*link.receive()[1:])
@@ -283,17 +273,14 @@ def sit(socket, exam, examine):
     """The verdict of exam.examine on the code behind a socket."""
     def guarded(operation):
         def guard(target, *operands):
-            reads = operation in (getattr, setattr)
-            public = type(target).__module__ in ('__main__', '_io', 're') and not str(operands[0]).startswith('_')
-            if id(target) not in link.numbers or reads and not public:
+            known = type(target).__module__ in ('__main__', '_io', 're')
+            public = operation not in (getattr, setattr) or known and not str(operands[0]).startswith('_')
+            if id(target) not in link.numbers or not public:
                 raise AttributeError("not for the code: functions of the tests know what is expected")
             return operation(target, *operands)
         return guard
-    link = Link(socket, {name: guarded(operation) for name, operation in OPERATIONS.items()})
-    link.classes = any(name[0].isupper() for name in exam.names)
-    try:
-        link.ask('prepare', sorted(exam.names), exam.imports)
-    except BaseException:  # the code itself raised, so nobody answers, or answers with what is no value
-        return [0, exam.n]
-    with link.reads:
+    guards = {name: guarded(operation) for name, operation in OPERATIONS.items()}
+    link = Link(socket, guards, exam.classes)
+    with link.file:
+        link.file.write(b'.')  # the code may come
         return examine(exam, lambda name: link.ask('fetch', name), lambda: link.gone)
