@@ -12,11 +12,10 @@ train as an unprivileged user. A layer that cannot be put up raises SandboxError
 Code gets by without threads, asyncio and numpy.
 
 It gets the code once it is locked in, and the clock starts there: nothing that code does looks like a failed
-sandbox. It never learns what is expected, and its word is no verdict: `assert f(2) == 3 + 1` becomes f(2),
-evaluated beside the code, and 3 + 1, evaluated once in a sandbox without it. Both come back as JSON of exact
-built-in types, and are compared here. Code that takes the process over can say what its functions could
-return, no more. It can lie where a test asks it about itself alone, as `assert f(f(1)) == f(1)` does, and
-state passes from one test to the next.
+sandbox. Tests run in a sandbox of their own (exam.py), as Python runs them, and call the code over a socket
+(link.py). So the code sees what it is called with, never what is expected, and its word is no verdict: what
+comes back are plain values, which the test compares. Code can lie where a test asks it about itself alone, as
+`assert f(f(1)) == f(1)` does, or about objects of its classes; state passes from one test to the next.
 """
 import builtins
 import collections

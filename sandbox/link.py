@@ -78,7 +78,7 @@ class Pickler(pickle.Pickler):
         if number == len(link.objects):
             link.objects.append(value)
         names = [n for n in SPECIAL if getattr(kind, n, None) is not getattr(object, n, None)]
-        return 'mine', number, names
+        return 'mine', number, kind.__name__, names
 
     def reducer_override(self, value):
         kind = value if isinstance(value, type) else type(value)
@@ -109,9 +109,9 @@ class Unpickler(pickle._Unpickler):
             return HELPERS[key]
         if key[0] == 'yours':
             return self.link.objects[key[1]]
-        _, number, names = key
+        _, number, kind, names = key
         if number not in self.link.remotes:  # one object, one Remote
-            self.link.remotes[number] = make_remote(self.link, number, names)
+            self.link.remotes[number] = make_remote(self.link, number, kind, names)
         return self.link.remotes[number]
 
 
@@ -150,11 +150,11 @@ def special(name):
     return method
 
 
-def make_remote(link, number, names):
-    """names: the special methods of its type."""
+def make_remote(link, number, kind, names):
+    """kind: the name of its type; names: of the type's special methods."""
     names = SPECIAL.intersection(names) - (set() if link.classes else {'__contains__'})
     methods = {name: special(name) for name in names}
-    remote = type('Remote', (Remote,), {'__slots__': (), '__hash__': object.__hash__} | methods)()
+    remote = type(kind, (Remote,), {'__slots__': (), '__hash__': object.__hash__} | methods)()
     object.__setattr__(remote, 'remote__', (link, number))
     return remote
 
