@@ -31,6 +31,7 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,7 @@ START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, an
 GRACE = 5.0             # seconds for the tests to come to an end when the code has ended
 EXAMINER_LIMIT = 10.0   # seconds to try constants in
 EXAMINER_MEMORY = 512 << 20
-LONGEST_SITTING = 8     # codes that one process examines; it may have NOFILE descriptors
+LONGEST_SITTING = 4     # codes that one process examines; each takes two descriptors here
 RESULT_CAP = 64 << 10   # bytes for all results of one process
 # With a hash seed, the order of a set is the same each time, and so is the verdict.
 ENVIRONMENT = {'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'PYTHONSAFEPATH': '1'}
@@ -71,16 +72,15 @@ def warn_unprotected():
 
 
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
-        sandbox: str = 'full', descriptors=(), started=bool) -> tuple[str, list]:
+        sandbox: str = 'full', descriptors: list[int] = (), started: Callable = bool) -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it gets the
     code; memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
     malicious code leaves as it likes; descriptors: what it inherits; started: a function that gets its Popen.
-    Returns (status, results). status: 'ok', 'error' (the code raised),
-    'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more than RESULT_CAP bytes).
-    results, one per call: ('ok', value), ('error', the exception's name; TypeError for a value not of
-    built-in types), or None if never reached. Raises SandboxError where the sandbox cannot be put up,
-    ValueError.
+    Returns (status, results). status: 'ok', 'error' (the code raised), 'timeout', 'crash' (it ended early, or
+    wrote what is no reply) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok', value),
+    ('error', the exception's name; TypeError for a value not of built-in types), or None if never reached.
+    Raises SandboxError where the sandbox cannot be put up, ValueError.
     """
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")

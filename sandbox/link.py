@@ -6,6 +6,7 @@ stays where it is, and forwards what is done with it. Each side serves the other
 import builtins
 import collections
 import contextlib
+import functools
 import io
 import math
 import pickle
@@ -27,6 +28,7 @@ class Gone(BaseException):
 
 # ---- values
 
+@functools.cache
 def base_of(kind):
     """The plain type that this is or inherits from, or None."""
     return next((base for base in kind.__mro__ if f'{base.__module__}.{base.__name__}' in PLAIN), None)

@@ -962,7 +962,7 @@ def test_no_sandbox_must_be_asked_for_and_warns_once():
 
 
 def test_many_answers_at_once():
-    """64 answers with 3 tests each take 20 s at most on 2 processors; one process with the tests examines eight of them."""
+    """64 answers with 3 tests each take 20 s at most on 2 processors; one process with the tests examines four of them."""
     start = time.monotonic()
     got = grade_many([(f'def f(x):\n    return x + {i % 4}', TESTS) for i in range(64)])
     seconds = time.monotonic() - start
