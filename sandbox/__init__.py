@@ -38,7 +38,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from sandbox.exam import constants_in, prepare
-from sandbox.lockdown import RESTRICT_SELF, WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
+from sandbox.lockdown import WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
 
@@ -92,8 +92,7 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     inherited = list(descriptors)
     if sandbox == 'full':
         inherited.append(landlock_ruleset())
-        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[-1], 'restrict_self': RESTRICT_SELF,
-                'capset': machine()[3]}
+        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[-1], 'capset': machine()[3]}
     else:
         warn_unprotected()
     child, channel = start(inherited)
@@ -108,15 +107,16 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         channel.close()
+    ending = f"exit status {child.returncode}, memory limit {memory >> 20} MB"
     seen = {None: f"could not be put up: {heard.decode(errors='replace').strip()}; {WAY_OUT}",
             'timeout': f"was not ready after {START_LIMIT:g} s",
-            'crash': f"ended before it was ready (exit status {child.returncode}, {memory >> 20} MB)"}[ended]
+            'crash': f"ended before it was ready ({ending})"}[ended]
     raise SandboxError(f"the sandbox {seen}")
 
 
 def start(inherited):
     try:
-        # of a pipe it could open both ends in /proc/self/fd, and take out again what it wrote
+        # Through /proc/self/fd, code could open the other end of a pipe too, and take out what was written.
         channel, theirs = socket.socketpair()
         channel.setblocking(False)
         with theirs:
@@ -130,16 +130,15 @@ def start(inherited):
 def exchange(channel, unsent, heard, n_lines, deadline):
     """Send unsent, read until heard has n_lines. Returns None, or 'timeout', 'flood' or 'crash'."""
     waiting, late = select.poll(), False  # select.select knows no file descriptors above 1023
-    while True:
-        if len(heard) > RESULT_CAP:
-            return 'flood'
+    while len(heard) <= RESULT_CAP:
         if heard.count(b'\n') >= n_lines:
             return None
         if late:
             return 'timeout'
         waiting.register(channel, select.POLLIN | (select.POLLOUT if unsent else 0))
-        late = time.monotonic() >= deadline  # what has come counts, even if this thread is late to look
-        for _, event in waiting.poll(max(0, deadline - time.monotonic()) * 1000):
+        left = deadline - time.monotonic()
+        late = left <= 0  # what has come counts, even if this thread is late to look
+        for _, event in waiting.poll(max(0, left) * 1000):
             try:
                 if event == select.POLLOUT:
                     unsent = unsent[channel.send(unsent):]
@@ -149,10 +148,11 @@ def exchange(channel, unsent, heard, n_lines, deadline):
                     return 'crash'
             except ConnectionError:
                 return 'crash'
+    return 'flood'
 
 
 def converse(channel, sources, deadline):
-    """What run returns. sources: the code, then the calls, which are sent once the code has ended."""
+    """What run returns. sources: the code, and the calls, which are sent when it has ended."""
     tokens, heard = [os.urandom(4).hex().encode() for _ in sources], bytearray()
     texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
     sent = [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
@@ -160,8 +160,8 @@ def converse(channel, sources, deadline):
     if not ended and heard.startswith(tokens[0]):
         ended = exchange(channel, b''.join(sent[1:]), heard, len(sources), deadline)
     replies = list(itertools.takewhile(bool, map(read_reply, tokens, heard.split(b'\n')[:-1])))
-    results = replies[1:] + [None] * (len(sources) - max(1, len(replies)))
-    if replies and replies[0][0] == 'error':
+    first, *results = replies + [None] * (len(sources) - len(replies))
+    if first and first[0] == 'error':
         return 'error', results
     return ended or ('ok' if len(replies) == len(sources) else 'crash'), results
 
@@ -187,7 +187,7 @@ def decode(value, depth=0):
 
 
 def read_reply(token, line):
-    """The result in a line; None without the token of what was asked, as the code does not know it."""
+    """The result in a line, None for one without the token of what was asked."""
     try:
         if line.startswith(token):
             return 'ok', decode(json.loads(line[len(token):]))

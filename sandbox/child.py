@@ -11,13 +11,13 @@ import struct
 import sys
 
 
-def lock_in(job, results):
+def lock_in(job, channel):
     """Put up every layer of the job, or say which one failed and end."""
     libc, number = ctypes.CDLL(None, use_errno=True), ctypes.c_long
 
     def need(worked, layer):
         if not worked:
-            os.write(results, f'{layer} failed: {os.strerror(ctypes.get_errno())}\n'.encode())
+            os.write(channel, f'{layer} failed: {os.strerror(ctypes.get_errno())}\n'.encode())
             os._exit(1)
     for name, limit in job['limits'].items():
         resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (limit, limit))
@@ -28,7 +28,7 @@ def lock_in(job, results):
     # not dumpable, as a core pattern that is a pipe ignores RLIMIT_CORE
     need(libc.prctl(4, number(0), 0, 0, 0) == 0, 'PR_SET_DUMPABLE')
     need(libc.prctl(38, number(1), number(0), number(0), number(0)) == 0, 'PR_SET_NO_NEW_PRIVS')
-    need(libc.syscall(number(job['restrict_self']), number(job['ruleset']), number(0)) == 0, 'Landlock')
+    need(libc.syscall(number(446), number(job['ruleset']), number(0)) == 0, 'Landlock')  # restrict_self
     os.close(job['ruleset'])
     header = struct.pack('Ii', 0x20080522, 0)  # version 3, this process
     need(libc.syscall(number(job['capset']), header, bytes(24)) == 0, 'capset')  # no capability
@@ -69,14 +69,9 @@ def main():
     def say(head, content):
         os.write(channel, head + json.dumps(content).encode() + b'\n')
 
-    def take(size):
-        data = b''
-        while len(data) < size:
-            data += os.read(channel, size - len(data)) or os._exit(0)
-        return data
-
     def compiled(mode):
         return compile(take(int(take(8), 16)).decode('utf-8', 'surrogatepass'), f'<{mode}>', mode)
+    take = open(channel, 'rb').read
     candidate = type(sys)('candidate')  # a module, as dataclasses and the like look for one
     sys.modules['candidate'] = candidate
     say(b'', 'ready')

@@ -17,6 +17,7 @@ import sandbox
 from data.humaneval.prepare import convert as convert_humaneval
 from data.mbpp.prepare import convert as convert_mbpp
 from data.pyfunc.prepare import make_problems
+from rewards import code as code_rewards
 from sandbox import Grade, SandboxError, constant_passes, grade, grade_many, lockdown, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,7 +195,8 @@ def things():
 def tokens():
     """The texts and bytes among them that look like one."""
     texts = {x.decode('latin-1') if type(x) is bytes else x for x in things() if type(x) in (bytes, str)}
-    return [x.encode() for x in texts if len(x) in (8, 16, 32) and not set(x) - set('0123456789abcdef') and not x.isalpha()]
+    digits = set('0123456789') | set('abcdef')
+    return [x.encode() for x in texts if len(x) in (8, 16, 32) and not set(x) - digits and not x.isalpha()]
 def refused(*calls):
     """Ends the process where one of the calls goes through."""
     for call in calls:
@@ -372,6 +374,10 @@ except ZeroDivisionError as e:
     frame.f_locals['say'](*((b'', 'forged') if frame.f_code.co_varnames else (0, 'ok', 'forged')))
 #: the runner again: error
 sys.modules['__main__'].main()
+#: the runner's reader closed: crash
+for x in gc.get_objects():
+    if type(x).__name__ == 'BufferedReader':
+        x.close()
 #: the frames emptied: ok error crash
 for frame in all_frames():
     frame.f_locals.clear()
@@ -380,7 +386,7 @@ for frame in all_frames():
     except RuntimeError:
         pass
 gc.collect()
-#: jump over the failure: timeout
+#: jump over the failure: timeout error
 frame = sys._getframe(1)
 def tracer(frame, event, argument):
     if event == 'line' and frame.f_lineno > start:
@@ -421,7 +427,7 @@ builtins.__dict__.clear()
 for module in list(sys.modules.values()):
     if module.__name__ != 'candidate':
         vars(module).clear()
-#: the lowest recursion limit: crash error
+#: the lowest recursion limit: ok crash error
 sys.setrecursionlimit(6)
 #: at exit: error
 import atexit
@@ -669,7 +675,7 @@ def besiege(user, jobs, threads=3):
         before = (watched / 'kept').stat()
         jobs = [(f'DIRECTORY = {str(watched)!r}\n' + code, *rest) for code, *rest in jobs]
         done = subprocess.run([python, '-c', DRIVER], input=json.dumps([folder, jobs, threads]), env=os.environ | {'SECRET': 'hunter2'},
-                              capture_output=True, text=True, cwd='/', user=uid, group=uid, extra_groups=[] if uid else None, timeout=900)
+                              capture_output=True, text=True, cwd='/', user=uid, group=uid, extra_groups=[] if uid else None, timeout=3600)
         assert done.returncode == 0, done.stderr  # the parent survives
         outcomes, left, ran_as = json.loads(done.stdout)
         assert ran_as == (uid or os.getuid()) and not left, f"processes left behind: {left}"
@@ -714,7 +720,8 @@ def converse(user, tries, threads=3):
 
 @USERS
 def test_no_attack_on_the_conversation_gets_through(user):
-    converse(user, tries=5 if user == 'this user' else 1)
+    """Five times each, once of them as nobody where that is possible."""
+    converse(user, tries=1 if user == 'nobody' else 5 - (os.getuid() == 0))
 
 
 @pytest.mark.slow
@@ -912,6 +919,7 @@ def test_the_code_is_sent_when_the_clock_starts(monkeypatch):
         assert sandbox.exchange(ours, b'', heard, 2, past) is None
         theirs.close()
         assert sandbox.exchange(ours, b'unread', heard, 3, time.monotonic() + 9) == 'crash'
+    assert run('import os\nos._exit(0)', []) == ('crash', [])  # it has not run to its end
     # more than the socket holds, both ways
     assert run('', ['0'.ljust(1000)] * 3000) == ('ok', [('ok', 0)] * 3000)
 
@@ -934,6 +942,20 @@ def test_as_many_programs_at_once_as_there_are_processors(monkeypatch):
         monkeypatch.setattr(os, 'sched_getaffinity', lambda pid, affinity=affinity: affinity)
         monkeypatch.setenv('LOCAL_WORLD_SIZE', ranks) if ranks else monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
         assert sandbox.processors() == wanted
+    running, most = [], []
+
+    def run_alone(*arguments, **limits):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.005)
+        running.pop()
+        return 'ok', [('ok', 3)] * len(arguments[1])
+    grade('', TESTS)  # the sandbox is looked at, and the expected values are known
+    monkeypatch.setattr(sandbox, 'run', run_alone)
+    monkeypatch.setattr(code_rewards, 'run', run_alone)
+    assert [g.score for g in grade_many([('', TESTS)] * 9)] == pytest.approx([1 / 3] * 9)
+    assert code_rewards.code_execution(['f = abs(3)'] * 9) == [1.0] * 9
+    assert len(most) == 18 and set(most) == {1}
 
 
 def test_a_process_dies_with_its_parent():
@@ -978,10 +1000,10 @@ def test_pyfunc():
     train, val, _ = made = make_problems(n=300, n_val=60, seed=0)
     assert (len(train), len(val)) == (300, 60) and make_problems(300, 60, 0) == made != make_problems(300, 60, 1)
     assert len({p['prompt'] for p in train + val}) == 360
-    shown = grade_many([(p['answer'], p['tests']) for p in val[:30]])
-    hidden = grade_many([(p['answer'], p['hidden_tests']) for p in val[:30]])
+    shown = grade_many([(p['answer'], p['tests']) for p in val[:15]])
+    hidden = grade_many([(p['answer'], p['hidden_tests']) for p in val[:15]])
     assert set(shown + hidden) == {Grade(1.0, 'ok')}
-    for problem in random.Random(0).sample(train, 15):
+    for problem in random.Random(0).sample(train, 8):
         assert not set(problem['tests']) & set(problem['hidden_tests']) and len(problem['tests']) >= 2 and len(problem['hidden_tests']) >= 3
         assert constant_passes(problem['tests']) is None
         assert all(test.removeprefix('assert ') in problem['prompt'] for test in problem['tests'])
