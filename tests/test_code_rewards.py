@@ -941,8 +941,7 @@ def test_the_work_grows_with_the_length():
 
 @pytest.mark.slow
 def test_the_work_grows_with_the_length_of_long_texts():
-    assert_linear(9_000)
-    assert_linear(100_000)
+    assert_linear(10_000)  # the longest that is parsed, after it
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -949,11 +949,14 @@ def test_as_many_programs_at_once_as_there_are_processors(monkeypatch):
         most.append(len(running))
         time.sleep(0.005)
         running.pop()
-        return 'ok', [('ok', 3)] * len(arguments[1])
-    grade('', TESTS)  # the sandbox is looked at, and the expected values are known
-    monkeypatch.setattr(sandbox, 'run', run_alone)
+        return 'ok', []
+
+    def examine_alone(tests, codes, *arguments, **limits):
+        return [Grade(int(code), run_alone()[0]) for code in codes]
+    grade('', TESTS)  # the sandbox is looked at
+    monkeypatch.setattr(sandbox, 'examine', examine_alone)
     monkeypatch.setattr(code_rewards, 'run', run_alone)
-    assert [g.score for g in grade_many([('', TESTS)] * 9)] == pytest.approx([1 / 3] * 9)
+    assert [g.score for g in grade_many([(str(i), TESTS) for i in range(9)])] == list(range(9))
     assert code_rewards.code_execution(['f = abs(3)'] * 9) == [1.0] * 9
     assert len(most) == 18 and set(most) == {1}
 
