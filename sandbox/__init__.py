@@ -45,8 +45,8 @@ CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each 
 
 def compiled(name):
     """A line that runs a file of this folder there, where there are none, without compiling it each time."""
-    path = Path(__file__).with_name(name)
-    return f"exec(__import__('marshal').loads({marshal.dumps(compile(path.read_text(), name, 'exec'))!r}))\n"
+    code = compile(Path(__file__).with_name(name).read_text(), name, 'exec')
+    return f"exec(__import__('marshal').loads(bytes.fromhex('{marshal.dumps(code).hex()}')))\n"
 
 
 LINK = compiled('link.py')  # how the process with the tests calls the one with the code
