@@ -11,16 +11,18 @@ predict the completions' tokens (H = 1 when a group shares them, as in fill-in, 
 -> P lists of G strings`.
 
 Where this differs from the paper and from common practice:
-1. The loss is a sum divided by counts of the whole step, known before the first backward. So the gradient is
-   the same however the step is cut into micro-batches and ranks.
+1. The loss is a sum divided by counts of the whole optimizer step, known before the first backward. So the
+   gradient is the same however the step is cut into micro-batches and ranks.
 2. Log-probs are those of the distribution that was sampled from, with its temperature, forbidden ids and
    nucleus, for policy, old policy and reference alike. The old policy is the sampler itself, so the ratio
    also corrects a sampler that rounds differently.
 3. Masks come from lengths, never from token values. What stands in padding, even NaN, has no influence.
-4. In the first epoch the ratio is 1 up to rounding: the gradient is REINFORCE's, whatever the loss prints.
+4. At the first step on a rollout the ratio is 1 up to rounding: the gradient is REINFORCE's, whatever the
+   loss prints. Later minibatches and epochs are off-policy, and there the clip counts.
 Shapes: P prompts · G completions of each · R completion tokens · V vocabulary · D width.
 """
 import itertools
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -52,7 +54,7 @@ class Settings:
     temperature: Positive = 0.8                     # of sampling and of scoring alike
     top_k: Natural = 0                              # 0 is off; scoring keeps to what top_k and top_p leave
     top_p: Annotated[float, '(0, 1]'] = 1.0         # 1 is off
-    rollout_batch_size: Count | None = None         # prompts sampled at once; rewards are computed meanwhile
+    sampling_batch_size: Count | None = None        # prompts sampled at once; rewards are computed meanwhile
     dynamic_sampling: Natural = 0                   # rounds of replacing groups of equal rewards
     # rewards and advantages
     advantage: Advantage = 'grpo'                   # 'gae' is PPO's, with a value head
@@ -65,7 +67,8 @@ class Settings:
     value_clip: Positive | None = 0.2               # how far its values may move in a step's loss
     # the loss
     loss_type: LossType = 'grpo'                    # how tokens are clipped (reinforce: not) and averaged
-    num_epochs_per_rollout: Count = 1               # mu: optimizer steps on one batch of completions
+    num_epochs_per_rollout: Count = 1               # mu: times that the completions are learned from
+    minibatch_size: Count | None = None             # prompts of an optimizer step, all ranks; None: all
     micro_batch_size: Count | None = None           # prompts of one forward; changes memory, not the result
     clip_low: Share = 0.2                           # tokens with A < 0 stop at ratio 1 - clip_low
     clip_high: NonNegative = 0.2                    # those with A > 0 at 1 + clip_high; cispo clips here
@@ -100,15 +103,18 @@ class Settings:
              "mirror_checkpoint is for divergence neural_mirror"),
             (es and (cfg.kl_beta or other), "optimizer es sees rewards alone: kl_beta must be 0"),
             (es and (cfg.entropy_coef or gae), "optimizer es takes neither entropy_coef nor advantage gae"),
+            (es and cfg.minibatch_size, "optimizer es takes one step an iteration, and no minibatch_size"),
             (es and cfg.overlong_penalty, "optimizer es takes no overlong_penalty"),
             (cfg.kl_in_reward and (not cfg.kl_beta or no_reference or exact),
              "kl_in_reward needs kl_beta above 0, a reference_mode, and kl_estimator k1, k2 or k3"),
             (of_advantages and (cfg.kl_in_reward or cfg.overlong_penalty or gae or es),
              "reward_combination advantages excludes kl_in_reward, overlong_penalty, gae and optimizer es"),
+            (cfg.batch_size % (cfg.minibatch_size or 1),
+             f"batch_size, {cfg.batch_size}, must be a multiple of minibatch_size, {cfg.minibatch_size}"),
             (cfg.dynamic_sampling and (cfg.shard or es or gae),
              "dynamic_sampling excludes shard, whose ranks keep step, optimizer es and advantage gae"),
-            (cfg.rollout_batch_size and cfg.shard and not cfg.gather_to_sample,
-             "rollout_batch_size with shard needs gather_to_sample: without it all ranks must keep step"),
+            (cfg.sampling_batch_size and cfg.shard and not cfg.gather_to_sample,
+             "sampling_batch_size with shard needs gather_to_sample: without it all ranks must keep step"),
         ):
             if contradiction:
                 raise ValueError(message)
@@ -245,10 +251,10 @@ def micro_batches(rollout, size):
 def generate_rollouts(policy, prompts: dict, cfg: Settings, reference=None, sampled=None) -> Rollout:
     """
     group_size completions of each prompt (a dict of tensors with P rows), with the sampler's log-probs and a
-    reference's. sampled(part) is called with each rollout_batch_size prompts' rollout, once it is sampled.
+    reference's. sampled(part) is called with each sampling_batch_size prompts' rollout, once it is sampled.
     """
     P = len(next(iter(prompts.values())))
-    size, parts = cfg.rollout_batch_size or P, []
+    size, parts = cfg.sampling_batch_size or P, []
     with gathered(policy) as sampler:
         for start in over('sampling', range(0, P, size)):
             rows = {name: values[start:start + size] for name, values in prompts.items()}
@@ -723,46 +729,84 @@ def take_step(optimizer, params, grad_clip, scaler):
     return norm, int(not finite and not trying)
 
 
+def minibatches(rollout, cfg, epoch):
+    """
+    The parts of a rollout that the optimizer steps of an epoch learn from: minibatch_size prompts of all
+    ranks. Of each n neighbouring prompts every one of the n parts takes one, in an order drawn by their
+    seeds: so ranks have equal shares, and the same prompts meet on any number of ranks.
+    """
+    P, n_ranks = len(rollout.tokens), dist.get_world_size() if dist.is_initialized() else 1
+    size = (cfg.minibatch_size or P * n_ranks) // n_ranks
+    if size == P:
+        return [rollout]
+    if size == 0 or P % size:
+        raise ValueError(f"{P} prompts on each of {n_ranks} ranks: no minibatches of {cfg.minibatch_size}")
+    noise = [random.Random(f'{seed} epoch {epoch}').random() for seed in rollout.batch['seeds'].tolist()]
+    order = torch.tensor(noise, dtype=torch.double).view(size, -1).argsort(dim=1)  # (size, n)
+    blocks = torch.arange(P).view(size, -1)
+    return [rollout.pick(prompts) for prompts in blocks.gather(1, order).unbind(dim=1)]
+
+
+def accumulate_gradient(policy, rollout, cfg, reference, scaler):
+    """
+    Backward over a minibatch's micro-batches. Returns its stats, shares of means over its tokens, and the
+    counts of its tokens that they were divided by and that were looked at, over all ranks.
+    """
+    mask, stats = rollout.mask, {}
+    # of all usable completions, those of silent groups among them
+    n_completions, n_tokens = ranks.all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
+    rollout = drop_silent_groups(rollout, cfg, is_sharded(policy.model))
+    largest_gap = torch.zeros((), device=mask.device)
+    for part in over('learning', micro_batches(rollout, cfg.micro_batch_size)):
+        loss, shares = rollout_loss(policy, part, n_completions, n_tokens, cfg, reference)
+        scaler.scale(loss).backward()
+        largest_gap = torch.maximum(largest_gap, shares.pop('sampler_gap_max'))
+        add_shares(stats, shares)
+    stats['sampler_gap_max'] = largest_gap
+    return stats, n_tokens, ranks.all_reduce(rollout.mask.sum())
+
+
 def train_on_rollout(policy, rollout: Rollout, optimizer: torch.optim.Optimizer, cfg: Settings,
                      reference=None) -> dict[str, float]:
     """
-    num_epochs_per_rollout optimizer steps on a rollout that has its advantages, each over micro-batches.
-    fp16 wants a torch.amp.GradScaler as optimizer.scaler. Returns stats of the whole step as floats, averaged
-    over epochs; the sampler gap is the first epoch's, before any step. A step whose gradient is not finite is
-    skipped and counted in bad_steps.
+    num_epochs_per_rollout epochs over a rollout that has its advantages, an optimizer step for each of their
+    minibatches. The old log-probs stay those of sampling. fp16 wants a torch.amp.GradScaler as
+    optimizer.scaler. Returns stats of the iteration as floats: means over the epochs' tokens, what was
+    clipped also epoch by epoch; the sampler gap is the first step's, when nothing has changed yet. A step
+    whose gradient is not finite is skipped and counted in bad_steps.
     """
     params = [p for group in optimizer.param_groups for p in group['params']]  # fp32, always
     scaler = getattr(optimizer, 'scaler', None) or torch.amp.GradScaler(enabled=False)
     drop_collected(policy.model)
-    mask, epochs = rollout.mask, cfg.num_epochs_per_rollout
-    # of all usable completions, those of silent groups among them
-    n_completions, n_tokens = ranks.all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
-    rollout = drop_silent_groups(rollout, cfg, is_sharded(policy.model))
-    n_seen = ranks.all_reduce(rollout.mask.sum()).clamp(min=1)
-    totals, largest_gap, norms, bad_steps = {}, torch.zeros((), device=mask.device), [], 0
+    epochs, all_tokens = cfg.num_epochs_per_rollout, ranks.all_reduce(rollout.mask.sum()).clamp(min=1)
+    totals, all_seen, gap, norms, bad_steps = {}, 0, {}, [], 0
     policy.model.train()  # matters for LoRA's dropout alone
     for epoch in range(epochs):
-        optimizer.zero_grad(set_to_none=True)
-        with ranks.breakable(epoch == 0 and not dist.is_initialized()):
-            for part in over('learning', micro_batches(rollout, cfg.micro_batch_size)):
-                loss, stats = rollout_loss(policy, part, n_completions, n_tokens, cfg, reference)
-                scaler.scale(loss).backward()
-                gap, gap_mean = stats.pop('sampler_gap_max'), stats.pop('sampler_gap_mean')
-                add_shares(totals, {name: value / epochs for name, value in stats.items()})
-                if epoch == 0:
-                    largest_gap = torch.maximum(largest_gap, gap)
-                    add_shares(totals, {'sampler_gap_mean': gap_mean})
-        sum_gradients(params)
-        norm, bad = take_step(optimizer, params, cfg.grad_clip, scaler)
-        norms.append(norm)
-        bad_steps += bad
+        for minibatch in minibatches(rollout, cfg, epoch):
+            optimizer.zero_grad(set_to_none=True)
+            with ranks.breakable(not norms and not dist.is_initialized()):
+                stats, n_tokens, n_seen = accumulate_gradient(policy, minibatch, cfg, reference, scaler)
+            step_gap = {'max': stats.pop('sampler_gap_max'), 'mean': stats.pop('sampler_gap_mean')}
+            gap = gap or step_gap | {'scale': n_tokens / n_seen.clamp(min=1)}
+            share = n_tokens / all_tokens
+            add_shares(totals, {name: value * share / epochs for name, value in stats.items()})
+            if epochs > 1:
+                for side in ('clip_frac_low', 'clip_frac_high'):
+                    add_shares(totals, {f'{side}/epoch_{epoch + 1}': stats[side] * share})
+            all_seen += n_seen
+            sum_gradients(params)
+            norm, bad = take_step(optimizer, params, cfg.grad_clip, scaler)
+            norms.append(norm)
+            bad_steps += bad
     policy.model.eval()
+    totals['sampler_gap_mean'] = gap['mean']
     summed = ranks.all_reduce(torch.stack([value.float() for value in totals.values()]))
     metrics = dict(zip(totals, summed.tolist(), strict=True))
     # silent groups were not looked at: these are means over the tokens that were
-    for name in {'mean_log_prob', 'entropy', 'sampler_gap_mean', 'mean_kl'} & metrics.keys():
-        metrics[name] *= (n_tokens / n_seen).item()
-    metrics['sampler_gap_max'] = ranks.all_reduce(largest_gap, 'max').item()
+    for name in {'mean_log_prob', 'entropy', 'mean_kl'} & metrics.keys():
+        metrics[name] *= (epochs * all_tokens / all_seen.clamp(min=1)).item()
+    metrics['sampler_gap_mean'] *= gap['scale'].item()
+    metrics['sampler_gap_max'] = ranks.all_reduce(gap['max'], 'max').item()
     return metrics | {'grad_norm': torch.stack(norms).mean().item(), 'bad_steps': bad_steps}
 
 
@@ -783,7 +827,7 @@ class Clock:
 
 def generate_and_judge(policy, prompts, rewards, cfg, reference, clock):
     """
-    The rollout of prompts, with its reward_parts. With rollout_batch_size the rewards of a part are computed
+    The rollout of prompts, with its reward_parts. With sampling_batch_size the rewards of a part are computed
     in a thread, while the next is sampled.
     """
     pending, thread = [], ThreadPoolExecutor(1)
@@ -791,7 +835,7 @@ def generate_and_judge(policy, prompts, rewards, cfg, reference, clock):
     def judge(part):
         pending.append(thread.submit(reward_values, policy, part, rewards))
 
-    sampled = judge if cfg.rollout_batch_size else None
+    sampled = judge if cfg.sampling_batch_size else None
     try:
         rollout = generate_rollouts(policy, prompts, cfg, reference, sampled)
         clock.lap('time_rollout')

@@ -6,7 +6,6 @@ As a script it serves a reward and a cost model over HTTP; a cost above 0 is uns
 $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --port=8000
 $ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
 """
-import json
 import math
 import os
 import signal
@@ -22,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from formats import weights
 from model import GPT, GPTConfig, build
 from runtime.checkpoint import entry, load_checkpoint, tokenizer_of
-from runtime.config import Count, configure
+from runtime.config import configure
 from runtime.scorer import ScorerServer
 
 # what safe-rlhf's models were trained on
@@ -133,10 +132,10 @@ class ScoreModel(nn.Module):
 @dataclass
 class LagrangeMultiplier:
     """
-    Lambda, the price of a cost, so that E[C] + threshold <= 0. It goes by the exponential average of J = mean
-    cost + threshold, which begins at the first J. rule 'exponential': ln lambda += lr * average; 'safe_rlhf':
-    ln lambda += lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773, which averages 128
-    episodes, as ema_beta 0 does with a batch of them). positive_only: J counts as max(J, 0).
+    Lambda, the price of a cost, so that E[C] + threshold <= 0. It goes by an exponential average, from 0 on,
+    of J = mean cost + threshold. rule 'exponential': ln lambda += lr * average; 'safe_rlhf': ln lambda +=
+    lr * lambda * average, gradient ascent in ln lambda (arXiv 2310.12773, which averages 128 episodes, as
+    ema_beta 0 does with a batch of them). positive_only: J counts as max(J, 0); lambda then never falls.
     """
     value: float = 1.0
     lr: float = 0.005
@@ -155,7 +154,7 @@ class LagrangeMultiplier:
         if not (self.value >= 0 and self.lr >= 0 and 0 <= self.ema_beta < 1 and known):
             raise ValueError(f"{self}: value and lr must be at least 0, ema_beta in [0, 1), and rule "
                              "exponential or safe_rlhf")
-        self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, None
+        self.log_value, self.ema = math.log(self.value) if self.value else -math.inf, 0.0
 
     def update(self, mean_cost: float) -> float:
         """The new lambda. mean_cost: over all ranks. Raises FloatingPointError unless it is finite."""
@@ -164,7 +163,7 @@ class LagrangeMultiplier:
         J = mean_cost + self.threshold
         if self.positive_only:
             J = max(J, 0.0)
-        self.ema = J if self.ema is None else self.ema_beta * self.ema + (1 - self.ema_beta) * J
+        self.ema = self.ema_beta * self.ema + (1 - self.ema_beta) * J
         self.log_value += self.lr * self.ema * (self.value if self.rule == 'safe_rlhf' else 1.0)
         self.log_value = min(max(self.log_value, math.log(self.minimum)), math.log(self.maximum))
         self.value = math.exp(self.log_value)
@@ -182,12 +181,10 @@ class LagrangeMultiplier:
 
 def score_ids(tokenizer, text, room):
     """
-    At most `room` token ids of a text as score models read it, in training and in service: a Llama's begin
-    token first, the end token last, where the score is read.
+    At most `room` token ids of a text as score models read it, in training and in service: the tokenizer's
+    begin token, if it has one, and the end token last, where the score is read.
     """
-    config = json.loads(getattr(tokenizer, 'files', {}).get('tokenizer_config.json', '{}'))
-    adds_bos = config.get('add_bos_token', 'Llama' in str(config.get('tokenizer_class')))
-    begin = [tokenizer.bos_id] if adds_bos and tokenizer.bos_id is not None else []
+    begin = list(tokenizer.prefix)
     ids = tokenizer.encode(text[:100 * room])  # no token is longer than 100 characters
     return begin + ids[:room - 1 - len(begin)] + [tokenizer.eos_id]
 
@@ -218,18 +215,18 @@ class TextScorer:
     def score(self, rows):
         """A list of floats for each model, of what encode returned."""
         columns = []
-        for i in range(len(self.parts)):
-            columns.append(self.score_with(i, [row[i] for row in rows]))
+        for i, (model, *_) in enumerate(self.parts):
+            columns.append(self.score_with(model, [row[i] for row in rows]))
         return tuple(columns)
 
     @torch.inference_mode()
-    def score_with(self, i, ids):
-        """Model i's scores of lists of ids, those of like length together."""
+    def score_with(self, model, ids):
+        """A model's scores of lists of ids, those of like length together."""
         order, scores = sorted(range(len(ids)), key=lambda row: len(ids[row])), [0.0] * len(ids)
         while order:
             n = max(1, min(len(order), BATCH_TOKENS // len(ids[order[-1]])))
             batch, order = order[-n:], order[:-n]
-            values = self.parts[i][0].scores([ids[row] for row in batch]).tolist()
+            values = model.scores([ids[row] for row in batch]).tolist()
             for row, value in zip(batch, values, strict=True):
                 scores[row] = value
         return scores
@@ -247,7 +244,7 @@ def serve(cfg):
     scorer = TextScorer(cfg.reward, cfg.cost, cfg.device, cfg.max_length, dtype)
     template = cfg.template or ('{prompt}{response}' if cfg.reward.endswith('.pt') else BEAVER_TEMPLATE)
     try:
-        server = ScorerServer(scorer, cfg.host, cfg.port, template, token, cfg.max_items, cfg.max_bytes)
+        server = ScorerServer(scorer, cfg.host, cfg.port, template, token)
     except OSError as e:
         raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({e.strerror}): name another --port") from None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -271,8 +268,6 @@ if __name__ == '__main__':
     port: Annotated[int, '[0, 65535]'] = 8000   # 0: any free one
     template: str | None = None                 # how '{prompt}' and '{response}' are joined by /score
     max_length: Annotated[int, '[3, inf)'] = 512  # tokens of a text; longer ones are cut
-    max_items: Count = 4096                     # texts of a request
-    max_bytes: Count = 16 << 20                 # of a request
     device = 'cpu'
     precision: Literal['fp32', 'bf16'] = 'fp32'
     with_parent = False                         # True: stop when standard input closes

@@ -241,8 +241,7 @@ def row_grads(z, dtype, *arguments):
 def chunks(counts, hidden, weight):
     """
     Slices of units, of `counts` rows each, whose logits fill CHUNK bytes, at least one unit a slice; and room
-    (n, V) for the logits, shared because fresh pages are slow. Its dtype is the weight's; on a GPU fp32, if a
-    row of it stays in the second-level cache.
+    (n, V) for the logits, in the weight's dtype; on a GPU fp32, if a row stays in the second-level cache.
     """
     V, on_gpu = len(weight), hidden.is_cuda
     dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
@@ -260,7 +259,7 @@ def chunks(counts, hidden, weight):
 
 
 def logits_of(hidden, weight, allowed, room):
-    """Logits (n, V) of hidden (n, D), in room's memory; -inf where the bits allowed (n, V / 8) are 0."""
+    """(n, V) of hidden (n, D), in room's memory; -inf where the bits allowed (n, V / 8) are 0."""
     z = room[:len(hidden)]
     if z.dtype == weight.dtype:
         torch.mm(hidden, weight.T, out=z)
@@ -323,9 +322,9 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
                 forbidden: torch.Tensor | None = None, allowed: torch.Tensor | None = None
                 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-probs of ids, in their shape (N,) or (N, K), and entropy (N,), both fp32; differentiable. The
-    distribution is softmax(hidden (N, D) @ weight (V, D).T / temperature), without the forbidden (V,) bool
-    tokens and restricted to allowed (N, V / 8) uint8, bits as from pack.
+    Log-probs of ids, (N,) or (N, K), and entropy (N,), fp32, differentiable, under softmax(hidden (N, D) @
+    weight (V, D).T / temperature) without the forbidden (V,) bool tokens and those that are 0 among the bits
+    allowed (N, V / 8), see pack.
     """
     columns = ids if ids.dim() == 2 else ids[:, None]
     logps, entropy = FusedLogps.apply(hidden, weight, columns, temperature, forbidden, allowed)
@@ -402,9 +401,9 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
 
     Rows count that have a token in mask (U, K, R); ids (U, K, R). Units, as many as fit a chunk, go to
     loss_of(units: slice, logps (u, K, R), entropy (u, 1, R), kl (u, 1, R)) -> scalar; the loss is the sum.
-    temperature, forbidden, allowed (U, R, V / 8): see fused_logps. kl is exact, to
-    softmax(ref_hidden @ ref_weight.T / temperature), if those are given. counts: how many rows of each unit
-    count, a list; without it the device is asked. Backward can be called once.
+    temperature, forbidden, allowed (U, R, V / 8): see fused_logps. kl is exact, to what ref_hidden and
+    ref_weight give. counts: how many rows of each unit count, a list; without it the device is asked.
+    Backward can be called once.
     """
     counts = mask.any(dim=1).sum(dim=1).tolist() if counts is None else counts
     return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed,
@@ -439,8 +438,8 @@ def both_inputs(q, k, v, prompt_k, prompt_v):
 class GroupAttention(torch.autograd.Function):
     """
     Completions attend to themselves and to their prompt, stored once per group: two calls of a CPU's flash
-    attention, merged by their normalisers. With the merged output and normaliser the backward of each is its
-    part of the sum (the idea of ring attention, arXiv 2310.01889).
+    attention, merged by their normalisers. Given the merged ones, the backward of each is its part of the sum
+    (as in ring attention, arXiv 2310.01889).
     """
 
     @staticmethod

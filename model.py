@@ -11,8 +11,8 @@ V vocabulary · H heads (H_kv of keys) of width d.
 """
 import functools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from formats import weights
 from kernels import GroupAttention, wide
 from runtime.checkpoint import check_fit, entry, load_checkpoint
+from runtime.lora import adapted_start, load_adapter, merge_lora
 
 LARGEST = 1 << 24  # of any size: no model exceeds it, and a product of two never overflows
 KINDS = {'norm': ('layernorm', 'rmsnorm'), 'position': ('learned', 'rope'),
@@ -202,7 +203,7 @@ class Block(nn.Module):
 
 @functools.cache
 def compiled_halves():
-    """The parts between attentions, compiled once for all layers and sizes, for training."""
+    """The parts between attentions, compiled once for all layers and sizes."""
     return tuple(torch.compile(half, dynamic=True) for half in (Block.before, Block.after))
 
 
@@ -350,24 +351,50 @@ class GPT(nn.Module):
         return self.lm_head(self(tokens, lengths))
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> 'GPT':
+    def from_pretrained(cls, path: str | os.PathLike, merge: bool = True) -> 'GPT':
         """
-        The fp32 model on the CPU: of our checkpoint file, a Hugging Face directory or hub name, a .gguf file.
-        Raises what load_checkpoint and weights.read raise.
+        The fp32 model on the CPU: of our checkpoint file, a Hugging Face directory or hub name, a .gguf file;
+        of a folder of PEFT adapters their base, with them merged into it or (merge=False) beside it. Raises
+        what load_checkpoint, weights.read and load_adapter raise.
         """
         path = os.fspath(path)
-        if not os.path.isfile(path) or path.endswith('.gguf'):
+        if os.path.isfile(path) and not path.endswith('.gguf'):
+            saved = load_checkpoint(path, 'generator', 'run', 'adapters')
+            return merge_lora(cls.from_checkpoint(saved, path))
+        base = weights.adapter_base(path)
+        if not base:
             return build(cls, *weights.read(path), path)
-        saved = load_checkpoint(path, 'generator', 'run')
+        try:
+            model = load_adapter(cls.from_pretrained(base), weights.local_folder(path))
+        except FileNotFoundError as e:
+            raise FileNotFoundError(f"the model of the adapters in {path} is missing: {e}") from None
+        return merge_lora(model) if merge else model
+
+    @classmethod
+    def from_checkpoint(cls, saved: dict, path: str) -> 'GPT':
+        """The model of what load_checkpoint has read from path; of a LoRA run with its adapters beside it."""
         if 'nla' in saved:
             raise ValueError(f"{path} is an autoencoder: python sample.py --checkpoint={path} --text=...")
+        if saved['kind'] == 'adapters':
+            return adapted_start(partial(cls.from_pretrained, merge=False), saved, path)
         state = entry(saved, 'model', dict, path)
         state = {name: p for name, p in state.items() if not str(name).startswith('value_head.')}
         return build(cls, entry(saved, 'model_config', dict, path), state, path)
 
-    def save_pretrained(self, folder: str, eos_id: int | None = None) -> None:
-        """Write config.json and model.safetensors as `transformers` reads them, see weights.write."""
-        weights.write(folder, vars(self.config), self.state_dict(), eos_id)
+    def grow(self, vocab_size):
+        """Rows for more tokens, each at first the mean of the others."""
+        for layer in (self.wte, self.lm_head):
+            rows = layer.weight.data
+            more = rows.mean(dim=0, keepdim=True).expand(vocab_size - len(rows), -1)
+            layer.weight = nn.Parameter(torch.cat((rows, more)))
+        if self.config.tied:
+            self.lm_head.weight = self.wte.weight
+        self.config = replace(self.config, vocab_size=vocab_size)
+
+    def save_pretrained(self, folder: str, eos_id: int | Sequence[int] | None = None,
+                        bos_id: int | None = None, pad_id: int | None = None) -> None:
+        """Write it as `transformers` reads it; eos_id: where generate stops there, see weights.write."""
+        weights.write(folder, vars(self.config), self.state_dict(), eos_id, bos_id, pad_id)
 
 
 def build(make, config, state, path):

@@ -31,11 +31,6 @@ def padding(tokens, lengths):
     return torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
 
 
-def check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
 # -----------------------------------------------------------------------------
 # injection
 
@@ -59,39 +54,48 @@ def inject(x: torch.Tensor, slots: torch.Tensor, vectors: torch.Tensor, mode: st
 
 
 def find_markers(prompts, marker_id, count=1):
-    """Where the markers stand, (P, K) int64, in prompts (P lists of token ids), `count` in each."""
-    slots = []
+    """
+    Where the markers stand, (P, K) int64, in prompts (P lists of token ids): K for `count` vectors each, and
+    for one vector as many as the first prompt has.
+    """
+    slots, wanted = [], count if count > 1 else max(1, list(prompts[0]).count(marker_id))
     for p, ids in enumerate(prompts):
         slots.append([i for i, token in enumerate(ids) if token == marker_id])
-        if len(slots[p]) != count:
+        if len(slots[p]) != wanted:
             raise ValueError(f"prompt {p} has {len(slots[p])} injection markers (token {marker_id}) and "
-                             f"wants {count}: put the injection_token where the vector belongs")
+                             f"wants {wanted}: put the injection_token where the vector belongs")
     return torch.tensor(slots)
 
 
 def marker_of(tokenizer, injection_token):
-    """The id that marks where a vector goes: of characters [MASK], whatever the token's name."""
+    """
+    The id that marks where a vector goes: of characters [MASK], whatever the token's name. The tokenizer gets
+    a token that it lacks.
+    """
     if hasattr(tokenizer, 'mask_id'):
         return tokenizer.mask_id
     ids = tokenizer.encode(injection_token, special=True)
-    if len(ids) != 1:
-        raise ValueError(f"injection_token {injection_token!r} is {len(ids)} tokens: name one that is unused")
-    return ids[0]
+    if len(ids) == 1 and tokenizer.decode(ids, special=True) == injection_token:  # not one [UNK]
+        return ids[0]
+    return tokenizer.add_special_token(injection_token)
 
 
-def encode_around(tokenizer, prompt, injection_token, marker_id, chat_template=False):
-    """Token ids of a prompt, text or chat messages, with the marker's id wherever it says injection_token."""
+def encode_around(tokenizer, prompt, injection_token, marker_id, chat_template=False,
+                  chat_template_kwargs=None, add_special_tokens=True):
+    """
+    Token ids of a prompt, text or chat messages, with the marker's id wherever it says injection_token; the
+    other settings are those of data.prompts.render.
+    """
     if chat_template:
         messages = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
         stand_in = '\ue0ff'  # of private use: goes through the template as it is
         turns = [m | {'content': m['content'].replace(injection_token, stand_in)} for m in messages]
-        prompt, injection_token = tokenizer.render_chat(turns), stand_in
-    elif not isinstance(prompt, str):
-        raise ValueError(f"the prompt {str(prompt)[:60]} is a list of chat messages: set chat_template=True")
+        prompt, injection_token = tokenizer.render_chat(turns, **chat_template_kwargs or {}), stand_in
     ids = []
     for part in prompt.split(injection_token):
         ids += [marker_id, *tokenizer.encode(part, special=chat_template)] if part else [marker_id]
-    return ids[1:]  # no marker before the first part
+    ids = ids[1:]  # no marker before the first part
+    return [*tokenizer.prefix, *ids, *tokenizer.suffix] if add_special_tokens and not chat_template else ids
 
 
 class Injection(nn.Module):
@@ -105,12 +109,8 @@ class Injection(nn.Module):
     def __init__(self, model, activation_dim, mode='project', layers=(0,), scale=None):
         super().__init__()
         D, n_layer = model.config.n_embd, model.config.n_layer
-        check_choice('injection_mode', mode, ('replace', 'add', 'project'))
         if not layers or not set(layers) <= set(range(n_layer + 1)) or len(set(layers)) < len(layers):
             raise ValueError(f"injection_layers is {tuple(layers)}: take different ones of 0 to {n_layer}")
-        named = scale in (None, 'raw', 'residual') or isinstance(scale, list)  # a list: one for each layer
-        if not named and (isinstance(scale, str) or scale <= 0):
-            raise ValueError(f"injection_scale is {scale!r}; it must be raw, residual, a length or None")
         if scale is None:
             typical = model.wte.weight.detach().float().norm(dim=1).mean().item()
             scale = [typical if layer == 0 else 'residual' for layer in layers]
@@ -124,19 +124,18 @@ class Injection(nn.Module):
                     nn.init.eye_(linear.weight)
 
     def edit(self, slots, vectors):
-        """What GPT.run takes as `edit`: writes vectors (P, K, A), or (P, K, layers, A), at slots (P, K)."""
+        """What GPT.run takes as `edit`: writes vectors (P, K, A) at slots (P, K), at each of the layers."""
         if vectors is None:
             return None
         A, mode, layers, scale = self.settings.values()
-        if vectors.shape[-1] != A or vectors.dim() == 4 and vectors.shape[2] != len(layers):
-            raise ValueError(f"activations of shape {tuple(vectors.shape)} do not fit an actor that takes "
-                             f"width {A} at {len(layers)} layers: is it another model's?")
+        if vectors.shape[-1] != A:
+            raise ValueError(f"activations of width {vectors.shape[-1]} do not fit an actor that takes {A}: "
+                             "are they another model's?")
 
         def write(layer, x):
             if layer not in layers:
                 return x
-            i = layers.index(layer)
-            v = (vectors[:, :, i] if vectors.dim() == 4 else vectors).to(x.dtype)
+            i, v = layers.index(layer), vectors.to(x.dtype)
             if self.project:
                 weight, bias = self.project[i].parameters()
                 v = F.linear(v, weight.to(x.dtype), bias.to(x.dtype))  # NLAPolicy.start stays in fp32
@@ -148,12 +147,17 @@ class Injection(nn.Module):
 class NLAPolicy(CausalPolicy):
     """
     Its prefill writes the batch's activations (P, K, A), if any, at its slots (P, K). start: the injection
-    that training began with, which learns beside adapters.
+    that training began with, which learns beside adapters. marker_id: never sampled.
     """
 
-    def __init__(self, *settings, start=None):
+    def __init__(self, *settings, start=None, marker_id=None):
         super().__init__(*settings)
         self.start = start
+        if marker_id is not None:
+            if self.forbidden is None:
+                weight = self.model.wte.weight
+                self.forbidden = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+            self.forbidden[marker_id] = True
 
     def prefill(self, prompts, batch):
         return self.model.prefill(prompts, self.model.injection.edit(batch['slots'], batch.get('activation')))
@@ -200,9 +204,6 @@ class Critic(nn.Module):
                  pooling: str = 'last', head: str = 'linear', target_norm: str = 'standard'):
         super().__init__()
         self.settings = {'pooling': pooling, 'head': head, 'target_norm': target_norm}
-        check_choice('critic_pooling', pooling, ('last', 'mean', 'max'))
-        check_choice('critic_head', head, ('linear', 'mlp'))
-        check_choice('critic_target_norm', target_norm, ('standard', 'unit'))
         D, A = trunk.config.n_embd, len(mean)
         self.register_buffer('mean', mean.float())
         self.register_buffer('scale', torch.as_tensor(scale, dtype=torch.float32))
@@ -257,16 +258,16 @@ def turned_round(tokens, lengths):
     return tokens.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0)
 
 
-def as_read(rollout, ends, text_reversed):
+def as_read(rollout, ends, text_reversed, count=1):
     """
     A rollout's completions as the critic reads them: texts (N, R) in reading order, right-padded, their
-    lengths (N,) without the end token, the activations (N, A) they are about, and which are whole: not empty
-    and, where the tokenizer has an end token (`ends`), ended.
+    lengths (N,) without the end token, the activations (N, A) they are about, a prompt's `count` in one, and
+    which are whole: not empty and, where the tokenizer has an end token (`ends`), ended.
     """
     device = rollout.tokens.device
     tokens, ended = rollout.tokens.flatten(0, 1), rollout.ended.flatten().to(device)
     lengths = rollout.lengths.flatten().to(device) - ended.long()
-    h = rollout.batch['activation'][:, 0].repeat_interleave(rollout.tokens.shape[1], dim=0)
+    h = rollout.batch['activation'][:, :count].flatten(1).repeat_interleave(rollout.tokens.shape[1], dim=0)
     whole = (lengths > 0) & ended if ends else lengths > 0
     return (turned_round(tokens, lengths) if text_reversed else tokens), lengths, h, whole
 
@@ -286,9 +287,9 @@ def standardiser(vectors):
     return mean, scale
 
 
-def fve(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor | float = 0.0) -> float:
-    """Fraction of variance explained, 1 - sum |target - prediction|^2 / sum |target - mean|^2."""
-    return 1 - ((target - prediction).square().sum() / (target - mean).square().sum()).item()
+def fve(prediction: torch.Tensor, target: torch.Tensor) -> float:
+    """Fraction of variance explained, 1 - sum |target - prediction|^2 / sum |target|^2, less their mean."""
+    return 1 - ((target - prediction).square().sum() / target.square().sum()).item()
 
 
 def build_actor(saved, path):
@@ -312,13 +313,16 @@ def build_critic(saved):
 
 @dataclass
 class Activations:
-    """A split, see data/activations/prepare.py. Given ones come without contexts, perhaps with texts."""
+    """
+    A split, see data/activations.py. Given ones come without contexts, perhaps with texts, and
+    perhaps several for a prompt, which are told as one: A is then the sum of their widths.
+    """
     vectors: np.ndarray                     # (n, A), mapped from the disk
     contexts: np.ndarray | None = None      # (n, C) int32 token ids up to where it was taken
-    lengths: np.ndarray | None = None       # (n,)
     prompts: list | None = None             # n lists of token ids
     slots: torch.Tensor | None = None       # (n, K): where in them the markers stand
     texts: list | None = None               # n texts (token ids) to learn from before GRPO
+    count: int = 1                          # vectors of a prompt
 
     def __len__(self):
         return len(self.vectors)
@@ -327,11 +331,14 @@ class Activations:
         """At most n tokens about activation i: of the given text, or the last of its context; or None."""
         if self.texts is not None:
             return self.texts[i][:n]
-        return None if self.contexts is None else self.contexts[i, :self.lengths[i]][-n:].tolist()
+        return None if self.contexts is None else self.contexts[i, -n:].tolist()
+
+    def injected(self, vectors):
+        """Vectors (P, A) as they go into the slots, (P, K, A / count): one for each, or one for all."""
+        return vectors.unflatten(1, (self.count, -1)).expand(-1, self.slots.shape[1], -1)
 
     def batch(self, indices, seeds, device='cpu'):
-        """What an NLAPolicy samples from: prompts with slots (P, K), the same activation for all K."""
+        """What an NLAPolicy samples from: prompts with slots (P, K), and what goes there."""
         batch = prompt_batch([self.prompts[i] for i in indices], seeds, device)
-        slots = self.slots[indices].to(device)
-        vectors = fp32(self.vectors[indices]).to(device)[:, None].expand(-1, slots.shape[1], -1)
-        return batch | {'record': torch.tensor(indices), 'slots': slots, 'activation': vectors}
+        slots, vectors = self.slots[indices].to(device), fp32(self.vectors[indices]).to(device)
+        return batch | {'record': torch.tensor(indices), 'slots': slots, 'activation': self.injected(vectors)}

@@ -1,11 +1,10 @@
 """
 Completion: a causal model goes on from P prompts, G times each.
 
-`generate` samples. A prompt is read once, whatever G is: the completions of its group attend to the same keys
-and values with one matrix product, and to their own with another, under one softmax (GroupCache). Rows that
-have ended leave the batch. Each token costs one uniform number, which is looked up in the cumulated
-probabilities; it depends on the row's seed alone, not on the rest of the batch. `CausalPolicy`, which grpo.py
-trains, samples, and scores the same completions again with gradients: again a prompt is read once.
+`generate` samples. A prompt is read once, whatever G is: its completions attend to the same keys and values
+with one matrix product, and to their own with another, under one softmax (GroupCache). Rows that have ended
+leave the batch. Each token costs one uniform number, which depends on the row's seed alone. `CausalPolicy`,
+which grpo.py trains, samples, and scores the same completions again with gradients: again a prompt once.
 
 Shapes: P prompts · G completions each · B rows still running, at most P G · T prompt tokens · R completion
 tokens · V vocabulary · D width · H heads, H_kv of keys · d head width.
@@ -108,12 +107,10 @@ def look_up(mass, blocks, target):
 class GroupCache:
     """
     Keys and values while completions grow. A prompt's are kept once, (P, H_kv, d, T) and (P, H_kv, T, d);
-    each row's own follow in slots that are the same for all rows, (B, H_kv, R, d).
-
-    The rows of all groups fill a rectangle P x G, so that a group reads its prompt in one product. Once rows
-    have left, `place` (B,) is the place of each row in it and `row` (P G,) the row at each place. With a
-    window above 1 all batches go through the same operations, and shapes change once per window, so that a
-    step can be compiled.
+    each row's own follow in slots that are the same for all rows, (B, H_kv, R, d). The rows of all groups
+    fill a rectangle P x G, so that a group reads its prompt in one product. Once rows have left, `place` (B,)
+    is the place of each row in it and `row` (P G,) the row at each place. With a window above 1 all batches
+    go through the same operations, and shapes change once per window, so that a step can be compiled.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
@@ -216,7 +213,8 @@ class Decoder:
         device, V = u.device, model.config.vocab_size
         _, top_k, top_p, _ = sampling
         self.model, self.cache, self.positions, self.u, self.sampling = model, cache, positions, u, sampling
-        self.end_ids = None if eos_id is None else torch.tensor(eos_id, device=device).view(-1)
+        ends = torch.as_tensor(() if eos_id is None else eos_id, dtype=torch.long, device=device).view(-1)
+        self.end_ids = ends if len(ends) else None
         self.rows = torch.arange(N, device=device)                              # (B,) p G + g
         self.running = torch.ones(N, dtype=torch.bool, device=device)           # (B,)
         self.tokens = torch.zeros_like(u, dtype=torch.long)
@@ -311,9 +309,9 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
                 on_token(r, *decoder.newest(r))
             if r + 1 == R:
                 break
-            if eos_id is not None and r % look_every == 0:
+            if decoder.end_ids is not None and r % look_every == 0:
                 alive = int(decoder.running.sum())
-                if not any_alive(alive, lockstep, device):
+                if not (any_of(device, alive)[0] if lockstep else alive):
                     break
                 if fewest <= alive <= full * len(decoder.rows):
                     decoder.drop_ended()
@@ -356,11 +354,6 @@ def read_prompts(prefill, prompts, G, R, device, window):
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
     cache = GroupCache(prefix, lengths, G, R, window)
     return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
-
-
-def any_alive(alive, lockstep, device):
-    """Whether any row is still running; in lockstep, on any rank."""
-    return any_of(device, alive)[0] if lockstep else alive > 0
 
 
 def padded(prompts, device):
@@ -413,7 +406,7 @@ class CausalPolicy:
         prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), lengths, strict=True)]
         on_cpu = self.model.wte.weight.device.type == 'cpu'
         options = {'temperature': self.temperature, 'top_k': self.top_k, 'top_p': self.top_p,
-                   'eos_id': self.tokenizer.eos_id, 'seed': batch['seeds'].tolist(),
+                   'eos_id': self.tokenizer.eos_ids, 'seed': batch['seeds'].tolist(),
                    'forbidden': self.forbidden, 'compile': self.compile, 'lockstep': is_sharded(self.model)}
         with Progress('tokens', self.max_new_tokens) as progress:
             on_token = progress.step if on_cpu else None  # it would wait for a GPU at each token
@@ -445,7 +438,8 @@ class CausalPolicy:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The completions without their end token: P lists of G strings."""
-        groups = zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True)
+        lengths = rollout.lengths.cpu() - rollout.ended.cpu().long()
+        groups = zip(rollout.tokens.tolist(), lengths.tolist(), strict=True)
         return [self.group_texts(tokens, lengths) for tokens, lengths in groups]
 
     def group_texts(self, tokens, lengths):
@@ -454,17 +448,20 @@ class CausalPolicy:
 
 def forbidden_tokens(tokenizer, model):
     """
-    (V,) bool of what is never sampled, or None: rows that only pad the embedding, and the [MASK], [PAD] and
-    [CLS] of a model of characters.
+    (V,) bool of what is never sampled, or None: rows of the embedding without a token, and the [MASK], [PAD]
+    and [CLS] of a model of characters.
     """
     forbidden = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size
+    if getattr(tokenizer, 'ids', None):
+        forbidden[:] = True
+        forbidden[tokenizer.ids] = False
     if hasattr(tokenizer, 'chars'):
-        forbidden[[i for i in tokenizer.special_ids if i != tokenizer.eos_id]] = True
+        forbidden[[i for i in tokenizer.special_ids if i not in tokenizer.eos_ids]] = True
     return forbidden.to(model.wte.weight.device) if forbidden.any() else None
 
 
 def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu') -> dict[str, torch.Tensor]:
-    """The batch that a CausalPolicy samples from, of P lists of token ids and P seeds."""
+    """What a CausalPolicy samples from, of P lists of token ids and P seeds."""
     lengths = torch.tensor([len(p) for p in prompts])
     return {'prompts': padded(prompts, device), 'prompt_lengths': lengths, 'seeds': torch.tensor(seeds)}
 
@@ -490,7 +487,7 @@ def text_log_probs(model, tokenizer, texts, batch_size=16):
     Each text's mean log-prob per character, in nats, of what follows its first token; -inf when nothing does.
     A text longer than the model's block_size is cut.
     """
-    rows = [tokenizer.encode(text)[:model.config.block_size] for text in texts]
+    rows = [tokenizer.encode_prompt(text)[:model.config.block_size] for text in texts]
     values = [-float('inf')] * len(texts)
     longer = [i for i, ids in enumerate(rows) if len(ids) > 1]
     longer.sort(key=lambda i: len(rows[i]))  # similar lengths together

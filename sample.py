@@ -1,6 +1,6 @@
 """
 Talk to a model: chat, complete a prompt, fill a text, explain an activation.
-$ python sample.py --checkpoint=path/to/model  # chat; a directory, a .gguf file or a run's ckpt.pt
+$ python sample.py --checkpoint=path/to/model  # chat; a folder, also of adapters, a .gguf or a run's ckpt.pt
 $ echo "12+34=" | python sample.py --checkpoint=out-arithmetic-grpo/ckpt.pt  # or --prompt="12+34="
 $ python sample.py --checkpoint=... --prompt="12+34=" --rewards=number_answer --reference=46  # best of 8
 $ python sample.py --checkpoint=... --prompt="tker>" --reward_checkpoint=out-shop/reward.pt  # by a model
@@ -10,39 +10,22 @@ $ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: 
 Several completions are a table, best first. Where stdout is no terminal it gets the best one and nothing
 else; the rest goes to stderr.
 """
-import os
 from typing import Annotated, Literal
-
-import torch
 
 from model import GPT
 from runtime.checkpoint import load_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Share, configure
 from runtime.masters import compute_in, precision_of
+from runtime.run import usable_device
 from tasks import TASKS
-
-
-def usable_device(device):
-    """The torch device that a setting names. Raises ValueError for one that torch cannot use here."""
-    if device == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
-        reason = str(e).splitlines()[0][:80]
-        seen = f"device is {device!r}, which torch cannot use here ({reason})"
-        raise ValueError(f"{seen}: take 'auto' or 'cpu'") from None
-    return device
 
 
 def main(cfg):
     path = cfg.checkpoint
     if (cfg.reference or cfg.tests or cfg.context) and not cfg.rewards:
         raise ValueError("reference, tests and context need --rewards that judge by them, as number_answer")
-    if path.endswith('.pt') and not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no {path}: --checkpoint names what a run left in its out_dir")
     cfg.device = usable_device(cfg.device)
-    saved = load_checkpoint(path, 'generator', 'run', 'nla') if path.endswith('.pt') else {}
+    saved = load_checkpoint(path, 'generator', 'run', 'adapters', 'nla') if path.endswith('.pt') else {}
     model, task, causal = None, 'nla', False  # its actor and critic are built when they are shown
     if 'nla' not in saved:
         model = GPT.from_pretrained(path).to(cfg.device).eval().requires_grad_(False)
@@ -64,6 +47,8 @@ if __name__ == '__main__':
     # a causal model
     prompt = ''                     # to complete, or piped in; at a terminal without either it chats
     chat_template = False           # True: the prompt becomes the user's turn
+    chat_template_kwargs: dict | None = None  # what the template reads beside it, {'enable_thinking': False}
+    add_special_tokens = True       # False: without the begin token that transformers adds to a plain prompt
     system_prompt = ''
     max_new_tokens: Count = 256     # at most, and no more than the model reads
     # what its completions are ranked by, best first

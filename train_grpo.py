@@ -12,8 +12,9 @@ import math
 from typing import Annotated, Literal
 
 import grpo
+from data.prompts import source_name
 from runtime import console, ranks, run
-from runtime.config import Count, Natural, NonNegative, Positive, Share, configure
+from runtime.config import Count, Natural, NonNegative, Positive, Share, configure, with_settings
 from runtime.console import say
 from tasks import TASKS
 from tasks.evolution import es_training_step
@@ -25,14 +26,15 @@ from tasks.evolution import es_training_step
 # the job
 task: Literal['fill_in', 'completion', 'alignment', 'nla'] = 'fill_in'  # each is a file in tasks/
 init_from: Literal['generator', 'resume'] = 'generator'  # 'resume': go on with out_dir
-out_dir = 'out-grpo'                    # where everything goes; a used one is moved aside
+remake: Literal[False, True, 'never'] = False  # what was made by another recipe: refuse, make again, take
+out_dir = 'out-grpo'                    # may hold {dataset}, {seed}, ...; a used one is moved aside
 seed: Natural = 1                       # of everything that is drawn
 # optimizer
 batch_size: Count = 32                  # P: prompts of an iteration, all ranks together
 max_iters: Natural = 200                # iterations: completions, rewards, a step
 optimizer: Literal['adamw', 'es'] = 'adamw'  # 'es': evolution strategies, rewards without gradients
 learning_rate: NonNegative = 6e-4       # its peak
-min_lr: NonNegative = 6e-5              # at the end
+min_lr: NonNegative | None = None       # at the end; None: a tenth of learning_rate
 lr_schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'  # after the warm-up
 warmup_iters: Natural = 10              # iterations in which it rises
 weight_decay: NonNegative = 0.0         # AdamW's, on matrices alone
@@ -46,9 +48,9 @@ reference_update_freq: Count = 500      # periodic: reference = policy, every so
 reference_offload = False               # True: it waits in the CPU's memory
 # LoRA: train small matrices beside frozen ones
 lora_r: Natural = 0                     # rank; 0 trains all weights
-lora_alpha: Positive = 16.0             # the adapters are scaled by lora_alpha / lora_r
+lora_alpha: Positive | None = None      # they are scaled by lora_alpha / lora_r; None: 16, or as they came
 lora_dropout: Annotated[float, '[0, 1)'] = 0.0  # above 0 the policy that learns is not the one that sampled
-lora_targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')  # of these matrices
+lora_targets: tuple | str | None = None  # q, k, v, o, gate, up, down; q_proj, ...; None: all, or as they came
 load_in_8bit = False                    # frozen weights as int8
 # evaluation, logs, checkpoints
 eval_interval: Count = 50               # iterations between two evaluations
@@ -61,7 +63,7 @@ tensorboard = False                     # True: metrics, histograms and samples 
 wandb_log = False                       # True: and to wandb
 wandb_project = 'grpo'
 wandb_run_name = 'fill-in'
-wandb_mode = 'online'                   # 'offline' needs no account
+wandb_mode: Literal['online', 'offline', 'shared', 'disabled'] = 'online'  # 'offline' needs no account
 # system
 device = 'auto'                         # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
 precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # of computing; what learns is fp32 always
@@ -71,6 +73,8 @@ shard = False                           # True: weights, gradients and Adam spre
 gather_to_sample = True                 # shard: False collects the model block by block for every token
 rank_timeout: Positive = 1800.0         # seconds after which a process that hangs is given up
 cfg = configure(globals(), grpo.Settings, tasks=TASKS)
+named = vars(cfg) | {'dataset': source_name(cfg.train_prompts or cfg.dataset)}
+cfg.out_dir = with_settings('out_dir', cfg.out_dir, named)
 
 # -----------------------------------------------------------------------------
 # set-up: who we are, what we learn, what holds us back, where we stopped
@@ -98,7 +102,8 @@ def learning_rate_at(it):
         return cfg.learning_rate
     progress = (it - cfg.warmup_iters) / max(1, cfg.max_iters - cfg.warmup_iters)
     share = 1 - progress if cfg.lr_schedule == 'linear' else 0.5 * (1 + math.cos(math.pi * progress))
-    return cfg.min_lr + share * (cfg.learning_rate - cfg.min_lr)  # fall to min_lr
+    lowest = cfg.learning_rate / 10 if cfg.min_lr is None else cfg.min_lr
+    return lowest + share * (cfg.learning_rate - lowest)
 
 
 def grpo_step(it, lr):
@@ -180,6 +185,6 @@ for it in log.iterations():
 if not stopping:
     if rank == 0 and (verdict := job.verdict(metrics)):
         say(verdict)
-    state.export(job, metrics)
+    state.export(job)
 log.close(stopping)
 run.leave(stopping)

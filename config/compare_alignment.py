@@ -1,6 +1,6 @@
 # Reward against cost, from one start: lambda adapted, none, other rules, a sweep over kl_beta, and evolution
-# strategies. The table and picture of docs/alignment.md (there with --seeds="(1,)": half an hour on a busy
-# machine; not yet run with three).
+# strategies. The table and picture of docs/alignment.md, there with --seeds="(1,)": half an hour on a busy
+# machine. Not yet run with three.
 base = 'config/alignment.py'
 arms = {
     'lambda adapts': [],
@@ -23,5 +23,4 @@ columns = {'eval/true_reward': 'true reward', 'eval/true_cost': 'true cost', 'ev
 plot_metric = 'lambda'
 plot_label = 'lambda'
 plot_path = 'docs/alignment.png'
-document = 'docs/alignment.md'
 out_dir = 'out-compare-alignment'

@@ -1,6 +1,6 @@
 # Six leashes, five seeds each, from one supervised start: the table and the picture of docs/mirror.md.
 # `python -m tools.learn_mirror config/learn_mirror.py` first makes the learned mirror.
-# 31 minutes on one of 2 cores of an AMD EPYC, --processes=1, other work beside.
+# 31 minutes on one CPU core, --processes=1.
 base = 'config/neural_mirror.py'
 # Curvature 2 * 0.05 at probability 1/2, for all but the first two.
 _leash = ['--mirror_coefficient=0.05', '--mirror_weighting=is']
@@ -20,5 +20,4 @@ columns = {'eval/accuracy_greedy': 'greedy', 'eval/accuracy_sampled': 'sampled',
 plot_metric = 'eval/accuracy_sampled'
 plot_label = 'held-out accuracy, sampled'
 plot_path = 'docs/mirror.png'
-document = 'docs/mirror.md'
 out_dir = 'out-compare-mirrors'

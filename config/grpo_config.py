@@ -10,5 +10,6 @@ group_size = 8
 temperature = 0.8
 kl_beta = 0.1            # 0.02 shows reward hacking: the judge is happier, the text is worse
 learning_rate = 6e-4     # ten times below pretraining's
+min_lr = 6e-5
 max_iters = 200
 out_dir = 'out-grpo'

@@ -13,6 +13,7 @@ advantage = 'dr_grpo'
 kl_estimator = 'k3'
 divergence = 'neural_mirror'
 learning_rate = 1e-3
+min_lr = 6e-5
 max_iters = 300
 
 eval_interval = 100

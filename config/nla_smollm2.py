@@ -13,7 +13,6 @@ activation_layer = 20
 activation_context = 64
 activations_n = 50000
 injection_token = '<empty_output>'   # a special token that no text contains
-injection_prompt = '<empty_output>'
 max_new_tokens = 17
 text_reversed = True
 warm_start_learning_rate = 5e-5

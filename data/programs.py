@@ -3,9 +3,8 @@ import collections
 import concurrent.futures
 import gzip
 import json
-import os
 
-from sandbox import constant_passes, grade_many
+from sandbox import constant_passes, grade_many, processors
 
 
 def fault_of_tests(record):
@@ -22,7 +21,7 @@ def keep_sound(records):
     can be graded and are passed by no constant, but with the hidden ones by the solution; a Counter of why
     the others are not among them).
     """
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(processors()) as pool:
         faults = list(pool.map(fault_of_tests, records))
     dropped = collections.Counter(filter(None, faults))
     sound = [record for record, fault in zip(records, faults, strict=True) if not fault]

@@ -1,16 +1,20 @@
 """A corpus of text as two arrays of token ids, train and val, and windows cut from them."""
+import functools
 import http.client
 import importlib
 import json
 import os
+import re
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from formats.text_files import read_text, replacing, write_text
+from formats.text_files import replacing, text_of, write_text
 from formats.tokenizer import CharTokenizer, load_tokenizer
+from runtime.console import say
+from runtime.made import content_of, content_of_path, locked, recipe_of
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -41,10 +45,10 @@ def corpus_ids(tokenizer, text):
     return np.array(tokenizer.encode(text), dtype=np.uint16)
 
 
-def write_corpus(script, chars, train, val):
+def write_corpus(script, chars, train, val, read=()):
     """
-    What a prepare.py leaves beside itself, each whole or not at all: train.bin and val.bin (uint16 ids), and
-    last vocab.json, which says that the rest is there.
+    What a prepare.py leaves beside itself: train.bin and val.bin (uint16 ids), and last vocab.json, which
+    says that the rest is there. read: the files that it made them from.
     """
     folder, tokenizer = os.path.dirname(os.path.abspath(script)), CharTokenizer(chars)
     for split, text in (('train', train), ('val', val)):
@@ -52,15 +56,48 @@ def write_corpus(script, chars, train, val):
         with replacing(os.path.join(folder, f'{split}.bin')) as temporary:
             ids.tofile(temporary)
         print(f"{split}: {len(ids):,} characters")
+    write_recipe(script, read)
     write_text(os.path.join(folder, 'vocab.json'), json.dumps({'chars': tokenizer.chars}))
 
 
+def write_recipe(script, read):
+    """recipe.json beside a prepare.py: the contents of the script and of the files that it has read."""
+    folder, name = os.path.split(os.path.abspath(script))
+    paths = {name: script} | {os.path.abspath(path): path for path in read}
+    files = {name: content_of_path(path) for name, path in paths.items() if os.path.exists(path)}
+    recipe = {'made': 'data', 'from': files}
+    write_text(os.path.join(folder, 'recipe.json'), json.dumps(recipe, indent=1))
+
+
+def prepare(folder, name, file):
+    """
+    Call folder/name/prepare.py where `file`, which it writes, is missing; else tell, once, where the script
+    or what it has read are others now.
+    """
+    if not os.path.isfile(file):
+        with locked(os.path.join(folder, name)):
+            if not os.path.isfile(file):  # else another run has made it meanwhile
+                print(f"preparing data/{name}, once")
+                importlib.import_module(f'data.{name}.prepare').main()
+    tell_what_changed(folder, name)
+
+
+@functools.cache
+def tell_what_changed(folder, name):
+    recipe = recipe_of(os.path.join(folder, name))
+    if recipe is None:
+        say(f"data/{name} says nothing of how it was prepared: taken as it is")
+        return
+    files = {os.path.join(folder, name, path): content for path, content in recipe['from'].items()}
+    changed = [path for path in files if os.path.exists(path) and content_of_path(path) != files[path]]
+    if changed:
+        say(f"data/{name} was prepared before {changed[0]} changed: taken as it is; `python "
+            f"data/{name}/prepare.py` prepares it again")
+
+
 def read_text_file(path):
-    """A UTF-8 file's text. Raises ValueError when it is empty or not text."""
-    text = read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty: there is nothing to learn from")
-    return text
+    """A file's text, see text_of, its lines ended as here."""
+    return text_of(path).replace('\r\n', '\n').replace('\r', '\n')
 
 
 def split_text(text):
@@ -71,7 +108,8 @@ def split_text(text):
 
 def load_corpus(dataset):
     """
-    dataset: the name of a folder under data/ (prepared on first use) or the path of any text file.
+    dataset: the name of a folder under data/ (prepared on first use) or the path of any text file, packed
+    with gzip or not.
     Returns (tokenizer, {'train': ids, 'val': ids}) with 1-D uint16 arrays.
     """
     if os.path.isfile(dataset):
@@ -85,23 +123,24 @@ def load_corpus(dataset):
     if not os.path.isfile(os.path.join(folder, 'vocab.json')):
         texts = folders_that('write_corpus')
         if dataset not in texts:
-            why = "is no text file, and no text under data/"
-            if dataset in folders_that('write_splits'):
-                why = "has prompts to answer (--task=completion takes it) and no text to fill in"
-            raise FileNotFoundError(f"dataset {dataset!r} {why}; texts are: {', '.join(texts)}")
-        print(f"preparing data/{dataset}, once")
-        importlib.import_module(f'data.{dataset}.prepare').main()
+            raise FileNotFoundError(f"dataset {dataset!r} is no text file, and no text under data/; texts "
+                                    f"are: {', '.join(texts)}; prompts want --task=completion")
+    prepare(FOLDER, dataset, os.path.join(folder, 'vocab.json'))
     corpus = {}
     for split in ('train', 'val'):
         corpus[split] = np.fromfile(os.path.join(folder, f'{split}.bin'), dtype=np.uint16)
-        if len(corpus[split]) == 0:
-            raise ValueError(f"data/{dataset}/{split}.bin is empty: delete vocab.json there and run again")
     return load_tokenizer(folder), corpus
 
 
 def dataset_name(dataset):
-    """A short name for file names: 'stdlib_char', or 'moby' for books/moby.txt."""
-    return os.path.splitext(os.path.basename(dataset.rstrip('/')))[0]
+    """
+    What {dataset} is in a path: the name of a folder under data/; of a file or another folder the path from
+    here, with + for /, so that no two share what is made: 'books+moby.txt'.
+    """
+    if os.path.exists(dataset):
+        dataset = os.path.relpath(dataset)
+    name = re.sub(r'[^\w.+-]', '_', dataset.rstrip('/').replace('/', '+'))
+    return name if len(name) <= 100 else f'{content_of(name)}-{name[-80:]}'
 
 
 def random_windows(ids, n, length, generator):

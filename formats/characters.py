@@ -6,9 +6,18 @@ from formats.text_files import write_text
 
 
 class Tokenizer:
-    """What has encode, decode, chat and save. vocab_size is the largest id + 1."""
-    bos_id = eos_id = pad_id = None
+    """
+    What has encode, decode, chat and save. vocab_size is the largest id + 1; ids: those with a token, None:
+    all. eos_ids: each ends a completion; eos_id, the first, is what training teaches. prefix, suffix: what
+    stands around a plain prompt.
+    """
+    ids = bos_id = eos_id = pad_id = None
+    eos_ids = prefix = suffix = ()
     has_chat_template = False
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a plain prompt with what transformers adds to it: a begin token where models want one."""
+        return [*self.prefix, *self.encode(text), *self.suffix]
 
     def token_text(self, i: int) -> str:
         """The text of token i alone; a part of a character is U+FFFD."""
@@ -31,7 +40,8 @@ class CharTokenizer(Tokenizer):
         self.id_of = {c: i for i, c in enumerate(self.chars)}
         self.mask_id, self.pad_id, self.cls_id = (len(self.chars) + i for i in range(3))
         self.eos_id = len(self.chars) + 3 if end else None
-        self.special_ids = [self.mask_id, self.pad_id, self.cls_id] + [self.eos_id] * end
+        self.eos_ids = (self.eos_id,) * end
+        self.special_ids = [self.mask_id, self.pad_id, self.cls_id, *self.eos_ids]
         self.vocab_size = len(self.chars) + len(self.special_ids)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -47,11 +57,11 @@ class CharTokenizer(Tokenizer):
         shown = [*self.chars, '_']
         return ''.join(shown[i] for i in map(int, ids) if i < len(shown))
 
-    def render_chat(self, messages, add_generation_prompt=True):
+    def render_chat(self, messages, /, add_generation_prompt=True, **variables):
         """The contents of the messages, joined: characters know no roles."""
         return ''.join(message['content'] for message in messages)
 
-    def chat(self, messages: list[dict], add_generation_prompt: bool = True) -> list[int]:
+    def chat(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables) -> list[int]:
         """Their ids."""
         return self.encode(self.render_chat(messages))
 

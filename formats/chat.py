@@ -1,27 +1,71 @@
-"""Chat templates, compiled as `transformers` does, and what keeps a message from writing special tokens."""
+"""Chat templates, read as `transformers` does, and what keeps a message from writing special tokens."""
 import functools
 import json
 import re
 from datetime import datetime
 
+from jinja2 import meta, nodes
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from formats.kept import Kept
+
+REASONING = ('reasoning_content', 'thinking', 'reasoning')  # what data sets call it; the first is templates'
+
+
+class Generation(Extension):
+    """{% generation %} marks the assistant's words, and changes nothing."""
+    tags = {'generation'}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
+        return nodes.CallBlock(self.call_method('words'), [], [], body).set_lineno(line)
+
+    def words(self, caller):
+        return caller()
 
 
 @functools.cache
-def compile_template(source):
-    """A chat template in jinja2's sandbox, set up as transformers does."""
+def template_environment():
+    """jinja2's sandbox, set up as transformers does."""
     def raise_exception(message):
         raise ValueError(message)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=['jinja2.ext.loopcontrols'])
+                                                extensions=['jinja2.ext.loopcontrols', Generation])
     environment.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)  # jinja2's escapes HTML
     environment.globals['raise_exception'] = raise_exception
     environment.globals['strftime_now'] = lambda form: datetime.now().strftime(form)
-    # {% generation %} only marks the assistant's words
-    for tag, plain in (('generation', 'if true'), ('endgeneration', 'endif')):
-        source = re.sub(rf'(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})', rf'\1{plain}\2', source)
-    return environment.from_string(source)
+    return environment
+
+
+@functools.cache
+def compile_template(source):
+    return template_environment().from_string(source)
+
+
+RENDERER = Kept('from formats.chat import render as answer', seconds=10, memory=1 << 30)
+
+
+def render(source, messages, variables):
+    """The text that a chat template makes: in a process of its own, for a stranger's may never end."""
+    return compile_template(source).render(messages=messages, **variables)
+
+
+def variables_read(source):
+    """The names of what a chat template reads."""
+    environment = template_environment()
+    return meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals)
+
+
+def as_template_reads(message):
+    """A chat message less its entries that are None, its reasoning under the names that templates know."""
+    message = {key: value for key, value in message.items() if value is not None}
+    for name in REASONING:
+        if name in message:
+            return {'thinking': message[name]} | message | {'reasoning_content': message[name]}
+    return message
 
 
 def mark_specials(value, special, mark):

@@ -1,8 +1,14 @@
 """Text and JSON files: read with one clear error that names file and line, written whole or not at all."""
+import codecs
 import contextlib
+import glob
+import gzip
 import json
 import os
 import re
+import shutil
+import socket
+import zlib
 
 HALF_PAIR = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape for half of a character beyond U+FFFF
 
@@ -19,6 +25,25 @@ def read_text(path, newline=None):
             return f.read()
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+
+
+def text_of(path):
+    """A file's text, in UTF-8 or with UTF-16's mark, unpacked where gzip packed it. Raises ValueError."""
+    with open(path, 'rb') as f:
+        data = f.read()
+    if data.startswith(b'\x1f\x8b'):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as e:
+            raise ValueError(f"{path} is not a whole gzip file ({e})") from None
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode('utf-16' if utf_16 else 'utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty: there is nothing to learn from")
+    return text
 
 
 def check_unicode(text):
@@ -68,14 +93,38 @@ def read_json(path):
 
 @contextlib.contextmanager
 def replacing(path):
-    """A temporary path to write to; it takes the place of `path` when the block ends without an error."""
-    temporary = f'{path}.{os.getpid()}.tmp'
+    """
+    A temporary path, of this process alone, for a file or folder; it takes the place of `path` when the block
+    ends without an error. What killed processes of this machine have left there is removed.
+    """
+    start = f'{path}.{socket.gethostname()}-'
+    temporary = f'{start}{os.getpid()}.tmp'
+    for left in glob.glob(f'{glob.escape(start)}*.tmp'):
+        pid = left[len(start):-4]
+        if left == temporary or pid.isdecimal() and is_gone(int(pid)):
+            discard(left)
     try:
         yield temporary
+        if os.path.isdir(temporary):
+            discard(path)
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+        discard(temporary)
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False
+
+
+def discard(path):
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
 def write_text(path, text):

@@ -8,34 +8,46 @@ The ids, chats and end tokens are those of `transformers`.
 """
 import json
 import os
-import re
 import threading
-import unicodedata
 
-import tokenizers
+from tokenizers import decoders, pre_tokenizers
 
 from formats.characters import CharTokenizer, Tokenizer, char_tokenizer
-from formats.chat import compile_template, mark_specials, matcher
-from formats.gguf_vocabulary import read_vocabulary, tiktoken_encoding
-from formats.package import check_config, is_named, read_package
+from formats.chat import RENDERER, as_template_reads, mark_specials, matcher
+from formats.gguf_vocabulary import read_vocabulary
+from formats.package import added_token, around, check_config, is_named, read_package
 from formats.text_files import check_unicode, first_line, parse_object, read_text, write_text
 
 __all__ = ['CharTokenizer', 'Tokenizer', 'char_tokenizer', 'load_tokenizer']
-SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+         'chat_template.jinja')
 READ = (*SAVED, 'config.json', 'generation_config.json')
-# On a million spaces tiktoken's regex overflows its stack, which no `except Exception` catches.
-LONG_RUN = re.compile(r'(?<!\s)\s{100000}')
+TEMPLATES = 'additional_chat_templates'
+ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'))
 
 
-def without_none(message):
-    """A chat message less its entries that are None, which templates take for given."""
-    return {key: value for key, value in message.items() if value is not None}
+def spaces_of_its_class(package, config):
+    """
+    What transformers does with spaces for two classes, in place: it builds their tokenizers anew, whatever
+    tokenizer.json says of them.
+    """
+    kind, prefix = str(config.get('tokenizer_class')).removesuffix('Fast'), config.get('add_prefix_space')
+    if kind == 'GPT2Tokenizer' and prefix:
+        package.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if kind == 'LlamaTokenizer' and getattr(package.model, 'byte_fallback', False):
+        first = 'always' if config.get('legacy') else 'first'
+        prepend = 'never' if prefix is False else first
+        package.model.unk_token, package.normalizer = None, None
+        package.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+        parts = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+        package.decoder = decoders.Sequence(parts + [decoders.Strip(' ', 1)] * (prefix is not False))
 
 
 class FileTokenizer(Tokenizer):
     """
-    A tokenizer.json and the files {name: text} beside it, read by the package `tokenizers`. eos_id ends a
-    completion: tokenizer_config.json's eos_token (<|im_end|> for chat models), else the model's.
+    A tokenizer.json and the files {name: text} beside it, read by the package `tokenizers`. eos_ids are
+    tokenizer_config.json's eos_token (<|im_end|> for chat models) and the eos_token_id, one or several, of
+    generation_config.json or else of config.json: where transformers' generate stops, and TRL.
     """
 
     def __init__(self, files, path):
@@ -43,59 +55,79 @@ class FileTokenizer(Tokenizer):
             return parse_object(files.get(name, '{}'), os.path.join(path, name))
 
         self.path, self.lock = path, threading.Lock()
-        self.files = {name: text for name, text in files.items() if name in SAVED}
+        self.files = {name: text for name, text in files.items() if name in SAVED or TEMPLATES in name}
         self.package = read_package(files['tokenizer.json'], os.path.join(path, 'tokenizer.json'))
-        config = read('special_tokens_map.json') | read('tokenizer_config.json')
+        config = read('tokenizer_config.json')
+        spaces_of_its_class(self.package, config)
+        if 'added_tokens_decoder' not in config:  # an older form
+            config |= read('special_tokens_map.json')
         eos = (read('config.json') | read('generation_config.json')).get('eos_token_id')
         if not isinstance(eos, list):
             eos = [] if eos is None else [eos]
         check_config(config, eos, path)
-        templates = config.get('chat_template')
-        if isinstance(templates, list):
-            templates = {t['name']: t['template'] for t in templates}.get('default')
-        self.template = files.get('chat_template.jinja', templates)
+        self.templates = named_templates(files, config.get('chat_template'))
+        self.template = self.templates.get('default')
         self.has_chat_template = self.template is not None
-        self.add_tokens(config.get('added_tokens_decoder') or {})
-        self.name_tokens(config, eos)
+        roles = self.roles_of(config, eos)
+        self.names = {role: token.content for role, token in roles.items() if isinstance(role, str)}
+        self.add_tokens(config.get('added_tokens_decoder'), read('added_tokens.json'), list(roles.values()))
+        self.look_up(eos)
 
-    def add_tokens(self, entries):
-        """Add the tokens {id: flags} that only tokenizer_config.json lists, as transformers does."""
-        known = {token.content for token in self.package.get_added_tokens_decoder().values()}
-        for entry in entries.values():
-            if entry['content'] not in known:
-                flags = {key: bool(entry.get(key)) for key in ('lstrip', 'rstrip', 'single_word', 'special')}
-                flags['normalized'] = bool(entry.get('normalized', not flags['special']))
-                self.package.add_tokens([tokenizers.AddedToken(entry['content'], **flags)])
-
-    def name_tokens(self, config, eos):
-        """Set bos_id, eos_id, pad_id and special_ids; a token with such a role is special."""
-        texts = {key: v['content'] if is_named(v, 'content') else v for key, v in config.items()}
-        names = {key: v for key, v in texts.items() if key.endswith('_token') and isinstance(v, str) and v}
-        vocab = self.package.get_vocab()
-        text_of = {i: text for text, i in vocab.items()}
+    def roles_of(self, config, eos):
+        """{role, or a number where it has none: AddedToken}, in transformers' order."""
+        more = config.get('extra_special_tokens') or config.get('additional_special_tokens')
+        more = dict(enumerate(more)) if isinstance(more, list) else more or {}
+        roles = {key: config.get(key) for key in (*ROLES, *config) if key.endswith('_token')} | more
+        roles = {key: v for key, v in roles.items() if is_named(v, 'content') or v and isinstance(v, str)}
+        text_of = {i: text for text, i in self.package.get_vocab().items()}
         stops = [text_of[i] for i in eos if i in text_of]
-        if 'eos_token' not in names and stops:
+        if 'eos_token' not in roles and stops:
             # of several, the one that the chat template writes; save() keeps it
-            names['eos_token'] = next((text for text in stops if text in (self.template or '')), stops[0])
+            roles['eos_token'] = next((text for text in stops if text in (self.template or '')), stops[0])
             own = json.loads(self.files.get('tokenizer_config.json', '{}'))
-            own['eos_token'] = names['eos_token']
+            own['eos_token'] = roles['eos_token']
             self.files['tokenizer_config.json'] = json.dumps(own, ensure_ascii=False, indent=1)
-        if 'eos_token' in names and names['eos_token'] not in vocab:
-            raise ValueError(f"{self.path}: tokenizer.json lacks the eos_token {names['eos_token']!r}")
-        added = self.package.get_added_tokens_decoder()
-        known = [text for text in names.values() if text in vocab]
-        self.package.add_special_tokens([added.get(vocab[text], text) for text in known])
-        self.names, self.added = names, self.package.get_added_tokens_decoder()
+        return {key: added_token(entry, special=True) for key, entry in roles.items()}
+
+    def add_tokens(self, listed, older, special):
+        """
+        Add what tokenizer.json lacks, as transformers does: the tokens of tokenizer_config.json, {id: entry},
+        or of added_tokens.json, {text: id}, in the order of ids; then special ones.
+        """
+        have, roles = self.package.get_added_tokens_decoder(), {token.content for token in special}
+        if listed is None:
+            listed = {i: {'content': text} for text, i in older.items() if type(i) is int}
+            listed |= {i: token.__getstate__() for i, token in have.items()}
+        entries = [listed[i] for i in sorted(listed, key=int)]
+        tokens = [added_token(entry, entry['content'] in roles) for entry in entries]
+        known = {token.content for token in [*have.values(), *tokens]}
+        self.package.add_tokens(tokens + [token for token in special if token.content not in known])
+
+    def look_up(self, eos=()):
+        """Set what depends on the vocabulary; eos: ids that end a completion beside eos_token."""
+        vocab = self.package.get_vocab()
+        self.added = self.package.get_added_tokens_decoder()
         self.special_ids = sorted(i for i, token in self.added.items() if token.special)
         self.vocab_size = max(vocab.values(), default=-1) + 1
-        self.bos_id, self.eos_id = vocab.get(names.get('bos_token')), vocab.get(names.get('eos_token'))
-        self.pad_id = vocab.get(names.get('pad_token'), self.eos_id)
+        self.bos_id, self.eos_id = (vocab.get(self.names.get(role)) for role in ('bos_token', 'eos_token'))
+        self.pad_id = vocab.get(self.names.get('pad_token'), self.eos_id)
+        self.ids, ends = sorted(vocab.values()), [self.eos_id, *self.eos_ids, *eos]
+        self.eos_ids = tuple(dict.fromkeys(i for i in ends if i in self.ids))
+        if len(self.eos_ids) > 1:  # one alone stands in tokenizer_config.json
+            self.files['generation_config.json'] = json.dumps({'eos_token_id': self.eos_ids})
+        self.prefix, self.suffix = around(self.package)
+
+    def add_special_token(self, text):
+        """Make text a special token, the last one. Returns its id."""
+        self.package.add_special_tokens([added_token(text, special=True)])
+        self.files['tokenizer.json'] = self.package.to_str()
+        self.look_up()
+        return self.package.token_to_id(text)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """
-        Token ids of text; no bos or eos is added. The text of a special token is ordinary text, so that a
-        prompt cannot smuggle one in, unless special=True. Tokens added without the special flag (Qwen's
-        <think>) count both ways. Raises ValueError for text that is not Unicode.
+        Token ids of text; no bos or eos is added. The text of a special token is ordinary text unless
+        special=True; tokens added without that flag (Qwen's <think>) count both ways. Raises ValueError.
         """
         check_unicode(text)
         try:
@@ -114,19 +146,20 @@ class FileTokenizer(Tokenizer):
         first = self.decode([i], special=True)
         return self.decode([i, i], special=True)[len(first):] or first
 
-    def render_chat(self, messages, add_generation_prompt=True, **variables):
+    def render_chat(self, messages, /, add_generation_prompt=True, **variables):
         """The text that the chat template makes of messages (and tools, ...), as transformers renders it."""
         if not self.has_chat_template:
             raise ValueError(f"{self.path} has no chat template: put a chat_template.jinja there")
-        messages = [without_none(message) for message in messages]
+        messages = [as_template_reads(message) for message in messages]
         given = {'tools': None, 'documents': None, 'add_generation_prompt': add_generation_prompt}
         variables = given | self.names | variables
+        source = variables['tools'] is not None and self.templates.get('tool_use') or self.template
         try:
-            return compile_template(self.template).render(messages=messages, **variables)
-        except Exception as e:  # a template is a program, with errors of every kind
-            raise ValueError(f"the chat template of {self.path} fails: {type(e).__name__}: {e}") from None
+            return RENDERER.ask(source, messages, variables)
+        except (ValueError, TimeoutError, OSError) as e:
+            raise ValueError(f"the chat template of {self.path} fails: {e}") from None
 
-    def chat(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> list[int]:
+    def chat(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables) -> list[int]:
         """
         Token ids of render_chat with the template's special tokens; those in a message stay ordinary text,
         because they pass through the template with a private-use character after each of their characters.
@@ -148,39 +181,19 @@ class FileTokenizer(Tokenizer):
 
     def save(self, folder: str) -> None:
         """Write the files that load_tokenizer, and transformers, read back."""
-        os.makedirs(folder, exist_ok=True)
         for name, text in self.files.items():
+            os.makedirs(os.path.join(folder, os.path.dirname(name)), exist_ok=True)
             write_text(os.path.join(folder, name), text)
 
 
-class GGUFTokenizer(FileTokenizer):
-    """The vocabulary of a .gguf file; tiktoken encodes it, four times as fast, where that gives equal ids."""
-
-    def __init__(self, path):
-        files, spec, pattern = read_vocabulary(path)
-        super().__init__(files, path)
-        self.form = 'NFC' if spec['normalizer'] else None
-        self.tiktoken = tiktoken_encoding(spec, pattern, path)
-        plain = [token for token in self.added.values() if not token.special]
-        self.matchers = {True: matcher(self.added.values()), False: matcher(plain)}
-
-    def encode_plain(self, text):
-        """Ids of a text without added tokens."""
-        text = unicodedata.normalize(self.form, text) if self.form else text
-        if LONG_RUN.search(text):
-            return super().encode(text)
-        ids = self.tiktoken.encode_ordinary(text)
-        known = max(ids, default=0) < self.vocab_size  # a byte without a token has an id beyond
-        return ids if known else super().encode(text)
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        if self.tiktoken is None:
-            return super().encode(text, special)
-        check_unicode(text)
-        ids = []
-        for i, part in enumerate(self.matchers[special].split(text)):
-            ids += [self.package.token_to_id(part)] if i % 2 else self.encode_plain(part)
-        return ids
+def named_templates(files, listed):
+    """{name: chat template} of the .jinja files, or else of tokenizer_config.json."""
+    names = {name: os.path.basename(name).removesuffix('.jinja') for name in files if name.endswith('.jinja')}
+    if names:
+        return {'default' if name == 'chat_template' else name: files[file] for file, name in names.items()}
+    if isinstance(listed, list):
+        return {template['name']: template['template'] for template in listed}
+    return {} if listed is None else {'default': listed}
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -191,12 +204,16 @@ def load_tokenizer(path: str) -> Tokenizer:
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no tokenizer at {path}: no such file or folder")
     if path.endswith('.gguf'):
-        return GGUFTokenizer(path)
+        return FileTokenizer(read_vocabulary(path), path)
     if not os.path.isdir(path):
         raise ValueError(f"{path} is neither a folder with a tokenizer nor a .gguf file")
     names = sorted(os.listdir(path))
     if 'tokenizer.json' in names:
-        files = {name: read_text(os.path.join(path, name), newline='') for name in READ if name in names}
+        found = [name for name in READ if name in names]
+        if TEMPLATES in names:
+            more = sorted(os.listdir(os.path.join(path, TEMPLATES)))
+            found += [f'{TEMPLATES}/{name}' for name in more if name.endswith('.jinja')]
+        files = {name: read_text(os.path.join(path, name), newline='') for name in found}
         return FileTokenizer(files, path)
     if 'vocab.json' in names:
         file = os.path.join(path, 'vocab.json')
@@ -206,7 +223,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         return char_tokenizer(vocab, file)
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
-        return GGUFTokenizer(os.path.join(path, ggufs[0]))
+        return load_tokenizer(os.path.join(path, ggufs[0]))
     if ggufs:
         raise ValueError(f"{path} holds {len(ggufs)} .gguf files ({', '.join(ggufs)}): name one")
     if 'tokenizer.model' in names:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from formats.text_files import first_line, read_json, replacing
+from formats.text_files import first_line, read_json, replacing, write_text
 
 # What makes a family, in the fields of model.GPTConfig.
 ALL = dict(qk_norm=False, causal=True)
@@ -84,6 +84,7 @@ ONLY = {
 }
 VALUES = {'tied': ((bool,), 'true or false'), 'norm_eps': ((int, float), 'a positive number')}
 LLAMA3 = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+ADAPTER_CONFIG = 'adapter_config.json'  # of a PEFT folder
 
 
 def some(names):
@@ -100,12 +101,8 @@ def local_folder(path):
     FileNotFoundError, ImportError, ConnectionError, ValueError for a folder of ours that is no model's.
     """
     path = os.fspath(path)
-    has_run, has_adapters, has_model = (os.path.isfile(os.path.join(path, name))
-                                        for name in ('ckpt.pt', 'adapter_config.json', 'config.json'))
-    if has_run:
+    if os.path.isfile(os.path.join(path, 'ckpt.pt')):
         raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, 'export')} or its ckpt.pt")
-    if has_adapters and not has_model:
-        raise ValueError(f"{path} holds adapters without their model: export/ beside it holds both merged")
     if os.path.exists(path):
         return path
     # Where out/ is a folder, a mistyped out/ckpt is no name on the hub.
@@ -118,15 +115,35 @@ def local_folder(path):
         raise ImportError(f"to fetch {path!r} takes a package: pip install huggingface_hub") from None
     try:
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
-        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=['*/*'])
+        elsewhere = ['*/*.json', '*/*.safetensors']  # other forms of the model, in folders of their own
+        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=elsewhere)
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not give {path!r}: {first_line(e)}") from None
+
+
+def adapter_base(path):
+    """
+    The path or hub name of the model that the folder of PEFT adapters at path was made for; None for another
+    kind of folder or a file. Raises as local_folder.
+    """
+    if path.endswith(('.pt', '.gguf')):
+        return None
+    folder = local_folder(path)
+    where = os.path.join(folder, ADAPTER_CONFIG)
+    if not os.path.isfile(where):
+        return None
+    if any(re.fullmatch(r'model.*\.safetensors', name) for name in os.listdir(folder)):  # merged already
+        return None
+    base = read_json(where).get('base_model_name_or_path')
+    if not isinstance(base, str) or not base or os.path.isfile(os.path.join(base, ADAPTER_CONFIG)):
+        raise ValueError(f"{where}: base_model_name_or_path is {base!r}; it must name the adapters' model")
+    return base
 
 
 def read(path):
     """
     fields (keyword arguments of GPTConfig) and state (fp32 tensors as GPT.state_dict() names them) of a
-    Hugging Face directory, a .gguf file, or the hub's 'owner/name'. Raises as local_folder.
+    Hugging Face directory, a .gguf file, or the hub's name. Raises as local_folder.
     """
     path = local_folder(path)
     if os.path.isdir(path):
@@ -168,9 +185,6 @@ def read_fields(config, family, kind, where):
             raise ValueError(f"{where}: {key} is {value!r}; it must be {wanted}")
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
-    if not fields['head_dim'] and fields['n_embd'] % fields['n_head']:
-        width, heads = (KEYS[name][column] for name in ('n_embd', 'n_head'))
-        raise ValueError(f"{where}: {width} {fields['n_embd']} is no multiple of {heads} {fields['n_head']}")
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
     fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields
@@ -357,13 +371,8 @@ def assemble(fields, column, tensors, where):
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
     state = {}
     for ours, parts in plan.items():
-        turned = is_turned(ours, column)
-        shapes = [shape[::-1] if turned else shape for _, shape in parts]
-        rows = [shape[0] for shape in shapes]
-        state[ours] = torch.empty(sum(rows), *shapes[0][1:])
-        for place, (theirs, _) in zip(state[ours].split(rows), parts, strict=True):  # one at a time in memory
-            part = tensors[theirs][1]()
-            place.copy_(part.t() if turned else part)
+        stacked = torch.cat([tensors[theirs][1]() for theirs, _ in parts])
+        state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
     if fields['tied']:
         state['lm_head.weight'] = state['wte.weight']
     return state
@@ -471,11 +480,12 @@ def counterpart(fields):
     return family
 
 
-def write(folder, fields, state, eos_id=None):
+def write(folder, fields, state, eos_id=None, bos_id=None, pad_id=None):
     """
-    config.json and model.safetensors in folder, as transformers reads them. fields: every field of GPTConfig;
-    state: GPT.state_dict(), in the types it should have there; eos_id: where generate stops. Raises
-    ValueError, before anything is written, when no architecture there computes this.
+    config.json, generation_config.json and model.safetensors in folder, as transformers reads them. fields:
+    every field of GPTConfig; state: GPT.state_dict(), in the types it should have there; eos_id: where its
+    generate stops, an id or several. Raises ValueError, before anything is written, when no architecture
+    there computes this.
     """
     family = counterpart(fields)
     column = COLUMN.get(family, HF)
@@ -491,12 +501,14 @@ def write(folder, fields, state, eos_id=None):
         rows = stacked.split([shape[0] for _, shape in parts])
         for (theirs, _), part in zip(parts, rows, strict=True):
             tensors[theirs] = part.cpu().contiguous()
+    ends = [eos_id] if isinstance(eos_id, int) else list(eos_id or ())
+    # absent, they would default to other ids
+    ids = {'bos_token_id': bos_id, 'eos_token_id': ends if len(ends) > 1 else next(iter(ends), None)}
+    generation = {key: i for key, i in (ids | {'pad_token_id': pad_id}).items() if i is not None}
     config = {'architectures': [ARCHITECTURES[family]], 'model_type': family,
               'torch_dtype': str(state['wte.weight'].dtype).removeprefix('torch.'),
               **{keys[column]: fields[ours] for ours, keys in KEYS.items() if keys[column]},
-              **{key: values[0] for key, values in ONLY[family].items()},
-              # absent, they would default to other ids
-              'bos_token_id': None, 'eos_token_id': eos_id}
+              **{key: values[0] for key, values in ONLY[family].items()}, **ids}
     if family == 'gpt2':
         config |= {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
     else:
@@ -508,3 +520,4 @@ def write(folder, fields, state, eos_id=None):
         save_file(tensors, new_model, metadata={'format': 'pt'})
         with open(new_config, 'w', encoding='utf-8') as f:
             f.write(json.dumps(config, indent=2) + '\n')
+    write_text(os.path.join(folder, 'generation_config.json'), json.dumps(generation, indent=2) + '\n')

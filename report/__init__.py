@@ -1,11 +1,12 @@
 """
 What runs did, as one page: out_dir/report.html opens in any browser, from the disk, without a network.
 A run may be going on, resumed or torn; what is missing is left out. Long ones are thinned. The charts are
-uPlot's (report/uplot, MIT licence, 50 kB, inlined). Texts of a run are strangers' texts: they go in as JSON
-without a '<', are shown as text nodes alone, and the page's Content-Security-Policy runs only the scripts
-whose hashes it names and loads nothing.
+uPlot's (report/uplot, MIT licence). Texts of a run are strangers' texts: they go in as JSON without a '<',
+are shown as text nodes alone, and the page's Content-Security-Policy loads nothing and runs only the scripts
+whose hashes it names.
 """
 import base64
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -66,7 +67,7 @@ def lines_of(out_dir, name):
 
 
 def objects(lines):
-    """The objects that know their iteration; lines that are torn, or hold something else, are left out."""
+    """The objects with an iteration; lines that are torn, or hold something else, are left out."""
     for line in lines:
         try:
             record = json.loads(line)
@@ -78,8 +79,8 @@ def objects(lines):
 
 def picked(out_dir, name, n):
     """
-    {iteration: its objects} for at most n iterations of a log, which is read twice and of which no other line
-    is parsed: samples.jsonl grows to a hundred megabytes.
+    {iteration: its objects} for at most n iterations of a log. No other line is parsed, because samples.jsonl
+    grows to a hundred megabytes.
     """
     def iterations_and_lines():
         for line in lines_of(out_dir, name):
@@ -115,7 +116,7 @@ def curve(points):
 
 
 def metric_curves(out_dir):
-    """{metric: its curve}, and the last iteration. One that was logged twice counts as it was logged last."""
+    """{metric: its curve}, and the last iteration. What was logged twice counts as it was logged last."""
     rows = {row['iter']: row for row in objects(lines_of(out_dir, 'metrics.jsonl'))}
     points = {}
     for it in sorted(rows):
@@ -141,7 +142,7 @@ def reward_pictures(out_dir):
 
 
 def histogram(columns):
-    """The values of one reward, iteration by iteration, counted in the same bars."""
+    """The values of one reward, iteration by iteration, in the same bars."""
     known = [list(filter(finite, column)) for column in columns]
     every = list(itertools.chain(*known))
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
@@ -157,7 +158,7 @@ def histogram(columns):
 
 
 def completion_of(sample):
-    """One completion of a group. Without tokens, as in older logs, it is shown in one colour."""
+    """One completion of a group; without tokens it is shown in one colour."""
     result = {'text': clipped(sample.get('completion', ''), COMPLETION),
               'advantage': short(sample.get('advantage')),
               'rewards': {name.removeprefix('reward/'): short(value) for name, value in sample.items()
@@ -184,8 +185,8 @@ def groups(out_dir):
     return evenly(result, max(4, GROUPS * TOKENS // n_tokens)) if n_tokens > TOKENS else result
 
 
-def read_run(out_dir, jobs):
-    """Everything about the run in out_dir, as the page has it. FileNotFoundError when there is none."""
+def read_run(out_dir):
+    """The run in out_dir, as the page has it. Raises FileNotFoundError."""
     if not any(os.path.exists(os.path.join(out_dir, name)) for name in ('metrics.jsonl', 'config.json')):
         raise FileNotFoundError(f"no metrics.jsonl or config.json in {out_dir!r}: name the out_dir of a run")
     try:
@@ -194,12 +195,9 @@ def read_run(out_dir, jobs):
     except (OSError, ValueError, TypeError):
         config = {}
     metrics, last = metric_curves(out_dir)
-    job = jobs.get(config.get('task'))
     return {'config': {key: clipped(value, 300) for key, value in config.items()}, 'last': last,
             'wanted': short(config.get('max_iters')), 'threshold': short(config.get('cost_threshold_d')),
             'task': config.get('task'), 'metrics': metrics,
-            'samples_title': getattr(job, 'samples_title', 'Best and worst completions'),
-            'samples_hint': getattr(job, 'samples_hint', 'By advantage.'),
             'rewards': reward_pictures(out_dir), 'groups': groups(out_dir)}
 
 
@@ -236,13 +234,10 @@ def moved_metrics(runs):
 def charts_of(runs, jobs):
     """[{section, charts}] of the metrics that the runs have; one that no chart names gets its own."""
     names, sections, result = moved_metrics(runs), sections_of(runs, jobs), {}
-    missing = [name for name in names if name.startswith('reward_missing/')]
-    hint = 'Share of completions to which a reward does not apply.'
-    sections['Reward'].append({'title': 'not judged', 'hint': hint, 'names': missing})
     for section, charts in sections.items():
         result[section] = []
         for chart in charts:
-            shown = [name for name in chart['names'] if name in names]
+            shown = [name for wanted in chart['names'] for name in fnmatch.filter(names, wanted)]
             names = [name for name in names if name not in shown]
             if shown:
                 result[section].append(chart | {'names': shown})
@@ -260,12 +255,10 @@ def hash_of(code):
 
 def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     """
-    Write the page of the runs in out_dirs to path (report.html in the first of them) and return path.
-
-    jobs: {task: its class}, for the charts and titles that are its own. Raises FileNotFoundError where there
-    is no run, OSError where the page cannot be written.
+    Write the page of the runs in out_dirs to path (report.html in the first of them) and return path. jobs:
+    {task: its class}, for the charts that are its own. Raises FileNotFoundError without a run, OSError.
     """
-    runs = [read_run(out_dir, jobs) for out_dir in out_dirs]
+    runs = [read_run(out_dir) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
     for run, name, given in zip(runs, names, map(os.path.normpath, out_dirs), strict=True):
         short_name = given == '.' or (os.path.isabs(given) and names.count(name) == 1)
@@ -281,9 +274,10 @@ def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     page = re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
     try:  # renamed when whole: a browser never sees half of it
-        with open(path + '.tmp', 'w', encoding='utf-8', newline='') as f:
+        temporary = f'{path}.{os.getpid()}.tmp'
+        with open(temporary, 'w', encoding='utf-8', newline='') as f:
             f.write(page)
-        os.replace(path + '.tmp', path)
+        os.replace(temporary, path)
     except OSError as e:
         raise OSError(f"cannot write {path!r}: {e.strerror}") from None
     return path

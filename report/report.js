@@ -37,7 +37,6 @@ let plots = [];
 function forget(gone) {
   plots = plots.filter(([box, u]) => !gone.contains(box) || u.destroy());
 }
-const steps = [...Array(19)].flatMap((_, i) => [1, 2, 5].map(n => +`${n}e${i - 9}`));  // of a horizontal axis
 function nearest(u, s, i) {  // the point with a value
   const values = u.data[s];
   for (let d = 0; d < values.length; d++) {
@@ -58,7 +57,7 @@ function plot(box, options, data) {
   const axis = more => ({stroke: ink('--dim'), grid: line, ticks: {...line, size: 4}, font: '11px system-ui',
     values: (u, at) => at.map(show), ...more});
   plots.push([box, new uPlot({
-    width: box.clientWidth || 300, height: 190, axes: [axis({space: 50, size: 30, incrs: steps}), axis({size: 58})],
+    width: box.clientWidth || 300, height: 190, axes: [axis({space: 50, size: 30}), axis({size: 58})],
     ...options,
     series: options.series.map(series => ({value: (u, v) => show(v), ...series})),
     legend: {markers, ...options.legend},
@@ -263,27 +262,12 @@ function groupCards(groups) {
   });
   answers.append(el('h3', 'A group: one prompt, its completions'), control, asked, note, detail, cards);
 }
-function bestAndWorst({iter, prompt, answers, ...group}) {
-  const order = [...answers].sort((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0));
-  const [best] = order, worst = order.at(-1);
-  const alike = best !== worst && best.advantage != null && best.advantage === worst.advantage;
-  const visible = text => el('div.text', text.trim() ? text : JSON.stringify(text));
-  const said = (word, a) => [p(`${word}: ${scores(a)}`), visible(a.text)];
-  return card(`iteration ${iter}`, visible(prompt.length > 300 ? '… ' + prompt.slice(-300) : prompt),
-    el('div.text', wanted(group)), ...said(alike ? 'all worth the same' : 'best', best),
-    ...(best === worst || alike ? [] : said('worst', worst)));
-}
 function choice(r) {
-  const {groups, samples_title, samples_hint} = runs[r];
   forget(answers);
   redraw = [];
   answers.replaceChildren();
   rewardCards(runs[r]);
-  if (groups.length) {
-    groupCards(groups);
-    const grid = el('div.grid', ...[...groups].reverse().map(bestAndWorst));
-    answers.append(el('h3', samples_title), p(samples_hint), grid);
-  }
+  if (runs[r].groups.length) groupCards(runs[r].groups);
   redraw.forEach(draw => draw());
 }
 if (runs.some(run => run.groups.length || run.rewards.iters.length)) {

@@ -4,24 +4,26 @@ Rewards: functions from a completion to a number. The files of this folder hold 
     @reward(hackable=True)
     def name(text, *, reference, prompt=None, tests=None, context=None, **params) -> float | None
 
-The function names the fields and parameters that it uses: a record of the data gives the fields, the config
-the parameters. It needs the fields without a default, here the reference. Its score is from 0 to 1; None
-means that it does not apply, and the other rewards judge alone. That depends on the record, never on the
-text, or a policy could choose its judge. What cannot be computed is raised: no score is made up. A `hackable`
-reward can be had without a good completion: weigh it beside one that reads the content.
+The function names the fields of a record and the parameters of a config that it uses. It needs the fields
+without a default, here the reference. Its score is from 0 to 1; None means that it does not apply, and the
+other rewards judge alone. That depends on the record, never on the text, or a policy could choose its judge.
+What cannot be computed is raised: no score is made up. A `hackable` reward can be had without a good
+completion: weigh it beside one that reads the content.
 
-A new reward is a function in one of these files. A custom one is a function in a config, without the
-decorator; it may return any finite number, and has what it needs in an attribute, needs = ('reference',).
-With `group = True` it takes the list of a group's texts and returns a list, with `batched = True` the texts
-of the whole step, and a list for each field.
+A custom reward is a function in a config, without the decorator; it may return any finite number. It names
+any columns of the records, and `tokens`, the completion's token ids; without a default it needs them, as
+those in its attribute, needs = ('reference',). With `group = True` it takes the list of a group's texts and
+returns a list, with `batched = True` the texts of the whole step, and a list for each field. One that names
+`completions` is called as TRL calls it.
 
 $ python -m rewards "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """
 import importlib
+import itertools
 import math
 import warnings
 
-from rewards.reward import FAILED, FIELDS, REWARDS, Reward, find_reward, shorten
+from rewards.reward import FAILED, REWARDS, Reward, find_reward, shorten
 
 __all__ = ['REWARDS', 'Reward', 'check_fields', 'fields_of', 'resolve_rewards', 'score', 'score_completions']
 
@@ -48,7 +50,7 @@ def resolve_rewards(spec, provided=None):
     elements, see read_element. provided: see Reward.bind. Raises ValueError.
     """
     if isinstance(spec, str):
-        spec = spec.split(',')
+        spec = [name.strip() for name in spec.split(',') if name.strip()]
     if not isinstance(spec, (list, tuple)) or not spec:
         raise ValueError(f"rewards is {spec!r}: it must be a list with at least one reward")
     resolved = {}
@@ -60,6 +62,8 @@ def resolve_rewards(spec, provided=None):
             name, n = f'{reward.name}_{n}', n + 1
         resolved[name] = name, reward.bind(name, params, provided), weight
     resolved = list(resolved.values())
+    if not any(weight for _, _, weight in resolved):
+        raise ValueError("the weights of the rewards are all 0: nothing would be learned")
     total = sum(weight for _, _, weight in resolved)
     if not math.isclose(total, 1, abs_tol=1e-6):
         warnings.warn(f"the weights of the rewards sum to {total:g}, not to 1", stacklevel=2)
@@ -71,8 +75,8 @@ def resolve_rewards(spec, provided=None):
 
 def read_element(element):
     """
-    (name or function, weight, params) of an element: such a tuple, with or without the last two, a name or
-    function alone, or a dict of 'type', 'weight' and 'params'. Raises ValueError.
+    (name or function, weight, params) of such a tuple, its last two optional, of a name or function alone, or
+    of a dict of 'type', 'weight' and 'params'. Raises ValueError.
     """
     if isinstance(element, dict) and set(element) <= {'type', 'weight', 'params'}:
         parts = element.get('type'), element.get('weight', 1.0), element.get('params') or {}
@@ -95,49 +99,45 @@ def read_element(element):
 # ---- records and their completions
 
 def fields_of(record):
-    """A record's fields for rewards; its answer is the reference. Only None is missing, not 0 or ''."""
-    fields = {name: record.get(name) for name in FIELDS}
-    if record.get('answer') is not None:
-        fields['reference'] = record['answer']
-    return fields
+    """A record's columns for rewards; its answer is the reference too. Only None is missing, not 0 or ''."""
+    return record | {'reference': record['answer']} if record.get('answer') is not None else record
 
 
 def check_fields(rewards, records, errors='raise'):
     """
     Try each reward on an empty completion of every record, or where it is not cheap of the first that has the
-    fields. Raises ValueError for a reward that applies to no record, and for a record to which none applies.
+    fields. Raises ValueError for an argument that is no column, and for a record to which no reward applies.
     Returns the other gaps, {name: {index of the record: ValueError}}.
     """
-    gaps = {name: {} for name, _, _ in rewards}
+    gaps, fields = {name: {} for name, _, _ in rewards}, list(map(fields_of, records))
+    columns = dict.fromkeys(itertools.chain.from_iterable(fields))
     for name, reward, _ in rewards:
+        reward.check_columns(columns)
         tried = False
         for i, record in enumerate(records):
-            fields = fields_of(record)
-            has_fields = not reward.missing(fields)
+            has_fields = not reward.missing(fields[i])
             if has_fields and tried and not reward.cheap:
                 continue
             tried |= has_fields
-            if reward.scores([['']], [fields], errors) == [[None]]:
-                prompt, has = shorten(str(record['prompt'])), ', '.join(record)
-                why = f"{reward.why_none(fields)}, and the record has: {has}"
-                gaps[name][i] = ValueError(f"reward {name!r} does not apply to prompt {i} ({prompt}): {why}")
-        if len(gaps[name]) == len(records):
-            raise gaps[name][0]
+            if reward.scores([['']], [fields[i]], errors, [[[]]]) == [[None]]:
+                told = f"reward {name!r} does not apply to prompt {i} ({shorten(str(record['prompt']))})"
+                has = ', '.join(str(key) for key, value in record.items() if value is not None)
+                gaps[name][i] = ValueError(f"{told}: {reward.why_none(fields[i])}, and the record has: {has}")
     for i in range(len(records)):
         if rewards and all(i in gap for gap in gaps.values()):
             raise gaps[rewards[0][0]][i]
     return {name: gap for name, gap in gaps.items() if gap}
 
 
-def score_completions(rewards, texts, records, errors='raise'):
+def score_completions(rewards, texts, records, errors='raise', tokens=None):
     """
-    texts: P lists of G completions. Returns {name: P lists of G float | None}, None where it does not apply.
-    With errors 'drop', a completion for which a reward raises is warned of, and has None for all.
+    {name: P lists of G float | None} of texts, P lists of G completions; tokens: their ids, for rewards that
+    take them. With errors 'drop', a completion for which a reward raises is warned of, and has None for all.
     """
     if len(texts) != len(records):
         raise ValueError(f"there are {len(texts)} groups of completions for {len(records)} prompts")
     fields = [fields_of(record) for record in records]
-    scores = {name: reward.scores(texts, fields, errors) for name, reward, _ in rewards}
+    scores = {name: reward.scores(texts, fields, errors, tokens) for name, reward, _ in rewards}
     for p, group in enumerate(texts):
         for g in range(len(group)):
             if any(values[p][g] is FAILED for values in scores.values()):

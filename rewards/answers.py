@@ -7,7 +7,7 @@ from rewards.parsing import answer_part, final_number
 from rewards.reward import optional, reward
 
 
-@reward()
+@reward(binary=True)
 def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
     """1 for the reference, but for space around it. after, tag: where the answer is, see answer_part."""
     wanted, got = str(reference).strip(), answer_part(text, after, tag)
@@ -18,7 +18,7 @@ def exact_answer(text, *, reference, case_sensitive=True, after=None, tag=None):
     return float(got.casefold() == wanted.casefold())
 
 
-@reward()
+@reward(binary=True)
 def number_answer(text, *, reference, after=None, tag=None):
     """1 when the final number is the reference's, which may be a solution that ends in `#### 42`."""
     wanted, part = final_number(str(reference)), answer_part(text, after, tag)

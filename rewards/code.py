@@ -103,7 +103,7 @@ def share(flags, empty=0.0):
     return sum(flags) / len(flags) if flags else empty
 
 
-@reward(hackable=True)
+@reward(hackable=True, binary=True)
 def code_syntax(text):
     """1 when the text holds a Python program that parses."""
     return float(parse(text)[1] is not None)

@@ -6,7 +6,7 @@ from xml.parsers import expat
 from rewards.reward import reward
 
 
-@reward(hackable=True)
+@reward(hackable=True, binary=True)
 def format_tag(text, *, tags=('think', 'answer')):
     """1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0."""
     tags = (tags,) if isinstance(tags, str) else tags
@@ -30,7 +30,7 @@ def refuse(*seen):
     raise ValueError(seen)
 
 
-@reward(hackable=True)
+@reward(hackable=True, binary=True)
 def format_json(text, *, keys=None):
     """1 for a JSON object or array, perhaps in a fenced block; with keys, for an object that has them."""
     if isinstance(keys, str):
@@ -44,7 +44,7 @@ def format_json(text, *, keys=None):
     return float(isinstance(value, dict) and set(keys) <= set(value))
 
 
-@reward(hackable=True)
+@reward(hackable=True, binary=True)
 def format_xml(text):
     """1 for well-formed XML, perhaps in a fenced block; 0 for any DTD, where XML bombs hide."""
     parser = expat.ParserCreate(encoding='utf-8')

@@ -41,7 +41,7 @@ def equal_in_latex(wanted, got):
     return bool(math_verify.verify(*parsed, timeout_seconds=limit))
 
 
-@reward()
+@reward(binary=True)
 def math_correctness(text, *, reference):
     """
     1 when the text's answer is the reference's (or its solution's, `#### 42`): numbers exactly, words letter

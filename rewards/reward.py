@@ -3,16 +3,24 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Callable
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
+TRL = ('prompts', 'completions', 'completion_ids', 'trainer_state', 'log_extra', 'log_metric')
+PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples', 'predictions', 'token_ids')
+LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
+FORMS = {rf'{LIST}\[{LIST}\[int': 'all ids', rf'{LIST}\[int': 'ids', rf'{LIST}(\[str|\[any|$)': 'texts',
+         rf'{LIST}|\w*(tensor|array)': 'unclear'}  # of annotations; the first that fits
 FAILED = object()  # the score of a completion for which the reward raised
 EMPTY = inspect.Parameter.empty
+EVERY = inspect.Parameter('completions', inspect.Parameter.KEYWORD_ONLY)
 
 
 def shorten(text, limit=80):
@@ -32,120 +40,205 @@ def optional(module, told):
         raise ImportError(told) from None
 
 
+def nowhere(*arguments, **named):
+    """Where goes what a function logs through TRL's trainer: there is none."""
+
+
+def form_of(argument):
+    """
+    What an argument for completions takes, by its annotation, else its name: 'text' or 'ids' of one, 'texts'
+    or 'all ids' of all, 'unclear' where it reads like another list.
+    """
+    if argument.annotation is EMPTY:
+        return {'tokens': 'ids'}.get(argument.name, 'unclear' if argument.name in PLURALS else 'text')
+    told = re.sub(r"['\" ]|\w+\.", '', inspect.formatannotation(argument.annotation)).lower()
+    return next((form for pattern, form in FORMS.items() if re.match(pattern, told)), 'text')
+
+
 @dataclasses.dataclass(eq=False)
 class Reward:
     """A function that scores completions, how to call it, and its parameters."""
     name: str
     function: Callable
-    needs: tuple = ()           # the fields without which it does not apply
+    needs: tuple = ()           # fields without which it does not apply; arguments without a default join
     cheap: bool = False         # check_fields may try it on every record
     hackable: bool = False      # a worthless text can score high
     group: bool = False         # it takes the list of a group's texts
     batched: bool = False       # it takes the different texts of all groups, and a list for each field
-    bounds: tuple = (-math.inf, math.inf)
+    binary: bool = False        # 0 or 1, whatever it is asked
+    catalogue: bool = False     # it scores from 0 to 1, and of a record it sees FIELDS alone
     params: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        """Read the signature. Raises ValueError unless the first argument can be the completion."""
+        """Read the signature. Raises ValueError where no argument can be the completion."""
         try:
             signature = inspect.signature(self.function)
         except ValueError:  # a built-in without one: it takes the text
             signature = inspect.signature(shorten)
         arguments = list(signature.parameters.values())
-        positional = [a.name for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)]
-        if not positional or positional[0] in FIELDS:
+        first = next((a for a in arguments if a.kind not in (a.KEYWORD_ONLY, a.VAR_KEYWORD)), None)
+        own = {a.name: a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)}
+        self.takes_any = bool(arguments) and arguments[-1].kind is inspect.Parameter.VAR_KEYWORD
+        explicit = self.group or self.batched
+        named = own.keys() & TRL[:3]  # then it is called as by TRL
+        self.as_trl = not explicit and bool(named or (self.takes_any and not first))
+        if self.as_trl:
+            first = own.get('completions', EVERY)
+        elif first is None or first.name in FIELDS:
             raise ValueError(f"reward {self.name!r} takes {signature}: its first argument must be the text")
-        named = [a for a in arguments[1:] if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
-        self.defaults = {a.name: a.default for a in named}
-        self.takes_any = arguments[-1].kind is inspect.Parameter.VAR_KEYWORD
-        self.fields = [name for name in FIELDS if self.takes_any or name in self.defaults]
+        self.form = form_of(first)
+        as_one = self.form == 'ids' or first.annotation in (str, 'str')
+        if not explicit and (as_one if self.as_trl else self.form == 'unclear'):
+            raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
+                             "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
+        self.whole = self.batched or self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
+        self.extras = [name for name in TRL if self.as_trl and (name in own or self.takes_any)]
+        self.defaults = {name: argument.default for name, argument in own.items()
+                         if name not in (*self.extras, first.name, 'tokens')}
+        asked = {'tokens', 'completion_ids'} & own.keys()
+        self.takes_tokens = bool(asked) or 'ids' in self.form or self.takes_any
+        required = [name for name, default in self.defaults.items() if default is EMPTY]
+        self.needs = tuple(dict.fromkeys((*self.needs, *required)))
+        self.wanted = [name for name in self.needs if name not in self.params]
+        self.hidden = {*self.params, *self.extras, first.name, 'tokens'}  # of records' columns
+        if self.as_trl:  # as there, unless the function names them; the reference is the answer again
+            self.hidden |= {'prompt', 'completion', 'reference'} - self.defaults.keys()
 
     def bind(self, name, params, provided=None):
         """
         This reward as `name` with params, and with what it takes of `provided`. Raises ValueError for a
-        parameter that the function does not take, or lacks.
+        parameter that the function does not take.
         """
         params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
         own = sorted(set(self.defaults) - set(FIELDS))
         for key in params:
-            if key in FIELDS or not (key in own or self.takes_any):
+            if key in (*FIELDS, *self.extras, 'tokens') or not (key in own or self.takes_any):
                 raise ValueError(f"reward {name!r} has no parameter {key!r}; {hint(key, own)}")
-        for key in own:
-            if self.defaults[key] is EMPTY and key not in params:
-                raise ValueError(f"reward {name!r} needs the argument {key!r}: give it in params")
         by_model = bool(params.get('model') or params.get('scorer'))
         return dataclasses.replace(self, name=name, params=params, hackable=self.hackable and not by_model)
 
     def missing(self, fields):
-        return [need for need in self.needs if fields.get(need) is None]
+        return [need for need in self.wanted if fields.get(need) is None]
 
     def why_none(self, fields):
         """Why it does not apply to a record with these fields."""
         if missing := self.missing(fields):
             return f"it needs {' and '.join(missing)}"
-        given = [f"{need} {shorten(str(fields[need]))}" for need in self.needs]
+        given = [f"{need} {shorten(str(fields[need]))}" for need in self.wanted]
         return f"it can do nothing with the {' and '.join(given)}" if given else "it returned None"
+
+    def check_columns(self, columns):
+        """Raises ValueError for an argument that is neither in params nor a column of any record."""
+        for need in self.wanted:
+            if need not in columns and need not in FIELDS:
+                raise ValueError(f"reward {self.name!r} needs {need!r}, and this is neither in params nor a "
+                                 f"column; {hint(need, list(map(str, columns)))}")
 
     def __call__(self, text, **fields):
         """The score of one completion, float or None."""
-        return self.scores([[text]], [dict.fromkeys(FIELDS) | fields])[0][0]
+        return self.scores([[text]], [fields])[0][0]
 
-    def scores(self, groups, records, errors='raise'):
+    def scores(self, groups, records, errors='raise', tokens=None):
         """
         P lists of G float, None where it does not apply, or, with errors 'drop', FAILED where it raises.
-        groups: P lists of G completions; records: P dicts of fields.
+        groups: P lists of G completions; records: P dicts of fields; tokens: the completions' ids.
         """
         scores = [[None] * len(texts) for texts in groups]
         applies = [p for p, record in enumerate(records) if not self.missing(record)]
-        batch = self.score_batch(groups, records, applies) if self.batched else {}
+        if self.whole:
+            self.score_all(scores, groups, records, applies, tokens)
+            return scores
         for p in applies:
-            if self.batched:
-                scores[p] = [batch[p, text] for text in groups[p]]
-            elif self.group:
-                scores[p] = self.try_call(groups[p], records[p], errors)
-            else:
-                scores[p] = [self.try_call([text], records[p], errors)[0] for text in groups[p]]
+            texts, ids, fields = groups[p], tokens and tokens[p], self.fields_of(records[p])
+            if self.group:
+                scores[p] = self.try_call(texts, ids, fields, errors)
+                continue
+            for g, text in enumerate(texts):
+                scores[p][g] = self.try_call(text, ids and ids[g], fields, errors)
         return scores
 
-    def score_batch(self, groups, records, applies):
-        """{(p, text): score} by one call, each different text of a prompt once. Whatever fails is raised."""
-        slots = [(p, text) for p in applies for text in dict.fromkeys(groups[p])]
-        columns = {}
-        for name in self.fields:
-            columns[name] = [records[p][name] for p, _ in slots]
-        values = self.call([text for _, text in slots], columns) if slots else []
-        return dict(zip(slots, values, strict=True))
+    def names(self, columns):
+        """Those of records' columns that the function takes."""
+        if self.catalogue:
+            return [name for name in FIELDS if name in self.defaults]
+        return [name for name in (columns if self.takes_any else self.defaults) if name not in self.hidden]
 
-    def try_call(self, texts, record, errors):
+    def fields_of(self, record):
+        """What the function takes of a record. None is left to the argument's default."""
+        record = dict.fromkeys(FIELDS) | record
+        picked = [(name, record.get(name)) for name in self.names(record)]
+        return {name: value for name, value in picked if value is not None or name not in self.defaults}
+
+    def score_all(self, scores, groups, records, applies, tokens):
+        """
+        Fill in the scores by one call for all completions, with a list for each field; of equal completions
+        of a prompt a batched function sees one. Whatever fails is raised.
+        """
+        places = {}  # of what the function sees once
+        for p in applies:
+            for g, text in enumerate(groups[p]):
+                places.setdefault((p, text if self.batched else g), []).append((p, g))
+        rows = [same[0] for same in places.values()]
+        if not rows:
+            return
+        texts, ids = [groups[p][g] for p, g in rows], tokens and [tokens[p][g] for p, g in rows]
+        mine, fields = [records[p] for p, _ in rows], {}
+        for name in self.names(dict.fromkeys(itertools.chain.from_iterable(mine))):
+            column = [record.get(name) for record in mine]
+            if name in FIELDS or name not in self.defaults or any(value is not None for value in column):
+                fields[name] = column
+        if self.as_trl:
+            fields |= self.trl_fields(texts, ids, [record.get('prompt') for record in mine])
+        for same, value in zip(places.values(), self.call(texts, ids, fields), strict=True):
+            for p, g in same:
+                scores[p][g] = value
+
+    def trl_fields(self, texts, ids, prompts):
+        """
+        What TRL's GRPOTrainer passes beside the columns, without a trainer. Where a prompt is a list of
+        messages, its completion is one too.
+        """
+        completions = [[{'role': 'assistant', 'content': text}] if isinstance(prompt, list) else text
+                       for text, prompt in zip(texts, prompts, strict=True)]
+        completions = ids if self.form == 'all ids' else completions
+        values = dict(zip(TRL, (prompts, completions, ids, None, nowhere, nowhere), strict=True))
+        return {name: values[name] for name in self.extras}
+
+    def try_call(self, texts, ids, fields, errors):
         try:
-            return self.call(texts, {name: record[name] for name in self.fields})
+            return self.call(texts, ids, fields)
         except (RuntimeError, ValueError) as e:
             if errors == 'raise':
                 raise
             warnings.warn(f"completions left out: {e}", stacklevel=2)
-            return [FAILED] * len(texts)
+            return [FAILED] * len(texts) if self.group else FAILED
 
-    def call(self, texts, fields):
+    def call(self, texts, ids, fields):
         """
-        A float | None for each text. Raises RuntimeError for what the function raises, ValueError for what it
-        returns, ConnectionError for a service that is gone.
+        The function's float | None for a text, or for each of a list; ids: their tokens. Raises RuntimeError
+        for what it raises, ValueError for what it returns, ConnectionError for a lost service.
         """
-        mine, takes_list = f"reward {self.name!r}", self.group or self.batched
+        if ids is not None and self.takes_tokens and not self.as_trl and 'ids' not in self.form:
+            fields = fields | {'tokens': ids}
+        first = ids if 'ids' in self.form else texts
         try:
-            values = self.function(texts if takes_list else texts[0], **fields, **self.params)
+            values = self.function(*([] if self.as_trl else [first]), **fields, **self.params)
         except ConnectionError as e:  # the run saves and stops
-            raise ConnectionError(f"{mine}: {e}") from e
+            raise ConnectionError(f"reward {self.name!r}: {e}") from e
         except Exception as e:
-            frame = traceback.extract_tb(e.__traceback__)[-1]
+            frame, several = traceback.extract_tb(e.__traceback__)[-1], isinstance(texts, list)
             error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
-            more = f" and {len(texts) - 1} more" if len(texts) > 1 else ''
-            raise RuntimeError(f"{mine} raised {error} for completion {shorten(texts[0])}{more}") from e
+            more = f" and {len(texts) - 1} more" if several and len(texts) > 1 else ''
+            raise RuntimeError(f"reward {self.name!r} raised {error} for completion "
+                               f"{shorten(texts[0] if several else texts)}{more}") from e
+        if isinstance(texts, str):
+            return self.checked(values, texts)
         try:
-            values = list(values) if takes_list else [values]
+            values = list(values)
         except TypeError:
-            raise ValueError(f"{mine} returned {shorten(repr(values))}, not a list of scores") from None
+            raise ValueError(f"reward {self.name!r} returned {shorten(repr(values))}, not a list") from None
         if len(values) != len(texts):
-            raise ValueError(f"{mine} returned a list of {len(values)} for {len(texts)} texts")
+            raise ValueError(f"reward {self.name!r} returned a list of {len(values)} for {len(texts)} texts")
         return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
 
     def checked(self, value, text):
@@ -155,20 +248,18 @@ class Reward:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
             number = math.nan
-        low, high = self.bounds
-        if math.isfinite(number) and low <= number <= high:
+        if math.isfinite(number) and (0 <= number <= 1 or not self.catalogue):
             return number
-        wanted = f"a number from {low:g} to {high:g}" if math.isfinite(low) else "a finite number"
+        wanted = "a number from 0 to 1" if self.catalogue else "a finite number"
         got = f"{shorten(repr(value))} ({type(value).__name__})"
         raise ValueError(f"reward {self.name!r} returned {got}, not {wanted}, for completion {shorten(text)}")
 
 
 def reward(*, cheap=True, **flags):
-    """Enter a function, which stays as it is, into REWARDS. It needs the fields that have no default."""
+    """Enter a function, which stays as it is, into REWARDS."""
     def enter(function):
-        name, arguments = function.__name__, inspect.signature(function).parameters
-        needs = tuple(field for field in FIELDS if field in arguments and arguments[field].default is EMPTY)
-        REWARDS[name] = Reward(name, function, needs, cheap, bounds=(0.0, 1.0), **flags)
+        name = function.__name__
+        REWARDS[name] = Reward(name, function, cheap=cheap, catalogue=True, **flags)
         return function
     return enter
 
@@ -184,6 +275,7 @@ def find_reward(function):
             return entry
     if isinstance(function, Reward):
         return function
-    name = getattr(function, '__name__', type(function).__name__).strip('<>')
+    named = getattr(function, 'func', function)  # of functools.partial
+    name = getattr(named, '__name__', type(named).__name__).strip('<>')
     keys = ('needs', 'cheap', 'hackable', 'group', 'batched')
     return Reward(name, function, **{key: getattr(function, key) for key in keys if hasattr(function, key)})

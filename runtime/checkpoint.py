@@ -9,23 +9,19 @@ import zipfile
 import torch
 
 from formats import weights
-from formats.text_files import first_line
+from formats.text_files import first_line, replacing
 from formats.tokenizer import char_tokenizer, load_tokenizer
 
 
 def save_checkpoint(path: str, checkpoint: dict) -> None:
     """Write, flush to the disk, rename. Raises OSError, and leaves what was there, when the disk is full."""
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    temporary = f'{path}.tmp'
     try:
-        with open(temporary, 'wb') as f:
+        with replacing(path) as temporary, open(temporary, 'wb') as f:
             torch.save(checkpoint, f)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
-        if os.path.exists(temporary):
-            os.remove(temporary)
         remedy = "make room and run again"
         if os.path.exists(path):
             remedy = "the one before is whole: make room and go on with --init_from=resume"
@@ -55,10 +51,11 @@ def tensors_in(value):
             left.extend(value)
 
 
-def load_pt(path):
+def load_pt(path, lazily=False):
     """
     What torch.save wrote to path, on the CPU; its sizes, checksums and the names in its pickle are checked
-    first. Raises errors of every kind: the caller says which file it was.
+    first. lazily: tensors are neither checked nor read before they are used. Raises errors of every kind: the
+    caller says which file it was.
     """
     size = os.path.getsize(path)
     with open(path, 'rb') as f, zipfile.ZipFile(f) as archive:
@@ -67,7 +64,7 @@ def load_pt(path):
         unpacked = sum(part.file_size for part in parts)
         if f.read(4) != b'PK\3\4' or len(set(names)) < len(names) or unpacked > size:
             raise ValueError("it is not the zip file that torch.save writes")
-        changed = archive.testzip()
+        changed = None if lazily else archive.testzip()
         if changed:
             raise ValueError(f"its part {changed!r} is not as it was written")
         for name in archive.namelist():
@@ -75,30 +72,31 @@ def load_pt(path):
             for kind, argument, _ in opcodes:
                 if kind.name == 'GLOBAL' and not PICKLED.fullmatch(argument):
                     raise ValueError(f"it is no plain data: its pickle names {argument}")
-    loaded = torch.load(path, map_location='cpu', weights_only=True)
+    loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=lazily)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(loaded))
     if claimed > 2 * size:  # twice, for a tied head is in it under two names
         raise ValueError(f"its tensors claim {claimed} bytes, and it has {size}")
     return loaded
 
 
-def load_checkpoint(path: str, *kinds: str) -> dict:
+def load_checkpoint(path: str, *kinds: str, lazily: bool = False) -> dict:
     """
-    The checkpoint's dict, on the CPU. kinds: what its 'kind' entry may be ('generator', 'judge', 'run').
-    Raises FileNotFoundError, and ValueError when it is torn, of another program or of another kind.
+    The checkpoint's dict, on the CPU. kinds: what its 'kind' entry may be ('generator', 'judge', 'run');
+    without any the file may hold anything. lazily: see load_pt. Raises FileNotFoundError, and ValueError when
+    it is torn, of another program or of another kind.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
-        checkpoint = load_pt(path)
+        checkpoint = load_pt(path, lazily)
     except Exception as e:
         raise ValueError(f"{path} cannot be read as a checkpoint (torn, or not one): {first_line(e)}; delete "
                          "it and run again, if a run made it") from None
     kind = checkpoint.get('kind') if isinstance(checkpoint, dict) else None
-    if kind in kinds:
+    if kind in kinds or not kinds:
         return checkpoint
     if kind == 'adapters':
-        raise ValueError(f"{path} holds adapters alone: export/ or nla.pt beside it holds the whole model")
+        raise ValueError(f"{path} holds adapters alone: python -m tools.export makes a whole model of it")
     held = f'a {kind}' if isinstance(kind, str) else 'no'
     raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}")
 
@@ -111,27 +109,34 @@ def entry(checkpoint, key, kind, path):
 
 
 def check_fit(source, target, where):
-    """Raises ValueError unless the tensors of two dicts agree in names and shapes; where: what source is."""
-    theirs, ours = shapes_of(source), shapes_of(target)
-    wrong = [f"{name} is {theirs.get(name, 'missing')}, wanted {ours.get(name, 'none')}"
-             for name in sorted(theirs | ours, key=str) if theirs.get(name) != ours.get(name)]
+    """Raises ValueError unless two dicts of tensors agree in names, shapes, kinds; where: what source is."""
+    wrong = []
+    for name in sorted(source.keys() | target.keys(), key=str):
+        seen, wanted = form_of(source, name, 'missing'), form_of(target, name, 'none')
+        if seen != wanted:
+            wrong.append(f"{name} is {seen}, wanted {wanted}")
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
-    for name, tensor in source.items():
-        is_tensor = isinstance(tensor, torch.Tensor)
-        if not is_tensor or tensor.is_floating_point() != target[name].is_floating_point():
-            raise ValueError(f"{where}: {name} is not a tensor of the kind that this model has")
 
 
-def shapes_of(tensors):
-    return {name: tuple(getattr(tensor, 'shape', ())) for name, tensor in tensors.items()}
+def form_of(tensors, name, absent):
+    """'(2, 3)', '(2, 3) of integers'; or why there is none."""
+    tensor = tensors.get(name, absent)
+    if not isinstance(tensor, torch.Tensor):
+        return absent if tensor is absent else 'no tensor'
+    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' of integers'}"
 
 
-def tokenizer_of(path):
-    """The tokenizer of the model at path: in our checkpoint, the run's tokenizer/, or beside the weights."""
+def tokenizer_of(path, saved=None):
+    """
+    The tokenizer of the model at path: in our checkpoint (saved: what was read from it, if it was), in the
+    run's tokenizer/, or beside the weights; of adapters without one, their base's.
+    """
     if not path.endswith('.pt'):
-        return load_tokenizer(weights.local_folder(path))
-    saved = load_checkpoint(path, 'generator', 'run', 'nla', 'reward', 'cost')
+        base, folder = weights.adapter_base(path), weights.local_folder(path)
+        own = not base or os.path.isfile(os.path.join(folder, 'tokenizer.json'))
+        return load_tokenizer(folder) if own else tokenizer_of(base)
+    saved = saved or load_checkpoint(path, 'generator', 'run', 'adapters', 'nla', 'reward', 'cost')
     if 'chars' in saved:
         return char_tokenizer(saved, path)
     return load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer'))

@@ -1,8 +1,7 @@
 """
 What a run says, and how far it is. say() prints a line, unless the run is to be quiet; tell() prints it even
-then: warnings, and how it ended. Rank 0 alone speaks. A phase that may last counts its steps with a Progress:
-on a terminal or in a notebook a bar below the lines, until it is done; in a pipe or a file, when no line has
-come for half a minute, one that says how far all phases are.
+then. Rank 0 alone speaks. A phase that may last counts its steps with a Progress: on a terminal or in a
+notebook a bar below the lines; else, when no line has come for half a minute, one that says how far all are.
 """
 import json
 import os
@@ -16,8 +15,8 @@ quiet = False        # train_grpo.py sets it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
 LINE_AFTER = 30.0    # without a line; each that only says how far things are doubles it
 tqdm.monitor_interval = 0  # no thread that looks after the bars
-RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'adapter',
-           'export')
+RESULTS = ('report.html', 'samples.jsonl', 'tensorboard', 'ckpt.pt', 'ckpt_best.pt', 'nla.pt', 'fill_in.pt',
+           'adapter', 'export')
 phases = []          # those going on, the outermost first
 loaded = time.time()
 last_line, patience = loaded, LINE_AFTER
@@ -28,7 +27,6 @@ def is_master():
 
 
 def tell(text):
-    """Print a line. Bars make room for it."""
     global last_line, patience
     if is_master():
         with tqdm.external_write_mode():
@@ -97,7 +95,6 @@ class Progress:
         return f"{self.name} {self.done}/{self.total} ({share} %{self.left(self.done)})"
 
     def note(self, text):
-        """What stands behind the bar."""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
 
@@ -116,7 +113,7 @@ class Progress:
 
 
 def over(name, things):
-    """Go through things, a phase of this name. One thing alone is no phase."""
+    """Go through things, a phase of this name if they are several."""
     return Progress(name, len(things)).over(things) if len(things) > 1 else iter(things)
 
 
@@ -132,6 +129,13 @@ def this_run(*changed):
     keys = [argument.partition('=')[0] for argument in changed]
     kept = [argument for argument in sys.argv[1:] if argument.partition('=')[0] not in keys]
     return shlex.join([*start, sys.argv[0], *kept, *changed])
+
+
+def tool(name, *arguments):
+    """The command that starts one of tools/ here, as a shell takes it."""
+    root = os.path.dirname(sys.argv[0])
+    found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
+    return found_from_here + shlex.join(['python', '-m', f'tools.{name}', *arguments])
 
 
 def closing(out_dir, metrics, training, try_out):
@@ -154,7 +158,9 @@ def closing(out_dir, metrics, training, try_out):
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
     checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'
     sample = shlex.join(['python', os.path.join(root, 'sample.py'), checkpoint, *arguments])
-    found_from_here = f'PYTHONPATH={shlex.quote(root)} ' if root else ''
-    compare = shlex.join(['python', '-m', 'tools.report', out_dir, 'another-run', '--out=both.html'])
-    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: {sample}\n  compare: {found_from_here}{compare}\n"
-         f"  go on: {this_run(f'--max_iters={2 * training.total or 100}', '--init_from=resume')}")
+    longer = [f'--max_iters={2 * training.total or 100}']
+    if str(training.total) in out_dir:  # it may be made of max_iters
+        longer.append(f'--out_dir={out_dir}')
+    tell(f"  in {out_dir}: {', '.join(made)}\n  try it: {sample}\n  "
+         f"compare: {tool('report', out_dir, 'another-run', '--out=both.html')}\n"
+         f"  go on: {this_run(*longer, '--init_from=resume')}")

@@ -1,7 +1,8 @@
 """
 LoRA (Hu et al., arXiv 2106.09685): the model is frozen, and two thin matrices per linear learn, whose product
-is added to its weight, W + alpha / r * B A. B starts at zero, so training starts from the model itself. With
-the adapters switched off the same weights are the reference policy. The frozen weights may be int8.
+is added to its weight, W + alpha / r * B A. B starts at zero, so training starts from the model itself; or it
+goes on with the adapters of a folder that PEFT reads and writes. With the adapters switched off, or back at
+what the folder held, the same weights are the reference policy. The frozen weights may be int8.
 
 Our linears are fused (q, k, v in one; gate and up in one), so an adapter belongs to some rows of a linear.
 Shapes: S adapted slices of a linear, r the rank.
@@ -17,10 +18,28 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from formats.text_files import read_json, write_text
-from formats.weights import counterpart, open_tensors
-from runtime.checkpoint import check_fit
+from formats.weights import ADAPTER_CONFIG, adapter_base, counterpart, local_folder, open_tensors
+from runtime.checkpoint import check_fit, entry
+from runtime.console import say
 
 TARGETS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+# what lora_targets may list -> ours; GPT-2 has c_attn in place of q, k and v
+NAMES = {**{target: (target,) for target in TARGETS}, **{f'{target}_proj': (target,) for target in TARGETS},
+         'c_attn': ('c_attn',), 'c_proj': ('o', 'down'), 'c_fc': ('up',), 'all-linear': TARGETS}
+ADAPTER_SETTINGS = ('lora_r', 'lora_alpha', 'lora_targets')  # what adapters are made with, and keep
+
+
+def targets_of(names):
+    """What lora_targets lists, a tuple or a text with commas, as ours; None is all. Raises ValueError."""
+    if names is None:
+        return TARGETS
+    listed = [name.strip() for name in names.split(',')] if isinstance(names, str) else list(names)
+    unknown = [name for name in listed if name not in list(NAMES)]
+    if unknown or not listed:
+        raise ValueError(f"lora_targets has {unknown[0] if unknown else 'nothing'!r}: take some of "
+                         f"{', '.join(NAMES)}")
+    wanted = {target for name in listed for target in NAMES[name]}
+    return tuple(target for target in (*TARGETS, 'c_attn') if target in wanted)
 
 
 def replace(module, kind, make):
@@ -102,26 +121,33 @@ class LoRALinear(nn.Module):
         self.A = nn.Parameter(torch.empty(len(rows) * r, base.in_features, device=base.weight.device))
         self.B = nn.Parameter(torch.zeros(sum(self.sizes), r, device=base.weight.device))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as PEFT does: uniform within 1 / sqrt(in)
+        self.register_buffer('start_A', None)
+        self.register_buffer('start_B', None)
         self.train(base.training)  # a model that was in eval() stays there
+
+    def keep_start(self):
+        """Switched off, it is from now on what it is now."""
+        self.start_A, self.start_B = self.A.detach().clone(), self.B.detach().clone()
 
     def forward(self, x):
         y = self.base(x)
-        if not self.on:
+        A, B = (self.A, self.B) if self.on else (self.start_A, self.start_B)
+        if A is None:
             return y
-        narrow = F.linear(self.drop(x), self.A.to(x.dtype)) * (self.alpha / self.r)  # (..., S r)
-        return y + F.linear(narrow, self.wide_B().to(x.dtype))
+        narrow = F.linear(self.drop(x), A.to(x.dtype)) * (self.alpha / self.r)  # (..., S r)
+        return y + F.linear(narrow, self.widened(B).to(x.dtype))
 
-    def wide_B(self):
-        """B as one matrix (out, S r), zero outside its blocks: W changes by alpha / r * wide_B A."""
-        wide = self.B.new_zeros(self.base.out_features, len(self.rows) * self.r)
-        for s, (rows, B) in enumerate(zip(self.rows.values(), self.B.split(self.sizes), strict=True)):
-            wide[rows, s * self.r:(s + 1) * self.r] = B
+    def widened(self, B):
+        """B as one matrix (out, S r), zero outside its blocks: W changes by alpha / r * widened(B) A."""
+        wide = B.new_zeros(self.base.out_features, len(self.rows) * self.r)
+        for s, (rows, own) in enumerate(zip(self.rows.values(), B.split(self.sizes), strict=True)):
+            wide[rows, s * self.r:(s + 1) * self.r] = own
         return wide
 
     def plain(self):
         """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""
         linear = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
-        delta = self.alpha / self.r * (self.wide_B().float() @ self.A.float())
+        delta = self.alpha / self.r * (self.widened(self.B).float() @ self.A.float())
         linear.weight.data = (linear.weight.float() + delta).to(linear.weight.dtype)
         return linear
 
@@ -131,25 +157,30 @@ def fused_rows(config):
     q, kv, hidden = config.n_head * config.head_dim, config.n_kv_head * config.head_dim, config.mlp_hidden
     qkv = {'q': slice(0, q), 'k': slice(q, q + kv), 'v': slice(q + kv, q + 2 * kv)}
     up, every = {'up': slice(0, hidden)}, slice(0, config.n_embd)
+    if config.position == 'learned':  # as PEFT has it for GPT-2, whose q, k and v are one there, too
+        qkv = {'c_attn': slice(0, q + 2 * kv)}
     if config.mlp == 'swiglu':
         up = {'gate': slice(0, hidden), 'up': slice(hidden, 2 * hidden)}
     return {'attn.qkv': qkv, 'attn.proj': {'o': every}, 'mlp.up': up, 'mlp.proj': {'down': every}}
+
+
+def has_adapters(model):
+    return any(isinstance(module, LoRALinear) for module in model.modules())
 
 
 def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
              targets: tuple[str, ...] = TARGETS):
     """
     Freeze a model.GPT and give every block fp32 adapters of rank r on the targets; TARGETS means all that it
-    has (GELU has no 'gate'). Raises ValueError for a target that it lacks.
+    has. Raises ValueError for a target that it lacks.
     """
-    linears = fused_rows(model.config)
+    linears, wanted = fused_rows(model.config), targets_of(targets)
     known = [target for rows in linears.values() for target in rows]
-    wanted = known if set(targets) == set(TARGETS) else targets
-    if not wanted or set(wanted) - set(known):
-        raise ValueError(f"LoRA targets are {tuple(targets)}: this model has {', '.join(known)}")
-    if r < 1 or alpha <= 0:
-        raise ValueError(f"LoRA's r is {r} and its alpha {alpha}: r must be at least 1 and alpha above 0")
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if set(wanted) == set(TARGETS):
+        wanted = known
+    if set(wanted) - set(known):
+        raise ValueError(f"LoRA targets are {', '.join(wanted)}: this model has {', '.join(known)}")
+    if has_adapters(model):
         raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
     for block in model.blocks:
@@ -157,6 +188,48 @@ def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
             rows = {target: s for target, s in rows.items() if target in wanted}
             if rows:
                 block.set_submodule(path, LoRALinear(block.get_submodule(path), rows, r, alpha, dropout))
+
+
+def adapt(model, settings):
+    """Make a run's start what the run trains, by its settings: int8, adapters where it came without."""
+    if settings['load_in_8bit']:
+        quantize_int8(model)
+    if not has_adapters(model):
+        add_lora(model, *(settings[f'lora_{key}'] for key in ('r', 'alpha', 'dropout', 'targets')))
+    for layer in lora_layers(model).values():
+        layer.drop.p = settings['lora_dropout']
+
+
+def adapted_start(load, saved, path):
+    """
+    The model of a LoRA run's checkpoint, adapters and all: `saved` was read from path, load(start) loads what
+    the run started from. Raises FileNotFoundError, and ValueError where the start is another one.
+    """
+    settings, learned = entry(saved, 'config', dict, path), entry(saved, 'model', dict, path)
+    start = entry(saved, 'start', str, path)
+    try:
+        model = load(start)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{path} holds adapters alone, and their base is gone: {e}") from None
+    check_start(saved, weight_sum(model), start)
+    adapt(model, settings)
+    learned = {name: p for name, p in learned.items() if not name.startswith('value_head.')}
+    own = model.state_dict()
+    wanted = {*learned, *(name for name in own if name.endswith(('.A', '.B')))}
+    copy_tensors(learned, {name: own[name] for name in wanted & own.keys()}, path)
+    return model
+
+
+def weight_sum(model):
+    """Tells one start from another."""
+    return sum(p.double().sum() for p in model.parameters()).item()
+
+
+def check_start(saved, now, start):
+    """Raises ValueError unless the weights of the start are those that the run of a checkpoint began with."""
+    # the last digits of a sum depend on the number of threads
+    if not math.isclose(saved['start_weights'], now, rel_tol=1e-9, abs_tol=1e-6):
+        raise ValueError(f"the model at {start} is not the one this run started from: restore it")
 
 
 def lora_layers(model):
@@ -169,22 +242,25 @@ def lora_layers(model):
 
 @contextmanager
 def adapters_off(model):
-    """Within, the model is its frozen base. gradient_checkpointing needs the backward within, too."""
+    """
+    Within, the model is its frozen base, with the adapters as they came, if they did. gradient_checkpointing
+    needs the backward within, too.
+    """
     layers = lora_layers(model).values()
-    before = [layer.on for layer in layers]
     try:
         for layer in layers:
             layer.on = False
         yield
     finally:
-        for layer, on in zip(layers, before, strict=True):
-            layer.on = on
+        for layer in layers:
+            layer.on = True
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module):
-    """Fold the adapters into the weights and dequantise int8: plain linears, still frozen."""
+    """Fold adapters, if any, into the weights and dequantise int8, in place: plain linears, still frozen."""
     replace(model, (LoRALinear, Int8Linear), lambda module: module.plain())
+    return model
 
 
 def copy_tensors(source, target, where):
@@ -198,6 +274,13 @@ def copy_tensors(source, target, where):
 # adapters as PEFT writes them
 
 GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
+ENDS = {'attn.c_proj': 'o', 'mlp.c_proj': 'down'}  # of names, where the last word is not enough
+# what a PEFT config may say: plain LoRA, and what changes nothing in what is computed; PiSSA changes the base
+PLAIN = {'peft_type': ('LORA',), 'task_type': ('CAUSAL_LM',), 'bias': ('none',),
+         'init_lora_weights': (True, 'gaussian', 'eva', 'orthogonal')}
+READ = ('r', 'lora_alpha', 'use_rslora', 'auto_mapping', 'base_model_name_or_path', 'exclude_modules',
+        'fan_in_fan_out', 'inference_mode', 'layers_pattern', 'layers_to_transform', 'lora_dropout',
+        'megatron_core', 'peft_version', 'qalora_group_size', 'target_modules')
 
 
 def is_gpt2(config):
@@ -206,17 +289,15 @@ def is_gpt2(config):
 
 
 def peft_tensors(model):
-    """The adapters under PEFT's names. GPT-2's q, k and v are one linear, so one adapter of rank S r."""
-    tensors = {}
+    """The adapters under PEFT's names."""
+    tensors, gpt2 = {}, is_gpt2(model.config)
     for name, layer in lora_layers(model).items():
         _, i, path = name.split('.', 2)  # blocks.I.attn.qkv
-        if is_gpt2(model.config):
-            pairs = [(f'transformer.h.{i}.{GPT2[path]}', layer.A, layer.wide_B())]
-        else:
-            part = 'mlp' if path.startswith('mlp') else 'self_attn'
-            names = [f'model.layers.{i}.{part}.{target}_proj' for target in layer.rows]
-            pairs = zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True)
-        for module, A, B in pairs:
+        part = 'mlp' if path.startswith('mlp') else 'self_attn'
+        names = [f'model.layers.{i}.{part}.{target}_proj' for target in layer.rows]
+        if gpt2:
+            names = [f'transformer.h.{i}.{GPT2[path]}']
+        for module, A, B in zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True):
             tensors[f'base_model.model.{module}.lora_A.weight'] = A.detach()
             tensors[f'base_model.model.{module}.lora_B.weight'] = B.detach()
     return tensors
@@ -230,47 +311,69 @@ def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     tensors, gpt2 = peft_tensors(model), is_gpt2(model.config)
     layer, *_ = lora_layers(model).values()
     last = slice(-4 if gpt2 else -3, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
-    modules = {'.'.join(name.split('.')[last]): tensor.shape[0] // layer.r  # S
-               for name, tensor in tensors.items() if 'lora_A' in name}
-    stacked = {name: S for name, S in modules.items() if S > 1}
     config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
               'inference_mode': True, 'bias': 'none', 'r': layer.r, 'lora_alpha': layer.alpha,
-              'lora_dropout': layer.drop.p, 'fan_in_fan_out': gpt2, 'target_modules': sorted(modules),
-              'rank_pattern': {name: S * layer.r for name, S in stacked.items()},
-              'alpha_pattern': {name: S * layer.alpha for name, S in stacked.items()}}  # alpha / r stays
+              'lora_dropout': layer.drop.p, 'fan_in_fan_out': gpt2,
+              'target_modules': sorted({'.'.join(name.split('.')[last]) for name in tensors})}
     os.makedirs(folder, exist_ok=True)
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, os.path.join(folder, 'adapter_model.safetensors'), {'format': 'pt'})
-    write_text(os.path.join(folder, 'adapter_config.json'), json.dumps(config, indent=1))
+    write_text(os.path.join(folder, ADAPTER_CONFIG), json.dumps(config, indent=1))
+
+
+def read_adapter(folder):
+    """
+    (r, alpha, our targets, {name: function that reads the tensor}) of a PEFT folder. Raises
+    FileNotFoundError, and ValueError naming what is broken or goes beyond plain LoRA of one r and alpha.
+    """
+    where, path = (os.path.join(folder, name) for name in (ADAPTER_CONFIG, 'adapter_model.safetensors'))
+    config = read_json(where)
+    r, alpha = config.get('r'), config.get('lora_alpha')
+    if type(r) is not int or type(alpha) not in (int, float) or not all(0 < x < 1 << 24 for x in (r, alpha)):
+        raise ValueError(f"{where}: r is {r!r} and lora_alpha {alpha!r}; both must be numbers above 0")
+    for key, value in config.items():
+        if value and key not in READ and value not in PLAIN.get(key, ()):
+            raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
+    tensors, targets = {}, []
+    for name, (_, read) in open_tensors([path]).items():
+        *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']
+        target = ENDS.get(f'{parent}.{module}') or NAMES.get(module, ('',))[0]
+        if kind not in ('lora_A', 'lora_B') or not target:
+            raise ValueError(f"{path} holds {name}, which is no plain adapter on a linear of a block")
+        tensors[name] = read
+        targets.append(target)
+    alpha = alpha * math.sqrt(r) if config.get('use_rslora') else float(alpha)
+    return r, alpha, targets_of(targets), tensors
 
 
 def load_adapter(model: nn.Module, folder: str):
-    """Give a Llama-like model the adapters of a PEFT folder. Raises FileNotFoundError, ValueError."""
-    config_path = os.path.join(folder, 'adapter_config.json')
-    path = os.path.join(folder, 'adapter_model.safetensors')
-    for file in (config_path, path):
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"there is no {file}: name a folder that PEFT has saved")
-    if is_gpt2(model.config):
-        raise ValueError(f"{folder}: an adapter of GPT-2 can be written but not read: q, k, v may share an A")
-    config = {'lora_dropout': 0.0} | read_json(config_path)
-    check_plain_lora(config, config_path)
-    saved = {name: read() for name, (_, read) in open_tensors([path]).items()}
-    modules = {name.partition('_proj.lora_')[0].rpartition('.')[2] for name in saved}
-    targets = [target for target in TARGETS if target in modules] or TARGETS
-    add_lora(model, config['r'], config['lora_alpha'], config['lora_dropout'], targets)
-    copy_tensors(saved, peft_tensors(model), path)
+    """
+    Give a model.GPT the adapters of a PEFT folder, to go on from; switched off, they are what they are now.
+    Raises as read_adapter, and ValueError where they do not fit.
+    """
+    r, alpha, targets, tensors = read_adapter(folder)
+    add_lora(model, r, alpha, targets=targets)
+    copy_tensors({name: read() for name, read in tensors.items()}, peft_tensors(model), folder)
+    for layer in lora_layers(model).values():
+        layer.keep_start()
+    return model
 
 
-def check_plain_lora(config, path):
-    """Raises ValueError naming what in a PEFT config is broken or goes beyond plain LoRA."""
-    number = int, float
-    for key, kinds, least in (('r', (int,), 1), ('lora_alpha', number, 0), ('lora_dropout', number, 0)):
-        value = config.get(key)
-        if type(value) not in kinds or not least <= value < 1 << 24:
-            raise ValueError(f"{path}: {key} is {value!r}; it must be a number from {least} on")
-    beyond = ('use_rslora', 'alpha_pattern', 'alora_invocation_tokens')
-    odd = {key: config[key] for key in beyond if config.get(key)}
-    start = config.get('init_lora_weights', True)
-    if odd or start not in (True, False, 'gaussian'):  # PiSSA and the like change the base, too
-        raise ValueError(f"{path} has {odd or start}: only plain LoRA can be read")
+def go_on_with_adapters(cfg, path):
+    """
+    Where the start of a run is a folder of PEFT adapters, r, alpha and targets become theirs. Raises
+    ValueError where the settings ask for others.
+    """
+    if not adapter_base(path):
+        return
+    *theirs, _ = read_adapter(local_folder(path))
+    asked = cfg.lora_r or None, cfg.lora_alpha, cfg.lora_targets and targets_of(cfg.lora_targets)
+    for key, now, value in zip(ADAPTER_SETTINGS, asked, theirs, strict=True):
+        if now and now != value:
+            raise ValueError(f"{key} is {now} and the adapters of {path} have {value}: leave it out to go on "
+                             "with them, or merge them into their base")
+        setattr(cfg, key, value)
+    say(f"going on with the adapters of {path}: r {cfg.lora_r}, alpha {cfg.lora_alpha:g}, on "
+        f"{', '.join(cfg.lora_targets)}")

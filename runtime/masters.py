@@ -20,8 +20,8 @@ def precision_of(setting, device, width):
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """
-    Compute in dtype, learn in fp32: all weights become dtype, in place, and the trainable ones get an fp32
-    master each, for a small update is lost in a bf16 weight; backward adds gradients to the masters. Returns
+    Compute in dtype, learn in fp32, for a small update is lost in a bf16 weight: all weights become dtype, in
+    place, and the trainable ones get an fp32 master each, which backward adds its gradient to. Returns
     {name: master}, what an optimizer steps and a checkpoint keeps: in fp32 the weights themselves.
     """
     masters = dict(model.named_parameters())

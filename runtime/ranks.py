@@ -1,10 +1,9 @@
 """
-Several processes as one. torchrun starts them; they join, wait for rank 0 where it works alone, meet where
-each has worked alone, stop when they are told to, and say who is lost.
+Several processes as one, started by torchrun.
 
 A collective waits `timeout` seconds at most for a rank that hangs; one that died is noticed at once. Where
-rank 0 pretrains, evaluates or exports the others wait as long as it takes, asleep. When a wait was in vain,
-who still runs checks in, and the message names those who do not.
+rank 0 pretrains, evaluates or exports the others wait as long as it takes. When a wait was in vain, who still
+runs checks in, and the message names those who do not.
 
 SIGINT or SIGTERM asks to stop, and a second one insists. As long as an iteration has changed nothing (an
 evaluation, rollouts, rewards, and with one process the first backward) it is broken off, for it may last
@@ -38,7 +37,6 @@ class Stopped(BaseException):
 
 
 def join(backend: str, timeout: float) -> None:
-    """Meet the others. timeout: seconds that a collective may take."""
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     the_store().set(f'who/{dist.get_rank()}', f"process {os.getpid()} on {socket.gethostname()}")
     sys.excepthook = partial(say_who_is_lost, sys.excepthook)
@@ -158,7 +156,6 @@ def leave() -> None:
 
 
 def joined():
-    """Whether this process is one of several that have met."""
     return dist.is_initialized()
 
 
@@ -168,7 +165,7 @@ def is_first():
 
 
 def all_reduce(tensor, op='sum'):
-    """The sum, or the maximum, over all ranks, in place; with one process nothing happens."""
+    """The sum, or the maximum, over all ranks, in place."""
     if joined():
         dist.all_reduce(tensor, dist.ReduceOp.SUM if op == 'sum' else dist.ReduceOp.MAX)
     return tensor
@@ -192,13 +189,13 @@ def once(make):
 
 
 def any_of(device, *flags):
-    """For each flag whether it is set on any rank: all of them go the same way."""
+    """For each flag whether it is set on any rank."""
     summed = all_reduce(torch.tensor([bool(flag) for flag in flags], dtype=torch.float, device=device), 'max')
     return [value > 0 for value in summed.tolist()]
 
 
 def mean(value):
-    """The mean over all ranks of a number each has, a tensor without axes, as a float."""
+    """The mean over all ranks of a tensor without axes, as a float."""
     return all_reduce(value).item() / (dist.get_world_size() if joined() else 1)
 
 

@@ -12,15 +12,15 @@ import time
 
 import torch
 
+from formats.text_files import first_line, read_json, write_text
 from mirror import MirrorMap
 from report import write_report
 from runtime import console, ranks
 from runtime.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from runtime.console import say, tell
-from runtime.lora import add_lora, merge_lora, quantize_int8, save_adapter
+from runtime.lora import ADAPTER_SETTINGS, adapt, check_start, targets_of, weight_sum
 from runtime.masters import compute_in, configure_optimizers, copy_masters, precision_of, update_reference
 from runtime.shard import (
-    collect_model,
     drop_collected,
     gathered,
     local_part,
@@ -40,41 +40,72 @@ def in_out_dir(cfg, name):
 
 def check(cfg):
     """Raises ValueError or FileNotFoundError, before time is spent, for a run that contradicts itself."""
-    alone = 'RANK' not in os.environ
     for contradiction, message in (
         (cfg.load_in_8bit and not cfg.lora_r, "load_in_8bit freezes the weights: set lora_r as well"),
+        ((cfg.lora_alpha or cfg.lora_targets or cfg.lora_dropout) and not cfg.lora_r,
+         "lora_alpha, lora_targets and lora_dropout mean nothing without lora_r: set it above 0"),
+        (cfg.lr_schedule != 'constant' and (cfg.min_lr or 0) > cfg.learning_rate,
+         f"min_lr, {cfg.min_lr}, is above learning_rate, {cfg.learning_rate}: the rate would rise"),
         (cfg.reference_offload and cfg.reference_mode in ('ema', 'periodic'),
          "reference_offload keeps the reference away, and reference_mode ema or periodic moves it"),
         (cfg.shard and (cfg.optimizer != 'adamw' or cfg.load_in_8bit or cfg.reference_offload or cfg.compile),
          "shard goes with optimizer adamw, without load_in_8bit, reference_offload and compile"),
         (cfg.shard and cfg.precision == 'fp16', "shard goes with precision fp32 or bf16, not fp16"),
-        (cfg.shard and alone, "shard spreads the model over processes, which torchrun starts"),
+        (cfg.shard and 'RANK' not in os.environ,
+         "shard spreads the model over processes, which torchrun starts"),
     ):
         if contradiction:
             raise ValueError(message)
+    cfg.lora_alpha, cfg.lora_targets = cfg.lora_alpha or 16.0, targets_of(cfg.lora_targets)
     asked_for(vars(cfg))  # is the package there?
     if cfg.kl_beta > 0 and cfg.kl_estimator == 'k1' and not cfg.kl_in_reward:
         tell("warning: k1 in the loss has zero gradient on average, it only adds noise; take k2 or exact")
     if cfg.init_from == 'resume':
         check_resume(cfg)
+    check_out_dir(cfg.out_dir)
+
+
+def check_out_dir(out_dir):
+    """Raises ValueError unless a folder can be made there, and moved aside by a later run."""
+    folder = os.path.abspath(out_dir)
+    if f'{os.getcwd()}/'.startswith(f"{folder.rstrip('/')}/"):
+        raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
+                         "a folder of its own")
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError(f"out_dir is {out_dir!r}, and nothing can be written at {folder}")
 
 
 def check_resume(cfg):
-    """That there is a run to resume, of this task and kind."""
+    """That there is a run to resume, of this task and with the same weights to learn."""
     checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
     if not os.path.exists(checkpoint):
         raise FileNotFoundError(f"there is no {checkpoint} to resume: name the run's out_dir, or leave out "
                                 f"{RESUME}")
     if not os.path.exists(config):
         return
-    with open(config, encoding='utf-8') as f:
-        began_with = json.load(f)
-    if began_with['task'] != cfg.task:
-        raise ValueError(f"the run in {cfg.out_dir} has task {began_with['task']!r} and task is "
-                         f"{cfg.task!r} now: give its own config, or name another out_dir")
-    if bool(began_with['lora_r']) != bool(cfg.lora_r):
-        raise ValueError(f"the run in {cfg.out_dir} has lora_r {began_with['lora_r']} and lora_r is "
-                         f"{cfg.lora_r} now: adapters cannot come or go")
+    before, now, fixed = read_json(config), plain_config(cfg), ['task']
+    if before['lora_r'] or cfg.lora_r:
+        fixed += ADAPTER_SETTINGS
+    if 'gae' in (before['advantage'], cfg.advantage):  # a value head cannot come or go
+        fixed.append('advantage')
+    for key in fixed:
+        if before[key] != now[key]:
+            raise ValueError(f"the run in {cfg.out_dir} has {key} {before[key]!r} and it is {now[key]!r} "
+                             "now: leave it as it was, or name another out_dir")
+
+
+def usable_device(device):
+    """The torch device that a setting names. Raises ValueError for one that torch cannot use here."""
+    if device == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:  # no such device, or a torch that was built without
+        why = first_line(e)
+        raise ValueError(f"device is {device!r}, which torch cannot use here ({why}): take 'auto'") from None
+    return device
 
 
 def processes(cfg):
@@ -83,26 +114,32 @@ def processes(cfg):
     device = cfg.device
     if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    elif device == 'auto':
-        device = 'cpu'
+    device = usable_device(device)
     on_gpu = device.startswith('cuda')
-    if on_gpu and not torch.cuda.is_available():
-        raise ValueError(f"device is {cfg.device!r} and torch finds no GPU here: take 'auto' or 'cpu'")
     if world_size > 1 or cfg.shard:
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:
         torch.cuda.set_device(device)
     elif cfg.compile and not shutil.which(os.environ.get('CXX', 'g++')):
         raise ValueError("compile on a CPU needs a C++ compiler: install g++, or name yours in CXX")
-    for key in ('batch_size', 'es_pairs') if cfg.optimizer == 'es' else ('batch_size',):
-        if getattr(cfg, key) % world_size:
-            raise ValueError(f"{key} is {getattr(cfg, key)}; it must be a multiple of {world_size} processes")
+    shared_out = {'batch_size': cfg.batch_size, 'minibatch_size': cfg.minibatch_size or 0}
+    if cfg.optimizer == 'es':
+        shared_out['es_pairs'] = cfg.es_pairs
+    for key, count in shared_out.items():
+        if count % world_size:
+            raise ValueError(f"{key} is {count}; it must be a multiple of {world_size} processes")
     return rank, world_size, device
+
+
+def name_of(function):
+    """A function's name, or that of an object's class."""
+    function = getattr(function, 'func', function)  # of functools.partial
+    return getattr(function, '__name__', type(function).__name__)
 
 
 def plain_config(cfg):
     """The settings as JSON has them; functions by their names."""
-    return json.loads(json.dumps(vars(cfg), default=lambda function: function.__name__))
+    return json.loads(json.dumps(vars(cfg), default=name_of))
 
 
 # -----------------------------------------------------------------------------
@@ -113,15 +150,17 @@ class State:
 
     def __init__(self, cfg, job, device):
         self.cfg, self.best, self.saved_at, self.bad_steps = cfg, -math.inf, None, 0
-        self.path = in_out_dir(cfg, 'ckpt.pt')
+        self.path, self.start = in_out_dir(cfg, 'ckpt.pt'), job.generator_path
+        inside = os.path.abspath(self.start).startswith(os.path.abspath(cfg.out_dir) + os.sep)
+        if inside and cfg.init_from != 'resume' and os.path.exists(in_out_dir(cfg, 'metrics.jsonl')):
+            raise ValueError(f"the start {self.start} lies in {cfg.out_dir}, which a new run moves aside: "
+                             "name another out_dir")
         self.model = model = job.load_model().eval()
-        # tells one start from another
-        self.start_weights = sum(p.double().sum() for p in model.parameters()).item()
-        if cfg.load_in_8bit:
-            quantize_int8(model)
+        self.learns_from = job.learns_from()
+        self.start_weights = weight_sum(model)
         if cfg.lora_r:
             torch.manual_seed(cfg.seed)
-            add_lora(model, cfg.lora_r, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
+            adapt(model, vars(cfg))
             job.after_lora(model)
         model.gradient_checkpointing = cfg.gradient_checkpointing
         self.device, self.dtype = device, precision_of(cfg.precision, device, model.config.n_embd)
@@ -157,7 +196,7 @@ class State:
         copy_masters(self.masters, self.model)
 
     def copy_reference(self):
-        """A frozen copy of the start, but for LoRA's static reference: the model without its adapters."""
+        """A frozen copy of the start, but for LoRA's static reference: the model with its adapters off."""
         cfg, self.frozen, self.averages = self.cfg, None, {}
         self.leashed = (cfg.kl_beta > 0 or cfg.divergence != 'kl') and cfg.reference_mode != 'none'
         static = cfg.reference_mode == 'static'
@@ -193,7 +232,6 @@ class State:
     def set_learning_rate(self, lr):
         for group in self.optimizer.param_groups:
             group['lr'] = lr
-        return lr
 
     def stop_if_broken(self, metrics):
         """Raises FloatingPointError after max_bad_steps iterations in a row whose steps were skipped."""
@@ -219,7 +257,8 @@ class State:
     def header(self):
         """What a checkpoint says of itself."""
         kind = 'adapters' if self.cfg.lora_r else 'run'
-        return {'kind': kind, 'model_config': vars(self.model.config), 'config': plain_config(self.cfg)}
+        return {'kind': kind, 'model_config': vars(self.model.config), 'config': plain_config(self.cfg),
+                'start': self.start, 'start_weights': self.start_weights, 'learns_from': self.learns_from}
 
     def save_best(self, job, it):
         """ckpt_best.pt; all ranks call it."""
@@ -245,37 +284,33 @@ class State:
         if cfg.keep_checkpoints and self.saved_at not in (None, it) and not os.path.exists(older):
             os.link(self.path, older)
         state = {'iter': it, 'best': self.best, 'bad_steps': self.bad_steps,
-                 'start_weights': self.start_weights, 'mirror': self.mirror.state_dict(),
-                 'scaler': self.optimizer.scaler.state_dict()}
+                 'mirror': self.mirror.state_dict(), 'scaler': self.optimizer.scaler.state_dict()}
         save_checkpoint(self.path, self.header() | state | kept)
         self.saved_at = it
-        for path in older_checkpoints(cfg)[cfg.keep_checkpoints:]:
+        for path in older_checkpoints(cfg.out_dir)[cfg.keep_checkpoints:]:
             os.remove(path)
         return time.perf_counter() - start
 
     def save_and_say_so(self, it, log, job_state, when=''):
         """When the run was told to stop, or the scorer is gone; all ranks call it."""
         self.save(it, log, job_state)
-        tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}")
+        export = console.tool('export', self.path, in_out_dir(self.cfg, f'export_{it:06d}'))
+        tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}\n"
+             f"To use the model as it is:\n  {export}")
         ranks.wait_for_rank_0()  # a rank that left first would take the others along
 
     def resume(self, job):
         """Go on where the run in out_dir stopped. Returns the iteration."""
-        cfg, saved = self.cfg, newest_checkpoint(self.cfg)
-        # the last digits of a sum depend on the number of threads
-        if not math.isclose(saved['start_weights'], self.start_weights, rel_tol=1e-9, abs_tol=1e-6):
-            raise ValueError(f"the model at {job.generator_path} is not the one this run started from, and "
-                             "the reference comes from there: restore it")
+        cfg = self.cfg
+        path, saved = newest_checkpoint(cfg.out_dir, 'run', 'adapters')
+        check_start(saved, self.start_weights, self.start)
         say_what_changed(saved['config'], plain_config(cfg))
-        began_with = saved['config'].get('advantage')
-        if (began_with == 'gae') != (cfg.advantage == 'gae'):
-            raise ValueError(f"this run began with advantage {began_with!r} and it is {cfg.advantage!r} now: "
-                             "a value head cannot come or go")
+        check_learns_from(saved.get('learns_from', {}), self.learns_from, cfg.remake)
         if saved['iter'] > cfg.max_iters:
             raise ValueError(f"max_iters is {cfg.max_iters} and the run at {saved['iter']}: raise max_iters")
         job.restore(saved)
         weights = self.weights()
-        check_fit(saved['model'], weights, self.path)
+        check_fit(saved['model'], weights, path)
         self.copy_into(weights, saved['model'])
         self.weights_changed()
         if cfg.mirror_checkpoint:
@@ -302,36 +337,27 @@ class State:
         if saved['scaler'] and self.optimizer.scaler.is_enabled():
             self.optimizer.scaler.load_state_dict(saved['scaler'])
 
-    def export(self, job, metrics):
-        """The trained model as others load it, see job.export; LoRA's adapters for peft in adapter/."""
-        cfg = self.cfg
-        model = collect_model(self.model, torch.float32) if cfg.shard else copy.deepcopy(self.model).float()
-        saved = whole({name: value for name, value in job.saved().items() if name != 'critic_optimizer'})
-        if not ranks.is_first():
-            return
-        if not cfg.shard:
-            model.load_state_dict(self.weights(), strict=False)
-        if cfg.advantage == 'gae':
-            del model.value_head
-        if cfg.lora_r and job.adapter_base():
-            save_adapter(model, in_out_dir(cfg, 'adapter'), job.adapter_base())
-        if cfg.lora_r:
-            merge_lora(model)
-        job.export(model, saved, cfg.out_dir, metrics)
+    def export(self, job):
+        """The trained model as others load it, see job.export, which tools/export.py calls too."""
+        learned = {'model': self.weights(), **job.saved()}
+        saved = self.header() | whole({key: learned[key] for key in learned if key != 'critic_optimizer'})
+        if ranks.is_first():
+            folders = (in_out_dir(self.cfg, name) for name in (job.exported, 'adapter'))
+            job.export(saved, self.path, *folders)
 
 
-def older_checkpoints(cfg):
+def older_checkpoints(out_dir):
     """The newest first."""
-    names = [name for name in os.listdir(cfg.out_dir) if name[5:11].isdigit() and name.endswith('.pt')]
-    return [in_out_dir(cfg, name) for name in sorted(names, reverse=True)]
+    names = [name for name in os.listdir(out_dir) if name[5:11].isdigit() and name.endswith('.pt')]
+    return [os.path.join(out_dir, name) for name in sorted(names, reverse=True)]
 
 
-def newest_checkpoint(cfg):
-    """ckpt.pt, or when that is damaged the newest older one that is not."""
+def newest_checkpoint(out_dir, *kinds):
+    """(path, checkpoint) of ckpt.pt, or when that is damaged of the newest older one that is not."""
     failures = []
-    for path in [in_out_dir(cfg, 'ckpt.pt'), *older_checkpoints(cfg)]:
+    for path in [os.path.join(out_dir, 'ckpt.pt'), *older_checkpoints(out_dir)]:
         try:
-            checkpoint = load_checkpoint(path, 'adapters' if cfg.lora_r else 'run')
+            checkpoint = load_checkpoint(path, *kinds)
         except ValueError as e:
             failures.append(e)
             continue
@@ -339,14 +365,28 @@ def newest_checkpoint(cfg):
             tell(f"warning: {failure}")
         if failures:
             tell(f"warning: going on from {path} instead, iteration {checkpoint['iter']}")
-        return checkpoint
+        return path, checkpoint
     raise failures[0]
+
+
+def check_learns_from(before, now, remake):
+    """
+    before, now: {name: a hash of the contents}. Raises ValueError where a resumed run would learn from others
+    than it began with, unless remake is 'never'; other held-out prompts are told.
+    """
+    for name, content in before.items():
+        if now.get(name) == content:
+            continue
+        if remake != 'never' and not name.startswith('held-out'):
+            raise ValueError(f"{name}: not what this run began with, so that what it held out may be learned "
+                             "from; restore it, or go on all the same with --remake=never")
+        say(f"resuming with other contents of {name}")
 
 
 def say_what_changed(before, now):
     """The settings that a resumed run has otherwise than it began."""
     for key, old in before.items():
-        if key != 'init_from' and json.dumps(old) != json.dumps(now.get(key)):
+        if key not in ('init_from', 'remake') and json.dumps(old) != json.dumps(now.get(key)):
             say(f"resuming with {key} = {now.get(key)!r} (it was {old!r})")
 
 
@@ -387,7 +427,7 @@ class Log:
             elif os.path.exists(self.paths['metrics']):
                 move_aside(cfg.out_dir)
             os.makedirs(cfg.out_dir, exist_ok=True)
-            replace_file(in_out_dir(cfg, 'config.json'), json.dumps(plain_config(cfg), indent=1))
+            write_text(in_out_dir(cfg, 'config.json'), json.dumps(plain_config(cfg), indent=1))
             if 'chars' not in job.saved():
                 job.tokenizer.save(in_out_dir(cfg, 'tokenizer'))
             self.files = {name: open(path, 'a', encoding='utf-8') for name, path in self.paths.items()}
@@ -478,8 +518,7 @@ class Log:
         try:
             write_report([self.cfg.out_dir], {self.cfg.task: type(self.job)})
         except Exception as e:
-            reason = str(e).splitlines()[0] if str(e) else 'no reason given'
-            tell(f"warning: there is no new report.html: {type(e).__name__}: {reason}")
+            tell(f"warning: there is no new report.html: {type(e).__name__}: {first_line(e)}")
 
     def close(self, stopping):
         """The end: what to run next, unless the run was stopped."""
@@ -500,22 +539,16 @@ def leave(stopping):
         os._exit(0)  # an ordinary exit would wait for a reward that is still at work in a thread
 
 
-def number_or_none(x):
+def number_or_none(x, digits=None):
     """JSON has no NaN, which a reward is where it does not apply, and no infinity."""
-    return x if math.isfinite(x) else None
+    if not math.isfinite(x):
+        return None
+    return x if digits is None else round(x, digits)
 
 
 def numbers(tensor, digits=None):
     """A list of the numbers of a tensor (n,), rounded to digits; None for NaN and infinity."""
-    values = map(number_or_none, tensor.tolist())
-    return [value if value is None or digits is None else round(value, digits) for value in values]
-
-
-def replace_file(path, text):
-    """Write a text file whole or not at all."""
-    with open(path + '.tmp', 'w', encoding='utf-8') as f:
-        f.write(text)
-    os.replace(path + '.tmp', path)
+    return [number_or_none(value, digits) for value in tensor.tolist()]
 
 
 def forget_after(path, it):
@@ -523,7 +556,7 @@ def forget_after(path, it):
     with open(path, 'a+', encoding='utf-8') as f:
         f.seek(0)
         lines = [line for line in f if line.endswith('\n') and json.loads(line)['iter'] < it]
-    replace_file(path, ''.join(lines))
+    write_text(path, ''.join(lines))
 
 
 def move_aside(out_dir):

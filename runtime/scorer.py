@@ -53,7 +53,7 @@ class Batcher:
 
 
 class Refused(Exception):
-    """Refused(status, why): a request that gets an error status and one line."""
+    """Refused(status, why)"""
 
 
 class ScorerHandler(http.server.BaseHTTPRequestHandler):
@@ -115,7 +115,6 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         return {'rewards': rewards, 'costs': costs}
 
     def read_json(self):
-        """What the client sent. Raises Refused for what is too long or no JSON."""
         length, most = self.headers.get('Content-Length', ''), self.server.max_bytes
         if not re.fullmatch('[0-9]{1,12}', length):
             raise Refused(411, "the header Content-Length is wanted")
@@ -129,7 +128,7 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, f"the request is no JSON: {str(e)[:200]}") from None
 
     def texts_of(self, request):
-        """The texts to score. Raises ValueError for another object than the path wants."""
+        """The texts to score. Raises ValueError, Refused."""
         names = ['texts'] if self.path == '/score_texts' else ['prompts', 'responses']
         lists = [request.get(name) if isinstance(request, dict) else None for name in names]
         for texts in lists:
@@ -182,9 +181,9 @@ class ScorerUnavailable(ConnectionError):
 
 class ScorerClient:
     """
-    Asks a scorer service at url, batch_size texts at a time, each text once. What may pass (no connection,
-    408, 429, 5xx, an answer that is not as many finite numbers) is tried again for `patience` seconds, with
-    growing pauses or those of Retry-After; then, and at any other refusal, it raises ScorerUnavailable.
+    Asks a scorer service, batch_size texts at a time, each once. What may pass (no connection, 408, 429, 5xx,
+    an answer of no use) is tried again for `patience` seconds; then, and at any other refusal, it raises
+    ScorerUnavailable.
     """
 
     def __init__(self, url: str, batch_size: int = 32, timeout: float = 300.0, patience: float = 60.0,

@@ -5,12 +5,11 @@ One model spread over all ranks: torch's own fully_shard (FSDP2), block by block
     whole(tree)               -> the same on the CPU, for a checkpoint: one file whatever the number of ranks
     part_of(value, p)         -> this rank's part of it, to load a checkpoint
     gathered(policy)          -> a context: the policy with a plain model, whole on every rank, to sample from
-Where even that does not fit (gather_to_sample=False), the sampler goes through the sharded model, a step of
-all ranks together for each token.
+With gather_to_sample=False the sampler goes through the sharded model, all ranks together for each token.
 
-A block's weights are collected just before they are used and dropped after; its gradient is summed over the
-ranks in fp32, each rank keeps its part. So all ranks must go through the same forwards: grpo.py, and
-tasks/nla.py for its critic, give each the same number of micro-batches. docs/scaling.md counts the bytes.
+A block's weights are collected just before they are used and dropped after; its gradient is summed in fp32,
+each rank keeps its part. So all ranks must go through the same forwards: grpo.py, and tasks/nla.py for its
+critic, give each the same number of micro-batches. docs/scaling.md counts the bytes.
 """
 import copy
 import warnings
@@ -120,14 +119,14 @@ def optimizer_parts(state, params):
 
 
 @torch.no_grad()
-def collect_model(model, dtype):
-    """A plain model with all weights in dtype, whole on every rank. All ranks must call it."""
+def collect_model(model):
+    """A plain model, whole on every rank, in the dtype that it computes in."""
     drop_collected(model)
     plain = model.skeleton[0]
     state = {}
     for name, value in model.state_dict().items():
         if name != 'lm_head.weight' or not plain.config.tied:
-            state[name] = value.to(dtype).full_tensor() if is_shard(value) else value
+            state[name] = value.to(model.dtype).full_tensor() if is_shard(value) else value
     plain.load_state_dict({'lm_head.weight': state['wte.weight']} | state, assign=True)
     if plain.config.tied:
         plain.lm_head.weight = plain.wte.weight
@@ -140,7 +139,7 @@ def gathered(policy):
     if not (is_sharded(policy.model) and policy.model.gather_to_sample):
         yield policy
         return
-    plain = collect_model(policy.model, policy.model.dtype)
+    plain = collect_model(policy.model)
     try:
         yield policy.with_model(plain)
     finally:

@@ -1,10 +1,9 @@
 """
 Where a run's metrics go besides metrics.jsonl: Weights & Biases, and TensorBoard. Both show a section for
 each word before a slash, so names are grouped there: train/loss, eval/reward, reward/mean_reward,
-time/rollout. A tracker has log(metrics, it), histograms(parts, it) of an iteration's rewards {name: (P, G)},
-samples(rows, it), dicts with the same keys, and close(). A run without one has an empty list.
+time/rollout. parts: an iteration's rewards {name: (P, G)}; rows: dicts with the same keys.
 """
-import importlib.util
+import importlib
 import json
 import os
 import secrets
@@ -28,13 +27,6 @@ def known(parts):
     return {f'reward/{name}_histogram': part[~part.isnan()] for name, part in parts.items()}
 
 
-def reward_and_cost(parts):
-    """(N, 2) for up to 2,000 completions, or None where there is no cost."""
-    if not {'helpfulness', 'cost'} <= parts.keys():
-        return None
-    return torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000].cpu()
-
-
 class Wandb:
     """Sends a run's metrics, tables, histograms and scatter to wandb; a resumed run goes on under its id."""
 
@@ -55,8 +47,8 @@ class Wandb:
 
     def histograms(self, parts, it):
         pictures = {name: self.wandb.Histogram(values.tolist()) for name, values in known(parts).items()}
-        points = reward_and_cost(parts)
-        if points is not None:
+        if {'helpfulness', 'cost'} <= parts.keys():
+            points = torch.stack((parts['helpfulness'].flatten(), parts['cost'].flatten()), dim=1)[:2000]
             table = self.wandb.Table(['reward', 'cost'], points.tolist())
             scatter = self.wandb.plot.scatter(table, 'reward', 'cost', title='reward vs cost')
             pictures['scatter/reward_vs_cost'] = scatter
@@ -71,7 +63,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """In out_dir/tensorboard. Reward and cost are drawn with matplotlib, where that is installed."""
+    """In out_dir/tensorboard."""
 
     def __init__(self, out_dir, config, start_iter):
         from torch.utils.tensorboard import SummaryWriter
@@ -93,13 +85,6 @@ class TensorBoard:
         for name, values in known(parts).items():
             if len(values):
                 self.writer.add_histogram(name, values, it)
-        points = reward_and_cost(parts)
-        if points is not None and importlib.util.find_spec('matplotlib'):
-            from matplotlib.figure import Figure
-            figure = Figure()
-            axes = figure.add_subplot(xlabel='reward', ylabel='cost')
-            axes.plot(*points.T.numpy(), '.')
-            self.writer.add_figure('scatter/reward_vs_cost', figure, it)
 
     def samples(self, rows, it):
         lines = []

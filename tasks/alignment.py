@@ -4,15 +4,17 @@ unsafe); the policy maximizes R - lambda C, and lambda is the price at which the
 -cost_threshold_d. Without a scorer_url the reward and the cost model are trained here on pairs of answers,
 and served by a child process.
 """
+import collections
+import functools
 import os
 import types
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from torch.nn import functional as F
 
-from data.prompts import held_out_split, load_prompts
-from data.text import dataset_name
+from data.prompts import held_out_split, load_prompts, of_pair, source_name
 from formats import weights
 from judge import BEAVER_TEMPLATE, LagrangeMultiplier, ScoreModel, score_ids
 from model import GPT
@@ -21,10 +23,11 @@ from runtime import ranks
 from runtime.checkpoint import tokenizer_of
 from runtime.config import Count, NonNegative, Positive
 from runtime.console import say
+from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.scorer import ScorerClient, joiner, start_scorer
-from tasks.completion import Completion
+from tasks.completion import Completion, start_path
 from tasks.supervised import save_model, supervised_loop
-from tasks.task import chart
+from tasks.task import chart, path_of
 
 
 class Alignment(Completion):
@@ -66,7 +69,7 @@ class Alignment(Completion):
         lambda_max: Positive = 5.0
         lambda_rule: Literal['exponential', 'safe_rlhf'] = 'exponential'  # ln lambda += lr J, or lr lambda J
         lambda_positive_only = False            # True: J counts as max(J, 0), so that lambda never falls
-        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # J is averaged over iterations
+        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # of the average of J, which starts at 0
         true_reward: types.FunctionType | None = None  # f(text, prompt=..., ...), where the truth is known
         true_cost: types.FunctionType | None = None    # the same of the cost; both are only logged
 
@@ -76,7 +79,7 @@ class Alignment(Completion):
             template = template_of(cfg)
             if template:
                 joiner(template)
-            elif not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template):
+            elif not cfg.scorer_url and (cfg.system_prompt or cfg.chat_template is True):
                 raise ValueError("system_prompt and chat_template need a scorer_template: "
                                  "'{prompt}{response}' for the bare texts")
 
@@ -93,8 +96,8 @@ class Alignment(Completion):
             self.check_score_models()
         super().__init__(cfg, device)
         for i, record in enumerate(self.records + self.eval_records):
-            if not isinstance(record[self.prompt_key], str):
-                raise ValueError(f"prompt {i} is a list of chat messages: scorer_template takes texts alone")
+            if not isinstance(record['prompt'], str):
+                raise ValueError(f"prompt {i} is a list of chat messages: score models take texts alone")
         if not cfg.scorer_url:
             ranks.once(self.make_score_models)
             url = None
@@ -113,28 +116,42 @@ class Alignment(Completion):
 
     def check_score_models(self):
         """Raises ValueError unless the models are there, or the pairs that the missing ones shall learn."""
-        cfg, self.missing = self.cfg, []
+        cfg = self.cfg
+        self.ours = {kind: path for kind, path in self.paths.items() if path.endswith('.pt')}
+        self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
+        mapping = None if cfg.preferences else cfg.column_mapping
+        due = [kind for kind, path in self.ours.items() if is_due(path, self.remake)]
+        self.pairs = functools.cache(partial(load_preferences, self.source, mapping, due))
+        if due:
+            held_out_split(self.pairs(), cfg.eval_prompts_n, cfg.seed)
         for kind, path in self.paths.items():
-            if not path.endswith('.pt'):
+            if kind in self.ours:
+                check_made(path, partial(self.score_recipe, kind), self.remake)
+            else:
                 weights.open_folder(weights.local_folder(path), scores=True)
-            elif not os.path.exists(path):
-                self.missing.append(kind)
-        if self.missing:
-            self.source = cfg.preferences or cfg.train_prompts or cfg.dataset
-            pairs = load_preferences(self.source, None if cfg.preferences else cfg.column_mapping)
-            self.pairs = held_out_split(pairs, cfg.eval_prompts_n, cfg.seed)
+
+    def other_text(self):
+        """Ours read the pairs with the policy's vocabulary."""
+        pairs = [] if self.cfg.scorer_url or not self.ours else self.pairs()
+        texts = [f"{pair['prompt']}{pair.get('response_0')}{pair.get('response_1')}" for pair in pairs]
+        return super().other_text() + ''.join(texts)
 
     def make_score_models(self):
-        if not self.missing:
-            return
-        trunk = GPT.from_pretrained(self.generator_path).to(self.device)
+        for kind, path in self.ours.items():
+            made(path, partial(self.score_recipe, kind), partial(self.make_score_model, kind), self.remake)
+
+    def score_recipe(self, kind):
+        return recipe_for(f'a {kind} model', 1, self.source, self.cfg, 'score_iters', 'seed',
+                          'eval_prompts_n', scorer_template=template_of(self.cfg) or '',
+                          data=content_of(self.pairs()), trunk=content_of_path(start_path(self.cfg)))
+
+    def make_score_model(self, kind, path, recipe):
+        cfg, trunk = self.cfg, GPT.from_pretrained(self.generator_path).to(self.device)
         tokenizer, room = tokenizer_of(self.generator_path), min(512, trunk.config.block_size)
-        for kind in self.missing:
-            n, path = len(self.pairs[0]), self.paths[kind]
-            say(f"there is no {kind} model at {path}: training one on {n} pairs of {self.source}")
-            rows = [preference_rows(pairs, kind, tokenizer, self.join, room) for pairs in self.pairs]
-            model, quality = train_score_model(trunk, kind, *rows, self.cfg.score_iters, seed=self.cfg.seed)
-            save_model(path, kind, model, trunk.config, tokenizer, quality)
+        rows = [preference_rows(pairs, kind, tokenizer, self.join, room)
+                for pairs in held_out_split(self.pairs(), cfg.eval_prompts_n, cfg.seed)]
+        model, quality = train_score_model(trunk, kind, *rows, cfg.score_iters, seed=cfg.seed)
+        save_model(path, kind, model, trunk.config, tokenizer, quality, recipe)
 
     # -----------------------------------------------------------------------------
     # rewards, and lambda
@@ -166,7 +183,7 @@ class Alignment(Completion):
         metrics = {'lambda': self.multiplier.value, 'cost': self.mean_cost,
                    'safe_ratio': ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean()),
                    'J_C': self.mean_cost + self.cfg.cost_threshold_d}
-        return metrics if self.multiplier.ema is None else metrics | {'J_C_ema': self.multiplier.ema}
+        return metrics | {'J_C_ema': self.multiplier.ema} if self.cfg.lambda_adapt else metrics
 
     @torch.no_grad()
     def evaluate(self, policy):
@@ -175,15 +192,15 @@ class Alignment(Completion):
         mean reward, given only where the mean cost keeps to the threshold. It makes the best checkpoint.
         """
         cfg, shown = self.cfg, self.cfg.eval_show
-        answers, true = [], {'true_reward': [], 'true_cost': []}
+        answers, true = [], collections.defaultdict(list)
         for records, batch in self.eval_batches():
             texts = policy.texts(policy.sample(batch, cfg.eval_samples))
             with self.in_step(policy):
                 R, C = self.ask(texts, records)
             answers.append((R, C))
-            for name, values in true.items():
-                if function := getattr(cfg, name):
-                    values += judged_by(function, texts, records)
+            for name in [name for name in ('true_reward', 'true_cost') if getattr(cfg, name)]:
+                for record, group in zip(records, texts, strict=True):
+                    true[name] += [getattr(cfg, name)(text, **record['columns']) for text in group]
             for record, group, r, c in list(zip(records, texts, R, C, strict=True))[:shown]:
                 say(f"  {record['text']!r}\n    -> {group[0]!r} (reward {r[0]:.2f}, cost {c[0]:.2f})")
             shown = 0
@@ -192,9 +209,9 @@ class Alignment(Completion):
         metrics = {'eval/reward': reward, 'eval/cost': cost,
                    'eval/combined': reward - self.multiplier.value * cost,
                    'eval/safe_ratio': (costs <= 0).float().mean().item()}
-        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items() if values}
+        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items()}
         if cfg.retain_text:
-            ids = self.tokenizer.encode(cfg.retain_text)
+            ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         if cost + cfg.cost_threshold_d <= 0:
             metrics[self.headline] = reward
@@ -220,9 +237,13 @@ class Alignment(Completion):
 
     def try_out(self):
         file, arguments = super().try_out()
-        if self.cfg.scorer_url or self.cfg.lora_r:
+        if self.cfg.scorer_url:
             return file, arguments
         return 'ckpt.pt', [*arguments, '--num_samples=8']  # ranked by its own reward and cost
+
+    def learns_from(self):
+        models = {} if self.cfg.scorer_url else self.paths
+        return self.content | {f'{kind} model': content_of_path(path) for kind, path in models.items()}
 
     def saved(self):
         return super().saved() | {'lagrange': self.multiplier.state_dict()}
@@ -239,8 +260,8 @@ def multiplier_of(cfg):
 
 def score_paths(settings):
     """{kind: path} of a run's score models; settings: all of the run."""
-    name = dataset_name(settings['train_prompts'] or settings['dataset'])
-    return {kind: settings[f'{kind}_checkpoint'].format(dataset=name) for kind in ('reward', 'cost')}
+    name = source_name(settings['train_prompts'] or settings['dataset'])
+    return {kind: path_of(f'{kind}_checkpoint', settings, name) for kind in ('reward', 'cost')}
 
 
 def template_of(cfg):
@@ -250,35 +271,59 @@ def template_of(cfg):
     return BEAVER_TEMPLATE
 
 
-def judged_by(function, texts, records):
-    """What a function of the config says of every completion."""
-    values = []
-    for record, group in zip(records, texts, strict=True):
-        fields = {name: value for name, value in record.items() if name not in ('ids', 'text')}
-        values += [function(text, **fields) for text in group]
-    return values
-
-
 # -----------------------------------------------------------------------------
 # the score models, trained where they are missing
 
 TEXT, SIDE, FLAG = (str, 'a text'), (int, '0 or 1'), (bool, 'true or false')
-PREFERENCE_FIELDS = {'response_0': TEXT, 'response_1': TEXT, 'better_response_id': SIDE,
-                     'safer_response_id': SIDE, 'is_response_0_safe': FLAG, 'is_response_1_safe': FLAG}
+PREFERENCE_FIELDS = {
+    'reward': {'response_0': TEXT, 'response_1': TEXT, 'better_response_id': SIDE},
+    'cost': {'response_0': TEXT, 'response_1': TEXT, 'safer_response_id': SIDE, 'is_response_0_safe': FLAG,
+             'is_response_1_safe': FLAG}}
 
 
-def load_preferences(source, column_mapping=None):
+def as_side_or_flag(value, kind):
+    """A value as PKU-SafeRLHF has it: tables hold texts, and JSON may hold 0 and 1 for false and true."""
+    if isinstance(value, str):
+        value = {'0': 0, '1': 1, 'false': 0, 'true': 1}.get(value.strip().lower(), value)
+    return kind(value) if value in (0, 1) else value
+
+
+def text_of(messages):
+    """A text, or the texts of messages with blank lines between: score models read text."""
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        return '\n\n'.join(str(message.get('content')) for message in messages)
+    return messages
+
+
+def as_preference(pair):
+    """A pair as PKU-SafeRLHF has it, also of TRL's chosen and rejected, which may begin with the prompt."""
+    if not {'chosen', 'rejected'} <= pair.keys() or 'response_0' in pair:
+        return pair
+    prompt, answers = pair['prompt'], pair
+    if isinstance(pair['chosen'], list):
+        answers = of_pair(pair['chosen'], pair['rejected'])
+        prompt = answers['prompt'] or prompt
+    return {'prompt': text_of(prompt), 'response_0': text_of(answers['chosen']),
+            'response_1': text_of(answers['rejected']), 'better_response_id': 0}
+
+
+def load_preferences(source, column_mapping=None, kinds=('reward', 'cost')):
     """
-    Pairs of answers with the fields of PKU-SafeRLHF. source: a file, or a folder under data/ whose
-    preferences.jsonl it is. Raises ValueError naming the record and the field.
+    Pairs of answers with the fields of PKU-SafeRLHF that models of these kinds learn from; TRL's chosen and
+    rejected serve for a reward. source: as in load_prompts, its split 'preferences'. Raises ValueError.
     """
-    pairs = load_prompts(source, column_mapping, split='preferences')
+    pairs = list(map(as_preference, load_prompts(source, column_mapping, split='preferences')))
+    wanted = {field: kind for name in kinds for field, kind in PREFERENCE_FIELDS[name].items()}
+    asked = f"a {' and a '.join(kinds)} model needs {', '.join(wanted)}"
     for i, pair in enumerate(pairs):
-        for key, (kind, wanted) in PREFERENCE_FIELDS.items():
+        for key, (kind, what) in wanted.items():
             value = pair.get(key)
+            if kind is not str and value is not None:
+                pair[key] = value = as_side_or_flag(value, kind)
             if type(value) is not kind or (kind is int and value not in (0, 1)):
                 raise ValueError(f"{source}: preference {i} ({str(pair['prompt'])[:60]!r}) has {key} = "
-                                 f"{value!r}; it must be {wanted}")
+                                 f"{value!r}; it must be {what}: {asked}; for a reward TRL's chosen and "
+                                 "rejected will do")
     return pairs
 
 
@@ -292,7 +337,7 @@ def preference_rows(pairs, kind, tokenizer, join, room):
         first = pair['better_response_id'] if kind == 'reward' else 1 - pair['safer_response_id']
         order = first, 1 - first
         texts = [join(pair['prompt'], pair[f'response_{side}']) for side in order]
-        signs = [-1.0 if pair[f'is_response_{side}_safe'] else 1.0 for side in order]
+        signs = [-1.0 if pair.get(f'is_response_{side}_safe') else 1.0 for side in order]
         rows.append(([score_ids(tokenizer, text, room) for text in texts], signs))
     return rows
 

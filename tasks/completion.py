@@ -2,27 +2,67 @@
 Completion: prompts with verifiable rewards. A causal model completes each, a function of the text says how
 well.
 """
+import collections
 import contextlib
-import os
+import itertools
+import math
 import types
 import warnings
 from typing import Literal
 
 import torch
 
-from data.prompts import draw_indices, encode_prompts, held_out_split, load_prompts
-from data.text import dataset_name
+from data.prompts import draw_mixture, encode_prompts, load_split, say_how_prompts_are_read, source_name
 from grpo import reward_tensor, weighted_reward
 from model import GPT
 from policy import CausalPolicy, prompt_batch, text_log_prob, text_log_probs
 from rewards import check_fields, fields_of, resolve_rewards, score_completions
 from runtime import ranks
 from runtime.checkpoint import tokenizer_of
-from runtime.config import Count, Share
+from runtime.config import Count, Positive, Share
 from runtime.console import over, say
+from runtime.lora import go_on_with_adapters
+from runtime.made import content_of, made, recipe_for
 from runtime.shard import is_sharded
-from tasks.supervised import character_tokenizer, own_tokenizer, save_model, small_config, train_start
-from tasks.task import Task, chart, longest_line
+from tasks.supervised import (
+    character_tokenizer,
+    characters_of,
+    own_tokenizer,
+    save_model,
+    small_config,
+    train_start,
+)
+from tasks.task import Task, chart, longest_line, path_of
+
+ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
+            'add_special_tokens')  # settings that encode_prompts takes
+
+
+@contextlib.contextmanager
+def notes():
+    """What is warned of inside is said, and once."""
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter('always')
+        yield
+    for doubt in dict.fromkeys(str(doubt.message) for doubt in doubts):
+        say(f"note: {doubt}")
+
+
+def token_ids(rollout):
+    """The completions' ids without padding: P lists of G lists."""
+    rows = zip(rollout.tokens.flatten(0, 1).tolist(), rollout.lengths.flatten().tolist(), strict=True)
+    ids, G = [tokens[:n] for tokens, n in rows], rollout.lengths.shape[1]
+    return [ids[i:i + G] for i in range(0, len(ids), G)]
+
+
+def columns_of(records):
+    """What rewards see of encoded records."""
+    return [record['columns'] for record in records]
+
+
+def start_path(cfg):
+    """Where the model to start from is, or will be made."""
+    return path_of('generator_checkpoint', vars(cfg), source_name(cfg.train_prompts or cfg.dataset))
 
 
 class Completion(Task):
@@ -30,8 +70,9 @@ class Completion(Task):
     headline = 'eval/accuracy_greedy'
     charts = {
         'Evaluation': [
-            chart('accuracy', 'First reward on held-out prompts: greedy, sampled, best of the samples.',
+            chart('first reward', 'On held-out prompts: greedy, sampled; how often a sample gets 1.',
                   'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k'),
+            chart('every reward', 'Alone, before its weight.', 'eval/reward/*', 'eval/reward_greedy/*'),
             chart('all tests passed', 'Hidden tests far below shown ones: the policy writes for the tests.',
                   'eval/pass_rate_greedy', 'eval/hidden_pass_rate_greedy', 'eval/pass_rate_sampled',
                   'eval/hidden_pass_rate_sampled'),
@@ -42,12 +83,17 @@ class Completion(Task):
 
     class Settings:
         # prompts
-        train_prompts: str | None = None        # a file, a folder under data/, a hub name; None: dataset
-        eval_prompts: str | None = None         # the same; None: what the data set holds out
+        train_prompts: str | dict | None = None  # a file, a folder under data/, a hub name; None: dataset
+        #                                         {'a.jsonl': 0.7, 'b.csv': 0.3}: shares of the prompts
+        eval_prompts: str | None = None         # a name; None: what the data set holds out
         column_mapping: dict | types.FunctionType | None = None  # {'question': 'prompt'}, or a function
-        train_prompts_n: Count | None = None    # no more than the first so many
+        train_prompts_n: Count | None = None    # no more than the first so many, of each source
+        shuffle_prompts = True                  # False: in their order, epoch by epoch, for a curriculum
+        num_epochs: Positive | None = None      # instead of max_iters: so often all prompts
         system_prompt = ''                      # stands before each prompt
-        chat_template = False                   # True: prompts become the user's turn in a chat
+        chat_template: Literal[True, False, 'auto'] = 'auto'  # for lists of messages; True: texts too
+        chat_template_kwargs: dict | None = None  # what it reads beside them, {'enable_thinking': False}
+        add_special_tokens = True               # plain prompts get the begin token that transformers adds
         max_prompt_length: Count | None = None  # in tokens
         too_long: Literal['error', 'drop'] = 'error'  # what happens to a longer one
         max_new_tokens: Count = 64              # R: where a completion is cut off
@@ -64,49 +110,51 @@ class Completion(Task):
             if cfg.overlong_penalty > cfg.max_new_tokens:
                 raise ValueError(f"overlong_penalty is {cfg.overlong_penalty}, above max_new_tokens, "
                                  f"{cfg.max_new_tokens}: lower it")
+            go_on_with_adapters(cfg, start_path(cfg))
+
+    right_or_wrong = None           # whether the first reward is 0 or 1, once that is known
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
         self.start_model = None
         self.reward_functions = self.named_rewards()
-        source = cfg.train_prompts or cfg.dataset
-        self.records, self.eval_records = self.load_records(source)
-        for records in (self.records, self.eval_records):
-            for name, gap in check_fields(self.reward_functions, records, cfg.reward_errors).items():
-                first = next(iter(gap.values()))
-                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+        self.train, self.held_out, self.split_by_seed = self.load_records()
+        self.records, self.eval_records = list(itertools.chain(*self.train)), self.held_out
+        self.content = {'prompts to train on': content_of(self.records),
+                        'held-out prompts': content_of(self.held_out)}
+        ranks.wait_for_rank_0()  # all have joined: who fails from here on is named to the others
+        self.check_rewards(self.records + self.held_out)
         runs_tests = any('tests' in function.needs for _, function, _ in self.reward_functions[:1])
-        self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.eval_records)
-        self.generator_path = cfg.generator_checkpoint.format(dataset=dataset_name(source))
+        self.has_hidden_tests = runs_tests and any(record.get('hidden_tests') for record in self.held_out)
+        self.generator_path = start_path(cfg)
         ranks.once(self.make_missing)
         self.tokenizer = tokenizer_of(self.generator_path)
-        dropped, eval_dropped = self.encode(self.tokenizer)
+        n_dropped = self.encode(self.tokenizer)
+        say_how_prompts_are_read(self.records, self.tokenizer, cfg)
         text = f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out"
-        if dropped + eval_dropped:
-            text += f"; {dropped} and {eval_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
+        if n_dropped:
+            text += f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
         say(text)
+        if cfg.num_epochs:
+            cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
+            say(f"max_iters is {cfg.max_iters}, for {cfg.num_epochs:g} epochs")
 
     # -----------------------------------------------------------------------------
     # prompts, and the model to start from
 
-    def load_records(self, source):
-        """The records to train on and those held out."""
+    def load_records(self):
+        """(records to train on, a list for each source; held-out records; whether drawn by seed)"""
         cfg = self.cfg
-        ranks.once(lambda: load_prompts(source, cfg.column_mapping))  # prepares it on first use
-        records = load_prompts(source, cfg.column_mapping)[:cfg.train_prompts_n]
-        if os.path.isfile(source) and not cfg.eval_prompts:  # a file has one split
-            return held_out_split(records, cfg.eval_prompts_n, cfg.seed)
-        held_out = load_prompts(cfg.eval_prompts or source, cfg.column_mapping, split='val')
-        return records, held_out[:cfg.eval_prompts_n]
+        return load_split(cfg.train_prompts or cfg.dataset, cfg.column_mapping, cfg.train_prompts_n,
+                          cfg.eval_prompts, cfg.eval_prompts_n, cfg.seed)
 
     def encode(self, tokenizer):
-        """Token ids for all prompts. Returns how many to train on, and how many held out, were too long."""
-        cfg = self.cfg
-        options = {'system_prompt': cfg.system_prompt, 'chat_template': cfg.chat_template,
-                   'max_prompt_length': cfg.max_prompt_length, 'too_long': cfg.too_long}
-        self.records, dropped = encode_prompts(self.records, tokenizer, **options)
-        self.eval_records, eval_dropped = encode_prompts(self.eval_records, tokenizer, **options)
-        return dropped, eval_dropped
+        """Token ids for all prompts. Returns how many were too long."""
+        options = {name: getattr(self.cfg, name) for name in ENCODING}
+        encoded = [encode_prompts(records, tokenizer, **options) for records in (*self.train, self.held_out)]
+        *train, self.eval_records = [records for records, _ in encoded]
+        self.sizes, self.records = list(map(len, train)), list(itertools.chain(*train))
+        return sum(n_dropped for _, n_dropped in encoded)
 
     def check_room(self, block_size):
         longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
@@ -116,26 +164,46 @@ class Completion(Task):
                              "max_prompt_length with --too_long=drop")
 
     def make_missing(self):
-        """A small model of characters, taught prompts with answers, where the .pt file is missing."""
+        if self.generator_path.endswith('.pt'):
+            made(self.generator_path, self.start_recipe, self.make_start, self.remake)
+
+    def other_text(self):
+        """What the start's vocabulary needs beside prompts and answers."""
+        return self.cfg.system_prompt + self.cfg.retain_text
+
+    def start_recipe(self):
+        """The data is what there is to teach, whichever part of it this seed holds out."""
+        cfg, taught = self.cfg, list(itertools.chain(*self.train))
+        everything = taught + self.held_out
+        if self.split_by_seed:
+            taught = everything
+        limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
+        pairs = [[record['prompt'], record.get('answer')] for record in taught
+                 if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
+        characters = characters_of(everything, self.other_text())
+        return recipe_for('a model', 1, cfg.train_prompts or cfg.dataset, cfg, 'block_size', 'n_layer',
+                          'n_head', 'n_embd', 'pretrain_iters', 'pretrain_until', 'system_prompt', 'seed',
+                          'eval_prompts_n', data=content_of(sorted(pairs, key=str)),
+                          characters=''.join(characters))
+
+    def make_start(self, path, recipe):
+        """A small model of characters, taught prompts with answers."""
         cfg = self.cfg
-        if not self.generator_path.endswith('.pt') or os.path.exists(self.generator_path):
-            return
-        tokenizer = character_tokenizer(self.records + self.eval_records, cfg.system_prompt + cfg.retain_text)
+        tokenizer = character_tokenizer(self.records + self.eval_records, self.other_text())
         self.encode(tokenizer)
         self.check_room(cfg.block_size)
-        say(f"there is no model at {self.generator_path}: training one on prompts with their answers")
         torch.manual_seed(cfg.seed)
         model = GPT(small_config(tokenizer, cfg)).to(self.device)
         quality = train_start(model, tokenizer, self.records, self.eval_records, cfg.pretrain_iters, cfg.seed,
                               cfg.pretrain_until)
-        save_model(self.generator_path, 'generator', model, model.config, tokenizer, quality)
+        save_model(path, 'generator', model, model.config, tokenizer, quality, recipe)
 
     def load_model(self):
-        model = GPT.from_pretrained(self.generator_path).to(self.home)
+        model = GPT.from_pretrained(self.generator_path, merge=False).to(self.home)
         self.tokenizer.check_fits(model.config.vocab_size, self.generator_path)
         self.check_room(model.config.block_size)
         if self.cfg.retain_text:
-            text_log_prob(model, self.tokenizer.encode(self.cfg.retain_text))  # refused now, if at all
+            text_log_prob(model, self.tokenizer.encode_prompt(self.cfg.retain_text))  # refused now, if at all
         return model
 
     def policy(self, model):
@@ -150,8 +218,10 @@ class Completion(Task):
         return batch | {'record': torch.tensor(indices)}
 
     def batch(self, it, attempt=0):
-        seed = self.cfg.seed + 10 ** 6 * attempt
-        indices = draw_indices(len(self.records), self.cfg.batch_size, it, seed)
+        cfg, seed = self.cfg, self.cfg.seed + 10 ** 6 * attempt
+        shares = cfg.train_prompts.values() if isinstance(cfg.train_prompts, dict) else [1.0]
+        shuffle = cfg.shuffle_prompts or attempt > 0
+        indices = draw_mixture(self.sizes, list(shares), cfg.batch_size, it, seed, shuffle)
         return self.make_batch(self.records, indices, seed * 10 ** 5 + it)
 
     # -----------------------------------------------------------------------------
@@ -159,12 +229,20 @@ class Completion(Task):
 
     def named_rewards(self):
         """[(name, function, weight)] of cfg.rewards; what is doubtful about them is said once."""
-        with warnings.catch_warnings(record=True) as doubts:
-            warnings.simplefilter('always')
-            resolved = resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
-        for doubt in doubts:
-            say(f"note: {doubt.message}")
-        return resolved
+        with notes():
+            return resolve_rewards(self.cfg.rewards, {'start_log_probs': self.start_log_probs})
+
+    def check_rewards(self, records):
+        """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
+        with notes():
+            gaps = check_fields(self.reward_functions, records, self.cfg.reward_errors)
+        for name, gap in gaps.items():
+            first = next(iter(gap.values()))
+            if len(gap) < len(records):
+                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+                continue
+            self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
+            say(f"reward {name!r} is left out, no prompt has what it takes; the first: {first}")
 
     def start_log_probs(self, texts):
         """The start model's log-probs of texts, for rewards that ask."""
@@ -178,8 +256,13 @@ class Completion(Task):
 
     def scores(self, policy, rollout):
         """{reward name: P lists of G} of a training rollout."""
-        records, texts = [self.records[i] for i in rollout.batch['record'].tolist()], policy.texts(rollout)
-        return score_completions(self.reward_functions, texts, records, self.cfg.reward_errors)
+        records = [self.records[i] for i in rollout.batch['record'].tolist()]
+        return self.scored(self.reward_functions, policy, rollout, columns_of(records))
+
+    def scored(self, functions, policy, rollout, columns):
+        """{reward name: P lists of G} of the completions of prompts with these columns."""
+        ids = token_ids(rollout) if any(reward.takes_tokens for _, reward, _ in functions) else None
+        return score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
 
     # -----------------------------------------------------------------------------
     # evaluation
@@ -199,38 +282,32 @@ class Completion(Task):
         """
         Held-out prompts, completed greedily once and sampled eval_samples times. Accuracy is the first
         reward's mean; pass_at_k the share of prompts with a sampled completion that gets 1; reward the
-        weighted sum; pass_rate the share of completions that pass all tests, where the first reward runs
-        tests and the records have hidden_tests.
+        weighted sum, reward/NAME and reward_greedy/NAME the parts of several; pass_rate the share of
+        completions that pass all tests, where the first reward runs tests and records have hidden_tests.
         """
-        cfg, first = self.cfg, self.reward_functions[0][0]
-        weights = {name: weight for name, _, weight in self.reward_functions}
-        columns = {'greedy': [], 'sampled': [], 'reward': [], 'hidden_greedy': [], 'hidden_sampled': []}
-
-        def scored(functions, texts, records):
-            with self.in_step(policy):
-                values = score_completions(functions, texts, records, cfg.reward_errors)
-            return {name: reward_tensor(name, value) for name, value in values.items()}
-
-        def hidden(kind, texts, records):
-            if self.has_hidden_tests:
-                records = [record | {'tests': record.get('hidden_tests')} for record in records]
-                columns[f'hidden_{kind}'].append(scored(self.reward_functions[:1], texts, records)[first])
-
-        shown = cfg.eval_show
+        cfg, weights = self.cfg, {name: weight for name, _, weight in self.reward_functions}
+        values, shown = collections.defaultdict(list), cfg.eval_show
         for records, batch in self.eval_batches():
-            texts = policy.texts(policy.greedy(batch))
-            columns['greedy'].append(scored(self.reward_functions[:1], texts, records)[first])
-            hidden('greedy', texts, records)
-            self.show_completions(records[:shown], texts)
-            shown = 0
-            texts = policy.texts(policy.sample(batch, cfg.eval_samples))
-            hidden('sampled', texts, records)
-            parts = scored(self.reward_functions, texts, records)
-            columns['sampled'].append(parts[first])
-            columns['reward'].append(weighted_reward(parts, weights))
-        metrics = self.accuracies({name: torch.cat(values) for name, values in columns.items() if values})
+            columns = columns_of(records)
+            asked = {'': (self.reward_functions, columns)}
+            if self.has_hidden_tests:
+                hidden = [record | {'tests': record.get('hidden_tests')} for record in columns]
+                asked['hidden_'] = self.reward_functions[:1], hidden
+            for kind in ('greedy', 'sampled'):
+                rollout = policy.greedy(batch) if kind == 'greedy' else policy.sample(batch, cfg.eval_samples)
+                for tests, (functions, fields) in asked.items():
+                    with self.in_step(policy):
+                        scores = self.scored(functions, policy, rollout, fields)
+                    for name, column in scores.items():
+                        values[tests + kind, name].append(reward_tensor(name, column))
+                if kind == 'greedy':
+                    self.show_completions(records[:shown], policy.texts(rollout))
+                    shown = 0
+            parts = {name: values['sampled', name][-1] for name in weights}
+            values['sampled', None].append(weighted_reward(parts, weights))
+        metrics = self.accuracies({key: torch.cat(column) for key, column in values.items()})
         if cfg.retain_text:
-            ids = self.tokenizer.encode(cfg.retain_text)
+            ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         return metrics
 
@@ -240,25 +317,43 @@ class Completion(Task):
             say(f"  {record['text']!r}\n    -> {text!r}{wanted}")
 
     def accuracies(self, values):
-        """The metrics of an evaluation, from {column: (P, n)}."""
-        sampled = values['sampled']
+        """The metrics of an evaluation, from {(kind, reward name): (P, n)}; a sum has no name."""
+        names = [name for name, _, _ in self.reward_functions]
+        greedy, sampled = values['greedy', names[0]], values['sampled', names[0]]
+        seen = torch.cat((greedy, sampled), dim=1)
+        if ((seen != 0) & (seen != 1) & ~seen.isnan()).any():
+            self.right_or_wrong = False
+        elif self.right_or_wrong is None and (self.reward_functions[0][1].binary or (seen == 1).any()):
+            self.right_or_wrong = True
         judged = ~sampled.isnan().all(dim=1)
-        metrics = {'eval/accuracy_greedy': values['greedy'].nanmean().item(),
+        metrics = {'eval/accuracy_greedy': greedy.nanmean().item(),
                    'eval/accuracy_sampled': sampled.nanmean().item(),
                    'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(),
-                   'eval/reward': values['reward'].nanmean().item()}
-        if self.has_hidden_tests:
-            for name, key in (('pass_rate_greedy', 'greedy'), ('pass_rate_sampled', 'sampled'),
-                              ('hidden_pass_rate_greedy', 'hidden_greedy'),
-                              ('hidden_pass_rate_sampled', 'hidden_sampled')):
-                known = values[key][~values[key].isnan()]
-                metrics[f'eval/{name}'] = (known >= 1).float().mean().item()
+                   'eval/reward': values['sampled', None].nanmean().item()}
+        for tests in ('', 'hidden_') if self.has_hidden_tests else ():
+            for kind in ('greedy', 'sampled'):
+                column = values[tests + kind, names[0]]
+                passed = column[~column.isnan()] >= 1
+                metrics[f'eval/{tests}pass_rate_{kind}'] = passed.float().mean().item()
+        for name in names if len(names) > 1 else []:
+            metrics[f'eval/reward/{name}'] = values['sampled', name].nanmean().item()
+            metrics[f'eval/reward_greedy/{name}'] = values['greedy', name].nanmean().item()
         return metrics
+
+    @property
+    def closing(self):
+        return ['eval/reward' if self.right_or_wrong is False else self.headline]
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}
-        line = (f"held-out accuracy greedy {m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}, "
-                f"pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}, reward {m['reward']:.4f}")
+        first, *others = [name for name, _, _ in self.reward_functions]
+        line = (f"held-out {'accuracy' if self.right_or_wrong else first} greedy "
+                f"{m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}")
+        if self.right_or_wrong:
+            line += f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}"
+        line += f", reward {m['reward']:.4f}"
+        for name in others:
+            line += f", {name} greedy {m[f'reward_greedy/{name}']:.4f}, sampled {m[f'reward/{name}']:.4f}"
         if 'pass_rate_greedy' in m:
             line += (f", all tests passed: greedy {m['pass_rate_greedy']:.4f} (hidden tests "
                      f"{m['hidden_pass_rate_greedy']:.4f}), sampled {m['pass_rate_sampled']:.4f} "
@@ -272,18 +367,21 @@ class Completion(Task):
 
     def asked(self, rollout):
         record = self.records[rollout.batch['record'][0].item()]
-        answer = fields_of(record)['reference']
+        answer = fields_of(record['columns']).get('reference')
         return {'prompt': record['text']} | ({} if answer is None else {'answer': str(answer)})
+
+    def learns_from(self):
+        return self.content
 
     def saved(self):
         return own_tokenizer(self.tokenizer)
-
-    def adapter_base(self):
-        return self.generator_path
 
     def try_out(self):
         cfg, prompt = self.cfg, self.eval_records[0]['prompt']
         plain = isinstance(prompt, str) and prompt == longest_line(prompt) and len(prompt) < 100
         options = {'prompt': prompt if plain else '', 'system_prompt': cfg.system_prompt,
-                   'chat_template': plain and cfg.chat_template, 'max_new_tokens': cfg.max_new_tokens}
+                   'chat_template': plain and cfg.chat_template is True,
+                   'chat_template_kwargs': cfg.chat_template_kwargs,
+                   'add_special_tokens': '' if cfg.add_special_tokens else 'False',
+                   'max_new_tokens': cfg.max_new_tokens}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]

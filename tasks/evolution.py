@@ -49,7 +49,7 @@ def move(params, origins, seed, step):
 
 def own_pairs(pairs):
     """The pairs whose fitness this rank computes."""
-    return range(dist.get_rank(), pairs, dist.get_world_size()) if dist.is_initialized() else range(pairs)
+    return range(dist.get_rank(), pairs, dist.get_world_size()) if ranks.joined() else range(pairs)
 
 
 @torch.no_grad()
@@ -58,8 +58,7 @@ def es_step(params: list[torch.Tensor], fitness_of: Callable[[], float], seed: i
             changed: Callable[[], None] = lambda: None) -> torch.Tensor:
     """
     One step on params, in place. fitness_of() is asked at params moved by sigma, both ways for each pair;
-    changed() is called after each move. The ranks share the pairs, and all step alike. Returns fitness
-    (pairs, 2).
+    changed() is called after each move. The ranks share the pairs. Returns fitness (pairs, 2).
     """
     origins = [p.detach().clone() for p in params]
     seeds = [(seed * 1_000_003 + i) % 2 ** 62 for i in range(pairs)]

@@ -10,6 +10,7 @@ import copy
 import os
 import sys
 from collections import Counter
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -21,12 +22,13 @@ from kernels import pack
 from model import GPT, GPTConfig
 from policy import choices, uniforms
 from runtime import ranks
-from runtime.checkpoint import load_checkpoint
+from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import Count, Natural, one_line
 from runtime.console import say
+from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
-from tasks.task import Task, chart, longest_line
+from tasks.task import Task, chart, longest_line, path_of
 
 
 class FillIn(Task):
@@ -42,6 +44,7 @@ class FillIn(Task):
         ],
     }
     refuses = ('top_k', 'overlong_penalty', 'lora_r')
+    exported = ''
 
     class Settings:
         # texts
@@ -60,6 +63,9 @@ class FillIn(Task):
                 raise ValueError(f"mask_ratio is {cfg.mask_ratio}; it takes low, high: 0 < low <= high <= 1")
             if not cfg.mask_kinds or any(kind not in list(CHOOSERS) for kind in cfg.mask_kinds):
                 raise ValueError(f"mask_kinds is {cfg.mask_kinds}; it takes some of {', '.join(CHOOSERS)}")
+            if cfg.unmask_steps > cfg.block_size:
+                raise ValueError(f"unmask_steps is {cfg.unmask_steps}; it must be at most block_size, "
+                                 f"{cfg.block_size}")
             if cfg.advantage == 'gae':
                 raise ValueError("advantage gae needs a value for each token, which slots have not")
 
@@ -69,9 +75,10 @@ class FillIn(Task):
         self.tokenizer, self.corpus = load_corpus(cfg.dataset)
         for ids in self.corpus.values():
             random_windows(ids, 1, cfg.block_size, torch.Generator())  # refuses a split that is too short
-        paths = cfg.generator_checkpoint, cfg.judge_checkpoint, cfg.gold_checkpoint
-        name = dataset_name(cfg.dataset)
-        self.generator_path, *self.judge_paths = (path.format(dataset=name) for path in paths)
+        keys, name = ('generator', 'judge', 'gold'), dataset_name(cfg.dataset)
+        paths = [path_of(f'{key}_checkpoint', vars(cfg), name) for key in keys]
+        self.generator_path, *self.judge_paths = paths
+        self.content = content_of(self.tokenizer.chars, *self.corpus.values())
         ranks.once(self.make_missing)
         self.judge, self.gold = map(self.load_judge, self.judge_paths)
         for name, judge in (('judge', self.judge), ('gold judge', self.gold)):
@@ -125,19 +132,25 @@ class FillIn(Task):
     # the generator and the judges, trained where they are missing
 
     def make_missing(self):
-        cfg = self.cfg
-        if not os.path.exists(self.generator_path):
-            say(f"there is no generator at {self.generator_path}: training one on {cfg.dataset}")
-            model, quality = self.train_generator()
-            save_model(self.generator_path, 'generator', model, model.config, self.tokenizer, quality)
+        things = [(self.generator_path, self.generator_recipe, self.make_generator)]
         for number, path in enumerate(self.judge_paths):
-            if not os.path.exists(path):
-                say(f"there is no judge at {path}: training one on the fills of {self.generator_path}")
-                judge, quality = self.train_judge(self.load_model().to(self.device), cfg.seed + 1000 * number)
-                save_model(path, 'judge', judge, judge.trunk.config, self.tokenizer, quality)
+            things.append((path, partial(self.judge_recipe, number), self.make_judge))
+        for path, describe, _ in things:  # refused, if at all, before minutes are spent
+            check_made(path, describe, self.remake)
+        for path, describe, make in things:
+            made(path, describe, make, self.remake)
 
-    def train_generator(self):
-        """A model that fills slots, trained as BERT is. Returns (model, {loss in nats, greedy accuracy})."""
+    def generator_recipe(self):
+        return recipe_for('a generator', 1, self.cfg.dataset, self.cfg, 'block_size', 'n_layer', 'n_head',
+                          'n_embd', 'pretrain_iters', 'mask_kinds', 'seed', data=self.content)
+
+    def judge_recipe(self, number):
+        fills, seed = f"the fills of {self.generator_path}", self.cfg.seed + 1000 * number
+        return recipe_for('a judge', 1, fills, self.cfg, 'judge_iters', 'mask_kinds', data=self.content,
+                          seed=seed, generator=content_of_path(self.generator_path))
+
+    def make_generator(self, path, recipe):
+        """A model that fills slots, trained as BERT is; its quality is loss in nats and greedy accuracy."""
         cfg, tokenizer, device, ratio = self.cfg, self.tokenizer, self.device, (0.1, 0.35)
         torch.manual_seed(cfg.seed)
         generator = torch.Generator().manual_seed(cfg.seed)
@@ -159,7 +172,8 @@ class FillIn(Task):
         batch, policy = on_device(batch, device), FillInPolicy(model, tokenizer)
         with torch.no_grad():
             loss = loss_on(batch, batch['tokens']).item()
-        return model, {'loss': loss, 'accuracy': exact_match(batch, policy.greedy(batch))}
+        quality = {'loss': loss, 'accuracy': exact_match(batch, policy.greedy(batch))}
+        save_model(path, 'generator', model, config, tokenizer, quality, recipe)
 
     @torch.no_grad()
     def machine_filled(self, model, split, n, generator, ratio=(0.05, 0.6), heat=(0.6, 1.1), untouched=0.15):
@@ -180,13 +194,14 @@ class FillIn(Task):
         texts[keep] = batch['original'][keep]
         return texts.to(self.device), (texts != batch['original']).to(self.device)
 
-    def train_judge(self, model, seed):
+    def make_judge(self, path, recipe):
         """
-        A judge that starts as the generator `model` and learns how much of a text that has filled in, over
-        many mask ratios and temperatures, because the policy will move. Returns (judge, quality), held out:
-        r2 of its score; auc, the chance that a text with a quarter of it filled in at temperature 0.8 scores
-        above a real one; and the mean scores of both.
+        A judge that starts as the generator and learns how much of a text that has filled in, over many mask
+        ratios and temperatures, because the policy will move. Its quality, held out: r2 of its score; auc,
+        the chance that a text with a quarter of it filled in at temperature 0.8 scores above a real one; and
+        the mean scores of both.
         """
+        model, seed = self.load_model().to(self.device), recipe['seed']
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         judge = Judge(model.config, self.tokenizer.cls_id).to(self.device)
@@ -211,8 +226,9 @@ class FillIn(Task):
 
         real, filled = scores(1.0), scores(0.0)
         above = 0.5 + 0.5 * (filled[:, None] - real).sign()
-        return judge, {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
-                       'score_filled': filled.mean().item()}
+        quality = {'auc': above.mean().item(), 'r2': r2.item(), 'score_real': real.mean().item(),
+                   'score_filled': filled.mean().item()}
+        save_model(path, 'judge', judge, model.config, self.tokenizer, quality, recipe)
 
     def evaluate(self, policy):
         batch, original = self.eval_batch, self.eval_batch['original']  # its seeds are the same each time
@@ -239,11 +255,19 @@ class FillIn(Task):
     def token_places(self, rollout):
         return {'slots': rollout.batch['slots'][0].tolist()}
 
+    def learns_from(self):
+        return {'texts': self.content, 'judge': content_of_path(self.judge_paths[0])}
+
     def saved(self):
         return {'chars': self.tokenizer.chars, 'judge_checkpoint': self.judge_paths[0]}
 
-    def export(self, model, saved, out_dir, metrics):
-        """No other program knows such a model: its checkpoint is what others get."""
+    @classmethod
+    def export(cls, saved, path, folder, adapter_folder):
+        """No other program knows such a model: others get its checkpoint, less what resumes the run."""
+        model, path = cls.load(saved, path).state_dict(), os.path.join(folder, 'fill_in.pt')
+        kept = {key: saved[key] for key in ('model_config', 'chars', 'judge_checkpoint') if key in saved}
+        save_checkpoint(path, {'kind': 'generator', 'model': model, **kept})
+        say(f"exported to {path}")
 
     def try_out(self):
         text = longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))
@@ -324,11 +348,9 @@ def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor
     """
     The prompts of a fill-in step, from tokens (P, T), lengths (P,) and bool (P, T), which are chosen. A dict:
     tokens (P, T) masked, lengths, slots (P, M), positions in reading order, n_slots (P,), original (P, T),
-    seeds (P,), each text's own. Raises ValueError for a text without a slot.
+    seeds (P,), each text's own.
     """
     n_slots = chosen.sum(dim=1)
-    if not n_slots.all():
-        raise ValueError(f"text {int(n_slots.argmin())} of the batch has no masked slot")
     M = int(n_slots.max())
     slots = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :M]  # masked first, in reading order
     slots = slots.masked_fill(torch.arange(M, device=slots.device) >= n_slots[:, None], 0)
@@ -392,9 +414,6 @@ class FillInPolicy:
 
     def __init__(self, model: torch.nn.Module, tokenizer, temperature: float = 1.0, top_p: float = 1.0,
                  unmask_steps: int = 1, max_new_tokens: int | None = None):
-        if min(temperature, top_p, unmask_steps) <= 0 or top_p > 1:
-            raise ValueError(f"temperature {temperature}, top_p {top_p} and unmask_steps {unmask_steps} must "
-                             "be above 0, and top_p at most 1")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_p, self.unmask_steps = temperature, top_p, unmask_steps
         self.forbidden = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=model.wte.weight.device)

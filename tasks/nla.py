@@ -7,16 +7,23 @@ import copy
 import json
 import os
 import random
+from functools import cached_property, partial
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 import nla
-from data.activations.prepare import load_activations, load_documents, read_vectors, write_activations
-from data.prompts import draw_indices, load_prompts
+from data.activations import (
+    activations_recipe,
+    layer_of,
+    load_activations,
+    load_documents,
+    read_vectors,
+    write_activations,
+)
+from data.prompts import draw_indices, goes_through_template, load_prompts
 from data.text import dataset_name, random_windows
 from formats.tokenizer import CharTokenizer
 from grpo import sum_gradients
@@ -26,10 +33,19 @@ from runtime import ranks
 from runtime.checkpoint import entry, load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
+from runtime.lora import adapted_start, merge_lora
+from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
-from tasks.supervised import cross_entropy, own_tokenizer, save_model, small_config, supervised_loop
-from tasks.task import Task, chart, longest_line
+from tasks.supervised import (
+    answer_loss,
+    cross_entropy,
+    own_tokenizer,
+    save_model,
+    small_config,
+    supervised_loop,
+)
+from tasks.task import Task, chart, longest_line, path_of
 
 # what actor and critic were made with, and cannot be changed afterwards
 FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
@@ -45,11 +61,9 @@ MEANING = {
     'fve_true_text': 'the true text, through the same critic'}
 
 
-def check_sizes(cfg, *sizes):
-    """sizes: (setting, the least that it may be, what needs that)."""
-    for setting, least, needed_by in sizes:
-        if getattr(cfg, setting) < least:
-            raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
+def check_size(cfg, setting, least, needed_by):
+    if getattr(cfg, setting) < least:
+        raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
 
 
 def check_made_with(what, before, **now):
@@ -79,12 +93,10 @@ class NLA(Task):
             chart('critic', 'Its loss.', 'critic_loss'),
         ],
     }
-    samples_title = 'Explanations'
-    samples_hint = ("What the actor wrote about an activation (of the last token of the text above it; with "
-                    "text_reversed latest first), and how well the critic rebuilt it, reconstruction.")
+    exported = ''
     sharded_beside = True
-    uses = ('train_prompts', 'column_mapping', 'chat_template', 'max_prompt_length', 'max_new_tokens',
-            'eval_batch_size')
+    uses = ('train_prompts', 'column_mapping', 'chat_template', 'chat_template_kwargs', 'add_special_tokens',
+            'max_prompt_length', 'max_new_tokens', 'eval_batch_size')
     refuses = ('overlong_penalty',)
 
     class Settings:
@@ -96,8 +108,8 @@ class NLA(Task):
         injection_mode: Literal['replace', 'add', 'project'] = 'project'  # project: by a learned map
         injection_layers = (0,)             # 0: the marker's embedding; i: what block i puts out there
         injection_scale: Positive | Literal['raw', 'residual'] | None = None  # a length; None: an embedding's
-        injection_token = '<INJECT>'        # in a prompt, where the vector goes
-        injection_prompt = '<INJECT>'       # the prompt of activations that come without one
+        injection_token = '<INJECT>'        # in a prompt, where the vector goes; made if the model lacks it
+        injection_prompt: str | None = None  # that of activations that come without one; None: the token
         text_reversed = False               # True: texts are written latest word first
         # the start of actor and critic
         nla_checkpoint = 'out-{dataset}/nla.pt'  # taught first if there is no such file
@@ -120,58 +132,74 @@ class NLA(Task):
             layers = cfg.injection_layers
             if not layers or not all(isinstance(layer, int) for layer in layers):
                 raise ValueError(f"injection_layers is {layers}: it takes blocks, 0 for the embeddings")
-            if cfg.rollout_batch_size and cfg.shard:
-                raise ValueError("rollout_batch_size calls a sharded critic out of step: leave it or shard")
+            if cfg.sampling_batch_size and cfg.shard:
+                raise ValueError("sampling_batch_size calls a sharded critic out of step: leave it or shard")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
-        paths = cfg.generator_checkpoint, cfg.nla_checkpoint, cfg.activations
-        paths = [path.format(dataset=dataset_name(cfg.dataset)) for path in paths]
+        keys, name = ('generator_checkpoint', 'nla_checkpoint', 'activations'), dataset_name(cfg.dataset)
+        paths = [path_of(key, vars(cfg), name) for key in keys]
         self.source_path, self.generator_path, self.activations_path = paths
         is_file = bool(os.path.splitext(self.activations_path)[1])
         given = self.read_given() if is_file else None  # refused, if at all, before a source is trained
-        ranks.once(self.make_source)
+        self.source = self.content = None
+        ranks.once(self.make_missing_source)
+        self.source = GPT.from_pretrained(self.source_path).requires_grad_(False)
         self.tokenizer = tokenizer_of(self.source_path)
+        self.source_ids = self.tokenizer.vocab_size  # without a marker that is made
         self.marker_id = nla.marker_of(self.tokenizer, cfg.injection_token)
         self.ends = self.tokenizer.eos_id is not None
-        check_sizes(cfg, ('max_new_tokens', 1 + self.ends, "a token and its text's end"))
+        check_size(cfg, 'max_new_tokens', 1 + self.ends, "a token and its text's end")
         self.text_length = cfg.max_new_tokens - self.ends
         if is_file:
             self.train, self.held_out = self.given_activations(*given)
         else:
-            ranks.once(self.make_activations)
+            ranks.once(partial(made, self.activations_path, self.activations_recipe, self.make_activations,
+                               self.remake))
             self.train, self.held_out = self.own_activations()
+        self.content = content_of(content_of_path(self.activations_path), given and given[1])
         settings = json.loads(json.dumps({key: getattr(cfg, key) for key in FIXED}))
-        self.about = {'layer': self.layer, 'source': self.source_path, 'context': cfg.activation_context,
+        self.about = {'layer': self.layer, 'source': self.source_path, 'context': self.context,
                       'prompt': self.train.prompts[0], 'max_new_tokens': cfg.max_new_tokens,
                       'settings': settings}
-        ranks.once(self.make_start)
+        ranks.once(partial(made, self.generator_path, self.start_recipe, self.make_start, self.remake))
         saved = load_checkpoint(self.generator_path, 'nla')
         self.check_start(saved)
         self.about, self.critic = saved['nla'] | self.about, self.placed(nla.build_critic(saved))
+        self.quality = saved['quality']
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
                                                   betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
-        self.source = self.placed(GPT.from_pretrained(self.source_path).requires_grad_(False))
+        self.source = self.placed(self.source)
         quality = ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items())
         say(f"{len(self.train):,} activations to train on, {len(self.held_out):,} held out; actor and critic "
             f"start from {self.generator_path}: {quality}")
 
-    # -----------------------------------------------------------------------------
-    # the source model, its activations, the start of actor and critic
-
-    def make_source(self):
-        """A character model of the data set, where the .pt file is missing."""
+    def make_missing_source(self):
         cfg, path = self.cfg, self.source_path
-        if not path.endswith('.pt') or os.path.exists(path):
+        if not path.endswith('.pt'):
             return
-        tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
-        layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
-        check_sizes(cfg, ('max_new_tokens', 2, "a token and its text's end"),
-                    ('block_size', tokens, 'activation_context, and max_new_tokens after a prompt'),
-                    ('n_layer', layers, 'injection_layers and activation_layer'))
-        say(f"there is no model at {path}: training one on the texts of {cfg.dataset}")
-        documents = load_documents(cfg.dataset, cfg.column_mapping)
+        if is_due(path, self.remake):  # what cannot be used later is refused before minutes are spent
+            tokens = max(cfg.activation_context, cfg.max_new_tokens + 1)
+            layers = max(*cfg.injection_layers, cfg.activation_layer or 0)
+            check_size(cfg, 'max_new_tokens', 2, "a token and its text's end")
+            check_size(cfg, 'block_size', tokens, 'activation_context, and max_new_tokens after a prompt')
+            check_size(cfg, 'n_layer', layers, 'injection_layers and activation_layer')
+            check_made(self.generator_path, self.start_recipe, self.remake)
+            if os.path.isdir(self.activations_path):
+                check_made(self.activations_path, self.activations_recipe, self.remake)
+        made(path, self.source_recipe, self.make_source, self.remake)
+
+    @cached_property
+    def documents(self):
+        return load_documents(self.cfg.dataset, self.cfg.column_mapping)
+
+    def source_recipe(self):
+        return recipe_for('a language model', 1, self.cfg.dataset, self.cfg, 'block_size', 'n_layer',
+                          'n_head', 'n_embd', 'pretrain_iters', 'seed', data=content_of(self.documents))
+
+    def make_source(self, path, recipe):
+        cfg, documents = self.cfg, self.documents
         tokenizer = CharTokenizer(sorted(set(''.join(documents['train'] + documents['val']))), end=True)
         ids = {}
         for split, texts in documents.items():
@@ -188,40 +216,42 @@ class NLA(Task):
         supervised_loop('language model', model, lambda: loss('train', 32, draws), cfg.pretrain_iters, 1e-3)
         with torch.no_grad():
             quality = {'loss': loss('val', 256, torch.Generator().manual_seed(0)).item()}
-        save_model(path, 'generator', model, model.config, tokenizer, quality)
+        save_model(path, 'generator', model, model.config, tokenizer, quality, recipe)
 
-    def make_activations(self):
-        cfg, path = self.cfg, self.activations_path
-        if not os.path.exists(path):
-            model = GPT.from_pretrained(self.source_path).to(self.device).eval()
-            documents = load_documents(cfg.dataset, cfg.column_mapping)
-            write_activations(model, self.tokenizer, documents, path, cfg, self.source_path)
+    def activations_recipe(self):
+        n_layer = self.source.config.n_layer if self.source else self.cfg.n_layer
+        return activations_recipe(self.cfg, self.documents, self.source_path, n_layer)
+
+    def make_activations(self, path, recipe):
+        model = GPT.from_pretrained(self.source_path).to(self.device).eval()
+        tokenizer = tokenizer_of(self.source_path)  # without the marker
+        write_activations(model, tokenizer, self.documents, self.cfg, path, recipe)
 
     def own_activations(self):
-        """Those of a folder that was made here, to train on and held out."""
         cfg, path = self.cfg, self.activations_path
         header, splits = load_activations(path)
-        self.layer = header['layer'] if cfg.activation_layer is None else cfg.activation_layer
-        check_made_with(f"activations {path}", header, source=self.source_path, layer=self.layer,
-                        context=cfg.activation_context, vocab_size=self.tokenizer.vocab_size)
-        prompts, slots = self.encoded([cfg.injection_prompt])
+        self.layer, self.context = header['layer'], header['context']
+        check_made_with(f"activations {path}", header, vocab_size=self.source_ids)
+        prompts, slots = self.encoded([cfg.injection_prompt or cfg.injection_token])
         for split in splits.values():
             split.prompts, split.slots = prompts * len(split), slots.expand(len(split), -1)
         return splits['train'], splits['val']
 
-    def encoded(self, prompts):
-        """Prompts as token ids, and where the marker stands in each, (n, 1)."""
+    def encoded(self, prompts, count=1):
+        """Prompts, with `count` vectors each, as token ids, and where the markers stand in each, (n, K)."""
         cfg, marker_id, encoded = self.cfg, self.marker_id, []
         for i, prompt in enumerate(prompts):
-            ids = nla.encode_around(self.tokenizer, prompt, cfg.injection_token, marker_id, cfg.chat_template)
+            rendered = goes_through_template(prompt, self.tokenizer, cfg.chat_template)
+            ids = nla.encode_around(self.tokenizer, prompt, cfg.injection_token, marker_id, rendered,
+                                    cfg.chat_template_kwargs, cfg.add_special_tokens)
             if len(ids) > (cfg.max_prompt_length or len(ids)):
                 raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
                                  f"{cfg.max_prompt_length}: shorten it or raise the limit")
             encoded.append(ids)
-        return encoded, nla.find_markers(encoded, marker_id)
+        return encoded, nla.find_markers(encoded, marker_id, count)
 
     def read_given(self):
-        """The activations of a file (n, A), and their n records."""
+        """The activations of a file (n, A), or (n, K, A), and their n records."""
         cfg, path = self.cfg, self.activations_path
         if not cfg.train_prompts:
             raise ValueError(f"the activations of {path} need prompts: name their file in train_prompts")
@@ -233,15 +263,16 @@ class NLA(Task):
 
     def given_activations(self, vectors, records):
         """Those of a file, each with a prompt of its own, to train on and held out."""
-        prompts, slots = self.encoded([record['prompt'] for record in records])
+        count = vectors.shape[1] if vectors.ndim == 3 else 1
+        prompts, slots = self.encoded([record['prompt'] for record in records], count)
+        vectors = vectors.reshape(len(vectors), -1)
         answered = all('answer' in record for record in records)
-        self.layer = self.cfg.activation_layer
-        if self.layer is None:
-            self.layer = round(2 / 3 * GPT.from_pretrained(self.source_path).config.n_layer)
+        self.layer, self.context = layer_of(self.cfg, self.source.config.n_layer), self.cfg.activation_context
         held_out, splits = self.which_are_held_out(records), []
         for part in (False, True):
             rows = [i for i, held in enumerate(held_out) if held == part]
-            split = nla.Activations(vectors[rows], prompts=[prompts[i] for i in rows], slots=slots[rows])
+            mine = [prompts[i] for i in rows]
+            split = nla.Activations(vectors[rows], prompts=mine, slots=slots[rows], count=count)
             if answered:
                 split.texts = [self.tokenizer.encode(str(records[i]['answer'])) for i in rows]
             splits.append(split)
@@ -257,22 +288,29 @@ class NLA(Task):
         kept = set(order[:max(1, min(self.cfg.eval_prompts_n, len(order) // 10))])
         return [name in kept for name in names]
 
-    def make_start(self):
-        """Actor and critic from the source model, taught on texts that come with the activations, if any."""
-        cfg, path = self.cfg, self.generator_path
-        if os.path.exists(path):
-            return
-        say(f"there is no actor and critic at {path}: making them from {self.source_path}")
+    def start_recipe(self):
+        """All but the layer and the width, which check_start compares."""
+        read = f'{self.source_path} and {self.activations_path}'
+        return recipe_for('an actor and a critic', 1, read, self.cfg, *FIXED, 'injection_prompt',
+                          'chat_template', 'max_new_tokens', 'warm_start_learning_rate', 'warm_start_iters',
+                          'critic_start_iters', 'seed', 'eval_prompts_n', activations=self.content,
+                          source=content_of_path(self.source_path))
+
+    def make_start(self, path, recipe):
+        """Actor and critic, taught on texts that come with the activations, if any."""
+        cfg = self.cfg
         torch.manual_seed(cfg.seed)
         mean, scale = nla.standardiser(self.train.vectors)
         actor = GPT.from_pretrained(self.source_path)
         room = max(map(len, self.train.prompts + self.held_out.prompts)) + cfg.max_new_tokens
         if room > actor.config.block_size:
             raise ValueError(f"prompt and max_new_tokens are {room} tokens; {self.source_path} reads fewer")
+        if self.marker_id >= actor.config.vocab_size:
+            actor.grow(self.marker_id + 1)
         critic = nla.Critic(copy.deepcopy(nla.truncate(actor, self.layer)), mean, scale, cfg.critic_pooling,
                             cfg.critic_head, cfg.critic_target_norm).to(self.device)
         injection = cfg.injection_mode, cfg.injection_layers, cfg.injection_scale
-        actor.injection = nla.Injection(actor, len(mean), *injection)
+        actor.injection = nla.Injection(actor, len(mean) // self.train.count, *injection)
         actor.to(self.device)
         quality, own = {}, own_tokenizer(self.tokenizer)
         if self.train.text(0) is not None:
@@ -282,7 +320,7 @@ class NLA(Task):
         if not own:
             self.tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
         about = self.about | {'injection': actor.injection.settings, 'critic': critic.settings}
-        save(path, actor, {'critic': critic.state_dict(), 'nla': about, **own}, quality)
+        save(path, actor, {'critic': critic.state_dict(), 'nla': about, 'recipe': recipe, **own}, quality)
 
     def teach(self, name, model, loss, max_iters, weight_decay):
         """Supervised steps on the texts that come with the activations, in place."""
@@ -296,17 +334,13 @@ class NLA(Task):
 
     def actor_loss(self, actor, split, indices, injected=None):
         """Nats per token of writing the texts of some activations, with these or others injected."""
-        tokens, targets = [], []
-        for i in indices:
-            prompt, text = split.prompts[i], split.text(i, self.text_length)
-            text = (text[::-1] if self.cfg.text_reversed else text) + [self.tokenizer.eos_id] * self.ends
-            tokens.append(torch.tensor(prompt + text))
-            targets.append(torch.tensor([-1] * (len(prompt) - 1) + text + [-1]))
-        tokens = pad_sequence(tokens, batch_first=True).to(self.device)
-        targets = pad_sequence(targets, batch_first=True, padding_value=-1).to(self.device)
-        vectors = nla.fp32(split.vectors[injected or indices])[:, None].to(self.device)
-        hidden = actor(tokens, edit=actor.injection.edit(split.slots[indices].to(self.device), vectors))
-        return cross_entropy(actor, hidden[targets >= 0], targets[targets >= 0])
+        texts = [split.text(i, self.text_length) for i in indices]
+        if self.cfg.text_reversed:
+            texts = [text[::-1] for text in texts]
+        end = [self.tokenizer.eos_id] * self.ends
+        pairs = [(split.prompts[i], text + end) for i, text in zip(indices, texts, strict=True)]
+        vectors = split.injected(nla.fp32(split.vectors[injected or indices])).to(self.device)
+        return answer_loss(actor, pairs, actor.injection.edit(split.slots[indices].to(self.device), vectors))
 
     def critic_loss(self, critic, split, indices):
         texts, lengths, h = self.true_texts(split, indices)
@@ -334,16 +368,15 @@ class NLA(Task):
         path = self.generator_path
         for key in ('nla', 'model', 'model_config', 'critic'):
             entry(saved, key, dict, path)
-        if 'chars' in saved and hasattr(self.tokenizer, 'chars'):
-            self.tokenizer.check_same(saved['chars'], path)
-        self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
-        made, widths = saved['nla'], (len(saved['critic']['mean']), self.train.vectors.shape[1])
-        before = made['settings'] | {'layer': made['layer'], 'activations of width': widths[0]}
-        now = self.about['settings'] | {'layer': self.layer, 'activations of width': widths[1]}
+        made, width, told = saved['nla'], 'activations of width', 'of width, told by a text'
+        at, here = made['injection']['activation_dim'], self.train.vectors.shape[1]
+        before = made['settings'] | {'layer': made['layer'], width: at, told: len(saved['critic']['mean'])}
+        now = self.about['settings'] | {'layer': self.layer, width: here // self.train.count, told: here}
         check_made_with(f"nla_checkpoint {path}", before, **now)
+        self.tokenizer.check_fits(saved['model_config']['vocab_size'], path)
 
     def placed(self, model):
-        """A model in fp32 on its device, or spread over all ranks, which then run each forward together."""
+        """A model in fp32 on its device, or spread over all ranks."""
         if self.cfg.shard:
             shard_model(model, torch.float32, self.device)
         return model.to(self.device).eval()
@@ -360,7 +393,7 @@ class NLA(Task):
     def policy(self, model):
         cfg = self.cfg
         return nla.NLAPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                             cfg.compile, start=self.start)
+                             cfg.compile, start=self.start, marker_id=self.marker_id)
 
     def batch(self, it, attempt=0):
         seed, n = self.cfg.seed + 10 ** 6 * attempt, self.cfg.batch_size
@@ -371,7 +404,7 @@ class NLA(Task):
     # the reward, and the critic's own learning
 
     def as_read(self, rollout):
-        return nla.as_read(rollout, self.ends, self.cfg.text_reversed)
+        return nla.as_read(rollout, self.ends, self.cfg.text_reversed, self.train.count)
 
     @torch.no_grad()
     def predict(self, texts, lengths):
@@ -382,7 +415,6 @@ class NLA(Task):
         return predictions
 
     def reconstruction(self, policy, rollout):
-        """How well the critic rebuilds the activation from each text, (P, G)."""
         texts, lengths, h, whole = self.as_read(rollout)
         prediction, target = self.predict(texts, lengths), self.critic.target(h)
         mse = (prediction - target).square().mean(dim=1)
@@ -433,7 +465,7 @@ class NLA(Task):
         parts, rows = [], torch.arange(len(self.held_out)).split(self.cfg.eval_batch_size)
         for indices in over('evaluating', rows):
             batch = self.held_out.batch(indices.tolist(), indices.tolist(), self.device)
-            vectors = None if injected is None else injected[indices, None].to(self.device)
+            vectors = None if injected is None else self.held_out.injected(injected[indices]).to(self.device)
             shown = batch | {'activation': vectors}
             rollout = policy.greedy(shown) if greedy else policy.sample(shown, 1)
             rollout.batch = batch  # what the text should have been about
@@ -469,6 +501,7 @@ class NLA(Task):
             m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)))
             right = [shown[i][-1:] == self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
             m['last_token'] = sum(right) / n
+        self.quality = {name: m[name] for name in ('fve', 'fve_greedy')}
         for i in range(min(self.cfg.eval_show, n)):
             about = self.tokenizer.decode(self.held_out.text(i) or self.held_out.prompts[i])
             value = nla.fve(prediction[i], target[i])
@@ -523,24 +556,38 @@ class NLA(Task):
         ids = train.prompts[i] if train.contexts is None else train.text(i)
         return {'prompt': self.tokenizer.decode(ids)}
 
+    def learns_from(self):
+        return {'activations to train on': content_of(self.content, len(self.train))}
+
     def saved(self):
         return {'critic': self.critic.state_dict(), 'critic_optimizer': self.critic_optimizer.state_dict(),
-                'nla': self.about, **own_tokenizer(self.tokenizer)}
+                'nla': self.about, 'quality': self.quality, **own_tokenizer(self.tokenizer)}
 
     def restore(self, checkpoint):
-        own = self.critic.state_dict()
+        self.quality, own = checkpoint['quality'], self.critic.state_dict()
         self.critic.load_state_dict({name: part_of(checkpoint['critic'][name], p) for name, p in own.items()})
         state = optimizer_parts(checkpoint['critic_optimizer'], list(self.critic.parameters()))
         self.critic_optimizer.load_state_dict(state)
         for group in self.critic_optimizer.param_groups:
             group['lr'] = self.cfg.critic_learning_rate
 
-    def export(self, model, saved, out_dir, metrics):
+    @classmethod
+    def load(cls, saved, path):
+        for key in ('model', 'model_config', 'critic'):
+            entry(saved, key, dict, path)
+        if saved['kind'] != 'adapters':
+            return nla.build_actor(saved, path)
+        return adapted_start(lambda start: nla.build_actor(load_checkpoint(start, 'nla'), start), saved, path)
+
+    @classmethod
+    def export(cls, saved, path, folder, adapter_folder):
         """Actor and critic in nla.pt, a start for others."""
-        path, names = os.path.join(out_dir, 'nla.pt'), ('fve', 'fve_greedy')
-        quality = {name: metrics[f'eval/{name}'] for name in names if f'eval/{name}' in metrics}
-        save(path, model, saved, quality)
-        say(f"actor and critic saved in {path}")
+        actor, tokenizer = merge_lora(cls.load(saved, path)), tokenizer_of(path, saved)
+        kept = {key: saved[key] for key in ('critic', 'nla', 'chars', 'end') if key in saved}
+        save(os.path.join(folder, 'nla.pt'), actor, kept, saved.get('quality', {}))
+        if 'chars' not in saved:
+            tokenizer.save(os.path.join(folder, 'tokenizer'))
+        say(f"actor and critic saved in {os.path.join(folder, 'nla.pt')}")
 
     @classmethod
     @torch.no_grad()
@@ -553,19 +600,24 @@ class NLA(Task):
             ids = tokenizer.encode(given('text', cfg.text))[-about['context']:]
             source = nla.truncate(GPT.from_pretrained(about['source']), about['layer']).to(device)
             vectors = source(torch.tensor([ids], device=device))[:, -1].cpu().numpy()
-        actor, critic = nla.build_actor(saved, cfg.checkpoint).to(device), nla.build_critic(saved).to(device)
+        actor = merge_lora(cls.load(saved, cfg.checkpoint)).to(device)
+        critic = nla.build_critic(saved).to(device)
         if cfg.row >= len(vectors):
             raise ValueError(f"row is {cfg.row} and {cfg.activations} has {len(vectors)} activations")
         prompts, settings = [about['prompt']], about['settings']
-        slots = nla.find_markers(prompts, nla.marker_of(tokenizer, settings['injection_token']))
-        one = nla.Activations(vectors[cfg.row:cfg.row + 1], prompts=prompts, slots=slots)
+        marker_id = nla.marker_of(tokenizer, settings['injection_token'])
+        row = vectors[cfg.row].reshape(1, -1)
+        count = max(1, row.shape[1] // actor.injection.settings['activation_dim'])
+        slots = nla.find_markers(prompts, marker_id, count)
+        one = nla.Activations(row, prompts=prompts, slots=slots, count=count)
         batch, ends = one.batch([0], [cfg.seed], device), tokenizer.eos_id is not None
-        policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0)
+        policy = nla.NLAPolicy(actor, tokenizer, about['max_new_tokens'], cfg.temperature or 1.0,
+                               marker_id=marker_id)
         rollouts, rows = {'  (greedy)': policy.greedy(batch)}, []
         if cfg.temperature > 0:
             rollouts[''] = policy.sample(batch, cfg.num_samples or 8)
         for note, rollout in rollouts.items():
-            texts, lengths, h, whole = nla.as_read(rollout, ends, settings['text_reversed'])
+            texts, lengths, h, whole = nla.as_read(rollout, ends, settings['text_reversed'], count)
             prediction, target = critic.standard(critic(texts, lengths), h)
             for i, n in enumerate(lengths.tolist()):
                 text = tokenizer.decode(texts[i, :n].tolist())

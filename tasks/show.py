@@ -8,6 +8,7 @@ import warnings
 
 import torch
 
+from data.prompts import render
 from grpo import reward_tensor, weighted_reward
 from judge import BEAVER_TEMPLATE, TextScorer
 from policy import forbidden_tokens, generate
@@ -23,6 +24,8 @@ class Stream:
         self.tokenizer, self.ids, self.shown = tokenizer, [], ''
 
     def __call__(self, step, rows, tokens):
+        if tokens.item() in self.tokenizer.eos_ids:  # which may have a text
+            return
         self.ids.append(tokens.item())
         text = self.tokenizer.decode(self.ids)
         if not text.endswith('\ufffd'):
@@ -68,14 +71,14 @@ def given(key, value):
 
 
 def with_room(options, ids, block_size):
-    """The options of generate with max_new_tokens no larger than what a prompt's ids leave of the block."""
+    """The options of generate with max_new_tokens no larger than a prompt's ids leave room for."""
     if len(ids) >= block_size:
         seen = f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer"
         raise ValueError(f"{seen}: shorten it")
     return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
 
 
-def chat(model, tokenizer, system_prompt, options):
+def chat(model, tokenizer, cfg, options):
     """A conversation until an empty line, the end of input or Ctrl-C, which in an answer ends that alone."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  with it, input() knows the arrow keys
@@ -93,7 +96,7 @@ def chat(model, tokenizer, system_prompt, options):
             return
         turns.append({'role': 'user', 'content': said})
         try:
-            kept, ids = fitting_turns(model, tokenizer, system_prompt, turns, options)
+            kept, ids = fitting_turns(model, tokenizer, cfg, turns, options)
             room = with_room(options, ids, model.config.block_size)
         except ValueError as e:  # too long, or with an unknown character
             print(f"error: {e}", file=sys.stderr)
@@ -108,17 +111,20 @@ def chat(model, tokenizer, system_prompt, options):
         turns = [*kept, {'role': 'assistant', 'content': answer.end()}]
 
 
-def system_turn(system_prompt):
-    return [{'role': 'system', 'content': system_prompt}] if system_prompt else []
+def prompt_ids(prompt, tokenizer, cfg, chat_template='auto'):
+    """Token ids of a text, or of chat messages, as training reads them."""
+    ids, _ = render({'prompt': prompt}, tokenizer, cfg.system_prompt, chat_template, cfg.chat_template_kwargs,
+                    cfg.add_special_tokens)
+    return ids
 
 
-def fitting_turns(model, tokenizer, system_prompt, turns, options):
+def fitting_turns(model, tokenizer, cfg, turns, options):
     """The last turns that leave half of the model's block for the answer, and their token ids."""
     if not tokenizer.has_chat_template:
-        return turns, tokenizer.encode(system_prompt + turns[-1]['content'])
-    system, block_size = system_turn(system_prompt), model.config.block_size
+        return turns, prompt_ids(turns[-1]['content'], tokenizer, cfg)
+    block_size = model.config.block_size
     longest = block_size - min(options['max_new_tokens'], block_size // 2)
-    while len(ids := tokenizer.chat(system + turns)) > longest and len(turns) > 1:
+    while len(ids := prompt_ids(turns, tokenizer, cfg)) > longest and len(turns) > 1:
         turns = turns[2:]
     return turns, ids
 
@@ -135,7 +141,8 @@ def ranking(record, cfg, device):
     with warnings.catch_warnings(action='ignore'):  # of weights that do not sum to 1: they matter in training
         rewards = resolve_rewards(cfg.rewards) if cfg.rewards else []
     try:
-        check_fields(rewards, [record])
+        for gap in check_fields(rewards, [record]).values():
+            raise gap[0]
     except ValueError as e:
         raise ValueError(f"{e}; --reference, --tests and --context give more") from None
     scorer = TextScorer(cfg.reward_checkpoint, cfg.cost_checkpoint, device) if models else None
@@ -145,8 +152,9 @@ def ranking(record, cfg, device):
     if models:
         weights |= {'reward': 1.0, 'cost': -cfg.lambda_cost}
 
-    def score(texts):
-        parts = {name: values[0] for name, values in score_completions(rewards, [texts], [record]).items()}
+    def score(texts, ids=None):
+        scores = score_completions(rewards, [texts], [record], tokens=ids and [ids])
+        parts = {name: values[0] for name, values in scores.items()}
         if scorer:
             values = scorer.score(scorer.encode([join(record['prompt'], text) for text in texts]))
             parts |= {part.kind: list(value) for (part, *_), value in zip(scorer.parts, values, strict=True)}
@@ -158,10 +166,7 @@ def ranking(record, cfg, device):
 
 
 def complete(model, tokenizer, ids, num_samples, options, score):
-    """
-    Print completions of a prompt (token ids): one as it comes; several best first, by score (see ranking) or
-    else by log-prob.
-    """
+    """Print completions of a prompt (token ids): one as it comes; several by score, or else by log-prob."""
     if num_samples == 1 and not score:
         answer = Stream(tokenizer)
         try:
@@ -171,8 +176,10 @@ def complete(model, tokenizer, ids, num_samples, options, score):
         return
     made = generate(model, [ids], num_samples, **options)
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
-    texts = [tokenizer.decode(tokens[:n]) for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
-    columns = (score(texts) if score else {}) | {'log-prob': logps}
+    rows = zip(made.tokens[0].tolist(), lengths, made.ended[0].tolist(), strict=True)
+    ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
+    texts = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
+    columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []
     for i in sorted(range(num_samples), key=lambda i: (best[i], logps[i]), reverse=True):
@@ -185,16 +192,13 @@ def complete(model, tokenizer, ids, num_samples, options, score):
 def show_causal(saved, model, tokenizer, cfg):
     """Chat with a causal model, or let it complete cfg.prompt."""
     options = {'max_new_tokens': cfg.max_new_tokens, 'temperature': cfg.temperature, 'top_k': cfg.top_k,
-               'top_p': cfg.top_p, 'eos_id': tokenizer.eos_id, 'seed': cfg.seed,
+               'top_p': cfg.top_p, 'eos_id': tokenizer.eos_ids, 'seed': cfg.seed,
                'forbidden': forbidden_tokens(tokenizer, model)}
     prompt = given('prompt', cfg.prompt)
     if not prompt:
-        chat(model, tokenizer, cfg.system_prompt, options)
+        chat(model, tokenizer, cfg, options)
         return
-    if cfg.chat_template:
-        ids = tokenizer.chat([*system_turn(cfg.system_prompt), {'role': 'user', 'content': prompt}])
-    else:
-        ids = tokenizer.encode(cfg.system_prompt + prompt)
+    ids = prompt_ids(prompt, tokenizer, cfg, cfg.chat_template)
     options = with_room(options, ids, model.config.block_size)
     if cfg.lambda_cost is None:
         cfg.lambda_cost = saved.get('lagrange', {'value': 1.0})['value']

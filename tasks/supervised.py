@@ -68,13 +68,16 @@ def own_tokenizer(tokenizer):
     return {'chars': tokenizer.chars, 'end': tokenizer.eos_id is not None}
 
 
-def save_model(path, kind, model, config, tokenizer, quality):
-    """Write one of our checkpoint files, and say how good the model is: quality {name: float}."""
+def save_model(path, kind, model, config, tokenizer, quality, recipe=None):
+    """
+    Write one of our checkpoint files, and say how good the model is: quality {name: float}. recipe: what it
+    was made by, see runtime/made.py.
+    """
     own = own_tokenizer(tokenizer)
-    weights = {'model': model.state_dict(), 'model_config': asdict(config)}
-    save_checkpoint(path, {'kind': kind, **weights, 'quality': quality, **own})
     if not own:
         tokenizer.save(os.path.join(os.path.dirname(path), 'tokenizer'))
+    weights = {'model': model.state_dict(), 'model_config': asdict(config)}
+    save_checkpoint(path, {'kind': kind, 'recipe': recipe, **weights, 'quality': quality, **own})
     say(f"  saved {path}: " + ', '.join(f"{name} {value:.3f}" for name, value in quality.items()))
 
 
@@ -84,11 +87,15 @@ def save_model(path, kind, model, config, tokenizer, quality):
 def character_tokenizer(records, system_prompt=''):
     """All characters of prompts and answers, and an end token. Raises ValueError where one is no text."""
     for i, record in enumerate(records):
-        if 'answer' not in record or not isinstance(record['prompt'], str):
+        if record.get('answer') is None or not isinstance(record['prompt'], str):
             raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) must be a text, with an 'answer' "
                              "to teach; or name a model that exists in generator_checkpoint")
-    texts = [system_prompt + r['prompt'] + str(r['answer']) for r in records]
-    return CharTokenizer(sorted(set(''.join(texts))), end=True)
+    return CharTokenizer(characters_of(records, system_prompt), end=True)
+
+
+def characters_of(records, system_prompt):
+    texts = (f"{r['prompt']}{'' if r.get('answer') is None else r['answer']}" for r in records)
+    return sorted(set(system_prompt).union(*texts))
 
 
 def small_config(tokenizer, cfg):
@@ -128,8 +135,8 @@ def train_start(model, tokenizer, records, held_out, max_iters, seed=1, until=1.
     return quality
 
 
-def answer_loss(model, pairs):
-    """Mean loss in nats of the answers' tokens after their prompts, pairs of token ids."""
+def answer_loss(model, pairs, edit=None):
+    """Mean loss in nats of the answers' tokens after their prompts, pairs of token ids. edit: see GPT.run."""
     T = max(len(ids) + len(answer) for ids, answer in pairs)
     tokens, targets = torch.zeros(len(pairs), T, dtype=torch.long), torch.full((len(pairs), T), -1)
     for row, (ids, answer) in enumerate(pairs):
@@ -137,7 +144,7 @@ def answer_loss(model, pairs):
         tokens[row, :end] = torch.tensor(ids + answer)
         targets[row, len(ids) - 1:end - 1] = torch.tensor(answer)
     tokens, targets = tokens.to(model.wte.weight.device), targets.to(model.wte.weight.device)
-    return cross_entropy(model, model(tokens)[targets >= 0], targets[targets >= 0])
+    return cross_entropy(model, model(tokens, edit=edit)[targets >= 0], targets[targets >= 0])
 
 
 @torch.no_grad()
@@ -151,7 +158,7 @@ def start_quality(model, tokenizer, pairs):
         losses.append(answer_loss(model, batch).item() * len(batch))
         room = model.config.block_size - max(map(len, prompts))
         greedy = generate(model, list(prompts), max_new_tokens=min(room, max(map(len, answers))),
-                          temperature=0, eos_id=tokenizer.eos_id)
+                          temperature=0, eos_id=tokenizer.eos_ids)
         for answer, ids, n in zip(answers, greedy.tokens, greedy.lengths.flatten(), strict=True):
             right += ids[0, :n].tolist() == answer
     model.train()

@@ -4,13 +4,16 @@ class with the names below, in a file of its own, and one line in tasks/__init__
 """
 import contextlib
 import math
-import os
 
 import torch
 
+from formats.weights import adapter_base
 from grpo import completion_logps
-from runtime.config import Count, Natural
+from model import GPT
+from runtime.checkpoint import tokenizer_of
+from runtime.config import Count, Natural, with_settings
 from runtime.console import say
+from runtime.lora import merge_lora, save_adapter
 from runtime.run import numbers
 from tasks.show import show_causal
 
@@ -36,8 +39,7 @@ class Task:
     refuses = ()            # settings that this one cannot take, though it inherits them or all have them
     headline = ''           # the metric that makes a checkpoint the best one
     charts = {}             # of the report: {section: [chart(...)]}, beside those of report/charts.json
-    samples_title = 'Best and worst completions'  # what the report says above the samples
-    samples_hint = 'By advantage, in each group of the slider above.'
+    exported = 'export'     # where in out_dir the trained model goes in the end; '': beside its checkpoints
     sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
 
     def __init__(self, cfg, device):
@@ -61,6 +63,15 @@ class Task:
     # evaluate(policy) -> metrics · describe(metrics) -> a line
     # asked(rollout) -> {'prompt', 'answer'} of its first prompt, for samples.jsonl
 
+    @property
+    def remake(self):
+        """What made() shall do: a run that goes on is told by State.resume what is not as it was."""
+        return 'never' if self.cfg.init_from == 'resume' else self.cfg.remake
+
+    def learns_from(self):
+        """{name: a hash of the contents}; a run that goes on must find the same, see State.resume."""
+        return {}
+
     def verdict(self, metrics):
         """What the last evaluation means, in some lines; '' where describe has said it."""
         return ''
@@ -83,15 +94,23 @@ class Task:
         """What else learns from the completions. Returns its metrics."""
         return {}
 
-    def adapter_base(self):
-        """The model that a LoRA adapter for peft belongs to; None: no adapter is written."""
-        return None
+    @classmethod
+    def load(cls, saved, path):
+        """The fp32 model of what load_checkpoint has read from path; a LoRA run's with its adapters."""
+        return GPT.from_checkpoint(saved, path)
 
-    def export(self, model, saved, out_dir, metrics):
-        """Write the trained model as others load it, from a plain fp32 model and what `saved` returns."""
-        folder = os.path.join(out_dir, 'export')
-        model.save_pretrained(folder, eos_id=self.tokenizer.eos_id)
-        self.tokenizer.save(folder)
+    @classmethod
+    def export(cls, saved, path, folder, adapter_folder):
+        """
+        Write the trained model of a checkpoint (see load) into a folder as others load it, and LoRA's
+        adapters for peft into another.
+        """
+        model, tokenizer = cls.load(saved, path), tokenizer_of(path, saved)
+        if saved['kind'] == 'adapters':
+            save_adapter(model, adapter_folder, adapter_base(saved['start']) or saved['start'])
+        ends, begin, pad = tokenizer.eos_ids, tokenizer.bos_id, tokenizer.pad_id
+        tokenizer.save(folder)
+        merge_lora(model).save_pretrained(folder, eos_id=ends, bos_id=begin, pad_id=pad)
         say(f"exported to {folder}")
 
     def try_out(self):
@@ -132,6 +151,11 @@ class Task:
             record['logp_changes'] = numbers(moved[0, g, :n], 4)
             records.append(record | {name: values[:n] for name, values in places.items()})
         return records
+
+
+def path_of(key, settings, dataset):
+    """A path that the settings name, with {dataset} and other settings' values in their places."""
+    return with_settings(key, settings[key], settings | {'dataset': dataset})
 
 
 def chart(title, hint, *names):

@@ -36,6 +36,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+@pytest.fixture
+def file(tmp_path):
+    """file(name, text or bytes) writes a file and gives its path."""
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+    return write
+
+
 @pytest.fixture(scope='session')
 def tiny_qwen(tmp_path_factory):
     """A Hugging Face folder of Qwen2's shape, with random weights, bytes as tokens and a chat template."""

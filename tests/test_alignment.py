@@ -38,19 +38,32 @@ CHARS = sorted('abcdefghijklmnopqrstuvwxyz >')
 # --- lambda
 
 def test_lambda_by_hand():
-    """Exponentiated ascent: at constant J, ln lambda grows by lr * J each time, wherever it stands; the average begins at the first J."""
+    """The average of J starts at 0, so at constant J = 3 it is 3 (1 - 0.9 ** n) and ln lambda grows by lr times that."""
     m = LagrangeMultiplier(value=0.5, lr=0.1, threshold=1.0, ema_beta=0.9)
+    grown = 0
     for n in range(1, 4):
-        assert m.update(2.0) == pytest.approx(0.5 * math.exp(0.1 * 3.0 * n))
+        grown += 3.0 * (1 - 0.9 ** n)
+        assert m.update(2.0) == pytest.approx(0.5 * math.exp(0.1 * grown))
     m = LagrangeMultiplier(value=1.0, lr=0.1, ema_beta=0.9)
     m.update(2.0)
-    m.update(-1.0)
-    assert m.ema == pytest.approx(0.9 * 2 - 0.1) and m.value == pytest.approx(math.exp(0.1 * 2 + 0.1 * 1.7))
+    m.update(-1.0)  # 0.2, then 0.9 * 0.2 - 0.1 = 0.08
+    assert m.ema == pytest.approx(0.08) and m.value == pytest.approx(math.exp(0.1 * 0.2 + 0.1 * 0.08))
     m = LagrangeMultiplier(value=2.0, lr=0.1, ema_beta=0.0, rule='safe_rlhf')
     assert m.update(0.5) == pytest.approx(2 * math.exp(0.1 * 2 * 0.5))
     assert LagrangeMultiplier().update(0.0) == 1.0
     strict, shifted = LagrangeMultiplier(threshold=0.7), LagrangeMultiplier()
     assert [strict.update(c) for c in (1.0, -2.0, 0.3)] == pytest.approx([shifted.update(c + 0.7) for c in (1.0, -2.0, 0.3)])
+
+
+def test_lambda_that_only_rises_by_hand():
+    """
+    ema <- 0.9 ema + 0.1 max(cost, 0): 0.2, 0.28, 0.252, 0.2268, 0.25412; lambda = exp(0.005 times their sum so far). Without the maximum
+    the third cost, -1, already makes it 0.152.
+    """
+    m, costs = LagrangeMultiplier(value=1.0, lr=0.005, ema_beta=0.9, threshold=0.0, positive_only=True), (2.0, 1.0, -1.0, -3.0, 0.5)
+    assert [round(m.update(cost), 6) for cost in costs] == [1.001001, 1.002403, 1.003667, 1.004806, 1.006083]
+    m = LagrangeMultiplier(value=1.0, lr=0.005, ema_beta=0.9, threshold=0.0)
+    assert [m.update(cost) for cost in costs[:3]][2] == pytest.approx(math.exp(0.005 * (0.2 + 0.28 + 0.152)))
 
 
 def test_lambda_rises_falls_and_keeps_its_bounds():
@@ -275,25 +288,26 @@ def test_preferences_are_checked(tmp_path):
     for key, value in (
         ('response_1', 3),
         ('better_response_id', 2),
-        ('better_response_id', True),
-        ('is_response_0_safe', 1),
+        ('better_response_id', '2'),
+        ('is_response_0_safe', 'perhaps'),
         ('safer_response_id', None),
     ):
         (tmp_path / 'p.jsonl').write_text(json.dumps(fine) + '\n' + json.dumps(fine | {key: value}))
         with pytest.raises(ValueError, match=f'preference 1.*{key}'):
             load_preferences(str(tmp_path / 'p.jsonl'))
+    as_tables = fine | {'better_response_id': '1', 'safer_response_id': '0', 'is_response_0_safe': 'True', 'is_response_1_safe': 0}
+    (tmp_path / 'p.jsonl').write_text(json.dumps(as_tables))
+    assert load_preferences(str(tmp_path / 'p.jsonl')) == [fine]
 
 
 # --- the service
 
 def test_training_reads_what_the_service_reads():
-    """A Llama's begin token, the cut and the end token: one function for both."""
+    """A begin token where the tokenizer has one, the cut and the end token: one function for both."""
     tokenizer = CharTokenizer(CHARS, end=True)
     assert score_ids(tokenizer, 'abc', 10) == tokenizer.encode('abc') + [tokenizer.eos_id] and len(score_ids(tokenizer, 'a' * 50, 10)) == 10
-    tokenizer.bos_id, tokenizer.files = 99, {'tokenizer_config.json': '{"tokenizer_class": "LlamaTokenizer"}'}
+    tokenizer.prefix = (99,)
     assert score_ids(tokenizer, 'abc', 4) == [99, *tokenizer.encode('ab'), tokenizer.eos_id]
-    tokenizer.files = {'tokenizer_config.json': '{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}'}
-    assert score_ids(tokenizer, 'abc', 9)[0] != 99
 
 
 @pytest.fixture(scope='module')
@@ -640,7 +654,7 @@ def made(tmp_path_factory):
 def test_a_run_from_nothing(made):
     folder, printed = made
     assert (
-        printed.count('there is no') == 3
+        printed.count('making out-shop/') == 3
         and 'scorer at http://127.0.0.1:' in printed
         and (folder / 'whole' / 'export' / 'config.json').exists()
     )
@@ -660,7 +674,7 @@ def test_a_run_from_nothing(made):
 def test_a_run_without_iterations_makes_the_score_models(made):
     """max_iters=0 is how a start is made alone."""
     folder, _ = made
-    again = ['--cost_checkpoint=again.pt', '--score_iters=5', '--max_iters=0', '--out_dir=out-none']
+    again = ['--cost_checkpoint=again.pt', '--score_iters=5', '--max_iters=0', '--remake=never', '--out_dir=out-none']
     assert 'sign_accuracy' in train(folder, *again).stdout
     assert ScoreModel.from_pretrained(str(folder / 'again.pt'), 'cost').kind == 'cost'
 

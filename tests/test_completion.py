@@ -2,10 +2,12 @@
 import copy
 import math
 import threading
+import types
 
 import pytest
 import torch
 
+from data.prompts import say_how_prompts_are_read
 from formats.tokenizer import CharTokenizer
 from grpo import completion_logps, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout
 from model import GPT, GPTConfig
@@ -189,7 +191,7 @@ def test_completions_that_were_cut_off():
     assert (rollout.lengths[cut] == 6).all() and (rollout.tokens[..., -1][cut] != TOKENIZER.eos_id).all()
     optimizer, gradients = still(policy.model), {}
     everything_cut = CausalPolicy(policy.model, TOKENIZER, 1)
-    everything_cut.tokenizer = type('Endless', (), {'eos_id': None, 'decode': TOKENIZER.decode})()
+    everything_cut.tokenizer = type('Endless', (), {'eos_ids': (), 'decode': TOKENIZER.decode})()
     grpo_training_step(everything_cut, batch(), optimizer, FIRST, plain(mask_truncated=True, micro_batch_size=1))
     assert gradient(policy.model).abs().max() == 0  # nothing left to learn from
     for masked in (False, True):
@@ -251,7 +253,7 @@ def test_rewards_beside_the_sampling_change_nothing():
         policy.sample = counted
         optimizer = configure_optimizers(model.parameters(), 0, 1e-2, (0.9, 0.99))
         rewards = [('first', patient, 1.0), ('length', lambda policy, rollout: rollout.lengths.float(), 0.5)]
-        metrics, rollout = grpo_training_step(policy, batch(), optimizer, rewards, plain(group_size=4, rollout_batch_size=size))
+        metrics, rollout = grpo_training_step(policy, batch(), optimizer, rewards, plain(group_size=4, sampling_batch_size=size))
         assert begun == {None: [4], 2: [2, 2], 3: [3, 1]}[size]
         return metrics, rollout, model.state_dict()
 
@@ -367,3 +369,21 @@ def test_text_log_prob_by_hand():
 def test_temperature_0_is_refused():
     with pytest.raises(ValueError, match='temperature 0'):
         CausalPolicy(tiny(), TOKENIZER, 8, temperature=0)
+
+
+def test_what_is_said_of_how_prompts_are_read(capsys):
+    """A begin token before plain prompts, once; settings of a template that it does not read, with what it does."""
+    tokenizer = CharTokenizer('ab', end=True)
+    tokenizer.prefix, tokenizer.template, tokenizer.has_chat_template = (0,), '{{ messages }}{{ thinking }}', True
+
+    def said(prompt, **settings):
+        cfg = types.SimpleNamespace(**{'chat_template': 'auto', 'chat_template_kwargs': None, 'add_special_tokens': True} | settings)
+        say_how_prompts_are_read([{'prompt': prompt}], tokenizer, cfg)
+        return capsys.readouterr().out.strip()
+
+    talk = [{'role': 'user', 'content': 'a'}]
+    assert said('b') == "plain prompts are read as 'a...', as in transformers; --add_special_tokens=False leaves that out"
+    assert said('b', add_special_tokens=False) == said(talk) == said(talk, chat_template_kwargs={'thinking': False}) == ''
+    other = 'note: no chat template reads thinkin of chat_template_kwargs: '
+    assert said(talk, chat_template_kwargs={'thinkin': 1, 'thinking': 1}) == other + 'it reads messages, thinking'
+    assert said('b', add_special_tokens=False, chat_template_kwargs={'thinkin': 1}) == other + 'no prompt goes through one'

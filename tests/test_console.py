@@ -142,7 +142,7 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     ended, where, sample, compare, more = done.stdout.splitlines()[-5:]
     assert re.fullmatch(r'done: eval/judge_reward 0\.\d{4} -> 0\.\d{4}, iterations 0 to 2 in \d.*, \d.* with all around them', ended)
     assert (
-        where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt'
+        where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt, fill_in.pt'
         and more.endswith('--max_iters=4 --init_from=resume')
         and 'python -m tools.report out-grpo' in compare
     )

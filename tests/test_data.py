@@ -1,4 +1,5 @@
 """Corpora: prepared by the scripts a user runs, in a copy of data/."""
+import gzip
 import os
 import shutil
 import subprocess
@@ -62,9 +63,13 @@ def test_any_text_file(tmp_path):
     path.write_text('abc' * 100)
     tokenizer, corpus = load_corpus(str(path))
     assert tokenizer.chars == ['a', 'b', 'c'] and tokenizer.decode(corpus['train']) + tokenizer.decode(corpus['val']) == 'abc' * 100
-    assert len(corpus['val']) == 30 and dataset_name(str(path)) == 'moby'
+    assert len(corpus['val']) == 30 and dataset_name(str(path)).endswith('+moby.txt')
     windows = random_windows(corpus['val'], 200, 5, torch.Generator().manual_seed(0))
     assert windows.shape == (200, 5) and {tokenizer.decode(w) for w in windows} == {'abcab', 'bcabc', 'cabca'}
-    path.write_bytes(b'\xff\xfe\x00')
+    crlf, packed = tmp_path / 'crlf.txt', tmp_path / 'moby.txt.gz'
+    crlf.write_bytes(b'\xef\xbb\xbf' + b'ab\r\nc\r' * 50)
+    packed.write_bytes(gzip.compress(crlf.read_bytes()))
+    assert load_corpus(str(crlf))[0].chars == load_corpus(str(packed))[0].chars == ['\n', 'a', 'b', 'c']
+    path.write_bytes(b'\xff\x00')
     with pytest.raises(ValueError, match='moby.txt is not UTF-8'):
         load_corpus(str(path))

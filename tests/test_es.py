@@ -136,43 +136,35 @@ seeds = (1,)
 start_row = True
 columns = {{'eval/accuracy_greedy': 'greedy', 'mean_kl': 'KL'}}
 plot_path = 'curve.png'
-document = 'table.md'
 '''
 
 
 def test_a_mirror_is_learned_the_same_in_parts_and_in_parallel_and_then_compared(tmp_path):
-    """The search in one go with two processes equals the one resumed with one; tools.compare trains with what it has learned."""
+    """The search in one go with two processes equals the one that goes on with one; tools.compare trains with what it has learned."""
     os.symlink(os.path.join(ROOT, 'config'), tmp_path / 'config')
     search = ['-m', 'tools.learn_mirror', '--base=config/arithmetic.py', f'--settings={TINY!r}', '--pairs=1', '--sigma=2',
               '--fitness_metric=eval/text_log_prob']
     whole = script(tmp_path, *search, '--generations=2', '--out_dir=whole')
     assert whole.returncode == 0 and 'generation 1: eval/text_log_prob' in whole.stdout, whole.stdout + whole.stderr
     assert script(tmp_path, *search, '--generations=1', '--processes=1', '--out_dir=parted').returncode == 0
-    refused = script(tmp_path, *search, '--generations=2', '--out_dir=parted')
-    assert refused.returncode == 1 and '--init_from=resume' in refused.stderr and len(refused.stderr.splitlines()) == 1
-    resumed = script(tmp_path, *search, '--generations=2', '--processes=1', '--out_dir=parted', '--init_from=resume')
-    assert resumed.returncode == 0 and "resuming with generations = 2 (it was 1)" in resumed.stdout
-    one, parted = (json.loads((tmp_path / name / 'state.json').read_text()) for name in ('whole', 'parted'))
-    assert one['logs'] == parted['logs'] and one['history'] == parted['history'] and len(one['history']) == 2
-    learned = torch.load(tmp_path / 'whole' / 'mirror.pt', weights_only=True)['mirror']['logs']
-    assert learned.tolist() == one['logs'] and not torch.equal(learned, MirrorMap().logs)
-    assert any(plus != minus for generation in one['history'] for plus, minus in generation['fitness'])
+    first = (tmp_path / 'parted' / 'candidates' / '0-0-0' / 'metrics.jsonl').stat().st_mtime_ns
+    more = script(tmp_path, *search, '--generations=2', '--processes=1', '--out_dir=parted')
+    assert more.returncode == 0 and more.stdout.splitlines()[:2] == whole.stdout.splitlines()[:2]
+    assert (tmp_path / 'parted' / 'candidates' / '0-0-0' / 'metrics.jsonl').stat().st_mtime_ns == first  # not repeated
+    one, parted = (torch.load(tmp_path / name / 'mirror.pt', weights_only=True)['mirror']['logs'] for name in ('whole', 'parted'))
+    assert torch.equal(one, parted) and not torch.equal(one, MirrorMap().logs)
 
-    (tmp_path / 'table.md').write_text('# seen\n<!-- figures -->\nold\n<!-- end of figures -->\nand more\n')
     (tmp_path / 'arms.py').write_text(ARMS)
     done = script(tmp_path, '-m', 'tools.compare', 'arms.py')
     assert done.returncode == 0, done.stdout + done.stderr
-    text = (tmp_path / 'table.md').read_text()
+    text = done.stdout
     last = (tmp_path / 'out-compare' / 'learned' / 'seed-1' / 'metrics.jsonl').read_text().splitlines()[-1]
     rows = f"| learned | {json.loads(last)['eval/accuracy_greedy']:.3f} | ", '| none | ', '| before training | '
-    assert all(row in text for row in rows) and '![held-out reward](curve.png)' in text
-    assert 'old' not in text and text.endswith('and more\n')
+    assert all(row in text for row in rows)
     assert (tmp_path / 'curve.png').read_bytes()[:4] == b'\x89PNG'
     again = script(tmp_path, '-m', 'tools.compare', 'arms.py')  # nothing is run again
-    assert (tmp_path / 'table.md').read_text() == text and sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())
+    assert sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())
 
     os.remove(tmp_path / 'whole' / 'mirror.pt')  # a run that goes on has its mirror in its checkpoint
     train(tmp_path, 'config/arithmetic.py', *TINY, '--mirror_checkpoint=whole/mirror.pt', '--eval_interval=1', '--seed=1',
           '--out_dir=out-compare/learned/seed-1', '--init_from=resume', '--max_iters=6')
-    done = script(tmp_path, '-m', 'tools.compare', 'arms.py', '--document=nowhere.md')
-    assert done.returncode == 1 and done.stderr.startswith('error: nowhere.md') and len(done.stderr.splitlines()) == 1

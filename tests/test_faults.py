@@ -336,7 +336,7 @@ ONE = (PYTHON, '-u')
 @pytest.mark.parametrize(
     'launcher, phase, more',
     [
-        (ONE, 'reward_values', ['--rollout_batch_size=2']),
+        (ONE, 'reward_values', ['--sampling_batch_size=2']),
         (ONE, 'evaluate', []),
         (ONE, 'policy_loss', []),
         (ONE, 'reward_values', ['--optimizer=es', '--es_pairs=4', '--kl_beta=0']),
@@ -520,6 +520,7 @@ def test_two_thousand_iterations(folder, record_property):
         'ckpt_001900.pt',
         'ckpt_002000.pt',
         'ckpt_best.pt',
+        'fill_in.pt',
     ]
     (first, files), (last, files_last) = seen[500], seen[2000]
     assert last < 1.03 * first and files_last == files, seen
@@ -543,8 +544,8 @@ def test_resume_with_other_settings(folder, undisturbed, record_property):
     ), done.stderr
     for more, words in (
         (['--task=alignment', '--scorer_url=http://127.0.0.1:9'], "task 'alignment'"),
-        (['--lora_r=2'], 'adapters'),
-        (['--advantage=gae'], 'value head'),
+        (['--lora_r=2'], 'has lora_r 0 and it is 2 now'),
+        (['--advantage=gae'], "has advantage 'grpo' and it is 'gae' now"),
         (['--generator_checkpoint=other.pt', '--seed=7'], 'not the one this run started from'),
         (['--max_iters=5'], 'max_iters'),
     ):

@@ -224,9 +224,3 @@ def test_exact_match_by_hand():
     batch = make_batch(texts, torch.tensor([3, 3]), chosen, TOKENIZER.mask_id)
     fills = torch.tensor([[[0, 2], [0, 3]], [[4, 0], [5, 7]]])  # right: 2 + 1 of text 0, 1 + 0 of text 1 (its second slot is padding)
     assert exact_match(batch, fills) == pytest.approx(4 / 6)
-
-
-def test_a_text_without_slots_is_refused():
-    texts, chosen = torch.zeros(2, 3, dtype=torch.long), torch.tensor([[True, False, False], [False] * 3])
-    with pytest.raises(ValueError, match='text 1 of the batch has no masked slot'):
-        make_batch(texts, torch.tensor([3, 3]), chosen, TOKENIZER.mask_id)

@@ -27,12 +27,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 
-from data.activations.prepare import read_vectors
+from data.activations import read_vectors
 from data.prompts import encode_prompts, held_out_split, load_prompts
 from data.text import load_corpus
 from formats import weights
-from formats.gguf_vocabulary import PRINTABLE
 from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
@@ -40,9 +40,9 @@ from runtime.checkpoint import load_checkpoint, save_checkpoint, tokenizer_of
 from runtime.config import (
     check,
     one_line_errors,
+    read_arguments,
     read_config_file,
     read_keys,
-    read_override,
 )
 from runtime.lora import add_lora, load_adapter, save_adapter
 from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable
@@ -326,8 +326,8 @@ def test_overrides(key, text, equals):
     argument = f'--{key}{equals}{text}'
 
     def read():
-        name, value = read_override(argument, KEYS)
-        return name, check(name, value, KEYS, argument[:200])
+        (name, (value, _)), = read_arguments([argument], KEYS, dict.fromkeys(KEYS), {'__file__': __file__}).items()
+        return name, value
 
     fine, found = read_cleanly(read, repr(key)[1:-1][:40], '--')
     if fine:
@@ -450,7 +450,7 @@ def byte_level(letters):
     }
 
 
-ALL_BYTES = ''.join(map(chr, PRINTABLE)) + ''.join(chr(256 + n) for n in range(256 - len(PRINTABLE)))
+ALL_BYTES = ''.join(sorted(ByteLevel.alphabet()))
 FEW_BYTES = 'theanĠĊ12'  # others are left out of a text: the smaller the file, the likelier a fault hits what matters
 
 

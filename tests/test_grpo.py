@@ -17,6 +17,7 @@ from grpo import (
     gather_logps,
     head_log_probs,
     kl_estimate,
+    minibatches,
     part_means,
     policy_loss,
     train_on_rollout,
@@ -276,6 +277,78 @@ def test_several_epochs_clip():
     twice = train_on_rollout(policy, table_rollout(policy, 4), optimizer, plain(grad_clip=0, num_epochs_per_rollout=2))
     assert once['clip_frac_low'] == once['clip_frac_high'] == 0 and once['sampler_gap_max'] < 1e-6
     assert twice['clip_frac_low'] + twice['clip_frac_high'] > 0
+    assert twice['clip_frac_low/epoch_1'] == twice['clip_frac_high/epoch_1'] == 0
+    for side in ('clip_frac_low', 'clip_frac_high'):
+        assert twice[side] == pytest.approx((twice[f'{side}/epoch_1'] + twice[f'{side}/epoch_2']) / 2)
+
+
+def test_minibatches_are_a_shuffle():
+    """12 prompts in minibatches of 4, n = 3: each prompt once an epoch, one of each 3 neighbours in every part, another order each time."""
+    rollout = table_rollout(TablePolicy(12, 1, 2), 2)
+    rollout.batch['seeds'] = torch.arange(12)
+    orders = []
+    for epoch in range(20):
+        parts = minibatches(rollout, plain(minibatch_size=4), epoch)
+        rows = [part.batch['row'].tolist() for part in parts]
+        assert [[row // 3 for row in part] for part in rows] == [[0, 1, 2, 3]] * 3
+        assert sorted(sum(rows, [])) == list(range(12))
+        orders.append(rows)
+    again = [part.batch['row'].tolist() for part in minibatches(rollout, plain(minibatch_size=4), 7)]
+    assert again == orders[7] and len({str(rows) for rows in orders}) == 20
+    # each of 3! orders of a block about as often as another: 20 draws of 4 blocks
+    assert len({tuple(part[b] for part in rows) for rows in orders for b in range(4)} - {None}) == 24
+    assert minibatches(rollout, plain(), 0) == [rollout] == minibatches(rollout, plain(minibatch_size=12), 0)
+    with pytest.raises(ValueError, match='12 prompts on each of 1 ranks: no minibatches of 5'):
+        minibatches(rollout, plain(minibatch_size=5), 0)
+
+
+def test_the_second_step_by_enumeration():
+    """
+    Two prompts that share one distribution pi_0, a step for each. The second step's completions are pi_0's, its policy pi_1 has learned
+    from the first. With A = r - mean and groups of 2 its expected gradient is -grad E[r under pi_1] / 2, whatever pi_0: the mean over all
+    81 outcomes of both groups, weighted by their probability, is that mean over all first steps.
+    """
+    V, lr, score = 3, 0.7, torch.tensor([0.2, 1.0, -0.5], dtype=torch.float64)
+    start = torch.randn(1, 1, V, dtype=torch.float64)
+    p0 = start.flatten().softmax(0)
+    groups = list(itertools.product(range(V), repeat=2))
+    mean_gradient, wanted = torch.zeros(V, dtype=torch.float64), torch.zeros(V, dtype=torch.float64)
+    for first, second in itertools.product(groups, groups):
+        policy = TablePolicy(1, 1, V)
+        policy.model.table.data.copy_(start)
+        tokens = torch.tensor([first, second])[..., None]                   # (2, 2, 1)
+        batch = {'row': torch.tensor([0, 0]), 'seeds': torch.tensor([5, 5])}
+        rollout = Rollout(batch, tokens, torch.ones(2, 2, dtype=torch.long), p0.log()[tokens])
+        rollout.advantages = compute_advantages(score[tokens[..., 0]], 'dr_grpo')
+        optimizer, tables = torch.optim.SGD([policy.model.table], lr=lr), []
+        optimizer.register_step_pre_hook(lambda *_, to=tables, policy=policy: to.append(policy.model.table.detach().clone().flatten()))
+        cfg = plain(grad_clip=0, clip_low=1.0, clip_high=1e9, minibatch_size=1, dual_clip=None)
+        stats = train_on_rollout(policy, rollout, optimizer, cfg)
+        assert len(tables) == 2 and stats['sampler_gap_max'] < 1e-6
+        probability = p0[list(first + second)].prod()
+        mean_gradient += probability * (tables[1] - policy.model.table.detach().flatten()) / lr
+        p1 = tables[1].softmax(0)
+        wanted -= probability * p1 * (score - p1 @ score) / 2
+    torch.testing.assert_close(mean_gradient, wanted, rtol=0, atol=1e-6)
+    assert wanted.abs().max() > 0.05
+
+
+def test_stats_of_minibatches_are_means_over_tokens():
+    """Nothing moves (lr 0): every mean over tokens is that of one step, though the parts have 2, 6, 4 and 3 tokens, and a silent group."""
+    policy = TablePolicy(4, 3, 5)
+    rollout = table_rollout(policy, 2, torch.tensor([[1, 1], [3, 3], [2, 2], [1, 2]]))
+    rollout.batch['seeds'] = torch.arange(4)
+    rollout.advantages[2] = 0.0
+    cfg = plain(grad_clip=0, loss_type='dapo', num_epochs_per_rollout=2)
+    once = train_on_rollout(policy, rollout, policy.still, cfg)
+    cfg.minibatch_size = 1
+    cut = train_on_rollout(policy, rollout, policy.still, cfg)
+    assert once.keys() == cut.keys()
+    log_probs = head_log_probs(policy, policy.model.table.detach()[:, None])
+    teaching = rollout.mask & (rollout.advantages != 0)[..., None]
+    by_hand = gather_logps(log_probs, rollout.tokens)[teaching].mean().item()
+    assert once['mean_log_prob'] == pytest.approx(by_hand)
+    assert once['loss'] == pytest.approx(cut['loss'])
 
 
 def test_a_step_with_nan_is_skipped_and_counted():

@@ -1,8 +1,11 @@
 """Adapters on slices of fused linears, int8 weights under them, and PEFT as the oracle of both our reading and our writing."""
 import json
+import os
+import types
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +16,8 @@ from runtime.lora import (
     adapters_off,
     add_lora,
     copy_tensors,
+    go_on_with_adapters,
+    has_adapters,
     load_adapter,
     lora_layers,
     merge_lora,
@@ -64,7 +69,7 @@ def test_training_starts_from_the_model_itself(kinds, int8):
     before = model.logits(TOKENS)
     add_lora(model, 2, 4)
     assert torch.equal(model.logits(TOKENS), before)
-    S = 7 if kinds is LLAMA else 6  # GELU has no gate
+    S = 7 if kinds is LLAMA else 4  # c_attn, o, up, down
     assert sum(len(layer.rows) for layer in lora_layers(model).values()) == 2 * S
 
 
@@ -124,9 +129,6 @@ def test_adapters_off_is_the_base_and_comes_back():
     assert (on - base).abs().max() > 0.1
     with adapters_off(model):
         assert torch.equal(model.logits(TOKENS), base)
-        with adapters_off(model):
-            assert torch.equal(model.logits(TOKENS), base)
-        assert torch.equal(model.logits(TOKENS), base)
     assert torch.equal(model.logits(TOKENS), on)
     with pytest.raises(KeyError), adapters_off(model):
         raise KeyError
@@ -142,7 +144,8 @@ def test_merged_is_a_plain_model(kinds, order):
     names = list(model.state_dict())
     if order == 'int8 first':
         quantize_int8(model)
-    adapted(model, targets=('q', 'v', 'up'))  # attn.proj and mlp.proj have none, and must be plain again as well
+    qkv = ('q', 'v') if kinds is LLAMA else ('c_attn',)
+    adapted(model, targets=(*qkv, 'up'))  # attn.proj and mlp.proj have none, and must be plain again as well
     if order == 'int8 last':
         quantize_int8(model)
     on = model.logits(TOKENS)
@@ -203,9 +206,10 @@ def test_state_of_the_adapters():
 
 
 @pytest.mark.parametrize('kinds, more, message', (
-    (GPT2, dict(targets=('q', 'gate')), r"targets are \('q', 'gate'\): this model has q, k, v, o, up, down$"),
-    (LLAMA, dict(targets=('q_proj',)), "this model has q, k, v, o, gate, up, down$"), (LLAMA, dict(targets=()), "this model has q"),
-    (LLAMA, dict(r=0), "r is 0 .* at least 1"), (LLAMA, dict(alpha=0), "alpha 0: .* above 0")))
+    (GPT2, dict(targets=('q', 'gate')), "targets are q, gate: this model has c_attn, o, up, down$"),
+    (LLAMA, dict(targets='c_attn, v'), "targets are v, c_attn: this model has q, k, v, o, gate, up, down$"),
+    (LLAMA, dict(targets=('qproj',)), "lora_targets has 'qproj': take some of q, .*, q_proj, .*, all-linear$"),
+    (LLAMA, dict(targets=()), "lora_targets has 'nothing'"), (LLAMA, dict(targets=('q', ['v'])), "has .'v'.: take some")))
 def test_what_is_refused(kinds, more, message):
     model = tiny(kinds)
     with pytest.raises(ValueError, match=message):
@@ -288,8 +292,9 @@ def hugging_face(family, folder):
     return theirs, GPT.from_pretrained(str(folder)).eval()
 
 
-@pytest.mark.parametrize('targets', (('q', 'k', 'v', 'o', 'gate', 'up', 'down'), ('q', 'v', 'down'), ('k',)))
-@pytest.mark.parametrize('family', ('llama', 'qwen2', 'qwen3', 'gpt2'))
+@pytest.mark.parametrize('family, targets', (
+    *((family, targets) for family in ('llama', 'qwen2', 'qwen3') for targets in ('all-linear', ('q', 'v_proj', 'down'), ('k_proj',))),
+    ('gpt2', 'all-linear'), ('gpt2', ('c_attn',)), ('gpt2', 'c_fc,c_proj'), ('gpt2', 'c_attn,up')))
 @pytest.mark.filterwarnings('error:.*(rank_pattern|alpha_pattern|fan_in_fan_out|missing adapter keys)')
 def test_peft_reads_what_we_write(family, targets, tmp_path):
     peft = pytest.importorskip('peft', reason='the oracle of save_adapter: pip install -r requirements-dev.txt')
@@ -304,21 +309,46 @@ def test_peft_reads_what_we_write(family, targets, tmp_path):
     close(ours.logits(TOKENS), theirs.merge_and_unload()(TOKENS).logits)
 
 
-def test_we_read_what_peft_writes(tmp_path):
+@pytest.mark.parametrize('family, config', (
+    ('qwen3', dict(target_modules=['k_proj', 'o_proj', 'gate_proj'], lora_dropout=0.1)),
+    ('qwen2', dict(target_modules='all-linear', use_rslora=True)),
+    ('llama', dict(target_modules=r'.*self_attn\.(q|v)_proj', init_lora_weights='gaussian')),
+    ('llama', dict(target_modules=['self_attn.q_proj', 'down_proj'], exclude_modules=['nothing'])),
+    ('gpt2', dict(target_modules=['c_attn'])), ('gpt2', dict(target_modules='all-linear', fan_in_fan_out=True)),
+    ('gpt2', dict(target_modules=['c_proj', 'c_fc'], fan_in_fan_out=True))))
+@pytest.mark.filterwarnings('ignore:.*fan_in_fan_out')
+def test_we_read_what_peft_writes(family, config, tmp_path):
+    """The same logits; the adapters go on to learn, and switched off they are what the folder held."""
     peft = pytest.importorskip('peft', reason='the oracle of load_adapter: pip install -r requirements-dev.txt')
-    theirs, ours = hugging_face('qwen3', tmp_path / 'base')
-    config = peft.LoraConfig(r=2, lora_alpha=7, lora_dropout=0.1, target_modules=['k_proj', 'o_proj', 'gate_proj'], init_lora_weights=False)
-    theirs = peft.get_peft_model(theirs, config).eval()
+    theirs, ours = hugging_face(family, tmp_path / 'base')
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=2, lora_alpha=7, **config, task_type='CAUSAL_LM')).eval()
+    for name, p in theirs.named_parameters():
+        if 'lora_B' in name:
+            nn.init.normal_(p, std=0.2)
     theirs.save_pretrained(str(tmp_path / 'adapter'))
-    load_adapter(ours, str(tmp_path / 'adapter'))
+    ours = load_adapter(ours, str(tmp_path / 'adapter'))
     close(ours.logits(TOKENS), theirs(TOKENS).logits)
-    layer = ours.blocks[0].attn.qkv
-    assert (layer.r, layer.alpha, layer.drop.p, list(layer.rows)) == (2, 7, 0.1, ['k'])
+    start = ours.logits(TOKENS)
+    with adapters_off(ours):
+        assert torch.equal(ours.logits(TOKENS), start)
+    layers = lora_layers(ours).values()
+    assert {(layer.r, layer.alpha) for layer in layers} == {(2, 7 * 2 ** 0.5 if 'use_rslora' in config else 7.0)}
+    for layer in layers:
+        layer.B.data += 0.1
+    assert not torch.equal(ours.logits(TOKENS), start)
+    with adapters_off(ours):
+        assert torch.equal(ours.logits(TOKENS), start)
+    save_adapter(ours, str(tmp_path / 'on'), str(tmp_path / 'base'))  # and back to peft
+    base, _ = hugging_face(family, tmp_path / 'again')
+    close(peft.PeftModel.from_pretrained(base, str(tmp_path / 'on')).eval()(TOKENS).logits, ours.logits(TOKENS))
+    merged = GPT.from_pretrained(str(tmp_path / 'on'))
+    assert not has_adapters(merged)
+    close(merged.logits(TOKENS), ours.logits(TOKENS))
 
 
 def test_adapters_that_do_not_fit(tmp_path):
     def edit(**changes):
-        save_adapter(adapted(tiny(LLAMA)), str(tmp_path))
+        save_adapter(adapted(tiny(LLAMA)), str(tmp_path), 'base')
         path = tmp_path / 'adapter_config.json'
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -328,14 +358,56 @@ def test_adapters_that_do_not_fit(tmp_path):
     load_adapter(tiny(LLAMA), str(tmp_path))
     with pytest.raises(ValueError, match=r'k_proj.lora_B.weight is \(16, 3\), wanted \(32, 3\)'):
         load_adapter(tiny({**LLAMA, 'n_kv_head': 4}), str(tmp_path))
-    with pytest.raises(ValueError, match='GPT-2 can be written but not read'):
+    with pytest.raises(ValueError, match='44 tensors of .* do not fit this model'):
         load_adapter(tiny(GPT2), str(tmp_path))
     edit(r=5)
     with pytest.raises(ValueError, match=r'lora_A.weight is \(3, 32\), wanted \(5, 32\)'):
         load_adapter(tiny(LLAMA), str(tmp_path))
-    for change in (dict(use_rslora=True), dict(alpha_pattern={'q_proj': 3}), dict(init_lora_weights='pissa')):
+    for change in (dict(use_dora=True), dict(rank_pattern={'q_proj': 3}), dict(alpha_pattern={'q_proj': 3}), dict(bias='all'),
+                   dict(init_lora_weights='pissa'), dict(modules_to_save=['lm_head']), dict(peft_type='IA3'), dict(lora_bias=True),
+                   dict(task_type='SEQ_CLS'), dict(layer_replication=[[0, 1]]), dict(trainable_token_indices=[1]), dict(new_idea=2)):
         edit(**change)
-        with pytest.raises(ValueError, match='only plain LoRA'):
+        with pytest.raises(ValueError, match=f'adapter_config.json has {next(iter(change))} .*: merge it with peft'):
             load_adapter(tiny(LLAMA), str(tmp_path))
+    for change, message in ((dict(r=None), 'r is None'), (dict(r=True), 'r is True'), (dict(lora_alpha='8'), "lora_alpha '8'"),
+                            (dict(lora_alpha=0), 'lora_alpha 0')):
+        edit(**change)
+        with pytest.raises(ValueError, match=message):
+            load_adapter(tiny(LLAMA), str(tmp_path))
+    edit()
+    saved = load_file(tmp_path / 'adapter_model.safetensors')
+    odd = {name.replace('q_proj.lora_A', 'embed_tokens.lora_embedding_A'): tensor for name, tensor in saved.items()}
+    one_block = {name: tensor for name, tensor in saved.items() if '.1.' in name}
+    for tensors, message in ((odd, 'holds .*embed_tokens.*no plain adapter'), (one_block, 'layers.0.*is missing')):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / 'adapter_model.safetensors')
+        with pytest.raises(ValueError, match=message):
+            load_adapter(tiny(LLAMA), str(tmp_path))
+    for base, message in ((None, 'is None; it must name'), ('', "is ''"), (str(tmp_path), 'must name the adapters')):
+        edit(base_model_name_or_path=base)
+        with pytest.raises(ValueError, match=message):
+            GPT.from_pretrained(str(tmp_path))
+    edit(base_model_name_or_path=str(tmp_path / 'moved'))
+    with pytest.raises(FileNotFoundError, match='the model of the adapters in .* is missing: .*moved'):
+        GPT.from_pretrained(str(tmp_path))
+    os.remove(tmp_path / 'adapter_model.safetensors')
+    with pytest.raises(FileNotFoundError, match='no .*adapter_model.safetensors: name a folder'):
+        load_adapter(tiny(LLAMA), str(tmp_path))
     with pytest.raises(ValueError, match="is not for causal=False"):
         save_adapter(adapted(tiny(LLAMA, causal=False)), str(tmp_path))
+
+
+@pytest.mark.parametrize('asked, message', (
+    (dict(lora_r=4), 'lora_r is 4 and the adapters of .* have 3: leave it out'), (dict(lora_alpha=16.0), 'lora_alpha is 16.0 .* have 6.0'),
+    (dict(lora_targets=('q_proj',)), 'lora_targets is .* have'), (dict(), ''),
+    (dict(lora_r=3, lora_alpha=6.0, lora_targets='down,v_proj'), '')))
+def test_the_settings_become_those_of_the_adapters(asked, message, tmp_path):
+    """What is not asked for is taken from the folder; what is asked for otherwise is refused."""
+    cfg = types.SimpleNamespace(**{'lora_r': 0, 'lora_alpha': None, 'lora_targets': None, **asked})
+    save_adapter(adapted(tiny(LLAMA), targets=('v', 'down')), str(tmp_path), 'base')
+    if message:
+        with pytest.raises(ValueError, match=message):
+            go_on_with_adapters(cfg, str(tmp_path))
+        return
+    go_on_with_adapters(cfg, str(tmp_path))
+    assert (cfg.lora_r, cfg.lora_alpha, set(cfg.lora_targets)) == (3, 6.0, {'v', 'down'})
+    go_on_with_adapters(cfg, 'model.pt')  # nothing to do

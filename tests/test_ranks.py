@@ -21,7 +21,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import copy, itertools, types
 import torch, torch.distributed as dist
-from grpo import LOSS_TYPES, Rollout, Settings, gae, train_on_rollout
+from grpo import LOSS_TYPES, Rollout, Settings, gae, join, train_on_rollout
 from model import GPT, GPTConfig
 from policy import CausalPolicy
 from runtime.lora import add_lora
@@ -46,7 +46,7 @@ def fresh(tied=True, value_head=False, r=0):
     return model
 
 def policy_of(model):
-    return CausalPolicy(model, types.SimpleNamespace(eos_id=0, vocab_size=23, special_ids=[]), 6)
+    return CausalPolicy(model, types.SimpleNamespace(eos_ids=(0,), vocab_size=23, special_ids=[]), 6)
 
 def rollout_of(policy, value_head):
     """4 prompts with 3 answers each; the answers to the first all got the same reward, and one answer is empty but for its end."""
@@ -64,7 +64,7 @@ def rollout_of(policy, value_head):
 
 kinds = [(loss, {}, {}) for loss in LOSS_TYPES]
 kinds += [('dapo', dict(kl_beta=0.3, entropy_coef=0.1), {}), ('grpo', {}, dict(value_head=True))]
-kinds += [('dr_grpo', {}, dict(r=2)), ('grpo', dict(kl_beta=0.1), dict(tied=False))]
+kinds += [('dr_grpo', {}, dict(r=2)), ('grpo', dict(kl_beta=0.1), dict(tied=False)), ('grpo', dict(minibatch_size=4), {})]
 results = {}
 every = sys.argv[4] == 'every'
 cuts = list(itertools.product((None, 1, 3), (False, True))) if every else [(None, False), (1, True), (3, False)]
@@ -77,7 +77,11 @@ for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumera
     rollout = rollout_of(policy, 'value_head' in made)
     if 'kl_beta' not in options:
         rollout.ref_logps = None
-    mine = rollout.pick(slice(rank * 4 // world, (rank + 1) * 4 // world))
+    if 'minibatch_size' in options:
+        rollout = join([rollout, rollout])
+        rollout.batch['seeds'] = torch.arange(8)
+    P = len(rollout.tokens)
+    mine = rollout.pick(slice(rank * P // world, (rank + 1) * P // world))
     optimizer, gradients = torch.optim.SGD(params.values(), lr=0.1), {}
     def keep_first(*_):
         if not gradients:
@@ -104,9 +108,9 @@ def torchrun(n):
 def test_any_number_of_ranks_makes_the_same_step(tmp_path, cuts):
     """
     A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one
-    micro-batch, for all loss types, a KL with entropy, a value head, LoRA and a Llama, micro-batches of 1 and 3 prompts, with checkpointing
-    and without (all pairs of these when slow), 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so that ranks differ in
-    what counts.
+    micro-batch, for all loss types, a KL with entropy, a value head, LoRA, a Llama and minibatches, micro-batches of 1 and 3 prompts,
+    with checkpointing and without (all pairs of these when slow), 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so
+    that ranks differ in what counts.
     """
     script = tmp_path / 'worker.py'
     script.write_text(WORKER)
@@ -119,7 +123,7 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path, cuts):
         results.append(torch.load(tmp_path / f'{i}.pt'))
     worst = {'gradients': 0.0, 'params': 0.0, 'stats': 0.0}
     for result in results:
-        assert len(result) == 10 * (6 if cuts == 'every' else 3)
+        assert len(result) == 11 * (6 if cuts == 'every' else 3)
         for (n, *_), found in result.items():
             wanted = results[0][n, None, False]
             assert wanted['gradients'].keys() == found['gradients'].keys() and any(

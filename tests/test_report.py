@@ -246,7 +246,6 @@ def test_page_in_the_browser(browser, tmp_path):
             'reward against cost',
             'advantage',
             'lambda',
-            'Best and worst completions',
             'Where the runs differ',
             'seed',
         )
@@ -306,7 +305,7 @@ def long(tmp_path_factory):
 
 def test_a_long_run_is_thinned(long):
     """Few points, a small file, and every spike still inside its band."""
-    run = report.read_run(long, TASKS)
+    run = report.read_run(long)
     loss = run['metrics']['loss']
     assert (
         len(loss['x']) <= POINTS
@@ -328,7 +327,7 @@ def test_only_rounding_is_not_charted(tmp_path):
     """mean_advantage is 1e-9 all along. What is tiny by nature stays: lr, and the gap of 1e-7 between sampler and trainer."""
     names = {
         name
-        for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600), TASKS)], TASKS)
+        for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600))], TASKS)
         for chart in section['charts']
         for name in chart['names']
     }
@@ -366,7 +365,7 @@ def odd(tmp_path):
 
 
 def test_torn_odd_and_empty_logs(odd):
-    run = report.read_run(str(odd / 'odd'), TASKS)
+    run = report.read_run(str(odd / 'odd'))
     assert run['metrics']['loss'] == {'x': [2], 'y': [4], 'gaps': 2, 'first': 4, 'last': 4, 'least': 4, 'most': 4} and run['last'] == 2
     assert run['metrics']['mean_reward']['y'] == [1, 2e299] and not {'note', 'flag'} & run['metrics'].keys()
     assert (
@@ -375,7 +374,7 @@ def test_torn_odd_and_empty_logs(odd):
         and run['rewards']['parts']['a']['missing'] == [2, 0]
     )
     assert len(run['groups']) == 1 and len(run['groups'][0]['answers']) == 2
-    empty = report.read_run(str(odd / 'empty'), TASKS)
+    empty = report.read_run(str(odd / 'empty'))
     assert empty['last'] is None and empty['metrics'] == empty['config'] == {} and empty['groups'] == []
 
 
@@ -410,10 +409,19 @@ def test_command_line(tmp_path):
     for arguments, words in (
         (('nowhere',), "error: no metrics.jsonl or config.json in 'nowhere': name the out_dir"),
         (('.',), "error: no metrics.jsonl or config.json in '.': name the out_dir"),
-        ((), 'error: name the out_dir'),
-        ((folder, '--smooth=1'), 'error: --smooth=1: the only option is --out=PATH'),
         ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file"),
     ):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count('\n') == 1, done.stderr
+    for arguments, words in (((), 'required: out_dirs'), ((folder, '--smooth=1'), 'unrecognized arguments: --smooth=1')):
+        done = run(*arguments)
+        assert done.returncode == 2 and words in done.stderr
     assert 'no module' not in run('--help').stdout and 'python -m tools.report out-grpo' in run('--help').stdout
+
+
+def test_a_chart_may_name_all_metrics_of_a_kind():
+    names = ['eval/reward/level', 'eval/reward', 'eval/reward_greedy/level', 'eval/reward/length']
+    run = {'task': 'completion', 'metrics': {name: {'x': [0], 'y': [0.5], 'least': 0.5, 'most': 0.5} for name in names}}
+    charts = [(chart['title'], chart['names']) for section in report.charts_of([run], TASKS) for chart in section['charts']]
+    assert charts == [('every reward', ['eval/reward/level', 'eval/reward/length', 'eval/reward_greedy/level']),
+                      ('held-out reward', ['eval/reward'])]

@@ -3,6 +3,7 @@ import math
 import sys
 import types
 import warnings
+from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
@@ -196,7 +197,7 @@ def test_what_is_no_number_is_refused(value, shown):
 def test_ours_stay_within_0_and_1_and_yours_need_not(monkeypatch):
     assert one(lambda text: -7) == -7.0 and one(lambda text: True) == 1.0 and one(lambda text: torch.tensor(0.5)) == 0.5
     assert one(lambda text: None) is None
-    monkeypatch.setitem(REWARDS, 'high', Reward('high', lambda text: 1.5, bounds=(0.0, 1.0)))
+    monkeypatch.setitem(REWARDS, 'high', Reward('high', lambda text: 1.5, catalogue=True))
     with pytest.raises(ValueError, match="reward 'high' returned '1.5' .float., not a number from 0 to 1"):
         score('high', 'x')
 
@@ -221,10 +222,11 @@ def test_a_function_gets_the_fields_that_it_takes():
 
 def test_a_function_whose_arguments_do_not_fit_is_refused_early():
     for function, message in ((lambda: 0, 'its first argument must be the text'),
-                              (lambda prompt, text: 0, r"takes \(prompt, text\): its first"),
-                              (lambda text, gold: 0, "needs the argument 'gold': give it in params")):
+                              (lambda prompt, text: 0, r"takes \(prompt, text\): its first")):
         with pytest.raises(ValueError, match=message):
             resolve_rewards([function])
+    with pytest.raises(ValueError, match="needs 'gold', and this is neither in params nor a column; there are: prompt, answer, reference"):
+        check_fields(resolve_rewards([(lambda text, gold: 0, 0.5), ('length', 0.5)]), RECORDS)
     assert resolve_rewards([(lambda text, gold: gold, 1, {'gold': 3})])[0][1]('x') == 3.0
 
 
@@ -278,9 +280,10 @@ def test_check_fields():
                                              "it needs reference, and the record has: prompt")
     with pytest.raises(ValueError, match="prompt 2 .*: it can do nothing with the reference 'six'"):  # nothing would judge this one
         check_fields(resolved[:1], RECORDS + [{'prompt': '3+3=', 'answer': 'six'}])
-    # a reward that would judge nothing
+    # a reward that would judge nothing: the others do without it, and alone it is refused
+    assert list(check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])['number_answer']) == [0, 1]
     with pytest.raises(ValueError, match="'number_answer' does not apply to prompt 0 .*: it needs reference, and the record has"):
-        check_fields(resolved, [{'prompt': '3+3='}, {'prompt': '4+4='}])
+        check_fields(resolved[:1], [{'prompt': '3+3='}, {'prompt': '4+4='}])
     with pytest.warns(UserWarning, match="completions left out: reward 'divides' raised"):
         assert check_fields(resolve_rewards([divides]), RECORDS, errors='drop') == {}
     assert check_fields([], RECORDS) == {}
@@ -319,7 +322,7 @@ def test_a_group_and_a_batch_at_once():
     for kind in ('group', 'batched'):
         def nothing(texts): return None
         setattr(nothing, kind, True)
-        with pytest.raises(ValueError, match="'nothing' returned 'None', not a list of scores"):
+        with pytest.raises(ValueError, match="'nothing' returned 'None', not a list"):
             score_completions(resolve_rewards([nothing]), texts[:1], records[:1])
 
 
@@ -339,6 +342,8 @@ def test_errors_stop_or_drop_the_answer():
 
 
 def test_weights_that_do_not_sum_to_1_are_told():
+    with pytest.raises(ValueError, match='the weights of the rewards are all 0'):
+        resolve_rewards([('number_answer', 0.0), ('length', 0)])
     with pytest.warns(UserWarning, match='weights of the rewards sum to 1.2, not to 1'):
         resolve_rewards([('number_answer', 1.0), ('length', 0.2)])
     with warnings.catch_warnings():
@@ -353,6 +358,159 @@ def test_arguments_that_a_job_provides():
     assert resolve_rewards(['exact_answer'], provided)[0][1]('a', reference='a') == 1
     # what the config gives comes first
     assert resolve_rewards([(asks, 1, {'start_log_probs': lambda texts: [7]})], provided)[0][1]('abc') == 7
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# columns, tokens, and functions written for other trainers
+
+COLUMNS = [{'prompt': 'p', 'answer': 'a', 'difficulty': 2}, {'prompt': 'q', 'answer': 'b', 'difficulty': None, 'kind': 'x'}]
+TOKENS = [[[1, 2], [3]], [[4], []]]
+TEXTS = [['ab', 'c'], ['d', '']]
+
+
+def scored(function, records=COLUMNS, texts=TEXTS, tokens=TOKENS, params=None, **options):
+    resolved = resolve_rewards([(function, 1, params or {})])
+    return score_completions(resolved, texts, records, tokens=tokens, **options)[resolved[0][0]]
+
+
+def test_all_columns_reach_a_reward_by_name():
+    seen = []
+
+    def hard(text, difficulty): return difficulty
+    def easy(text, kind='none', *, difficulty=7): return difficulty + len(kind)
+    def everything(text, **columns):
+        seen.append((text, columns))
+        return len(columns['tokens'])
+    assert scored(hard) == [[2, 2], [None, None]]  # a column that only some records have
+    assert scored(easy) == [[6, 6], [8, 8]]
+    assert scored(everything) == [[2, 1], [1, 0]]
+    assert seen[0] == ('ab', {'prompt': 'p', 'answer': 'a', 'reference': 'a', 'tests': None, 'context': None, 'difficulty': 2,
+                              'tokens': [1, 2]})
+    assert scored(lambda text, answer, tokens: len(text) + len(tokens)) == [[4, 2], [2, 0]]
+    assert scored(lambda tokens: len(tokens)) == [[2, 1], [1, 0]]
+    assert list(check_fields(resolve_rewards([(hard, 0.5), ('length', 0.5)]), COLUMNS)['hard']) == [1]
+    with pytest.raises(ValueError, match="'f' needs 'dificulty', .*; did you mean 'difficulty'"):
+        def f(text, dificulty): return 0
+        check_fields(resolve_rewards([(f, 0.5), ('length', 0.5)]), COLUMNS)
+    with pytest.raises(ValueError, match="'g' needs 'anser'"):
+        def g(text): return 0
+        g.needs = ('anser',)
+        check_fields(resolve_rewards([(g, 0.5), ('length', 0.5)]), COLUMNS)
+
+
+def test_columns_of_groups_and_batches_are_lists():
+    def ranks(texts, difficulty, tokens): return [difficulty + len(ids) for ids in tokens]
+    ranks.group = True
+    assert scored(ranks) == [[4, 3], [None, None]]
+    seen = []
+
+    def batch(texts, kind=None, **columns):
+        seen.append((texts, kind, columns))
+        return range(len(texts))
+    batch.batched = True
+    assert scored(batch, texts=[['x', 'x'], ['d', '']]) == [[0, 0], [1, 2]]
+    texts, kind, columns = seen[0]
+    assert (texts, kind, columns['tokens']) == (['x', 'd', ''], [None, 'x', 'x'], [[1, 2], [4], []])
+    assert columns['difficulty'] == [2, None, None]
+
+
+def test_parameters_win_over_columns():
+    def level(text, difficulty): return difficulty
+    assert scored(level, params={'difficulty': 9}) == [[9, 9], [9, 9]]
+    # what stands in the data never reaches a parameter of the catalogue
+    record = {'prompt': 'p', 'answer': 'a', 'after': ':', 'tag': 'b'}
+    assert scored('exact_answer', [record], [['a']], None) == [[1.0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_fields(resolve_rewards([('exact_answer', 1, {'tag': 'b'})]), [record])
+
+
+def trl_call(function, records, texts, tokens):
+    """What TRL's GRPOTrainer makes of it: its own _calculate_rewards, on a trainer that has what that reads."""
+    trainer = pytest.importorskip('trl.trainer.grpo_trainer')
+    pytest.importorskip('accelerate').PartialState(cpu=True)  # TRL's logger needs it
+    fake = types.SimpleNamespace(
+        accelerator=types.SimpleNamespace(device='cpu', is_main_process=False), state=types.SimpleNamespace(global_step=0),
+        args=types.SimpleNamespace(report_to=[]), reward_funcs=[function], reward_processing_classes=[None], environments=None,
+        reward_func_names=['f'], _log_completion_extra=None, _log_metric=None)
+    rows = [(record, text, ids) for record, group, lists in zip(records, texts, tokens, strict=True)
+            for text, ids in zip(group, lists, strict=True)]
+    completions = [[{'role': 'assistant', 'content': text}] if isinstance(record['prompt'], list) else text for record, text, _ in rows]
+    values = trainer.GRPOTrainer._calculate_rewards(
+        fake, [record for record, _, _ in rows], [record['prompt'] for record, _, _ in rows], completions, [ids for _, _, ids in rows])
+    return [None if math.isnan(value) else value for value in values[:, 0].tolist()]
+
+
+CHAT = [{**record, 'prompt': [{'role': 'user', 'content': record['prompt']}]} for record in COLUMNS]
+
+
+@pytest.mark.parametrize('records', [COLUMNS[:1] * 2, CHAT[:1] * 2])
+def test_functions_written_for_trl(records):
+    """The same function gets the same arguments from TRL and from us, and the same scores come out."""
+    seen = []
+
+    def keep(prompts, completions, answer, **kwargs):
+        columns = {key: value for key, value in kwargs.items() if key not in ('trainer_state', 'log_extra', 'log_metric')}
+        seen.append((prompts, completions, answer, columns))
+        return [None if len(ids) == 1 else len(str(c)) + 0.5 for c, ids in zip(completions, kwargs['completion_ids'], strict=True)]
+
+    def lengths(completion_ids, **kwargs): return [-len(ids) for ids in completion_ids]
+    def keywords(*, completions, prompts, difficulty, **_): return torch.tensor(difficulty)
+    def anything(**kwargs): return [float(len(kwargs['completions'][0]))] * len(kwargs['prompts'])
+    for function in (keep, lengths, keywords, anything):
+        assert sum(scored(function, records), []) == trl_call(function, records, TEXTS, TOKENS), function.__name__
+    assert seen[0] == seen[1] and seen[0][2] == ['a'] * 4 and seen[0][3]['difficulty'] == [2] * 4
+    assert isinstance(seen[0][1][0], list) == isinstance(records[0]['prompt'], list)
+
+
+def test_trl_functions_and_gaps():
+    def hard(completions, difficulty): return difficulty
+    assert scored(hard) == [[2, 2], [None, None]]  # called for the prompts that have it
+    calls = []
+
+    def count(completions, trainer_state=1, log_metric=None, **kwargs):
+        log_metric('n', len(completions))
+        calls.append((len(completions), trainer_state))
+        return [0] * len(completions)
+    assert scored(count) == [[0, 0], [0, 0]] and calls == [(4, None)]
+    with pytest.raises(ValueError, match="'short' returned a list of 1 for 4 texts"):
+        def short(completions, **kwargs): return [1.0]
+        scored(short)
+    with pytest.raises(RuntimeError, match="'broken' raised KeyError: 'x' .* for completion 'ab' and 3 more"):
+        def broken(completions, **kwargs): raise KeyError('x')
+        scored(broken)
+    with pytest.raises(RuntimeError, match="'gold' raised .* for completion ''"):  # tried before any training
+        def gold(prompts, completions, **kwargs): return [float(c[0]['content']) for c in completions]
+        check_fields(resolve_rewards([gold]), COLUMNS)
+    with pytest.raises(ValueError, match="'late' needs 'solution', .*; there are: prompt, answer"):
+        def late(completions, solution, **kwargs): return [0] * len(completions)
+        check_fields(resolve_rewards([late]), COLUMNS)
+
+
+def test_a_list_is_what_the_signature_says():
+    """Type hints as in a JAX trainer's README, the words of other trainers, and what is left unclear."""
+    def ids(completions): return torch.tensor([sum(ids) for ids in completions])
+    ids.__annotations__ = {'completions': 'List[List[int]]', 'return': 'jax.Array'}
+    def texts(texts: list[str], answer: list[str]): return [len(t + a) for t, a in zip(texts, answer, strict=True)]
+    def named(completions): return [len(completions)] * len(completions)
+    def one(ids: list[int]): return sum(ids)
+    def plain(texts: str): return len(texts)
+    assert scored(ids) == [[3, 3], [4, 0]] and scored(texts) == [[3, 2], [2, 1]] and scored(named) == [[4, 4]] * 2
+    assert scored(one) == [[3, 3], [4, 0]] and scored(plain) == [[2, 1], [1, 0]]
+    for kind in ('List[List[int]]', 'Sequence[Sequence[int]]', Iterable[Iterable[int]], list[list[int]]):
+        def f(x): return [len(ids) for ids in x]
+        f.__annotations__ = {'x': kind}
+        assert scored(f) == [[2, 1], [1, 0]]
+
+    def a(texts): return 0
+    def b(responses, **kwargs): return 0
+    def c(x: torch.Tensor): return 0
+    def d(x: list[list[str]]): return 0
+    def e(completions: list[int], **kwargs): return 0
+    def g(completions: str): return len(completions)
+    for function in (a, b, c, d, e, g):
+        with pytest.raises(ValueError, match=f"reward '{function.__name__}': `.*` may be a text .*: say which"):
+            resolve_rewards([function])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import shutil
 import pytest
 import torch
 
+from formats.tokenizer import Tokenizer
 from kernels import pack, unpack
 from model import GPT, GPTConfig
-from policy import choices, draw, generate, uniforms
+from policy import CausalPolicy, choices, draw, generate, prompt_batch, uniforms
 
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2),
          'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=1, qk_norm=True, head_dim=16, tied=False)}
@@ -49,6 +50,38 @@ def test_log_probs_are_those_of_a_whole_forward(kind, options):
             'it stops at the first end token, which it keeps'
         )
         assert answers.ended[p, g] or len(tokens) == 40
+
+
+@pytest.mark.parametrize('ends', [(EOS, 11, 30), [11], torch.tensor([30, EOS]), ()])
+def test_it_stops_at_the_first_of_several_end_tokens(ends):
+    """As without any, cut behind the first of them; that one stays, and its log-prob."""
+    model = tiny()
+    whole, cut = generate(model, PROMPTS, 8, 40, seed=1), generate(model, PROMPTS, 8, 40, eos_id=ends, seed=1)
+    places = torch.isin(whole.tokens, torch.tensor(list(ends), dtype=torch.long))
+    found = places.any(-1)
+    assert torch.equal(cut.ended, found) and torch.equal(cut.lengths, torch.where(found, places.int().argmax(-1) + 1, 40))
+    assert bool(len(ends)) == bool(found.any())
+    for p, g, tokens, logps in each(cut):
+        assert torch.equal(tokens, whole.tokens[p, g, :len(tokens)])
+        torch.testing.assert_close(logps, whole.logps[p, g, :len(tokens)], atol=1e-5, rtol=0)
+
+
+def test_what_has_no_token_is_never_sampled_and_no_end_is_text():
+    """A vocabulary with a hole, 3, and one row more than ids; an end token that is not special has a text."""
+    class Words(Tokenizer):
+        vocab_size, ids, eos_ids = 36, [i for i in range(36) if i != 3], (EOS, 11)
+
+        def decode(self, ids, special=False):
+            return ' '.join(map(str, ids))
+
+    policy = CausalPolicy(tiny(), Words(), 40)
+    assert policy.forbidden.nonzero().flatten().tolist() == [3, 36]
+    rollout = policy.sample(prompt_batch(PROMPTS, [1, 2, 3, 4]), 8)
+    assert rollout.ended.any() and not rollout.ended.all()
+    for p, g, tokens, _ in each(rollout):
+        kept = tokens[:-1] if rollout.ended[p, g] else tokens
+        assert policy.texts(rollout)[p][g] == ' '.join(map(str, kept.tolist())) and not set(tokens.tolist()) & {3, 36}
+        assert not set(kept.tolist()) & {EOS, 11} and rollout.ended[p, g] == (tokens[-1].item() in (EOS, 11))
 
 
 def test_greedy_is_the_argmax_of_a_whole_forward():
@@ -154,9 +187,9 @@ def test_compiling_changes_nothing(options):
     model = GPT(GPTConfig(block_size=110, vocab_size=37, n_layer=1, n_head=4, n_embd=32, **KINDS['llama'])).to(DEVICE).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    plain, compiled = (generate(model, PROMPTS, 8, 90, eos_id=EOS, seed=1, compile=compile, **options) for compile in (False, True))
+    plain, compiled = (generate(model, PROMPTS, 8, 90, eos_id=(EOS, 11), seed=1, compile=compile, **options) for compile in (False, True))
     assert plain.lengths.max() > 64 and len(plain.lengths.unique()) > 8
     assert torch.equal(plain.tokens, compiled.tokens) and torch.equal(plain.lengths, compiled.lengths)
     torch.testing.assert_close(plain.logps, compiled.logps, atol=1e-5, rtol=0)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        generate(model, PROMPTS[1:] + PROMPTS, 5, 100, eos_id=EOS, seed=2, compile=True, **options)
+        generate(model, PROMPTS[1:] + PROMPTS, 5, 100, eos_id=(EOS, 11), seed=2, compile=True, **options)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
-from formats.gguf_vocabulary import BYTE_OF
 from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
 
     end = {'id': 256, 'content': '<end>', 'special': True, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
     spec = {
-        'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(BYTE_OF)}, 'merges': []},
+        'model': {'type': 'BPE', 'vocab': {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, 'merges': []},
         'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True},
         'decoder': {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True},
         'added_tokens': [end],
@@ -98,6 +98,11 @@ def folder(tmp_path_factory):
     (folder / 'bytes' / 'tokenizer.json').write_text(json.dumps(spec))
     (folder / 'bytes' / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<end>', 'chat_template': TEMPLATE}))
     return folder
+
+
+def as_read(system_prompt=''):
+    """The settings of how a prompt is read."""
+    return types.SimpleNamespace(system_prompt=system_prompt, chat_template_kwargs=None, add_special_tokens=True)
 
 
 def run(folder, *arguments, piped=''):
@@ -310,7 +315,7 @@ def chatting(folder, monkeypatch, capsys):
         talk.chat(
             GPT(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=8)),
             tokenizer,
-            system_prompt,
+            as_read(system_prompt=system_prompt),
             {'max_new_tokens': max_new_tokens},
         )
         return prompts, capsys.readouterr()
@@ -368,7 +373,7 @@ def test_how_else_a_conversation_ends(folder, monkeypatch, end):
         raise end
     monkeypatch.setattr('builtins.input', nobody)
     model = GPT.from_pretrained(str(folder / 'bytes')).eval()
-    assert talk.chat(model, load_tokenizer(str(folder / 'bytes')), '', {'max_new_tokens': 3}) is None
+    assert talk.chat(model, load_tokenizer(str(folder / 'bytes')), as_read(), {'max_new_tokens': 3}) is None
 
 
 def test_a_reader_that_leaves(folder):

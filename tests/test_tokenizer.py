@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+from formats.chat import variables_read
 from formats.tokenizer import CharTokenizer, load_tokenizer
 
 # The expressions of these models' own tokenizer.json, as published.
@@ -172,8 +173,8 @@ def without_pad(spec):
     spec['added_tokens'] = [token for token in spec['added_tokens'] if token['content'] != '<pad>']
 
 
-def write_gguf(path, spec, pre):
-    """The vocabulary of a tokenizer.json as llama.cpp's files hold it, with one tensor."""
+def write_gguf(path, spec, pre, **more):
+    """The vocabulary of a tokenizer.json as llama.cpp's files hold it, with one tensor. more: texts by role, and flags."""
     gguf = pytest.importorskip('gguf', reason='requirements-dev.txt has it')
     ids = spec['model']['vocab'] | {token['content']: token['id'] for token in spec['added_tokens']}
     kinds = dict.fromkeys(ids, 1) | {token['content']: 3 if token['special'] else 4 for token in spec['added_tokens']}
@@ -186,6 +187,8 @@ def write_gguf(path, spec, pre):
     writer.add_token_types([kinds[token] for token in tokens])
     writer.add_token_merges([' '.join(pair) for pair in spec['model']['merges']])
     writer.add_eos_token_id(ids['<|im_end|>'])
+    for key, value in more.items():
+        getattr(writer, f'add_{key}')(value if isinstance(value, bool) else ids[value])
     writer.add_tensor('output_norm.weight', np.zeros(4, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -195,25 +198,39 @@ def write_gguf(path, spec, pre):
 
 @pytest.mark.parametrize('pre, alphabet', [(pre, alphabet) for pre in GGUF_CUTS for alphabet in (True, False)])
 def test_a_gguf_vocabulary_gives_the_ids_of_its_tokenizer_json(tmp_path, pre, alphabet):
-    """
-    tiktoken reads the one, with an expression chosen by the name of the pieces; the package `tokenizers` the other, with its own steps.
-    A million spaces too, on which tiktoken's regex overflows.
-    """
+    """How texts are cut is told by the name of the pieces alone."""
     normalizer = {'type': 'NFC'} if pre == 'qwen2' else None
     folder = train(tmp_path / 'hf', GGUF_CUTS[pre], normalizer, ignore_merges=pre == 'llama-bpe', alphabet=alphabet, change=without_pad)
     write_gguf(tmp_path / 'a.gguf', json.loads((folder / 'tokenizer.json').read_text(encoding='utf-8')), pre)
     ours, package = load_tokenizer(str(tmp_path / 'a.gguf')), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-    assert ours.tiktoken is not None
     texts = [inspect.getsource(json), '1234567 12 3', "I'M DON'T we'Ll\r\n\r\n x"]
     assert_same_ids(ours, package, NASTY + list(random_texts(500, seed=2)) + texts)
-    spaces = ('a' + ' ' * 1_000_005 + 'é', '\n ' * 600_000 + "don't", 'x' + ' ' * 99_999 + '\n' * 99_998 + '1')
-    for text in (*spaces, '7' * 300_000, 'a' * 300_000):
-        assert ours.encode(text) == package.encode(text).ids
     assert (ours.vocab_size, ours.eos_id) == (package.get_vocab_size(), package.token_to_id('<|im_end|>'))
 
 
+def test_a_gguf_file_ends_and_begins_as_it_says(tmp_path):
+    """The end of a turn ends a completion too; a begin token where the flag says so, and for Llama-3 unless it says no."""
+    spec = json.loads((train(tmp_path / 'hf', GGUF_CUTS['llama-bpe'], change=without_pad) / 'tokenizer.json').read_text(encoding='utf-8'))
+    id_of = {token['content']: token['id'] for token in spec['added_tokens']}
+    begin, start, end = (id_of[text] for text in ('<|endoftext|>', '<|im_start|>', '<|im_end|>'))
+    roles = {'bos_token_id': '<|endoftext|>', 'eot_token_id': '<|im_start|>', 'eom_token_id': '<|im_end|>'}
+    for pre, flags, before, after in (
+        ('llama-bpe', {}, [begin], []),
+        ('llama-bpe', {'add_bos_token': False}, [], []),
+        ('qwen2', {}, [], []),
+        ('qwen2', {'add_bos_token': True, 'add_eos_token': True}, [begin], [end]),
+    ):
+        write_gguf(tmp_path / 'a.gguf', spec, pre, **roles, **flags)
+        ours = load_tokenizer(str(tmp_path / 'a.gguf'))
+        ours.save(str(tmp_path / 'saved'))
+        package = tokenizers.Tokenizer.from_file(str(tmp_path / 'saved' / 'tokenizer.json'))
+        for tokenizer in (ours, load_tokenizer(str(tmp_path / 'saved'))):
+            assert tokenizer.eos_ids == (end, start) and tokenizer.bos_id == begin
+            assert tokenizer.encode_prompt('hi x') == [*before, *ours.encode('hi x'), *after] == package.encode('hi x').ids
+
+
 def test_a_very_long_run_of_spaces(tmp_path):
-    """tiktoken's regex overflows its stack on a million spaces, a panic that no except Exception catches."""
+    """On which some expressions overflow their stack, a panic that no except Exception catches."""
     folder = train(tmp_path / 'hf', GGUF_CUTS['qwen2'])
     ours, package = load_tokenizer(str(folder)), tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     text = 'a' + ' ' * 1_000_005 + 'é\n' + '\n ' * 60000 + "don't"
@@ -340,6 +357,45 @@ def test_chat_renders_as_transformers(tmp_path, template, place):
             )
 
 
+SCOPED = """{% set said = 'nothing' %}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{% set said = m.content %}
+{{ said }}{% if m.reasoning_content %}({{ m.reasoning_content }}|{{ m.thinking }}){% endif %}{% endgeneration %}{{ said }}
+{% else %}{{ m.content }}{% endif %}{% endfor %}
+{{ strftime_now('%Y-%m-%d') }} {{ date_string | default('today') }} {{ tools | tojson(indent=1) }}
+{{ documents }}"""
+
+
+@pytest.mark.parametrize('files', [
+    {'chat_template.jinja': SCOPED},
+    {'chat_template.jinja': SCOPED, 'additional_chat_templates/tool_use.jinja': 'T' + SCOPED, 'additional_chat_templates/rag.jinja': 'R'},
+    {'config': [{'name': 'default', 'template': SCOPED}, {'name': 'tool_use', 'template': 'T' + SCOPED}]},
+    {'config': 'old', 'chat_template.jinja': SCOPED},
+], ids=['file', 'folder', 'list', 'both'])
+def test_what_else_a_template_is_given(tmp_path, files):
+    """Variables, tools, reasoning under another name, the date, what {% generation %} keeps to itself, and named templates."""
+    transformers = pytest.importorskip('transformers', reason="compares with the package: pip install transformers")
+    folder = train(tmp_path / 'hf', GPT2_STEP)
+    (folder / 'additional_chat_templates').mkdir()
+    for name, text in files.items():
+        if name == 'config':
+            config = json.loads((folder / 'tokenizer_config.json').read_text())
+            (folder / 'tokenizer_config.json').write_text(json.dumps(config | {'chat_template': text}))
+        else:
+            (folder / name).write_text(text)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    load_tokenizer(str(folder)).save(str(tmp_path / 'saved'))
+    ours = load_tokenizer(str(tmp_path / 'saved'))
+    talk = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a', 'reasoning': 'hm', 'thinking': None},
+            {'role': 'assistant', 'content': 'b', 'thinking': 'so'}, {'role': 'user', 'content': 'r'}]
+    tools = [{'type': 'function', 'function': {'name': 'f'}}]
+    documents = [{'title': 't', 'text': 'x'}]
+    for variables in ({}, {'date_string': '26 Jul 2024', 'nobody_reads': 1}, {'tools': tools}, {'documents': documents}):
+        rendered = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **variables)
+        assert ours.render_chat(talk, **variables) == rendered and ours.chat(talk, **variables) == ours.encode(rendered, special=True)
+    assert variables_read(ours.template) == {'messages', 'date_string', 'tools', 'documents'}
+    with pytest.raises(ValueError, match="chat template of .* fails: TypeError: .*multiple values for .*'messages'"):
+        ours.chat(talk, messages=[])
+
+
 def test_a_message_cannot_smuggle_in_special_tokens(tmp_path):
     folder = train(tmp_path / 'hf', GPT2_STEP)
     (folder / 'chat_template.jinja').write_text(CHATML)
@@ -373,10 +429,13 @@ def test_eos_comes_from_the_model_when_the_tokenizer_names_none(tmp_path):
     assert load_tokenizer(str(folder)).eos_id == 0
     (folder / 'generation_config.json').write_text('{"eos_token_id": [0, 2]}')
     load_tokenizer(str(folder)).save(str(tmp_path / 'saved'))
-    assert load_tokenizer(str(tmp_path / 'saved')).eos_id == 2 and not (tmp_path / 'saved' / 'config.json').exists()
+    saved = load_tokenizer(str(tmp_path / 'saved'))
+    assert saved.eos_id == 2 and saved.eos_ids == (2, 0) and not (tmp_path / 'saved' / 'config.json').exists()
     (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|nope|>"}')
-    with pytest.raises(ValueError, match=r"hf: tokenizer.json lacks the eos_token '<\|nope\|>'"):
-        load_tokenizer(str(folder))
+    more = load_tokenizer(str(folder))  # made, as transformers does; a model without a row for it is refused
+    assert more.eos_id == saved.vocab_size == more.vocab_size - 1
+    with pytest.raises(ValueError, match=f'has {more.vocab_size} ids and the model at m {saved.vocab_size}'):
+        more.check_fits(saved.vocab_size, 'm')
 
 
 def test_wrong_files_are_named(tmp_path):
@@ -395,11 +454,11 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / 'vocab.json').write_text('{"hello": 1}')
     assert "vocab.json has no list 'chars'" in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('{\n"model":\n}')
-    assert 'tokenizer.json, line 3' in message(ValueError)
+    assert 'tokenizer.json: the package tokenizers cannot read it: expected value at line 3' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('{}')
-    assert 'tokenizer.json: it has no model with a vocab' in message(ValueError)
+    assert 'tokenizer.json: the package tokenizers cannot read it: Model missing' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('[]')
-    assert 'tokenizer.json holds a list' in message(ValueError)
+    assert 'tokenizer.json: the package tokenizers cannot read it: invalid type: sequence' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_bytes(b'\xff')
     assert 'tokenizer.json is not UTF-8' in message(ValueError)
     with pytest.raises(FileNotFoundError, match='nowhere'):
@@ -465,3 +524,152 @@ def test_smollm2_chats_as_transformers(smollm2):
         assert tokenizer.render_chat(talk) == theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
         assert tokenizer.chat(talk) == theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     assert 'You are a helpful AI assistant named SmolLM' in tokenizer.render_chat(TALKS[0])
+
+
+# -----------------------------------------------------------------------------
+# whole folders, as transformers' AutoTokenizer reads them
+
+LETTERS = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+WORDS = ['▁', '▁a', '▁the', 'b', 'c', 'x', 'y', 'z', '!', '<0x0A>', *'adehotu']
+
+
+def added(i, content, special=True, **flags):
+    plain = dict.fromkeys(['single_word', 'lstrip', 'rstrip', 'normalized'], False)
+    return {'id': i, 'content': content, 'special': special} | plain | flags
+
+
+def byte_level(*more, **parts):
+    vocab = {c: i for i, c in enumerate(LETTERS)}
+    cut = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+    parts = {'pre_tokenizer': cut, 'decoder': cut, 'model': {'type': 'BPE', 'vocab': vocab, 'merges': []}} | parts
+    return {'added_tokens': list(more), **parts}
+
+
+def template(before=(), after=()):
+    """A post-processor that puts (text, id) around a text."""
+    def piece(text):
+        return {'SpecialToken': {'id': text, 'type_id': 0}}
+    single = [*(piece(text) for text, _ in before), {'Sequence': {'id': 'A', 'type_id': 0}}, *(piece(text) for text, _ in after)]
+    special = {text: {'id': text, 'ids': [i], 'tokens': [text]} for text, i in (*before, *after)}
+    return {'type': 'TemplateProcessing', 'single': single, 'pair': [*single, {'Sequence': {'id': 'B', 'type_id': 1}}],
+            'special_tokens': special}
+
+
+def listed(*tokens):
+    return {str(token['id']): {key: value for key, value in token.items() if key != 'id'} for token in tokens}
+
+
+BOS, EOS, EOT = added(256, '<s>'), added(257, '</s>'), added(258, '<|eot|>')
+SENTENCEPIECE = {
+    'added_tokens': [added(0, '<unk>'), added(1, '<s>'), added(2, '</s>')],
+    'normalizer': {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': '▁'},
+                                                       {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}]},
+    'decoder': {'type': 'Sequence', 'decoders': [{'type': 'Replace', 'pattern': {'String': '▁'}, 'content': ' '}, {'type': 'ByteFallback'},
+                                                 {'type': 'Fuse'}, {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}]},
+    'model': {'type': 'BPE', 'unk_token': '<unk>', 'fuse_unk': True, 'byte_fallback': True,
+              'vocab': {t: i for i, t in enumerate(['<unk>', '<s>', '</s>', *WORDS, '▁t', 'he', '▁he'])},
+              'merges': [['▁', 'a'], ['▁', 't'], ['h', 'e'], ['▁t', 'he']]},
+    'post_processor': template([('<s>', 1)]),
+}
+UNIGRAM = {
+    'added_tokens': [added(0, '<pad>'), added(1, '</s>'), added(2, '<unk>')],
+    'pre_tokenizer': {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always', 'split': True},
+    'decoder': {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always', 'split': True},
+    'model': {'type': 'Unigram', 'unk_id': 2, 'vocab': [[t, -i / 2] for i, t in enumerate(['<pad>', '</s>', '<unk>', *WORDS])]},
+    'post_processor': template([], [('</s>', 1)]),
+}
+WORDPIECE = {
+    'added_tokens': [added(i, t) for i, t in enumerate(['[PAD]', '[UNK]', '[CLS]', '[SEP]'])],
+    'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': None, 'lowercase': True},
+    'pre_tokenizer': {'type': 'BertPreTokenizer'}, 'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': False},
+    'model': {'type': 'WordPiece', 'unk_token': '[UNK]', 'continuing_subword_prefix': '##', 'max_input_chars_per_word': 100,
+              'vocab': {t: i for i, t in enumerate(['[PAD]', '[UNK]', '[CLS]', '[SEP]', 'the', 'a', '##b', 'x', '##y', '!'])}},
+    'post_processor': {'type': 'BertProcessing', 'sep': ['[SEP]', 3], 'cls': ['[CLS]', 2]},
+}
+LLAMA3_AROUND = {'type': 'Sequence', 'processors': [GPT2_STEP | {'use_regex': True}, template([('<s>', 256)])]}
+FOLDERS = {  # tokenizer.json, tokenizer_config.json, and the model's files
+    'GPT-2': (byte_level(EOS), {'eos_token': '</s>'}, {}),
+    'GPT-2, BOS wanted by the config alone': (byte_level(BOS, EOS), {'bos_token': '<s>', 'eos_token': '</s>', 'add_bos_token': True}, {}),
+    'Llama-3': (byte_level(BOS, EOS, EOT, post_processor=LLAMA3_AROUND), {'bos_token': '<s>', 'eos_token': '<|eot|>'},
+                {'generation_config.json': {'eos_token_id': [257, 258]}}),
+    'Llama-2': (SENTENCEPIECE, {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>', 'add_bos_token': True}, {}),
+    "Llama-2, its own class": (SENTENCEPIECE, {'tokenizer_class': 'LlamaTokenizerFast', 'bos_token': '<s>', 'eos_token': '</s>',
+                                               'unk_token': '<unk>'}, {}),
+    "Llama-2, its own class, legacy": (SENTENCEPIECE, {'tokenizer_class': 'LlamaTokenizer', 'bos_token': '<s>', 'eos_token': '</s>',
+                                                       'unk_token': '<unk>', 'legacy': True}, {}),
+    "Llama-2, no space before": (SENTENCEPIECE, {'tokenizer_class': 'LlamaTokenizer', 'bos_token': '<s>', 'eos_token': '</s>',
+                                                 'unk_token': '<unk>', 'add_prefix_space': False}, {}),
+    'GPT-2, a space before': (byte_level(EOS), {'tokenizer_class': 'GPT2Tokenizer', 'eos_token': '</s>', 'unk_token': '</s>',
+                                                'bos_token': '</s>', 'add_prefix_space': True}, {}),
+    'BOS and EOS': (byte_level(BOS, EOS, post_processor=template([('<s>', 256)], [('</s>', 257)])), {'bos_token': '<s>'},
+                    {'config.json': {'eos_token_id': 257}}),
+    'Qwen2': (byte_level(BOS, EOS, EOT, normalizer={'type': 'NFC'}), {'eos_token': '<|eot|>', 'pad_token': '</s>', 'add_bos_token': False},
+              {'generation_config.json': {'eos_token_id': [258, 257]}}),
+    'Gemma': (byte_level(BOS, EOS, EOT, post_processor=template([('<s>', 256)])),
+              {'bos_token': '<s>', 'eos_token': '</s>',
+               'chat_template': "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}"},
+              {'generation_config.json': {'eos_token_id': [257, 258]}}),
+    'Unigram': (UNIGRAM, {'eos_token': '</s>', 'pad_token': '<pad>', 'unk_token': '<unk>'}, {}),
+    'WordPiece': (WORDPIECE, {'cls_token': '[CLS]', 'sep_token': '[SEP]', 'unk_token': '[UNK]', 'pad_token': '[PAD]'}, {}),
+    'a list in config.json': (byte_level(BOS, EOS, EOT), {'eos_token': '</s>'}, {'config.json': {'eos_token_id': [257, 258]}}),
+    'generation_config before config': (byte_level(BOS, EOS, EOT), {'eos_token': '</s>'},
+                                        {'config.json': {'eos_token_id': 256}, 'generation_config.json': {'eos_token_id': 258}}),
+    'the tokenizer names no end': (byte_level(BOS, EOS, EOT), {}, {'generation_config.json': {'eos_token_id': 258}}),
+    'gaps in tokenizer.json': (byte_level(added(270, '<s>'), added(300, '</s>', special=False)), {'eos_token': '</s>'}, {}),
+    'gaps in the config': (byte_level(BOS), {'added_tokens_decoder': listed(BOS, added(300, '</s>'), added(280, '<|eot|>', False))}, {}),
+    'another order': (byte_level(), {'added_tokens_decoder': listed(added(258, '<s>'), added(256, '</s>'), added(257, '<|eot|>'))}, {}),
+    'other flags': (byte_level(BOS, EOS),
+                    {'added_tokens_decoder': listed(BOS | {'special': False, 'lstrip': True}, EOS | {'rstrip': True})}, {}),
+    'below the vocabulary': (byte_level(added(65, 'a'), added(300, '!', special=False), EOS), {'eos_token': '</s>'}, {}),
+    'a vocabulary with holes': (byte_level(added(511, '<s>'), added(1, '</s>'), model={
+        'type': 'BPE', 'vocab': {c: 2 * i for i, c in enumerate(LETTERS)}, 'merges': []}), {'eos_token': '</s>'}, {}),
+    'roles without a token': (byte_level(), {'eos_token': '</s>', 'pad_token': '<pad>',
+                                              'additional_special_tokens': ['<s>', '<|eot|>']}, {}),
+    'roles of its own': (byte_level(), {'extra_special_tokens': {'image_token': '<img>'}, 'eos_token': '</s>',
+                                        'video_token': '<|eot|>'}, {}),
+    'spaces beside a token': (byte_level(added(256, 'foo', special=False, single_word=True),
+                                         added(257, '</s>', lstrip=True, rstrip=True, normalized=True)), {'eos_token': '</s>'}, {}),
+    'added_tokens.json': (byte_level(BOS), {'eos_token': '</s>'}, {'added_tokens.json': {'<|eot|>': 300, '</s>': 280}}),
+    'special_tokens_map.json': (byte_level(BOS, EOS), {'bos_token': '<x>'},
+                                {'special_tokens_map.json': {'bos_token': '<s>', 'eos_token': {'content': '</s>', 'lstrip': True}}}),
+}
+SAID = ['the a b', '', ' x y!', '<s>a</s> b <|eot|> c', 'foo foofoo  ab\n', '<img><pad> é 漢']
+
+
+def write_folder(folder, name):
+    spec, config, files = FOLDERS[name]
+    blank = {'version': '1.0', 'truncation': None, 'padding': None, 'normalizer': None, 'pre_tokenizer': None, 'post_processor': None}
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast'} | config
+    for file, content in ({'tokenizer.json': blank | spec, 'tokenizer_config.json': config} | files).items():
+        (folder / file).write_text(json.dumps(content), encoding='utf-8')
+    return folder
+
+
+def ends_of(files, theirs):
+    """Where TRL lets generate stop: at the model's end tokens, and at the tokenizer's."""
+    model = (files.get('config.json', {}) | files.get('generation_config.json', {})).get('eos_token_id', [])
+    return {*(model if isinstance(model, list) else [model])} | ({theirs.eos_token_id} - {None})
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_a_folder_reads_as_in_transformers(tmp_path, name):
+    """Prompts with what stands around them, texts, special tokens, roles, end tokens; and again what we have saved."""
+    transformers = pytest.importorskip('transformers', reason="compares with the package: pip install transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(write_folder(tmp_path, name))
+    ours = load_tokenizer(str(tmp_path))
+    ours.save(str(tmp_path / 'saved'))
+    for tokenizer in (ours, load_tokenizer(str(tmp_path / 'saved'))):
+        for text in SAID:
+            ids = theirs(text, add_special_tokens=False).input_ids
+            assert tokenizer.encode(text, special=True) == ids, text
+            assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+            assert tokenizer.decode(ids, special=True) == theirs.decode(ids)
+            assert tokenizer.encode_prompt(text) == theirs(text, split_special_tokens=True).input_ids
+        special = {i for i, token in theirs.added_tokens_decoder.items() if token.special}
+        ends = ends_of(FOLDERS[name][2], theirs)
+        assert set(tokenizer.eos_ids) == ends and tokenizer.vocab_size == max(theirs.get_vocab().values()) + 1
+        assert set(tokenizer.special_ids) == special | ({tokenizer.eos_id} - {None})
+        assert tokenizer.ids == sorted(theirs.get_vocab().values())
+        assert tokenizer.bos_id == theirs.bos_token_id and tokenizer.eos_id in (theirs.eos_token_id, *ends)
+        if theirs.chat_template:
+            assert tokenizer.chat(TALKS[0]) == theirs.apply_chat_template(TALKS[0], return_dict=False)

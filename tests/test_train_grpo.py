@@ -73,13 +73,13 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
     """Its text and its pretrained models, nothing of its run."""
     shutil.copy(made[0] / 'toy.txt', tmp_path)
-    shutil.copytree(made[0] / 'out-toy', tmp_path / 'out-toy')
+    shutil.copytree(made[0] / 'out-toy.txt', tmp_path / 'out-toy.txt')
     return tmp_path
 
 
 def test_first_run(made):
     folder, printed = made
-    assert 'there is no generator at out-toy/generator.pt' in printed and printed.count('there is no judge at') == 2
+    assert 'making out-toy.txt/generator.pt: a generator from toy.txt' in printed and printed.count(': a judge from') == 2
     assert 'held-out AUC' in printed and 'generator 30/30' in printed and re.search(r'\n +[ x^]*[x^]', printed)
     lines = metrics(folder)
     assert [line['iter'] for line in lines] == list(range(9))
@@ -102,7 +102,7 @@ def test_first_run(made):
 
 def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
     first = run(copy, *TOY, '--keep_checkpoints=2', '--wandb_log=True', '--wandb_mode=offline')
-    assert first.returncode == 0 and 'training one' not in first.stdout, first.stderr
+    assert first.returncode == 0 and 'making' not in first.stdout, first.stderr
     older = sorted(name for name in os.listdir(copy / 'out-grpo') if name[5:11].isdigit())
     assert older == ['ckpt_000003.pt', 'ckpt_000006.pt']  # ckpt.pt is of iteration 8
     assert any(name.startswith('offline-run') for name in os.listdir(copy / 'out-grpo' / 'wandb'))
@@ -198,7 +198,7 @@ def test_torchrun_trains_and_resumes(copy):
 
 @pytest.mark.parametrize('more', [
     ['--mask_kinds=("sticky","span")', '--top_p=0.9', '--unmask_steps=2', '--num_epochs_per_rollout=2', '--loss_type=gspo',
-     '--micro_batch_size=3', '--lr_schedule=linear'],
+     '--minibatch_size=2', '--micro_batch_size=3', '--lr_schedule=linear'],
     ['--loss_type=dapo', '--advantage=batch', '--kl_estimator=k2', '--entropy_coef=0.01', '--dual_clip=3'],
     ['--loss_type=reinforce', '--advantage=rloo', '--kl_beta=0', '--precision=bf16'],
     ['--loss_type=cispo', '--kl_estimator=k3', '--grad_clip=0', '--precision=fp16'],
@@ -206,23 +206,26 @@ def test_torchrun_trains_and_resumes(copy):
     ['--divergence=neural_mirror', '--mirror_normalize=True', '--mirror_coefficient=0.1', '--kl_estimator=k2'],
     ['--divergence=prob_l2kl', '--mirror_weighting=is', '--kl_estimator=k3']])
 def test_options(copy, more):
-    done = run(copy, *TOY, '--max_iters=3', *more)
+    done = run(copy, *TOY, '--max_iters=3', '--remake=never', *more)  # the generator of other masks will do
     assert done.returncode == 0, done.stderr
     assert ('warning: k1' in done.stdout) == ('--kl_estimator=k1' in more)
 
 
 def test_bad_settings_stop_early(copy):
     for argument, words in (
+            ('--minibatch_size=3', ['batch_size, 4, must be a multiple of minibatch_size, 3']),
             ('--group_size=1', ['group_size is 1', 'at least 2']), ('--mask_ratio=(0,0)', ['mask_ratio is (0, 0)', '0 < low']),
             ("--mask_ratio=('a','b')", ["mask_ratio is ('a', 'b')"]), ('--mask_ratio=()', ['mask_ratio is ()']),
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
-            ('--dataset=sums', ["'sums' has prompts", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
-            ('--generator_checkpoint=out-toy/judge.pt', ['out-toy/judge.pt', 'holds a judge checkpoint', 'generator']),
-            ('--judge_checkpoint=out-toy/generator.pt', ['out-toy/generator.pt', 'holds a generator checkpoint', 'judge']),
-            ('--block_size=30', ['judge', 'at most 20', 'block_size is 30']), ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
+            ('--dataset=sums', ["'sums' is no text file", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
+            ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'wanted is a generator']),
+            ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'wanted is a judge']),
+            ('--block_size=30', ['generator.pt', 'block_size: it has 20, this run wants 30', '--remake=True']),
+            ('--block_size=30 --remake=never', ['judge', 'at most 20', 'block_size is 30']),
+            ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),
             ('--mask_kinds=("line",)', ["'line'", 'random, sticky, span']), ('--unmask_steps=0', ['unmask_steps is 0']),
             ('--top_p=0', ['top_p is 0', 'above 0'])):
-        refused(run(copy, *TOY, argument), *words)
+        refused(run(copy, *TOY, *argument.split()), *words)
     assert not (copy / 'out-grpo').exists()
 
 
@@ -232,16 +235,16 @@ def test_bad_files_stop_early(copy):
     (copy / 'short.txt').write_text('too short')
     refused(run(copy, *TOY, '--dataset=short.txt'), 'fewer than one text of block_size')
     (copy / 'other.txt').write_text('0123456789' * 100)
-    refused(
-        run(copy, *TOY, '--dataset=other.txt', '--generator_checkpoint=out-toy/generator.pt'), 'out-toy/generator.pt', 'another vocabulary'
-    )
-    whole = (copy / 'out-toy' / 'judge.pt').read_bytes()
-    (copy / 'out-toy' / 'judge.pt').write_bytes(whole[:len(whole) // 2])
-    refused(run(copy, *TOY), 'out-toy/judge.pt', 'torn')
+    generator = 'out-toy.txt/generator.pt'
+    done = run(copy, *TOY, '--dataset=other.txt', f'--generator_checkpoint={generator}', '--remake=never')
+    refused(done, generator, 'another vocabulary')
+    whole = (copy / 'out-toy.txt' / 'judge.pt').read_bytes()
+    (copy / 'out-toy.txt' / 'judge.pt').write_bytes(whole[:len(whole) // 2])
+    refused(run(copy, *TOY), 'out-toy.txt/judge.pt', 'torn')
 
 
 def test_nan_stops_and_nothing_saved_is_lost(copy):
-    done = run(copy, *TOY, '--learning_rate=1e30', '--min_lr=1e30', '--warmup_iters=0', '--save_interval=1')
+    done = run(copy, *TOY, '--learning_rate=1e15', '--min_lr=1e15', '--warmup_iters=0', '--save_interval=1')
     refused(done, 'NaN')
     saved = torch.load(copy / 'out-grpo' / 'ckpt_best.pt', weights_only=True)
     assert all(torch.isfinite(v).all() for v in saved['model'].values())
@@ -255,11 +258,12 @@ def test_sample(made):
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True) and done.stdout == rows[0][3] + '\n'
-    assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', '--checkpoint=out-toy/generator.pt', script='sample.py').returncode == 0
+    generator = '--checkpoint=out-toy.txt/generator.pt'
+    assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', generator, script='sample.py').returncode == 0
     for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
                              (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
                              (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
-                             (['--text=a_', '--judge_checkpoint=out-toy/generator.pt'], ['generator', 'judge'])):
+                             (['--text=a_', '--judge_checkpoint=out-toy.txt/generator.pt'], ['generator', 'judge'])):
         refused(run(folder, *arguments, script='sample.py'), *words)
 
 
@@ -268,7 +272,7 @@ def test_no_iterations_make_the_starts(copy):
     done = run(copy, *TOY, '--max_iters=0', '--generator_checkpoint=g.pt', '--judge_checkpoint=j.pt')
     assert done.returncode == 0 and re.search(r'saved j.pt: auc [\d.]+, r2 ', done.stdout), done.stderr
     assert 'held-out judge reward' in done.stdout and [line['iter'] for line in metrics(copy)] == [0]
-    assert done.stdout.count('saved') == 2 and 'out-toy/judge_gold.pt' not in done.stdout
+    assert done.stdout.count('saved') == 2 and 'making out-toy.txt/judge_gold.pt' not in done.stdout
 
 
 def test_the_start_of_completion(sums):
@@ -328,7 +332,7 @@ def sums(answered, tmp_path):
 
 def test_completion_run(answered):
     folder, printed = answered
-    for words in ('there is no model at sums.pt', '90 prompts to train on, 8 held out', 'held-out accuracy greedy', "(wanted '"):
+    for words in ('making sums.pt: a model from sums.jsonl', '90 prompts to train on, 8 held out', 'held-out accuracy greedy', "(wanted '"):
         assert words in printed
     lines = metrics(folder)
     assert [line['iter'] for line in lines] == list(range(7))
@@ -356,10 +360,10 @@ rewards = [('math_correctness', 0.5), ('fluency', 0.2), {'type': 'diversity', 'w
            {'type': 'custom', 'weight': 0.5, 'params': {'reward_function': my_custom_reward}}]
 train_prompts, eval_prompts, reward_errors = 'mixed.jsonl', 'held_out.jsonl', 'drop'
 """)
-    done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3')
+    done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3', '--remake=never')
     assert done.returncode == 0, done.stderr
     assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout
-    assert "30 of 90 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
+    assert "30 of 98 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
     assert "left out: reward 'my_custom_reward' raised ZeroDivisionError" in done.stderr
     logged = metrics(sums)[:-1]
     assert len(logged) == 3 and all(0 < line['reward/fluency'] < 1 for line in logged)
@@ -387,7 +391,7 @@ def test_the_export_is_what_was_trained(answered):
 @pytest.mark.parametrize('more', [
     ['--reference_mode=ema', '--ema_alpha=0.5', '--precision=bf16'], ['--lora_r=2', '--load_in_8bit=True', '--reference_mode=static'],
     ['--reference_mode=periodic', '--reference_update_freq=2', '--top_k=5', '--num_epochs_per_rollout=2', '--dynamic_sampling=2',
-     '--overlong_penalty=2']])
+     '--overlong_penalty=2', '--minibatch_size=2']])
 def test_completion_resumes_bit_identically(sums, more):
     """Every kind of reference, 16-bit weights, adapters: killed and resumed, log and weights are those of the run that was left alone."""
     whole = run(sums, *SUMS, *more, '--out_dir=whole')
@@ -401,7 +405,11 @@ def test_completion_resumes_bit_identically(sums, more):
         assert all(torch.equal(a[part][name], b[part][name]) for name in b[part])
     assert {value.dtype for value in a['model'].values()} == {torch.float32} and bool(b['reference']) == ('--lora_r=2' not in more)
     if '--lora_r=2' in more:
-        refused(run(sums, '--checkpoint=whole/ckpt.pt', '--prompt=1+2=', script='sample.py'), 'adapters', 'export')
+        asked = '--prompt=1+2=', '--num_samples=2'
+        said = [run(sums, f'--checkpoint=whole/{name}', *asked, script='sample.py') for name in ('ckpt.pt', 'export')]
+        assert said[0].returncode == 0 and said[0].stderr == said[1].stderr, said[0].stderr  # its adapters on its start
+        for other in ('--lora_alpha=32', '--lora_r=4', '--lora_targets=q_proj'):
+            refused(run(sums, *SUMS, *more, other, '--init_from=resume'), other[2:].partition('=')[0], 'leave it as it was')
         assert {'export', 'adapter'} <= set(os.listdir(sums / 'whole')) and all(name.endswith(('.A', '.B')) for name in a['model'])
 
 
@@ -432,7 +440,7 @@ retain_text = '1+1=2'
 def test_completion_refuses(sums):
     """Before any training: each with one line that names what is wrong."""
     (sums / 'broken.jsonl').write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": \n')
-    (sums / 'nothing.jsonl').write_text('{"question": "1+1=", "answer": "2"}\n')
+    (sums / 'nothing.jsonl').write_text('{"sum": "1+1=", "answer": "2"}\n')
     (sums / 'empty.jsonl').write_text('{"prompt": " ", "answer": "2"}\n')
     (sums / 'bad.py').write_text('def bad(text, **_):\n    return 1 / len(text[:0])\n\nrewards = [bad]\n')
     (sums / 'nan.py').write_text('def nan(text, **_):\n    return float("nan")\n\nrewards = [nan]\n')
@@ -445,13 +453,14 @@ def test_completion_refuses(sums):
     (truncated / 'vocab.json').write_text(json.dumps({'chars': list('0123456789+='), 'end': True}))
     for argument, words in (
             ('--train_prompts=broken.jsonl', ['broken.jsonl', 'line 2']), ('--train_prompts=empty.jsonl', ['empty.jsonl', 'empty']),
-            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'question']),
+            ('--train_prompts=nothing.jsonl', ['nothing.jsonl', "'prompt'", 'sum']),
             ('--train_prompts=nowhere.jsonl', ['nowhere.jsonl']), ('--rewards=["number_anser"]', ["'number_anser'", "'number_answer'"]),
             ('bad.py', ["'bad'", 'ZeroDivisionError']), ('nan.py', ["'nan'", 'nan']),
             ('--max_new_tokens=14', ['max_new_tokens 14', '16']), ('--max_prompt_length=3', ['4 tokens', 'max_prompt_length is 3']),
             ('--generator_checkpoint=truncated', ['truncated']), ('--load_in_8bit=True', ['lora_r']),
             ('--overlong_penalty=40', ['overlong_penalty is 40', 'max_new_tokens']),
-            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']), ('--retain_text=what?', ["'w'"]),
+            ('--dynamic_sampling=-1', ['dynamic_sampling is -1']),
+            ('--retain_text=what?', ['characters: it has', 'this run wants', 'ahtw']),
             ('--reference_mode=moving', ["'moving'", 'periodic'])):
         others = sums_without('rewards' if argument.endswith('.py') else '')
         refused(run(sums, *others, argument), *words)
@@ -466,11 +475,56 @@ def test_a_file_alone_is_split(sums):
     assert done.returncode == 0 and '80 prompts to train on, 10 held out' in done.stdout, done.stderr
 
 
+def test_ten_prompts_two_epochs_three_rewards(sums):
+    """A tenth is held out, what applies to nothing is left out, evaluation shows the others, and what is no accuracy is not called so."""
+    lines = (sums / 'sums.jsonl').read_text().splitlines(keepends=True)
+    (sums / 'ten.csv').write_text('question,solution,difficulty\n' + ''.join(
+        f"{record['prompt']},{record['answer']},{i}\n" for i, record in enumerate(map(json.loads, lines[:10]))))
+    (sums / 'three.py').write_text(
+        'def level(completions, difficulty, completion_ids, **kwargs):\n'
+        '    return [int(d) / 10 + len(ids) for d, ids in zip(difficulty, completion_ids)]\n\n'
+        "rewards = [(level, 0.5), ('number_answer', 0.5), ('code_correctness', 1)]\n")
+    others = sums_without('train_prompts', 'eval_prompts', 'rewards', 'max_iters', 'eval_prompts_n')
+    others += ['--remake=never']  # the start has learned other sums
+    done = run(sums, 'three.py', *others, '--train_prompts=ten.csv', '--num_epochs=2', '--batch_size=4', '--shuffle_prompts=False')
+    assert done.returncode == 0, done.stderr
+    for words in ("ten.csv: taking 'question' as the prompt, 'solution' as the answer", '1 of 10 prompts held out: there are no 512',
+                  "reward 'code_correctness' is left out", '9 prompts to train on, 1 held out', 'max_iters is 5, for 2 epochs',
+                  'held-out level greedy', 'number_answer greedy'):
+        assert done.stdout.count(words) >= 1, words
+    assert 'accuracy' not in done.stdout
+    last = metrics(sums)[-1]
+    kinds = ('reward/level', 'reward/number_answer', 'reward_greedy/level', 'reward_greedy/number_answer')
+    assert last['iter'] == 5 and {f'eval/{kind}' for kind in kinds} <= last.keys()
+    assert last['eval/reward/level'] == last['eval/accuracy_sampled']
+    (sums / 'one.jsonl').write_text(lines[0])
+    done = run(sums, *sums_without('train_prompts', 'eval_prompts'), '--train_prompts=one.jsonl', '--max_iters=1',
+               '--remake=never')
+    assert done.returncode == 0 and 'one.jsonl has one prompt: it is evaluated on what it trains on' in done.stdout, done.stderr
+
+
+def test_a_mixture_is_resumed_where_it_was(sums):
+    """Three quarters of one source, a quarter of another, whose records say which; stopped and resumed it is the run in one go."""
+    (sums / 'other.txt').write_text('1+1=\n2+2=\n3+3=\n')
+    (sums / 'from.py').write_text("def other(text, source):\n    return source == 'other.txt'\n\nrewards = [other]\n")
+    mixed = [*sums_without('train_prompts', 'eval_prompts', 'rewards', 'max_iters'), '--seed=3', '--batch_size=4', '--dataset=sums.jsonl',
+             '--remake=never', "--train_prompts={'sums.jsonl': 0.75, 'other.txt': 0.25}"]
+    assert run(sums, 'from.py', *mixed, '--max_iters=4', '--out_dir=whole', '--lr_schedule=constant').returncode == 0
+    for more in (['--max_iters=2'], ['--max_iters=4', '--init_from=resume']):
+        done = run(sums, 'from.py', *mixed, *more, '--out_dir=parts', '--lr_schedule=constant')
+        assert done.returncode == 0, done.stderr
+    whole, parts = metrics(sums, 'whole'), metrics(sums, 'parts')
+    assert [line['reward/other'] for line in whole[:-1]] == [0.25] * 4
+    assert whole[-1] == parts[-1]
+    refused(run(sums, *mixed[:-1], "--train_prompts={'sums.jsonl': 0}"), 'each source needs a share above 0')
+
+
 def test_resume_with_other_settings(sums):
     """What is printed as changed is what happens: weight decay, precision, a reference that is no longer wanted; and no going back."""
     more = ['--reference_mode=ema', '--weight_decay=0.0']
     assert run(sums, *SUMS, *more, '--max_iters=3').returncode == 0
     refused(run(sums, *SUMS, *more, '--max_iters=2', '--init_from=resume'), 'max_iters is 2 and the run at 3: raise max_iters')
+    refused(run(sums, *SUMS, *more, '--advantage=gae', '--init_from=resume'), "advantage 'grpo' and it is 'gae' now: leave it as it was")
     done = run(sums, *SUMS, '--kl_beta=0', '--weight_decay=0.5', '--precision=fp16', '--init_from=resume')
     assert done.returncode == 0 and 'resuming with weight_decay = 0.5 (it was 0.0)' in done.stdout, done.stderr
     optimizer = torch.load(sums / 'out-grpo' / 'ckpt.pt', weights_only=True)['optimizer']

@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from formats import weights
+from formats.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
+from policy import forbidden_tokens, generate
+from tasks.task import Task
 
 transformers = pytest.importorskip('transformers', reason='transformers, the oracle of these tests, is not installed')
 transformers.logging.set_verbosity_error()
@@ -252,7 +255,7 @@ def test_what_read_returns(folders):
 def test_an_export_loads_in_transformers(folders, tmp_path, family):
     model = GPT.from_pretrained(folders(family))
     model.save_pretrained(str(tmp_path / 'export'))
-    assert sorted(os.listdir(tmp_path / 'export')) == ['config.json', 'model.safetensors']
+    assert sorted(os.listdir(tmp_path / 'export')) == ['config.json', 'generation_config.json', 'model.safetensors']
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'export', output_loading_info=True)
     assert type(theirs) is type(oracle(family)) and not any(loading.values()), loading
     assert difference(model, theirs) < 1e-4
@@ -265,11 +268,55 @@ def test_an_export_loads_in_transformers(folders, tmp_path, family):
 def test_an_export_generates_until_its_own_eos(folders, tmp_path):
     model, prompt = GPT.from_pretrained(folders('gpt2')), torch.tensor([[5, 80, 33]])
     eos = model.logits(prompt)[0, -1].argmax().item()
-    for eos_id, n_new in ((eos, 1), (None, 6)):
+    for eos_id, n_new in (((7, eos), 1), ([eos], 1), (eos, 1), (None, 6), ((), 6)):
         weights.write(str(tmp_path), vars(model.config), model.state_dict(), eos_id=eos_id)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-        assert theirs.generation_config.eos_token_id == eos_id and theirs.generation_config.bos_token_id is None
+        wanted = {(7, eos): [7, eos], None: None, (): None}.get(tuple(eos_id) if isinstance(eos_id, list) else eos_id, eos)
+        assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == wanted
+        assert theirs.generation_config.bos_token_id is None
         assert theirs.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0).shape[1] == 3 + n_new
+
+
+def test_an_export_writes_the_same_greedy_text_there(tiny_qwen, tmp_path):
+    """A folder with two end tokens and a begin token, exported as a run does it: the prompts' ids, and where a text stops."""
+    shutil.copytree(tiny_qwen, tmp_path / 'from')
+    spec = json.loads((tmp_path / 'from' / 'tokenizer.json').read_text(encoding='utf-8'))
+    begin = {'SpecialToken': {'id': '<|im_start|>', 'type_id': 0}}
+    single, after = [begin, {'Sequence': {'id': 'A', 'type_id': 0}}], [{'Sequence': {'id': 'B', 'type_id': 1}}]
+    spec['post_processor'] = {'type': 'TemplateProcessing', 'single': single, 'pair': single + after,
+                              'special_tokens': {'<|im_start|>': {'id': '<|im_start|>', 'ids': [0], 'tokens': ['<|im_start|>']}}}
+    (tmp_path / 'from' / 'tokenizer.json').write_text(json.dumps(spec), encoding='utf-8')
+    model, prompts = GPT.from_pretrained(str(tmp_path / 'from')).eval(), ['How many has Ann?', 'apples']
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.25 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    tokenizer = load_tokenizer(str(tmp_path / 'from'))
+    forbidden = forbidden_tokens(tokenizer, model)
+    model.lm_head.weight.data[forbidden] = 0.0  # rows without a token, which transformers would sample
+    free = [generate(model, [tokenizer.encode_prompt(text)], max_new_tokens=12, temperature=0).tokens[0, 0].tolist() for text in prompts]
+    ends = [1, free[0][5], free[1][8]]
+    (tmp_path / 'from' / 'generation_config.json').write_text(json.dumps({'eos_token_id': ends}))
+    tokenizer = load_tokenizer(str(tmp_path / 'from'))
+    assert tokenizer.eos_ids == tuple(ends)
+    tokenizer.save(str(tmp_path / 'tokenizer'))
+    saved = {'kind': 'run', 'model': model.state_dict(), 'model_config': vars(model.config)}
+    Task.export(saved, str(tmp_path / 'ckpt.pt'), str(tmp_path / 'export'), '')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'export')
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
+    talks = [[{'role': 'user', 'content': text}] for text in prompts]
+    asked = [tokenizer.encode_prompt(text) for text in prompts] + [tokenizer.chat(talk) for talk in talks]
+    assert asked == [reader(text).input_ids for text in prompts] + [
+        reader.apply_chat_template(talk, add_generation_prompt=True, return_dict=False) for talk in talks]
+    assert asked[0][0] == 0 != asked[0][1] and asked[2].count(0) == 2  # one begin token; a template's own are two turns
+    lengths = set()
+    for ids in asked:
+        ours = generate(model, [ids], max_new_tokens=12, temperature=0, eos_id=tokenizer.eos_ids)
+        written = theirs.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids):]
+        assert written.tolist() == ours.tokens[0, 0].tolist()
+        lengths.add(len(written))
+    assert min(lengths) < 12
+    again = load_tokenizer(str(tmp_path / 'export'))
+    assert again.eos_ids == tokenizer.eos_ids and again.encode_prompt('x') == tokenizer.encode_prompt('x')
 
 
 def test_an_export_keeps_the_type_of_its_weights(folders, tmp_path):
@@ -334,7 +381,7 @@ def refused(path, *words, kind=ValueError):
     ('llama3', dict(num_key_value_heads=4), ['model.layers.0.self_attn.k_proj.weight', '(32, 32)', '(64, 32)']),
     ('qwen3', dict(head_dim=None), ['q_proj.weight', '(48, 32)', '(512, 32)']),  # absent, it is 128
     ('gpt2', dict(n_inner=44), ['transformer.h.0.mlp.c_fc.weight', '(32, 40)', '(32, 44)']),
-    ('llama2', dict(num_attention_heads=3, num_key_value_heads=3, head_dim=None), ['hidden_size 32 is no multiple of', 'heads 3']),
+    ('llama2', dict(num_attention_heads=3, num_key_value_heads=3, head_dim=None), ['q_proj.weight is (32, 32)', 'asks for (30, 32)']),
     ('llama2', dict(num_hidden_layers=3), ['lacks the tensors', 'model.layers.2.input_layernorm.weight']),
     ('llama2', dict(num_hidden_layers=1), ['no place for', 'model.layers.1.']),
     ('llama2', dict(architectures=['Qwen3ForCausalLM'], head_dim=8), ['lacks the tensors', 'q_norm']),

@@ -3,12 +3,9 @@ Side-by-side speed, as ratios of medians: the ways take turns in one process, be
 $ python -m tools.bench fill_in   # one GRPO step: all G fills from one forward, against P x G rows
 $ python -m tools.bench sample    # generate(), against transformers' generate
 $ python -m tools.bench step      # a GRPO step of a causal model and its peak memory, against TRL's trainer
-$ python -m tools.bench kernel    # the head's log-probs and backward, against plain torch and TRL
-$ python -m tools.bench scale     # how a step's cost grows with G, T, R, V and D, ours and TRL's
-sample, step and scale need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
+sample and step need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
 """
 import copy
-import math
 import os
 import platform
 import re
@@ -25,7 +22,6 @@ import torch
 import grpo
 from formats.tokenizer import CharTokenizer, Tokenizer
 from judge import Judge
-from kernels import fused_logps, fused_loss
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch
 from runtime.masters import configure_optimizers
@@ -58,7 +54,7 @@ class Case(NamedTuple):
 
 
 def compare(ways, rounds):
-    """{name: seconds of each round} of ways {name: function} that take turns, after warm-up rounds."""
+    """{name: seconds of each round} of ways {name: function} that take turns."""
     seconds = {name: [] for name in ways}
     for _ in range(WARM_UPS + rounds):
         for name, way in ways.items():
@@ -69,7 +65,7 @@ def compare(ways, rounds):
 
 
 def report(what, seconds, n, unit='tokens'):
-    """A line for each other way: how many times faster ours is, the median of the rounds and their range."""
+    """A line for each other way: how many times faster ours is."""
     ours = seconds.pop('ours')
     print(f"  {what}: ours {n / statistics.median(ours):,.0f} {unit}/s", flush=True)
     for name, theirs in seconds.items():
@@ -79,14 +75,8 @@ def report(what, seconds, n, unit='tokens'):
         print(f"    {statistics.median(ratios):.2f} times {name} ({spread}, {speed})", flush=True)
 
 
-def peak_memory(way, device='cpu'):
-    """By how many bytes memory rises in way(): this process's, or what the GPU's allocator gave out."""
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
-        way()
-        return torch.cuda.max_memory_allocated() - start
-
+def peak_memory(way):
+    """By how many bytes this process's memory rises in way()."""
     def high_water():
         with open('/proc/self/status') as f:
             return int(re.search(r'VmHWM:\s*(\d+) kB', f.read())[1]) << 10
@@ -96,10 +86,6 @@ def peak_memory(way, device='cpu'):
     start = high_water()
     way()
     return high_water() - start
-
-
-def print_peaks(above, peaks):
-    print(f"  peak above {above}: " + ', '.join(f"{name} {n / 2 ** 20:,.0f} MB" for name, n in peaks.items()))
 
 
 def gradient_error(ours, wanted):
@@ -120,11 +106,7 @@ def gradient_of(policy, rollout, cfg, reference=None):
 # fill_in
 
 def straightforward_loss(policy, reference, judge, batch, group_size, texts=None):
-    """
-    The loss as it is usually written: every text copied G times, logits at every position, kl_beta 0.1.
-
-    texts (P G, T): these fills instead of drawn ones.
-    """
+    """Every text copied G times, logits at every position, kl_beta 0.1. texts (P G, T): these, not drawn."""
     prompts = batch['tokens'].repeat_interleave(group_size, dim=0)          # (P G, T)
     is_slot = prompts == policy.tokenizer.mask_id
 
@@ -335,10 +317,10 @@ def same_step(policy, trainer, batch, examples, cfg):
     return f"log-probs equal to {gap:.0e}, gradients to {error:.0e}"
 
 
-def step_ways(sizes, case):
+def step_ways(case):
     """Our whole step and TRL's on the same weights and prompts, as functions, and what the gate saw."""
     P, G, R = case.P, case.G, case.R
-    ours, theirs = llamas(sizes)
+    ours, theirs = llamas(SIZES[case.size])
     prompts = torch.randint(2, ours.config.vocab_size, (P, case.T)).tolist()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(theirs, prompts, G, R, folder, loss_type='dapo')
@@ -376,117 +358,21 @@ def step():
     for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), long,
                  long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64),
                  Case('SmolLM2-size', 1, 16, 256, 64)):
-        ways, gate = step_ways(SIZES[case.size], case)
-        peaks = {name: peak_memory(way) for name, way in ways.items()}
+        ways, gate = step_ways(case)
+        peaks = [f"{name} {peak_memory(way) / 2 ** 20:,.0f} MB" for name, way in ways.items()]
         report(f"{case} ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
-        print_peaks("the weights", peaks)
+        print(f"  peak above the weights: {', '.join(peaks)}")
 
 
-def scale():
-    """The exponent e of cost ~ size^e: the slope of log(seconds) from the base to four times it."""
-    base = {'P': 2, 'G': 8, 'T': 64, 'R': 32, 'V': 512, 'D': 128}
-    print(f"scale: a step's cost when one size grows fourfold, tiny model, from {base}")
-    for name in ('G', 'T', 'R', 'V', 'D'):
-        times = {}
-        for factor in (1, 2, 4):
-            s = base | {name: base[name] * factor}
-            wider = s['D'] // 128
-            sizes = SIZES['tiny'] | {'vocab_size': s['V'], 'n_embd': s['D'], 'n_head': 4 * wider,
-                                     'n_kv_head': 2 * wider, 'mlp_hidden': 344 * wider}
-            ways, _ = step_ways(sizes, Case('tiny', s['P'], s['G'], s['T'], s['R']))
-            for way, seconds in compare(ways, 5).items():
-                times.setdefault(way, []).append(statistics.median(seconds))
-        for way, medians in times.items():
-            exponent = math.log(medians[2] / medians[0]) / math.log(4)
-            milliseconds = ', '.join(f'{1000 * t:.0f}' for t in medians)
-            print(f"  {name}: {way} {exponent:.2f} ({milliseconds} ms)", flush=True)
-
-
-# -----------------------------------------------------------------------------
-# kernel
-
-def kernel(N=2048, D=576, V=49152):
-    """
-    Log-probs of N tokens and their gradients for hidden states and head.
-
-    Gate: the gradients agree, in fp32 to 1e-4 of the norm, in bf16 to 2e-2.
-    """
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    dtype, tolerance = (torch.bfloat16, 2e-2) if device == 'cuda' else (torch.float32, 1e-4)
-    print(f"kernel: the head's log-probs and their backward, N = {N}, D = {D}, V = {V}, {dtype} on {device}")
-    torch.manual_seed(0)
-    hidden = (0.5 * torch.randn(N, D, device=device)).to(dtype).requires_grad_()
-    weight = (0.1 * torch.randn(V, D, device=device)).to(dtype).requires_grad_()
-    logits = torch.randn(N, V, device=device).to(dtype)
-
-    @torch.no_grad()
-    def products():  # the least work of any way
-        hidden @ weight.T, logits @ weight, logits.T @ hidden
-
-    def timed(way):
-        def run():
-            hidden.grad = weight.grad = None
-            way()
-            if device == 'cuda':
-                torch.cuda.synchronize()
-        return run
-
-    ways = {name: timed(way) for name, way in kernel_ways(hidden, weight).items()}
-    peaks, wanted = {}, None
-    for name, way in ways.items():
-        hidden.grad = weight.grad = None
-        peaks[name] = peak_memory(way, device) - dtype.itemsize * (hidden.numel() + weight.numel())
-        gradient = [hidden.grad.float(), weight.grad.float()]
-        wanted = wanted or gradient
-        error = gradient_error(gradient, wanted)
-        assert error < tolerance, f"{name}: gradients differ by {error:.1e}"
-    ways['its three matrix products alone'] = timed(products)
-    report(f"N = {N}, D = {D}, V = {V}", compare(ways, 5), N)
-    print_peaks("inputs and gradients", peaks)
-
-
-def kernel_ways(hidden, weight):
-    """{name: a function that leaves the gradients of hidden (N, D) and weight (V, D)}."""
-    (N, D), V, device = hidden.shape, len(weight), hidden.device
-    ids, g, U = torch.randint(V, (N,), device=device), torch.randn(N, device=device), N // 64
-    mask = torch.ones(U, 1, 64, dtype=torch.bool, device=device)
-
-    def backward_of(log_probs):
-        return lambda: (log_probs(hidden, weight) * g).sum().backward()
-
-    def plain(h, w):
-        return (h @ w.T).float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
-
-    def weighted(rows, logps, entropy, kl):
-        return (logps * g.view(U, 1, 64)[rows]).sum()
-
-    def ours():
-        fused_loss(hidden.view(U, 64, D), weight, ids.view(U, 1, 64), mask, weighted,
-                   counts=[64] * U).backward()
-
-    ways = {'ours': ours, 'fused_logps': backward_of(lambda h, w: fused_logps(h, w, ids)[0]),
-            'plain torch': backward_of(plain)}
-    if device.type == 'cuda':
-        ways['torch.compile'] = backward_of(torch.compile(plain))
-    try:
-        from trl.kernels.chunked_logprob import ChunkedLogProbFunction as Chunks
-        options = None, ids, 1.0, 32768, None, 1.0, ('entropy',)
-        ways["TRL's chunks"] = backward_of(lambda h, w: Chunks.apply(h, w, *options)[0])
-    except ImportError:
-        print("  TRL is not installed: left out")
-    return ways
-
-
-BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step, 'kernel': kernel, 'scale': scale}
+BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step}
 
 
 def main(names):
     if not names or not set(names) <= BENCHES.keys():
         sys.exit(f"usage: python -m tools.bench {' | '.join(BENCHES)}")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__} with "
-          f"{torch.get_num_threads()} threads, {gpu}")
+          f"{torch.get_num_threads()} threads")
     for name in names:
         BENCHES[name]()
 

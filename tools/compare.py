@@ -20,7 +20,7 @@ import sys
 import time
 
 from formats.text_files import read_json, read_text, write_text
-from runtime.config import Count, configure
+from runtime.config import Count, configure, locate
 
 ROOMS = ('tasks', 'data', 'rewards', 'sandbox', 'runtime', 'formats', 'report')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -28,9 +28,9 @@ running = set()
 
 
 def fingerprint(arguments):
-    """A hash of the arguments, of the files that they name, and of the code that a run executes."""
-    paths = [argument.rpartition('=')[2] for argument in arguments]
-    for path in [path for path in paths if path.endswith('.py') and os.path.isfile(path)]:
+    """A hash of the arguments, the files that they name, and the code that a run executes."""
+    paths = [locate(argument.rpartition('=')[2]) or '' for argument in arguments]
+    for path in [path for path in paths if path.endswith('.py')]:
         for name in re.findall(r'^from config\.(\w+) import', read_text(path), re.MULTILINE):
             paths.append(os.path.join(ROOT, 'config', f'{name}.py'))
     for pattern in ('*.py', *(f'{room}/**/*.py' for room in ROOMS)):
@@ -49,10 +49,8 @@ def stop_running():
 
 def train(arguments, out_dir, threads):
     """
-    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished.
-
-    Returns {'fingerprint', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed; its
-    output is in out_dir + '.log'.
+    Run train_grpo.py with the arguments into out_dir, unless out_dir holds that run, finished. Returns
+    {'fingerprint', 'metrics': the rows of metrics.jsonl, 'seconds'}, or None if the run failed.
     """
     command = [*arguments, f'--out_dir={out_dir}']
     asked, done_path = fingerprint(command), os.path.join(out_dir, 'done.json')
@@ -84,6 +82,8 @@ def train_start(cfg, arguments):
     """The start that all runs have in common, made before they run. From now on SIGTERM ends runs too."""
     atexit.register(stop_running)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if '{' in cfg.out_dir:
+        raise ValueError(f"out_dir is {cfg.out_dir!r}: here arms and seeds have folders of their own in it")
     out_dir = os.path.join(cfg.out_dir, 'start')
     start = train([cfg.base, *arguments, '--max_iters=0'], out_dir, cfg.threads * cfg.processes)
     if not start:
@@ -99,11 +99,7 @@ def last_words(out_dir):
 
 
 def train_all(jobs, cfg, tell=None):
-    """
-    train() for each (arguments, out_dir) of jobs, cfg.processes at a time; the results in the order of jobs.
-
-    tell(number, result) is called as each ends.
-    """
+    """What train() returns for the jobs (arguments, out_dir); tell(number, result) is called as each ends."""
     with concurrent.futures.ThreadPoolExecutor(cfg.processes) as pool:
         futures = {pool.submit(train, *job, cfg.threads): number for number, job in enumerate(jobs)}
         try:
@@ -123,7 +119,7 @@ def curve_of(run, metric):
 
 
 def value_of(run, column):
-    """A run's figure, None without one: the last of an evaluation, else the mean of the run's last sixth."""
+    """A run's figure or None: the last of an evaluation, else the mean of the run's last sixth."""
     if column == 'seconds':
         return run['seconds']
     curve = curve_of(run, column)
@@ -135,7 +131,7 @@ def value_of(run, column):
 
 
 def table(results, columns):
-    """Markdown, a row for each arm. results: {arm: [what train() returned for each seed]}."""
+    """Markdown. results: {arm: [what train() returned for each seed]}."""
     rows = [['', *columns.values()], ['---'] * (len(columns) + 1)]
     for arm, runs in results.items():
         rows.append([arm, *(cell(runs, column) for column in columns)])
@@ -170,40 +166,21 @@ def plot(results, cfg):
     figure.savefig(cfg.plot_path, dpi=120)
 
 
-def around_table(path):
-    """The text before and after the table in a file. Raises ValueError unless the file has one such place."""
-    document = read_text(path) if os.path.isfile(path) else ''
-    begin, end = '<!-- figures -->\n', '<!-- end of figures -->'
-    parts = re.split(f'(?<={begin}).*?(?={end})', document, flags=re.DOTALL)
-    if len(parts) != 2:
-        raise ValueError(f"{path} has {len(parts) - 1} places for the table; it needs one: the lines "
-                         f"{begin.strip()} and {end}")
-    return parts
-
-
 def main(cfg):
     if not cfg.base or not cfg.arms or not cfg.seeds:
         raise ValueError("base, arms and seeds must be given: see config/compare_advantages.py")
     folders = {arm: os.path.join(cfg.out_dir, re.sub(r'\W+', '-', arm).strip('-')) for arm in cfg.arms}
     if len(set(folders.values())) < len(folders):
         raise ValueError(f"two arms would share a folder: {', '.join(folders.values())}")
-    if cfg.document:
-        around_table(cfg.document)
     if cfg.plot_path and not importlib.util.find_spec('matplotlib'):
         raise ImportError("a plot needs matplotlib: pip install matplotlib, or --plot_path=None")
     size = f"{len(cfg.arms)} arms with {len(cfg.seeds)} seeds"
     print(f"the start, then {size}; logs: {cfg.out_dir}/arm/seed.log", flush=True)
     start = train_start(cfg, [*cfg.start_settings, f'--seed={cfg.seeds[0]}'])
     results = run_arms(cfg, folders)
-    text = table(({'before training': [start]} if cfg.start_row else {}) | results, cfg.columns)
-    print(text)
+    print(table(({'before training': [start]} if cfg.start_row else {}) | results, cfg.columns))
     if cfg.plot_path:
         plot(results, cfg)
-        beside = os.path.dirname(cfg.document or cfg.plot_path) or '.'
-        text += f'\n\n![{cfg.plot_label}]({os.path.relpath(cfg.plot_path, beside)})'
-    if cfg.document:
-        before, after = around_table(cfg.document)
-        write_text(cfg.document, f'{before}{text}\n{after}')
 
 
 def run_arms(cfg, folders):
@@ -234,7 +211,6 @@ if __name__ == '__main__':
     plot_metric = 'eval/reward'
     plot_label = 'held-out reward'
     plot_path: str | None = None    # a .png
-    document: str | None = None     # a text file with a place for the table; None: print it only
     processes: Count = 2            # runs at once
     threads: Count = 1              # of each
     out_dir = 'out-compare'         # the runs: out_dir/arm/seed

@@ -1,18 +1,15 @@
 """
 Learn the shape of a mirror map (mirror.py), which no gradient within a run can, by evolution strategies
-(tasks/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py.
+(tasks/evolution.py): a candidate's fitness is the held-out reward after a short run of train_grpo.py. Begin a
+search that was stopped, or wants more generations, again: finished runs are not repeated.
 $ python -m tools.learn_mirror config/learn_mirror.py
-$ python -m tools.learn_mirror config/learn_mirror.py --init_from=resume
 $ python train_grpo.py config/neural_mirror.py --mirror_checkpoint=out-learn-mirror/mirror.pt
 """
-import json
 import math
 import os
-from typing import Literal
 
 import torch
 
-from formats.text_files import read_json, write_text
 from mirror import MirrorMap
 from runtime.checkpoint import save_checkpoint
 from runtime.config import Count, Natural, NonNegative, Positive, configure
@@ -52,43 +49,22 @@ def save_mirror(path, mirror):
     save_checkpoint(path, {'kind': 'mirror', 'mirror': mirror.state_dict()})
 
 
-def resumed_history(cfg, mirror, state_path):
-    """The generations of an earlier search in out_dir, whose result is copied into mirror; [] without one."""
-    if cfg.init_from != 'resume':
-        if os.path.exists(state_path):
-            raise FileExistsError(f"{cfg.out_dir} holds a search: --init_from=resume or another --out_dir")
-        return []
-    if not os.path.exists(state_path):
-        raise FileNotFoundError(f"there is no {state_path} to resume from: start without --init_from=resume")
-    state = read_json(state_path)
-    now = json.loads(json.dumps(vars(cfg)))
-    for key, old in state['config'].items():
-        if key != 'init_from' and old != now[key]:
-            print(f"resuming with {key} = {now[key]!r} (it was {old!r})")
-    mirror.logs.copy_(torch.tensor(state['logs']))
-    return state['history']
-
-
 def main(cfg):
     mirror = MirrorMap(cfg.mirror_init_scale, cfg.mirror_seed)
-    metric, state_path = cfg.fitness_metric, os.path.join(cfg.out_dir, 'state.json')
-    history = resumed_history(cfg, mirror, state_path)
+    metric = cfg.fitness_metric
     known = train_start(cfg, cfg.settings)['metrics'][-1]
     if metric not in known:
         raise RuntimeError(f"there is no metric {metric!r} in a run; there are: {', '.join(known)}")
-    for generation in range(len(history), cfg.generations):
+    for generation in range(cfg.generations):
         fitness = learn_mirror(mirror, cfg, generation)
         valid = fitness[torch.isfinite(fitness)]
         if not len(valid):
             first = last_words(candidate(cfg, generation, 0, 0))
             raise RuntimeError(f"generation {generation}: no run has {metric}; {first}")
-        history.append({'generation': generation, 'fitness': fitness.tolist()})
         spread = f"{metric} {valid.mean():.4f}, from {valid.min():.4f} to {valid.max():.4f}"
         failed = fitness.numel() - len(valid)
         print(f"generation {generation}: {spread}, {failed} of {fitness.numel()} runs failed", flush=True)
         save_mirror(os.path.join(cfg.out_dir, 'mirror.pt'), mirror)
-        state = {'config': vars(cfg), 'logs': mirror.logs.tolist(), 'history': history}
-        write_text(state_path, json.dumps(state))
     print(f"saved: train_grpo.py --mirror_checkpoint={os.path.join(cfg.out_dir, 'mirror.pt')} takes it")
 
 
@@ -105,6 +81,5 @@ if __name__ == '__main__':
     seed: Natural = 1000            # of noise and runs
     processes: Count = 2            # runs at once
     threads: Count = 1              # of each; the result does not depend on `processes`
-    init_from: Literal['scratch', 'resume'] = 'scratch'  # 'resume': go on after the last whole generation
-    out_dir = 'out-learn-mirror'    # mirror.pt, the last middle; state.json
+    out_dir = 'out-learn-mirror'    # mirror.pt, the last middle
     main(configure(globals()))

@@ -13,18 +13,15 @@ if __name__ == '__main__':
 from data.prompts import write_splits
 
 
-def sums(largest=99, n_val=1000, seed=0):
-    """(train, val): lists of {'prompt', 'answer'} with all (largest + 1)^2 sums, val n_val of them."""
-    pairs = [(a, b) for a in range(largest + 1) for b in range(a, largest + 1)]
-    if not 0 < n_val < (largest + 1) ** 2:
-        raise ValueError(f"n_val is {n_val}: of the {(largest + 1) ** 2} sums up to {largest}+{largest} "
-                         "keep at least 1 for val and 1 for train")
-    rng = random.Random(seed)
+def sums():
+    """(train, val): lists of {'prompt', 'answer'}."""
+    pairs = [(a, b) for a in range(100) for b in range(a, 100)]
+    rng = random.Random(0)
     rng.shuffle(pairs)
     train, val = [], []
     for a, b in pairs:
         both = [{'prompt': f'{x}+{y}=', 'answer': str(x + y)} for x, y in sorted({(a, b), (b, a)})]
-        (val if len(val) + len(both) <= n_val else train).extend(both)
+        (val if len(val) + len(both) <= 1000 else train).extend(both)
     rng.shuffle(train)
     rng.shuffle(val)
     return train, val

@@ -1,8 +1,8 @@
 """
 GSM8K (Cobbe et al. 2021, arXiv 2110.14168, MIT): 7,473 school problems to train on and 1,319 held out.
 `python data/gsm8k/prepare.py` downloads the original files; `--path=DIR` takes DIR/train.jsonl and
-DIR/test.jsonl instead. Writes train.jsonl and val.jsonl with the fields prompt and answer, where answer is
-the whole worked solution that ends in `#### 42`: the reward number_answer reads it as it is.
+DIR/test.jsonl instead. Writes train.jsonl and val.jsonl with the fields prompt and answer, the worked
+solution that ends in `#### 42`, as the reward number_answer reads it.
 """
 import os
 import sys
@@ -30,20 +30,20 @@ def read_original(file):
 
 
 def main(path=None):
-    """path: a folder with the original train.jsonl and test.jsonl; None downloads them."""
     if path is not None and os.path.realpath(path) == os.path.dirname(os.path.realpath(__file__)):
         raise ValueError(f"--path={path} is where the result goes: put the original files elsewhere")
-    splits = {}
+    splits, files = {}, []
     for split, name in (('val', 'test.jsonl'), ('train', 'train.jsonl')):
         if path is None:
             file = download(f'{ORIGINAL}/{name}', f'gsm8k/original/{name}', OTHERWISE)
         else:
             file = os.path.join(path, name)
         splits[split] = read_original(file)
-    write_splits(__file__, **splits)  # train last: it says that the rest is there
+        files.append(file)
+    write_splits(__file__, files, **splits)  # train last: it says that the rest is there
 
 
 if __name__ == '__main__':
-    path: str | None = None  # a folder with the original train.jsonl and test.jsonl; None downloads them
+    path: str | None = None  # see above
     configure(globals())
     main(path)

@@ -36,7 +36,7 @@ def main(path=None):
                                     "file with --path=HumanEval.jsonl.gz")
         path = os.path.join(package.submodule_search_locations[0], 'data', 'HumanEval.jsonl.gz')
     fields = 'task_id, prompt, entry_point, canonical_solution and test'
-    write_splits(__file__, val=convert_file(path, convert, fields))
+    write_splits(__file__, [path], val=convert_file(path, convert, fields))
 
 
 if __name__ == '__main__':

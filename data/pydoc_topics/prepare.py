@@ -16,12 +16,12 @@ CHARS = '\n' + string.printable[:95]
 
 
 def main():
-    from pydoc_data.topics import topics
+    from pydoc_data import topics as module
     splits = {'train': [], 'val': []}
-    for name, text in sorted(topics.items()):
+    for name, text in sorted(module.topics.items()):
         split = 'train' if zlib.crc32(name.encode()) % 10 else 'val'
         splits[split].append({'topic': name, 'prompt': ''.join(c if c in CHARS else '?' for c in text)})
-    write_splits(__file__, **splits)
+    write_splits(__file__, [module.__file__], **splits)
 
 
 if __name__ == '__main__':

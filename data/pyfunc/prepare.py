@@ -2,8 +2,7 @@
 Python functions of one line, for a small model: "Write a Python function add3(x) that returns x plus 3. For
 example, add3(4) == 7, ..." `python data/pyfunc/prepare.py` writes train.jsonl and val.jsonl with the fields
 prompt, answer (a solution), tests (three asserts, which the prompt shows) and hidden_tests (five it does
-not): an answer that hard-codes what it was shown passes the first and fails the second. No function is in
-both files. Tests that a constant passes are left out, with a count.
+not, and which an answer that hard-codes the three fails). Tests that a constant passes are left out.
 """
 import os
 import random

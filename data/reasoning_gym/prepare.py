@@ -5,7 +5,6 @@ writes train.jsonl and val.jsonl with the fields prompt, answer (one right answe
 context, from which the reward reasoning_gym scores. Short prompts for a small model: basic_arithmetic,
 chain_sum, gcd, letter_counting, spell_backward, countdown, gsm_symbolic.
 """
-import difflib
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ if __name__ == '__main__':
 from data.prompts import write_splits
 from rewards import score
 from rewards.answers import EXECUTES_COMPLETIONS
+from rewards.reward import hint
 from runtime.config import Count, configure
 
 
@@ -22,23 +22,20 @@ def check_scoring(task, record):
     """Raises ValueError where the task's own scoring cannot be trusted with what a model writes."""
     prompt, answer, context = record['prompt'], record['answer'], record['context']
     if answer is not None and score('reasoning_gym', answer, prompt=prompt, context=context) != 1:
-        raise ValueError(f"the task {task!r} does not accept its own answer {answer!r} when read back from a "
-                         "file: choose another")
+        raise ValueError(f"the task {task!r} does not accept its own answer {answer!r}: choose another")
     no_answer = 'I do not know.'
     if answer != no_answer and score('reasoning_gym', no_answer, context=context) == 1:
         raise ValueError(f"the task {task!r} gives full marks to {no_answer!r}: choose another")
 
 
 def make_problems(task, n, n_val, seed, options):
-    """(train, val): n and n_val records, no question twice. Raises ImportError, ValueError."""
+    """(train, val): n and n_val records, no question twice."""
     try:
         import reasoning_gym
     except ImportError:
         raise ImportError("this data set needs the package: pip install reasoning-gym") from None
     if task not in reasoning_gym.factory.DATASETS:
-        near = difflib.get_close_matches(task, reasoning_gym.factory.DATASETS, n=3, cutoff=0.4)
-        meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ''
-        raise ValueError(f"reasoning_gym has no task {task!r}{meant}")
+        raise ValueError(f"reasoning_gym has no task {task!r}; {hint(task, reasoning_gym.factory.DATASETS)}")
     if task in EXECUTES_COMPLETIONS:
         raise ValueError(f"the task {task!r} runs the model's answer as Python code: choose another")
     try:

@@ -17,7 +17,7 @@ def main(path=None):
         path = download(URL, 'shakespeare_char/input.txt', "get it elsewhere and run `python "
                         "data/shakespeare_char/prepare.py FILE`, or use --dataset=FILE")
     text = read_text_file(path)
-    write_corpus(__file__, sorted(set(text)), *split_text(text))
+    write_corpus(__file__, sorted(set(text)), *split_text(text), [path])
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ def main():
         lines = file.read_text(encoding='utf-8', errors='replace').split('\n')
         split = 'train' if zlib.crc32(file.name.encode()) % 10 else 'val'
         texts[split].append('\n'.join(line for line in lines if set(line) <= set(CHARS)))
-    write_corpus(__file__, CHARS, '\n'.join(texts['train']), '\n'.join(texts['val']))
+    write_corpus(__file__, CHARS, '\n'.join(texts['train']), '\n'.join(texts['val']), files)
 
 
 if __name__ == '__main__':
