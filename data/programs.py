@@ -3,6 +3,7 @@ import collections
 import concurrent.futures
 import gzip
 import json
+import os
 
 from sandbox import constant_passes, grade_many, processors
 
