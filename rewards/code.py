@@ -11,7 +11,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from rewards.reward import reward
-from sandbox import check_sandbox, check_tests, grade_many, processors, run
+from sandbox import check_sandbox, exam_of, grade_many, processors, run
 
 FENCE = re.compile(r'([ \t]*)(`{3,}|~{3,})[ \t]*[{.]*([\w+-]*)[^`]*')
 UNFINISHED = re.compile(r'^[^#\n]*#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE | re.MULTILINE)
@@ -209,7 +209,8 @@ def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='fu
     The share of the record's tests that the code passes, see sandbox.grade_many. Keep them out of the prompt:
     what is shown can be written down as the answer.
     """
-    check_tests(tests)  # even where no text is a program
+    for record in tests:
+        exam_of(record)  # even where no text is a program
     programs = {i: code for i, (code, tree) in enumerate(map(parse, texts)) if tree is not None}
     jobs, values = [(code, tests[i]) for i, code in programs.items()], [0.0] * len(texts)
     grades = grade_many(jobs, sandbox, timeout=timeout, memory=memory)

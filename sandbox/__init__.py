@@ -12,7 +12,7 @@ train as an unprivileged user. A layer that cannot be put up raises SandboxError
 Code gets by without threads, asyncio and numpy.
 
 It gets the code once it is locked in, and the clock starts there: nothing that code does looks like a failed
-sandbox. Tests run in a sandbox of their own (exam.py), as Python runs them, and call the code over a socket
+sandbox. Tests run in a sandbox of their own, as Python runs them (exam.py), and call the code over a socket
 (link.py). So the code sees what it is called with, never what is expected, and its word is no verdict: what
 comes back are plain values, which the test compares. Code can lie where a test asks it about itself alone, as
 `assert f(f(1)) == f(1)` does, or about objects of its classes; state passes from one test to the next.
@@ -31,31 +31,20 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
-from sandbox.exam import constants_in, prepare
+from sandbox.exam import prepare
 from sandbox.lockdown import WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
-
-
-def compiled(name):
-    """A line that runs a file of this folder there, where there are none, without compiling it each time."""
-    code = compile(Path(__file__).with_name(name).read_text(), name, 'exec')
-    return f"exec(__import__('marshal').loads(bytes.fromhex('{marshal.dumps(code).hex()}')))\n"
-
-
-LINK = compiled('link.py')  # how the process with the tests calls the one with the code
-EXAMINER = compiled('exam.py') + LINK
+LINK = compile(Path(__file__).with_name('link.py').read_text(), 'link.py', 'exec')
+LINK = f"exec(__import__('marshal').loads({marshal.dumps(LINK)!r}))\n"  # not compiled in each process
 START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
-GRACE = 5.0             # seconds for the tests to come to an end when the code has ended
-EXAMINER_LIMIT = 10.0   # seconds to try constants in
+GRACE = 5.0             # seconds for tests to end when the code has, or to run against a constant
 EXAMINER_MEMORY = 512 << 20
-LONGEST_SITTING = 4     # codes that one process examines; each takes two descriptors here
 RESULT_CAP = 64 << 10   # bytes for all results of one process
 # With a hash seed, the order of a set is the same each time, and so is the verdict.
 ENVIRONMENT = {'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'PYTHONSAFEPATH': '1'}
@@ -72,16 +61,23 @@ def warn_unprotected():
 
 
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
-        sandbox: str = 'full', descriptors: list[int] = (), started: Callable = bool) -> tuple[str, list]:
+        sandbox: str = 'full', descriptors: tuple = ()) -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it gets the
     code; memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
-    malicious code leaves as it likes; descriptors: what it inherits; started: a function that gets its Popen.
-    Returns (status, results). status: 'ok', 'error' (the code raised), 'timeout', 'crash' (it ended early, or
-    wrote what is no reply) or 'flood' (more than RESULT_CAP bytes). results, one per call: ('ok', value),
-    ('error', the exception's name; TypeError for a value not of built-in types), or None if never reached.
-    Raises SandboxError where the sandbox cannot be put up, ValueError.
+    malicious code leaves as it likes; descriptors: what it inherits. Returns (status, results). status: 'ok',
+    'error' (the code raised), 'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more
+    than RESULT_CAP bytes). results, one per call: ('ok', value), ('error', the exception's name; TypeError
+    for a value not of built-in types), or None if never reached. Raises SandboxError where the sandbox
+    cannot be put up, ValueError.
     """
+    with locked_process(timeout, memory, sandbox, descriptors) as channel:
+        return converse(channel, [code, *calls], time.monotonic() + timeout)
+
+
+@contextmanager
+def locked_process(timeout, memory, sandbox, descriptors):
+    """The channel to a process that waits for code, and is killed in the end."""
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")
     if not timeout > 0 or memory < 64 << 20:
@@ -96,12 +92,12 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     else:
         warn_unprotected()
     child, channel = start(inherited)
-    started(child)
     heard, limit = bytearray(), time.monotonic() + START_LIMIT
     try:
         ended = exchange(channel, json.dumps(job).encode() + b'\n', heard, 1, limit)
         if heard == b'"ready"\n':
-            return converse(channel, [code, *calls], time.monotonic() + timeout)
+            yield channel
+            return
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -131,7 +127,7 @@ def exchange(channel, unsent, heard, n_lines, deadline):
     """Send unsent, read until heard has n_lines. Returns None, or 'timeout', 'flood' or 'crash'."""
     waiting, late = select.poll(), False  # select.select knows no file descriptors above 1023
     while len(heard) <= RESULT_CAP:
-        if heard.count(b'\n') >= n_lines:
+        if not unsent and heard.count(b'\n') >= n_lines:
             return None
         if late:
             return 'timeout'
@@ -151,11 +147,17 @@ def exchange(channel, unsent, heard, n_lines, deadline):
     return 'flood'
 
 
+def with_tokens(sources):
+    """The tokens that the replies begin with, and what is sent."""
+    tokens = [os.urandom(4).hex().encode() for _ in sources]
+    texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
+    return tokens, [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
+
+
 def converse(channel, sources, deadline):
     """What run returns. sources: the code, and the calls, which are sent when it has ended."""
-    tokens, heard = [os.urandom(4).hex().encode() for _ in sources], bytearray()
-    texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
-    sent = [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
+    tokens, sent = with_tokens(sources)
+    heard = bytearray()
     ended = exchange(channel, sent[0], heard, 1, deadline)
     if not ended and heard.startswith(tokens[0]):
         ended = exchange(channel, b''.join(sent[1:]), heard, len(sources), deadline)
@@ -222,94 +224,42 @@ def processors():
 
 # ---- grading
 
-def joined(tests):
-    return tests if isinstance(tests, str) else '\n'.join(tests)
+def exam_of(tests):
+    """The Exam of a text or a list of statements. Raises ValueError for what cannot be graded."""
+    return prepare(tests if isinstance(tests, str) else '\n'.join(tests))
 
 
-@functools.lru_cache(maxsize=1 << 14)
-def needs_of(tests):
-    """What the code's process must know of tests, a text: (their imports, do they use its classes)."""
-    exam = prepare(tests)
-    return exam.imports, exam.classes
-
-
-def check_tests(many: list[str | list[str]]) -> None:
-    """Raises ValueError for tests that cannot be graded."""
-    for tests in set(map(joined, many)):
-        needs_of(tests)
-
-
-def awaited(channel, examiner, seconds):
-    """Has the process with the tests come to this code, in time?"""
-    waiting, deadline = select.poll(), time.monotonic() + seconds
-    waiting.register(channel, select.POLLIN)
-    while time.monotonic() < deadline and not examiner.done():
-        if waiting.poll(100):
-            return channel.recv(1) == b'.'
-    return False
-
-
-def examine(tests, codes, sandbox, timeout=2.0, memory=512 << 20):
-    """
-    The Grades of the first of codes, at least of one: one process examines them, one after the other, and
-    ends where what a code returned keeps a test busy for ever.
-    """
-    channels = [socket.socketpair() for _ in codes]
-    ours, theirs = zip(*channels, strict=True)
-    calls = [f'sit({channel.fileno()}, EXAM, examine)' for channel in ours]
-    patience = len(codes) * (START_LIMIT + timeout + GRACE)
-    children, statuses = [], []
-    with ThreadPoolExecutor(1) as pool:
-        inherited, program = [c.fileno() for c in ours], f'{EXAMINER}EXAM = prepare({tests!r})'
-        examiner = pool.submit(run, program, calls, patience, EXAMINER_MEMORY, sandbox, inherited,
-                               children.append)
-        try:
-            for code, channel in zip(codes, theirs, strict=True):
-                if not awaited(channel, examiner, GRACE if statuses else START_LIMIT):
-                    break
-                for copy in ours:  # so that each side sees when the other has ended
-                    copy.close()
-                served = f'{LINK}serve_code{(channel.fileno(), code, *needs_of(tests))}'
-                statuses.append(run(served, [], timeout, memory, sandbox, [channel.fileno()])[0])
-                channel.close()
-            wait([examiner], GRACE if statuses else 0)
-        finally:
-            for child in children:
-                child.kill()
-            for channel in ours + theirs:
-                channel.close()
-        ended, verdicts = examiner.result()
-    if not statuses:
-        raise SandboxError(f"the process with the tests did not start: {ended}")
-    shares = [verdict[1] if verdict and verdict[0] == 'ok' else 0.0 for verdict in verdicts]
-    return list(map(Grade, shares, statuses))
+def examine(code, tests, sandbox, timeout=2.0, memory=512 << 20):
+    """The Grade of a code. Its process ends before the one with the tests does."""
+    exam = exam_of(tests)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, locked_process(timeout + GRACE, EXAMINER_MEMORY, sandbox, [ours.fileno()]) as examiner:
+        tokens, sent = with_tokens([LINK, f'sit{(ours.fileno(), exam.classes, *exam[:3])}'])
+        heard = bytearray()
+        ended = exchange(examiner, b''.join(sent), heard, 1, time.monotonic() + START_LIMIT)
+        if ended:
+            raise SandboxError(f"the process with the tests did not start: {ended}")
+        ours.close()  # so that each side sees when the other has ended
+        served = f'{LINK}serve_code{(theirs.fileno(), code, exam.imports, exam.classes)}'
+        status, _ = run(served, [], timeout, memory, sandbox, [theirs.fileno()])
+        theirs.close()
+        exchange(examiner, b'', heard, 2, time.monotonic() + GRACE)
+    replies = list(map(read_reply, tokens, heard.split(b'\n')[:-1]))
+    return Grade(replies[1][1] if len(replies) == 2 and replies[1][0] == 'ok' else 0.0, status)
 
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, processors() at once. tests: a text or a list of statements, which
-    run as in Python; an assert, or a loop or call with asserts in it, is one, see exam.py. limits: timeout
+    The Grades of (code, tests) pairs, processors() at once. tests: a text or a list of statements, which run
+    as in Python; an assert, or a loop or call with asserts in it, is one test, see exam.py. limits: timeout
     (of all tests of a pair) and memory, see run. Raises ValueError for tests that cannot be graded,
     SandboxError.
     """
     check_sandbox(sandbox)
-    check_tests([tests for _, tests in jobs])
-    alike = {}
-    for i, (_, tests) in enumerate(jobs):
-        alike.setdefault(joined(tests), []).append(i)
-    size = max(1, min(LONGEST_SITTING, len(jobs) // processors()))
-    parts = [(tests, members[i:i + size]) for tests, members in alike.items()
-             for i in range(0, len(members), size)]
-
-    def grade_part(part):
-        tests, members = part
-        grades = []
-        while rest := members[len(grades):]:
-            grades += examine(tests, [jobs[i][0] for i in rest], sandbox, **limits)
-        return zip(members, grades, strict=True)
+    for _, tests in jobs:
+        exam_of(tests)
     with ThreadPoolExecutor(processors()) as pool:
-        graded = dict(itertools.chain.from_iterable(pool.map(grade_part, parts)))
-    return [graded[i] for i in range(len(jobs))]
+        return list(pool.map(lambda job: examine(*job, sandbox, **limits), jobs))
 
 
 def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
@@ -325,9 +275,9 @@ def constant_passes(tests):
     The source of a constant that passes all tests when functions return it, or None. Such tests teach
     nothing. Raises as grade does.
     """
-    source = joined(tests)
-    constants = list(dict.fromkeys([*map(repr, CONSTANTS), *constants_in(prepare(source))]))
-    calls = [f'examine(EXAM, lambda name: lambda *a, **k: {constant}, bool)' for constant in constants]
-    _, results = run(f'{EXAMINER}EXAM = prepare({source!r})', calls, EXAMINER_LIMIT)
+    exam = exam_of(tests)
+    constants = list(dict.fromkeys([*map(repr, CONSTANTS), *exam.constants]))
+    calls = [f'examine(*{tuple(exam[:3])}, lambda name: lambda *a, **k: {constant})' for constant in constants]
+    _, results = run(LINK, calls, GRACE)
     passes = zip(constants, results, strict=True)
     return next((constant for constant, result in passes if result == ('ok', 1.0)), None)

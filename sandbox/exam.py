@@ -1,20 +1,21 @@
-"""
-Tests as a module whose statements pass or fail one by one. The parent looks at them here (`prepare`); the
-process that has the tests and not the code runs them (`examine`), with this source and that of link.py.
-"""
+"""Tests made a module whose statements pass or fail one by one, for the process that runs them (link.py)."""
 import ast
 import builtins
 import collections
+import functools
+import marshal
 import symtable
 import sys
 
+# modules of the standard library that the sandbox keeps from working; pytest is a part of link.py
 UNREACHABLE = {'asyncio', 'concurrent', 'multiprocessing', 'socket', 'subprocess', 'threading'}
 BUILTINS = {*dir(builtins), '__file__', '__name__'}
 DOING = (ast.Assert, ast.Expr, ast.For, ast.While, ast.With, ast.Try, ast.If, ast.Match)
 
-# tree: the module, each test in a `with test__(i)`; n: how many; names: what the code may define; classes:
-# are there classes among them; imports: source that the code may count on
-Exam = collections.namedtuple('Exam', 'tree n names classes imports')
+# module: the marshalled code, each test in a `with test__(i)`; n: how many; names: what the code may define;
+# classes: are there classes among them; imports: source that the code may count on; constants: source of what
+# the tests compare with
+Exam = collections.namedtuple('Exam', 'module n names classes imports constants')
 
 
 def nodes_in(node, kind):
@@ -55,40 +56,18 @@ def check_imports(tree):
     for node in nodes_in(tree, (ast.Import, ast.ImportFrom)):
         modules = [node.module or ''] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
         rooms = {module.partition('.')[0] for module in modules}
-        if rooms - sys.stdlib_module_names or rooms & UNREACHABLE:
+        if rooms - sys.stdlib_module_names - {'pytest'} or rooms & UNREACHABLE:
             refuse("the sandbox has only what computes in the standard library", node)
 
 
-def runner_calls(definition):
-    """Source that does what a runner would: functions test..., methods of a TestCase or a class Test..."""
-    name, tests = definition.name, [s.name for s in definition.body if isinstance(s, ast.FunctionDef)]
-    if isinstance(definition, ast.FunctionDef):
-        return [f'{name}()'] if name.startswith('test') and not definition.args.args else []
-    tests = [test for test in tests if test.startswith('test')]
-    if any(ast.unparse(base).endswith('TestCase') for base in definition.bases):
-        return [f'{name}.setUpClass()', *(f'{name}({test!r}).debug()' for test in tests)]
-    return [f'{name}().{test}()' for test in tests if name.startswith('Test')]
-
-
-def ends_the_process(statement):
-    return any(n.attr == 'main' and names_in(n) == {'unittest'} for n in nodes_in(statement, ast.Attribute))
-
-
-def prepare(tests):
-    """The Exam of tests, a text. Raises ValueError for what cannot be graded."""
-    try:
-        tree = ast.parse(tests)
-        tree.body = [s for s in tree.body if not ends_the_process(s)]
-        unknown, others = names_of_code(tree, symtable.symtable(tests, '<tests>', 'exec'))
-        n = mark_tests(tree, unknown)
-        compile(tree, '<tests>', 'exec')
-    except (SyntaxError, RecursionError, MemoryError) as e:
-        raise ValueError(f"these tests are not Python ({type(e).__name__}: {e}): {tests[:200]!r}") from None
-    check_imports(tree)
-    if not n or not unknown:
-        raise ValueError(f"these tests cannot be graded: no assert calls the code: {tests[:200]!r}")
-    imports = [ast.unparse(s) for s in tree.body if isinstance(s, (ast.Import, ast.ImportFrom))]
-    return Exam(tree, n, unknown | others, any(name[0].isupper() for name in unknown), '\n'.join(imports))
+def runner_call(definition):
+    """Source that does what a runner of tests would with a function test... or a TestCase, else no source."""
+    name = definition.name
+    if isinstance(definition, ast.ClassDef):
+        case = any(ast.unparse(base).endswith('TestCase') for base in definition.bases)
+        loader = "__import__('unittest').defaultTestLoader"
+        return f'{loader}.loadTestsFromTestCase({name}).debug()' if case else ''
+    return f'{name}()' if name.startswith('test') and not definition.args.args else ''
 
 
 def mark_tests(tree, unknown):
@@ -96,24 +75,24 @@ def mark_tests(tree, unknown):
     definitions = [s for s in tree.body if isinstance(s, (ast.FunctionDef, ast.ClassDef))]
     concerned = set(unknown)  # names that lead to the code
     for s in definitions:
-        if s.name not in names_in(tree):
-            tree.body += ast.parse('\n'.join(runner_calls(s))).body
-        if s.name not in names_in(tree) and nodes_in(s, ast.Assert):
-            refuse(f"nothing calls {s.name}: add a line that does, as {s.name}(name)", s)
+        if s.name not in names_in(tree) and nodes_in(s, (ast.Assert, ast.Call)):
+            tree.body += ast.parse(runner_call(s)).body
+            if s.name not in names_in(tree) and nodes_in(s, ast.Assert):
+                refuse(f"nothing calls {s.name}: add a line that does, as {s.name}(name)", s)
         if any(names_in(base) & unknown for base in getattr(s, 'bases', [])):
             refuse("a class of the tests cannot have one of the code as its base", s)
         if nodes_in(s, ast.Assert) or names_in(s) & concerned:
             concerned.add(s.name)
     loads = collections.Counter(n.id for n in nodes_in(tree, ast.Name))
     called = {name for s in tree.body if isinstance(s, ast.Expr) for name in called_names(s)}
-    # called once, by the module: the tests are the statements in it
-    once = {name for name in called if loads[name] == 1}
-    opened = [s for s in definitions if isinstance(s, ast.FunctionDef) and s.name in once]
+    # functions that the module calls once: the tests are the statements in them
+    opened = [s for s in definitions if isinstance(s, ast.FunctionDef) and s.name in called and loads[s.name] == 1]
     concerned |= {a.arg for s in opened for a in s.args.args}
+    callers = {s.name for s in opened}
 
     def is_test(s):
         asserts = any(names_in(node) for node in nodes_in(s, ast.Assert))
-        opens = isinstance(s, ast.Expr) and called_names(s) & {function.name for function in opened}
+        opens = isinstance(s, ast.Expr) and called_names(s) & callers
         return isinstance(s, DOING) and (asserts or names_in(s) & concerned) and not opens
     n = 0
     for body in [tree.body, *(function.body for function in opened)]:
@@ -125,52 +104,21 @@ def mark_tests(tree, unknown):
     return n
 
 
-class Scope(dict):
-    """The module of the tests: what only the code can define is fetched, variables each time."""
-
-    def __init__(self, names, fetch, **own):
-        super().__init__(own)
-        self.names, self.fetch = names, fetch
-
-    def __missing__(self, name):
-        if name not in self.names:
-            raise KeyError(name)
-        value = self.fetch(name)
-        if callable(value):
-            self[name] = value
-        return value
-
-
-def examine(exam, fetch, gone):
-    """
-    The share of tests passed. fetch(name): what the code defines; gone(): whether the code's process has
-    ended; then nothing passes, whatever the tests make of it.
-    """
-    verdicts = {}
-
-    class Test:
-        def __init__(self, i):
-            self.i = i
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, error, *_):
-            verdicts[self.i] = verdicts.get(self.i, True) and error is None and not gone()
-            return True
-    scope, n = Scope(exam.names, fetch, __name__='__main__', test__=Test), 1
+@functools.lru_cache(maxsize=1 << 12)
+def prepare(tests):
+    """The Exam of tests, a text. Raises ValueError for what cannot be graded."""
     try:
-        exec(compile(exam.tree, '<tests>', 'exec'), scope)
-    except BaseException:  # between two tests: none that follow can pass
-        n = max(exam.n, len(verdicts) + 1)
-    return sum(verdicts.values()) / max(n, len(verdicts))
-
-
-def constants_in(exam):
-    """The source of each constant that the tests compare with."""
-    for node in nodes_in(exam.tree, ast.Compare):
-        for side in [node.left, *node.comparators]:
-            try:
-                yield repr(ast.literal_eval(side))
-            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                continue
+        tree = ast.parse(tests)
+        tree.body = [s for s in tree.body if 'unittest.main(' not in ast.unparse(s)]
+        unknown, others = names_of_code(tree, symtable.symtable(tests, '<tests>', 'exec'))
+        n = mark_tests(tree, unknown)
+        module = marshal.dumps(compile(tree, '<tests>', 'exec'))
+    except (SyntaxError, RecursionError, MemoryError) as e:
+        raise ValueError(f"these tests are not Python ({type(e).__name__}: {e}): {tests[:200]!r}") from None
+    check_imports(tree)
+    if not n or not unknown:
+        raise ValueError(f"these tests cannot be graded: no assert calls the code: {tests[:200]!r}")
+    imports = [ast.unparse(s) for s in tree.body if isinstance(s, (ast.Import, ast.ImportFrom))]
+    classes = any(name[0].isupper() for name in unknown)
+    constants = [repr(node.value) for node in nodes_in(tree, ast.Constant)]
+    return Exam(module, n, unknown | others, classes, '\n'.join(imports), constants)
