@@ -1,7 +1,6 @@
 """
 Python that a model wrote: what its syntax tree shows, and what it does, in the sandbox. The program of a text
-is in its fenced blocks, those marked as Python and bare ones that define something, or is all of the text;
-what is thought before </think> is none of it.
+is in its fenced blocks (```python, then bare ones), or is all of it; thoughts before </think> are no part.
 """
 import ast
 import builtins
@@ -58,22 +57,15 @@ def fenced_blocks(text):
     return [(language, textwrap.dedent('\n'.join(lines))) for language, lines in blocks]
 
 
-def without_prompts(code):
-    """What was typed in an interactive session, else the code as it is."""
-    typed = [line[4:] for line in code.split('\n') if line.startswith(('>>>', '...'))]
-    return '\n'.join(typed) if typed and tree_of(code) is None else code
-
-
 def code_of(text):
     text = text.removeprefix('\ufeff').replace('\r\n', '\n').rpartition('</think>')[2].partition('<think>')[0]
     blocks = fenced_blocks(text)
     if not blocks:
-        return without_prompts(textwrap.dedent(text).strip('\n'))
-    tagged = [without_prompts(code) for language, code in blocks if language.startswith(('py', 'ipy'))]
-    bare = [without_prompts(code) for language, code in blocks if not language]
+        return textwrap.dedent(text).strip('\n')
+    tagged = [code for language, code in blocks if language.startswith('py')]
+    bare = [code for language, code in blocks if not language]
     # What defines nothing, beside what does, is output or an example of use; what does not parse is no code.
-    defining = list(filter(binds, tagged + bare))
-    return '\n\n'.join(defining or tagged or bare)
+    return '\n\n'.join(list(filter(binds, tagged + bare)) or tagged or bare)
 
 
 def parse(text):

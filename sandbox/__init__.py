@@ -31,8 +31,9 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
@@ -61,23 +62,18 @@ def warn_unprotected():
 
 
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
-        sandbox: str = 'full', descriptors: tuple = ()) -> tuple[str, list]:
+        sandbox: str = 'full', descriptors: list[int] = (),
+        meanwhile: Callable | None = None) -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it gets the
     code; memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
-    malicious code leaves as it likes; descriptors: what it inherits. Returns (status, results). status: 'ok',
+    malicious code leaves as it likes; descriptors: what it inherits; meanwhile: called when the code has
+    ended and the calls are on their way, returns their deadline. Returns (status, results). status: 'ok',
     'error' (the code raised), 'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more
     than RESULT_CAP bytes). results, one per call: ('ok', value), ('error', the exception's name; TypeError
     for a value not of built-in types), or None if never reached. Raises SandboxError where the sandbox
     cannot be put up, ValueError.
     """
-    with locked_process(timeout, memory, sandbox, descriptors) as channel:
-        return converse(channel, [code, *calls], time.monotonic() + timeout)
-
-
-@contextmanager
-def locked_process(timeout, memory, sandbox, descriptors):
-    """The channel to a process that waits for code, and is killed in the end."""
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")
     if not timeout > 0 or memory < 64 << 20:
@@ -96,8 +92,7 @@ def locked_process(timeout, memory, sandbox, descriptors):
     try:
         ended = exchange(channel, json.dumps(job).encode() + b'\n', heard, 1, limit)
         if heard == b'"ready"\n':
-            yield channel
-            return
+            return converse(channel, [code, *calls], time.monotonic() + timeout, meanwhile)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -147,20 +142,18 @@ def exchange(channel, unsent, heard, n_lines, deadline):
     return 'flood'
 
 
-def with_tokens(sources):
-    """The tokens that the replies begin with, and what is sent."""
-    tokens = [os.urandom(4).hex().encode() for _ in sources]
-    texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
-    return tokens, [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
-
-
-def converse(channel, sources, deadline):
+def converse(channel, sources, deadline, meanwhile=None):
     """What run returns. sources: the code, and the calls, which are sent when it has ended."""
-    tokens, sent = with_tokens(sources)
-    heard = bytearray()
+    tokens, heard = [os.urandom(4).hex().encode() for _ in sources], bytearray()
+    texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
+    sent = [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
     ended = exchange(channel, sent[0], heard, 1, deadline)
     if not ended and heard.startswith(tokens[0]):
-        ended = exchange(channel, b''.join(sent[1:]), heard, len(sources), deadline)
+        calls = b''.join(sent[1:])
+        if meanwhile:
+            exchange(channel, calls, heard, 1, deadline)
+            calls, deadline = b'', meanwhile()
+        ended = exchange(channel, calls, heard, len(sources), deadline)
     replies = list(itertools.takewhile(bool, map(read_reply, tokens, heard.split(b'\n')[:-1])))
     first, *results = replies + [None] * (len(sources) - len(replies))
     if first and first[0] == 'error':
@@ -230,22 +223,24 @@ def exam_of(tests):
 
 
 def examine(code, tests, sandbox, timeout=2.0, memory=512 << 20):
-    """The Grade of a code. Its process ends before the one with the tests does."""
+    """The Grade of a code: a process with the tests calls what the code defines in another."""
     exam = exam_of(tests)
     ours, theirs = socket.socketpair()
-    with ours, theirs, locked_process(timeout + GRACE, EXAMINER_MEMORY, sandbox, [ours.fileno()]) as examiner:
-        tokens, sent = with_tokens([LINK, f'sit{(ours.fileno(), exam.classes, *exam[:3])}'])
-        heard = bytearray()
-        ended = exchange(examiner, b''.join(sent), heard, 1, time.monotonic() + START_LIMIT)
-        if ended:
-            raise SandboxError(f"the process with the tests did not start: {ended}")
+    statuses = []
+
+    def run_code():
         ours.close()  # so that each side sees when the other has ended
         served = f'{LINK}serve_code{(theirs.fileno(), code, exam.imports, exam.classes)}'
-        status, _ = run(served, [], timeout, memory, sandbox, [theirs.fileno()])
+        statuses.append(run(served, [], timeout, memory, sandbox, [theirs.fileno()])[0])
         theirs.close()
-        exchange(examiner, b'', heard, 2, time.monotonic() + GRACE)
-    replies = list(map(read_reply, tokens, heard.split(b'\n')[:-1]))
-    return Grade(replies[1][1] if len(replies) == 2 and replies[1][0] == 'ok' else 0.0, status)
+        return time.monotonic() + GRACE
+    with ours, theirs:
+        sit = f'sit{(ours.fileno(), exam.classes, *exam[:3])}'
+        ended, results = run(LINK, [sit], START_LIMIT, EXAMINER_MEMORY, sandbox, [ours.fileno()], run_code)
+    if not statuses:
+        raise SandboxError(f"the process with the tests did not start: {ended}")
+    told, share = results[0] or (ended, 0.0)
+    return Grade(share if told == 'ok' else 0.0, statuses[0])
 
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
@@ -277,7 +272,7 @@ def constant_passes(tests):
     """
     exam = exam_of(tests)
     constants = list(dict.fromkeys([*map(repr, CONSTANTS), *exam.constants]))
-    calls = [f'examine(*{tuple(exam[:3])}, lambda name: lambda *a, **k: {constant})' for constant in constants]
-    _, results = run(LINK, calls, GRACE)
+    start = f'{LINK}exam = {exam[:3]}'
+    _, results = run(start, [f'examine(*exam, lambda name: lambda *a, **k: {c})' for c in constants], GRACE)
     passes = zip(constants, results, strict=True)
     return next((constant for constant, result in passes if result == ('ok', 1.0)), None)

@@ -13,8 +13,7 @@ BUILTINS = {*dir(builtins), '__file__', '__name__'}
 DOING = (ast.Assert, ast.Expr, ast.For, ast.While, ast.With, ast.Try, ast.If, ast.Match)
 
 # module: the marshalled code, each test in a `with test__(i)`; n: how many; names: what the code may define;
-# classes: are there classes among them; imports: source that the code may count on; constants: source of what
-# the tests compare with
+# classes: are any of them classes; imports: source that the code may count on; constants: source of each
 Exam = collections.namedtuple('Exam', 'module n names classes imports constants')
 
 
@@ -26,10 +25,6 @@ def names_in(node):
     return {n.id for n in nodes_in(node, ast.Name)}
 
 
-def called_names(node):
-    return {n.func.id for n in nodes_in(node, ast.Call) if isinstance(n.func, ast.Name)}
-
-
 def global_names(table):
     """The names that a scope of symtable and those in it look up in the module or among the built-ins."""
     top = table.get_type() == 'module'
@@ -38,13 +33,12 @@ def global_names(table):
 
 
 def names_of_code(tree, table):
-    """(names that only the code can define, or a built-in that all asserts call; the tests' other names)."""
+    """(names that only the code can define, or built-ins that all tests mention; the tests' other names)."""
     used = global_names(table)
     given = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    called = [called_names(node) for node in nodes_in(tree, ast.Assert)]
-    handed = {name for s in tree.body if isinstance(s, ast.Expr) for name in names_in(s)}  # check(sum)
-    shadowing = set.intersection(*called) if called else set()
-    unknown = used - given - BUILTINS or (shadowing & BUILTINS or handed & BUILTINS) - given
+    mentioned = filter(None, [names_in(s) for s in tree.body if isinstance(s, DOING)])
+    shadowing = functools.reduce(set.intersection, mentioned, BUILTINS)
+    unknown = used - given - BUILTINS or shadowing - given
     return unknown, used - BUILTINS - unknown
 
 
@@ -84,18 +78,18 @@ def mark_tests(tree, unknown):
         if nodes_in(s, ast.Assert) or names_in(s) & concerned:
             concerned.add(s.name)
     loads = collections.Counter(n.id for n in nodes_in(tree, ast.Name))
-    called = {name for s in tree.body if isinstance(s, ast.Expr) for name in called_names(s)}
+    calls = [s.value.func for s in tree.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    once = {function.id for function in calls if isinstance(function, ast.Name) and loads[function.id] == 1}
     # functions that the module calls once: the tests are the statements in them
-    opened = [s for s in definitions if isinstance(s, ast.FunctionDef) and s.name in called and loads[s.name] == 1]
-    concerned |= {a.arg for s in opened for a in s.args.args}
-    callers = {s.name for s in opened}
+    opened = {s.name: s for s in definitions if isinstance(s, ast.FunctionDef) and s.name in once}
+    concerned |= {a.arg for s in opened.values() for a in s.args.args}
 
     def is_test(s):
         asserts = any(names_in(node) for node in nodes_in(s, ast.Assert))
-        opens = isinstance(s, ast.Expr) and called_names(s) & callers
+        opens = isinstance(s, ast.Expr) and names_in(s) & opened.keys()
         return isinstance(s, DOING) and (asserts or names_in(s) & concerned) and not opens
     n = 0
-    for body in [tree.body, *(function.body for function in opened)]:
+    for body in [tree.body, *(s.body for s in opened.values())]:
         for i, s in enumerate(body):
             if is_test(s):
                 guard = ast.withitem(ast.Call(ast.Name('test__', ast.Load()), [ast.Constant(n)], []))

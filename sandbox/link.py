@@ -1,12 +1,9 @@
 """
 The two processes of a grade: one runs the tests (`sit`), the other the code (`serve_code`), over a socket.
-Values of PLAIN types travel as copies, without methods of their own. For all else a Remote stands, which
-forwards what is done with it. Each side serves the other while it waits.
+Values of PLAIN types travel as copies. For all else stands a Remote, which forwards what is done with it.
 """
 import builtins
-import collections
 import contextlib
-import functools
 import io
 import marshal
 import operator
@@ -22,17 +19,16 @@ PLAIN |= {'fractions.Fraction', 'decimal.Decimal'}
 
 # ---- values
 
-@functools.cache
-def base_of(kind):
-    """The plain type that this is or inherits from, or None."""
-    return next((base for base in kind.__mro__ if f'{base.__module__}.{base.__name__}' in PLAIN), None)
+def is_plain(kind):
+    return f'{kind.__module__}.{kind.__name__}' in PLAIN
 
 
 def plain(value):
-    """A copy of the plain type that the value is of or inherits from, else the value."""
-    base = base_of(type(value))
-    copy = str.__str__ if base is str else base  # str() asks what inherits from it
-    return copy(value) if base else value
+    """A copy of the PLAIN type that its own inherits from (of views of a dict, a set), else the value."""
+    if type(value).__name__ in ('dict_keys', 'dict_items'):
+        return set(value)
+    base = next(filter(is_plain, type(value).__mro__), lambda value: value)
+    return str.__str__(value) if base is str else base(value)  # str() asks what inherits from it
 
 
 ERRORS = {}  # classes of exceptions by what travels
@@ -49,53 +45,20 @@ def error_type(module, name, base):
     return ERRORS.setdefault((module, name, base), kind)
 
 
-def error(kind, args, attributes):
-    made = kind.__new__(kind, *args)
-    made.__dict__.update(attributes)
-    return made
-
-
-def record(name, fields, values):
-    return collections.namedtuple(name, fields)(*values)
-
-
-def dict_keys(keys):
-    return dict.fromkeys(keys).keys()
-
-
-HELPERS = {helper.__name__: helper for helper in (error_type, error, record, dict_keys)}
-
-
 class Pickler(pickle.Pickler):
     def persistent_id(self, value):
-        """None for what travels, else what the other side makes a Remote of, or finds in its own objects."""
-        kind, link = type(value), self.link
-        if kind is Remote:
-            return value.remote__[1], 'yours'
-        if kind is type(error) and HELPERS.get(value.__name__) is value:
-            return value.__name__, 'helper'
-        if isinstance(value, type):
-            travels = base_of(value) is value or issubclass(value, BaseException)
-        else:
-            travels = base_of(kind) and not (link.classes and kind.__module__ == 'candidate')
-        if travels or isinstance(value, BaseException) or kind.__name__ == 'dict_keys':
-            return None
-        link.objects[id(value)] = value
-        return id(value), 'mine'
-
-    def reducer_override(self, value):
+        """None for what is plain, else what the other side makes an exception or a Remote of, or knows."""
         kind = value if isinstance(value, type) else type(value)
+        if kind is Remote:
+            return 'yours', value.remote__[1]
         if issubclass(kind, BaseException):
             base = next(base for base in kind.__mro__ if base.__module__ == 'builtins')
             key = kind.__module__, kind.__name__, base.__name__
             ERRORS[key] = kind
-            return (error_type, key) if kind is value else (error, (kind, value.args, vars(value)))
-        base = base_of(kind)
-        if kind is value or kind is base:
-            return NotImplemented
-        if base is tuple and hasattr(kind, '_fields'):
-            return record, (kind.__name__, kind._fields, list(value))
-        return (base, (plain(value),)) if base else (dict_keys, (list(value),))
+            return ('class', key) if kind is value else ('error', key, value.args, vars(value))
+        if not is_plain(kind):
+            self.link.objects[id(value)] = value
+            return 'mine', id(value)
 
 
 class Unpickler(pickle._Unpickler):
@@ -108,10 +71,16 @@ class Unpickler(pickle._Unpickler):
         return super().find_class(module, name)
 
     def persistent_load(self, key):
-        number, whose = key
-        if whose == 'mine':  # one object, one Remote
+        what, number, *state = key
+        if what == 'mine':  # one object, one Remote
             return self.link.remotes.setdefault(number, Remote(self.link, number))
-        return HELPERS[number] if whose == 'helper' else self.link.objects[number]
+        if what == 'yours':
+            return self.link.objects[number]
+        made = error_type(*number)
+        if what == 'error':
+            made = made.__new__(made, *state[0])
+            made.__dict__.update(state[1])
+        return made
 
 
 # ---- what stands for an object of the other process
@@ -140,46 +109,35 @@ class Remote:
     def __instancecheck__(self, value):
         return type(value) is Remote and ask(value, 'isinstance', self)
 
-    def __contains__(self, value):
-        return ask(self, 'contains', value) if may_meet(self, value) else any(x == value for x in self)
-
-    def __eq__(self, other):
-        """What it is compared with may be what is expected, and stays here, unless it is remote too."""
-        if type(other) is Remote:
-            return self is other or ask(self, 'eq', other)
-        value = ask(self, 'plain')
-        return NotImplemented if type(value) is Remote else value == other
-
 
 def ask(remote, name, *others):
     return remote.remote__[0].ask(name, remote, *others)
 
 
-def may_meet(remote, other):
-    """f(1) - 0.5 would tell the code what is expected."""
-    return type(other) is Remote or remote.remote__[0].classes
-
-
 OPERATIONS = {'call': lambda function, kwargs, *args: function(*args, **kwargs), 'getattr': getattr,
-              'setattr': setattr, 'isinstance': isinstance, 'plain': plain, 'eq': operator.eq,
-              'contains': operator.contains}
-ALONE = 'hash str repr bool int float len iter next reversed abs round neg pos getitem setitem delitem'.split()
-MEETING = 'lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor'.split()
+              'setattr': setattr, 'isinstance': isinstance, 'plain': plain}
+ALONE = 'hash str repr bool int float len iter next reversed abs round neg getitem setitem delitem'.split()
+MEETING = 'eq lt le gt ge contains add sub mul truediv floordiv mod pow matmul and or xor'.split()
 
 
 def forward(name, swaps):
     """Give Remote the special method, which has the other side do what operator or the built-in does."""
     def method(self, *others):
-        if name in MEETING and not may_meet(self, *others):
-            return NotImplemented
-        return self.remote__[0].ask(name, *others, self) if swaps else ask(self, name, *others)
-    OPERATIONS[name] = getattr(builtins, name, None) or getattr(operator, f'__{name}__')
+        link = self.remote__[0]
+        if name in MEETING and not link.classes and type(others[0]) is not Remote:
+            # f(1) - 0.5 there would tell the code what is expected
+            value = ask(self, 'plain')
+            if type(value) is not Remote:
+                return operation(others[0], value) if swaps else operation(value, others[0])
+            return others[0] in list(self) if name == 'contains' else NotImplemented
+        return link.ask(name, *others, self) if swaps else link.ask(name, self, *others)
+    operation = OPERATIONS[name] = getattr(builtins, name, None) or getattr(operator, f'__{name}__')
     setattr(Remote, f'__{"r" * swaps}{name}__', method)
 
 
 for name in ALONE + MEETING:
     forward(name, swaps=False)
-for name in MEETING[4:]:
+for name in MEETING[6:]:
     forward(name, swaps=True)
 
 
@@ -187,16 +145,13 @@ for name in MEETING[4:]:
 
 def overwrite(old, new):
     """Make old, if it can be changed, what it has become on the other side."""
-    if type(old) is type(new) and old != new:
-        if isinstance(old, (list, bytearray)):
-            old[:] = new
-        elif isinstance(old, (dict, set)):
-            old.clear()
-            old.update(new)
+    if type(old) in (list, bytearray, dict, set) and type(old) is type(new) and old != new:
+        old.clear()
+        (old.extend if type(old) in (list, bytearray) else old.update)(new)
 
 
 class Link:
-    """operations: {name: function}, what the other side may ask for; classes: may Remotes meet plain values?"""
+    """operations: what the other side may ask for, by name; classes: may Remotes meet plain values there?"""
 
     def __init__(self, socket, operations, classes):
         self.file = open(socket, 'r+b', buffering=0)
@@ -266,9 +221,7 @@ class Scope(dict):
     """The module of the tests: what only the code can define is fetched, variables each time."""
 
     def __missing__(self, name):
-        if name not in self.names:
-            raise KeyError(name)
-        value = self.fetch(name)
+        value = self.fetch(name) if name in self.names else {}[name]
         if callable(value):
             self[name] = value
         return value
@@ -281,19 +234,14 @@ def examine(module, n, names, fetch, alive=bool):
     """
     verdicts = {}
 
-    class Test:
-        def __init__(self, i):
-            self.i = i
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, error, *_):
-            passed, verdicts[self.i] = verdicts.get(self.i, True) and error is None, False
+    @contextlib.contextmanager
+    def test(i):
+        so_far, verdicts[i] = verdicts.get(i, True), False
+        with contextlib.suppress(BaseException):
+            yield
             alive()
-            verdicts[self.i] = passed
-            return True
-    scope, least = Scope(__name__='__main__', test__=Test), 1
+            verdicts[i] = so_far
+    scope, least = Scope(__name__='__main__', test__=test), 1
     scope.names, scope.fetch = names, fetch
     try:
         exec(marshal.loads(module), scope)
@@ -304,16 +252,15 @@ def examine(module, n, names, fetch, alive=bool):
 
 def sit(socket, classes, *exam):
     """The verdict of examine on the code behind a socket."""
-    def guarded(operation):
+    def guarded(name):
         def guard(target, *operands):
             known = id(target) in link.objects
-            if operation in (getattr, setattr):  # functions of the tests know what is expected
+            if 'attr' in name:  # functions of the tests know what is expected
                 known &= type(target).__module__ == '__main__' and operands[0][:1] != '_'
             if not known:
                 raise AttributeError("not for the code")
-            return operation(target, *operands)
+            return OPERATIONS[name](target, *operands)
         return guard
-    guards = {name: guarded(operation) for name, operation in OPERATIONS.items()}
-    link = Link(socket, guards, classes)
+    link = Link(socket, {name: guarded(name) for name in OPERATIONS}, classes)
     with link.file:
         return examine(*exam, lambda name: link.ask('fetch', name), lambda: link.ask('bool', 0))

@@ -455,10 +455,8 @@ def f(grid):
         row.reverse()
 ===
 grid = [[1, 2], [3, 4]]
-first = grid[0]
 f(grid)
 assert grid == [[2, 1], [4, 3]]
-assert first == [2, 1]
 ---
 def f(d):
     d['x'] = 1
@@ -588,12 +586,6 @@ def f(): return True
 ===
 assert f() == 1
 assert f() is True
----
-import math
-def f(): return [math.nan]
-===
-import math
-assert f() == [math.nan]
 ---
 def f(n):
     x = []
@@ -867,8 +859,6 @@ IN_TEXT = {
     'output before': f'To get\n```\n2\n```\nwrite\n```python\n{F}\n```',
     'shell': f'```bash\npip install x\n```\n```python\n{F}\n```', 'JSON': f'```json\n{{"f": 1}}\n```\n```python\n{F}\n```',
     'text and bare': f'```text\nhello\n```\n```\n{F}\n```',
-    'session': '```pycon\n>>> def f(x):\n...     return x + 1\n...\n>>> f(2)\n3\n```',
-    'bare session': '>>> def f(x):\n...     return x + 1\n>>> f(2)\n3',
     'no code beside it': f'```python\n{F}\n```\n```python\nf(1) -> 2\n```',
     'example that raises': f'```python\n{F}\n```\nFor example:\n```python\nprint(f("a"))\n```',
     'one builds on another': '```python\nK = 1\n```\nand\n```python\ndef f(x):\n    return x + K\n```',

@@ -844,7 +844,7 @@ def test_constants_that_pass():
     assert constant_passes(TESTS) is None
     assert constant_passes(['assert f(2) == []', 'assert f(3) == []']) == '[]'
     assert constant_passes(['assert list(f(2)) == []', 'assert f(3) * 2 == ()']) == '()'
-    assert constant_passes('def check(g):\n    for x in range(3):\n        assert g(x) in (7, 8)\ncheck(f)') is None
+    assert constant_passes('def check(g):\n    for x in range(3):\n        assert g(x) in (7, 8)\ncheck(f)') == '7'
     assert constant_passes('for x in range(3):\n    assert 5 <= f(x)') == '5'
     assert constant_passes(['assert f(2) == 12', 'assert f(3) == 12']) == '12'
     assert constant_passes(['assert f(f(2)) == f(2)']) is not None
@@ -951,8 +951,8 @@ def test_as_many_programs_at_once_as_there_are_processors(monkeypatch):
         running.pop()
         return 'ok', []
 
-    def examine_alone(tests, codes, *arguments, **limits):
-        return [Grade(int(code), run_alone()[0]) for code in codes]
+    def examine_alone(code, *arguments, **limits):
+        return Grade(int(code), run_alone()[0])
     grade('', TESTS)  # the sandbox is looked at
     monkeypatch.setattr(sandbox, 'examine', examine_alone)
     monkeypatch.setattr(code_rewards, 'run', run_alone)
@@ -987,7 +987,7 @@ def test_no_sandbox_must_be_asked_for_and_warns_once():
 
 
 def test_many_answers_at_once():
-    """64 answers with 3 tests each take 20 s at most on 2 processors; one process with the tests examines four of them."""
+    """64 answers with 3 tests each take 20 s at most on 2 processors."""
     start = time.monotonic()
     got = grade_many([(f'def f(x):\n    return x + {i % 4}', TESTS) for i in range(64)])
     seconds = time.monotonic() - start
