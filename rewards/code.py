@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rewards.reward import reward
 from sandbox import check_sandbox, exam_of, grade_many, processors, run
+from sandbox.exam import nodes_in
 
-FENCE = re.compile(r'([ \t]*)(`{3,}|~{3,})[ \t]*[{.]*([\w+-]*)[^`]*')
+FENCE = re.compile(r'^([ \t]*)(`{3,}|~{3,})[ \t]*[{.]*([\w+-]*)[^`\n]*(?:\n|\Z)(.*?)'
+                   r'(?:^\1? {0,3}\2[`~]*[ \t]*$|\Z)', re.MULTILINE | re.DOTALL)
 UNFINISHED = re.compile(r'^[^#\n]*#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE | re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
@@ -37,33 +39,15 @@ def binds(code):
     return tree is not None and any(isinstance(s, BINDING) for s in tree.body)
 
 
-def fenced_blocks(text):
-    """[(language, code)]; the last may be cut off, and the first may have been opened by the prompt."""
-    blocks, fence, before = [], None, []
-    for line in text.split('\n'):
-        mark = FENCE.fullmatch(line)
-        bare = mark and not mark[3]
-        if fence and bare and mark[2].startswith(fence[2]) and mark.end(1) <= fence.end(1) + 3:
-            fence = None
-        elif fence:
-            blocks[-1][1].append(line)
-        elif bare and not blocks and binds('\n'.join(before)):
-            blocks.append(('', before[:]))
-        elif mark:
-            fence = mark
-            blocks.append((mark[3].lower(), []))
-        else:
-            before.append(line)
-    return [(language, textwrap.dedent('\n'.join(lines))) for language, lines in blocks]
-
-
 def code_of(text):
     text = text.removeprefix('\ufeff').replace('\r\n', '\n').rpartition('</think>')[2].partition('<think>')[0]
-    blocks = fenced_blocks(text)
-    if not blocks:
-        return textwrap.dedent(text).strip('\n')
-    tagged = [code for language, code in blocks if language.startswith('py')]
-    bare = [code for language, code in blocks if not language]
+    blocks = list(FENCE.finditer(text))  # the last may be cut off, and the first opened by the prompt
+    before = textwrap.dedent(text[:blocks[0].start()] if blocks else text).strip('\n')
+    if not blocks or not blocks[0][3] and binds(before):
+        return before
+    programs = [(block[3].lower(), textwrap.dedent(block[4]).strip('\n')) for block in blocks]
+    tagged = [code for language, code in programs if language.startswith('py')]
+    bare = [code for language, code in programs if not language]
     # What defines nothing, beside what does, is output or an example of use; what does not parse is no code.
     return '\n\n'.join(list(filter(binds, tagged + bare)) or tagged or bare)
 
@@ -74,10 +58,6 @@ def parse(text):
     tree = tree_of(code)
     does = tree is not None and nodes_in(tree, (*BINDING, ast.Call, ast.For, ast.While))
     return code, tree if does else None
-
-
-def nodes_in(tree, kinds):
-    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
 def names_in(tree, context):

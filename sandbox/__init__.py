@@ -13,9 +13,8 @@ Code gets by without threads, asyncio and numpy.
 
 It gets the code once it is locked in, and the clock starts there: nothing that code does looks like a failed
 sandbox. Tests run in a sandbox of their own, as Python runs them (exam.py), and call the code over a socket
-(link.py). So the code sees what it is called with, never what is expected, and its word is no verdict: what
-comes back are plain values, which the test compares. Code can lie where a test asks it about itself alone, as
-`assert f(f(1)) == f(1)` does, or about objects of its classes; state passes from one test to the next.
+(link.py), so it never learns what is expected, and plain values come back. It can lie where a test asks it
+about itself alone, as `assert f(f(1)) == f(1)`, or its classes; state passes from one test to the next.
 """
 import builtins
 import collections
@@ -262,7 +261,7 @@ def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
     return grade_many([(code, tests)], **limits)[0].score
 
 
-CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
+CONSTANTS = "None True False 0 1 -1 '' [] () {} set()".split()
 
 
 def constant_passes(tests):
@@ -271,7 +270,7 @@ def constant_passes(tests):
     nothing. Raises as grade does.
     """
     exam = exam_of(tests)
-    constants = list(dict.fromkeys([*map(repr, CONSTANTS), *exam.constants]))
+    constants = list(dict.fromkeys(CONSTANTS + exam.constants))
     start = f'{LINK}exam = {exam[:3]}'
     _, results = run(start, [f'examine(*exam, lambda name: lambda *a, **k: {c})' for c in constants], GRACE)
     passes = zip(constants, results, strict=True)

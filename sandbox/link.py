@@ -100,12 +100,6 @@ class Remote:
     def __call__(self, *args, **kwargs):
         return ask(self, 'call', kwargs, *args)
 
-    def __enter__(self):
-        return self.__getattr__('__enter__')()
-
-    def __exit__(self, *error):
-        return self.__getattr__('__exit__')(*error)
-
     def __instancecheck__(self, value):
         return type(value) is Remote and ask(value, 'isinstance', self)
 
@@ -116,16 +110,17 @@ def ask(remote, name, *others):
 
 OPERATIONS = {'call': lambda function, kwargs, *args: function(*args, **kwargs), 'getattr': getattr,
               'setattr': setattr, 'isinstance': isinstance, 'plain': plain}
-ALONE = 'hash str repr bool int float len iter next reversed abs round neg getitem setitem delitem'.split()
-MEETING = 'eq lt le gt ge contains add sub mul truediv floordiv mod pow matmul and or xor'.split()
+ALONE = 'hash str repr bool int index float len iter next abs round neg getitem setitem delitem'.split()
+COMPARING = 'eq lt le gt ge'.split()
+MEETING = 'contains add sub mul truediv floordiv mod pow and or xor'.split()
 
 
 def forward(name, swaps):
     """Give Remote the special method, which has the other side do what operator or the built-in does."""
     def method(self, *others):
         link = self.remote__[0]
-        if name in MEETING and not link.classes and type(others[0]) is not Remote:
-            # f(1) - 0.5 there would tell the code what is expected
+        guarded = name in COMPARING or name in MEETING and not link.classes
+        if guarded and type(others[0]) is not Remote:  # f(1) - 0.5 there would tell the code what is expected
             value = ask(self, 'plain')
             if type(value) is not Remote:
                 return operation(others[0], value) if swaps else operation(value, others[0])
@@ -135,9 +130,9 @@ def forward(name, swaps):
     setattr(Remote, f'__{"r" * swaps}{name}__', method)
 
 
-for name in ALONE + MEETING:
+for name in ALONE + COMPARING + MEETING:
     forward(name, swaps=False)
-for name in MEETING[6:]:
+for name in MEETING[1:]:
     forward(name, swaps=True)
 
 
@@ -151,7 +146,7 @@ def overwrite(old, new):
 
 
 class Link:
-    """operations: what the other side may ask for, by name; classes: may Remotes meet plain values there?"""
+    """operations: what the other side may ask for; classes: may Remotes be added to plain values?"""
 
     def __init__(self, socket, operations, classes):
         self.file = open(socket, 'r+b', buffering=0)
@@ -202,13 +197,10 @@ class Link:
 
 def serve_code(socket, code, imports, classes):
     """Run code as a module, which may count on the tests' imports, then do what the other side asks for."""
-    module = type(sys)('candidate')  # dataclasses and the like look for one
-    sys.modules['candidate'] = module
-    scope, imported = module.__dict__, {}
+    module = sys.modules['candidate'] = type(sys)('candidate')  # dataclasses and the like look for one
+    scope = module.__dict__
+    exec(imports, scope)
     exec(compile(code, '<answer>', 'exec'), scope)
-    exec(imports, imported)
-    for name, value in imported.items():
-        scope.setdefault(name, value)
     link = Link(socket, OPERATIONS | {'fetch': scope.__getitem__}, classes)
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -241,13 +233,13 @@ def examine(module, n, names, fetch, alive=bool):
             yield
             alive()
             verdicts[i] = so_far
-    scope, least = Scope(__name__='__main__', test__=test), 1
+    scope = Scope(__name__='__main__', test__=test)
     scope.names, scope.fetch = names, fetch
     try:
         exec(marshal.loads(module), scope)
     except BaseException:  # between two tests: none that follow can pass
-        least = max(n, len(verdicts) + 1)
-    return sum(verdicts.values()) / max(least, len(verdicts))
+        n += 1
+    return sum(verdicts.values()) / n
 
 
 def sit(socket, classes, *exam):

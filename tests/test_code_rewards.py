@@ -338,23 +338,6 @@ except E as e:
     assert e.args == ('no', 3)
 assert f(0) == 1
 ---
-def f(x):
-    if x < 0: raise KeyError(x)
-    return x
-===
-import unittest
-class TestF(unittest.TestCase):
-    def setUp(self):
-        self.value = 2
-    def test_good(self):
-        self.assertEqual(f(self.value), 2)
-    def test_bad(self):
-        with self.assertRaises(KeyError):
-            f(-1)
-        self.assertAlmostEqual(f(1.00000001), 1)
-if __name__ == '__main__':
-    unittest.main()
----
 def f(x): return x + 1
 ===
 def test_one():
@@ -482,26 +465,6 @@ def f(a, *rest, b=2, **more): return (a, rest, b, more)
 ===
 assert f(1, 2, 3, b=4, c=5) == (1, (2, 3), 4, {'c': 5})
 ---
-class Timer:
-    def __enter__(self):
-        self.on = True
-        return self
-    def __exit__(self, *e):
-        self.on = False
-        return e[0] is ValueError
-===
-with Timer() as t:
-    assert t.on
-assert not t.on
-with Timer():
-    raise ValueError
-try:
-    with Timer():
-        raise KeyError
-    assert False
-except KeyError:
-    pass
----
 class Tree:
     def __init__(self): self.d = {}
     def __setitem__(self, k, v): self.d[k] = v
@@ -608,23 +571,6 @@ except ZeroDivisionError:
 else:
     assert False, 'no error'
 assert f(1, 2) == .5
----
-class Account:
-    def __init__(self): self.balance = 0
-    def deposit(self, n):
-        if n <= 0: raise ValueError('bad amount')
-        self.balance += n
-===
-import unittest
-class T(unittest.TestCase):
-    def test_it(self):
-        a = Account()
-        a.deposit(5)
-        self.assertEqual(a.balance, 5)
-        self.assertRaises(ValueError, a.deposit, -1)
-        with self.assertRaisesRegex(ValueError, 'bad'):
-            a.deposit(0)
-        self.assertTrue(a.balance > 4)
 ---
 def f(x):
     return {'a': [1, {'b': (2, 3)}], 'c': None}
