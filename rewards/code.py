@@ -56,8 +56,7 @@ def parse(text):
     """(code, tree) of a text; no tree unless it is a program: words that happen to parse do nothing."""
     code = code_of(text)
     tree = tree_of(code)
-    does = tree is not None and nodes_in(tree, (*BINDING, ast.Call, ast.For, ast.While))
-    return code, tree if does else None
+    return code, tree if tree and nodes_in(tree, (*BINDING, ast.Call, ast.For, ast.While)) else None
 
 
 def names_in(tree, context):
@@ -183,9 +182,7 @@ def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='fu
     """
     for record in tests:
         exam_of(record)  # even where no text is a program
-    programs = {i: code for i, (code, tree) in enumerate(map(parse, texts)) if tree is not None}
-    jobs, values = [(code, tests[i]) for i, code in programs.items()], [0.0] * len(texts)
-    grades = grade_many(jobs, sandbox, timeout=timeout, memory=memory)
-    for i, (passed, _) in zip(programs, grades, strict=True):
-        values[i] = passed
-    return values
+    programs = list(map(parse, texts))
+    jobs = [(code, t) for (code, tree), t in zip(programs, tests, strict=True) if tree is not None]
+    grades = iter(grade_many(jobs, sandbox, timeout=timeout, memory=memory))
+    return [0.0 if tree is None else next(grades)[0] for _, tree in programs]

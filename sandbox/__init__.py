@@ -43,8 +43,7 @@ CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each 
 LINK = compile(Path(__file__).with_name('link.py').read_text(), 'link.py', 'exec')
 LINK = f"exec(__import__('marshal').loads({marshal.dumps(LINK)!r}))\n"  # not compiled in each process
 START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
-GRACE = 5.0             # seconds for tests to end when the code has, or to run against a constant
-EXAMINER_MEMORY = 512 << 20
+GRACE = 5.0             # seconds for tests to end after the code, or against constants
 RESULT_CAP = 64 << 10   # bytes for all results of one process
 # With a hash seed, the order of a set is the same each time, and so is the verdict.
 ENVIRONMENT = {'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'PYTHONSAFEPATH': '1'}
@@ -235,7 +234,7 @@ def examine(code, tests, sandbox, timeout=2.0, memory=512 << 20):
         return time.monotonic() + GRACE
     with ours, theirs:
         sit = f'sit{(ours.fileno(), exam.classes, *exam[:3])}'
-        ended, results = run(LINK, [sit], START_LIMIT, EXAMINER_MEMORY, sandbox, [ours.fileno()], run_code)
+        ended, results = run(LINK, [sit], START_LIMIT, 512 << 20, sandbox, [ours.fileno()], run_code)
     if not statuses:
         raise SandboxError(f"the process with the tests did not start: {ended}")
     told, share = results[0] or (ended, 0.0)

@@ -710,7 +710,9 @@ def test_mutants_of_the_programs():
 # ---------------------------------------------------------------------------------------------------------------------
 # what an answer can learn, and forge
 
-LINK = "import gc\nlink = next(o for o in gc.get_objects() if type(o).__name__ == 'Link')\n"  # code may find its end of the line
+# The code may find its end of the line, which is there when its functions are called.
+LINK = ("import gc\nclass Finder:\n    def __getattr__(self, name):\n"
+        "        return getattr(next(o for o in gc.get_objects() if type(o).__name__ == 'Link'), name)\nlink = Finder()\n")
 
 
 @pytest.mark.parametrize('code', [
@@ -765,7 +767,8 @@ LIARS = {
                                      '\\x06__eq__ccollections\\nCounter\\ns\\x86b)R)\\x8c\\x00t.")',
     'a flood': LINK + 'def f(x):\n    while True: link.file.write(b"x" * 65536)',
     'a request that never ends': LINK + 'def f(x):\n    while True: link.ask("call", x, (), {})',
-    'an answer ahead of the question': LINK + 'import pickle\nfor _ in range(9): link.file.write(pickle.dumps(("value", 4, (), "")))',
+    'an answer ahead of the question': LINK + 'import pickle\ndef f(x):\n    for _ in range(9):\n'
+                                       '        link.file.write(pickle.dumps(("value", 4000, (), "")))\n    return "x"',
 }
 
 
