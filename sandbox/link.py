@@ -13,8 +13,8 @@ import sys
 PLAIN = {f'builtins.{name}' for name in """int float complex bool str bytes bytearray list tuple dict set
 frozenset range slice Ellipsis ellipsis NotImplemented NotImplementedType NoneType""".split()}
 PLAIN |= {f'collections.{name}' for name in ('Counter', 'OrderedDict', 'defaultdict', 'deque')}
-PLAIN |= {f'datetime.{name}' for name in ('date', 'datetime', 'time', 'timedelta')}
-PLAIN |= {'fractions.Fraction', 'decimal.Decimal'}
+PLAIN |= {f'datetime.{name}' for name in ('date', 'datetime', 'time', 'timedelta', 'timezone')}
+PLAIN |= {'fractions.Fraction', 'decimal.Decimal', 'pathlib.PosixPath'}
 
 
 # ---- values

@@ -181,6 +181,61 @@ def f():
 ===
 assert f() == 1
 ---
+from datetime import datetime, timezone
+from pathlib import Path
+def f(): return datetime(2020, 1, 2, tzinfo=timezone.utc), Path('a') / 'b'
+===
+import datetime as dt, pathlib
+assert f()[0] == dt.datetime(2020, 1, 2, tzinfo=dt.timezone.utc)
+assert f()[1] == pathlib.Path('a/b')
+---
+from enum import Enum, IntEnum, IntFlag
+class S(str, Enum):
+    A = 'a'
+class M(IntFlag):
+    R = 4
+    W = 2
+class E(IntEnum):
+    ONE = 1
+def f(): return S.A, M.R | M.W, [E.ONE]
+===
+assert f() == ('a', 6, [1])
+assert f()[0].upper() == 'A' and 'a' in f()[0]
+assert f()[1] + 1 == 7 and abs(f()[1] - 6) < 1e-9 and f()[1] < 7 and [0, 5][f()[2][0]] == 5
+assert sorted([f()[1], 3]) == [3, 6]
+---
+from collections import defaultdict
+def f():
+    d = defaultdict(lambda: defaultdict(int))
+    d[1][2] += 3
+    return d
+===
+assert f() == {1: {2: 3}}
+---
+from collections import namedtuple
+def f(p): return p.x + p[1] + sum(p)
+===
+from collections import namedtuple
+P = namedtuple('P', 'x y')
+assert f(P(1, 2)) == 6
+---
+def f(x): return [x / 3, x / 7]
+===
+import math
+def close(a, b):
+    return len(a) == len(b) and all(math.isclose(p, q, abs_tol=1e-9) for p, q in zip(a, b))
+assert close(f(1), [0.333333333333, 0.142857142857])
+---
+def f(d, k): return d.get(k)
+===
+try:
+    f({}, 1)
+except KeyError:
+    ok = True
+else:
+    ok = False
+assert ok
+---
 from enum import Enum
 class Color(Enum):
     RED = 1

