@@ -5,32 +5,27 @@ import gzip
 import json
 import os
 
-from sandbox import constant_passes, grade_many
-from sandbox.asserts import as_asserts
+from sandbox import constant_passes, grade_many, processors
 
 
-def verdict_on_tests(record):
-    """(why the tests are useless, or None; the tests as a list of statements)."""
+def fault_of_tests(record):
+    """Why they are useless, or None."""
     try:
-        tests = as_asserts(record['tests'])
-        return 'a constant passes their tests' if constant_passes(tests) else None, tests
+        return 'a constant passes their tests' if constant_passes(record['tests']) else None
     except ValueError:
-        return 'their tests cannot be graded', None
+        return 'their tests cannot be graded'
 
 
 def keep_sound(records):
     """
-    records: with tests as sandbox.as_asserts takes them, a solution as answer and perhaps hidden_tests.
-    Returns (those whose tests can be taken apart, are passed by no constant, but by the solution, with the
-    hidden ones; a Counter of why the others are not among them). tests become lists of statements.
+    records: with tests as a list, a solution as answer and perhaps hidden_tests. Returns (those whose tests
+    can be graded and are passed by no constant, but with the hidden ones by the solution; a Counter of why
+    the others are not among them).
     """
-    sound, dropped = [], collections.Counter()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for record, (why, tests) in zip(records, pool.map(verdict_on_tests, records), strict=True):
-            if why:
-                dropped[why] += 1
-            else:
-                sound.append(record | {'tests': tests})
+    with concurrent.futures.ThreadPoolExecutor(processors()) as pool:
+        faults = list(pool.map(fault_of_tests, records))
+    dropped = collections.Counter(filter(None, faults))
+    sound = [record for record, fault in zip(records, faults, strict=True) if not fault]
     solutions = [(record['answer'], record['tests'] + record.get('hidden_tests', [])) for record in sound]
     grades = grade_many(solutions, timeout=10.0)
     kept = [record for record, grade in zip(sound, grades, strict=True) if grade.score == 1]

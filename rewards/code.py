@@ -1,48 +1,62 @@
 """
-Python that a model wrote: what its syntax tree shows, and what it does, in the sandbox. The code of a text is
-in its fenced blocks (```python or bare ```), or is all of the text.
+Python that a model wrote: what its syntax tree shows, and what it does, in the sandbox. The program of a text
+is in its fenced blocks (```python, then bare ones), or is all of it; thoughts before </think> are no part.
 """
 import ast
 import builtins
 import re
+import textwrap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from rewards.reward import reward
-from sandbox import as_asserts, check_sandbox, grade_many, processors, run
+from sandbox import check_sandbox, exam_of, grade_many, processors, run
+from sandbox.exam import nodes_in
 
-FENCE = re.compile(r'^```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)', re.MULTILINE | re.DOTALL)
-UNFINISHED = re.compile(r'#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE)
+FENCE = re.compile(r'^([ \t]*)(`{3,}|~{3,})[ \t]*[{.]*([\w+-]*)[^`\n]*(?:\n|\Z)(.*?)'
+                   r'(?:^\1? {0,3}\2[`~]*[ \t]*$|\Z)', re.MULTILINE | re.DOTALL)
+UNFINISHED = re.compile(r'^[^#\n]*#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE | re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
+BINDING = (*DEFINITIONS, ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom)
 FORKS = (ast.For, ast.AsyncFor, ast.While, ast.comprehension, ast.If, ast.IfExp, ast.ExceptHandler,
          ast.match_case, ast.Assert)
 LONGEST_CODE = 100_000  # characters; more is no code
 
 
+def tree_of(code):
+    """The syntax tree, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about the model's escapes
+            return ast.parse(code) if len(code) <= LONGEST_CODE else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for what nests too deep
+        return None
+
+
+def binds(code):
+    tree = tree_of(code)
+    return tree is not None and any(isinstance(s, BINDING) for s in tree.body)
+
+
 def code_of(text):
-    blocks = FENCE.findall(text)
-    python = [code for language, code in blocks if language.lower() in ('', 'python', 'python3', 'py')]
-    return '\n\n'.join(python) if blocks else text
+    text = text.removeprefix('\ufeff').replace('\r\n', '\n').rpartition('</think>')[2].partition('<think>')[0]
+    blocks = list(FENCE.finditer(text))  # the last may be cut off, and the first opened by the prompt
+    before = textwrap.dedent(text[:blocks[0].start()] if blocks else text).strip('\n')
+    if not blocks or not blocks[0][3] and binds(before):
+        return before
+    programs = [(block[3].lower(), textwrap.dedent(block[4]).strip('\n')) for block in blocks]
+    tagged = [code for language, code in programs if language.startswith('py')]
+    bare = [code for language, code in programs if not language]
+    # What defines nothing, beside what does, is output or an example of use; what does not parse is no code.
+    return '\n\n'.join(list(filter(binds, tagged + bare)) or tagged or bare)
 
 
 def parse(text):
-    """(code, tree) of a text; no tree unless it is a program: it defines something, or assigns and calls."""
+    """(code, tree) of a text; no tree unless it is a program: words that happen to parse do nothing."""
     code = code_of(text)
-    try:
-        if len(code) > LONGEST_CODE:
-            raise ValueError
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about the model's escapes
-            tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last for brackets too deep
-        return code, None
-    kinds = {type(node) for node in ast.walk(tree)}
-    return code, tree if kinds & set(DEFINITIONS) or {ast.Assign, ast.Call} <= kinds else None
-
-
-def nodes_in(tree, kinds):
-    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    tree = tree_of(code)
+    return code, tree if tree and nodes_in(tree, (*BINDING, ast.Call, ast.For, ast.While)) else None
 
 
 def names_in(tree, context):
@@ -114,8 +128,8 @@ def does_something(function):
     for node in ast.walk(function):
         match node:
             case ast.Raise():
-                return 'NotImplemented' not in ast.unparse(node)
-            case ast.Return(value) if value and ast.unparse(value) != '...':
+                return not any('NotImplemented' in name.id for name in nodes_in(node, ast.Name))
+            case ast.Return(value) if value and not (isinstance(value, ast.Constant) and value.value is ...):
                 return True
             case ast.Yield() | ast.YieldFrom() | ast.Expr(ast.Call() | ast.Await()):
                 return True
@@ -150,7 +164,7 @@ def code_completeness(text):
 
 @reward(cheap=False, hackable=True, batched=True)
 def code_execution(texts, *, timeout=2.0, memory=512 << 20, sandbox='full'):
-    """1 when the module runs to its end in the sandbox, see sandbox.run."""
+    """1 when the module runs to its end in the sandbox, which sys.exit() keeps it from; see sandbox.run."""
     check_sandbox(sandbox)  # even where no text is a program: a run that cannot do this stops at once
 
     def runs(program):
@@ -166,11 +180,9 @@ def code_correctness(texts, *, tests, timeout=2.0, memory=512 << 20, sandbox='fu
     The share of the record's tests that the code passes, see sandbox.grade_many. Keep them out of the prompt:
     what is shown can be written down as the answer.
     """
-    for asserts in tests:
-        as_asserts(asserts)  # raises for what cannot be graded
-    programs = {i: code for i, (code, tree) in enumerate(map(parse, texts)) if tree is not None}
-    jobs, values = [(code, tests[i]) for i, code in programs.items()], [0.0] * len(texts)
-    grades = grade_many(jobs, sandbox, timeout=timeout, memory=memory)
-    for i, (passed, _) in zip(programs, grades, strict=True):
-        values[i] = passed
-    return values
+    for record in tests:
+        exam_of(record)  # even where no text is a program
+    programs = list(map(parse, texts))
+    jobs = [(code, t) for (code, tree), t in zip(programs, tests, strict=True) if tree is not None]
+    grades = iter(grade_many(jobs, sandbox, timeout=timeout, memory=memory))
+    return [0.0 if tree is None else next(grades)[0] for _, tree in programs]

@@ -12,17 +12,16 @@ train as an unprivileged user. A layer that cannot be put up raises SandboxError
 Code gets by without threads, asyncio and numpy.
 
 It gets the code once it is locked in, and the clock starts there: nothing that code does looks like a failed
-sandbox. It never learns what is expected, and its word is no verdict: `assert f(2) == 3 + 1` becomes f(2),
-evaluated beside the code, and 3 + 1, evaluated once in a sandbox without it. Both come back as JSON of exact
-built-in types, and are compared here. Code that takes the process over can say what its functions could
-return, no more. It can lie where a test asks it about itself alone, as `assert f(f(1)) == f(1)` does, and
-state passes from one test to the next.
+sandbox. Tests run in a sandbox of their own, as Python runs them (exam.py), and call the code over a socket
+(link.py), so it never learns what is expected, and plain values come back. It can lie where a test asks it
+about itself alone, as `assert f(f(1)) == f(1)`, or its classes; state passes from one test to the next.
 """
 import builtins
 import collections
 import functools
 import itertools
 import json
+import marshal
 import math
 import os
 import select
@@ -31,17 +30,20 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
-from sandbox.asserts import as_asserts, near, share_passed, take_apart
+from sandbox.exam import prepare
 from sandbox.lockdown import WAY_OUT, SandboxError, landlock_ruleset, machine, seccomp_filter
 
 CHILD = Path(__file__).with_name('child.py').read_text()  # the program of each process
+LINK = compile(Path(__file__).with_name('link.py').read_text(), 'link.py', 'exec')
+LINK = f"exec(__import__('marshal').loads({marshal.dumps(LINK)!r}))\n"  # not compiled in each process
 START_LIMIT = 30.0      # seconds to get ready; more is not the code's fault, and raises
-EXPECTED_LIMIT = 10.0   # seconds for the expected values of a test set
+GRACE = 5.0             # seconds for tests to end after the code, or against constants
 RESULT_CAP = 64 << 10   # bytes for all results of one process
 # With a hash seed, the order of a set is the same each time, and so is the verdict.
 ENVIRONMENT = {'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'PYTHONSAFEPATH': '1'}
@@ -58,15 +60,17 @@ def warn_unprotected():
 
 
 def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 20,
-        sandbox: str = 'full') -> tuple[str, list]:
+        sandbox: str = 'full', descriptors: list[int] = (),
+        meanwhile: Callable | None = None) -> tuple[str, list]:
     """
     Run code, then evaluate the expressions in calls, in one process. timeout: seconds from when it gets the
     code; memory: bytes of address space; sandbox: 'full', or 'none' for a mere subprocess with limits, which
-    malicious code leaves as it likes. Returns (status, results). status: 'ok', 'error' (the code raised),
-    'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more than RESULT_CAP bytes).
-    results, one per call: ('ok', value), ('error', the exception's name; TypeError for a value not of
-    built-in types), or None if never reached. Raises SandboxError where the sandbox cannot be put up,
-    ValueError.
+    malicious code leaves as it likes; descriptors: what it inherits; meanwhile: called when the code has
+    ended and the calls are on their way, returns their deadline. Returns (status, results). status: 'ok',
+    'error' (the code raised), 'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more
+    than RESULT_CAP bytes). results, one per call: ('ok', value), ('error', the exception's name; TypeError
+    for a value not of built-in types), or None if never reached. Raises SandboxError where the sandbox
+    cannot be put up, ValueError.
     """
     if sandbox not in ('full', 'none'):
         raise ValueError(f"sandbox is {sandbox!r}: it must be 'full' or 'none'")
@@ -75,10 +79,10 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     seconds = math.ceil(timeout) + 1  # for when the parent is gone
     limits = {'CPU': seconds, 'AS': memory, 'FSIZE': 0, 'CORE': 0, 'NOFILE': 32, 'STACK': 8 << 20}
     job = {'limits': limits, 'parent': os.getpid(), 'filter': None}
-    inherited = []
+    inherited = list(descriptors)
     if sandbox == 'full':
-        inherited = [landlock_ruleset()]
-        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[0], 'capset': machine()[3]}
+        inherited.append(landlock_ruleset())
+        job |= {'filter': seccomp_filter().hex(), 'ruleset': inherited[-1], 'capset': machine()[3]}
     else:
         warn_unprotected()
     child, channel = start(inherited)
@@ -86,7 +90,7 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     try:
         ended = exchange(channel, json.dumps(job).encode() + b'\n', heard, 1, limit)
         if heard == b'"ready"\n':
-            return converse(channel, [code, *calls], time.monotonic() + timeout)
+            return converse(channel, [code, *calls], time.monotonic() + timeout, meanwhile)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -116,7 +120,7 @@ def exchange(channel, unsent, heard, n_lines, deadline):
     """Send unsent, read until heard has n_lines. Returns None, or 'timeout', 'flood' or 'crash'."""
     waiting, late = select.poll(), False  # select.select knows no file descriptors above 1023
     while len(heard) <= RESULT_CAP:
-        if heard.count(b'\n') >= n_lines:
+        if not unsent and heard.count(b'\n') >= n_lines:
             return None
         if late:
             return 'timeout'
@@ -136,14 +140,18 @@ def exchange(channel, unsent, heard, n_lines, deadline):
     return 'flood'
 
 
-def converse(channel, sources, deadline):
+def converse(channel, sources, deadline, meanwhile=None):
     """What run returns. sources: the code, and the calls, which are sent when it has ended."""
     tokens, heard = [os.urandom(4).hex().encode() for _ in sources], bytearray()
     texts = [source.encode('utf-8', 'surrogatepass') for source in sources]
     sent = [b'%s%08x%s' % (token, len(text), text) for token, text in zip(tokens, texts, strict=True)]
     ended = exchange(channel, sent[0], heard, 1, deadline)
     if not ended and heard.startswith(tokens[0]):
-        ended = exchange(channel, b''.join(sent[1:]), heard, len(sources), deadline)
+        calls = b''.join(sent[1:])
+        if meanwhile:
+            exchange(channel, calls, heard, 1, deadline)
+            calls, deadline = b'', meanwhile()
+        ended = exchange(channel, calls, heard, len(sources), deadline)
     replies = list(itertools.takewhile(bool, map(read_reply, tokens, heard.split(b'\n')[:-1])))
     first, *results = replies + [None] * (len(sources) - len(replies))
     if first and first[0] == 'error':
@@ -207,41 +215,44 @@ def processors():
 
 # ---- grading
 
-@functools.lru_cache(maxsize=1 << 14)
-def expected_steps(tests, sandbox):
-    """take_apart of tests, a text or a tuple, with the expected values in place."""
-    steps, names = take_apart(as_asserts(tests))
-    status, results = run('', [step.expected for step in steps], EXPECTED_LIMIT, sandbox=sandbox)
-    valued = []
-    for step, result in zip(steps, results, strict=True):
-        if result is None or result[0] == 'error':
-            why = f"which has no plain value ({result[1] if result else status})"
-            raise ValueError(f"these tests expect {step.expected}, {why}: {step.call}")
-        valued.append(step._replace(expected=result[1]))
-    return valued, names
+def exam_of(tests):
+    """The Exam of a text or a list of statements. Raises ValueError for what cannot be graded."""
+    return prepare(tests if isinstance(tests, str) else '\n'.join(tests))
 
 
-def hashable(tests):
-    return tests if isinstance(tests, str) else tuple(tests)
+def examine(code, tests, sandbox, timeout=2.0, memory=512 << 20):
+    """The Grade of a code: a process with the tests calls what the code defines in another."""
+    exam = exam_of(tests)
+    ours, theirs = socket.socketpair()
+    statuses = []
+
+    def run_code():
+        ours.close()  # so that each side sees when the other has ended
+        served = f'{LINK}serve_code{(theirs.fileno(), code, exam.imports, exam.classes)}'
+        statuses.append(run(served, [], timeout, memory, sandbox, [theirs.fileno()])[0])
+        theirs.close()
+        return time.monotonic() + GRACE
+    with ours, theirs:
+        sit = f'sit{(ours.fileno(), exam.classes, *exam[:3])}'
+        ended, results = run(LINK, [sit], START_LIMIT, 512 << 20, sandbox, [ours.fileno()], run_code)
+    if not statuses:
+        raise SandboxError(f"the process with the tests did not start: {ended}")
+    told, share = results[0] or (ended, 0.0)
+    return Grade(share if told == 'ok' else 0.0, statuses[0])
 
 
 def grade_many(jobs: list, sandbox: str = 'full', **limits) -> list[Grade]:
     """
-    The Grades of (code, tests) pairs, processors() at once. tests: see as_asserts; one not reached is not
-    passed. limits: timeout (of all tests of a pair) and memory, see run. Raises ValueError for tests that
-    cannot be graded, SandboxError.
+    The Grades of (code, tests) pairs, processors() at once. tests: a text or a list of statements, which run
+    as in Python; an assert, or a loop or call with asserts in it, is one test, see exam.py. limits: timeout
+    (of all tests of a pair) and memory, see run. Raises ValueError for tests that cannot be graded,
+    SandboxError.
     """
     check_sandbox(sandbox)
-    jobs = [(code, hashable(tests)) for code, tests in jobs]
-
-    def grade_one(job):
-        steps, _ = expected_steps(job[1], sandbox)
-        status, results = run(job[0], [step.call for step in steps], sandbox=sandbox, **limits)
-        return Grade(share_passed(steps, results), status)
+    for _, tests in jobs:
+        exam_of(tests)
     with ThreadPoolExecutor(processors()) as pool:
-        test_sets = dict.fromkeys(tests for _, tests in jobs)
-        list(pool.map(expected_steps, test_sets, itertools.repeat(sandbox)))  # each once, before it is used
-        return list(pool.map(grade_one, jobs))
+        return list(pool.map(lambda job: examine(*job, sandbox, **limits), jobs))
 
 
 def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
@@ -249,24 +260,17 @@ def grade(code: str, tests: str | list[str], **limits: float | str) -> float:
     return grade_many([(code, tests)], **limits)[0].score
 
 
-CONSTANTS = (None, True, False, 0, 1, -1, '', [], (), {}, set())
+CONSTANTS = "None True False 0 1 -1 '' [] () {} set()".split()
 
 
 def constant_passes(tests):
     """
-    The source of a constant that passes all tests when functions return it or a process reports it, or None.
-    Such tests teach nothing. Raises as grade does.
+    The source of a constant that passes all tests when functions return it, or None. Such tests teach
+    nothing. Raises as grade does.
     """
-    steps, names = expected_steps(hashable(tests), 'full')
-    expected = [step.expected[0] if step.check is near else step.expected for step in steps if step.check]
-    constants = {repr(constant): constant for constant in (*CONSTANTS, *expected)}
-    code = ''.join(f'{name} = lambda *args, **kwargs: VALUE\n' for name in sorted(names))
-    calls = []
-    for source in constants:
-        calls += [f'globals().update(VALUE={source})', *(step.call for step in steps)]
-    _, results = run(code, calls, EXPECTED_LIMIT)
-    for i, (source, constant) in enumerate(constants.items()):
-        first = i * (len(steps) + 1) + 1
-        returned, reported = results[first:first + len(steps)], [('ok', constant)] * len(steps)
-        if 1 in (share_passed(steps, returned), share_passed(steps, reported)):
-            return source
+    exam = exam_of(tests)
+    constants = list(dict.fromkeys(CONSTANTS + exam.constants))
+    start = f'{LINK}exam = {exam[:3]}'
+    _, results = run(start, [f'examine(*exam, lambda name: lambda *a, **k: {c})' for c in constants], GRACE)
+    passes = zip(constants, results, strict=True)
+    return next((constant for constant, result in passes if result == ('ok', 1.0)), None)

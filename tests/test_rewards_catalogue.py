@@ -43,11 +43,8 @@ def stub_sandbox(monkeypatch):
             return False
         return True
 
-    def as_asserts(tests):
-        return [tests] if isinstance(tests, str) else list(tests)
-
     def grade(code, tests):
-        asserts = as_asserts(tests)
+        asserts = [tests] if isinstance(tests, str) else list(tests)
         return sum(passes(code, test) for test in asserts) / len(asserts), 'ok'
 
     def grade_many(jobs, sandbox, **limits):
@@ -57,7 +54,7 @@ def stub_sandbox(monkeypatch):
     def run(code, calls, *limits):
         return 'ok' if passes(code) else 'error', []
     graded = []
-    for name, stub in (('as_asserts', as_asserts), ('check_sandbox', lambda sandbox: None), ('grade_many', grade_many), ('run', run)):
+    for name, stub in (('exam_of', list), ('check_sandbox', lambda sandbox: None), ('grade_many', grade_many), ('run', run)):
         monkeypatch.setattr(f'rewards.code.{name}', stub)
     return graded
 
@@ -369,7 +366,7 @@ def test_math_verify_is_named_where_it_is_missing(monkeypatch):
 
 def test_code_is_found():
     assert code_of('x = 1') == 'x = 1'
-    assert code_of('Say:\n```py\nx = 1\n```\nand\n```\ny = 2\n```\n```bash\nls\n```') == 'x = 1\n\n\ny = 2\n'
+    assert code_of('Say:\n```py\nx = 1\n```\nand\n```\ny = 2\n```\n```bash\nls\n```') == 'x = 1\n\ny = 2'
     assert code_of('```python\nx = 1\ny = 2') == 'x = 1\ny = 2'  # cut off
 
 

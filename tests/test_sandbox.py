@@ -19,7 +19,6 @@ from data.mbpp.prepare import convert as convert_mbpp
 from data.pyfunc.prepare import make_problems
 from rewards import code as code_rewards
 from sandbox import Grade, SandboxError, constant_passes, grade, grade_many, lockdown, run
-from sandbox.asserts import as_asserts
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ['assert f(2) == 3', 'assert f(5) == 3 + 3', 'assert f(-1) == 0']
@@ -787,9 +786,9 @@ def test_honest_answers_get_their_share():
 
 
 @pytest.mark.parametrize('test, right, wrong', [
-    ('f(1) == 0.3', '0.1 + 0.2', '0.31'),
+    ('f(1) == 0.3', '0.3', '0.1 + 0.2'),
     ('f(1) == [1, (2, 3)]', '[1, (2, 3)]', '[1, [2, 3]]'),
-    ('{1: 0.3} == f(1)', '{1: 0.1 + 0.2}', '{1: 0.3, 2: 0}'),
+    ('{1: 0.3} == f(1)', '{1: 0.3}', '{1: 0.1 + 0.2}'),
     ('set(f(1)) == {1, 2}', '[2, 1, 1]', '[1]'),
     ('f(1) != 3', '4', '3'),
     ('f(1) < 3', '2', '"x"'),
@@ -800,7 +799,7 @@ def test_honest_answers_get_their_share():
     ('f(1) is None', 'None', '0'),
     ('not f(1)', '[]', '[0]'),
     ('f(1)', '[0]', '[]'),
-    ('f(1) == 1 and f(1) == True', '1', '2'),  # counts as two tests
+    ('f(1) == 1 and f(1) == True', '1', '2'),
     ('abs(f(1) - 0.5) < 1e-3', '0.5001', '0.502'),
     ('abs(0.5 - f(1)) <= 1e-3', '0.5001', '0.502'),
     ('math.isclose(f(1), math.pi, rel_tol=0.01)', '3.14', '3'),
@@ -817,32 +816,36 @@ HUMANEVAL = ("METADATA = {'author': 'jt'}\n\ndef check(candidate):\n    '''All o
 
 
 def test_humaneval_style():
-    asserts = as_asserts(HUMANEVAL, 'f')
-    assert asserts == ["METADATA = {'author': 'jt'}", 'import math', 'assert f(2) == 3', 'assert True', 'assert math.isclose(f(0.5), 1.5)']
-    # `assert True` does not count:
-    assert grade('def f(x):\n    return x + 1', asserts) == grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1
-    assert grade('def f(x):\n    return 3', asserts) == 0.5
-    assert as_asserts(HUMANEVAL + 'check()\n', 'f') == as_asserts(HUMANEVAL + 'check(f, 1)\n') == asserts
-    with pytest.raises(ValueError, match='entry_point'):
-        as_asserts(HUMANEVAL + 'check()\n')
+    """Each statement of a function that the tests call once is a test; `assert True` is none."""
+    assert grade('def f(x):\n    return x + 1', HUMANEVAL + 'check(f)\n') == 1
+    assert grade('def f(x):\n    return 3', HUMANEVAL + 'check(f)\n') == 0.5
     # other things called f inside
     helped = ['def same(f, x):\n    return [f for y in (f, x)]', 'given = [f for f in (2, 3)]', 'assert f(given[0]) == 3',
               'assert same(f(2), 0) == same(3, 0)']
     assert grade('def f(x):\n    return x + 1', helped) == 1 and grade('def f(x):\n    return 4', helped) == 0
-    for tests, why in (('assert f(1) ==', 'not Python'), ('for x in range(3):\n    assert f(x) == x', 'outside a plain assert'),
-                       ('y = f(3)\nassert y == 3', 'calls f outside a plain assert'),
-                       ('assert True', 'no assert calls'), ([], 'no assert calls'), (HUMANEVAL, 'entry_point'),
-                       ('while True:\n    pass', 'only asserts'), ('assert f(1) == 1 / 0', 'ZeroDivisionError'),
-                       ('assert f(1) == object()', 'TypeError')):
-        with pytest.raises(ValueError, match=why) as e:
-            grade('', tests)
-        assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('tests, why', [
+    ('assert f(1) ==', 'not Python'), ('x' * 70000 + '(', 'not Python'), ('assert True', 'no assert calls'), ([], 'no assert calls'),
+    ('x = [1, 2]\nassert x == [1, 2]', 'no assert calls'),
+    (HUMANEVAL, 'nothing calls check: add a line that does, as check.name.'),
+    ('def test_f(tmp_path):\n    assert f(1) == 2', 'nothing calls'),
+    ('import numpy as np\nassert f(1) == np.ones(1)', 'for .import numpy as np.: the sandbox has only what computes'),
+    ('from solution import f\nassert f(1) == 2', 'the sandbox has only'), ('import asyncio\nassert asyncio.run(f(1)) == 2', 'has only'),
+    ('class Mine(Theirs):\n    pass\nassert Mine().f() == 1', 'cannot have one of the code as its base'),
+    ('assert f(' + '-' * 20000 + '1) == 1', 'not Python .MemoryError')])
+def test_tests_that_cannot_be_graded(tests, why):
+    with pytest.raises(ValueError, match=why) as e:
+        grade('', tests)
+    assert len(str(e.value).splitlines()) == 1
 
 
 def test_constants_that_pass():
     assert constant_passes(TESTS) is None
     assert constant_passes(['assert f(2) == []', 'assert f(3) == []']) == '[]'
     assert constant_passes(['assert list(f(2)) == []', 'assert f(3) * 2 == ()']) == '()'
+    assert constant_passes('def check(g):\n    for x in range(3):\n        assert g(x) in (7, 8)\ncheck(f)') == '7'
+    assert constant_passes('for x in range(3):\n    assert 5 <= f(x)') == '5'
     assert constant_passes(['assert f(2) == 12', 'assert f(3) == 12']) == '12'
     assert constant_passes(['assert f(f(2)) == f(2)']) is not None
     assert constant_passes(['assert f(2)', 'assert f(3) == 1']) == 'True'
@@ -946,11 +949,14 @@ def test_as_many_programs_at_once_as_there_are_processors(monkeypatch):
         most.append(len(running))
         time.sleep(0.005)
         running.pop()
-        return 'ok', [('ok', 3)] * len(arguments[1])
-    grade('', TESTS)  # the sandbox is looked at, and the expected values are known
-    monkeypatch.setattr(sandbox, 'run', run_alone)
+        return 'ok', []
+
+    def examine_alone(code, *arguments, **limits):
+        return Grade(int(code), run_alone()[0])
+    grade('', TESTS)  # the sandbox is looked at
+    monkeypatch.setattr(sandbox, 'examine', examine_alone)
     monkeypatch.setattr(code_rewards, 'run', run_alone)
-    assert [g.score for g in grade_many([('', TESTS)] * 9)] == pytest.approx([1 / 3] * 9)
+    assert [g.score for g in grade_many([(str(i), TESTS) for i in range(9)])] == list(range(9))
     assert code_rewards.code_execution(['f = abs(3)'] * 9) == [1.0] * 9
     assert len(most) == 18 and set(most) == {1}
 
@@ -981,14 +987,13 @@ def test_no_sandbox_must_be_asked_for_and_warns_once():
 
 
 def test_many_answers_at_once():
-    """64 answers with 3 tests each take 20 s at most on 2 processors; the expected values are worked out once."""
-    sandbox.expected_steps.cache_clear()
+    """64 answers with 3 tests each take 20 s at most on 2 processors."""
     start = time.monotonic()
     got = grade_many([(f'def f(x):\n    return x + {i % 4}', TESTS) for i in range(64)])
     seconds = time.monotonic() - start
     print(f"64 answers in {seconds:.1f} s")
     assert [g.score for g in got] == [float(i % 4 == 1) for i in range(64)] and {g.status for g in got} == {'ok'}
-    assert sandbox.expected_steps.cache_info().misses == 1 and seconds < 20
+    assert seconds < 20
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1014,8 +1019,9 @@ def test_humaneval_records(tmp_path):
                       'test': 'def check(candidate):\n    for x in range(9):\n        assert candidate(x) == x + 1\n'}
     weak = problem | {'task_id': 'HumanEval/2', 'test': 'def check(candidate):\n    assert candidate(0)\n'}
     unsound = problem | {'task_id': 'HumanEval/3', 'canonical_solution': '    return x\n'}
-    records, dropped = convert_humaneval([problem, loop, weak, unsound])
-    assert [r['tests'] for r in records] == [as_asserts(HUMANEVAL, 'f')] and problem['prompt'] in records[0]['prompt']
+    foreign = problem | {'task_id': 'HumanEval/4', 'test': 'import numpy\n' + HUMANEVAL}
+    records, dropped = convert_humaneval([problem, loop, weak, unsound, foreign])
+    assert [r['task_id'] for r in records] == ['HumanEval/0', 'HumanEval/1'] and problem['prompt'] in records[0]['prompt']
     assert grade(records[0]['answer'], records[0]['tests']) == 1
     assert dropped == {'their tests cannot be graded': 1, 'a constant passes their tests': 1, 'their own solution fails': 1}
 

