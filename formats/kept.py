@@ -3,6 +3,7 @@ Work on what strangers wrote, bounded: a Python process that is kept and answers
 and a size. What is over them ends with its process, and the next question starts another. It is asked from
 any thread, and a fork has its own.
 """
+import atexit
 import json
 import os
 import select
@@ -19,7 +20,6 @@ sys.path.insert(0, {root!r})
 {setup}
 with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
     resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
-sys.setrecursionlimit(1000)
 said, sys.stdout = sys.stdout, sys.stderr
 print('ready', file=said, flush=True)
 for line in sys.stdin:
@@ -37,20 +37,25 @@ class Kept:
 
     def __init__(self, setup, seconds, memory=2 << 30, longest=64 << 20):
         self.code = LOOP.format(root=ROOT, setup=setup, seconds=int(seconds), memory=memory)
-        self.seconds, self.longest = seconds, longest
+        self.setup, self.seconds, self.longest = setup, seconds, longest
         self.forget()
         os.register_at_fork(after_in_child=self.forget)
+        atexit.register(self.stop)
 
     def forget(self):
         """In a fork the process, its pipes and the lock are the parent's."""
         self.process, self.lock = None, threading.Lock()
 
     def ask(self, *question):
-        """What answer(*question) returns. Raises ValueError where it raised, TimeoutError."""
+        """What answer(*question) returns. Raises ValueError where it raised, TimeoutError, RuntimeError."""
         sent = json.dumps(question, default=str).encode() + b'\n'
         with self.lock:
             try:
-                told = self.exchange(sent)
+                try:
+                    told = self.exchange(sent)
+                except BrokenPipeError:  # it was killed while it had nothing to do
+                    self.stop()
+                    told = self.exchange(sent)
             except BaseException:
                 self.stop()
                 raise
@@ -59,12 +64,18 @@ class Kept:
             raise ValueError(trouble)
         return answer
 
+    def start(self):
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL}
+        command = [sys.executable, '-c', self.code]
+        self.process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)
+        try:
+            self.read(STARTING)
+        except (ValueError, TimeoutError):
+            raise RuntimeError(f"a process does not start that runs: {self.setup.strip()[:60]!r}") from None
+
     def exchange(self, sent):
         if self.process is None or self.process.poll() is not None:
-            pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL}
-            command = [sys.executable, '-c', self.code]
-            self.process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)
-            self.read(STARTING)
+            self.start()
         while sent:
             sent = sent[self.process.stdin.write(sent):]
         return self.read(self.seconds)

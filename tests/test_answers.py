@@ -138,7 +138,7 @@ def measure_growth(name, length):
                                   r'\boxed{' + r'\sqrt{' * 500 + '2' + '}' * 500 + '}', r'\boxed{\binom{10^9}{5 \cdot 10^8}}'])
 def test_what_would_not_end(text, monkeypatch):
     """It ends, in the main thread and elsewhere."""
-    monkeypatch.setattr(bounded, 'PATIENCE', 0.5)
+    monkeypatch.setattr(bounded.CHILD, 'seconds', 0.5)
     assert score('math_correctness', text, reference='x^2+1') == 0.0
     with ThreadPoolExecutor(1) as elsewhere:
         assert elsewhere.submit(score, 'math_correctness', text, reference='x^2+1').result() == 0.0
@@ -148,21 +148,21 @@ def test_what_would_not_end(text, monkeypatch):
 def algebra(monkeypatch):
     pytest.importorskip('math_verify', reason="pip install math-verify: it compares expressions")
     bounded.equal_in_latex.cache_clear()
-    monkeypatch.setattr(bounded, 'PATIENCE', 1.0)
+    monkeypatch.setattr(bounded.CHILD, 'seconds', 1.0)
     yield bounded.equal_in_latex
     bounded.equal_in_latex.cache_clear()
 
 
 def test_the_process_is_kept_and_replaced(algebra):
     assert algebra('x^2+1', '1+x^2') and not algebra('x^2+1', 'x^2')
-    kept = bounded.child.pid
-    assert algebra('a+b', 'b+a') and bounded.child.pid == kept
-    assert not algebra('x^2+1', r'9^{999\cdot 999\cdot 999}') and bounded.child is None
+    kept = bounded.CHILD.process.pid
+    assert algebra('a+b', 'b+a') and bounded.CHILD.process.pid == kept
+    assert not algebra('x^2+1', r'9^{999\cdot 999\cdot 999}') and bounded.CHILD.process is None
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lambda n: algebra(f'x+{n}', f'{n}+x'), range(8))) == [True] * 8
-    bounded.child.kill()      # by whomever
-    bounded.child.wait()
-    assert algebra('y+1', '1+y') and bounded.child.pid != kept
+    bounded.CHILD.process.kill()      # by whomever
+    bounded.CHILD.process.wait()
+    assert algebra('y+1', '1+y') and bounded.CHILD.process.pid != kept
 
 
 def test_the_process_after_a_fork_and_at_the_end(algebra):
@@ -171,13 +171,13 @@ def test_the_process_after_a_fork_and_at_the_end(algebra):
 import os, sys
 from rewards import bounded
 assert bounded.equal_in_latex('x+1', '1+x')
-ours = bounded.child.pid
+ours = bounded.CHILD.process.pid
 if (fork := os.fork()) == 0:
-    right = bounded.child is None and bounded.equal_in_latex('x+2', '2+x') and bounded.child.pid != ours
-    bounded.stop()
+    right = bounded.CHILD.process is None and bounded.equal_in_latex('x+2', '2+x') and bounded.CHILD.process.pid != ours
+    bounded.CHILD.stop()
     os._exit(not right)
 assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
-assert bounded.equal_in_latex('x+3', '3+x') and bounded.child.pid == ours
+assert bounded.equal_in_latex('x+3', '3+x') and bounded.CHILD.process.pid == ours
 print(ours)
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=HERE.parent, timeout=120)

@@ -64,6 +64,11 @@ def test_threads_and_forks(kept):
     assert os.waitpid(child, 0)[1] == 0 and kept.ask('same', 2) == 2 and kept.process.pid == ours
 
 
+def test_a_process_that_does_not_start():
+    with pytest.raises(RuntimeError, match="does not start that runs: 'import no_such_module'"):
+        Kept('import no_such_module', seconds=1).ask(1)
+
+
 def test_a_killed_process_is_replaced(kept):
     os.kill(kept.process.pid, signal.SIGKILL)
     kept.process.wait()
