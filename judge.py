@@ -250,10 +250,7 @@ with open(os.path.join(os.path.dirname(__file__), 'rewards', 'rubrics.json'), en
 
 
 def question(text, rubric, *shown):
-    """
-    What a judge is asked of a text. The mark around it is a hash of what stands before, and is taken out of
-    the text, which cannot close it then.
-    """
+    """What is asked about a text, which cannot close the mark around it: a hash that is taken out of it."""
     named = zip(('Prompt', 'Context', 'A right answer'), shown, strict=True)
     shown = ''.join(f'{name}: {value}\n' for name, value in named if value)
     mark = hashlib.sha256(ascii((rubric, shown)).encode()).hexdigest()[:8]
@@ -283,8 +280,8 @@ class LLMJudge:
 
     def grade(self, texts: list[str], rubric: str, prompt=None, context=None, reference=None) -> list[float]:
         """
-        How well each text meets the rubric; the others are lists, too. NaN where an endpoint gives no grade.
-        Raises ScorerUnavailable, ValueError for a text too long.
+        How well each text meets the rubric; the others are lists, too. NaN: an endpoint gave no grade. Raises
+        ScorerUnavailable, ValueError for a text too long.
         """
         columns = [column or [None] * len(texts) for column in (prompt, context, reference)]
         asked = [question(text, rubric, *shown) for text, *shown in zip(texts, *columns, strict=True)]

@@ -133,7 +133,7 @@ load_judge = functools.lru_cache(maxsize=8)(LLMJudge)
 
 @functools.cache
 def try_judge(judge, name):
-    """Warns of how well a judge tells good texts from bad ones by a rubric of RUBRICS."""
+    """Warns of how well a judge tells good texts from bad by a rubric."""
     known = RUBRICS['texts'] | RUBRICS[name]
     good, bad = (torch.tensor(judge.grade(known[kind], known['rubric'], known['prompts']))
                  for kind in ('good', 'bad'))
@@ -146,9 +146,7 @@ def try_judge(judge, name):
 @reward(cheap=False, batched=True)
 def rubric(texts, *, judge, rubric, prompt=None, context=None, reference=None, judge_model=None,
            device='cpu'):
-    """
-    How well an LLMJudge says that a text meets the rubric, words or a name of RUBRICS; 0 for an empty text.
-    """
+    """How well a text meets a rubric, words or a name of RUBRICS, by an LLMJudge; 0 for an empty text."""
     if isinstance(judge, str):
         judge = load_judge(judge, judge_model, device)
     if rubric in RUBRICS:

@@ -130,9 +130,10 @@ class Reward:
         parameter that the function does not take.
         """
         params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
-        if 'judge' in params and self.catalogue and self.name in RUBRICS:
+        judged = self.catalogue and self.name in RUBRICS
+        if judged and 'judge' in params:
             return REWARDS['rubric'].bind(name, {'rubric': self.name} | params)
-        own = sorted(set(self.defaults) - set(FIELDS))
+        own = sorted(set(self.defaults) - set(FIELDS)) + ['judge'] * judged
         for key in params:
             if key in (*FIELDS, *self.extras, 'tokens') or not (key in own or self.takes_any):
                 raise ValueError(f"reward {name!r} has no parameter {key!r}; {hint(key, own)}")
@@ -238,9 +239,9 @@ class Reward:
             values = self.call(texts, ids, fields)
         except (RuntimeError, ValueError) as e:
             values = [e] * len(texts) if isinstance(texts, list) else e
-            if errors == 'drop' and self.batched and len(texts) > 1:  # which is it?
+            if errors == 'drop' and self.batched and len(texts) > 1:
                 values = []
-                for i, text in enumerate(texts):
+                for i, text in enumerate(texts):  # which is it?
                     own = {name: [column[i]] for name, column in fields.items()}
                     values += self.try_call([text], ids and [ids[i]], own, errors)
                 return values
@@ -279,7 +280,6 @@ class Reward:
         return values
 
     def checked(self, value, text, errors):
-        """The value as a float. What is no score is raised, or with errors 'drop' FAILED."""
         if value is None:
             return None
         try:

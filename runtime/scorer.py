@@ -273,9 +273,7 @@ class ScorerClient:
         return [scores[text][0] for text in texts], [scores[text][1] for text in texts]
 
     def ask(self, path, content, read, patience=None):
-        """
-        read(the answer to content, posted as JSON; None: to a GET); it raises ValueError for one of no use.
-        """
+        """read(answer to content, posted as JSON; None: a GET), which raises ValueError for one of no use."""
         patience = self.patience if patience is None else patience
         timeout = self.timeout if content else min(self.timeout, patience)
         body = json.dumps(content).encode() if content else None
