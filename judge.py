@@ -278,10 +278,11 @@ class LLMJudge:
         is_ours = not urllib.parse.urlsplit(judge).path.strip('/')
         self.ask = (lambda questions: self.client.score(questions)[0]) if is_ours else self.ask_endpoint
 
-    def grade(self, texts: list[str], rubric: str, prompt=None, context=None, reference=None) -> list[float]:
+    def grade(self, texts: list[str], rubric: str, prompt: list | None = None, context: list | None = None,
+              reference: list | None = None) -> list[float]:
         """
-        How well each text meets the rubric; the others are lists, too. NaN: an endpoint gave no grade. Raises
-        ScorerUnavailable, ValueError for a text too long.
+        How well each text meets the rubric; NaN where an endpoint gave no grade. Raises ScorerUnavailable,
+        ValueError for a text too long.
         """
         columns = [column or [None] * len(texts) for column in (prompt, context, reference)]
         asked = [question(text, rubric, *shown) for text, *shown in zip(texts, *columns, strict=True)]

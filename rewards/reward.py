@@ -55,7 +55,6 @@ def event_loop():
 
 
 def is_async(function):
-    """A coroutine function, an object called like one, or a partial?"""
     function = getattr(function, 'func', function)  # of functools.partial
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
@@ -129,10 +128,10 @@ class Reward:
         This reward as `name` with params, and with what it takes of `provided`. Raises ValueError for a
         parameter that the function does not take.
         """
-        params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
         judged = self.catalogue and self.name in RUBRICS
         if judged and 'judge' in params:
             return REWARDS['rubric'].bind(name, {'rubric': self.name} | params)
+        params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
         own = sorted(set(self.defaults) - set(FIELDS)) + ['judge'] * judged
         for key in params:
             if key in (*FIELDS, *self.extras, 'tokens') or not (key in own or self.takes_any):
@@ -234,7 +233,6 @@ class Reward:
         return {name: values[name] for name in self.extras}
 
     def try_call(self, texts, ids, fields, errors):
-        """What call returns, checked."""
         try:
             values = self.call(texts, ids, fields)
         except (RuntimeError, ValueError) as e:

@@ -310,7 +310,7 @@ logical_consistency causal_reasoning counterfactual_reasoning'''.split()
 @pytest.mark.parametrize('name', QUALITY)
 def test_every_name_takes_a_judge(name):
     stub = Stub(lambda text: 0.25)
-    (resolved, bound, weight), = resolve_rewards([(name, 1.0, {'judge': stub})])
+    (resolved, bound, weight), = resolve_rewards([(name, 1.0, {'judge': stub})], {'start_log_probs': len})  # which fluency takes
     assert (resolved, weight, bound.hackable) == (name, 1.0, False)
     assert bound('text', prompt='p', context='c', reference='r') == 0.25
     assert stub.asked[-1] == (['text'], RUBRICS[name]['rubric'], ['p'], ['c'], ['r'])
