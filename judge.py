@@ -1,16 +1,22 @@
 """
 Neural judges, frozen while a policy learns from them: Judge, how much of a text a machine has filled in (the
-reward of fill-in is 1 - score), and ScoreModel, a reward or a cost. LagrangeMultiplier: the price of a cost.
+reward of fill-in is 1 - score), ScoreModel, a reward or a cost, and LLMJudge, a language model with a rubric.
+LagrangeMultiplier: the price of a cost.
 
-As a script it serves a reward and a cost model over HTTP; a cost above 0 is unsafe.
+As a script it serves a reward and a cost model over HTTP (a cost above 0 is unsafe), or a language model.
 $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --port=8000
 $ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
+$ python judge.py serve --model=DIR
 """
+import hashlib
+import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
+import urllib.parse
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,7 +28,7 @@ from formats import weights
 from model import GPT, GPTConfig, build
 from runtime.checkpoint import entry, load_checkpoint, tokenizer_of
 from runtime.config import configure
-from runtime.scorer import ScorerServer
+from runtime.scorer import ScorerClient, ScorerServer, in_threads
 
 # what safe-rlhf's models were trained on
 BEAVER_TEMPLATE = 'BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}'
@@ -212,24 +218,133 @@ class TextScorer:
             rows.append([score_ids(tokenizer, text, room) for _, tokenizer, room in self.parts])
         return rows
 
+    @torch.inference_mode()
     def score(self, rows):
         """A list of floats for each model, of what encode returned."""
         columns = []
         for i, (model, *_) in enumerate(self.parts):
-            columns.append(self.score_with(model, [row[i] for row in rows]))
+            ids, scores = [tuple(row[i]) for row in rows], {}
+            for batch in in_batches(ids):
+                scores |= zip(batch, model.scores(batch).tolist(), strict=True)
+            columns.append([scores[row] for row in ids])
         return tuple(columns)
 
+
+def in_batches(rows):
+    """Rows of token ids, each once, those of like length together."""
+    rows = sorted(dict.fromkeys(rows), key=len)
+    while rows:
+        n = max(1, BATCH_TOKENS // len(rows[-1]))
+        yield rows[-n:]
+        rows = rows[:-n]
+
+
+# -----------------------------------------------------------------------------
+# a language model as judge
+
+GRADES, VALUES = '1 2 3 4 5'.split(), torch.linspace(0, 1, 5)
+# one number, after the thoughts
+GRADED = re.compile(r'(?s)(?:.*</think>)?[^\d<]*([1-5](?:\.\d+)?)(?: ?(?:/|out of) ?5)?\b[^\d<]*')
+with open(os.path.join(os.path.dirname(__file__), 'rewards', 'rubrics.json'), encoding='utf-8') as f:
+    RUBRICS = json.load(f)  # a reward's name -> its rubric, and texts to try a judge with
+
+
+def question(text, rubric, *shown):
+    """What is asked about a text, which cannot close the mark around it: a hash that is taken out of it."""
+    named = zip(('Prompt', 'Context', 'A right answer'), shown, strict=True)
+    shown = ''.join(f'{name}: {value}\n' for name, value in named if value)
+    mark = hashlib.sha256(ascii((rubric, shown)).encode()).hexdigest()[:8]
+    text = re.sub(mark, '-', text, flags=re.IGNORECASE)
+    return RUBRICS['question'].format(rubric=rubric, shown=shown, mark=mark, text=text)
+
+
+class LLMJudge:
+    """
+    A language model that grades texts from 1 to 5 by a rubric in words; a score is the grade to expect by its
+    probabilities (arXiv 2303.16634), 0 to 1. judge: a causal model's path or hub name, the URL of `judge.py
+    serve`, or of an OpenAI-compatible endpoint, which has a path (/v1). JUDGE_API_KEY is the key to both.
+    """
+
+    def __init__(self, judge: str, model: str | None = None, device: str = 'cpu', patience: float = 60.0,
+                 concurrency: int = 8):
+        self.name, self.device, self.concurrency = model or 'default', device, concurrency
+        if not judge.startswith(('http://', 'https://')):
+            self.tokenizer = tokenizer_of(judge)
+            self.model = GPT.from_pretrained(judge).to(device).eval().requires_grad_(False)
+            self.grade_ids = [self.tokenizer.encode(grade)[-1] for grade in GRADES]
+            self.ask = lambda questions: self.score(self.encode(questions))[0]
+            return
+        self.client = ScorerClient(judge, patience=patience, token=os.environ.get('JUDGE_API_KEY'))
+        is_ours = not urllib.parse.urlsplit(judge).path.strip('/')
+        self.ask = (lambda questions: self.client.score(questions)[0]) if is_ours else self.ask_endpoint
+
+    def grade(self, texts: list[str], rubric: str, prompt: list | None = None, context: list | None = None,
+              reference: list | None = None) -> list[float]:
+        """
+        How well each text meets the rubric; NaN where an endpoint gave no grade. Raises ScorerUnavailable,
+        ValueError for a text too long.
+        """
+        columns = [column or [None] * len(texts) for column in (prompt, context, reference)]
+        asked = [question(text, rubric, *shown) for text, *shown in zip(texts, *columns, strict=True)]
+        different = list(dict.fromkeys(asked))
+        grades = dict(zip(different, self.ask(different), strict=True))
+        return [grades[text] for text in asked]
+
+    def encode(self, texts):
+        """(what it may share, token ids) of each question."""
+        rows, room = [], self.model.config.block_size
+        for text in texts:
+            chat, read = [{'role': 'user', 'content': text}], self.tokenizer
+            ids = read.chat(chat) if read.has_chat_template else read.encode_prompt(text)
+            if len(ids) > room:
+                raise ValueError(f"a question has {len(ids)} tokens, and the judge reads {room}")
+            rows.append((text.partition('\n[')[0], tuple(ids)))
+        return rows
+
     @torch.inference_mode()
-    def score_with(self, model, ids):
-        """A model's scores of lists of ids, those of like length together."""
-        order, scores = sorted(range(len(ids)), key=lambda row: len(ids[row])), [0.0] * len(ids)
-        while order:
-            n = max(1, min(len(order), BATCH_TOKENS // len(ids[order[-1]])))
-            batch, order = order[-n:], order[:-n]
-            values = model.scores([ids[row] for row in batch]).tolist()
-            for row, value in zip(batch, values, strict=True):
-                scores[row] = value
-        return scores
+    def score(self, rows):
+        """(grades, costs of 0) of what encode returned. Rubric and prompt are read once for their texts."""
+        groups, grades = {}, {}
+        for head, ids in rows:
+            groups.setdefault(head, []).append(ids)
+        for group in groups.values():
+            n = min(len(os.path.commonprefix(group)), min(map(len, group)) - 1)  # one stays each row's own
+            _, prefix = self.model.prefill(torch.tensor([group[0][:n]], device=self.device))
+            for batch in in_batches(group):
+                own = [torch.tensor(ids[n:], device=self.device) for ids in batch]
+                tokens, length = pad_sequence(own, batch_first=True), torch.tensor([n], device=self.device)
+                hidden = self.model.complete(tokens[None], prefix, length)[0]
+                last = hidden[range(len(own)), [len(ids) - 1 for ids in own]]
+                logits = self.model.lm_head(last)[:, self.grade_ids].float().cpu()  # (G, 5)
+                grades |= zip(batch, (logits.softmax(dim=-1) @ VALUES).tolist(), strict=True)
+        return [grades[ids] for _, ids in rows], [0.0] * len(rows)
+
+    def ask_endpoint(self, questions):
+        jobs = []
+        for text in questions:
+            asked = {'model': self.name, 'messages': [{'role': 'user', 'content': text}], 'temperature': 0,
+                     'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20}
+            jobs.append(('/chat/completions', asked, grade_in))
+        return in_threads(self.client.ask, jobs, self.concurrency)
+
+
+def grade_in(answer):
+    """
+    The grade in an endpoint's answer: by the log-probs of its first token, or the number in its text; NaN
+    without one. Raises ValueError where it is no chat completion.
+    """
+    try:
+        choice = answer['choices'][0]
+        number = GRADED.fullmatch(choice['message']['content'] or '')
+        first = ((choice.get('logprobs') or {}).get('content') or [{}])[0]
+        likeliest_last = reversed(first.get('top_logprobs') or [])  # '4' and ' 4' are one grade
+        logps = {token['token'].strip(): float(token['logprob']) for token in likeliest_last}
+    except (TypeError, LookupError, AttributeError):
+        raise ValueError("its answer is no chat completion") from None
+    if logps.keys() & set(GRADES):
+        grades = torch.tensor([logps.get(grade, -math.inf) for grade in GRADES])
+        return (grades.softmax(dim=-1) @ VALUES).item()
+    return (float(number[1]) - 1) / 4 if number else math.nan
 
 
 # -----------------------------------------------------------------------------
@@ -241,7 +356,11 @@ def serve(cfg):
     if not token and cfg.host not in ('127.0.0.1', 'localhost'):
         print(f"warning: anyone who reaches {cfg.host} may ask; set SCORER_TOKEN", file=sys.stderr)
     dtype = torch.bfloat16 if cfg.precision == 'bf16' else torch.float32
-    scorer = TextScorer(cfg.reward, cfg.cost, cfg.device, cfg.max_length, dtype)
+    if cfg.model:
+        scorer = LLMJudge(cfg.model, device=cfg.device)
+        scorer.model.to(dtype)
+    else:
+        scorer = TextScorer(cfg.reward, cfg.cost, cfg.device, cfg.max_length, dtype)
     template = cfg.template or ('{prompt}{response}' if cfg.reward.endswith('.pt') else BEAVER_TEMPLATE)
     try:
         server = ScorerServer(scorer, cfg.host, cfg.port, template, token)
@@ -251,7 +370,8 @@ def serve(cfg):
         signal.signal(number, server.stop)
     if cfg.with_parent:
         threading.Thread(target=stop_with_parent, args=(server,), daemon=True).start()
-    print(f"scorer ready: scorer_url = http://{cfg.host}:{server.server_address[1]}", flush=True)
+    setting, port = 'judge' if cfg.model else 'scorer_url', server.server_address[1]
+    print(f"scorer ready: {setting} = http://{cfg.host}:{port}", flush=True)
     server.run()
 
 
@@ -264,6 +384,7 @@ def stop_with_parent(server):
 if __name__ == '__main__':
     reward = ''                                 # a reward model: our checkpoint, or a Hugging Face folder
     cost = ''                                   # and a cost model
+    model = ''                                  # or a language model that grades
     host = '127.0.0.1'                          # 0.0.0.0: other machines too; set SCORER_TOKEN on both sides
     port: Annotated[int, '[0, 65535]'] = 8000   # 0: any free one
     template: str | None = None                 # how '{prompt}' and '{response}' are joined by /score
@@ -272,6 +393,7 @@ if __name__ == '__main__':
     precision: Literal['fp32', 'bf16'] = 'fp32'
     with_parent = False                         # True: stop when standard input closes
     cfg = configure(globals(), argv=[argument for argument in sys.argv[1:] if argument != 'serve'])
-    if sys.argv[1:2] != ['serve'] or not reward or not cost:
-        raise ValueError("usage: python judge.py serve --reward=DIR --cost=DIR [--port=8000]; see --help")
+    if sys.argv[1:2] != ['serve'] or bool(cfg.model) == bool(cfg.reward and cfg.cost):
+        raise ValueError("usage: python judge.py serve --reward=DIR --cost=DIR (or --model=DIR) "
+                         "[--port=8000]; see --help")
     serve(cfg)

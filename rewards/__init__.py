@@ -8,13 +8,13 @@ The function names the fields of a record and the parameters of a config that it
 without a default, here the reference. Its score is from 0 to 1; None means that it does not apply, and the
 other rewards judge alone. That depends on the record, never on the text, or a policy could choose its judge.
 What cannot be computed is raised: no score is made up. A `hackable` reward can be had without a good
-completion: weigh it beside one that reads the content.
+completion. With `judge` in its params a language model is asked instead.
 
 A custom reward is a function in a config, without the decorator; it may return any finite number. It names
 any columns of the records, and `tokens`, the completion's token ids; without a default it needs them, as
 those in its attribute, needs = ('reference',). With `group = True` it takes the list of a group's texts and
 returns a list, with `batched = True` the texts of the whole step, and a list for each field. One that names
-`completions` is called as TRL calls it.
+`completions` is called as TRL calls it. It may be async.
 
 $ python -m rewards "Paris is the capital." --names=bleu,readability --reference="The capital is Paris."
 """

@@ -3,10 +3,11 @@ Models that judge. A `model` is a local folder for transformers, or a function; 
 the URL of `judge.py serve`.
 """
 import functools
-import math
+import warnings
 
 import torch
 
+from judge import RUBRICS, LLMJudge
 from rewards.parsing import plain_text
 from rewards.reward import optional, reward
 from runtime.scorer import ScorerClient
@@ -57,8 +58,8 @@ def probabilities(model, device, texts, label):
 def scored(scorer, prompts, texts, column):
     """Sigmoids of a scorer's numbers for prompt + text. column: of `judge.py serve`, 0 rewards, 1 costs."""
     joined = [plain_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
-    numbers = ScorerClient(scorer).score(joined)[column] if isinstance(scorer, str) else scorer(joined)
-    return [1 / (1 + math.exp(-max(-700.0, min(700.0, x)))) for x in numbers]
+    numbers = ScorerClient(scorer).score(joined)[column] if isinstance(scorer, str) else list(scorer(joined))
+    return torch.tensor(numbers, dtype=torch.float64).sigmoid().tolist()
 
 
 # ---- encoders
@@ -123,3 +124,34 @@ def bertscore(texts, *, reference, model=None, device='cpu', layer=None, baselin
         f1 = 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
         return (f1 - baseline) / (1 - baseline)
     return compared(texts, references, states, rescaled_f1)
+
+
+# ---- a language model, asked by a rubric in words
+
+load_judge = functools.lru_cache(maxsize=8)(LLMJudge)
+
+
+@functools.cache
+def try_judge(judge, name):
+    """Warns of how well a judge tells good texts from bad by a rubric."""
+    known = RUBRICS['texts'] | RUBRICS[name]
+    good, bad = (torch.tensor(judge.grade(known[kind], known['rubric'], known['prompts']))
+                 for kind in ('good', 'bad'))
+    share = (good[:, None] > bad).float().mean().item()
+    means = " and ".join(f"{x.mean():.2f} ± {x.std():.2f}" for x in (good, bad))
+    told = f"the judge of {name!r} gives good and bad texts {means}, right in {share:.0%} of pairs"
+    warnings.warn(told + (": too weak to learn from" if share < 0.75 else ''), stacklevel=2)
+
+
+@reward(cheap=False, batched=True)
+def rubric(texts, *, judge, rubric, prompt=None, context=None, reference=None, judge_model=None,
+           device='cpu'):
+    """How well a text meets a rubric, words or a name of RUBRICS, by an LLMJudge; 0 for an empty text."""
+    if isinstance(judge, str):
+        judge = load_judge(judge, judge_model, device)
+    if rubric in RUBRICS:
+        try_judge(judge, rubric)
+        rubric = RUBRICS[rubric]['rubric']
+    shown = [column and list(map(plain_text, column)) for column in (prompt, context, reference)]
+    grades = judge.grade(texts, rubric, *shown)
+    return [grade if text.strip() else 0.0 for text, grade in zip(texts, grades, strict=True)]

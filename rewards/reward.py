@@ -1,15 +1,21 @@
 """The registry REWARDS, what it holds, and the decorator that enters functions; see rewards/__init__.py."""
+import asyncio
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import itertools
 import math
 import os
 import re
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
+
+from judge import RUBRICS
+from runtime.scorer import in_threads
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
@@ -38,6 +44,19 @@ def optional(module, told):
         return importlib.import_module(module)
     except ImportError:
         raise ImportError(told) from None
+
+
+@functools.cache
+def event_loop():
+    """One in a thread, which stays: what a coroutine opens belongs to its loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def is_async(function):
+    function = getattr(function, 'func', function)  # of functools.partial
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def nowhere(*arguments, **named):
@@ -109,8 +128,11 @@ class Reward:
         This reward as `name` with params, and with what it takes of `provided`. Raises ValueError for a
         parameter that the function does not take.
         """
+        judged = self.catalogue and self.name in RUBRICS
+        if judged and 'judge' in params:
+            return REWARDS['rubric'].bind(name, {'rubric': self.name} | params)
         params = {key: value for key, value in (provided or {}).items() if key in self.defaults} | params
-        own = sorted(set(self.defaults) - set(FIELDS))
+        own = sorted(set(self.defaults) - set(FIELDS)) + ['judge'] * judged
         for key in params:
             if key in (*FIELDS, *self.extras, 'tokens') or not (key in own or self.takes_any):
                 raise ValueError(f"reward {name!r} has no parameter {key!r}; {hint(key, own)}")
@@ -140,21 +162,27 @@ class Reward:
 
     def scores(self, groups, records, errors='raise', tokens=None):
         """
-        P lists of G float, None where it does not apply, or, with errors 'drop', FAILED where it raises.
+        P lists of G float, None where it does not apply, or, with errors 'drop', FAILED where it raises or
+        gives no number.
         groups: P lists of G completions; records: P dicts of fields; tokens: the completions' ids.
         """
         scores = [[None] * len(texts) for texts in groups]
         applies = [p for p, record in enumerate(records) if not self.missing(record)]
         if self.whole:
-            self.score_all(scores, groups, records, applies, tokens)
+            self.score_all(scores, groups, records, applies, tokens, errors)
             return scores
+        places, jobs = [], []
         for p in applies:
             texts, ids, fields = groups[p], tokens and tokens[p], self.fields_of(records[p])
-            if self.group:
-                scores[p] = self.try_call(texts, ids, fields, errors)
-                continue
-            for g, text in enumerate(texts):
-                scores[p][g] = self.try_call(text, ids and ids[g], fields, errors)
+            for g in [slice(None)] if self.group else range(len(texts)):
+                places.append((p, g))
+                jobs.append((texts[g], ids and ids[g], fields, errors))
+        call_all = itertools.starmap
+        if is_async(self.function):
+            event_loop()  # one for all threads
+            call_all = in_threads
+        for (p, g), value in zip(places, call_all(self.try_call, jobs), strict=True):
+            scores[p][g] = value
         return scores
 
     def names(self, columns):
@@ -169,10 +197,10 @@ class Reward:
         picked = [(name, record.get(name)) for name in self.names(record)]
         return {name: value for name, value in picked if value is not None or name not in self.defaults}
 
-    def score_all(self, scores, groups, records, applies, tokens):
+    def score_all(self, scores, groups, records, applies, tokens, errors):
         """
         Fill in the scores by one call for all completions, with a list for each field; of equal completions
-        of a prompt a batched function sees one. Whatever fails is raised.
+        of a prompt a batched function sees one.
         """
         places = {}  # of what the function sees once
         for p in applies:
@@ -189,7 +217,7 @@ class Reward:
                 fields[name] = column
         if self.as_trl:
             fields |= self.trl_fields(texts, ids, [record.get('prompt') for record in mine])
-        for same, value in zip(places.values(), self.call(texts, ids, fields), strict=True):
+        for same, value in zip(places.values(), self.try_call(texts, ids, fields, errors), strict=True):
             for p, g in same:
                 scores[p][g] = value
 
@@ -206,23 +234,31 @@ class Reward:
 
     def try_call(self, texts, ids, fields, errors):
         try:
-            return self.call(texts, ids, fields)
+            values = self.call(texts, ids, fields)
         except (RuntimeError, ValueError) as e:
-            if errors == 'raise':
-                raise
-            warnings.warn(f"completions left out: {e}", stacklevel=2)
-            return [FAILED] * len(texts) if self.group else FAILED
+            values = [e] * len(texts) if isinstance(texts, list) else e
+            if errors == 'drop' and self.batched and len(texts) > 1:
+                values = []
+                for i, text in enumerate(texts):  # which is it?
+                    own = {name: [column[i]] for name, column in fields.items()}
+                    values += self.try_call([text], ids and [ids[i]], own, errors)
+                return values
+        if isinstance(texts, str):
+            return self.checked(values, texts, errors)
+        return [self.checked(value, text, errors) for value, text in zip(values, texts, strict=True)]
 
     def call(self, texts, ids, fields):
         """
-        The function's float | None for a text, or for each of a list; ids: their tokens. Raises RuntimeError
-        for what it raises, ValueError for what it returns, ConnectionError for a lost service.
+        What the function returns for a text, or for a list of them; ids: their tokens. Raises RuntimeError
+        for what it raises, ValueError for a list of another length, ConnectionError for a lost service.
         """
         if ids is not None and self.takes_tokens and not self.as_trl and 'ids' not in self.form:
             fields = fields | {'tokens': ids}
         first = ids if 'ids' in self.form else texts
         try:
             values = self.function(*([] if self.as_trl else [first]), **fields, **self.params)
+            if inspect.iscoroutine(values):
+                values = asyncio.run_coroutine_threadsafe(values, event_loop()).result()
         except ConnectionError as e:  # the run saves and stops
             raise ConnectionError(f"reward {self.name!r}: {e}") from e
         except Exception as e:
@@ -232,16 +268,16 @@ class Reward:
             raise RuntimeError(f"reward {self.name!r} raised {error} for completion "
                                f"{shorten(texts[0] if several else texts)}{more}") from e
         if isinstance(texts, str):
-            return self.checked(values, texts)
+            return values
         try:
             values = list(values)
         except TypeError:
             raise ValueError(f"reward {self.name!r} returned {shorten(repr(values))}, not a list") from None
         if len(values) != len(texts):
             raise ValueError(f"reward {self.name!r} returned a list of {len(values)} for {len(texts)} texts")
-        return [self.checked(value, text) for value, text in zip(values, texts, strict=True)]
+        return values
 
-    def checked(self, value, text):
+    def checked(self, value, text, errors):
         if value is None:
             return None
         try:
@@ -252,7 +288,12 @@ class Reward:
             return number
         wanted = "a number from 0 to 1" if self.catalogue else "a finite number"
         got = f"{shorten(repr(value))} ({type(value).__name__})"
-        raise ValueError(f"reward {self.name!r} returned {got}, not {wanted}, for completion {shorten(text)}")
+        error = f"reward {self.name!r} returned {got}, not {wanted}, for completion {shorten(text)}"
+        error = value if isinstance(value, Exception) else ValueError(error)
+        if errors == 'raise':
+            raise error
+        warnings.warn(f"completions left out: {error}", stacklevel=2)
+        return FAILED
 
 
 def reward(*, cheap=True, **flags):

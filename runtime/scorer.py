@@ -1,5 +1,6 @@
 """The scorer service: its HTTP server, and the client that training asks with."""
 import concurrent.futures
+import functools
 import hmac
 import http.client
 import http.server
@@ -260,34 +261,29 @@ class ScorerClient:
 
     def wait(self, seconds):
         """Until /health answers, for so many seconds."""
-        self.ask([], seconds)
+        self.ask('/health', None, check_health, seconds)
 
     def score(self, texts: list[str]) -> tuple[list[float], list[float]]:
         """(rewards, costs) of texts."""
         scores, different = {}, list(dict.fromkeys(texts))
         for start in range(0, len(different), self.batch_size):
             batch = different[start:start + self.batch_size]
-            scores |= zip(batch, zip(*self.ask(batch, self.patience), strict=True), strict=True)
+            columns = self.ask('/score_texts', {'texts': batch}, functools.partial(columns_in, n=len(batch)))
+            scores |= zip(batch, zip(*columns, strict=True), strict=True)
         return [scores[text][0] for text in texts], [scores[text][1] for text in texts]
 
-    def ask(self, texts, patience):
-        """Rewards and costs, of one request; without texts it asks for /health."""
-        path, body = '/score_texts', json.dumps({'texts': texts}).encode()
-        timeout = self.timeout
-        if not texts:
-            path, body, timeout = '/health', None, min(timeout, patience)
+    def ask(self, path, content, read, patience=None):
+        """read(answer to content, posted as JSON; None: a GET), which raises ValueError for one of no use."""
+        patience = self.patience if patience is None else patience
+        timeout = self.timeout if content else min(self.timeout, patience)
+        body = json.dumps(content).encode() if content else None
         request = urllib.request.Request(self.url + path, body, self.headers)
         deadline, pause = None, 0.5  # from the first trouble on
         while True:
             retry_after = ''
             try:
                 with self.opener.open(request, timeout=timeout) as response:
-                    answer = json.loads(response.read(LARGEST_ANSWER))
-                if texts:
-                    return [finite_numbers(answer, key, len(texts)) for key in ('rewards', 'costs')]
-                if isinstance(answer, dict) and answer.get('status') == 'healthy':
-                    return answer
-                raise ValueError(f"/health says {str(answer)[:100]}")
+                    return read(json.loads(response.read(LARGEST_ANSWER)))
             except urllib.error.HTTPError as e:
                 trouble, retry_after = f"status {e.code}: {reason_of(e)}", e.headers.get('Retry-After', '')
                 if e.code not in (408, 429) and e.code < 500:
@@ -304,13 +300,30 @@ class ScorerClient:
             pause = min(2 * pause, 10.0)
 
 
-def finite_numbers(answer, key, n):
-    """The n numbers, finite in fp32, that an answer has under key; else raises ValueError."""
-    values = answer.get(key) if isinstance(answer, dict) else None
-    fine = isinstance(values, list) and len(values) == n
-    if not fine or not all(type(x) in (int, float) and abs(x) <= LARGEST_SCORE for x in values):
-        raise ValueError(f"its answer has not a list of {n} finite {key}")
-    return list(map(float, values))
+def in_threads(function, jobs, n=64):
+    """[function(*job) for job in jobs], at most n at once, until one raises."""
+    pool = concurrent.futures.ThreadPoolExecutor(n)
+    try:
+        return list(pool.map(lambda job: function(*job), jobs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def check_health(answer):
+    if not isinstance(answer, dict) or answer.get('status') != 'healthy':
+        raise ValueError(f"/health says {str(answer)[:100]}")
+
+
+def columns_in(answer, n):
+    """The n rewards and n costs in an answer, finite in fp32; else raises ValueError."""
+    columns = []
+    for key in ('rewards', 'costs'):
+        values = answer.get(key) if isinstance(answer, dict) else None
+        fine = isinstance(values, list) and len(values) == n
+        if not fine or not all(type(x) in (int, float) and abs(x) <= LARGEST_SCORE for x in values):
+            raise ValueError(f"its answer has not a list of {n} finite {key}")
+        columns.append(list(map(float, values)))
+    return columns
 
 
 def reason_of(error):

@@ -70,6 +70,8 @@ def test_public_names_say_their_types():
         masters.update_reference,
         kernels.fused_logps,
         judge.Judge,
+        judge.LLMJudge,
+        judge.LLMJudge.grade,
         judge.LagrangeMultiplier,
         scorer.ScorerClient,
         rewards.score,

@@ -337,9 +337,10 @@ def test_errors_stop_or_drop_the_answer():
 
     def broken(texts): raise OSError('no model')
     broken.batched = True
-    # nothing of it is one answer's fault
     with pytest.raises(RuntimeError, match="'broken' raised OSError: no model .* for completion 'z' and 1 more"):
-        score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop')
+        score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}])
+    with pytest.warns(UserWarning, match="completions left out: reward 'broken' raised OSError: no model .* for completion 'a'"):
+        assert score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop') == {'broken': [[None, None]]}
 
 
 def test_weights_that_do_not_sum_to_1_are_told():
