@@ -160,7 +160,7 @@ class Reward:
     def names(self, columns):
         """Those of records' columns that the function takes."""
         if self.catalogue:
-            return [name for name in FIELDS if name in self.defaults]
+            return [name for name in (*FIELDS, 'prompt_read') if name in self.defaults.keys() - self.hidden]
         return [name for name in (columns if self.takes_any else self.defaults) if name not in self.hidden]
 
     def fields_of(self, record):
