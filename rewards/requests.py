@@ -6,6 +6,7 @@ import re
 from rewards.facts import ABSTAINING
 from rewards.form import format_json
 from rewards.harm import REFUSING
+from rewards.ifeval import recorded
 from rewards.models import scored
 from rewards.overlap import on_subject
 from rewards.parsing import plain_text
@@ -123,9 +124,13 @@ def demands_of(prompt):
 
 
 @reward(hackable=True)
-def instruction_following(text, *, prompt):
-    """The share of the prompt's checkable demands that the text meets, after IFEval (arXiv 2311.07911)."""
-    checks = demands_of(plain_text(prompt))
+def instruction_following(text, *, prompt=None, instruction_id_list=None, kwargs=None):
+    """
+    The share of checkable demands that the text meets: those of IFEval's columns instruction_id_list and
+    kwargs, by its strict checks, or else those in the prompt's words.
+    """
+    named = instruction_id_list is not None
+    checks = recorded(instruction_id_list, kwargs) if named else demands_of(plain_text(prompt))
     if not checks:
         return None
     return sum(bool(check(text)) for check in checks) / len(checks) if text.strip() else 0.0

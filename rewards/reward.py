@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
+MORE = ('prompt_read', 'instruction_id_list', 'kwargs')  # columns that the catalogue sees too
 TRL = ('prompts', 'completions', 'completion_ids', 'trainer_state', 'log_extra', 'log_metric')
 PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples', 'predictions', 'token_ids')
 LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
@@ -160,7 +161,7 @@ class Reward:
     def names(self, columns):
         """Those of records' columns that the function takes."""
         if self.catalogue:
-            return [name for name in (*FIELDS, 'prompt_read') if name in self.defaults.keys() - self.hidden]
+            return [name for name in (*FIELDS, *MORE) if name in self.defaults.keys() - self.hidden]
         return [name for name in (columns if self.takes_any else self.defaults) if name not in self.hidden]
 
     def fields_of(self, record):

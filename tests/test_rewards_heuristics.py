@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards import REWARDS, score
+from rewards import REWARDS, resolve_rewards, score
 
 HERE = Path(__file__).parent
 PAIRS = [json.loads(line) for line in (HERE / 'reward_pairs.jsonl').read_text().splitlines()]
@@ -86,6 +86,51 @@ def test_a_tag_that_the_prompt_opened():
     assert score('format_tag', text, prompt='2 + 2?', prompt_read='<|assistant|><think>\n') == 1
     assert score('format_tag', text, prompt='Write <think> first.') == 0
     assert score('format_tag', '<think>' + text, prompt='<think>') == 0 and score('format_tag', '4</a>', prompt='<a>', tags='a') == 1
+
+
+A = 'at least'
+IFEVAL = {  # an instruction: its arguments, a text that follows it, one that does not
+    'keywords:existence': (dict(keywords=['sea', 'lake']), 'Seas, a lake', 'the sea'),
+    'keywords:frequency': (dict(keyword='sea', frequency=2, relation=A), 'Sea, seaside', 'sea'),
+    'keywords:forbidden_words': (dict(forbidden_words=['sea']), 'seaside', 'The Sea.'),
+    'keywords:letter_frequency': (dict(letter='q', let_frequency=2, let_relation='less than'), 'Q', 'qQ'),
+    'length_constraints:number_sentences': (dict(num_sentences=2, relation=A), 'Mr. Fox ran. He hid.', 'Mr. Fox ran.'),
+    'length_constraints:number_paragraphs': (dict(num_paragraphs=2), 'a\n***\nb', 'a\n\nb'),
+    'length_constraints:number_words': (dict(num_words=3, relation='less than'), 'a b', "it's me"),
+    'length_constraints:nth_paragraph_first_word': (dict(num_paragraphs=2, nth_paragraph=2, first_word='but'), 'a\n\n"But", b', 'a\n\nb'),
+    'detectable_content:number_placeholders': (dict(num_placeholders=2), '[a] [b]', '[a'),
+    'detectable_content:postscript': (dict(postscript_marker='P.S.'), 'a\nP. S. b', 'a PS b'),
+    'detectable_format:number_bullet_lists': (dict(num_bullets=2), '* a\n- b', '* a\n** b'),
+    'detectable_format:constrained_response': ({}, 'My answer is no.', 'No.'),
+    'detectable_format:number_highlighted_sections': (dict(num_highlights=2), '*a* *b*', '*a* **'),
+    'detectable_format:multiple_sections': (dict(section_spliter='SECTION', num_sections=2), 'SECTION 1 a SECTION 2 b', 'SECTION 1'),
+    'detectable_format:json_format': ({}, '```json\n{"a": 1}\n```', 'a: 1'),
+    'detectable_format:title': ({}, '<<Joy>>\na', '<< >>'),
+    'combination:two_responses': ({}, 'a\n******\nb', 'a\n******\na'),
+    'combination:repeat_prompt': (dict(prompt_to_repeat='Name a fruit.'), 'name a fruit. Plum', 'Plum'),
+    'startend:end_checker': (dict(end_phrase='The end.'), 'So. the end."', 'The end. So'),
+    'startend:quotation': ({}, ' "a" ', '"a'),
+    'change_case:capital_word_frequency': (dict(capital_frequency=2, capital_relation=A), 'NASA and I', 'Nasa and I'),
+    'change_case:english_capital': ({}, 'A B', 'A b'),
+    'change_case:english_lowercase': ({}, 'a b', 'a B'),
+    'punctuation:no_comma': ({}, 'a b', 'a, b')}
+
+
+@pytest.mark.parametrize('name', IFEVAL)
+def test_an_instruction_of_ifeval(name):
+    kwargs, follows, fails = IFEVAL[name]
+    given = dict(prompt='Use ten words.', instruction_id_list=[name], kwargs=[kwargs | {'language': None}])
+    assert [score('instruction_following', text, **given) for text in (follows, fails)] == [1, 0]
+
+
+def test_records_of_ifeval():
+    """As columns of a record; the share of two; a language is not judged; an unknown instruction is told of."""
+    (_, found, _), _ = resolve_rewards([('instruction_following', 0.5), ('length', 0.5)])
+    record = dict(prompt='p', instruction_id_list=['punctuation:no_comma', 'startend:quotation'], kwargs=[{}, None])
+    assert found.scores([['a', '"a"', 'a,', '']], [record]) == [[0.5, 1, 0, 0]] and len(IFEVAL) == 24
+    assert score('instruction_following', 'a', instruction_id_list=['language:response_language'], kwargs=[{'language': 'de'}]) is None
+    with pytest.raises(RuntimeError, match="no instruction 'punctuation:no_commas'; did you mean 'punctuation:no_comma'"):
+        score('instruction_following', 'a', instruction_id_list=['punctuation:no_commas'], kwargs=[{}])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
