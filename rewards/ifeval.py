@@ -116,5 +116,8 @@ def recorded(names, kwargs):
         return []
     if unknown := [name for name in names if name not in CHECKS]:
         raise ValueError(f"there is no instruction {unknown[0]!r}; {hint(unknown[0], CHECKS)}")
-    given = [{key: value for key, value in (row or {}).items() if value is not None} for row in kwargs]
-    return [functools.partial(CHECKS[name], **row) for name, row in zip(names, given, strict=True)]
+    checks = []
+    for name, row in zip(names, kwargs, strict=True):
+        given = {key: value for key, value in (row or {}).items() if value is not None}
+        checks.append(functools.partial(CHECKS[name], **given))
+    return checks
