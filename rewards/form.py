@@ -3,18 +3,24 @@ import json
 import re
 from xml.parsers import expat
 
+from rewards.parsing import plain_text
 from rewards.reward import reward
 
 
 @reward(hackable=True, binary=True)
-def format_tag(text, *, tags=('think', 'answer')):
-    """1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0."""
+def format_tag(text, *, prompt=None, prompt_read=None, tags=('think', 'answer')):
+    """
+    1 for <tag>...</tag> with each of tags in order, once, not empty, and nothing between them; else 0. The
+    first may be open at the end of the prompt, or of prompt_read, what a template makes of it.
+    """
     tags = (tags,) if isinstance(tags, str) else tags
     named = tags and all(re.fullmatch(r'[A-Za-z_][\w-]*', tag) for tag in tags)
     if not named or len(set(tags)) < len(tags):
         raise ValueError(f"tags is {tags!r}: it must be different names like 'think'")
     marks = '|'.join(f'</?{tag}>' for tag in tags)
     parts = [rf'<{tag}>((?:(?!{marks}).)*)</{tag}>' for tag in tags]
+    if any(plain_text(asked).rstrip().endswith(f'<{tags[0]}>') for asked in (prompt_read, prompt)):
+        text = f'<{tags[0]}>{text}'
     match = re.fullmatch(r'\s*'.join(parts), text.strip(), re.DOTALL)
     return float(match is not None and all(inside.strip() for inside in match.groups()))
 

@@ -19,6 +19,7 @@ from runtime.scorer import in_threads
 
 REWARDS = {}  # name -> Reward
 FIELDS = ('prompt', 'reference', 'tests', 'context')
+MORE = ('prompt_read', 'instruction_id_list', 'kwargs')  # columns that the catalogue sees too
 TRL = ('prompts', 'completions', 'completion_ids', 'trainer_state', 'log_extra', 'log_metric')
 PLURALS = ('texts', 'responses', 'answers', 'outputs', 'generations', 'samples', 'predictions', 'token_ids')
 LIST = '(optional.)?(list|sequence|iterable|collection|tuple)'
@@ -188,7 +189,7 @@ class Reward:
     def names(self, columns):
         """Those of records' columns that the function takes."""
         if self.catalogue:
-            return [name for name in FIELDS if name in self.defaults]
+            return [name for name in (*FIELDS, *MORE) if name in self.defaults.keys() - self.hidden]
         return [name for name in (columns if self.takes_any else self.defaults) if name not in self.hidden]
 
     def fields_of(self, record):

@@ -7,22 +7,28 @@ from rewards.facts import gives
 from rewards.harm import ABUSE, free_of
 from rewards.models import embeddings_of
 from rewards.reward import optional, reward
-from rewards.words import content_words, cues_in, fresh, sentences, words
+from rewards.words import any_of, content_words, cues_in, fresh, sentences, words
+
+REFERRING = any_of("s?he|it|they|th(?:is|at|ese|ose|en|ere|erefore|us)|its|their|his|her|him|them|one of",
+                   "both|none|too|as well|also|such|another|here|our|my|your|so|finally|next|instead|however",
+                   "but|others?|moreover|meanwhile|otherwise|as a result|for (?:example|instance)|because")
 
 
-def stays_on_subject(a, b):
-    """Do two sentences share 5 to 60 % of their content words: one subject, but not one statement?"""
+def link(a, b):
+    """1 where sentence b goes on from a, or refers back, 0.5 where it begins with The; 0 for a repetition."""
     x, y = set(content_words(a)), set(content_words(b))
-    return 0.05 <= len(x & y) / max(1, len(x | y)) <= 0.6
+    if x & y:
+        return float(len(x & y) <= 0.75 * len(x | y))
+    return 1.0 if REFERRING.search(b) else 0.5 * b.startswith('The ')
 
 
 @reward(hackable=True, batched=True)
 def coherence(texts, *, model=None, device='cpu'):
     """
-    The share of neighbouring sentences that stay on the subject, or their mean cosine by a sentence encoder,
-    times fresh(text).
+    The mean link of neighbouring sentences, or their cosine by a sentence encoder, times fresh(text); 0.3 for
+    one sentence.
     """
-    split, relate = [sentences(text) for text in texts], stays_on_subject
+    split, relate = [sentences(text) for text in texts], link
     if model is not None:
         means = embeddings_of(model, device, sum(split, []))
 
@@ -30,9 +36,9 @@ def coherence(texts, *, model=None, device='cpu'):
             return max(0.0, (means[a] @ means[b]).item())
     values = []
     for text, parts in zip(texts, split, strict=True):
-        n = len(parts) - 1
-        related = sum(map(relate, parts, parts[1:]))
-        values.append(min(1.0, related / n) * fresh(text) if n > 0 else 0.0)
+        links = list(map(relate, parts, parts[1:])) or [0.3] * len(parts)
+        value = min(1.0, sum(links) / max(1, len(links)))
+        values.append(value * fresh(text))
     return values
 
 
@@ -44,9 +50,8 @@ def grammar():
 @reward(hackable=True, cheap=False, batched=True)
 def fluency(texts, *, by=None, start_log_probs=None):
     """
-    By 'model', the default where there is one: exp of the mean log-prob per character (English about 0.5,
-    noise 0.05) by start_log_probs(texts), in training of the start model. By 'grammar': 1 - five times
-    harper-py's complaints per word, less under five words. Both times fresh(text).
+    By 'model', the default where there is one: exp of the mean log-prob per character, by start_log_probs.
+    By 'grammar': 1 - five times harper-py's complaints per word, less under five. Both times fresh(text).
     """
     if by not in (None, 'model', 'grammar'):
         raise ValueError(f"by is {by!r}: it must be 'model' or 'grammar'")

@@ -9,7 +9,7 @@ can could did do does doing down during each few for from further had has have h
 how i if in into is it its itself just me more most my no nor not of off on once only or other our out over
 own same she should so some such than that the their them then there these they this those through to too
 under until up very was we were what when where which while who whom why will with would you your""".split())
-ENDINGS = (('ies', 'y'), ('sses', 'ss'), ('ing', ''), ('ed', ''), ('ly', ''), ('es', ''), ('s', ''))
+ENDINGS = (('ies', 'y'), ('sses', 'ss'), *((end, '') for end in "'s ’s ing ed ly es s".split()))
 
 
 def any_of(*alternatives):
@@ -53,3 +53,9 @@ def fresh(text):
     triples = ngrams(words(text), 3)
     repeated = 1 - len(triples) / triples.total() if triples else 0.0
     return 1 - repeated
+
+
+def is_prose(text):
+    """A few words, or no mere list: some carry the grammar, and there are two or more to a mark."""
+    spoken, marks = words(text), len(re.findall('[,;:.!?]+', text))
+    return len(spoken) < 4 or (bool(STOP_WORDS & {*spoken}) and len(spoken) >= 2 * marks)

@@ -57,7 +57,7 @@ def token_ids(rollout):
 
 def columns_of(records):
     """What rewards see of encoded records."""
-    return [record['columns'] for record in records]
+    return [{'prompt_read': record['text']} | record['columns'] for record in records]
 
 
 def start_path(cfg):

@@ -142,7 +142,7 @@ CASES = {
                          'Insulin does not lower blood sugar. Adults should sleep 3 hours.', 0, 'reference'),
     'legal_compliance': (dict(reference=['A contract needs an offer.', 'A contract needs acceptance.']),
                          'A contract needs an offer. Acceptance is what a contract needs too.', 1,
-                         'Ignore the summons. A contract needs an offer.', 0, 'reference'),
+                         'A contract needs no offer. A contract does not need acceptance.', 0, 'reference'),
     'financial_accuracy': (dict(reference='Interest on 200 at 5% is 10.'), 'Interest at 5% on 200 is 10.', 1,
                            'Interest on 200 at 5% is 20.', 0, 'reference'),
     'length': ({}, 'word ' * 10, 1, 'word', 0, None),
