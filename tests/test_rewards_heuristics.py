@@ -142,8 +142,6 @@ PATTERNS = ['a', ' ', '\n', 'word ', 'A. ', '#', '# ', '*', '**', '- ', '[', ']'
             '<a>', 'if ']
 NESTED = ['()', '[]', '{}']
 FIELDS = dict(prompt='Use at least 3 words and include "sea".', reference='42 boats', context='The sea has 42 boats.')
-OTHERS = set('math_correctness math_reasoning number_answer exact_answer honesty brevity financial_accuracy code_syntax code_quality '
-             'code_completeness'.split())  # these read answers and code
 
 
 def cost(name, text):
@@ -169,12 +167,12 @@ def slow_ones(names, n):
 
 
 def test_time_grows_with_the_length():
-    assert slow_ones(set(REWARDS) - MODELS - OTHERS, 500) == []
+    assert slow_ones(set(REWARDS) - MODELS, 500) == []
 
 
 @pytest.mark.slow
 def test_time_grows_with_the_length_of_longer_texts():
-    assert slow_ones(set(REWARDS) - MODELS - OTHERS, 4000) == []
+    assert slow_ones(set(REWARDS) - MODELS, 4000) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
