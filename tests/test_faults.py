@@ -561,7 +561,6 @@ def test_two_thousand_iterations(folder, record_property):
         'ckpt_001900.pt',
         'ckpt_002000.pt',
         'ckpt_best.pt',
-        'fill_in.pt',
     ]
     (first, files), (last, files_last) = seen[500], seen[2000]
     assert last < 1.03 * first and files_last == files, seen

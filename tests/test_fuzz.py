@@ -1190,7 +1190,7 @@ def ask_service(port, path, body, headers=()):
     """(status, answer)"""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)
     try:
-        connection.request('POST', path, body, dict(headers))
+        connection.request('POST', path, body, {'Content-Type': 'application/json'} | dict(headers))
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
@@ -1217,7 +1217,7 @@ def test_requests_to_the_service(service, data):
     if status == 200:
         assert len(answer['rewards']) == len(answer['costs']) and all(type(x) is float for x in answer['rewards'] + answer['costs'])
     else:
-        assert status in (400, 413) and isinstance(answer['error'], str) and len(answer['error']) < 1000, answer
+        assert status in (400, 413, 415) and isinstance(answer['error'], str) and len(answer['error']) < 1000, answer
 
 
 def test_the_service_is_as_before(service):
