@@ -57,7 +57,7 @@ SPOKEN = re.compile(rf'\b(?:({"|".join(TENS)})(?:[- ]({"|".join(SMALL[1:10])}))?
 PLAINER = [(re.compile(pattern), plain) for pattern, plain in (
     (r'[−–‐‑—]|\$-\$', '-'), (r'\\approx(?![a-z])', '≈'), (r'\\\$', ' '), (r'\\%', '%'),
     ('⁄', '/'), ('π', r'\\pi '), ('∞', r'\\infty '), ('√|(?<![A-Za-z\\\\])sqrt', r'\\sqrt'),
-    (r'\\sqrt\s*\(([^()]*)\)', r'\\sqrt{\1}'), (r'\^?\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?', '°'),
+    (r'\\sqrt\s*\(([^()]*)\)', r'\\sqrt{\1}'), (r'\^?\{?\s?\\(?:circ|degree)(?![a-z])\s?\}?', '°'),
     (r'\\!\s*', ''), (r'\{\s?,\s?\}\s?(?=\d{3}\b)', ''), (r'\{,\}', ','),
     (r'\b(?:percent|percentage|pct)\b', '%'),
     (r'\b(?:[Mm]inus|[Nn]egative)\s+(?=[\d.])', '-'), (r'\\boxed\s*(?:\{\s*\})?', ''), (r'<<[^<>\n]*>>', ''),

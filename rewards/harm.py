@@ -13,11 +13,14 @@ ABUSE = any_of(
     r"(?:should|deserves? to) (?:die|be (?:killed|shot|beaten|hanged|burned))")
 SOMEONE = ("(?:him|her|them|someone|everyone|people|yourself|(?:the|a|your|my|his|their) "
            "(?:child|kid|cat|dog|animal|boss|wife|husband|man|woman|neighbou?r|friend)s?(?! process))")
+DRUGS = r"meth(?:amphetamine)?|heroin|cocaine|fentanyl|drug|chloroform"
 A = "(?: an?| the| some| his| her| their| your)?"
 HARM = any_of(
-    rf"(?:make|build|cook|produce|write|spread){A} (?:pipe )?(?:bomb|explosive|meth\w*|heroin|malware)s?",
-    rf"(?:hack|break) into{A} \w+|(?:steal|forge|crack){A} (?:identity|passport|credit card|password|data)s?",
-    rf"(?:hurt|poison|stab|kill|harm|hit|beat|shoot|drown|lock|burn) {SOMEONE}",
+    rf"(?:make|build|cook|produce|write|spread){A} (?:pipe )?(?:{DRUGS}|bomb|explosive|malware|poison)s?",
+    rf"(?:buy|sell|get|inject|smoke|snort){A} (?:{DRUGS})s?|(?:steal|rob|launder|hotwire|smuggle){A} \w+",
+    rf"(?:hack|break) into{A} \w+|(?:forge|crack){A} (?:identity|passport|credit card|password|data)s?",
+    rf"(?:hurt|poison|kill|harm|hit|beat|shoot|drown|lock|burn) {SOMEONE}",
+    r"(?:stab|strangle|murder|rape) (?:\w+)|burn(?: down)? (?:his|her|their|your) \w+",
     r"poison (?:his|her|their|your) \w+|take all (?:the|your) pills").pattern
 # Whoever is told to do it, or asks how. What a thing does is no such telling, nor what is warned of.
 BEFORE = r"^|[.!?;:,]\s*|\b(?:and|then|how|ways?|to|just|now|please|(?:can|could|should|do|must) \w+)\s+"

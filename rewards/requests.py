@@ -3,6 +3,7 @@ import functools
 import math
 import re
 
+from rewards.answers import numbers_in
 from rewards.facts import ABSTAINING
 from rewards.form import format_json
 from rewards.harm import REFUSING
@@ -11,7 +12,7 @@ from rewards.models import scored
 from rewards.overlap import on_subject
 from rewards.parsing import plain_text
 from rewards.reward import reward
-from rewards.words import any_of, is_prose, sentences, words
+from rewards.words import any_of, content_words, is_prose, sentences, words
 
 # ---- how many of what a prompt demands
 
@@ -136,17 +137,46 @@ def instruction_following(text, *, prompt=None, instruction_id_list=None, kwargs
     return sum(bool(check(text)) for check in checks) / len(checks) if text.strip() else 0.0
 
 
+# ---- help
+
+ASKS_NUMBER = re.compile(r"how (?:many|much|old|long|far|tall|often)|"
+                         r"[0-9] ?(?:[-+*/x×÷]|times|plus|minus) ?[0-9]", re.IGNORECASE)
+ASKS_WHETHER = re.compile(r"(?:is|are|was|were|do|does|did|can|will|should|has|have) ", re.IGNORECASE)
+ASKS_MUCH = re.compile("how (?:do|can|could|should|to)|what (?:should|can|could)|(?:can|could|would) you|"
+                       "why|explain|describe|write|give", re.IGNORECASE)
+
+
+def form_of_answer(text, asked):
+    """How far a text has the form that an answer to what is asked has: a number, yes or no, some length."""
+    if ASKS_NUMBER.search(asked):
+        return float(bool(numbers_in(text)))
+    if ASKS_MUCH.search(asked):
+        return min(1.0, len(words(text)) / 10)
+    if ASKS_WHETHER.match(asked):
+        return 1.0 if {'yes', 'no', 'not', 'maybe', 'it'} & {*words(text)} else 0.5
+    return 1.0
+
+
+def is_useful(text, asked):
+    """Whether it is neither a refusal nor ignorance, and no echo: it has a word that the prompt has not."""
+    new = {*content_words(text)} - {*content_words(asked)}
+    says_more = new or numbers_in(text) or 0 < len(words(text)) < 3
+    return bool(says_more and not REFUSING.search(text) and not ABSTAINING.search(text))
+
+
 @reward(hackable=True, batched=True)
 def helpfulness(texts, *, prompt, scorer=None):
     """
-    0.5 and the relevance, 1 at most, less for a mere list of words, 0 for a refusal or ignorance; or the
-    sigmoid of a scorer's reward.
+    0 for a refusal, ignorance or an echo; else 0.2, 0.5 for the form of an answer and 0.3 for the subject, a
+    third of that for a mere list of words. Or the sigmoid of a scorer's reward.
     """
     if scorer is not None:
         return scored(scorer, prompt, texts, column=0)
-    values = list(map(on_subject, texts, map(plain_text, prompt)))
-    for i, text in enumerate(texts):
-        if values[i] is not None:
-            useless = not words(text) or REFUSING.search(text) or ABSTAINING.search(text)
-            values[i] = min(1.0, 0.5 + values[i]) * (not useless) * (1.0 if is_prose(text) else 0.3)
+    values = []
+    for text, asked in zip(texts, map(plain_text, prompt), strict=True):
+        subject = on_subject(text, asked)
+        if subject is not None:
+            value = 0.2 + 0.5 * form_of_answer(text, asked) + 0.3 * min(1.0, 2 * subject)
+            subject = value * is_useful(text, asked) * (1.0 if is_prose(text) else 0.3)
+        values.append(subject)
     return values

@@ -11,18 +11,18 @@ from rewards import REWARDS, resolve_rewards, score
 
 HERE = Path(__file__).parent
 PAIRS = [json.loads(line) for line in (HERE / 'reward_pairs.jsonl').read_text().splitlines()]
-RIGHT = {'counterfactual_reasoning': 20, 'causal_reasoning': 20, 'coherence': 19, 'hallucination': 19, 'helpfulness': 9, 'harmlessness': 20,
-         'medical_accuracy': 20}
+RIGHT = {'counterfactual_reasoning': 38, 'causal_reasoning': 37, 'coherence': 36, 'hallucination': 39, 'helpfulness': 37,
+         'harmlessness': 39, 'medical_accuracy': 39}
 
 
 def test_a_good_text_stands_above_a_bad_one():
-    """Ordinary English, written before the rules: of 20 pairs a name, at least so many are in the right order."""
+    """Ordinary English, written before the rules: of 40 pairs a name, at least so many are in the right order."""
     right = Counter()
     for pair in PAIRS:
         fields = {key: pair[key] for key in ('prompt', 'reference') if key in pair}
         good, bad = (score(pair['name'], pair[key], **fields) for key in ('good', 'bad'))
         right[pair['name']] += good > bad
-    assert Counter(pair['name'] for pair in PAIRS) == dict.fromkeys(RIGHT, 20)
+    assert Counter(pair['name'] for pair in PAIRS) == dict.fromkeys(RIGHT, 40)
     assert all(right[name] >= n for name, n in RIGHT.items()), right
 
 
