@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def prepare(tmp_path):
     shutil.copytree(ROOT / 'data', tmp_path / 'data', ignore=shutil.ignore_patterns('*.bin', 'vocab.json', 'input.txt', '__pycache__'))
-    for room in ('formats', 'runtime'):
+    for room in ('formats', 'runtime', 'report'):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns('__pycache__'))
 
     def prepare(name, *arguments):

@@ -502,16 +502,32 @@ def test_damaged_logs(folder, undisturbed, record_property):
     record_property('survived', 'metrics.jsonl, samples.jsonl and rewards.jsonl with torn lines, NULs and bytes that are no text')
 
 
+PATIENT = '''
+import os, time
+
+def ones(text, **_):
+    while not os.path.exists('go'):
+        time.sleep(0.01)
+    return text.count("1") / 4
+
+rewards = [ones]
+'''
+
+
 @pytest.mark.parametrize('tries', [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_two_runs_of_one_folder_and_one_start(undisturbed, tmp_path, tries, record_property):
     """Started together with nothing there: one makes the start and has the folder, the other says who has it and changes nothing."""
     for n in range(tries):
         folder = tmp_path / str(n)
         folder.mkdir()
-        for name in ('sums.jsonl', 'held_out.jsonl', 'ones.py'):
+        for name in ('sums.jsonl', 'held_out.jsonl'):
             shutil.copy(undisturbed / name, folder)
+        (folder / 'ones.py').write_text(PATIENT)
         runs = [subprocess.Popen(command('--max_iters=4', f'--out_dir={out}'), cwd=folder, env=ENV, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True) for out in ('one', './one/', 'other')]
+        while all(process.poll() is None for process in runs):
+            time.sleep(0.05)
+        (folder / 'go').touch()  # who has the folder waited for this
         said = [''.join(process.communicate(timeout=240)) for process in runs]
         codes = [process.returncode for process in runs]
         assert sorted(codes[:2]) == [0, 1] and codes[2] == 0, said
