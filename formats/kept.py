@@ -66,7 +66,7 @@ class Kept:
 
     def start(self):
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL}
-        command = [sys.executable, '-c', self.code]
+        command = [sys.executable, '-P', '-c', self.code]  # no module of the folder where we are
         self.process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)
         try:
             self.read(STARTING)

@@ -212,8 +212,12 @@ class ScorerServer(http.server.ThreadingHTTPServer):
             self.connections += change
 
     def process_request(self, request, client_address):
-        super().process_request(request, client_address)
         self.count(1)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self.count(-1)
+            raise
 
     def verify_request(self, request, client_address):
         return self.connections < 1.25 * self.max_connections
