@@ -300,7 +300,7 @@ def read_config_file(path, keys):
         program = compile(source, path, 'exec')
         is_script = settings_block(source) is not None
     except SyntaxError as e:
-        raise ValueError(f"{path}, line {e.lineno or 1}: {e.msg}") from None
+        raise ValueError(f"{path}, line {e.lineno or 1}: {first_line(e.msg)}") from None
     except (OSError, ValueError, MemoryError, RecursionError) as e:
         raise ValueError(f"{path} cannot be read as Python: {first_line(e)}") from None
     if is_script:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards import REWARDS, bounded, score
+from rewards import REWARDS, answers, bounded, score
 from rewards.answers import final_statement, is_right, numbers_in
 from rewards.maths import equations_in
 
@@ -123,6 +123,9 @@ def measure_growth(name, length):
     function, slow = REWARDS[name].function, {}
 
     def work(text):
+        for kept in vars(answers).values():
+            if hasattr(kept, 'cache_clear'):
+                kept.cache_clear()
         began = time.process_time()
         function(text, reference='42')
         return time.process_time() - began
