@@ -301,8 +301,10 @@ def read_config_file(path, keys):
         is_script = settings_block(source) is not None
     except SyntaxError as e:
         raise ValueError(f"{path}, line {e.lineno or 1}: {first_line(e.msg)}") from None
-    except (OSError, ValueError, MemoryError, RecursionError) as e:
+    except (OSError, ValueError) as e:
         raise ValueError(f"{path} cannot be read as Python: {first_line(e)}") from None
+    except (MemoryError, RecursionError):
+        raise ValueError(f"{path} cannot be read as Python: it is nested too deep") from None
     if is_script:
         raise ValueError(f"{path} is a program and no config file")
     try:
