@@ -99,9 +99,10 @@ HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
 TAG = re.compile(r'<answer>(.*?)(?:</answer>|\Z)', re.DOTALL | re.IGNORECASE)
 BOLD = re.compile(r'\*\*([^*\n]+)\*\*')
 BOLD_MARKS = re.compile(r'\*\*(?!\d)|(?<!\d)\*\*|`')
-SENTENCE_END = re.compile(r'(?<=[.!?。])["”*)$]*(?:\s+(?![a-z0-9])|\n)|\n+')
+SENTENCE_END = re.compile(r'(?<=[.!?。])["”*)$]*(?:\s+(?![a-z0-9])|\n)|\n+'
+                          r'|[,;] (?=(?:no,? )?(?:wait|oops|scratch that|correction|or rather)\b)')
 CORRECTION = re.compile(r'\b(?:wait|actually|correction|corrected|oops|scratch that|i (?:forgot|made|mis\w+)'
-                        r'|my mistake|sorry|hmm|revised)\b|^no[,.]', re.IGNORECASE)
+                        r'|my mistake|sorry|hmm|revised|or rather)\b|^no[,.]', re.IGNORECASE)
 EXPLANATION = re.compile(r'^\W*(?:note|explanation|details?|check|to (?:verify|check)|if (?:it|there|you)'
                          r'|(?:i )?hope|let me know|thank)\b', re.IGNORECASE)
 BETWEEN_BOXES = re.compile(r'(?:[\s$.,;*\\{}]|q?quad|text|and|or|\(?[a-h1-9]\)|\\\][^a-z]){0,20}')

@@ -187,3 +187,9 @@ print(ours)
     assert done.returncode == 0, done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+@pytest.mark.parametrize('text', ['It is 12, no wait, 15.', 'The answer is 12, wait, 15.', 'The answer is 12, or rather 15.',
+                                  'The answer is 12; scratch that, 15.', 'We wait 15 minutes, so the answer is 15.'])
+def test_a_correction_within_a_sentence(text):
+    assert score('number_answer', text, reference='15') == 1 and score('number_answer', text, reference='12') == 0
