@@ -109,7 +109,7 @@ class ScoreModel(nn.Module):
     def forward(self, tokens, lengths):
         """Scores (N,) of tokens (N, T), right-padded, with true lengths (N,)."""
         rows = torch.arange(len(tokens), device=tokens.device)
-        last = self.trunk(tokens)[rows, lengths - 1]
+        last = self.trunk(tokens, lengths)[rows, lengths - 1]
         score = self.score_head(last).squeeze(-1).float()
         centred = score - self.mean if self.kind == 'reward' else score
         return centred * self.var.rsqrt()
@@ -313,8 +313,9 @@ class LLMJudge:
             for batch in in_batches(group):
                 own = [torch.tensor(ids[n:], device=self.device) for ids in batch]
                 tokens, length = pad_sequence(own, batch_first=True), torch.tensor([n], device=self.device)
-                hidden = self.model.complete(tokens[None], prefix, length)[0]
-                last = hidden[range(len(own)), [len(ids) - 1 for ids in own]]
+                lengths = torch.tensor([len(ids) for ids in own])
+                hidden = self.model.complete(tokens[None], prefix, length, lengths[None])[0]
+                last = hidden[range(len(own)), lengths - 1]
                 logits = self.model.lm_head(last)[:, self.grade_ids].float().cpu()  # (G, 5)
                 grades |= zip(batch, (logits.softmax(dim=-1) @ VALUES).tolist(), strict=True)
         return [grades[ids] for _, ids in rows], [0.0] * len(rows)

@@ -349,8 +349,9 @@ def read_prompts(prefill, prompts, G, R, device, window):
     Each prompt read once: hidden states (P G, D) that predict each row's first token, its position (P G,),
     and the GroupCache.
     """
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    hidden, prefix = prefill(padded(prompts, device))
+    lengths = torch.tensor([len(p) for p in prompts])
+    hidden, prefix = prefill(padded(prompts, device), lengths)
+    lengths = lengths.to(device)
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
     cache = GroupCache(prefix, lengths, G, R, window)
     return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
@@ -398,7 +399,7 @@ class CausalPolicy:
 
     def prefill(self, prompts, batch):
         """Prompts (P, T) read once; see GPT.prefill."""
-        return self.model.prefill(prompts)
+        return self.model.prefill(prompts, batch['prompt_lengths'])
 
     def sample(self, batch: dict, group_size: int) -> Rollout:
         """Completions at the policy's temperature, see generate."""
@@ -411,7 +412,7 @@ class CausalPolicy:
         with Progress('tokens', self.max_new_tokens) as progress:
             on_token = progress.step if on_cpu else None  # it would wait for a GPU at each token
             made = generate(self.model, prompts, group_size, self.max_new_tokens, on_token=on_token,
-                            prefill=lambda tokens: self.prefill(tokens, batch), **options)
+                            prefill=lambda tokens, _: self.prefill(tokens, batch), **options)
         return Rollout(batch=batch, tokens=made.tokens, lengths=made.lengths.cpu(), logps=made.logps,
                        ended=made.ended.cpu(), allowed=made.allowed)
 
@@ -424,16 +425,18 @@ class CausalPolicy:
     def hidden(self, rollout: Rollout) -> torch.Tensor:
         """Hidden states (P, G, R, D) that predict the completions' tokens; the first is the prompt's last."""
         P, G, R = rollout.tokens.shape
-        lengths = rollout.batch['prompt_lengths']
-        states, prefix = self.prefill(rollout.batch['prompts'][:, :int(lengths.max())], rollout.batch)
-        lengths = lengths.to(states.device, non_blocking=True)
-        last = states[torch.arange(P, device=states.device), lengths - 1]
+        prompt_lengths = rollout.batch['prompt_lengths']
+        states, prefix = self.prefill(rollout.batch['prompts'][:, :int(prompt_lengths.max())], rollout.batch)
+        prompt_lengths = prompt_lengths.to(states.device, non_blocking=True)
+        last = states[torch.arange(P, device=states.device), prompt_lengths - 1]
         hidden = last[:, None, None].expand(P, G, 1, -1)
-        steps = int(rollout.lengths.max()) - 1
-        steps = max(steps, int(is_sharded(self.model)))  # the ranks of a sharded model take the same forwards
+        lengths = (rollout.lengths - 1).clamp(min=0)  # a last token is predicted, and predicts none
+        if is_sharded(self.model) and not lengths.any():
+            lengths[0, 0] = 1  # its ranks take the same forwards
+        steps = int(lengths.max())
         if steps:
-            tokens = rollout.tokens[:, :, :steps].masked_fill(~rollout.mask[:, :, :steps], 0)
-            hidden = torch.cat((hidden, self.model.complete(tokens, prefix, lengths)), dim=2)
+            behind = self.model.complete(rollout.tokens[:, :, :steps], prefix, prompt_lengths, lengths)
+            hidden = torch.cat((hidden, behind), dim=2)
         return F.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
@@ -469,9 +472,9 @@ def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu'
 # -----------------------------------------------------------------------------
 # what a model thinks of texts
 
-def next_log_probs(model, tokens):
-    """(N, T - 1) fp32: the log-prob of each of tokens (N, T) but the first, after those before it."""
-    log_probs = model.logits(tokens)[:, :-1].float().log_softmax(dim=-1)
+def next_log_probs(model, tokens, lengths=None):
+    """(N, T - 1) fp32: the log-prob of each of tokens (N, T) but the first; lengths: see GPT.forward."""
+    log_probs = model.logits(tokens, lengths)[:, :-1].float().log_softmax(dim=-1)
     return log_probs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
 
@@ -494,7 +497,8 @@ def text_log_probs(model, tokenizer, texts, batch_size=16):
     for start in range(0, len(longer), batch_size):
         batch = longer[start:start + batch_size]
         tokens = padded([rows[i] for i in batch], model.wte.weight.device)
-        for i, log_probs in zip(batch, next_log_probs(model, tokens).cpu(), strict=True):
+        found = next_log_probs(model, tokens, torch.tensor([len(rows[i]) for i in batch]))
+        for i, log_probs in zip(batch, found.cpu(), strict=True):
             ids = rows[i]
             n_characters = len(tokenizer.decode(ids)) - len(tokenizer.decode(ids[:1]))
             values[i] = log_probs[:len(ids) - 1].sum().item() / max(1, n_characters)

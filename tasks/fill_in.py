@@ -43,7 +43,7 @@ class FillIn(Task):
                   'eval/exact_match_sampled', 'eval/exact_match_greedy'),
         ],
     }
-    refuses = ('top_k', 'overlong_penalty', 'lora_r')
+    refuses = ('top_k', 'overlong_penalty', 'lora_r', 'micro_batch_tokens')
     exported = ''
 
     class Settings:
