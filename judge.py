@@ -62,25 +62,26 @@ class Judge(nn.Module):
     def forward(self, tokens, lengths=None):
         """
         Logits of the score (N,) and of each token having been replaced (N, T). tokens (N, T), right-padded;
-        lengths (N,), or None without padding.
+        lengths (N,), best on the CPU, or None without padding.
         """
+        N, T = tokens.shape
+        lengths = torch.full((N,), T) if lengths is None else lengths
         cls = torch.full_like(tokens[:, :1], self.cls_id)
-        with_cls = None if lengths is None else lengths + 1
-        hidden = self.trunk(torch.cat((cls, tokens), dim=1), with_cls)         # (N, 1 + T, D)
+        hidden = self.trunk(torch.cat((cls, tokens), dim=1), lengths + 1)      # (N, 1 + T, D)
         slots = self.slot_head(hidden[:, 1:]).squeeze(-1)
-        replaced = slots.float().sigmoid()
-        if lengths is None:
-            share = replaced.mean(dim=1, keepdim=True)
-        else:
-            padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
-            share = replaced.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None]
+        lengths = lengths.to(tokens.device)[:, None]
+        padding = torch.arange(T, device=tokens.device) >= lengths
+        share = slots.float().sigmoid().masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths
         evidence = torch.cat((hidden[:, 0], share.logit(eps=1e-4)), dim=1)
         return self.score_head(evidence).squeeze(-1), slots
 
     @torch.inference_mode()
     def score(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """How machine-filled each text looks, (N,) from 0 to 1."""
-        return self(tokens, lengths)[0].sigmoid()
+        n = len(tokens) if tokens.is_cuda else 64  # what so many need stays in a CPU's cache
+        lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
+        parts = zip(tokens.split(n), lengths.split(n), strict=True)
+        return torch.cat([self(*part)[0] for part in parts]).sigmoid()
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer) -> 'Judge':

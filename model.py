@@ -18,6 +18,7 @@ from functools import partial
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from formats import weights
@@ -88,23 +89,9 @@ class GPTConfig:
                 raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(KINDS[key])}")
 
 
-class RMSNorm(nn.Module):
-    """arXiv 1910.07467, statistics in fp32. On a CPU torch's own is half as fast for few rows."""
-
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x):
-        h = x.float()
-        h = h * (h.square().sum(dim=-1, keepdim=True) / h.shape[-1] + self.eps).rsqrt()
-        return self.weight * h.to(x.dtype)
-
-
 def make_norm(config):
     if config.norm == 'rmsnorm':
-        return RMSNorm(config.n_embd, config.norm_eps)
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
@@ -139,8 +126,8 @@ class Attention(nn.Module):
         self.heads = [config.n_head, config.n_kv_head]
         self.head_dim = d = config.head_dim
         self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * d, bias=config.qkv_bias)
-        self.q_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
+        self.q_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
         self.proj = nn.Linear(config.n_head * d, config.n_embd, bias=config.bias)
 
     def forward(self, x, rope):
@@ -416,6 +403,13 @@ class GPT(nn.Module):
         weights.write(folder, vars(self.config), self.state_dict(), eos_id, bos_id, pad_id)
 
 
+class NotDrawn(TorchFunctionMode):
+    """Weights that are going to be loaded: to draw them first would import the compiler, for a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return None if getattr(func, '__name__', '') == 'normal_' else func(*args, **kwargs or {})
+
+
 def build(make, config, state, path):
     """
     make(GPTConfig) with the weights of state, both from the file at path, which may claim any size: the fit
@@ -427,7 +421,7 @@ def build(make, config, state, path):
         raise ValueError(f"{path}: {e}") from None
     if config.n_layer > len(state):
         raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
-    with torch.device('meta'):
+    with torch.device('meta'), NotDrawn():
         model = make(config)
     check_fit(state, model.state_dict(), path)
     model.load_state_dict(state, assign=True)
