@@ -151,12 +151,12 @@ class GroupCache:
 
         q = q.view(L, width, H_kv, heads, d).transpose(1, 2).reshape(L * H_kv, width * heads, d)
         scores = torch.baddbmm(self.bias, q, keys, beta=self.ragged, alpha=self.scale)
-        own_scores = torch.baddbmm(unseen, q.view(-1, heads, d), own_keys.transpose(1, 2),
+        own_scores = torch.baddbmm(unseen, q.reshape(-1, heads, d), own_keys.transpose(1, 2),
                                    beta=self.window > 1, alpha=self.scale)
         scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
         shared_weights, own_weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
         y = torch.bmm(shared_weights, values).view(-1, heads, d)
-        y = torch.baddbmm(y, own_weights.view(-1, heads, n), own_values)
+        y = torch.baddbmm(y, own_weights.reshape(-1, heads, n), own_values)
         return y.view(L, H_kv, width, heads, d).transpose(1, 2).reshape(-1, H_kv * heads, d)
 
     def keep(self, rows):
