@@ -246,6 +246,8 @@ def in_batches(rows):
 GRADES, VALUES = '1 2 3 4 5'.split(), torch.linspace(0, 1, 5)
 # one number, after the thoughts
 GRADED = re.compile(r'(?s)(?:.*</think>)?[^\d<]*([1-5](?:\.\d+)?)(?: ?(?:/|out of) ?5)?\b[^\d<]*')
+# what an endpoint may read as its tokens: <|im_end|>, </s>, <end_of_turn>, [INST]
+SPECIAL = re.compile(r'<(?=\||/?s>|\w+_of_turn)|\[(?=/?INST)')
 with open(os.path.join(os.path.dirname(__file__), 'rewards', 'rubrics.json'), encoding='utf-8') as f:
     RUBRICS = json.load(f)  # a reward's name -> its rubric, and texts to try a judge with
 
@@ -324,6 +326,7 @@ class LLMJudge:
     def ask_endpoint(self, questions):
         jobs = []
         for text in questions:
+            text = SPECIAL.sub(r'\g<0> ', text)
             asked = {'model': self.name, 'messages': [{'role': 'user', 'content': text}], 'temperature': 0,
                      'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20}
             jobs.append(('/chat/completions', asked, grade_in))
