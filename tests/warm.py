@@ -47,13 +47,19 @@ def serve(parent):
     import importlib
 
     for name in (
+        'concurrent.futures.thread',
+        'http.server',
+        'jinja2.sandbox',
         'numpy',
         'safetensors.torch',
+        'symtable',
+        'tokenizers',
         'torch._dynamo',
         'torch.distributed.fsdp',
         'torch.distributed.run',
-        'tqdm',
+        'tqdm.auto',
         'triton',
+        'xml.parsers.expat',
     ):  # what takes the seconds
         importlib.import_module(name)
     gc.freeze()
