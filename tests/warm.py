@@ -34,7 +34,8 @@ def ask():
         signal.signal(s, lambda number, frame: connection.send(bytes([number])))
     status = int.from_bytes(read_all(connection, 2), 'big', signed=True)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
