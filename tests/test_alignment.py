@@ -836,9 +836,9 @@ def test_a_scorer_that_dies(made):
     try:
         run = begin('again')
         service, _ = start_service(models, f'--port={port}')
-        assert run.wait(120) == 0 and metrics(folder, 'again') == metrics(folder, 'whole')
+        assert run.wait(240) == 0 and metrics(folder, 'again') == metrics(folder, 'whole')
         run = begin('gone', '--scorer_patience=1')
-        out, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=240)
         assert run.returncode == 1 and err.startswith('error: the scorer at') and len(err.splitlines()) == 1 and 'saved' in out
         service, _ = start_service(models, f'--port={port}')
         train(folder, f'--scorer_url={url}', '--out_dir=gone', '--init_from=resume')

@@ -505,6 +505,27 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
     )
 
 
+@pytest.mark.parametrize('options, words', [('ro,size=1m', 'nothing can be written at'), ('size=16k', 'make room')])
+def test_a_disk_that_takes_nothing(folder, options, words, record_property):
+    """Read-only, or full from the beginning: said in a line before anything is trained."""
+    disk = folder / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(disk)], capture_output=True).returncode:
+        pytest.skip('a tmpfs can be mounted by root alone')
+    try:
+        if 'ro' not in options:
+            with pytest.raises(OSError), open(disk / 'filler', 'wb', buffering=0) as f:
+                while f.write(bytes(4096)):
+                    pass
+        done = run(folder, '--out_dir=disk/out', '--generator_checkpoint=new.pt')
+    finally:
+        subprocess.run(['umount', '-l', str(disk)])
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith('error: ') and words in lines[0], done.stderr
+    assert not (folder / 'new.pt').exists()
+    record_property('survived', f"a disk that takes nothing ({options.partition(',')[0]}): one line, before a start is made")
+
+
 def test_a_damaged_checkpoint(folder, undisturbed, record_property):
     """
     ckpt.pt cut short, empty, its end or its middle overwritten with zeros: the older one serves, with a warning, and the end is the same.
