@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -225,7 +224,7 @@ def ranks_of(folder, *arguments):
     meet = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     return [
         subprocess.Popen(
-            command(*arguments, launcher=REAL),
+            command(*arguments),
             cwd=folder,
             env=ENV | meet | {'RANK': str(rank), 'LOCAL_RANK': str(rank)},
             text=True,
@@ -236,43 +235,46 @@ def ranks_of(folder, *arguments):
     ]
 
 
-HANGS = '''
-import os as _os, time as _time
+LOST = '''
+import os as _os, signal as _signal, time as _time
 _calls = [0]
 
 def ones(text, **_):
     _calls[0] += 1
-    if _os.environ.get("RANK") == "1" and _calls[0] > 40:
-        _time.sleep(3600)
+    if _os.environ.get("RANK") == "1" and _calls[0] > 40:  # in iteration 5
+        with open("lost", "w") as f:
+            f.write(str(_os.getpid()))
+        WHAT_HAPPENS
     return text.count("1") / 4
 
 rewards = [ones]
 '''
+WHAT_HAPPENS = {
+    'dies': '_os.kill(_os.getpid(), _signal.SIGKILL)',
+    'hangs': '_os.kill(_os.getpid(), _signal.SIGSTOP)',
+    'has a reward that hangs': '_time.sleep(3600)',
+}
 
 
-@pytest.mark.parametrize('how', ['dies', 'hangs', 'has a reward that hangs'])
+@pytest.mark.parametrize('how', WHAT_HAPPENS)
 def test_a_lost_rank_is_named(folder, how, record_property):
     """
     Rank 1 dies, or hangs, itself or in a reward: rank 0 stops within seconds, or after rank_timeout, and says which process on which
     machine no longer answers.
     """
-    (folder / 'hangs.py').write_text(HANGS)
-    config = ['hangs.py'] * ('reward' in how)
-    first, second = ranks_of(folder, '--max_iters=2000', '--save_interval=1', '--rank_timeout=10', *config)
+    (folder / 'lost.py').write_text(LOST.replace('WHAT_HAPPENS', WHAT_HAPPENS[how]))
+    first, second = ranks_of(folder, 'lost.py', '--save_interval=1', '--rank_timeout=10')
     try:
-        assert any(line.startswith('iter 1: reward') for line in first.stdout), second.communicate()[0][-2000:]
-        if not config:
-            second.send_signal(signal.SIGKILL if how == 'dies' else signal.SIGSTOP)
-        since = time.monotonic()
-        rest = first.communicate(timeout=240)[0]
-        took = time.monotonic() - since
+        printed = first.communicate(timeout=240)[0]
+        took = time.time() - os.path.getmtime(folder / 'lost')
     finally:
         for process in (first, second):
             process.kill()
             process.wait()
+    pid = (folder / 'lost').read_text()
     assert first.returncode == 1 and re.search(
-        rf"rank 0 stops: no answer any more from rank 1 \(process {second.pid} on .+\)\. Go on from the last", rest
-    ), rest[-2000:]
+        rf"rank 0 stops: no answer any more from rank 1 \(process {pid} on .+\)\. Go on from the last", printed
+    ), printed[-2000:]
     record_property(
         'survived',
         f"rank 1 of 2 {how}{' (rank_timeout 10 s)' * (how != 'dies')}: rank 0 stops after {took:.0f} s and names it",
@@ -281,35 +283,9 @@ def test_a_lost_rank_is_named(folder, how, record_property):
 
 def test_torchrun_ends_when_a_rank_dies(folder, record_property):
     """Under torchrun the same, and the run goes on from its checkpoint, with two ranks, with one, and sharded."""
-    process = subprocess.Popen(
-        command('--max_iters=2000', '--save_interval=1', launcher=(sys.executable, *TORCHRUN[1:])),
-        cwd=folder,
-        env=ENV | {'PYTHON_EXEC': sys.executable},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    printed = ''
-    for line in process.stdout:
-        printed += line
-        if line.startswith('iter 2: reward'):
-            workers = [int(pid) for pid in open(f'/proc/{process.pid}/task/{process.pid}/children').read().split()]
-            os.kill(
-                next(
-                    pid
-                    for pid in workers
-                    if b'RANK=1\0'
-                    in open(f'/proc/{pid}/environ', 'rb')
-                    .read()
-                    .replace(b'LOCAL_RANK', b'')
-                    .replace(b'GROUP_RANK', b'')
-                    .replace(b'ROLE_RANK', b'')
-                ),
-                signal.SIGKILL,
-            )
-            break
-    printed += process.communicate(timeout=240)[0]
-    assert process.returncode != 0 and re.search(r'rank +: 1', printed), printed[-2000:]
+    (folder / 'lost.py').write_text(LOST.replace('WHAT_HAPPENS', WHAT_HAPPENS['dies']))
+    done = run(folder, 'lost.py', '--save_interval=1', launcher=TORCHRUN)
+    assert done.returncode != 0 and re.search(r'rank +: 1', done.stderr), done.stderr[-2000:]
     iterations = torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True)['iter']
     for n, (launcher, more) in enumerate(
         ((TORCHRUN, []), ((PYTHON,), []), (TORCHRUN, ['--shard=True']), ((PYTHON,), ['--shard=False'])), 1
@@ -448,7 +424,35 @@ def test_sigterm_does_not_wait(folder, undisturbed, launcher, phase, more, recor
 
 # --- disks and files
 
-@pytest.mark.parametrize('what', ['no room', 'too large a file', 'too large a log'])
+FULL = '''
+import os as _os, resource as _resource
+from runtime import run as _run
+_save = _run.save_checkpoint
+
+def _full(path, *rest):
+    _save(path, *rest)
+    if path.endswith("ckpt.pt"):
+        size = _os.path.getsize(path)
+        WHAT_HAPPENS
+
+def _fill():
+    try:
+        with open("out-grpo/filler", "ab", buffering=0) as f:
+            while f.write(bytes(4096)):
+                pass
+    except OSError:
+        pass
+
+_run.save_checkpoint = _full
+'''
+FILLED = {
+    'no room': '_fill()',
+    'too large a file': '_resource.setrlimit(_resource.RLIMIT_FSIZE, (size // 2, size // 2))',
+    'too large a log': '_resource.setrlimit(_resource.RLIMIT_FSIZE, (size + 4096, size + 4096))',
+}
+
+
+@pytest.mark.parametrize('what', FILLED)
 def test_a_full_disk(folder, undisturbed, what, record_property):
     """
     The disk is full when the second checkpoint comes, or a line of a log (a small tmpfs, where one can be mounted; a limit on the size of a
@@ -457,38 +461,16 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
     """
     out = folder / 'out-grpo'
     out.mkdir()
+    (folder / 'full.py').write_text(FULL.replace('WHAT_HAPPENS', FILLED[what]))
     size = os.path.getsize(undisturbed / 'out-grpo' / 'ckpt.pt')
     if what == 'no room':
         if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size * 6}', 'tmpfs', str(out)], capture_output=True).returncode:
             pytest.skip('a tmpfs can be mounted by root alone')
     try:
-        rarely = ['--log_interval=1' if 'log' in what else '--log_interval=100', '--max_iters=100000']
-        process = subprocess.Popen(
-            command('--save_interval=2', '--eval_interval=2000', '--hist_interval=2000', *rarely, '--keep_checkpoints=0',
-                    launcher=REAL if 'large' in what else ONE),
-            cwd=folder,
-            env=ENV,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        while not (out / 'ckpt.pt').exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        if what == 'no room':
-            while process.poll() is None:  # whatever becomes free is taken
-                try:
-                    with open(out / 'filler', 'ab') as f:
-                        f.write(bytes(16384))
-                except OSError:
-                    time.sleep(0.005)
-        else:
-            limit = size * 2 if 'log' in what else size // 2
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-        printed, errors = process.communicate(timeout=240)
-        assert (
-            process.returncode == 1 and 'could not be written' in errors and 'make room' in errors and len(errors.strip().splitlines()) == 1
-        ), errors
+        rarely = ['--log_interval=1' if 'log' in what else '--log_interval=100', '--max_iters=100000', '--keep_checkpoints=0']
+        done = run(folder, 'full.py', '--save_interval=2', '--eval_interval=2000', '--hist_interval=2000', *rarely)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert 'could not be written' in done.stderr and 'make room' in done.stderr, done.stderr
         assert not [name for name in os.listdir(out) if name.endswith('.tmp')]
         saved = torch.load(out / 'ckpt.pt', weights_only=True)
         if what == 'no room':
@@ -497,7 +479,6 @@ def test_a_full_disk(folder, undisturbed, what, record_property):
         assert done.returncode == 0, done.stderr
         assert [line['iter'] for line in log_of(folder)['metrics']][-1] == saved['iter'] + 4
     finally:
-        process.kill()
         if what == 'no room':
             subprocess.run(['umount', '-l', str(out)])
     record_property(
