@@ -1,11 +1,9 @@
 """
 Side-by-side speed, as ratios of medians: the ways take turns in one process, because machines are noisy.
-$ python -m tools.bench fill_in   # one GRPO step: all G fills from one forward, against P x G rows
 $ python -m tools.bench sample    # generate(), against transformers' generate
 $ python -m tools.bench step      # a GRPO step of a causal model and its peak memory, against TRL's trainer
 sample and step need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
 """
-import copy
 import os
 import platform
 import re
@@ -20,14 +18,12 @@ import tokenizers
 import torch
 
 import grpo
-from formats.tokenizer import CharTokenizer, Tokenizer
-from judge import Judge
+from formats.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch
 from runtime.masters import configure_optimizers
-from tasks.fill_in import FillInPolicy, choose_slots, fill, filler_config, make_batch, score_fills
 
-ROUNDS, WARM_UPS = 9, 2
+WARM_UPS = 2
 SIZES = {'tiny': {'n_layer': 4, 'n_head': 4, 'n_kv_head': 2, 'n_embd': 128, 'mlp_hidden': 344,
                   'vocab_size': 512},
          'SmolLM2-size': {'n_layer': 30, 'n_head': 9, 'n_kv_head': 3, 'n_embd': 576, 'mlp_hidden': 1536,
@@ -42,11 +38,15 @@ class Case(NamedTuple):
     T: int
     R: int
     compiled: bool = False
-    ragged: bool = False  # True: each token is an end with probability 1 / 24; False: none is
+    ends: int | None = None  # one in so many tokens is an end; None: none is
 
     def __str__(self):
         compiled = ', compile=True' if self.compiled else ''
         return f"{self.size}{compiled}, {self.P} prompts of {self.T}, G = {self.G}, R = {self.R}"
+
+    def models(self):
+        """Ours and theirs, which sample each token of the vocabulary about as often."""
+        return llamas(SIZES[self.size] | ({'vocab_size': self.ends} if self.ends else {}))
 
     @property
     def rounds(self):
@@ -64,14 +64,14 @@ def compare(ways, rounds):
     return {name: times[WARM_UPS:] for name, times in seconds.items()}
 
 
-def report(what, seconds, n, unit='tokens'):
+def report(what, seconds, n):
     """A line for each other way: how many times faster ours is."""
     ours = seconds.pop('ours')
-    print(f"  {what}: ours {n / statistics.median(ours):,.0f} {unit}/s", flush=True)
+    print(f"  {what}: ours {n / statistics.median(ours):,.0f} tokens/s", flush=True)
     for name, theirs in seconds.items():
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         spread = f"min {min(ratios):.2f}, max {max(ratios):.2f} of {len(ratios)} rounds"
-        speed = f"{n / statistics.median(theirs):,.0f} {unit}/s"
+        speed = f"{n / statistics.median(theirs):,.0f} tokens/s"
         print(f"    {statistics.median(ratios):.2f} times {name} ({spread}, {speed})", flush=True)
 
 
@@ -95,94 +95,11 @@ def gradient_error(ours, wanted):
     return (error / norm).item()
 
 
-def gradient_of(policy, rollout, cfg, reference=None):
+def gradient_of(policy, rollout, cfg):
     """The gradient that train_on_rollout makes of a rollout, as a list; the weights stay."""
     still = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-    grpo.train_on_rollout(policy, rollout, still, replace(cfg, grad_clip=0), reference)
+    grpo.train_on_rollout(policy, rollout, still, replace(cfg, grad_clip=0))
     return [p.grad for p in policy.model.parameters()]
-
-
-# -----------------------------------------------------------------------------
-# fill_in
-
-def straightforward_loss(policy, reference, judge, batch, group_size, texts=None):
-    """Every text copied G times, logits at every position, kl_beta 0.1. texts (P G, T): these, not drawn."""
-    prompts = batch['tokens'].repeat_interleave(group_size, dim=0)          # (P G, T)
-    is_slot = prompts == policy.tokenizer.mask_id
-
-    def log_probs_of(model):
-        logits = model.logits(prompts) / policy.temperature                 # (P G, T, V)
-        return logits.masked_fill(policy.forbidden, -torch.inf).log_softmax(dim=-1)
-
-    with torch.no_grad():
-        if texts is None:
-            drawn = torch.multinomial(log_probs_of(policy.model).exp().flatten(0, 1), 1).view_as(prompts)
-            texts = torch.where(is_slot, drawn, prompts)
-        rewards = 1 - judge.score(texts)
-        ref_log_probs = log_probs_of(reference.model)
-        A = grpo.compute_advantages(rewards.view(-1, group_size)).flatten()[:, None]
-    log_probs = log_probs_of(policy.model)
-    logps = log_probs.gather(-1, texts[..., None].where(is_slot[..., None], 0)).squeeze(-1)
-    ratio = (logps - logps.detach()).exp()
-    terms = 0.1 * grpo.kl_estimate(log_probs, ref_log_probs, 'exact')
-    terms = terms - torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A)
-    return (terms.masked_fill(~is_slot, 0.0).sum(dim=1) / is_slot.sum(dim=1)).mean()
-
-
-def reference_of(policy):
-    return policy.with_model(copy.deepcopy(policy.model).requires_grad_(False))
-
-
-def same_gradient(policy, judge, batch, reward, cfg):
-    """The gate: how far the two ways' gradients on the same fills differ."""
-    reference = reference_of(policy)
-    reference.model.wte.weight.mul_(2.0)  # it differs, so that the KL counts
-    rollout = grpo.generate_rollouts(policy, batch, cfg, reference)
-    grpo.compute_rewards(policy, rollout, reward)
-    rollout.advantages = grpo.compute_advantages(rollout.rewards)
-    texts = fill(batch, rollout.tokens).flatten(0, 1)
-    loss = straightforward_loss(policy, reference, judge, batch, cfg.group_size, texts)
-    wanted = torch.autograd.grad(loss, list(policy.model.parameters()))
-    error = gradient_error(gradient_of(policy, rollout, cfg, reference), wanted)
-    assert error < 1e-4, f"the two ways' gradients differ by {error:.1e}"
-    return error
-
-
-def fill_in(P=32, T=48):
-    """Characters of filled text (P G T) per second of each way, at the main job's size."""
-    torch.manual_seed(0)
-    tokenizer = CharTokenizer([chr(32 + i) for i in range(96)])
-    model = GPT(filler_config(tokenizer, T, 3, 4, 96)).eval()
-    judge = Judge(model.config, tokenizer.cls_id).eval().requires_grad_(False)
-    lengths = torch.full((P,), T)
-    chosen = choose_slots('random', lengths, T, (0.25, 0.35), torch.Generator().manual_seed(0))
-    batch = make_batch(torch.randint(96, (P, T)), lengths, chosen, tokenizer.mask_id)
-
-    def realness(policy, rollout):
-        return 1 - score_fills(judge, rollout.batch, rollout.tokens)
-
-    def our_step(policy, optimizer):
-        grpo.grpo_training_step(policy, batch, optimizer, reward, cfg, reference)
-
-    def other_step(policy, optimizer):
-        optimizer.zero_grad()
-        straightforward_loss(policy, reference, judge, batch, G).backward()
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-        optimizer.step()
-
-    def on_its_own(step):
-        policy = start.with_model(copy.deepcopy(model))
-        optimizer = configure_optimizers(policy.model.parameters(), 0.0, 1e-4, (0.9, 0.99))
-        return lambda: step(policy, optimizer)
-
-    start, reward = FillInPolicy(model, tokenizer, 0.8), [('judge', realness, 1.0)]
-    reference = reference_of(start)
-    print(f"fill_in: {P} texts of {T} characters, 3 layers of width 96, exact KL, one judge")
-    for G in (8, 16):
-        cfg = grpo.Settings(group_size=G, kl_beta=0.1, kl_estimator='exact')
-        error = same_gradient(start, judge, batch, reward, cfg)
-        seconds = compare({'ours': on_its_own(our_step), 'straightforward': on_its_own(other_step)}, ROUNDS)
-        report(f"G = {G} (gradients equal to {error:.0e})", seconds, P * G * T, 'characters')
 
 
 # -----------------------------------------------------------------------------
@@ -214,7 +131,7 @@ def their_generate(theirs, prompts, G, R, **options):
 def sample():
     """Completion tokens per second, fp32. Gate: both give the same greedy tokens."""
     print("sample: against transformers' generate on the same Llama weights, temperature 1")
-    small, ragged = Case('tiny', 4, 8, 64, 64), Case('tiny', 8, 8, 64, 128, ragged=True)
+    small, ragged = Case('tiny', 4, 8, 64, 64), Case('tiny', 8, 8, 64, 128, ends=24)
     for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), ragged,
                  ragged._replace(compiled=True), Case('SmolLM2-size', 4, 8, 64, 32),
                  Case('SmolLM2-size', 1, 16, 256, 32)):
@@ -222,13 +139,13 @@ def sample():
 
 
 def sample_case(case):
-    ours, theirs = llamas(SIZES[case.size])
+    ours, theirs = case.models()
     V, G, R = ours.config.vocab_size, case.G, case.R
     prompts = torch.randint(2, V, (case.P, case.T)).tolist()
     greedy = generate(ours, prompts, max_new_tokens=16, temperature=0).tokens[:, 0]
     wanted = their_generate(theirs, prompts, 1, 16, do_sample=False, eos_token_id=None)
     assert torch.equal(greedy, wanted), "greedy tokens differ"
-    ends = list(range(1, 1 + V // 24)) if case.ragged else None
+    ends = [0] if case.ends else None
     lengths = []  # of each way's completions, all together
 
     def our_way():
@@ -237,7 +154,8 @@ def sample_case(case):
 
     def their_way():
         tokens = their_generate(theirs, prompts, G, R, do_sample=True, eos_token_id=ends)
-        lengths.append((tokens > 0).sum().item() if case.ragged else tokens.numel())
+        ended = tokens == 0 if ends else torch.zeros_like(tokens)
+        lengths.append((ended.cumsum(dim=1) - ended.int() == 0).sum().item())
 
     seconds = compare({'ours': our_way, 'transformers': their_way}, case.rounds)
     n_tokens = statistics.mean(lengths)
@@ -248,11 +166,12 @@ def sample_case(case):
 # step
 
 class WordTokenizer(Tokenizer):
-    """The part of a tokenizer that a CausalPolicy uses."""
-    eos_id, special_ids = None, []
+    """The part of a tokenizer that a CausalPolicy uses; with `ends` token 0 is one."""
+    special_ids = []
 
-    def __init__(self, vocab_size):
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size, ends=False):
+        self.vocab_size, self.eos_ids = vocab_size, (0,) if ends else ()
+        self.eos_id = 0 if ends else None
 
 
 def in_words(ids):
@@ -260,7 +179,7 @@ def in_words(ids):
     return ' '.join(f't{i}' for i in ids)
 
 
-def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
+def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, ends=False, **options):
     """TRL's trainer on our prompts, of which it sees the same ids."""
     import datasets
     import transformers
@@ -272,7 +191,7 @@ def trl_trainer(theirs, prompts, G, R, folder, beta=0.0, **options):
         output_dir=folder, per_device_train_batch_size=len(prompts) * G, num_generations=G, beta=0.0,
         temperature=1.0, top_k=0, top_p=1.0, scale_rewards='group', learning_rate=1e-6, max_grad_norm=1.0,
         activation_checkpointing=False, bf16=False, use_cpu=True, report_to='none', disable_tqdm=True,
-        max_completion_length=R, generation_kwargs={'min_new_tokens': R}, **options)
+        max_completion_length=R, generation_kwargs={} if ends else {'min_new_tokens': R}, **options)
 
     def reward(completion_ids, **_):
         return [float(sum(ids) % 7) for ids in completion_ids]
@@ -296,20 +215,20 @@ def llama_gradient(theirs):
 
 def same_step(policy, trainer, batch, examples, cfg):
     """The gate: on TRL's completions log-probs agree to 1e-5, the gradient to 1e-4 of its norm."""
-    theirs, shape = trainer.model, (len(batch['prompts']), cfg.group_size, policy.max_new_tokens)
+    theirs, shape = trainer.model, (len(batch['prompts']), cfg.group_size)
     inputs = trainer._generate_and_score_completions(examples)
     trainer.compute_loss(theirs, inputs).backward()
     assert torch.equal(inputs['prompt_ids'], batch['prompts'].repeat_interleave(cfg.group_size, dim=0))
-    assert inputs['completion_mask'].all()
-    rollout = grpo.Rollout(
-        batch, inputs['completion_ids'].view(shape), torch.full(shape[:2], shape[2]), torch.zeros(shape),
-        advantages=inputs['advantages'].view(shape[:2]))
+    mask = inputs['completion_mask']
+    lengths = mask.sum(dim=1).view(shape)
+    rollout = grpo.Rollout(batch, inputs['completion_ids'].view(*shape, -1), lengths,
+                           torch.zeros(*shape, mask.shape[1]), advantages=inputs['advantages'].view(shape))
     with torch.no_grad():
         rollout.logps = grpo.completion_logps(policy, rollout)[0]
         texts = torch.cat((inputs['prompt_ids'], inputs['completion_ids']), dim=1)
-        their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, torch.ones_like(texts),
-                                                                 shape[2])[0]
-    gap = (rollout.logps - their_logps.view(shape)).abs().max().item()
+        seen = torch.cat((inputs['prompt_mask'], mask), dim=1)
+        their_logps = trainer._get_per_token_logps_and_entropies(theirs, texts, seen, mask.shape[1])[0]
+    gap = ((rollout.logps - their_logps.view_as(rollout.logps)) * rollout.mask).abs().max().item()
     wanted = llama_gradient(theirs)
     error = gradient_error(gradient_of(policy, rollout, cfg),
                            [wanted[name] for name, _ in policy.model.named_parameters()])
@@ -318,16 +237,16 @@ def same_step(policy, trainer, batch, examples, cfg):
 
 
 def step_ways(case):
-    """Our whole step and TRL's on the same weights and prompts, as functions, and what the gate saw."""
+    """Our whole step and TRL's on the same weights and prompts; what the gate saw; our steps' tokens."""
     P, G, R = case.P, case.G, case.R
-    ours, theirs = llamas(SIZES[case.size])
+    ours, theirs = case.models()
     prompts = torch.randint(2, ours.config.vocab_size, (P, case.T)).tolist()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(theirs, prompts, G, R, folder, loss_type='dapo')
+        trainer = trl_trainer(theirs, prompts, G, R, folder, loss_type='dapo', ends=bool(case.ends))
     trainer.create_optimizer()
     theirs.train()
     examples = [{'prompt': in_words(ids)} for ids in prompts for _ in range(G)]
-    policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size), R, compile=case.compiled)
+    policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size, bool(case.ends)), R, compile=case.compiled)
     if case.compiled:
         ours.compile_blocks()
     cfg = grpo.Settings(group_size=G, loss_type='dapo', kl_beta=0.0)
@@ -341,30 +260,37 @@ def step_ways(case):
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         trainer.optimizer.step()
 
+    lengths = []
+
     def remainder(policy, rollout):
         return (rollout.tokens.sum(-1) % 7).float()
 
+    rewards = [('remainder', remainder, 1.0)]
+
     def our_step():
-        grpo.grpo_training_step(policy, batch, optimizer, [('remainder', remainder, 1.0)], cfg)
+        _, rollout = grpo.grpo_training_step(policy, batch, optimizer, rewards, cfg)
+        lengths.append(rollout.lengths.sum().item())
 
     trainer.optimizer.zero_grad()
-    return {'ours': our_step, 'TRL': their_step}, gate
+    return {'ours': our_step, 'TRL': their_step}, gate, lengths
 
 
 def step():
-    """Completion tokens per second of a whole step, AdamW included; fp32, no KL, equal lengths."""
+    """Completion tokens per second of a whole step, AdamW included; fp32, no KL."""
     print("step: against TRL's GRPOTrainer on the same Llama weights, loss dapo")
     small, long = Case('tiny', 4, 8, 64, 64), Case('tiny', 1, 16, 512, 64)
-    for case in (small, small._replace(compiled=True), Case('tiny', 2, 16, 256, 64), long,
+    for case in (small, small._replace(compiled=True), Case('tiny', 8, 8, 64, 128, ends=24),
+                 Case('tiny', 4, 8, 128, 400, ends=165), Case('tiny', 2, 16, 256, 64), long,
                  long._replace(compiled=True), Case('SmolLM2-size', 2, 8, 64, 64),
                  Case('SmolLM2-size', 1, 16, 256, 64)):
-        ways, gate = step_ways(case)
+        ways, gate, lengths = step_ways(case)
         peaks = [f"{name} {peak_memory(way) / 2 ** 20:,.0f} MB" for name, way in ways.items()]
-        report(f"{case} ({gate})", compare(ways, case.rounds), case.P * case.G * case.R)
+        seconds, n_tokens = compare(ways, case.rounds), statistics.mean(lengths)
+        report(f"{case}, mean length {n_tokens / (case.P * case.G):.0f} ({gate})", seconds, n_tokens)
         print(f"  peak above the weights: {', '.join(peaks)}")
 
 
-BENCHES = {'fill_in': fill_in, 'sample': sample, 'step': step}
+BENCHES = {'sample': sample, 'step': step}
 
 
 def main(names):
