@@ -415,29 +415,50 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
 
 class Rows:
     """
-    Right-padded rows of true lengths (...), on the CPU, in room for `width` tokens each. What there is for
-    each token goes from (..., width, *) to the n real ones (n, *), and back with zeros as padding.
+    n real tokens among the places of a padded layout. What there is for each token goes from (*shape, *) to
+    (n, *), row after row, and back with zeros as padding.
     """
 
-    def __init__(self, lengths, width, device):
-        self.lengths, self.shape, self.device = lengths, (*lengths.shape, width), device
-        self.index = None  # no row is padded
-        n = int(lengths.sum())
-        if n < lengths.numel() * width:
-            real = torch.arange(width, device=device) < lengths[..., None].to(device, non_blocking=True)
-            self.index = real.flatten().nonzero_static(size=n).squeeze(1)
+    def __init__(self, starts, lengths, shape, device):
+        """The tokens of a row stand behind its start, lengths (N,) and starts (N,) being on the CPU."""
+        self.shape, self.n, self.index = shape, int(lengths.sum()), None
+        if self.n < math.prod(shape):
+            r = torch.arange(int(lengths.max()))
+            self.index = (starts[:, None] + r)[r < lengths[:, None]].to(device, non_blocking=True)
 
     def pack(self, x):
-        """(..., width, *) -> (n, *)"""
+        """(*shape, *) -> (n, *)"""
         x = x.flatten(0, len(self.shape) - 1)
         return x if self.index is None else x[self.index]
 
     def pad(self, x):
-        """(n, *) -> (..., width, *)"""
+        """(n, *) -> (*shape, *)"""
         if self.index is not None:
             places = x.new_zeros(math.prod(self.shape), *x.shape[1:])
             x = places.index_copy(0, self.index, x)
         return x.view(*self.shape, *x.shape[1:])
+
+
+def padded_rows(lengths, width, device):
+    """Rows (N, width) of lengths (N,), on the CPU."""
+    return Rows(torch.arange(len(lengths)) * width, lengths, (len(lengths), width), device)
+
+
+def group_rows(lengths, width, device):
+    """
+    The tokens of completions of lengths (P, G), on the CPU, shortest first, as three layouts: Rows (P, G,
+    width); a list of Rows (N, R), completions of like length together; Rows (P, m), those of each prompt.
+    """
+    (P, G), most = lengths.shape, int(lengths.sum(dim=1).max())
+    before = lengths.cumsum(dim=1) - lengths + most * torch.arange(P)[:, None]
+    order = lengths.flatten().argsort(stable=True)
+    order = order[lengths.flatten()[order] > 0]
+    lengths, alike = lengths.flatten()[order], []
+    size = (lengths - 1).clamp(min=15).log2().floor()  # up to 16, 32, 64, ... tokens
+    for part in lengths.split(size.unique_consecutive(return_counts=True)[1].tolist()):
+        alike.append(padded_rows(part, int(part[-1]), device))
+    return (Rows(order * width, lengths, (P, G, width), device), alike,
+            Rows(before.flatten()[order], lengths, (P, most), device))
 
 
 # ---- attention of a group to its prompt, on a CPU
@@ -468,14 +489,16 @@ class GroupAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, prompt_k, prompt_v, bias, own, groups):
         """
-        q (n, H, d), k, v (n, H_kv, d) of n tokens; the prompt's (P, T, H_kv, d), bias (P, 1, 1, T); own: the
-        Rows (P G, R) of completions, groups: those (P, m) of each prompt's together.
+        q (n, H, d), k, v (n, H_kv, d) of n tokens; the prompt's (P, T, H_kv, d), bias (P, 1, 1, T); own,
+        groups: the tokens by completions and by prompts, see group_rows.
         """
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        prompt = prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)
-        y, lse = attention(*(fold(x, own, x.shape[1]) for x in (q, k, v)), 0.0, True)
+        prompt, found = (prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)), []
+        for rows, *part in by_part(own, q, k, v):
+            y, lse = attention(*(fold(x, rows, x.shape[1]) for x in part), 0.0, True)
+            found.append((unfold(y, rows), unfold(lse[..., None], rows)))
+        y, lse = map(torch.cat, zip(*found, strict=True))                       # (n, H, d), (n, H, 1)
         y_prompt, lse_prompt = attention(fold(q, groups, k.shape[1]), *prompt, 0.0, False, attn_mask=bias)
-        y, lse = unfold(y, own), unfold(lse[..., None], own)                    # (n, H, d), (n, H, 1)
         y_prompt, lse_prompt = unfold(y_prompt, groups), unfold(lse_prompt[..., None], groups)
         y = torch.lerp(y_prompt, y, (lse - lse_prompt).sigmoid())
         lse = torch.logaddexp(lse, lse_prompt)
@@ -487,12 +510,20 @@ class GroupAttention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
         attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        own, groups = ctx.rows
-        *out, normaliser = [fold(x, own, x.shape[1]) for x in (grad, q, k, v, y, lse)]
-        grad_q, *grad_own = attention_back(*out, normaliser.squeeze(-1), 0.0, True)
+        (own, groups), found = ctx.rows, []
+        for rows, *part in by_part(own, grad, q, k, v, y, lse):
+            *part, normaliser = [fold(x, rows, x.shape[1]) for x in part]
+            grads = attention_back(*part, normaliser.squeeze(-1), 0.0, True)
+            found.append([unfold(x, rows) for x in grads])
+        grad_q, *grad_own = map(torch.cat, zip(*found, strict=True))
         prompt = prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)
         grad, q, y, lse = (fold(x, groups, k.shape[1]) for x in (grad, q, y, lse))
         more, *grad_prompt = attention_back(grad, q, *prompt, y, lse.squeeze(-1), 0.0, False, attn_mask=bias)
-        grad_q = unfold(grad_q, own) + unfold(more, groups)
-        grad_own = [unfold(x, own) for x in grad_own]
+        grad_q = grad_q + unfold(more, groups)
         return grad_q, *grad_own, *(x.transpose(1, 2) for x in grad_prompt), *[None] * 3
+
+
+def by_part(own, *tensors):
+    """Each of the layouts of `own` with its tokens of all tensors (n, *)."""
+    sizes = [rows.n for rows in own]
+    return zip(own, *(x.split(sizes) for x in tensors), strict=True)

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from formats import weights
-from kernels import GroupAttention, Rows, wide
+from kernels import GroupAttention, group_rows, padded_rows, wide
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
@@ -282,7 +282,7 @@ class GPT(nn.Module):
         N, T = tokens.shape
         positions, causal = self.positions(tokens), self.config.causal
         lengths = torch.full((N,), T) if lengths is None else lengths.cpu()
-        rows = Rows(lengths, T, tokens.device)
+        rows = padded_rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
             mask = (positions < lengths.to(tokens.device)[:, None])[:, None, None, :]  # (N, 1, 1, T)
@@ -313,11 +313,14 @@ class GPT(nn.Module):
         """
         P, G, R = tokens.shape
         T, device = prefix[0][0].shape[1], tokens.device
-        rows = Rows(torch.full((P, G), R) if lengths is None else lengths.cpu(), R, device)
+        lengths = torch.full((P, G), R) if lengths is None else lengths.cpu()
+        rows, *layouts = group_rows(lengths, R, device)
         positions = (prompt_lengths[:, None, None] + torch.arange(R, device=device)).expand(P, G, R)
         prompt_mask = torch.arange(T, device=device) < prompt_lengths[:, None]  # (P, T)
-        attention = self.joined_attention if tokens.is_cuda else self.merged_attention
-        attend = attention(rows, prefix, prompt_mask)
+        if tokens.is_cuda:
+            attend = self.joined_attention(rows, prefix, prompt_mask)
+        else:
+            attend = self.merged_attention(layouts, prefix, prompt_mask)
         return rows.pad(self.run(rows.pack(tokens), rows.pack(positions), attend))
 
     def joined_attention(self, rows, prefix, prompt_mask):
@@ -338,17 +341,15 @@ class GPT(nn.Module):
 
         return attend
 
-    def merged_attention(self, rows, prefix, prompt_mask):
+    def merged_attention(self, layouts, prefix, prompt_mask):
         """On a CPU: to the prompt and to the completion apart, see GroupAttention."""
-        lengths, bias = rows.lengths.sum(dim=1), None
-        own = Rows(rows.lengths.flatten(), rows.shape[-1], rows.device)
-        groups = Rows(lengths, int(lengths.max()), rows.device)
+        bias = None
         if not prompt_mask.all():
             absent = ~prompt_mask[:, None, None]  # (P, 1, 1, T)
             bias = torch.zeros(absent.shape, dtype=wide(prefix[0][0]).dtype).masked_fill(absent, -torch.inf)
 
         def attend(layer, q, k, v):
-            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias, own, groups).to(q.dtype)
+            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias, *layouts).to(q.dtype)
 
         return attend
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from formats.tokenizer import CharTokenizer
-from kernels import GroupAttention, Rows
+from kernels import GroupAttention, group_rows
 from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
@@ -132,8 +132,7 @@ def test_group_attention(sizes):
     lengths = torch.randint(1, T + 1, (P,)) if ragged else torch.full((P,), T)
     own_lengths = torch.randint(0, R + 1, (P, G)) if ragged else torch.full((P, G), R)
     own_lengths[0, 0] = R
-    rows, together = Rows(own_lengths, R, 'cpu'), own_lengths.sum(dim=1)
-    layouts = Rows(own_lengths.flatten(), R, 'cpu'), Rows(together, int(together.max()), 'cpu')
+    rows, *layouts = group_rows(own_lengths, R, 'cpu')
     seen = torch.arange(T) < lengths[:, None]
     bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
     own_mask = torch.ones(R, R, dtype=torch.bool).tril().expand(P, G, R, R)
@@ -148,7 +147,7 @@ def test_group_attention(sizes):
         y = F.scaled_dot_product_attention(q, join(prompt_k, k), join(prompt_v, v), attn_mask=mask, enable_gqa=True)
         return rows.pack(y.transpose(1, 2).unflatten(0, (P, G)))
 
-    n = int(together.sum())
+    n = rows.n
     shapes = (n, H, d), (n, H_kv, d), (n, H_kv, d), (P, T, H_kv, d), (P, T, H_kv, d)
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -160,14 +159,16 @@ def test_group_attention(sizes):
 
 
 def test_rows_go_without_their_padding_and_come_back():
-    """pack leaves what stands before each length, row after row; pad puts it back with zeros behind. Full rows are not copied."""
-    x, lengths = torch.arange(24.0).view(2, 2, 3, 2), torch.tensor([[3, 0], [1, 2]])
-    rows = Rows(lengths, 3, 'cpu')
-    packed = torch.cat([x[p, g, :lengths[p, g]] for p in range(2) for g in range(2)])
-    assert torch.equal(rows.pack(x), packed) and len(packed) == 6
-    inside = torch.arange(3) < lengths[..., None]
-    assert torch.equal(rows.pad(packed), x * inside[..., None])
-    full = Rows(torch.full((2, 2), 3), 3, 'cpu')
+    """By hand: completions shortest first, those up to 16 tokens together, and those of a prompt side by side. Full rows are not copied."""
+    x, lengths = torch.arange(2 * 2 * 20.0).view(2, 2, 20), torch.tensor([[20, 0], [1, 2]])
+    rows, alike, groups = group_rows(lengths, 20, 'cpu')
+    packed = torch.cat((x[1, 0, :1], x[1, 1, :2], x[0, 0]))
+    assert torch.equal(rows.pack(x), packed) and rows.n == 23
+    assert torch.equal(rows.pad(packed), x * (torch.arange(20) < lengths[..., None]))
+    assert [part.shape for part in alike] == [(2, 2), (1, 20)]
+    assert alike[0].pad(packed[:3]).tolist() == [[40, 0], [60, 61]] and torch.equal(alike[1].pad(packed[3:])[0], x[0, 0])
+    assert torch.equal(groups.pad(packed)[0], x[0, 0]) and groups.pad(packed)[1].tolist() == [40, 60, 61] + 17 * [0]
+    full = group_rows(torch.full((2, 2), 20), 20, 'cpu')[0]
     assert full.pack(x).data_ptr() == x.data_ptr() == full.pad(full.pack(x)).data_ptr()
 
 
