@@ -146,11 +146,7 @@ def read(path):
     Hugging Face directory, a .gguf file, or the hub's name. Raises as local_folder.
     """
     path = local_folder(path)
-    if os.path.isdir(path):
-        return read_folder(path)
-    if not path.endswith('.gguf'):
-        raise ValueError(f"{path} is neither a folder with config.json and *.safetensors nor a .gguf file")
-    return read_gguf(path)
+    return read_gguf(path) if path.endswith('.gguf') else read_folder(path)
 
 
 def family_of(config, where, scores):
@@ -237,7 +233,7 @@ def tensor_files(folder):
 
 
 def open_tensors(files):
-    """{name: (shape, function that reads it)}: shapes are checked before a byte of weights is read."""
+    """{name: function that reads it}"""
     tensors = {}
     for file in files:
         try:
@@ -245,10 +241,10 @@ def open_tensors(files):
         except (SafetensorError, OSError) as e:
             raise torn(file, 'safetensors', e) from None
         for name in shard.keys():
-            header = shard.get_slice(name)
-            if header.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'):
-                raise ValueError(f"{file}: {name} is of type {header.get_dtype()}, which is not read")
-            tensors[name] = tuple(header.get_shape()), partial(shard.get_tensor, name)
+            dtype = shard.get_slice(name).get_dtype()
+            if dtype not in ('F64', 'F32', 'F16', 'BF16'):
+                raise ValueError(f"{file}: {name} is of type {dtype}, which is not read")
+            tensors[name] = partial(shard.get_tensor, name)
     return tensors
 
 
@@ -274,7 +270,7 @@ def read_folder(folder):
     head, embedding = (tensors.get(f'{NAMES[module][column]}.weight') for module in ('lm_head', 'wte'))
     if fields['tied'] and head and embedding:
         # a head of its own is used, whatever the key says, as in transformers 5
-        fields['tied'] = torch.equal(head[1](), embedding[1]())
+        fields['tied'] = torch.equal(head(), embedding())
     return fields, assemble(fields, column, tensors, folder)
 
 
@@ -288,27 +284,15 @@ def read_score_model(folder):
     name = 'score_head' if 'score_head.weight' in tensors else 'score'
     if f'{name}.weight' not in tensors:
         raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it scores no texts")
-    shape = tensors[f'{name}.weight'][0]
-    if shape != (1, fields['n_embd']):
-        raise ValueError(f"{folder}: {name}.weight is {shape}; one score takes (1, {fields['n_embd']})")
-
-    def taken(key, default):
-        return tensors.pop(key)[1]().float().reshape(-1)[:1] if key in tensors else torch.full((1,), default)
-
-    mean, var = taken('normalizer.mean', 0.0), taken('normalizer.var', 1.0)
-    tensors.pop('normalizer.count', None)
-    if not config.get('do_normalize'):
-        mean, var = torch.zeros(1), torch.ones(1)
-    head = {'weight': tensors.pop(f'{name}.weight')[1]().float(), 'bias': taken(f'{name}.bias', 0.0),
-            'mean': mean[0], 'var': var[0]}
+    taken = {key: tensors.pop(key)().float() for key in list(tensors)
+             if key.startswith((f'{name}.', 'normalizer.'))}
+    head = {'weight': taken[f'{name}.weight'], 'bias': taken.get(f'{name}.bias', torch.zeros(1)),
+            'mean': torch.tensor(0.0), 'var': torch.tensor(1.0)}
+    if config.get('do_normalize'):
+        head |= {key: taken[f'normalizer.{key}'].squeeze() for key in ('mean', 'var')
+                 if f'normalizer.{key}' in taken}
     fields['tied'] = True  # it has no head of words
     return fields, assemble(fields, column, tensors, folder), head, config.get('score_type')
-
-
-def their_names(module, column):
-    """The modules of theirs that make one of ours."""
-    before, *listed = re.split('[{}]', NAMES[module][column])
-    return [before + one + listed[1] for one in listed[0].split(',')] if listed else [before]
 
 
 def is_turned(ours, column):
@@ -317,63 +301,45 @@ def is_turned(ours, column):
 
 
 def layout(fields, column):
-    """{our tensor: [(their tensor, its shape), ...]}: what they keep apart is stacked by rows in ours."""
-    D, d, hidden, V = fields['n_embd'], fields['head_dim'], fields['mlp_hidden'], fields['vocab_size']
-    q, kv = fields['n_head'] * d, fields['n_kv_head'] * d
-    bias, norm_bias = fields['bias'], fields['bias'] and fields['norm'] == 'layernorm'
-    modules = {  # (shapes of the weights, whether there is a bias, whether the module is there at all)
-        'wte': ([(V, D)], False, True),
-        'wpe': ([(fields['block_size'], D)], False, fields['position'] == 'learned'),
-        '#.norm_1': ([(D,)], norm_bias, True), '#.norm_2': ([(D,)], norm_bias, True),
-        'norm_f': ([(D,)], norm_bias, True),
-        '#.attn.qkv': ([(q, D), (kv, D), (kv, D)], fields['qkv_bias'], True),
-        '#.attn.proj': ([(D, q)], bias, True),
-        '#.attn.q_norm': ([(d,)], False, fields['qk_norm']),
-        '#.attn.k_norm': ([(d,)], False, fields['qk_norm']),
-        '#.mlp.up': ([(hidden, D)] * (2 if fields['mlp'] == 'swiglu' else 1), bias, True),
-        '#.mlp.proj': ([(D, hidden)], bias, True),
-        'lm_head': ([(V, D)], False, not fields['tied'])}
+    """{our tensor: the names of theirs that are stacked by rows in it}, of all that a model may have."""
     plan = {}
-    for module, (shapes, has_bias, there) in modules.items():
-        if not there:
+    for module, names in NAMES.items():
+        if not names[column] or (module == 'lm_head' and fields['tied']):
             continue
-        names = their_names(module, column)
-        if len(names) < len(shapes):  # they fuse it too
-            shapes = [(sum(rows for rows, _ in shapes), D)]
+        before, *listed = re.split('[{}]', names[column])
+        theirs = [before + one + listed[1] for one in listed[0].split(',')] if listed else [before]
         layers = range(fields['n_layer'] if '#' in module else 1)
-        for layer, kind in itertools.product(layers, ('weight', 'bias') if has_bias else ('weight',)):
+        for layer, kind in itertools.product(layers, ('weight', 'bias')):
             ours = f'{module}.{kind}'.replace('#', f'blocks.{layer}')
-            theirs = [f'{name}.{kind}'.replace('#', f'{LAYERS[column]}.{layer}') for name in names]
-            of_kind = shapes if kind == 'weight' else [shape[:1] for shape in shapes]
-            if is_turned(ours, column):
-                of_kind = [shape[::-1] for shape in of_kind]
-            plan[ours] = list(zip(theirs, of_kind, strict=True))
+            plan[ours] = [f'{name}.{kind}'.replace('#', f'{LAYERS[column]}.{layer}') for name in theirs]
     return plan
 
 
 def assemble(fields, column, tensors, where):
     """
-    The state dict of `fields` out of {their name: (shape, function that reads it)}, fp32. Raises ValueError
-    naming the tensors that are missing, left over or of another shape, before any is read.
+    The fp32 state dict out of {their name: function that reads it}. Raises ValueError naming the tensors that
+    have no place here, or are part of one of ours whose others are missing. Whether all are there, in the
+    right shapes, is checked where the model is built: model.build.
     """
     if fields['n_layer'] > len(tensors):  # before a plan is made for each
         raise ValueError(f"{where} has {len(tensors)} tensors for {fields['n_layer']} layers")
-    plan = layout(fields, column)
-    wanted = dict(itertools.chain(*plan.values()))
-    missing = [name for name in wanted if name not in tensors]
-    if missing:
-        raise ValueError(f"{where} lacks the tensors {some(missing)}")
-    for name, shape in wanted.items():
-        if tensors[name][0] != shape:
-            raise ValueError(f"{where}: {name} is {tensors[name][0]}; its configuration asks for {shape}")
-    extra = [name for name in tensors if name not in wanted and not UNUSED.fullmatch(name)]
+    plan, state = layout(fields, column), {}
+    known = set(itertools.chain(*plan.values()))
+    extra = [name for name in tensors if name not in known and not UNUSED.fullmatch(name)]
     if extra:
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
-    state = {}
     for ours, parts in plan.items():
-        stacked = torch.cat([tensors[theirs][1]() for theirs, _ in parts])
-        state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
-    if fields['tied']:
+        missing = [name for name in parts if name not in tensors]
+        if missing == parts:
+            continue
+        if missing:
+            raise ValueError(f"{where} lacks the tensors {some(missing)}")
+        try:
+            stacked = torch.cat([tensors[name]() for name in parts])
+            state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
+        except RuntimeError as e:
+            raise ValueError(f"{where}: {some(parts)} have no such shapes: {first_line(e)}") from None
+    if fields['tied'] and 'wte.weight' in state:
         state['lm_head.weight'] = state['wte.weight']
     return state
 
@@ -458,9 +424,9 @@ def read_gguf(path):
     tensors = {}
     for tensor in reader.tensors:
         heads = interleaved.get(tensor.name.split('.', 2)[-1]) if family == 'llama' else None
-        tensors[tensor.name] = shapes[tensor.name], partial(decode, tensor, heads, path)
+        tensors[tensor.name] = partial(decode, tensor, heads, path)
     if 'rope_freqs.weight' in tensors:
-        fields['rope_scaling'] = llama3_scaling(tensors['rope_freqs.weight'][1](), fields, path)
+        fields['rope_scaling'] = llama3_scaling(tensors['rope_freqs.weight'](), fields, path)
     return fields, assemble(fields, GGUF, tensors, path)
 
 
@@ -489,17 +455,16 @@ def write(folder, fields, state, eos_id=None, bos_id=None, pad_id=None):
     """
     family = counterpart(fields)
     column = COLUMN.get(family, HF)
-    plan = layout(fields, column)
-    own = set(state) - ({'lm_head.weight'} if fields['tied'] else set())
-    if own != set(plan):
-        odd = some(sorted(own ^ set(plan)))
-        raise ValueError(f"the state does not fit its config: {odd} on one side only")
-    tensors = {}
-    for ours, parts in plan.items():
-        stacked = state[ours].detach()
-        stacked = stacked.t() if is_turned(ours, column) else stacked
-        rows = stacked.split([shape[0] for _, shape in parts])
-        for (theirs, _), part in zip(parts, rows, strict=True):
+    tensors, plan = {}, layout(fields, column)
+    q, kv = (fields[heads] * fields['head_dim'] for heads in ('n_head', 'n_kv_head'))
+    for ours, tensor in state.items():
+        if ours == 'lm_head.weight' and fields['tied']:
+            continue
+        if ours not in plan:
+            raise ValueError(f"no export: {ARCHITECTURES[family]} has no place for {ours}")
+        stacked = tensor.detach().t() if is_turned(ours, column) else tensor.detach()
+        rows = (q, kv, kv) if len(plan[ours]) == 3 else len(stacked) // len(plan[ours])
+        for theirs, part in zip(plan[ours], stacked.split(rows), strict=True):
             tensors[theirs] = part.cpu().contiguous()
     ends = [eos_id] if isinstance(eos_id, int) else list(eos_id or ())
     # absent, they would default to other ids

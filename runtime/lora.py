@@ -337,7 +337,7 @@ def read_adapter(folder):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
     tensors, targets = {}, []
-    for name, (_, read) in open_tensors([path]).items():
+    for name, read in open_tensors([path]).items():
         *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']
         target = ENDS.get(f'{parent}.{module}') or NAMES.get(module, ('',))[0]
         if kind not in ('lora_A', 'lora_B') or not target:
