@@ -18,7 +18,16 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from formats.text_files import read_json, write_text
-from formats.weights import ADAPTER_CONFIG, adapter_base, counterpart, local_folder, open_tensors
+from formats.weights import (
+    ADAPTER_CONFIG,
+    COLUMN,
+    HF,
+    adapter_base,
+    counterpart,
+    layout,
+    local_folder,
+    open_tensors,
+)
 from runtime.checkpoint import check_fit, entry
 from runtime.console import say
 
@@ -273,7 +282,6 @@ def copy_tensors(source, target, where):
 # -----------------------------------------------------------------------------
 # adapters as PEFT writes them
 
-GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
 ENDS = {'attn.c_proj': 'o', 'mlp.c_proj': 'down'}  # of names, where the last word is not enough
 # what a PEFT config may say: plain LoRA, and what changes nothing in what is computed; PiSSA changes the base
 PLAIN = {'peft_type': ('LORA',), 'task_type': ('CAUSAL_LM',), 'bias': ('none',),
@@ -283,21 +291,15 @@ READ = ('r', 'lora_alpha', 'use_rslora', 'auto_mapping', 'base_model_name_or_pat
         'megatron_core', 'peft_version', 'qalora_group_size', 'target_modules')
 
 
-def is_gpt2(config):
-    """False for Llama, Qwen2, Qwen3. Raises ValueError for a model that transformers lacks."""
-    return counterpart(vars(config)) == 'gpt2'
-
-
 def peft_tensors(model):
-    """The adapters under PEFT's names."""
-    tensors, gpt2 = {}, is_gpt2(model.config)
+    """The adapters under PEFT's names. Raises ValueError for a model that transformers lacks."""
+    fields, tensors = vars(model.config), {}
+    theirs = layout(fields, COLUMN.get(counterpart(fields), HF))
     for name, layer in lora_layers(model).items():
-        _, i, path = name.split('.', 2)  # blocks.I.attn.qkv
-        part = 'mlp' if path.startswith('mlp') else 'self_attn'
-        names = [f'model.layers.{i}.{part}.{target}_proj' for target in layer.rows]
-        if gpt2:
-            names = [f'transformer.h.{i}.{GPT2[path]}']
-        for module, A, B in zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True):
+        _, _, path = name.split('.', 2)  # blocks.I.attn.qkv
+        modules = dict(zip(fused_rows(model.config)[path], theirs[f'{name}.weight'], strict=True))
+        for target, A, B in zip(layer.rows, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True):
+            module = modules[target].removesuffix('.weight')
             tensors[f'base_model.model.{module}.lora_A.weight'] = A.detach()
             tensors[f'base_model.model.{module}.lora_B.weight'] = B.detach()
     return tensors
@@ -308,7 +310,7 @@ def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     Write the folder that peft reads. base_name: the base's path or hub name. Raises ValueError for a model
     without adapters or one that transformers lacks.
     """
-    tensors, gpt2 = peft_tensors(model), is_gpt2(model.config)
+    tensors, gpt2 = peft_tensors(model), model.config.position == 'learned'
     layer, *_ = lora_layers(model).values()
     last = slice(-4 if gpt2 else -3, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
     config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
