@@ -453,7 +453,7 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / 'b.gguf').write_bytes(b'')
     assert '2 .gguf files (a.gguf, b.gguf)' in message(ValueError)
     (tmp_path / 'vocab.json').write_text('{"hello": 1}')
-    assert "vocab.json has no list 'chars'" in message(ValueError)
+    assert "vocab.json: its 'chars' must be a list" in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('{\n"model":\n}')
     assert 'tokenizer.json: the package tokenizers cannot read it: expected value at line 3' in message(ValueError)
     (tmp_path / 'tokenizer.json').write_text('{}')
@@ -464,7 +464,7 @@ def test_wrong_files_are_named(tmp_path):
     assert 'tokenizer.json is not UTF-8' in message(ValueError)
     with pytest.raises(FileNotFoundError, match='nowhere'):
         load_tokenizer(str(tmp_path / 'nowhere'))
-    with pytest.raises(ValueError, match='neither a folder'):
+    with pytest.raises(FileNotFoundError, match='no such folder, and no .gguf file'):
         load_tokenizer(str(tmp_path / 'tokenizer.model'))
 
 
