@@ -83,7 +83,7 @@ class FileTokenizer(Tokenizer):
         more = config.get('extra_special_tokens') or config.get('additional_special_tokens')
         more = dict(enumerate(more)) if isinstance(more, list) else more or {}
         roles = {key: config.get(key) for key in (*ROLES, *config) if key.endswith('_token')} | more
-        roles = {key: v for key, v in roles.items() if v and (isinstance(v, str) or isinstance(v, dict) and 'content' in v)}
+        roles = {key: v for key, v in roles.items() if v and isinstance(v, str) or isinstance(v, dict)}
         text_of = {i: text for text, i in self.package.get_vocab().items()}
         stops = [text_of[i] for i in eos if i in text_of]
         if 'eos_token' not in roles and stops:
