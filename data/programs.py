@@ -1,10 +1,8 @@
 """What the data sets of programs share: problems whose tests are sound are kept, the others are counted."""
 import collections
 import concurrent.futures
-import gzip
-import json
-import os
 
+from data.sources import read_file
 from sandbox import constant_passes, grade_many, processors
 
 
@@ -35,15 +33,12 @@ def keep_sound(records):
 
 def convert_file(path, convert, fields):
     """
-    The sound records that convert makes of the objects in a .jsonl or .jsonl.gz; prints how many others there
-    were. fields: what convert reads, in words. Raises FileNotFoundError, ValueError.
+    The sound records that convert makes of the objects in a file; prints how many others there were. fields:
+    what convert reads, in words. Raises FileNotFoundError, ValueError.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no {path}: it must be the data set's original .jsonl")
     try:
-        with (gzip.open if path.endswith('.gz') else open)(path, 'rt', encoding='utf-8') as f:
-            records, dropped = convert([json.loads(line) for line in f if line.strip()])
-    except (KeyError, TypeError, EOFError, gzip.BadGzipFile, json.JSONDecodeError) as e:
+        records, dropped = convert([problem for _, problem in read_file(path)])
+    except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: {type(e).__name__} {e}; a line must be an object with {fields}") from None
     reasons = ''.join(f", {n:,} because {why}" for why, n in dropped.most_common())
     print(f"left out {dropped.total():,} problems{reasons}")

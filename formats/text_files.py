@@ -29,8 +29,11 @@ def read_text(path, newline=None):
 
 def text_of(path):
     """A file's text, in UTF-8 or with UTF-16's mark, unpacked where gzip packed it. Raises ValueError."""
-    with open(path, 'rb') as f:
-        data = f.read()
+    try:
+        with open(path, 'rb') as f:
+            data = f.read()
+    except OSError as e:
+        raise FileNotFoundError(f"{path} cannot be read: {e.strerror}") from None
     if data.startswith(b'\x1f\x8b'):
         try:
             data = gzip.decompress(data)

@@ -38,8 +38,7 @@ def convert(problems):
 
 def main(path=None):
     if path is None:
-        path = download(ORIGINAL, 'mbpp/original/mbpp.jsonl', "get it elsewhere and run `python "
-                        "data/mbpp/prepare.py --path=mbpp.jsonl`")
+        path = download(ORIGINAL, 'mbpp', 'original/mbpp.jsonl')
     fields = 'task_id, text, code, test_setup_code, test_list and challenge_test_list'
     records = convert_file(path, convert, fields)
     write_splits(__file__, [path], val=[r for r in records if r['task_id'] <= 510],
