@@ -70,7 +70,7 @@ def test_column_mapping(file):
         load_prompts(path, {'problem': 'prompt'})
     path = file('b.jsonl', '{"question": "one"}\n')
     assert load_prompts(path, {'prompt': 'question'}) == [{'prompt': 'one'}]
-    with says('gives two columns the same new name'):
+    with says('must give each column a name, and another one'):
         load_prompts(path, {'a': 'prompt', 'b': 'prompt'})
     assert load_prompts(path, lambda r: {'prompt': f"Question: {r['question']}"}) == [{'prompt': 'Question: one'}]
     with pytest.raises(ValueError, match="line 1: column_mapping raised KeyError: 'problem'"):
@@ -101,7 +101,7 @@ def test_column_mapping(file):
         ('a.json', '7', ('line 1: 7 (int) is neither a text nor an object',)),
         ('a.json', '{"prompts": []}', ('a.json holds no prompts',)),
         ('a.jsonl', '{"prompt": []}\n', ('line 1: the prompt is empty: []',)),
-        ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the chat message', "'role' and 'content'")),
+        ('a.jsonl', '{"prompt": [{"role": "user"}]}\n', ('line 1: the prompt is [{', "'role' and 'content'")),
         ('a.jsonl', '{"prompt": [{"role": "assistant", "content": "Hi"}]}\n', ("last chat message is the assistant's",)),
         ('a.jsonl', '{"prompt": [{"role": "user", "content": " "}]}\n', ("the prompt is empty: [{'role': 'user', 'content': ' '}]",)),
         ('a.txt', ' \n\n', ('a.txt is empty',)),
