@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from formats.optional import optional
 from formats.text_files import first_line, read_json, replacing, write_text
 
 # What makes a family, in the fields of model.GPTConfig.
@@ -109,14 +110,11 @@ def local_folder(path):
     on_the_hub = re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) and not path.endswith(('.gguf', '.pt'))
     if not on_the_hub or os.path.isdir(path.split('/')[0]):
         raise FileNotFoundError(f"there is no file or folder {path!r} (on the Hugging Face hub: owner/name)")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ImportError(f"to fetch {path!r} takes a package: pip install huggingface_hub") from None
+    hub = optional('huggingface_hub', f"to fetch {path!r} takes a package: pip install huggingface_hub")
     try:
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
         elsewhere = ['*/*.json', '*/*.safetensors']  # other forms of the model, in folders of their own
-        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=elsewhere)
+        return hub.snapshot_download(path, allow_patterns=wanted, ignore_patterns=elsewhere)
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not give {path!r}: {first_line(e)}") from None
 
@@ -376,10 +374,7 @@ def open_gguf(path):
     gguf's reader of the file. gguf itself reads past the end as if nothing were there, and so counts to 2**60
     where a header says so. Raises ImportError without gguf, ValueError when the file is torn or is none.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise ImportError(f"reading {path} takes a package: pip install gguf") from None
+    gguf = optional('gguf', f"reading {path} takes a package: pip install gguf")
 
     class Reader(gguf.GGUFReader):
         def _get(self, offset, dtype, count=1, **order):

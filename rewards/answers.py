@@ -10,9 +10,10 @@ import json
 import re
 import unicodedata
 
+from formats.optional import optional
 from rewards.numerals import tokenize
 from rewards.parsing import answer_part, plain_text
-from rewards.reward import optional, reward
+from rewards.reward import reward
 from rewards.values import same, spans, squeezed, value_of, values_in
 
 LONGEST_TEXT = 50_000       # characters, from the end

@@ -12,6 +12,7 @@ import sys
 if __name__ == '__main__':
     sys.path.insert(0, os.path.abspath(f'{__file__}/../../..'))
 from data.prompts import write_splits
+from formats.optional import optional
 from rewards import score
 from rewards.answers import EXECUTES_COMPLETIONS
 from rewards.reward import hint
@@ -30,10 +31,7 @@ def check_scoring(task, record):
 
 def make_problems(task, n, n_val, seed, options):
     """(train, val): n and n_val records, no question twice."""
-    try:
-        import reasoning_gym
-    except ImportError:
-        raise ImportError("this data set needs the package: pip install reasoning-gym") from None
+    reasoning_gym = optional('reasoning_gym', "this data set takes a package: pip install reasoning-gym")
     if task not in reasoning_gym.factory.DATASETS:
         raise ValueError(f"reasoning_gym has no task {task!r}; {hint(task, reasoning_gym.factory.DATASETS)}")
     if task in EXECUTES_COMPLETIONS:
