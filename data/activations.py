@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.prompts import held_out_split, load_prompts
-from formats.text_files import replacing, write_text
+from formats.text_files import read_json, replacing, write_text
 from nla import Activations, standardiser, truncate
 from runtime.checkpoint import load_pt
 from runtime.console import over, say
@@ -105,8 +105,7 @@ def load_activations(path):
     """(header, {'train': Activations, 'val': Activations}) of a folder that write_activations made."""
     splits, remedy = {}, "delete the folder to have it made anew"
     try:
-        with open(os.path.join(path, 'header.json'), encoding='utf-8') as f:
-            header = json.load(f)
+        header = read_json(os.path.join(path, 'header.json'))
         for split in ('train', 'val'):
             files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts')]
             splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))

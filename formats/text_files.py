@@ -58,26 +58,17 @@ def check_unicode(text):
         raise ValueError(f"{wrong}: this is not Unicode text") from None
 
 
-def check_pairs(value, text, where):
-    """Raises ValueError when value, parsed from the JSON in text, holds half a surrogate pair."""
-    if not HALF_PAIR.search(text):
-        return
-    try:
-        check_unicode(json.dumps(value, ensure_ascii=False))
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
-
-
 def parse_json(text, where, first_line=1):
     """The value of a JSON text whose first line is line `first_line` of `where`. Raises ValueError."""
     try:
         value = json.loads(text)
+        if HALF_PAIR.search(text):
+            check_unicode(json.dumps(value, ensure_ascii=False))
     except json.JSONDecodeError as e:
         place = f'line {first_line + e.lineno - 1}, column {e.colno}'
         raise ValueError(f"{where}, {place}: not JSON ({e.msg})") from None
     except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
         raise ValueError(f"{where}, line {first_line}: JSON that cannot be read ({e})") from None
-    check_pairs(value, text, f'{where}, line {first_line}')
     return value
 
 

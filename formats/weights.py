@@ -219,10 +219,10 @@ def tensor_files(folder):
         shards = read_json(os.path.join(folder, index)).get('weight_map')
         if not isinstance(shards, dict):
             raise ValueError(f"{folder}: {index} lacks weight_map")
-        absent = {repr(name) for name in shards.values() if name not in names}
+        names = sorted({*map(str, shards.values())})
+        absent = [name for name in names if name not in present]
         if absent:
-            raise FileNotFoundError(f"{folder} lacks {some(sorted(absent))}, named in {index}")
-        names = sorted(set(shards.values()))
+            raise FileNotFoundError(f"{folder} lacks {some(absent)}, named in {index}")
     if not names:
         pickled = any(name.startswith('pytorch_model') for name in present)
         remedy = ", only pytorch_model.bin, a pickle, which is not read: convert it" if pickled else ""

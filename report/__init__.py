@@ -147,7 +147,8 @@ def histogram(columns):
     every = list(itertools.chain(*known))
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
     if high <= low:
-        low, high = low - 0.5, high + 0.5
+        margin = max(0.5, abs(low) / 2)
+        low, high = low - margin, high + margin
     counts, missing = [[0] * BINS for _ in columns], []
     for bars, column, values in zip(counts, columns, known, strict=True):
         missing.append(len(column) - len(values))

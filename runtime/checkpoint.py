@@ -22,9 +22,7 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
             f.flush()
             os.fsync(f.fileno())
     except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
-        remedy = "make room and run again"
-        if os.path.exists(path):
-            remedy = "the one before is whole: make room and go on with --init_from=resume"
+        remedy = "make room and run again; where one was before it is whole, for --init_from=resume"
         raise OSError(f"{path} could not be written ({first_line(e)}); {remedy}") from None
 
 

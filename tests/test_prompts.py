@@ -399,13 +399,13 @@ def test_reasoning_gym():
     assert score('reasoning_gym', 'junk', context=val[0]['context']) == 0
     make_problems('countdown', 20, 5, 0, {})  # its own answers pass our filter
     for task, options, message in (
-        ('chain_sun', {}, "no task 'chain_sun'; did you mean 'chain_sum'"),
+        ('chain_sun', {}, "refuses the task 'chain_sun'"),
         ('n_queens', {}, "runs the model's answer as Python code"),
         ('game_of_life_halting', {}, "full marks to 'I do not know.'"),
         ('arc_agi', {}, 'does not accept its own answer'),
         ('chain_sum', {'max_turms': 2}, 'max_turms'),
         ('chain_sum', {'min_terms': 2, 'max_terms': 2, 'max_digits': 1, 'allow_negation': False}, 'different questions'),
-        ('composite', {}, "refuses task 'composite'"),
+        ('composite', {}, "refuses the task 'composite'"),
     ):
         with says(message):
             make_problems(task, 2000 if message == 'different questions' else 5, 1, 0, options)

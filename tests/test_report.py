@@ -387,6 +387,12 @@ def test_torn_odd_and_empty_logs_in_the_browser(browser, odd):
         assert ('old, without tokens' in text) == ('odd' in folders) and ('no iteration logged yet' in text) == (folders == ['empty'])
 
 
+def test_a_histogram_of_one_value():
+    """Also of one so large that half a unit is lost in it."""
+    for value in (0.0, 1e20, -1e20):
+        assert sum(report.histogram([[value]])['counts'][0]) == 1
+
+
 def test_picked_and_evenly(tmp_path):
     assert evenly([1, 2, 3], 5) == [1, 2, 3] and evenly(list(range(101)), 5) == [0, 25, 50, 75, 100]
     (tmp_path / 'samples.jsonl').write_text(
