@@ -180,7 +180,6 @@ def read_fields(config, family, kind, where):
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
-    fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields
 
 

@@ -198,29 +198,19 @@ function rewardCards({rewards: {iters, parts, dots}, threshold}) {
     const box = el('div'), [x, y] = [0, 1].map(i => range(dots.flat().map(dot => dot[i])));
     grid.append(card('reward against cost', box, p('A completion a dot: to the right more helpful, below 0 safe. ' +
       'The dashed line is where the mean cost shall be.')));
-    const drawAxes = [u => { level(u, 0, []); level(u, -(threshold || 0), [6, 4]); }];
     draws.push(at => {
-      const series = [{label: 'reward'}, dotted('safe', ink('--up')), dotted('unsafe', ink('--down'))];
+      const series = [{label: 'reward'}, dotted('safe', ink('--up')), dotted('unsafe', ink('--down')),
+        level('0', []), level('wanted', [6, 4])];
       const costs = isSafe => dots[at].map(([, cost]) => cost <= 0 === isSafe ? cost : null);
-      plot(box, {legend: {live: false}, cursor, scales: {x, y}, hooks: {drawAxes}, series},
-        [dots[at].map(dot => dot[0]), costs(true), costs(false)]);
+      plot(box, {legend: {live: false}, cursor, scales: {x, y}, series}, [dots[at].map(dot => dot[0]),
+        costs(true), costs(false), dots[at].map(() => 0), dots[at].map(() => -(threshold || 0))]);
     });
   }
   answers.append(el('h3', 'Rewards, answer by answer'), slider(iters, at => draws.forEach(draw => draw(at))), grid);
 }
 const dotted = (label, stroke) => ({label, stroke, paths: () => null,
   points: {show: true, size: 5, width: 1, stroke, fill: stroke + '88'}});
-function level({ctx, bbox, valToPos}, y, dash) {  // a horizontal line
-  const at = valToPos(y, 'y', true);
-  ctx.save();
-  ctx.strokeStyle = ink('--dim');
-  ctx.setLineDash(dash);
-  ctx.beginPath();
-  ctx.moveTo(bbox.left, at);
-  ctx.lineTo(bbox.left + bbox.width, at);
-  ctx.stroke();
-  ctx.restore();
-}
+const level = (label, dash) => ({label, dash, stroke: ink('--dim'), width: 1, points: {show: false}});
 function answerText(a, scale, detail) {  // each token in the colour of its change
   if (!a.tokens) return el('div.text', a.text);
   const box = el('div.text'), [up, down] = [ink('--up'), ink('--down')];
