@@ -18,13 +18,17 @@ def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-def read_text(path, newline=None):
-    """The text of a UTF-8 file. newline='' keeps its line ends as they are. Raises ValueError."""
+def decoded(data, path, encoding='utf-8'):
     try:
-        with open(path, encoding='utf-8', newline=newline) as f:
-            return f.read()
+        return data.decode(encoding)
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+
+
+def read_text(path):
+    """The text of a UTF-8 file, its line ends as they are. Raises ValueError."""
+    with open(path, 'rb') as f:
+        return decoded(f.read(), path)
 
 
 def text_of(path):
@@ -40,10 +44,7 @@ def text_of(path):
         except (OSError, EOFError, zlib.error) as e:
             raise ValueError(f"{path} is not a whole gzip file ({e})") from None
     utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode('utf-16' if utf_16 else 'utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+    text = decoded(data, path, 'utf-16' if utf_16 else 'utf-8-sig')
     if not text.strip():
         raise ValueError(f"{path} is empty: there is nothing to learn from")
     return text

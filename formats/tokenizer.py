@@ -216,7 +216,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         if TEMPLATES in names:
             more = sorted(os.listdir(os.path.join(path, TEMPLATES)))
             found += [f'{TEMPLATES}/{name}' for name in more if name.endswith('.jinja')]
-        files = {name: read_text(os.path.join(path, name), newline='') for name in found}
+        files = {name: read_text(os.path.join(path, name)) for name in found}
         return FileTokenizer(files, path)
     if 'vocab.json' in names:
         file = os.path.join(path, 'vocab.json')

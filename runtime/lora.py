@@ -134,10 +134,6 @@ class LoRALinear(nn.Module):
         self.register_buffer('start_B', None)
         self.train(base.training)  # a model that was in eval() stays there
 
-    def keep_start(self):
-        """Switched off, it is from now on what it is now."""
-        self.start_A, self.start_B = self.A.detach().clone(), self.B.detach().clone()
-
     def forward(self, x):
         y = self.base(x)
         A, B = (self.A, self.B) if self.on else (self.start_A, self.start_B)
@@ -359,7 +355,7 @@ def load_adapter(model: nn.Module, folder: str):
     add_lora(model, r, alpha, targets=targets)
     copy_tensors({name: read() for name, read in tensors.items()}, peft_tensors(model), folder)
     for layer in lora_layers(model).values():
-        layer.keep_start()
+        layer.start_A, layer.start_B = layer.A.detach().clone(), layer.B.detach().clone()
     return model
 
 
