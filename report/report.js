@@ -97,13 +97,10 @@ const table = (...rows) => el('div.wide', el('table.facts',
   ...rows.map((row, i) => el('tr', ...row.map(cell => el(i ? 'td' : 'th', cell))))));
 const figures = page.sections.flatMap(s => s.charts.flatMap(c => c.names))
   .filter(name => /^eval\/|^(mean_reward|mean_kl|entropy|mean_length|lambda)$/.test(name));
-const ends = ['first', 'last', 'least', 'most'];
 const change = c => c?.x.length ? `${show(c.first)} → ${show(c.last)}` : '–';
-const figuresOf = runs.length === 1 ? name => ends.map(end => show(runs[0].metrics[name][end]))
-  : name => runs.map(run => change(run.metrics[name]));
 if (!figures.length) main.append(p('There are no metrics yet.'));
-else section('Figures', table(runs.length === 1 ? ['', ...ends] : ['first → last', ...names],
-  ...figures.map(name => [name, ...figuresOf(name)])));
+else section('Figures', table(['first → last', ...names],
+  ...figures.map(name => [name, ...runs.map(run => change(run.metrics[name]))])));
 
 // ---- curves
 const charts = page.sections.flatMap(s => {
