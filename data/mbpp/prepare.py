@@ -19,7 +19,7 @@ ORIGINAL = 'https://raw.githubusercontent.com/google-research/google-research/ma
 
 
 def convert(problems):
-    """problems: the file's objects. Returns (records, a Counter of why others were left out)."""
+    """The records of a file's objects, less the unsound ones."""
     records = []
     for problem in problems:
         if not (10 < problem['task_id'] <= 510 or problem['task_id'] > 600):
