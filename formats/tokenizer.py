@@ -224,8 +224,5 @@ def load_tokenizer(path: str) -> Tokenizer:
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
         return load_tokenizer(os.path.join(path, ggufs[0]))
-    if ggufs:
-        raise ValueError(f"{path} holds {len(ggufs)} .gguf files ({', '.join(ggufs)}): name one")
-    if 'tokenizer.model' in names:
-        raise ValueError(f"{path} has a SentencePiece tokenizer.model alone: save it with transformers")
-    raise FileNotFoundError(f"there is no tokenizer in {path}: no tokenizer.json, vocab.json or .gguf file")
+    raise FileNotFoundError(f"there is no tokenizer in {path}: no tokenizer.json (transformers makes one of "
+                            f"a tokenizer.model), no vocab.json, and {len(ggufs)} .gguf files: name one")

@@ -223,9 +223,8 @@ def tensor_files(folder):
         if absent:
             raise FileNotFoundError(f"{folder} lacks {some(absent)}, named in {index}")
     if not names:
-        pickled = any(name.startswith('pytorch_model') for name in present)
-        remedy = ", only pytorch_model.bin, a pickle, which is not read: convert it" if pickled else ""
-        raise FileNotFoundError(f"{folder} holds no *.safetensors{remedy}")
+        remedy = "pytorch_model.bin, a pickle, is not read: convert it"
+        raise FileNotFoundError(f"{folder} holds no *.safetensors; {remedy}")
     return [os.path.join(folder, name) for name in names]
 
 

@@ -321,8 +321,8 @@ def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
 
 def read_adapter(folder):
     """
-    (r, alpha, our targets, {name: function that reads the tensor}) of a PEFT folder. Raises
-    FileNotFoundError, and ValueError naming what is broken or goes beyond plain LoRA of one r and alpha.
+    (r, alpha, our targets, {name: function that reads the tensor}) of a PEFT folder. Raises ValueError naming
+    what is broken or goes beyond plain LoRA of one r and alpha.
     """
     where, path = (os.path.join(folder, name) for name in (ADAPTER_CONFIG, 'adapter_model.safetensors'))
     config = read_json(where)
@@ -332,8 +332,6 @@ def read_adapter(folder):
     for key, value in config.items():
         if value and key not in READ and value not in PLAIN.get(key, ()):
             raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
     tensors, targets = {}, []
     for name, read in open_tensors([path]).items():
         *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']

@@ -390,7 +390,7 @@ def test_adapters_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match='the model of the adapters in .* is missing: .*moved'):
         GPT.from_pretrained(str(tmp_path))
     os.remove(tmp_path / 'adapter_model.safetensors')
-    with pytest.raises(FileNotFoundError, match='no .*adapter_model.safetensors: name a folder'):
+    with pytest.raises(ValueError, match='adapter_model.safetensors cannot be read .*: No such file'):
         load_adapter(tiny(LLAMA), str(tmp_path))
     with pytest.raises(ValueError, match="is not for causal=False"):
         save_adapter(adapted(tiny(LLAMA, causal=False)), str(tmp_path))

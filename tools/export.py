@@ -23,8 +23,6 @@ def read(path):
     """(path, checkpoint) of a checkpoint, or of the newest in a run's out_dir."""
     if os.path.isfile(os.path.join(path, 'ckpt.pt')):
         return newest_checkpoint(path, *KINDS)
-    if os.path.isdir(path):
-        raise FileNotFoundError(f"{path} holds no ckpt.pt: name a run's out_dir, or one of its checkpoints")
     return path, load_checkpoint(path, *KINDS)
 
 
