@@ -18,6 +18,14 @@ def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
+def read_bytes(path):
+    try:
+        with open(path, 'rb') as f:
+            return f.read()
+    except OSError as e:
+        raise FileNotFoundError(f"{path} cannot be read: {e.strerror}") from None
+
+
 def decoded(data, path, encoding='utf-8'):
     try:
         return data.decode(encoding)
@@ -26,18 +34,13 @@ def decoded(data, path, encoding='utf-8'):
 
 
 def read_text(path):
-    """The text of a UTF-8 file, its line ends as they are. Raises ValueError."""
-    with open(path, 'rb') as f:
-        return decoded(f.read(), path)
+    """The text of a UTF-8 file, its line ends as they are. Raises ValueError, FileNotFoundError."""
+    return decoded(read_bytes(path), path)
 
 
 def text_of(path):
     """A file's text, in UTF-8 or with UTF-16's mark, unpacked where gzip packed it. Raises ValueError."""
-    try:
-        with open(path, 'rb') as f:
-            data = f.read()
-    except OSError as e:
-        raise FileNotFoundError(f"{path} cannot be read: {e.strerror}") from None
+    data = read_bytes(path)
     if data.startswith(b'\x1f\x8b'):
         try:
             data = gzip.decompress(data)

@@ -247,8 +247,6 @@ def open_tensors(files):
 def open_folder(folder, scores=False):
     """(config.json, fields, column, tensors) of a folder. scores: a head that gives a score may be there."""
     where = os.path.join(folder, 'config.json')
-    if not os.path.isfile(where):
-        raise FileNotFoundError(f"{folder} has no config.json")
     config = read_json(where)
     family = family_of(config, where, scores)
     fields, column = read_fields(config, family, family, where), COLUMN.get(family, HF)

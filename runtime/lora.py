@@ -185,8 +185,6 @@ def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
         wanted = known
     if set(wanted) - set(known):
         raise ValueError(f"LoRA targets are {', '.join(wanted)}: this model has {', '.join(known)}")
-    if has_adapters(model):
-        raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
     for block in model.blocks:
         for path, rows in linears.items():

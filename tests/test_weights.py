@@ -403,7 +403,7 @@ def test_a_missing_and_an_unexpected_tensor(editable):
 
 def test_folders_that_are_not_models(editable, tmp_path):
     refused(tmp_path / 'nothing', 'nothing', kind=FileNotFoundError)
-    refused(tmp_path, 'no config.json', kind=FileNotFoundError)
+    refused(tmp_path, 'config.json cannot be read', kind=FileNotFoundError)
     (tmp_path / 'notes.txt').write_text('hello')
     refused(tmp_path / 'notes.txt', 'notes.txt', 'cannot be read as a checkpoint')
     folder = editable('llama2')
