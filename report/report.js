@@ -5,7 +5,7 @@ addEventListener('error', e => {
   document.body.prepend('This page failed: ' + e.message);
 });
 const page = JSON.parse(document.getElementById('data').textContent);
-const runs = page.runs, names = runs.map(run => run.name), shown = runs.map(() => true);
+const runs = page.runs, names = runs.map(run => run.name);
 
 function el(tag, ...parts) {  // 'div.card'; its properties, nodes, texts, which are never parsed as HTML
   const [name, className = ''] = tag.split('.'), node = Object.assign(document.createElement(name), {className});
@@ -62,7 +62,7 @@ function plot(box, options, data) {
     series: options.series.map(series => ({value: (u, v) => show(v), ...series})),
     legend: {markers, ...options.legend},
     scales: {x: {time: false}, ...options.scales},
-    hooks: {...options.hooks, setLegend: [rest], ready: [rest]},
+    hooks: {setLegend: [rest], ready: [rest]},
   }, data, box)]);
 }
 addEventListener('resize', () => {
@@ -85,11 +85,7 @@ if (runs.length === 1) {
   header.append(el('h1', name), p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
 } else {
   header.append(el('h1', `${runs.length} runs`));
-  runs.forEach((run, r) => {
-    const onchange = e => { shown[r] = e.target.checked; curves(); };
-    const box = el('input', {type: 'checkbox', checked: true, onchange});
-    bar.append(el('label', {title: progress(run)}, box, chips[r], run.name));
-  });
+  runs.forEach((run, r) => bar.append(el('label', {title: progress(run)}, chips[r], run.name)));
 }
 header.append(nav);
 main.before(bar);
@@ -127,10 +123,10 @@ function curves() {
   charts.forEach(drawCurves);
 }
 function drawCurves({box, names}) {
-  const several = shown.filter(Boolean).length > 1, tables = [], series = [{label: 'iteration'}], bands = [];
+  const several = runs.length > 1, tables = [], series = [{label: 'iteration'}], bands = [];
   runs.forEach((run, r) => names.forEach((name, m) => {
     const c = run.metrics[name];
-    if (!shown[r] || !c?.x.length) return;
+    if (!c?.x.length) return;
     const metric = name.replace('eval/', ''), stroke = colour(several ? r : m + r * names.length);
     const line = {label: several ? run.name + (names.length > 1 ? ' ' + metric : '') : metric, stroke, width: 2,
       dash: several ? dashes[m % 4] : [], spanGaps: true, points: {show: c.x.length < 40, size: 5, fill: stroke}};
