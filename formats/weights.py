@@ -236,12 +236,16 @@ def open_tensors(files):
             shard = safe_open(file, framework='pt')
         except (SafetensorError, OSError) as e:
             raise torn(file, 'safetensors', e) from None
-        for name in shard.keys():
-            dtype = shard.get_slice(name).get_dtype()
-            if dtype not in ('F64', 'F32', 'F16', 'BF16'):
-                raise ValueError(f"{file}: {name} is of type {dtype}, which is not read")
-            tensors[name] = partial(shard.get_tensor, name)
+        tensors |= {name: partial(read_floats, shard, file, name) for name in shard.keys()}
     return tensors
+
+
+def read_floats(shard, file, name):
+    """The tensor of that name. Masks and counts, of other types, are in some files, and are not read."""
+    tensor = shard.get_tensor(name)
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{file}: {name} is of type {tensor.dtype}, which is not read")
+    return tensor
 
 
 def open_folder(folder, scores=False):
@@ -270,23 +274,23 @@ def read_folder(folder):
 
 def read_score_model(folder):
     """
-    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and kind
-    ('reward', 'cost' or None) of a Hugging Face model that ends in a score: safe-rlhf's LlamaForScore, or
-    transformers' ...ForSequenceClassification with one label.
+    fields (see read), state (as judge.ScoreModel names it) and kind ('reward', 'cost' or None) of a Hugging
+    Face model that ends in a score: safe-rlhf's LlamaForScore, whose scores are normalized, or transformers'
+    ...ForSequenceClassification with one label.
     """
     config, fields, column, tensors = open_folder(local_folder(folder), scores=True)
-    name = 'score_head' if 'score_head.weight' in tensors else 'score'
-    if f'{name}.weight' not in tensors:
-        raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it scores no texts")
-    taken = {key: tensors.pop(key)().float() for key in list(tensors)
-             if key.startswith((f'{name}.', 'normalizer.'))}
-    head = {'weight': taken[f'{name}.weight'], 'bias': taken.get(f'{name}.bias', torch.zeros(1)),
-            'mean': torch.tensor(0.0), 'var': torch.tensor(1.0)}
-    if config.get('do_normalize'):
-        head |= {key: taken[f'normalizer.{key}'].squeeze() for key in ('mean', 'var')
-                 if f'normalizer.{key}' in taken}
     fields['tied'] = True  # it has no head of words
-    return fields, assemble(fields, column, tensors, folder), head, config.get('score_type')
+    state = {'score_head.bias': torch.zeros(1), 'mean': torch.tensor(0.0), 'var': torch.tensor(1.0)}
+    for name in [name for name in tensors if name.startswith(('score', 'normalizer.'))]:
+        head, _, part = name.partition('.')
+        read = tensors.pop(name)
+        if head != 'normalizer':
+            state[f'score_head.{part}'] = read().float()
+        elif config.get('do_normalize') and part in state:  # not its count
+            state[part] = read().float().squeeze()
+    for name, tensor in assemble(fields, column, tensors, folder).items():
+        state[f'trunk.{name}'] = tensor
+    return fields, state, config.get('score_type')
 
 
 def is_turned(ours, column):
@@ -331,7 +335,7 @@ def assemble(fields, column, tensors, where):
         try:
             stacked = torch.cat([tensors[name]() for name in parts])
             state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
-        except RuntimeError as e:
+        except (RuntimeError, SafetensorError) as e:
             raise ValueError(f"{where}: {some(parts)} have no such shapes: {first_line(e)}") from None
     if fields['tied'] and 'wte.weight' in state:
         state['lm_head.weight'] = state['wte.weight']

@@ -202,7 +202,7 @@ def test_rope_as_transformers_4_wrote_it(editable, family):
 
 def test_gpt2_saved_without_its_head_and_with_the_mask_buffers_of_old(folders, editable):
     folder = editable('gpt2', architectures=['GPT2Model'])
-    buffers = {f'h.{i}.attn.{name}': torch.ones(1, 1, 64, 64) for i in range(2) for name in ('bias', 'masked_bias')}
+    buffers = {f'h.{i}.attn.{name}': torch.ones(1, 1, 64, 64).bool() for i in range(2) for name in ('bias', 'masked_bias')}
     edit_tensors(folder, lambda tensors: {k.removeprefix('transformer.'): v for k, v in tensors.items()} | buffers)
     assert difference(GPT.from_pretrained(folder), oracle('gpt2')) < 1e-4
     edit_tensors(folder, lambda tensors: {'transformer.' + k: v for k, v in tensors.items()})
@@ -398,7 +398,7 @@ def test_a_missing_and_an_unexpected_tensor(editable):
     edit_tensors(folder, lambda tensors: tensors | {'model.norm.weight': torch.ones(32), 'lm_head.bias': torch.ones(101)})
     refused(folder, folder, 'lm_head.bias')
     edit_tensors(folder, lambda tensors: {k: v.to(torch.int8) if 'q_proj' in k else v for k, v in tensors.items() if k != 'lm_head.bias'})
-    refused(folder, 'q_proj.weight', 'I8')
+    refused(folder, 'q_proj.weight', 'int8')
 
 
 def test_folders_that_are_not_models(editable, tmp_path):
