@@ -127,7 +127,7 @@ function drawCurves({box, names}) {
   runs.forEach((run, r) => names.forEach((name, m) => {
     const c = run.metrics[name];
     if (!c?.x.length) return;
-    const metric = name.replace('eval/', ''), stroke = colour(several ? r : m + r * names.length);
+    const metric = name.replace('eval/', ''), stroke = colour(several ? r : m);
     const line = {label: several ? run.name + (names.length > 1 ? ' ' + metric : '') : metric, stroke, width: 2,
       dash: several ? dashes[m % 4] : [], spanGaps: true, points: {show: c.x.length < 40, size: 5, fill: stroke}};
     const lines = [c.x, c.y];
