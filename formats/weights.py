@@ -336,7 +336,7 @@ def assemble(fields, column, tensors, where):
             stacked = torch.cat([tensors[name]() for name in parts])
             state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
         except (RuntimeError, SafetensorError) as e:
-            raise ValueError(f"{where}: {some(parts)} have no such shapes: {first_line(e)}") from None
+            raise ValueError(f"{where}: {some(parts)} cannot be read into {ours}: {first_line(e)}") from None
     if fields['tied'] and 'wte.weight' in state:
         state['lm_head.weight'] = state['wte.weight']
     return state
