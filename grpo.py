@@ -70,6 +70,7 @@ class Settings:
     num_epochs_per_rollout: Count = 1               # mu: times that the completions are learned from
     minibatch_size: Count | None = None             # prompts of an optimizer step, all ranks; None: all
     micro_batch_size: Count | None = None           # prompts of one forward; changes memory, not the result
+    micro_batch_tokens: Count | None = None         # or their tokens, with all completions; at least a prompt
     clip_low: Share = 0.2                           # tokens with A < 0 stop at ratio 1 - clip_low
     clip_high: NonNegative = 0.2                    # those with A > 0 at 1 + clip_high; cispo clips here
     dual_clip: Annotated[float, '(1, inf)'] | None = None  # A < 0: the loss is at most this |A|
@@ -109,6 +110,8 @@ class Settings:
              "kl_in_reward needs kl_beta above 0, a reference_mode, and kl_estimator k1, k2 or k3"),
             (of_advantages and (cfg.kl_in_reward or cfg.overlong_penalty or gae or es),
              "reward_combination advantages excludes kl_in_reward, overlong_penalty, gae and optimizer es"),
+            (cfg.micro_batch_size and cfg.micro_batch_tokens,
+             "micro_batch_size and micro_batch_tokens both cut a step into forwards: set one of them"),
             (cfg.batch_size % (cfg.minibatch_size or 1),
              f"batch_size, {cfg.batch_size}, must be a multiple of minibatch_size, {cfg.minibatch_size}"),
             (cfg.dynamic_sampling and (cfg.shard or es or gae),
@@ -143,6 +146,10 @@ class Rollout:
         device = self.tokens.device
         lengths = self.lengths[..., None].to(device, non_blocking=True)
         return torch.arange(self.tokens.shape[-1], device=device) < lengths
+
+    def tokens_of_prompts(self):
+        """P numbers: the tokens of each prompt and of its completions."""
+        return (self.lengths.sum(dim=1) + self.batch.get('prompt_lengths', 0)).tolist()
 
     def pick(self, prompts):
         """The rollout of some prompts: indices (n,), or a slice."""
@@ -241,10 +248,24 @@ def join(parts):
     return Rollout(**columns)
 
 
-def micro_batches(rollout, size):
-    """The rollout cut into parts of `size` prompts; None is one part."""
-    size = size or len(rollout.tokens)
-    return [rollout.pick(slice(start, start + size)) for start in range(0, len(rollout.tokens), size)]
+def micro_batches(rollout, cfg, in_step=False):
+    """
+    The rollout cut into parts of micro_batch_size prompts, or of as many as micro_batch_tokens have room for.
+    in_step: the ranks, which have equally many prompts, shall have equally many parts.
+    """
+    P = len(rollout.tokens)
+    starts = list(range(0, P, cfg.micro_batch_size or P))
+    if cfg.micro_batch_tokens:
+        starts, held = [], torch.inf
+        for p, n in enumerate(rollout.tokens_of_prompts()):
+            if held + n > cfg.micro_batch_tokens:
+                starts, held = [*starts, p], 0
+            held += n
+        if in_step:
+            more = ranks.all_reduce(torch.tensor(len(starts), device=rollout.tokens.device), 'max')
+            others = [p for p in range(P) if p not in starts]
+            starts = sorted(starts + others[:int(more) - len(starts)])
+    return [rollout.pick(slice(*ends)) for ends in itertools.pairwise([*starts, P])]
 
 
 @torch.no_grad()
@@ -272,7 +293,7 @@ def add_reference(rollout, reference, cfg):
     home, device = reference.model.wte.weight.device, rollout.tokens.device
     if home != device:
         reference.model.to(device)  # an offloaded one goes to the GPU and back
-    parts = micro_batches(rollout, cfg.micro_batch_size)
+    parts = micro_batches(rollout, cfg, is_sharded(reference.model))
     if cfg.kl_estimator == 'exact':
         rollout.ref_hidden = torch.cat([reference.hidden(part) for part in parts])
     else:
@@ -437,7 +458,7 @@ def value_advantages(policy, rollout, token_rewards, cfg):
     value_head (D -> 1). The completion's reward is added to token_rewards (P, G, R) at its last token.
     """
     mask = rollout.mask & ~rollout.rewards.isnan()[..., None]
-    parts = micro_batches(rollout, cfg.micro_batch_size)
+    parts = micro_batches(rollout, cfg, is_sharded(policy.model))
     values = torch.cat([policy.model.value_head(policy.hidden(part)).squeeze(-1).float() for part in parts])
     rollout.values = values.masked_fill(~mask, 0.0)
     with_reward = token_rewards.scatter_add(-1, last_tokens(rollout), rollout.rewards[..., None])
@@ -755,9 +776,10 @@ def accumulate_gradient(policy, rollout, cfg, reference, scaler):
     mask, stats = rollout.mask, {}
     # of all usable completions, those of silent groups among them
     n_completions, n_tokens = ranks.all_reduce(torch.stack((mask.any(dim=-1).sum(), mask.sum()))).clamp(min=1)
-    rollout = drop_silent_groups(rollout, cfg, is_sharded(policy.model))
+    in_step = is_sharded(policy.model)
+    rollout = drop_silent_groups(rollout, cfg, in_step)
     largest_gap = torch.zeros((), device=mask.device)
-    for part in over('learning', micro_batches(rollout, cfg.micro_batch_size)):
+    for part in over('learning', micro_batches(rollout, cfg, in_step)):
         loss, shares = rollout_loss(policy, part, n_completions, n_tokens, cfg, reference)
         scaler.scale(loss).backward()
         largest_gap = torch.maximum(largest_gap, shares.pop('sampler_gap_max'))

@@ -62,25 +62,26 @@ class Judge(nn.Module):
     def forward(self, tokens, lengths=None):
         """
         Logits of the score (N,) and of each token having been replaced (N, T). tokens (N, T), right-padded;
-        lengths (N,), or None without padding.
+        lengths (N,), best on the CPU, or None without padding.
         """
+        N, T = tokens.shape
+        lengths = torch.full((N,), T) if lengths is None else lengths
         cls = torch.full_like(tokens[:, :1], self.cls_id)
-        with_cls = None if lengths is None else lengths + 1
-        hidden = self.trunk(torch.cat((cls, tokens), dim=1), with_cls)         # (N, 1 + T, D)
+        hidden = self.trunk(torch.cat((cls, tokens), dim=1), lengths + 1)      # (N, 1 + T, D)
         slots = self.slot_head(hidden[:, 1:]).squeeze(-1)
-        replaced = slots.float().sigmoid()
-        if lengths is None:
-            share = replaced.mean(dim=1, keepdim=True)
-        else:
-            padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
-            share = replaced.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None]
+        lengths = lengths.to(tokens.device)[:, None]
+        padding = torch.arange(T, device=tokens.device) >= lengths
+        share = slots.float().sigmoid().masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths
         evidence = torch.cat((hidden[:, 0], share.logit(eps=1e-4)), dim=1)
         return self.score_head(evidence).squeeze(-1), slots
 
     @torch.inference_mode()
     def score(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """How machine-filled each text looks, (N,) from 0 to 1."""
-        return self(tokens, lengths)[0].sigmoid()
+        n = len(tokens) if tokens.is_cuda else 64  # what so many need stays in a CPU's cache
+        lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
+        parts = zip(tokens.split(n), lengths.split(n), strict=True)
+        return torch.cat([self(*part)[0] for part in parts]).sigmoid()
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer) -> 'Judge':
@@ -109,7 +110,7 @@ class ScoreModel(nn.Module):
     def forward(self, tokens, lengths):
         """Scores (N,) of tokens (N, T), right-padded, with true lengths (N,)."""
         rows = torch.arange(len(tokens), device=tokens.device)
-        last = self.trunk(tokens)[rows, lengths - 1]
+        last = self.trunk(tokens, lengths)[rows, lengths - 1]
         score = self.score_head(last).squeeze(-1).float()
         centred = score - self.mean if self.kind == 'reward' else score
         return centred * self.var.rsqrt()
@@ -242,6 +243,8 @@ def in_batches(rows):
 GRADES, VALUES = '1 2 3 4 5'.split(), torch.linspace(0, 1, 5)
 # one number, after the thoughts
 GRADED = re.compile(r'(?s)(?:.*</think>)?[^\d<]*([1-5](?:\.\d+)?)(?: ?(?:/|out of) ?5)?\b[^\d<]*')
+# what an endpoint may read as its tokens: <|im_end|>, </s>, <end_of_turn>, [INST]
+SPECIAL = re.compile(r'<(?=\||/?s>|\w+_of_turn)|\[(?=/?INST)')
 with open(os.path.join(os.path.dirname(__file__), 'rewards', 'rubrics.json'), encoding='utf-8') as f:
     RUBRICS = json.load(f)  # a reward's name -> its rubric, and texts to try a judge with
 
@@ -310,8 +313,9 @@ class LLMJudge:
             for batch in in_batches(group):
                 own = [torch.tensor(ids[n:], device=self.device) for ids in batch]
                 tokens, length = pad_sequence(own, batch_first=True), torch.tensor([n], device=self.device)
-                hidden = self.model.complete(tokens[None], prefix, length)[0]
-                last = hidden[range(len(own)), [len(ids) - 1 for ids in own]]
+                lengths = torch.tensor([len(ids) for ids in own])
+                hidden = self.model.complete(tokens[None], prefix, length, lengths[None])[0]
+                last = hidden[range(len(own)), lengths - 1]
                 logits = self.model.lm_head(last)[:, self.grade_ids].float().cpu()  # (G, 5)
                 grades |= zip(batch, (logits.softmax(dim=-1) @ VALUES).tolist(), strict=True)
         return [grades[ids] for _, ids in rows], [0.0] * len(rows)
@@ -319,6 +323,7 @@ class LLMJudge:
     def ask_endpoint(self, questions):
         jobs = []
         for text in questions:
+            text = SPECIAL.sub(r'\g<0> ', text)
             asked = {'model': self.name, 'messages': [{'role': 'user', 'content': text}], 'temperature': 0,
                      'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20}
             jobs.append(('/chat/completions', asked, grade_in))

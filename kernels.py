@@ -12,6 +12,7 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import math
 import os
 
 import torch
@@ -410,6 +411,35 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
                            ref_hidden, ref_weight, torch.is_grad_enabled())
 
 
+# ---- rows without their padding
+
+class Rows:
+    """
+    Right-padded rows of true lengths (...), on the CPU, in room for `width` tokens each. What there is for
+    each token goes from (..., width, *) to the n real ones (n, *), and back with zeros as padding.
+    """
+
+    def __init__(self, lengths, width, device):
+        self.lengths, self.shape, self.device = lengths, (*lengths.shape, width), device
+        self.index = None  # no row is padded
+        n = int(lengths.sum())
+        if n < lengths.numel() * width:
+            real = torch.arange(width, device=device) < lengths[..., None].to(device, non_blocking=True)
+            self.index = real.flatten().nonzero_static(size=n).squeeze(1)
+
+    def pack(self, x):
+        """(..., width, *) -> (n, *)"""
+        x = x.flatten(0, len(self.shape) - 1)
+        return x if self.index is None else x[self.index]
+
+    def pad(self, x):
+        """(n, *) -> (..., width, *)"""
+        if self.index is not None:
+            places = x.new_zeros(math.prod(self.shape), *x.shape[1:])
+            x = places.index_copy(0, self.index, x)
+        return x.view(*self.shape, *x.shape[1:])
+
+
 # ---- attention of a group to its prompt, on a CPU
 
 def wide(x):
@@ -417,22 +447,15 @@ def wide(x):
     return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
 
 
-def fold(x, H_kv):
-    """(P, G, R, H, d) -> (P, H_kv, G R H/H_kv, d)"""
-    P, G, R, H, d = x.shape
-    return x.view(P, G * R, H_kv, H // H_kv, d).transpose(1, 2).reshape(P, H_kv, -1, d)
+def fold(x, rows, n_heads):
+    """(n, H, d) as (N, n_heads, m H / n_heads, d): the m places of each row, for heads that share keys."""
+    x = rows.pad(x.unflatten(1, (n_heads, -1)))                 # (N, m, n_heads, H / n_heads, d)
+    return x.transpose(1, 2).flatten(2, 3)
 
 
-def unfold(x, shape):
-    """The way back, to (P, G, R, H, d)."""
-    P, G, R, H, _ = shape
-    return x.reshape(P, x.shape[1], G * R, -1, x.shape[-1]).transpose(1, 2).reshape(P, G, R, H, -1)
-
-
-def both_inputs(q, k, v, prompt_k, prompt_v):
-    """q, k, v of each completion alone, and of a prompt with the queries of all its completions."""
-    own = [x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)]
-    return own, [fold(q, k.shape[3]), prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)]
+def unfold(x, rows):
+    """The way back, to (n, H, d)."""
+    return rows.pack(x.unflatten(2, (rows.shape[-1], -1)).transpose(1, 2)).flatten(1, 2)
 
 
 class GroupAttention(torch.autograd.Function):
@@ -443,30 +466,33 @@ class GroupAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, prompt_k, prompt_v, bias):
-        """q (P, G, R, H, d), k, v (P, G, R, H_kv, d), the prompt's (P, T, H_kv, d), bias (P, 1, 1, T)."""
+    def forward(ctx, q, k, v, prompt_k, prompt_v, bias, own, groups):
+        """
+        q (n, H, d), k, v (n, H_kv, d) of n tokens; the prompt's (P, T, H_kv, d), bias (P, 1, 1, T); own: the
+        Rows (P G, R) of completions, groups: those (P, m) of each prompt's together.
+        """
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        own, shared = both_inputs(q, k, v, prompt_k, prompt_v)
-        y, lse = attention(*own, 0.0, True)                                     # (P G, H, R, d), (P G, H, R)
-        y_shared, lse_shared = attention(*shared, 0.0, False, attn_mask=bias)
-        y, y_shared = y.transpose(1, 2).view(q.shape), unfold(y_shared, q.shape)
-        lse = lse.transpose(1, 2).reshape(*q.shape[:-1], 1)
-        lse_shared = unfold(lse_shared[..., None], q.shape)
-        lse_both = torch.logaddexp(lse, lse_shared)
-        y = y * (lse - lse_both).exp() + y_shared * (lse_shared - lse_both).exp()
-        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, lse_both)
+        prompt = prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)
+        y, lse = attention(*(fold(x, own, x.shape[1]) for x in (q, k, v)), 0.0, True)
+        y_prompt, lse_prompt = attention(fold(q, groups, k.shape[1]), *prompt, 0.0, False, attn_mask=bias)
+        y, lse = unfold(y, own), unfold(lse[..., None], own)                    # (n, H, d), (n, H, 1)
+        y_prompt, lse_prompt = unfold(y_prompt, groups), unfold(lse_prompt[..., None], groups)
+        y = torch.lerp(y_prompt, y, (lse - lse_prompt).sigmoid())
+        lse = torch.logaddexp(lse, lse_prompt)
+        ctx.save_for_backward(q, k, v, prompt_k, prompt_v, bias, y, lse)
+        ctx.rows = own, groups
         return y
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
         attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        own, shared = both_inputs(q, k, v, prompt_k, prompt_v)
-        out = [x.flatten(0, 1).transpose(1, 2) for x in (grad, y, lse)]         # (P G, H, R, ...)
-        grad_q, *grad_own = attention_back(out[0], *own, out[1], out[2].squeeze(-1), 0.0, True)
-        out = [fold(x, k.shape[3]) for x in (grad, y, lse)]
-        grad_q_shared, *grad_prompt = attention_back(out[0], *shared, out[1], out[2].squeeze(-1), 0.0, False,
-                                                     attn_mask=bias)
-        grad_q = grad_q.transpose(1, 2).view(q.shape) + unfold(grad_q_shared, q.shape)
-        grad_own = [x.transpose(1, 2).reshape(k.shape) for x in grad_own]
-        return grad_q, *grad_own, *(x.transpose(1, 2) for x in grad_prompt), None
+        own, groups = ctx.rows
+        *out, normaliser = [fold(x, own, x.shape[1]) for x in (grad, q, k, v, y, lse)]
+        grad_q, *grad_own = attention_back(*out, normaliser.squeeze(-1), 0.0, True)
+        prompt = prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)
+        grad, q, y, lse = (fold(x, groups, k.shape[1]) for x in (grad, q, y, lse))
+        more, *grad_prompt = attention_back(grad, q, *prompt, y, lse.squeeze(-1), 0.0, False, attn_mask=bias)
+        grad_q = unfold(grad_q, own) + unfold(more, groups)
+        grad_own = [unfold(x, own) for x in grad_own]
+        return grad_q, *grad_own, *(x.transpose(1, 2) for x in grad_prompt), *[None] * 3

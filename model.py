@@ -18,10 +18,11 @@ from functools import partial
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from formats import weights
-from kernels import GroupAttention, wide
+from kernels import GroupAttention, Rows, wide
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
@@ -88,23 +89,9 @@ class GPTConfig:
                 raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(KINDS[key])}")
 
 
-class RMSNorm(nn.Module):
-    """arXiv 1910.07467, statistics in fp32. On a CPU torch's own is half as fast for few rows."""
-
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x):
-        h = x.float()
-        h = h * (h.square().sum(dim=-1, keepdim=True) / h.shape[-1] + self.eps).rsqrt()
-        return self.weight * h.to(x.dtype)
-
-
 def make_norm(config):
     if config.norm == 'rmsnorm':
-        return RMSNorm(config.n_embd, config.norm_eps)
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
@@ -139,8 +126,8 @@ class Attention(nn.Module):
         self.heads = [config.n_head, config.n_kv_head]
         self.head_dim = d = config.head_dim
         self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * d, bias=config.qkv_bias)
-        self.q_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else None
+        self.q_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(d, eps=config.norm_eps) if config.qk_norm else None
         self.proj = nn.Linear(config.n_head * d, config.n_embd, bias=config.bias)
 
     def forward(self, x, rope):
@@ -273,18 +260,43 @@ class GPT(nn.Module):
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None,
                 edit: Callable | None = None) -> torch.Tensor:
         """
-        Hidden states (N, T, D) of whole texts, tokens (N, T) int64, right-padded; undefined in padding.
-        lengths (N,): None when no row is padded. edit: see run.
+        Hidden states (N, T, D) of whole texts, tokens (N, T) int64, right-padded; 0 in padding. lengths (N,),
+        best on the CPU: None when no row is padded. edit: see run.
         """
+        return self.read(tokens, lengths, edit, lambda layer, k, v: None)
+
+    def prefill(self, tokens, lengths=None, edit=None):
+        """
+        Hidden states (P, T, D) of prompts, and the prefix for `complete`: each layer's keys and values
+        (P, T, H_kv, d), 0 in padding. Arguments as of forward.
+        """
+        prefix = [None] * self.config.n_layer
+
+        def keep(layer, k, v):
+            prefix[layer] = k, v
+
+        return self.read(tokens, lengths, edit, keep), prefix
+
+    def read(self, tokens, lengths, edit, keep):
+        """forward; each layer's keys and values (N, T, H_kv, d) go to keep(layer, k, v)."""
+        N, T = tokens.shape
         positions, causal = self.positions(tokens), self.config.causal
+        lengths = torch.full((N,), T) if lengths is None else lengths.cpu()
+        rows = Rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
-        if lengths is not None and not causal:
-            mask = (positions < lengths[:, None])[:, None, None, :]  # (N, 1, 1, T)
+        if rows.index is not None and not causal:
+            mask = (positions < lengths.to(tokens.device)[:, None])[:, None, None, :]  # (N, 1, 1, T)
 
         def attend(layer, q, k, v):
-            return self.attention(q, k, v, mask, is_causal=causal)
+            q, k, v = map(rows.pad, (q, k, v))
+            keep(layer, k, v)
+            return rows.pack(self.attention(q, k, v, mask, is_causal=causal))
 
-        return self.run(tokens, positions, attend, edit)
+        def edit_rows(layer, x):
+            return rows.pack(edit(layer, rows.pad(x)))
+
+        x = self.run(rows.pack(tokens), rows.pack(positions.expand(N, T)), attend, edit and edit_rows)
+        return rows.pad(x)
 
     def attention(self, q, k, v, mask=None, is_causal=False):
         """q (N, T, H, d), k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where seen -> (N, T, H, d)."""
@@ -293,34 +305,25 @@ class GPT(nn.Module):
         y = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped)
         return y.transpose(1, 2).to(q.dtype)
 
-    def prefill(self, tokens, edit=None):
-        """
-        Hidden states (P, T, D) of prompts (P, T), right-padded, and the prefix for `complete`: each layer's
-        keys and values (P, T, H_kv, d). edit: see run.
-        """
-        positions, prefix = self.positions(tokens), [None] * self.config.n_layer
-
-        def attend(layer, q, k, v):
-            prefix[layer] = k, v
-            return self.attention(q, k, v, is_causal=True)
-
-        return self.run(tokens, positions, attend, edit), prefix
-
-    def complete(self, tokens, prefix, prompt_lengths):
+    def complete(self, tokens, prefix, prompt_lengths, lengths=None):
         """
         Hidden states (P, G, R, D) of completions (P, G, R), right-padded, each after its prompt:
-        prompt_lengths (P,) of the prefix's T tokens. Gradients reach the prefix.
+        prompt_lengths (P,) of the prefix's T tokens. lengths (P, G), best on the CPU: None when no completion
+        is padded. Gradients reach the prefix.
         """
-        T, R, device = prefix[0][0].shape[1], tokens.shape[-1], tokens.device
-        positions = prompt_lengths[:, None, None] + torch.arange(R, device=device)
+        P, G, R = tokens.shape
+        T, device = prefix[0][0].shape[1], tokens.device
+        rows = Rows(torch.full((P, G), R) if lengths is None else lengths.cpu(), R, device)
+        positions = (prompt_lengths[:, None, None] + torch.arange(R, device=device)).expand(P, G, R)
         prompt_mask = torch.arange(T, device=device) < prompt_lengths[:, None]  # (P, T)
         attention = self.joined_attention if tokens.is_cuda else self.merged_attention
-        return self.run(tokens, positions, attention(tokens, prefix, prompt_mask))
+        attend = attention(rows, prefix, prompt_mask)
+        return rows.pad(self.run(rows.pack(tokens), rows.pack(positions), attend))
 
-    def joined_attention(self, tokens, prefix, prompt_mask):
+    def joined_attention(self, rows, prefix, prompt_mask):
         """On a GPU: one call, each completion behind a copy of its prompt's keys."""
-        P, G, R = tokens.shape
-        own = torch.ones(R, R, dtype=torch.bool, device=tokens.device).tril().expand(P, G, R, R)
+        P, G, R = rows.shape
+        own = torch.ones(R, R, dtype=torch.bool, device=prompt_mask.device).tril().expand(P, G, R, R)
         shared = prompt_mask[:, None, None].expand(P, G, R, -1)
         mask = torch.cat((shared, own), dim=-1).view(P * G, 1, R, -1)
 
@@ -328,21 +331,24 @@ class GPT(nn.Module):
             return torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1)
 
         def attend(layer, q, k, v):
+            q, k, v = map(rows.pad, (q, k, v))
             prompt_k, prompt_v = prefix[layer]
             y = self.attention(q.flatten(0, 1), join(prompt_k, k), join(prompt_v, v), mask)
-            return y.unflatten(0, (P, G))
+            return rows.pack(y.unflatten(0, (P, G)))
 
         return attend
 
-    def merged_attention(self, tokens, prefix, prompt_mask):
+    def merged_attention(self, rows, prefix, prompt_mask):
         """On a CPU: to the prompt and to the completion apart, see GroupAttention."""
-        bias = None
+        lengths, bias = rows.lengths.sum(dim=1), None
+        own = Rows(rows.lengths.flatten(), rows.shape[-1], rows.device)
+        groups = Rows(lengths, int(lengths.max()), rows.device)
         if not prompt_mask.all():
             absent = ~prompt_mask[:, None, None]  # (P, 1, 1, T)
             bias = torch.zeros(absent.shape, dtype=wide(prefix[0][0]).dtype).masked_fill(absent, -torch.inf)
 
         def attend(layer, q, k, v):
-            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias).to(q.dtype)
+            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias, own, groups).to(q.dtype)
 
         return attend
 
@@ -397,6 +403,13 @@ class GPT(nn.Module):
         weights.write(folder, vars(self.config), self.state_dict(), eos_id, bos_id, pad_id)
 
 
+class NotDrawn(TorchFunctionMode):
+    """Weights that are going to be loaded: to draw them first would import the compiler, for a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return None if getattr(func, '__name__', '') == 'normal_' else func(*args, **kwargs or {})
+
+
 def build(make, config, state, path):
     """
     make(GPTConfig) with the weights of state, both from the file at path, which may claim any size: the fit
@@ -408,7 +421,7 @@ def build(make, config, state, path):
         raise ValueError(f"{path}: {e}") from None
     if config.n_layer > len(state):
         raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
-    with torch.device('meta'):
+    with torch.device('meta'), NotDrawn():
         model = make(config)
     check_fit(state, model.state_dict(), path)
     model.load_state_dict(state, assign=True)

@@ -160,7 +160,8 @@ class NLAPolicy(CausalPolicy):
             self.forbidden[marker_id] = True
 
     def prefill(self, prompts, batch):
-        return self.model.prefill(prompts, self.model.injection.edit(batch['slots'], batch.get('activation')))
+        edit = self.model.injection.edit(batch['slots'], batch.get('activation'))
+        return self.model.prefill(prompts, batch['prompt_lengths'], edit)
 
     def without_adapters(self):
         """The same, with the injection at its start."""
@@ -231,7 +232,8 @@ class Critic(nn.Module):
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Right-padded texts (N, R) int64 of lengths (N,) -> predictions (N, A) of `target`."""
-        x = self.pool(self.trunk(tokens.masked_fill(padding(tokens, lengths), 0)), lengths.clamp(min=1))
+        lengths = lengths.clamp(min=1)
+        x = self.pool(self.trunk(tokens.masked_fill(padding(tokens, lengths), 0), lengths), lengths)
         prediction = self.linear(x) + (self.mlp(x) if self.mlp else 0)
         return self.at_unit_length(prediction) if self.settings['target_norm'] == 'unit' else prediction
 

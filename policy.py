@@ -106,86 +106,90 @@ def look_up(mass, blocks, target):
 
 class GroupCache:
     """
-    Keys and values while completions grow. A prompt's are kept once, (P, H_kv, d, T) and (P, H_kv, T, d);
-    each row's own follow in slots that are the same for all rows, (B, H_kv, R, d). The rows of all groups
-    fill a rectangle P x G, so that a group reads its prompt in one product. Once rows have left, `place` (B,)
-    is the place of each row in it and `row` (P G,) the row at each place. With a window above 1 all batches
-    go through the same operations, and shapes change once per window, so that a step can be compiled.
+    Keys and values while completions grow, in L lines of `width` rows. The rows of a line go on from the same
+    prompt, whose keys and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d); their own follow in
+    slots that are the same for all, (2, L, H_kv, width, R, d). So a line reads its prompt in one product. At
+    first a line is a group; `keep` moves the rows that still run into fewer lines, or narrower ones. With a
+    window above 1 all batches go through the same operations, and shapes change once per window, so that a
+    step can be compiled.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
         P, T, H_kv, d = prefix[0][0].shape
         device = prompt_lengths.device
-        self.G, self.window = G, window
-        self.n = window                                                         # own slots that are looked at
-        self.at = torch.zeros(1, dtype=torch.long, device=device)               # the newest token's slot
-        self.place = self.row = None
-        self.prompt = torch.arange(P, device=device).repeat_interleave(G)       # (B,) each row's prompt
+        self.width, self.window, self.scale = G, window, d ** -0.5
+        self.slot, self.n = 0, window                               # the newest token's; own ones looked at
+        self.at = torch.zeros(1, dtype=torch.long, device=device)   # the slot again, for a compiled step
+        self.prompt = torch.arange(P, device=device)                # (L,) of each line
         if window > 1:
-            self.arrange()
             R = -(-R // window) * window + 1  # a slice is never the whole, which compiles separately
-        self.keys = [k.permute(0, 2, 3, 1).contiguous() for k, _ in prefix]
-        self.values = [v.transpose(1, 2).contiguous() for _, v in prefix]
-        self.own = [k.new_zeros(2, P * G, H_kv, R, d) for k, _ in prefix]       # keys, values
-        absent = torch.arange(T, device=device) >= prompt_lengths[:, None]
-        self.bias = torch.zeros(P, 1, 1, T, device=device).masked_fill_(absent[:, None, None], -torch.inf)
+        self.keys = [k.permute(0, 2, 3, 1).flatten(0, 1).contiguous() for k, _ in prefix]
+        self.values = [v.transpose(1, 2).flatten(0, 1).contiguous() for _, v in prefix]
+        self.own = [k.new_zeros(2, P, H_kv, G, R, d) for k, _ in prefix]        # keys, values
+        absent = torch.arange(T, device=device) >= prompt_lengths.repeat_interleave(H_kv)[:, None]
         self.ragged = window > 1 or bool(absent.any())
+        self.bias = prefix[0][0].new_zeros(P * H_kv, 1, T).masked_fill_(absent[:, None], -torch.inf)
         self.slots = torch.arange(R, device=device)
 
     def go_to(self, slot):
         """Slot number `slot` is next: rows look at the slots written, rounded up to a window."""
-        self.n = -(-(slot + 1) // self.window) * self.window
+        self.slot, self.n = slot, -(-(slot + 1) // self.window) * self.window
 
     def attend(self, layer, q, k, v):
-        """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d)."""
-        B, H, d = q.shape
+        """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d), B = L width."""
         keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.n
-        _, H_kv, _, T = keys.shape
-        own.index_copy_(3, self.at, torch.stack((k, v)).unsqueeze(3))
-        q = (q * d ** -0.5).view(B, H_kv, H // H_kv, d)
-
-        scores = (self.by_prompt(q) @ keys).float()                             # (P, H_kv, G H / H_kv, T)
-        if self.ragged:
-            scores = scores + self.bias
-        scores = self.by_row(scores)                                            # (B, H_kv, H / H_kv, T)
-        own_scores = q @ own[0, :, :, :n].transpose(2, 3)
+        _, L, H_kv, width, R, d = own.shape
+        T, heads = keys.shape[-1], q.shape[1] // H_kv
+        k, v = (x.view(L, width, H_kv, d).transpose(1, 2) for x in (k, v))      # (L, H_kv, width, d)
         if self.window > 1:
-            own_scores = own_scores.masked_fill(self.slots[:n] > self.at, -torch.inf)
-        weights = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).to(q.dtype)
-        shared_weights, own_weights = weights.split([T, n], dim=-1)
-        y = self.by_row(self.by_prompt(shared_weights) @ values)
-        return (y + own_weights @ own[1, :, :, :n]).reshape(B, H, d)
+            own.index_copy_(4, self.at, torch.stack((k, v)).unsqueeze(4))
+            unseen = torch.where(self.slots[:n] > self.at, -torch.inf, 0.0).to(q.dtype)
+        else:
+            own[0, :, :, :, self.slot], own[1, :, :, :, self.slot] = k, v
+            unseen = self.bias[:1, :, :1]  # times 0
+        own_keys, own_values = own.view(2, -1, R, d)[:, :, :n].unbind()         # (L H_kv width, n, d)
 
-    def by_prompt(self, x):
-        """(B, H_kv, heads, ...) as (P, H_kv, G heads, ...); a place whose row has left holds another row."""
-        B, H_kv, heads, last = x.shape
-        if self.row is not None:
-            x = x[self.row]
-        x = x.view(len(self.bias), self.G, H_kv, heads, last).transpose(1, 2)
-        return x.reshape(len(self.bias), H_kv, self.G * heads, last)
-
-    def by_row(self, x):
-        """(P, H_kv, G heads, ...) as (B, H_kv, heads, ...)."""
-        P, H_kv, _, last = x.shape
-        x = x.view(P, H_kv, self.G, -1, last).transpose(1, 2).flatten(0, 1)
-        return x if self.place is None else x[self.place]
+        q = q.view(L, width, H_kv, heads, d).transpose(1, 2).reshape(L * H_kv, width * heads, d)
+        scores = torch.baddbmm(self.bias, q, keys, beta=self.ragged, alpha=self.scale)
+        own_scores = torch.baddbmm(unseen, q.reshape(-1, heads, d), own_keys.transpose(1, 2),
+                                   beta=self.window > 1, alpha=self.scale)
+        scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
+        shared_weights, own_weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
+        y = torch.bmm(shared_weights, values).view(-1, heads, d)
+        y = torch.baddbmm(y, own_weights.reshape(-1, heads, n), own_values)
+        return y.view(L, H_kv, width, heads, d).transpose(1, 2).reshape(-1, H_kv * heads, d)
 
     def keep(self, rows):
-        """Only rows (B',) stay, in order; prompts without rows leave too."""
-        self.own = [x[:, rows] for x in self.own]
-        used, self.prompt = self.prompt[rows].unique_consecutive(return_inverse=True)
-        if len(used) < len(self.bias):
-            self.keys, self.values = [x[used] for x in self.keys], [x[used] for x in self.values]
-            self.bias = self.bias[used]
-        self.arrange()
+        """Only rows (B',) stay, in order. Returns which of the old ones each place has now, -1 for none."""
+        old, H_kv, device = self.width, self.own[0].shape[2], rows.device
+        prompts = self.prompt[rows // old]                                      # (B',)
+        _, group, counts = prompts.unique_consecutive(return_inverse=True, return_counts=True)
+        self.width = width = self.widest(counts)
+        lines = -(-counts // width)                                             # of each group
+        first_row, first_line = counts.cumsum(0) - counts, lines.cumsum(0) - lines
+        places = first_line[group] * width + torch.arange(len(rows), device=device) - first_row[group]
+        moved = torch.full((int(lines.sum()) * width,), -1, device=device).index_copy_(0, places, rows)
+        source = moved.clamp(min=0).view(-1, 1, width)                          # (L', 1, width)
+        line = source[:, 0, 0] // old
+        head = torch.arange(H_kv, device=device)
+        of_prompt = (line[:, None] * H_kv + head).flatten()                     # (L' H_kv,)
+        of_own = ((source // old * H_kv + head[:, None]) * old + source % old).flatten()
+        self.prompt, self.bias = self.prompt[line], self.bias[of_prompt]
+        for layer, own in enumerate(self.own):
+            own = own.flatten(1, 3).index_select(1, of_own)
+            self.own[layer] = own.view(2, len(line), H_kv, width, *own.shape[2:])
+            self.keys[layer] = self.keys[layer].index_select(0, of_prompt)
+            self.values[layer] = self.values[layer].index_select(0, of_prompt)
+        return moved
 
-    def arrange(self):
-        """Place the rows in a rectangle as wide as the fullest group."""
-        counts = self.prompt.bincount()
-        self.G = max(2 if self.window > 1 else 1, int(counts.max()))  # a width of 1 compiles separately
-        rows = torch.arange(len(self.prompt), device=self.prompt.device)
-        self.place = self.prompt * self.G + rows - (counts.cumsum(0) - counts)[self.prompt]
-        self.row = rows.new_zeros(len(counts) * self.G).index_copy_(0, self.place, rows)
+    def widest(self, counts):
+        """The widest lines for groups of counts (g,) rows that leave at most a tenth of the places empty."""
+        least = 2 if self.window > 1 else 1  # a width of 1 compiles separately
+        total = counts.sum()
+        for width in range(int(counts.max()), least, -1):
+            if (-(-counts // width)).sum() * width * 0.9 <= total:
+                return width
+        return least
 
 
 # -----------------------------------------------------------------------------
@@ -203,8 +207,9 @@ class Completions:
 
 class Decoder:
     """
-    The completions of a batch while they grow: buffers for all P G, and the B rows still running.
-    `write` and `step` change tensors in place and never wait for the device: a CUDA graph can hold them.
+    The completions of a batch while they grow: buffers for all P G, and one to spare for places of the cache
+    that no row has; and the B rows that such places hold. `write` and `step` change tensors in place and
+    never wait for the device: a CUDA graph can hold them.
     """
 
     def __init__(self, model, cache, positions, u, eos_id, sampling):
@@ -212,17 +217,19 @@ class Decoder:
         N, R = u.shape
         device, V = u.device, model.config.vocab_size
         _, top_k, top_p, _ = sampling
-        self.model, self.cache, self.positions, self.u, self.sampling = model, cache, positions, u, sampling
+        self.model, self.cache, self.positions, self.sampling = model, cache, positions, sampling
         ends = torch.as_tensor(() if eos_id is None else eos_id, dtype=torch.long, device=device).view(-1)
         self.end_ids = ends if len(ends) else None
-        self.rows = torch.arange(N, device=device)                              # (B,) p G + g
+        self.rows = torch.arange(N, device=device)                              # (B,) p G + g, or N
         self.running = torch.ones(N, dtype=torch.bool, device=device)           # (B,)
-        self.tokens = torch.zeros_like(u, dtype=torch.long)
-        self.logps = torch.zeros_like(u, dtype=torch.float)
-        self.lengths, self.ended = torch.full_like(positions, R), torch.zeros_like(self.running)
+        self.u = F.pad(u, (0, 0, 0, 1))
+        self.tokens = torch.zeros_like(self.u, dtype=torch.long)
+        self.logps = torch.zeros_like(self.u, dtype=torch.float)
+        self.lengths = F.pad(torch.full_like(positions, R), (0, 1))
+        self.ended = torch.zeros_like(self.lengths, dtype=torch.bool)
         self.allowed = None
         if top_k or top_p < 1:
-            self.allowed = torch.zeros(N, R, -(-V // 8), dtype=torch.uint8, device=device)
+            self.allowed = torch.zeros(N + 1, R, -(-V // 8), dtype=torch.uint8, device=device)
 
     def write(self, hidden):
         """Draw the token at slot cache.at of each row from hidden (B, D)."""
@@ -246,7 +253,7 @@ class Decoder:
 
     def shape(self):
         """What a step's tensors depend on."""
-        return len(self.rows), self.cache.n
+        return len(self.rows), self.cache.width, self.cache.n
 
     def newest(self, r):
         """The rows whose completion has a token number r, and those tokens."""
@@ -255,21 +262,24 @@ class Decoder:
 
     def drop_ended(self):
         """The rows that have ended leave the batch, and the cache."""
-        stay = self.running.nonzero().squeeze(-1)
-        self.cache.keep(stay)
-        self.rows, self.running, self.positions = self.rows[stay], self.running[stay], self.positions[stay]
+        moved = self.cache.keep(self.running.nonzero().squeeze(-1))
+        self.running, source = moved >= 0, moved.clamp(min=0)
+        self.rows = torch.where(self.running, self.rows[source], len(self.lengths) - 1)
+        self.positions = self.positions[source]
 
     def completions(self, P, G):
         """All of them, as Completions. Raises FloatingPointError where the model's logits were NaN."""
-        if not torch.isfinite(self.logps).all():
+        N = P * G
+        lengths, tokens, logps, ended = (x[:N] for x in (self.lengths, self.tokens, self.logps, self.ended))
+        if not torch.isfinite(logps).all():
             raise FloatingPointError("the model's logits are NaN, its weights are broken: start from an "
                                      "earlier checkpoint with a lower learning_rate")
-        R = int(self.lengths.max())
-        padding = torch.arange(R, device=self.lengths.device) >= self.lengths[:, None]
-        tokens = self.tokens[:, :R].masked_fill(padding, 0)  # ended rows went on writing until they left
-        logps = self.logps[:, :R].masked_fill(padding, 0.0)
-        allowed = None if self.allowed is None else self.allowed[:, :R]
-        parts = tokens, self.lengths, logps, self.ended, allowed
+        R = int(lengths.max())
+        padding = torch.arange(R, device=lengths.device) >= lengths[:, None]
+        tokens = tokens[:, :R].masked_fill(padding, 0)  # ended rows went on writing until they left
+        logps = logps[:, :R].masked_fill(padding, 0.0)
+        allowed = None if self.allowed is None else self.allowed[:N, :R]
+        parts = tokens, lengths, logps, ended, allowed
         return Completions(*(None if x is None else x.unflatten(0, (P, G)) for x in parts))
 
 
@@ -349,8 +359,9 @@ def read_prompts(prefill, prompts, G, R, device, window):
     Each prompt read once: hidden states (P G, D) that predict each row's first token, its position (P G,),
     and the GroupCache.
     """
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    hidden, prefix = prefill(padded(prompts, device))
+    lengths = torch.tensor([len(p) for p in prompts])
+    hidden, prefix = prefill(padded(prompts, device), lengths)
+    lengths = lengths.to(device)
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
     cache = GroupCache(prefix, lengths, G, R, window)
     return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
@@ -398,7 +409,7 @@ class CausalPolicy:
 
     def prefill(self, prompts, batch):
         """Prompts (P, T) read once; see GPT.prefill."""
-        return self.model.prefill(prompts)
+        return self.model.prefill(prompts, batch['prompt_lengths'])
 
     def sample(self, batch: dict, group_size: int) -> Rollout:
         """Completions at the policy's temperature, see generate."""
@@ -411,7 +422,7 @@ class CausalPolicy:
         with Progress('tokens', self.max_new_tokens) as progress:
             on_token = progress.step if on_cpu else None  # it would wait for a GPU at each token
             made = generate(self.model, prompts, group_size, self.max_new_tokens, on_token=on_token,
-                            prefill=lambda tokens: self.prefill(tokens, batch), **options)
+                            prefill=lambda tokens, _: self.prefill(tokens, batch), **options)
         return Rollout(batch=batch, tokens=made.tokens, lengths=made.lengths.cpu(), logps=made.logps,
                        ended=made.ended.cpu(), allowed=made.allowed)
 
@@ -424,16 +435,18 @@ class CausalPolicy:
     def hidden(self, rollout: Rollout) -> torch.Tensor:
         """Hidden states (P, G, R, D) that predict the completions' tokens; the first is the prompt's last."""
         P, G, R = rollout.tokens.shape
-        lengths = rollout.batch['prompt_lengths']
-        states, prefix = self.prefill(rollout.batch['prompts'][:, :int(lengths.max())], rollout.batch)
-        lengths = lengths.to(states.device, non_blocking=True)
-        last = states[torch.arange(P, device=states.device), lengths - 1]
+        prompt_lengths = rollout.batch['prompt_lengths']
+        states, prefix = self.prefill(rollout.batch['prompts'][:, :int(prompt_lengths.max())], rollout.batch)
+        prompt_lengths = prompt_lengths.to(states.device, non_blocking=True)
+        last = states[torch.arange(P, device=states.device), prompt_lengths - 1]
         hidden = last[:, None, None].expand(P, G, 1, -1)
-        steps = int(rollout.lengths.max()) - 1
-        steps = max(steps, int(is_sharded(self.model)))  # the ranks of a sharded model take the same forwards
+        lengths = (rollout.lengths - 1).clamp(min=0)  # a last token is predicted, and predicts none
+        if is_sharded(self.model) and not lengths.any():
+            lengths[0, 0] = 1  # its ranks take the same forwards
+        steps = int(lengths.max())
         if steps:
-            tokens = rollout.tokens[:, :, :steps].masked_fill(~rollout.mask[:, :, :steps], 0)
-            hidden = torch.cat((hidden, self.model.complete(tokens, prefix, lengths)), dim=2)
+            behind = self.model.complete(rollout.tokens[:, :, :steps], prefix, prompt_lengths, lengths)
+            hidden = torch.cat((hidden, behind), dim=2)
         return F.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
@@ -469,9 +482,9 @@ def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu'
 # -----------------------------------------------------------------------------
 # what a model thinks of texts
 
-def next_log_probs(model, tokens):
-    """(N, T - 1) fp32: the log-prob of each of tokens (N, T) but the first, after those before it."""
-    log_probs = model.logits(tokens)[:, :-1].float().log_softmax(dim=-1)
+def next_log_probs(model, tokens, lengths=None):
+    """(N, T - 1) fp32: the log-prob of each of tokens (N, T) but the first; lengths: see GPT.forward."""
+    log_probs = model.logits(tokens, lengths)[:, :-1].float().log_softmax(dim=-1)
     return log_probs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
 
@@ -494,7 +507,8 @@ def text_log_probs(model, tokenizer, texts, batch_size=16):
     for start in range(0, len(longer), batch_size):
         batch = longer[start:start + batch_size]
         tokens = padded([rows[i] for i in batch], model.wte.weight.device)
-        for i, log_probs in zip(batch, next_log_probs(model, tokens).cpu(), strict=True):
+        found = next_log_probs(model, tokens, torch.tensor([len(rows[i]) for i in batch]))
+        for i, log_probs in zip(batch, found.cpu(), strict=True):
             ids = rows[i]
             n_characters = len(tokenizer.decode(ids)) - len(tokenizer.decode(ids[:1]))
             values[i] = log_probs[:len(ids) - 1].sum().item() / max(1, n_characters)

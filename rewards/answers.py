@@ -9,12 +9,14 @@ import functools
 import json
 import re
 import unicodedata
+from itertools import pairwise
+from pathlib import Path
 
 from formats.optional import optional
-from rewards.numerals import tokenize
+from rewards.numerals import ENGLISH, tokenize
 from rewards.parsing import answer_part, plain_text
 from rewards.reward import reward
-from rewards.values import same, spans, squeezed, value_of, values_in
+from rewards.values import any_of, same, spans, squeezed, value_of, values_in
 
 LONGEST_TEXT = 50_000       # characters, from the end
 LONGEST_STATEMENT = 2_000
@@ -29,6 +31,9 @@ FENCE = re.compile(r'\s*(?:`{3,}|~{3,})\s*(\w*)')
 PROGRAMS = ('python', 'py', 'python3', 'tool_code', 'javascript', 'bash', 'java')
 MARKUP = re.compile(r'</?(?:b|i|u|em|strong|br|code)\s*/?>|~~[^~\n]*~~|\[\d+\](?!\S)'
                     r'|[✅\u200b-\u200d\ufeff\u00ad]', re.IGNORECASE)
+# A stop that ends no sentence: Mr. Smith, J. K. Rowling, the U.S. Senate.
+ABBREVIATION = re.compile(r'(?:(?<=\b(?:Mr|Ms|Dr|St|Mt|Jr|Sr))|(?<=\bMrs)|(?<=\b[A-Z])(?=\.\s?[A-Z]\.)'
+                          r'|(?<=\.[A-Z])(?=. (?!It|Th|He|So|In))|(?<=\. [A-Z]))\.(?=\s?[A-Z])')
 
 
 def cleaned(text):
@@ -36,7 +41,7 @@ def cleaned(text):
     text = THOUGHTS.split(text, maxsplit=1)[0].strip()
     turns = [turn.start() for turn in NEXT_TURN.finditer(text) if turn.start() > 0]
     kept, inside = [], None
-    for line in MARKUP.sub('', text[:min(turns, default=None)]).split('\n'):
+    for line in ABBREVIATION.sub('', MARKUP.sub('', text[:min(turns, default=None)])).split('\n'):
         fence = FENCE.match(line)
         if fence:
             inside = fence[1].lower() if inside is None else None
@@ -45,68 +50,89 @@ def cleaned(text):
     return '\n'.join(kept).strip()
 
 
-# ---- plainer characters
+# ---- plainer
 
 RAISED = re.compile('[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+')
 TEXT_COMMAND = re.compile(r'\\(?:(?:text)?color\s*\{\w+\}|text[a-z]*|math(?:rm|bf|it|sf|tt)|[mh]box'
                           r'|operatorname|underline|emph)\s*\{([^{}]*)\}')
-SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen""".split()
-TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
-SPOKEN = re.compile(rf'\b(?:({"|".join(TENS)})(?:[- ]({"|".join(SMALL[1:10])}))?'
-                    rf'|({"|".join(SMALL[::-1])}))\b', re.IGNORECASE)
-PLAINER = [(re.compile(pattern), plain) for pattern, plain in (
-    (r'[−–‐‑—]|\$-\$', '-'), (r'\\approx(?![a-z])', '≈'), (r'\\\$', ' '), (r'\\%', '%'),
-    ('⁄', '/'), ('π', r'\\pi '), ('∞', r'\\infty '), ('√|(?<![A-Za-z\\\\])sqrt', r'\\sqrt'),
-    (r'\\sqrt\s*\(([^()]*)\)', r'\\sqrt{\1}'), (r'\^?\{?\s?\\(?:circ|degree)(?![a-z])\s?\}?', '°'),
-    (r'\\!\s*', ''), (r'\{\s?,\s?\}\s?(?=\d{3}\b)', ''), (r'\{,\}', ','),
-    (r'\b(?:percent|percentage|pct)\b', '%'),
-    (r'\b(?:[Mm]inus|[Nn]egative)\s+(?=[\d.])', '-'), (r'\\boxed\s*(?:\{\s*\})?', ''), (r'<<[^<>\n]*>>', ''),
-    (r'(?<=\d)(?:st|nd|rd|th)\b', ''), (r'(["\'])(-?\d[\d.]*)\1', r'\2'), (r'(?<=\d) and a half', ' 1/2'),
-    (r'\b[A-Za-z]\s?(?:\\in(?![a-z])|∈)', ''), ('≤', r'\\leq '), ('≥', r'\\geq '),
-    (r'(?<![\\A-Za-z])(sin|cos|tan|ln|log|exp)(?=\()', r'\\\1'),
-    (r'(?<=\d)\s?x\s?(?=\d)', '×'), (r'\\([dtc]?frac)\s*(\d)\s*(\d)', r'\\\1{\2}{\3}'),
-    (r'(?<![\d/.,%])(\d+) (?:out )?of (\d+)(?![\d.])', r'\1/\2'),
-    (r'(?<=\d) and (?=\d+/\d)', ' '), (r'(?<!\\)\\\\(?=\s*&?\s*=)|&(?=\s*=)', ' '),
-    (r'\\(?:left|right|displaystyle|[bB]igg?[lr]?|q?quad)(?![A-Za-z])', ' '),
-    (r'\\(?:begin|end)\{(?:align|equation|gather|aligned|split)\*?\}|(?<!\\)\\[,;: ()\[\]]|~', ' '))]
-
+NUMBERS = {word: n for n, word in enumerate(ENGLISH['below twenty'])}
+NUMBERS |= {word: 10 * n for n, word in enumerate(ENGLISH['tens'], 2)}
+DIGIT = any_of(*ENGLISH['below twenty'][:10])
+BELOW_100 = any_of(rf"{any_of(*ENGLISH['tens'])}(?:[- ]{DIGIT})?", *ENGLISH['below twenty'][::-1])
+BELOW_1000 = rf'{BELOW_100}(?: hundred(?: (?:and )?{BELOW_100})?)?'
+SPOKEN = re.compile(rf'\b{BELOW_1000}(?: (?:thousand|million|billion)(?:,? (?:and )?{BELOW_1000})?)*'
+                    rf'(?: point(?: {DIGIT})+)?\b', re.IGNORECASE)
+MONTHS = ENGLISH['months']
+DATE = re.compile(rf'\b(?:\d\d?(?:st|nd|rd|th)? (?:of )?)?({"|".join(MONTHS)})\b'
+                  r'(?: (?:the )?\d\d?(?:st|nd|rd|th)?(?![\d:]))?(?:,? \d{4}\b)?')
+TIME = re.compile(r"\b(\d\d?)(?::(\d\d))?\s?(?:([ap])\.?m\b\.?|o'clock)", re.IGNORECASE)
 
 def spoken(match):
-    tens, ones, small = (word.lower() if word else 'zero' for word in match.groups())
-    return str(20 + 10 * TENS.index(tens) + SMALL.index(ones) if match[1] else SMALL.index(small))
+    words, _, decimals = match[0].lower().replace('-', ' ').partition(' point ')
+    total = below = 0
+    for word in words.replace(',', '').split():
+        scale = ENGLISH['scales'].get(word, 1)
+        below = below * scale + NUMBERS.get(word, 0)
+        if scale > 100:
+            total, below = total + below, 0
+    behind = ''.join(str(NUMBERS[word]) for word in decimals.split())
+    return f'{total + below}.{behind}' if behind else str(total + below)
+
+
+def date(match):
+    """§7-4-1776, which is no number."""
+    numbers = sorted(map(int, re.findall(r'\d+', match[0])))
+    return '-'.join(map(str, [f'§{MONTHS.index(match[1]) + 1}', *numbers])) if numbers else match[0]
+
+
+def time_of_day(match):
+    hour, minute, half = match.groups('')
+    return f"{int(hour) % 12 + 12 * (half in 'pP') if half else hour}:{minute or '00'}"
+
+
+ISO_DATE = re.compile(r'(?<!\d)(\d{4})-(0[1-9]|1[0-2])-(\d\d)(?!\d)')
+PLAINER = [(ISO_DATE, lambda m: f'{m[3]} {MONTHS[int(m[2]) - 1]} {m[1]}'), (SPOKEN, spoken), (DATE, date),
+           (TIME, time_of_day)]
+for line in Path(__file__).with_name('plainer.txt').read_text(encoding='utf-8').splitlines():
+    pattern, arrow, plain = line.partition(' => ')
+    if arrow:
+        PLAINER.append((re.compile(pattern), plain.replace('␣', ' ').replace('∅', '')))
 
 
 def plainer(text):
-    """The text in plainer characters and LaTeX: − is -, ² is ^{2}, \\text{km} is km."""
+    """The text in plainer characters and LaTeX: − is -, ² is ^{2}, \\text{km} is km, 3:30 PM is 15:30."""
     text = RAISED.sub(lambda m: '^{' + unicodedata.normalize('NFKC', m[0]) + '}', text)
     text = re.sub('[¼-¾⅐-⅞]', r' \g<0>', text)
     text = unicodedata.normalize('NFKC', text)
-    text = SPOKEN.sub(spoken, text)
     for pattern, plain in PLAINER:
         text = pattern.sub(plain, text)
     for _ in range(2):       # one in another
         text = TEXT_COMMAND.sub(r' \1 ', text)
-    return text.replace('$', ' ')
+    return re.sub(r'(?<=\{) | (?=\})', '', text.replace('$', ' '))
 
 
 # ---- 2. where the answer stands
 
-SAID = re.compile(r'(?:\b|(?<=[^\x00-\x7f]))(?:answer|antwort|réponse|答案|correct (?:choice|option))'
-                  r'(?:[^\n.:=,]{0,40}?(?:\b(?:is|ist|est)\b|[:=是])(?:\s*(?:therefore|thus|:|\*\*))*'
-                  r'|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|^A:\s|故选', re.IGNORECASE | re.MULTILINE)
+def phrases(before, name, behind=r')\b'):
+    return re.compile(before + '|'.join(ENGLISH[name]) + behind, re.IGNORECASE)
+
+
+SAID = phrases(r'(?:\b|(?<=[^\x00-\x7f]))(?:', 'answer', r')(?:[^\n.:=,]{0,40}?(?:\b(?:is|ist|est)\b|[:=是])'
+               r'(?:\s*(?:therefore|thus|:|\*\*))*|[ \t*_#]*\n|\s*-\s|(?=\s*[\\$(]))|(?m:^)A:\s|故选')
 BOX = re.compile(r'(\\(?:boxed|fbox)\s*)?(\{|\})|\\boxed\s*(\w+)')
 HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
 TAG = re.compile(r'<answer>(.*?)(?:</answer>|\Z)', re.DOTALL | re.IGNORECASE)
 BOLD = re.compile(r'\*\*([^*\n]+)\*\*')
 BOLD_MARKS = re.compile(r'\*\*(?!\d)|(?<!\d)\*\*|`')
-SENTENCE_END = re.compile(r'(?<=[.!?。])["”*)$]*(?:\s+(?![a-z0-9])|\n)|\n+'
-                          r'|[,;] (?=(?:no,? )?(?:wait|oops|scratch that|correction|or rather)\b)')
-CORRECTION = re.compile(r'\b(?:wait|actually|correction|corrected|oops|scratch that|i (?:forgot|made|mis\w+)'
-                        r'|my mistake|sorry|hmm|revised|or rather)\b|^no[,.]', re.IGNORECASE)
-EXPLANATION = re.compile(r'^\W*(?:note|explanation|details?|check|to (?:verify|check)|if (?:it|there|you)'
-                         r'|(?:i )?hope|let me know|thank)\b', re.IGNORECASE)
-BETWEEN_BOXES = re.compile(r'(?:[\s$.,;*\\{}]|q?quad|text|and|or|\(?[a-h1-9]\)|\\\][^a-z]){0,20}')
+TAKEN_BACK = any_of(*ENGLISH['taken back'])
+SENTENCE_END = re.compile(
+    r'(?<=[.!?。])["”*)$]*(?:\s+(?![a-z0-9]|(?:Or|Alternatively),? (?:it is )?\W?\d|It \w+ also)|\n)'
+    rf'|\n+|(?<=\d[.!?])\s+(?=\d)|(?:[,;]|\.\.) (?=(?:no,? )?{TAKEN_BACK}(?!\w))')
+CORRECTION = phrases(rf"\b(?:{TAKEN_BACK}|", 'corrected', r')(?!\w)|^no[,.]')
+EXPLANATION = phrases(r'^\W*(?:', 'explanation')
+BROKEN_OFF = phrases(r'\b(?:', 'broken off', r')$|[=+*/×]$|\\boxed\s*\{\W*$')
+BETWEEN_BOXES = re.compile(r'(?:[\s$.,;*\\{}]|q?quad|text|and|or|\(?[a-h1-9]\)|\\\][^a-z]){0,20}'
+                           r'|[^.\n]{0,40}\b(?:or|alternatively)\b[^.\n]{0,40}')
 JSON_END = re.compile(r'",\s*"|"\s*\}$')
 
 
@@ -182,29 +208,31 @@ def last_statement(text):
     parts = sentences(text)
     while len(parts) > 1 and (EXPLANATION.search(parts[-1]) or ASIDE.fullmatch(' ' + parts[-1].rstrip('.'))):
         parts.pop()
+    if not parts or BROKEN_OFF.search(parts[-1]):
+        return ''
     return '\n'.join(unmarked(part).rstrip('!') for part in parts[-300:])
 
 
 # ---- 3. what a statement says
 
-CHOICE = re.compile(r'\(?([A-Z])\)?')
+CHOICE = re.compile(r'\(?[A-Z]\)?')
 CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
 LABEL = re.compile(r'^\(?[A-J](?:\)\s*|[.:]\s+| - )(?=\S)')
-ASIDE = re.compile(r'(?:(?<=\S)\s*|\s)\((?=[^()\\]*[^\W\d_]{2})[^()]*\)')      # 18 (9 eggs at 2 dollars)
-NOT_BUT = re.compile(r'\b(?:is |was |are )?not [^,;.]{0,60}? (?:but|which is) (?:rather )?', re.IGNORECASE)
-CONTRAST = re.compile(r'(?:\b(?:instead of|rather than|and not)|, (?:not|and no|and \S+ (?:is|are|was|were))'
-                      r'|(?<=[a-z] )up to)\b[^,;.]*',
-                      re.IGNORECASE)
-RULED_OUT = re.compile(r'\b(?:ruled out|ignores?|fails?|too (?:small|large|big)|wrong|tempting|except'
-                       r'|other than)\b', re.IGNORECASE)
-REASON = re.compile(r"[,;]?\s\b(?:because|since|as|who|where)\b.*", re.DOTALL)
-SO = re.compile(r'\b(?:so|thus|hence|therefore|i\.e|that is|but|leaves|then)\b', re.IGNORECASE)
-SAYS = re.compile(r'\b(?:is|are|was|were|be|giving|making|leaving|said|got|get|(?:equal|give|make|yield|leave'
-                  r'|cost|total|return|print|show|become|take|need)s?)\b|(?<!\s):\s')
-BOUND = re.compile(r'(?:\w+ than|at (?:least|most)|under|over|between|up to|from)\s(?=\W{0,3}\d)',
-                   re.IGNORECASE)
-RANGE = re.compile(r'(?<=\d) to (?=\d)')
-UNSAID = re.compile(r"\b(?:cannot|\w+n['’]t|not|never|neither|nor|either|whether)\b", re.IGNORECASE)
+ASIDE = re.compile(r'(?:(?<=\S)\s*|\s)\((?!or |alternatively )(?=[^()\\]*[^\W\d_]{2})[^()]*\)')  # 18 (9 eggs)
+RESTATED = re.compile(r'(?<=[\d%]) \((=?[\d\s.+*/×÷·^%-]+)\)(?![^.]*=)')      # 18 (3 × 6)
+# What was before, or is not: not 12 but 15, falls from 80 to 68.
+NOT_BUT = phrases('(?:', 'not but', ')')
+CONTRAST = phrases('(?:', 'contrast', r')\b[^,;.]*')
+RULED_OUT = phrases(r'\b(?:', 'ruled out')
+REASON = phrases('(?:', 'reason', r')(?s:.*)')
+SO = phrases(r'\b(?:', 'so')
+SAYS = phrases(r'\b(?:', 'says', r')\b|(?<!\s):\s')
+BOUND = phrases('(?:', 'bound', r')\s(?=\W{0,3}\d)')
+RANGE = re.compile(r'(?<![\d.,])(\d+(?:\.\d+)?) to (\d+(?:\.\d+)?)')
+UNSAID = phrases(r'\b(?:', 'unsaid')
+OR = phrases('(?:', 'or')
+FINDING = phrases(r'\b(?:', 'finding')
+GUESS = phrases(r'\b(?:', 'guess')
 
 
 @functools.lru_cache(maxsize=4096)
@@ -223,16 +251,35 @@ def whole_value(statement):
 
 def value_said(statement):
     """The Value that a statement gives, or None."""
-    statement = CONTRAST.sub('', RANGE.sub('-', NOT_BUT.sub(' ', statement)))
-    statement = LABEL.sub('', statement.strip(' *_`"\n'))
+    statement = CONTRAST.sub('', ranged(NOT_BUT.sub(' is ', statement)))
+    statement = LABEL.sub('', RESTATED.sub(r', \1', statement).strip(' *_`"\n'))
     for form in (ASIDE.sub('', statement), statement):
         whole = whole_value(form)
         if whole is not None:
             return whole
-    clause = last_clause(REASON.sub('', ASIDE.sub('', statement)))
-    if UNSAID.search(clause) or BOUND.search(clause) and '=' not in clause:
-        return None
-    return value_in(clause)
+    statement = REASON.sub('', ASIDE.sub('', statement))
+    clause = last_clause(statement)
+    unsaid = UNSAID.search(clause) or BOUND.search(clause) and '=' not in clause
+    return None if unsaid or alternatives_in(statement, len(statement) - len(clause)) else value_in(clause)
+
+
+def ranged(text):
+    """With 3-5 for 3 to 5, and 3:2 for 3 to 2."""
+    def joined(match):
+        rises = float(match[1]) < float(match[2]) and 'ratio' not in text
+        return f"{match[1]}{'-' if rises else ':'}{match[2]}"
+    return RANGE.sub(joined, text)
+
+
+def alternatives_in(text, at):
+    """Does it give one value or another, behind `at`? 12 or maybe 15; it might be 12, it might be 15."""
+    pieces = [piece for piece in spans(text) if piece[0] < piece[1]]
+    for one, other in pairwise(pieces):
+        between = text[one[1]:other[0]]
+        either = OR.search(between) or GUESS.search(between) and GUESS.search(text[:one[0]])
+        if other[0] >= at and either and not same(*(value_of(tokenize(text[i:j])) for i, j in (one, other))):
+            return True
+    return False
 
 
 def last_clause(statement):
@@ -245,6 +292,9 @@ def last_clause(statement):
 
 def value_in(clause):
     """The first value behind the last 'is' that has one behind it, else the last."""
+    total, colon, parts = clause.rpartition(': ')
+    if colon and len(values_of(parts)) > 1 and values_of(total):      # 11 objects: 2 cones, 3 cubes
+        clause = total
     first, *others = SAYS.split(clause)
     for part in reversed(others):
         if found := values_of(part):
@@ -254,7 +304,7 @@ def value_in(clause):
 
 def choices_said(statement):
     """The set of the letters that a statement chooses."""
-    statement = CONTRAST.sub('', REASON.sub('', NOT_BUT.sub(' ', statement)))
+    statement = CONTRAST.sub('', REASON.sub('', NOT_BUT.sub(' is ', statement)))
     parts = re.split('[,;.]', statement)
     statement = ', '.join(part for part in parts if not RULED_OUT.search(part))
     letters = re.findall(r"(?<![\w'])([B-HJ-Z]|A(?!\s+(?!and\b|or\b|is\b)[a-z])|I(?=[).]))(?![\w']"
@@ -264,22 +314,23 @@ def choices_said(statement):
     return {lead[1].upper()} if lead and not several else set(letters)
 
 
-NAMES = re.compile(r"\b(?:is|are|was|were|be|it's|named|called|returns?|raises?|reads?|prints?|say)\s|[:=] ?")
-BY = re.compile(r'\b(?:in|at|on|to|by|from|with|for|of|per|than)\b')
+NAMES = phrases(r'\b(?:', 'named', r')\s|[:=] ?')
+BY = phrases(r'\b(?:', 'by')
 
 
 def bare(text):
     """Words to compare: lower case, without articles, quotes, hyphens and stops."""
     text = re.sub(r'["“”\'’`*_$\\{}!?-]', '', text.lower()).strip(' .,;:()[]')
-    return ' '.join(re.sub(r'\b(?:the|a|an)\s+', '', text).split())
+    text = re.sub(r',?\s(?:\d+ times|then|instead|now|does|did|is|was)$|\b(?:the|a|an)\s+', '', text)
+    return ' '.join(text.split())
 
 
 def words_said(statement):
     """What a statement may name, bare: itself, or what stands behind 'is', 'in', 'prints', or in quotes."""
-    statement = ASIDE.sub('', CONTRAST.sub('', NOT_BUT.sub(' ', statement))).strip()
-    if answer := re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b)', statement, re.IGNORECASE):
-        return {answer[1].lower()}
-    clause = SO.split(REASON.sub('', statement))[-1].strip(' ,').rpartition('; ')[2]
+    statement = ASIDE.sub('', CONTRAST.sub('', NOT_BUT.sub(' is ', statement))).strip()
+    verdict = re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b)', statement, re.IGNORECASE)
+    *_, clause = ['', *filter(str.strip, SO.split(REASON.sub('', statement)))]
+    clause = clause.strip(' ,').rpartition('; ')[2]
     after = NAMES.split(clause)
     forms = [statement, clause, LABEL.sub('', statement), re.sub(r'\([^()]*\)$', '', statement)]
     if not UNSAID.search(clause):
@@ -287,7 +338,8 @@ def words_said(statement):
         forms += after[:1] if len(after) == 2 and after[1].startswith(('the ', 'a ')) else []
     elif len(after) > 1:
         forms.append(after[-1])
-    return {bare(form) for form in forms}
+    named = {bare(form) for form in forms}
+    return (named - {'yes', 'no', 'true', 'false'}) | {verdict[1].lower()} if verdict else named
 
 
 def last_with_value(statements):
@@ -301,17 +353,20 @@ def says(statements, wanted):
     statement = plainer(statements.rpartition('\n')[2][-LONGEST_STATEMENT:]).strip()
     if squeezed(statement) == squeezed(wanted):
         return True
-    if CHOICE.fullmatch(wanted):
-        return choices_said(statement) == {CHOICE.fullmatch(wanted)[1]}
-    if CHOICES.fullmatch(wanted):
+    if CHOICE.fullmatch(wanted) or CHOICES.fullmatch(wanted):
         return choices_said(statement) == set(re.findall('[A-Z]', wanted))
-    value = whole_value(RANGE.sub('-', wanted.strip('$ ')))
+    value = whole_value(ranged(wanted.strip('$ ')))
     if value is None:
-        return bare(wanted) in words_said(statement)
+        return bare(wanted) in words_said(statement) or states(statement, wanted)
     got = value_said(last_with_value(statements))
     if got is not None:
         return same(value, got)
     return value.number is None and bare(wanted) in words_said(statement)
+
+
+def states(statement, wanted):
+    """Is it there in these words, which say themselves that there is no other answer?"""
+    return ' ' in wanted and bool(FINDING.search(wanted)) and f' {bare(wanted)} ' in f' {bare(statement)} '
 
 
 @functools.lru_cache(maxsize=4096)

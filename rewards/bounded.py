@@ -9,10 +9,18 @@ from rewards.reward import shorten
 # It reads LaTeX alone: math-verify runs plain expressions.
 SETUP = '''
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy import I
+
+def read(text):
+    if '\\\\pm' in text:  # both of them
+        text = ', '.join(text.rpartition('=')[2].replace('\\\\pm', sign) for sign in '+-')
+    found = parse(f'${text}$', [LatexExtractionConfig()], extraction_mode='first_match', parsing_timeout=None)
+    for x in found:
+        names = getattr(x, 'free_symbols', ())
+        yield x.subs({name: I for name in names if name.name == 'i'}) if names else x
 
 def answer(*texts):
-    options = dict(extraction_mode='first_match', parsing_timeout=None)
-    wanted, got = (parse(f'${text}$', [LatexExtractionConfig()], **options) for text in texts)
+    wanted, got = (list(read(text)) for text in texts)
     options = dict(float_rounding=12, allow_set_relation_comp=True, timeout_seconds=None)
     return bool(wanted and got and verify(wanted, got, **options))
 '''

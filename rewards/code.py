@@ -15,6 +15,7 @@ from sandbox.exam import nodes_in
 
 FENCE = re.compile(r'^([ \t]*)(`{3,}|~{3,})[ \t]*[{.]*([\w+-]*)[^`\n]*(?:\n|\Z)(.*?)'
                    r'(?:^\1? {0,3}\2[`~]*[ \t]*$|\Z)', re.MULTILINE | re.DOTALL)
+QUOTE = r'(?m)^ {0,3}>(?!>) ?'
 UNFINISHED = re.compile(r'^[^#\n]*#.*\b(TODO|FIXME|your code here|rest of)\b', re.IGNORECASE | re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
@@ -41,6 +42,8 @@ def binds(code):
 
 def code_of(text):
     text = text.removeprefix('\ufeff').replace('\r\n', '\n').rpartition('</think>')[2].partition('<think>')[0]
+    if re.search(QUOTE + '(?:```|~~~)', text):
+        text = re.sub(QUOTE, '', text)
     blocks = list(FENCE.finditer(text))  # the last may be cut off, and the first opened by the prompt
     before = textwrap.dedent(text[:blocks[0].start()] if blocks else text).strip('\n')
     if not blocks or not blocks[0][3] and binds(before):

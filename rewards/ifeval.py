@@ -67,7 +67,6 @@ def compare(count, relation, n):
     return count < n if relation == 'less than' else count >= n
 
 
-MAYBE = ('My answer is yes.', 'My answer is no.', 'My answer is maybe.')
 CHECKS = {
     'keywords:existence': lambda t, keywords: all(n_of(t, word) for word in keywords),
     'keywords:frequency': lambda t, keyword, frequency, relation: compare(
@@ -89,7 +88,8 @@ CHECKS = {
     'detectable_content:postscript': has_postscript,
     'detectable_format:number_bullet_lists': lambda t, num_bullets: (
         found(r'^[^\S\n]*(?:\*[^*]|-).*', t) == num_bullets),
-    'detectable_format:constrained_response': lambda t: any(answer in t for answer in MAYBE),
+    'detectable_format:constrained_response': lambda t: (
+        re.search(r'My answer is (?:yes|no|maybe)\.', t) is not None),
     'detectable_format:number_highlighted_sections': lambda t, num_highlights: num_highlights <= sum(
         bool(part.strip('* ')) for part in re.findall(r'\*[^\n*]*\*', t) + re.findall(r'\*\*[^\n*]*\*\*', t)),
     'detectable_format:multiple_sections': lambda t, section_spliter, num_sections: num_sections <= len(

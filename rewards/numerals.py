@@ -1,27 +1,23 @@
 r"""Numbers as they are written, exactly: 1,234.5, 4,2, 1e-05, 0.(3), 2 1/2, \frac{-3}{4}, 6!, 25%, 5 km."""
+import json
 import math
 import operator
 import re
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 LONGEST_NUMBER = 1000   # digits
 LARGEST_BITS = 40_000   # of a calculated number
 
+# words, and regular expressions of phrases
+ENGLISH = json.loads(Path(__file__).with_name('english.json').read_text(encoding='utf-8'))
 # Spellings of one unit are joined by |; a plural's s may be there.
-SPELLINGS = '''km|kilometer|kilometre m|meter|metre cm|centimeter|centimetre mm|millimeter|millimetre mi|mile
-ft|foot|feet inch|inches kg|kilogram g|gram mg lb|pound s|sec|second min|minute h|hr|hour day
-week month year L|liter|litre mL dollar|usd|buck ¢|cent €|euro|eur £|gbp °C
-°F °|degree|deg unit'''
-UNITS = {word: names.partition('|')[0] for names in SPELLINGS.split() for word in names.split('|')}
+UNITS = {word: names.partition('|')[0] for names in ENGLISH['units'] for word in names.split('|')}
 UNITS |= {word + 's': unit for word, unit in UNITS.items() if len(word) > 1}
-SCALES = {'hundred': 100, 'thousand': 1000, 'million': 10 ** 6, 'billion': 10 ** 9, 'trillion': 10 ** 12,
-          'dozen': 12, 'k': 1000, 'M': 10 ** 6}
-PARTS = {'half': 2, 'third': 3, 'quarter': 4, 'fourth': 4, 'fifth': 5, 'sixth': 6}
-PARTS |= {word + 's': n for word, n in PARTS.items()} | {'halves': 2}
 # What a number is multiplied by that stands before them: 28%, 3 dozen, two thirds.
-FACTORS = SCALES | {word: Fraction(1, n) for word, n in PARTS.items()}
-FACTORS['%'] = Fraction(1, 100)
+FACTORS = ENGLISH['scales'] | {word: Fraction(1, n) for word, n in ENGLISH['parts'].items()}
+FACTORS |= {'%': Fraction(1, 100), '‰': Fraction(1, 1000)}
 
 # ---- tokens
 
@@ -190,8 +186,9 @@ class Reader:
 
 ANY_UNIT = '|'.join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
 # A lone letter that an operator follows is calculated with.
-UNIT = re.compile(rf'(?:[¢€£]|(?:/|per)\s?[A-Za-z]+|(?<![A-Za-z\\])(?:{ANY_UNIT})(?!\s?[-+*=(])'
-                  r'|(?<=\s)[a-z]{2,}(?=\^))(?![A-Za-z])(?:\s?\^\{?-?\d+\}?)?', re.IGNORECASE)
+UNIT = re.compile(rf'(?:[¢€£]|(?:/|per)\s?[A-Za-z]+|(?<![A-Za-z\\])(?:{ANY_UNIT})'
+                  r'(?:(?<=[a-z]{2})|(?!\s?[-+*=(]))|(?<=\s)[a-z]{2,}(?=\^))(?![A-Za-z])'
+                  r'(?:\s?\^\{?-?\d+\}?)?', re.IGNORECASE)
 
 
 def without_units(text):

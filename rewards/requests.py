@@ -3,7 +3,7 @@ import functools
 import math
 import re
 
-from rewards.answers import SMALL, TENS, numbers_in
+from rewards.answers import NUMBERS, numbers_in
 from rewards.facts import ABSTAINING
 from rewards.form import format_json
 from rewards.harm import REFUSING
@@ -16,8 +16,7 @@ from rewards.words import any_of, content_words, is_prose, sentences, words
 
 # ---- how many of what a prompt demands
 
-VALUES = {word: n for n, word in enumerate(SMALL)} | {'single': 1}
-VALUES |= {word: 10 * n for n, word in enumerate(TENS, 2)}
+VALUES = NUMBERS | {'single': 1}
 SCALES = {'dozen': 12, 'hundred': 100, 'thousand': 1000}
 SPELLED = any_of(*VALUES, *SCALES).pattern
 NUMBER = re.compile(rf'(?:\ban? )?{SPELLED}(?:(?: and |[- ]){SPELLED})*', re.IGNORECASE)

@@ -28,7 +28,8 @@ NUMERAL = any_of(r'\d+\.\d*(?:\\(?:overline|dot)\s*\{\d+\}|\(\d+\))', r'(?<!\.)\
 LETTER = any_of(r"(?<=[-+*/^=<>_(\[{,\d})'])[A-Za-z]{1,3}", r'(?<=[-+*/^=<>_,×·] )[B-HJ-Zb-z]',
                 r'(?<=\\[lg]eq )[a-z]', r"[A-Za-z](?='?\s?[=^_+*/<>!×·]|\()", r'[B-HJ-Zb-z](?=\s?\\[a-z])',
                 r'[A-Za-z](?=\s?-\s?(?:[\d\\(]|[A-Za-z]\b))', r'[A-Za-z]{2,3}(?=[\^_])') + '(?![A-Za-z])'
-FIRST = any_of(NUMERAL, r'\\(?:begin|end)\{\w+\}', r'\\(?:[A-Za-z]+|.)', r'[-+=≈|(\[{¢€£]', LETTER)
+FIRST = any_of(r'§[\d-]+', NUMERAL, r'\\(?:begin|end)\{\w+\}',
+               r'\\(?:[A-Za-z]+|.)', r'[-+=≈|(\[{¢€£]', LETTER)
 # Commas and words join what more mathematics follows.
 NEXT = r'(?=\s{0,3}(?:[-+\\(\[{\d€£]|\.\d|[A-Za-z]\s?[=<>]|[a-zA-Z]\b(?! [a-z])))'
 PIECE = any_of(rf"(?:{ANY_UNIT}|{'|'.join(FACTORS)})(?![A-Za-z])", FIRST, r"[*/^_<>)\]}!%&'·×÷⋅°]",
@@ -108,11 +109,16 @@ def value_of(tokens):
         value = value_of(sides[-1])
         named = not any(token.kind == 'word' for token in sides[0])
         named |= any(is_name(side) or value_of(side).number is not None for side in sides[:-1])
-        return value._replace(source=source, equation=not named)
+        shown = value.source if value.units and value.number is None else source      # 38 / 7 = 5 R 3
+        return value._replace(source=shown, equation=not named)
     if sides and len(sides[0]) < len(tokens):
         return value_of(sides[0])      # = 18
-    if re.fullmatch(r'\d+-\d+', source):      # 10-15 days
-        return Value(source, units=(source,))
+    if re.fullmatch(r'[1-9]\d*(?: ?: ?\d+){2,}', source):      # 2:4:6 is 1:2:3
+        first, *others = map(Fraction, source.split(':'))
+        source = '§' + ':'.join(str(part / first) for part in others)
+    named = re.match(r'§.*|[\d.]+-[\d.]+(?!\S)(?= *[a-z]*$)', source)      # a date, 10-15 days
+    if named:
+        return Value(named[0], units=(named[0],))
     return number_or_expression(tokens)
 
 
@@ -124,7 +130,7 @@ def number_or_expression(tokens):
     source = latex(tokens)
     try:
         bare, units = without_units(source)
-        return Value(source, Reader(tokenize(bare)).number(), tuple(sorted(units)), '%' in bare)
+        return Value(source, Reader(tokenize(bare)).number(), tuple(sorted(set(units))), '%' in bare)
     except Unreadable:
         return Value(source)
 
@@ -144,7 +150,7 @@ def same(wanted, got):
     if squeezed(wanted.source) == squeezed(got.source):
         return True
     one_equation = wanted.equation != got.equation and not ('=' in wanted.source and '=' in got.source)
-    if one_equation or wanted.units and not wanted.number:
+    if one_equation or any(value.units and value.number is None for value in (wanted, got)):
         return False
     try:
         return equal_in_latex(wanted.source, got.source)

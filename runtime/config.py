@@ -15,6 +15,7 @@ None`, `Literal['sum', 'mean']` for a choice, `Annotated[float, '(0, 1]']` for a
 import ast
 import difflib
 import fnmatch
+import functools
 import glob
 import inspect
 import itertools
@@ -94,6 +95,7 @@ def read_keys(source, names=None, room='run', block=None):
     return keys
 
 
+@functools.cache
 def read_room(cls):
     """{key: Setting} of a class of settings; its room is 'fill_in' of tasks.fill_in.FillIn.Settings."""
     source = textwrap.dedent(inspect.getsource(cls))

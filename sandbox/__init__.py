@@ -7,16 +7,10 @@ Each completion gets a fresh process that may compute, import the standard libra
              and no other file, though it can ask whether one exists
   rlimits    processor time, memory, no bytes into files, no core; no capabilities even for root
   the parent a wall clock, a cap on results, SIGKILL to the process group
-It takes Linux 5.13 on x86-64 (aarch64: not tried), no root, no container. A hole in the kernel ends it, so
-train as an unprivileged user. A layer that cannot be put up raises SandboxError, and is never a score of 0.
-Code gets by without threads, asyncio and numpy.
-
 It gets the code once it is locked in, and the clock starts there: nothing that code does looks like a failed
-sandbox. Tests run in a sandbox of their own, as Python runs them (exam.py), and call the code over a socket
-(link.py), so it never learns what is expected, and plain values come back. It can lie where a test asks it
-about itself alone, as `assert f(f(1)) == f(1)`, or its classes; state passes from one test to the next.
+sandbox. Tests run in a sandbox of their own (exam.py) and call the code over a socket (link.py), so it never
+learns what is expected. docs/rewards.md says what it takes and what it cannot see.
 """
-import builtins
 import collections
 import functools
 import itertools
@@ -69,7 +63,7 @@ def run(code: str, calls: list[str], timeout: float = 2.0, memory: int = 512 << 
     ended and the calls are on their way, returns their deadline. Returns (status, results). status: 'ok',
     'error' (the code raised), 'timeout', 'crash' (it ended early, or wrote what is no reply) or 'flood' (more
     than RESULT_CAP bytes). results, one per call: ('ok', value), ('error', the exception's name; TypeError
-    for a value not of built-in types), or None if never reached. Raises SandboxError where the sandbox
+    for a value that JSON has not), or None if never reached. Raises SandboxError where the sandbox
     cannot be put up, ValueError.
     """
     if sandbox not in ('full', 'none'):
@@ -159,41 +153,20 @@ def converse(channel, sources, deadline, meanwhile=None):
     return ended or ('ok' if len(replies) == len(sources) else 'crash'), results
 
 
-def decode(value, depth=0):
-    """What the child encoded. Raises ValueError or TypeError for all else, as lines may be forged."""
-    if depth > 100:
-        raise ValueError
-    if type(value) is list:
-        return [decode(v, depth + 1) for v in value]
-    if type(value) is not dict:
-        return value
-    (kind, content), = value.items()
-    if kind in ('tuple', 'set', 'frozenset'):
-        return getattr(builtins, kind)(decode(v, depth + 1) for v in content)
-    if kind == 'dict':
-        return {decode(k, depth + 1): decode(v, depth + 1) for k, v in content}
-    if kind == 'bytes':
-        return bytes.fromhex(content)
-    if kind == 'complex':
-        return complex(*content)
-    raise ValueError
-
-
 def read_reply(token, line):
     """The result in a line, None for one without the token of what was asked."""
     try:
         if line.startswith(token):
-            return 'ok', decode(json.loads(line[len(token):]))
+            return 'ok', json.loads(line[len(token):])
         if line.startswith(b'error'):
             return 'error', str(json.loads(line[5:]))[:100]
-    except (ValueError, TypeError, RecursionError, OverflowError):
+    except (ValueError, RecursionError):
         return 'error', 'ValueError'
 
 
-IMPORTS = """import abc, array, base64, binascii, bisect, calendar, cmath, collections, copy, ctypes,
-dataclasses, datetime, decimal, enum, fractions, functools, hashlib, heapq, itertools, json, math,
-numbers, operator, os, queue, random, re, statistics, string, struct, sys, textwrap, time, typing,
-unicodedata, zlib""".replace('\n', ' ')
+# what needs libraries of C, and some more
+IMPORTS = """import array, collections, ctypes, datetime, decimal, fractions, hashlib, json, math, os, queue,
+random, re, struct, time, typing, unicodedata, zlib""".replace('\n', ' ')
 
 
 @functools.cache

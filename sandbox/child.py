@@ -38,26 +38,6 @@ def lock_in(job, channel):
     need(libc.prctl(22, number(2), program, 0, 0) == 0, 'seccomp')
 
 
-def encode(value, depth=0):
-    """A value of exact built-in types for JSON, see sandbox.decode. Raises TypeError for other types."""
-    if depth > 50:
-        raise ValueError
-    kind = type(value)
-    if value is None or kind in (bool, int, float, str):
-        return value
-    if kind is list:
-        return [encode(v, depth + 1) for v in value]
-    if kind in (tuple, set, frozenset):
-        return {kind.__name__: [encode(v, depth + 1) for v in value]}
-    if kind is dict:
-        return {'dict': [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]}
-    if kind is bytes:
-        return {'bytes': value.hex()}
-    if kind is complex:
-        return {'complex': [value.real, value.imag]}
-    raise TypeError
-
-
 def main():
     job = json.loads(sys.stdin.buffer.readline())
     channel, null = os.dup(0), os.open('/dev/null', os.O_RDWR)
@@ -83,7 +63,7 @@ def main():
         os._exit(0)
     while True:  # until the parent ends it
         try:
-            say(take(8), encode(eval(compiled('eval'), candidate.__dict__)))
+            say(take(8), eval(compiled('eval'), candidate.__dict__))
         except BaseException as e:
             say(b'error', type(e).__name__)
 

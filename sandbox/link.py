@@ -14,7 +14,7 @@ PLAIN = {f'builtins.{name}' for name in """int float complex bool str bytes byte
 frozenset range slice Ellipsis ellipsis NotImplemented NotImplementedType NoneType""".split()}
 PLAIN |= {f'collections.{name}' for name in ('Counter', 'OrderedDict', 'defaultdict', 'deque')}
 PLAIN |= {f'datetime.{name}' for name in ('date', 'datetime', 'time', 'timedelta', 'timezone')}
-PLAIN |= {'fractions.Fraction', 'decimal.Decimal', 'pathlib.PosixPath'}
+PLAIN |= {'fractions.Fraction', 'decimal.Decimal', 'pathlib.PosixPath', 'pathlib._local.PosixPath'}
 
 
 # ---- values

@@ -43,7 +43,7 @@ class FillIn(Task):
                   'eval/exact_match_sampled', 'eval/exact_match_greedy'),
         ],
     }
-    refuses = ('top_k', 'overlong_penalty', 'lora_r')
+    refuses = ('top_k', 'overlong_penalty', 'lora_r', 'micro_batch_tokens')
     exported = ''
 
     class Settings:
@@ -85,6 +85,10 @@ class FillIn(Task):
             say(f"{name}: held-out AUC {judge.quality['auc']:.3f}, R2 {judge.quality['r2']:.3f}")
         self.rewards = [('judge', self.realness, 1.0)]
         self.eval_batch = self.draw('val', cfg.eval_prompts_n, 0)
+        self.real = {}
+        for name, judge in (('judge', self.judge), ('gold', self.gold)):
+            real = judge.score(self.eval_batch['original'])
+            self.real[f'eval/{name}_reward_real'] = 1 - real.mean().item()
 
     def check_room(self, room, which):
         if room < self.cfg.block_size:
@@ -231,14 +235,13 @@ class FillIn(Task):
         save_model(path, 'judge', judge, model.config, self.tokenizer, quality, recipe)
 
     def evaluate(self, policy):
-        batch, original = self.eval_batch, self.eval_batch['original']  # its seeds are the same each time
+        batch = self.eval_batch  # its seeds are the same each time
         fills = policy.sample(batch, 2).tokens
         if self.cfg.eval_show:
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
         return {'eval/judge_reward': 1 - score_fills(self.judge, batch, fills).mean().item(),
                 'eval/gold_reward': 1 - score_fills(self.gold, batch, fills).mean().item(),
-                'eval/judge_reward_real': 1 - self.judge.score(original).mean().item(),
-                'eval/gold_reward_real': 1 - self.gold.score(original).mean().item(),
+                **self.real,
                 'eval/exact_match_sampled': exact_match(batch, fills),
                 'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
 
@@ -360,19 +363,14 @@ def make_batch(tokens: torch.Tensor, lengths: torch.Tensor, chosen: torch.Tensor
 
 
 def on_device(batch, device):
-    return {name: value.to(device) for name, value in batch.items()}
+    """The batch there, but for what the host reads."""
+    return {name: x if name in ('lengths', 'seeds') else x.to(device) for name, x in batch.items()}
 
 
 def real_slots(batch):
     """(P, M) bool: which slots are no padding."""
     slots = batch['slots']
     return torch.arange(slots.shape[1], device=slots.device) < batch['n_slots'][:, None]
-
-
-def lengths_of(batch, n):
-    """(P n,) true lengths of n copies of each text; None where there is no padding."""
-    ragged = bool((batch['lengths'] < batch['tokens'].shape[1]).any())
-    return batch['lengths'].repeat_interleave(n) if ragged else None
 
 
 def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
@@ -433,7 +431,8 @@ class FillInPolicy:
             texts = fill(batch, torch.where(known, fills, self.tokenizer.mask_id))
             slots = slots.expand_as(fills)
         P, H, T = texts.shape
-        hidden = self.model(texts.reshape(P * H, T), lengths_of(batch, H))  # (P H, T, D)
+        lengths = batch['lengths'].repeat_interleave(H)
+        hidden = self.model(texts.reshape(P * H, T), lengths)               # (P H, T, D)
         index = slots.reshape(P * H, -1, 1).expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, index).view(P, H, slots.shape[-1], -1)      # (P, H, M, D)
 
@@ -510,7 +509,8 @@ def exact_match(batch, fills):
 def score_fills(judge, batch, fills):
     """A judge's score of every fill: (P, G), 1 for machine-made."""
     P, G, _ = fills.shape
-    return judge.score(fill(batch, fills).flatten(0, 1), lengths_of(batch, G)).view(P, G)
+    lengths = batch['lengths'].repeat_interleave(G)
+    return judge.score(fill(batch, fills).flatten(0, 1), lengths).view(P, G)
 
 
 def describe_fills(tokenizer, batch, fills, n):

@@ -144,7 +144,8 @@ def answer_loss(model, pairs, edit=None):
         tokens[row, :end] = torch.tensor(ids + answer)
         targets[row, len(ids) - 1:end - 1] = torch.tensor(answer)
     tokens, targets = tokens.to(model.wte.weight.device), targets.to(model.wte.weight.device)
-    return cross_entropy(model, model(tokens, edit=edit)[targets >= 0], targets[targets >= 0])
+    hidden = model(tokens, torch.tensor([len(ids) + len(answer) for ids, answer in pairs]), edit)
+    return cross_entropy(model, hidden[targets >= 0], targets[targets >= 0])
 
 
 @torch.no_grad()

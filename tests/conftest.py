@@ -22,8 +22,8 @@ def pytest_configure(config):
 
 
 # The files whose tests start processes, the longest first.
-INTEGRATION = ['test_readme', 'test_train_grpo', 'test_faults', 'test_alignment', 'test_ranks', 'test_nla', 'test_es', 'test_walkthrough',
-               'test_hacking', 'test_report', 'test_fuzz', 'test_console', 'test_config', 'test_data', 'test_trackers', 'test_sandbox']
+INTEGRATION = ['test_faults', 'test_train_grpo', 'test_ranks', 'test_nla', 'test_alignment', 'test_readme', 'test_sandbox', 'test_es',
+               'test_config', 'test_hacking', 'test_report', 'test_fuzz', 'test_console', 'test_data', 'test_trackers', 'test_walkthrough']
 
 
 def pytest_collection_modifyitems(items):

@@ -33,18 +33,16 @@ def test_the_table():
     wrong = {i for i, row in enumerate(rows) if is_right(row['text'], row['reference']) != row['right']}
     shown = [f"{i} ({rows[i]['kind']}): {rows[i]['text'][-80:]!r} for {rows[i]['reference']!r}" for i in sorted(wrong ^ missed)]
     assert not shown, '\n'.join(shown)
-    assert len(rows) - len(wrong) >= 1390
+    assert len(rows) - len(wrong) >= 1800
 
 
 # Rows of Math-Verify, counted from 0, that are judged otherwise here.
 OTHERWISE = {
-    16: 'a correction within a sentence is not understood',
     31: 'space in inline mathematics says nothing: Math-Verify expects that it is no LaTeX then',
     32: 'the same',
     132: 'no tolerance: 0.0833333333333333 is not 1/12',
     139: 'no tolerance: 0.33 is not 1/3',
     145: 'no tolerance: 2.6667 is not 8/3',
-    147: 'steps that stand on one line without a stop are taken for one statement',
     193: 'an inequality and its interval are equal, whichever of them is the reference',
 }
 
@@ -79,7 +77,7 @@ def test_where_the_answer_stands(text, statement):
 
 @pytest.mark.parametrize('text, equations', [
     ('2^3 + 1 = 9', [True]), (r'$3 \cdot 4 + 1 = 13$', [True]), ('12:00 - 3 = 9:00', []), ('3 + 4 = 7 = 8 - 1 = 6', [True, True, False]),
-    ('9**9**9**9 = 1', []), ('x + 3 = 5', []), ('2 x 3 = 6 and 1,000 + 1 = 1,001', [True, True]), 
+    ('9**9**9**9 = 1', []), ('x + 3 = 5', []), ('2 x 3 = 6 and 1,000 + 1 = 1,001', [True, True]),
     (r'\frac{1}{2} + \frac13 = \frac{5}{6}', [True]), ('<<3*4=12>>3*4=12, 12-2=11', [True, False]), ('10 / 3 = 3.33', [True])])
 def test_equations(text, equations):
     assert [true for _, true in equations_in(text)] == equations
@@ -151,7 +149,7 @@ def test_what_would_not_end(text, monkeypatch):
 def algebra(monkeypatch):
     pytest.importorskip('math_verify', reason="pip install math-verify: it compares expressions")
     bounded.equal_in_latex.cache_clear()
-    monkeypatch.setattr(bounded.CHILD, 'seconds', 1.0)
+    monkeypatch.setattr(bounded.CHILD, 'seconds', 4.0)  # a shared machine may be slow
     yield bounded.equal_in_latex
     bounded.equal_in_latex.cache_clear()
 

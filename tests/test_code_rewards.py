@@ -881,6 +881,19 @@ def test_the_program_of_a_text(name):
     assert space['f'](1) == 2
 
 
+@pytest.mark.parametrize('text', [
+    '> Here it is:\n>\n> ```python\n> def f(x):\n>     return (x\n>             + 1)\n> ```\n>', '>```\n>def f(x): return x + 1\n>```',
+    '   > ~~~py\n   > def f(x):\n   >\n   >     return x + 1\n   > ~~~'])
+def test_a_quoted_block_is_a_program(text):
+    space = {}
+    exec(code_of(text), space)
+    assert space['f'](1) == 2
+
+
+def test_a_comparison_at_the_start_of_a_line_is_no_quote():
+    assert code_of('```\ny = (x\n> 3)\n```') == 'y = (x\n> 3)'
+
+
 @pytest.mark.parametrize('text, value', [
     ('print("hello")', 1), ('for i in range(3): print(i)', 1), ('x = 1', 1), ('import math\nprint(math.pi)', 1), ('if x:\n    y()', 1),
     ('async def f(): await g()', 1), ('x += 1', 1), ('def f(x:', 0), (f'{F}\nprint(f(1)', 0), ('print "a"', 0),

@@ -9,7 +9,16 @@ import torch
 
 from data.prompts import say_how_prompts_are_read
 from formats.tokenizer import CharTokenizer
-from grpo import completion_logps, compute_advantages, generate_rollouts, grpo_training_step, overlong, train_on_rollout
+from grpo import (
+    Rollout,
+    completion_logps,
+    compute_advantages,
+    generate_rollouts,
+    grpo_training_step,
+    micro_batches,
+    overlong,
+    train_on_rollout,
+)
 from model import GPT, GPTConfig
 from plain import plain
 from policy import CausalPolicy, prompt_batch, text_log_prob
@@ -82,6 +91,25 @@ def test_shared_prompts_give_the_gradient_of_whole_rows(kind):
         model.gradient_checkpointing = size == 3
         train_on_rollout(policy, rollout, still(model), plain(micro_batch_size=size, grad_clip=0, loss_type='dapo'))
         assert (gradient(model) - whole).norm() < 1e-5 * whole.norm()
+    model.gradient_checkpointing, seen = False, []
+    model.norm_f.register_forward_hook(lambda m, i, o: seen.append(len(o)))
+    train_on_rollout(policy, rollout, still(model), plain(micro_batch_tokens=80, grad_clip=0, loss_type='dapo'))
+    assert (gradient(model) - whole).norm() < 1e-5 * whole.norm()
+    read = [prompt + completions for prompt, completions in zip(seen[::2], seen[1::2], strict=True)]
+    assert len(read) > 1 and max(read) <= 80
+
+
+def test_micro_batches_by_tokens():
+    """As many neighbours as there is room for, a prompt above it alone; the ranks of a sharded model have equally many parts."""
+    lengths = torch.tensor([[1, 2], [3, 3], [9, 9], [2, 1], [1, 1]])
+    rollout = Rollout({'prompt_lengths': torch.tensor([1, 2, 1, 1, 1])}, torch.zeros(5, 2, 9), lengths, torch.zeros(5, 2, 9))
+
+    def parts(room, **options):
+        return [part.lengths.sum(dim=1).tolist() for part in micro_batches(rollout, plain(micro_batch_tokens=room), **options)]
+
+    assert rollout.tokens_of_prompts() == [4, 8, 19, 4, 3]
+    assert parts(12) == [[3, 6], [18], [3, 2]] and parts(7) == [[3], [6], [18], [3, 2]]
+    assert parts(1) == [[3], [6], [18], [3], [2]] and parts(100) == [[3, 6, 18, 3, 2]]
 
 
 def test_groups_without_a_signal_are_left_out_of_the_forward_but_not_of_the_counts():
@@ -93,10 +121,12 @@ def test_groups_without_a_signal_are_left_out_of_the_forward_but_not_of_the_coun
     seen = []
     model.norm_f.register_forward_hook(lambda m, i, o: seen.append(o.shape[0]))
     stats = train_on_rollout(policy, rollout, still(model), plain(grad_clip=0))
-    assert seen == [2, 2]
+    lengths, prompt_lengths = rollout.lengths[[0, 3]], rollout.batch['prompt_lengths'][[0, 3]]
+    assert seen == [prompt_lengths.sum(), (lengths - 1).clamp(min=0).sum()]
     short = gradient(model)
     train_on_rollout(policy, rollout, still(model), plain(grad_clip=0, entropy_coef=1e-12))
-    assert seen[2:] == [4, 4] and (gradient(model) - short).norm() < 1e-6 * short.norm()
+    all_lengths = (rollout.lengths - 1).clamp(min=0)
+    assert seen[2:] == [rollout.batch['prompt_lengths'].sum(), all_lengths.sum()] and (gradient(model) - short).norm() < 1e-6 * short.norm()
     mixed = rollout.pick(torch.tensor([0, 3]))
     logps = completion_logps(policy, mixed)[0]
     assert stats['mean_log_prob'] == pytest.approx(logps[mixed.mask].mean().item(), rel=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from formats.tokenizer import CharTokenizer
-from kernels import GroupAttention
+from kernels import GroupAttention, Rows
 from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
@@ -130,6 +130,10 @@ def test_group_attention(sizes):
     P, G, R, H, H_kv, T, d, ragged = sizes
     torch.manual_seed(0)
     lengths = torch.randint(1, T + 1, (P,)) if ragged else torch.full((P,), T)
+    own_lengths = torch.randint(0, R + 1, (P, G)) if ragged else torch.full((P, G), R)
+    own_lengths[0, 0] = R
+    rows, together = Rows(own_lengths, R, 'cpu'), own_lengths.sum(dim=1)
+    layouts = Rows(own_lengths.flatten(), R, 'cpu'), Rows(together, int(together.max()), 'cpu')
     seen = torch.arange(T) < lengths[:, None]
     bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
     own_mask = torch.ones(R, R, dtype=torch.bool).tril().expand(P, G, R, R)
@@ -139,19 +143,57 @@ def test_group_attention(sizes):
         return torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1).transpose(1, 2)
 
     def formula(q, k, v, prompt_k, prompt_v):
+        q, k, v = map(rows.pad, (q, k, v))
         q = q.flatten(0, 1).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, join(prompt_k, k), join(prompt_v, v), attn_mask=mask, enable_gqa=True)
-        return y.transpose(1, 2).unflatten(0, (P, G))
+        return rows.pack(y.transpose(1, 2).unflatten(0, (P, G)))
 
-    own_shape, prompt_shape = (P, G, R, H_kv, d), (P, T, H_kv, d)
-    shapes = (P, G, R, H, d), own_shape, own_shape, prompt_shape, prompt_shape
+    n = int(together.sum())
+    shapes = (n, H, d), (n, H_kv, d), (n, H_kv, d), (P, T, H_kv, d), (P, T, H_kv, d)
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    y, wanted = GroupAttention.apply(*inputs, bias), formula(*exact)
+    y, wanted = GroupAttention.apply(*inputs, bias, *layouts), formula(*exact)
     grad = torch.randn_like(y)
     torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=0)
     for mine, theirs in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, exact, grad.double()), strict=True):
         torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_go_without_their_padding_and_come_back():
+    """pack leaves what stands before each length, row after row; pad puts it back with zeros behind. Full rows are not copied."""
+    x, lengths = torch.arange(24.0).view(2, 2, 3, 2), torch.tensor([[3, 0], [1, 2]])
+    rows = Rows(lengths, 3, 'cpu')
+    packed = torch.cat([x[p, g, :lengths[p, g]] for p in range(2) for g in range(2)])
+    assert torch.equal(rows.pack(x), packed) and len(packed) == 6
+    inside = torch.arange(3) < lengths[..., None]
+    assert torch.equal(rows.pad(packed), x * inside[..., None])
+    full = Rows(torch.full((2, 2), 3), 3, 'cpu')
+    assert full.pack(x).data_ptr() == x.data_ptr() == full.pad(full.pack(x)).data_ptr()
+
+
+def test_no_padding_is_computed():
+    """Every linear of training's forward sees the real tokens alone; hidden states equal those of the padded rows."""
+    model = tiny(norm='rmsnorm', position='rope', mlp='swiglu', bias=False)
+    for p in model.parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=0.3)
+    seen = []
+    for block in model.blocks:
+        block.mlp.up.register_forward_hook(lambda _, inputs, y: seen.append(inputs[0].shape[:-1].numel()))
+    prompts, prompt_lengths = torch.randint(20, (2, 4)), torch.tensor([4, 2])
+    answers, lengths = torch.randint(20, (2, 3, 5)), torch.tensor([[5, 1, 0], [2, 3, 4]])
+    states, prefix = model.prefill(prompts, prompt_lengths)
+    hidden = model.complete(answers, prefix, prompt_lengths, lengths)
+    n_layer = len(model.blocks)
+    assert seen == [6] * n_layer + [15] * n_layer
+    plain_states, plain_prefix = model.prefill(prompts)
+    plain = model.complete(answers, plain_prefix, prompt_lengths)
+    for p in range(2):
+        torch.testing.assert_close(states[p, :prompt_lengths[p]], plain_states[p, :prompt_lengths[p]])
+        for g in range(3):
+            n = int(lengths[p, g])
+            torch.testing.assert_close(hidden[p, g, :n], plain[p, g, :n])
+            assert not hidden[p, g, n:].any()
 
 
 @pytest.mark.skipif(shutil.which('g++') is None and not torch.cuda.is_available(), reason="torch.compile needs a C++ compiler on a CPU")

@@ -1,6 +1,7 @@
 """pyproject.toml says what the requirements files say, and knows every package that an error message asks for."""
 import inspect
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def test_the_requirements_are_the_same():
 
 def named(requirement):
     return re.match(r'[\w-]+', requirement)[0].replace('_', '-')
+
+
+def test_it_names_the_versions_of_python_that_it_was_run_on():
+    """A lower and an upper bound, each version between them by name, and the one that runs this among them; README says the same."""
+    low, high = map(int, re.fullmatch(r'>=3\.(\d+),<3\.(\d+)', PROJECT['requires-python']).groups())
+    versions = [f'3.{minor}' for minor in range(low, high)]
+    assert PROJECT['classifiers'] == [f'Programming Language :: Python :: {version}' for version in versions]
+    assert f'Python {", ".join(versions[:-1])} or {versions[-1]}.' in (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert '.'.join(map(str, sys.version_info[:2])) in versions
 
 
 def test_what_an_error_message_asks_for_is_an_extra():

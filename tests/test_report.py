@@ -136,8 +136,8 @@ class Browser:
 
     def hear(self):
         while b'\0' not in self.unread:
-            if not select.select([self.back], [], [], 60)[0]:
-                raise TimeoutError('Chromium has said nothing for a minute')
+            if not select.select([self.back], [], [], 240)[0]:
+                raise TimeoutError('Chromium has said nothing for four minutes')
             piece = os.read(self.back, 1 << 20)
             if not piece:
                 raise ConnectionError('Chromium has gone: ' + Path(self.log.name).read_text()[-1000:])
@@ -200,7 +200,7 @@ class Browser:
 
     def close(self):
         self.ask('Browser.close')
-        self.process.wait(30)
+        self.process.wait(240)
         os.close(self.to), os.close(self.back), self.log.close()
 
 

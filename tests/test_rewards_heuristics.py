@@ -145,23 +145,27 @@ FIELDS = dict(prompt='Use at least 3 words and include "sea".', reference='42 bo
 
 
 def cost(name, text):
-    """The least CPU time of two calls in seconds."""
-    times = []
-    for _ in range(2):
-        start = time.process_time()
-        score(name, text, **FIELDS)
-        times.append(time.process_time() - start)
-    return min(times)
+    """CPU time of a call in seconds."""
+    start = time.process_time()
+    score(name, text, **FIELDS)
+    return time.process_time() - start
 
 
 def slow_ones(names, n):
-    """Where ten times the length costs more than fifteen times the work, of what takes more than 20 ms at all."""
+    """
+    Where ten times the length costs more than fifteen times the work, of what takes more than 20 ms at all; each of eight times, for a busy
+    machine makes some calls slower.
+    """
     slow = []
     for name in sorted(names):
         texts = [(p, lambda k, p=p: p * (k // len(p))) for p in PATTERNS]
         texts += [(p, lambda k, p=p: p[0] * (k // 2) + p[1] * (k // 2)) for p in NESTED]
         for pattern, make in texts:
-            if (long := cost(name, make(10 * n))) > 0.02 and long > 15 * max(cost(name, make(n)), 0.001):
+            for _ in range(8):
+                long = cost(name, make(10 * n))
+                if long < 0.02 or long < 15 * max(cost(name, make(n)), 0.001):
+                    break
+            else:
                 slow.append((name, pattern, round(long, 3)))
     return slow
 

