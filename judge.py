@@ -127,12 +127,9 @@ class ScoreModel(nn.Module):
         if path.endswith('.pt'):
             _, fields, state = read_model(path, kind)
         else:
-            fields, trunk, head, its_kind = weights.read_score_model(path)
+            fields, state, its_kind = weights.read_score_model(path)
             if its_kind not in (None, kind):
                 raise ValueError(f"{path} holds a {its_kind} model where a {kind} model is wanted")
-            state = {f'trunk.{name}': tensor for name, tensor in trunk.items()}
-            state |= {'score_head.weight': head['weight'], 'score_head.bias': head['bias'],
-                      'mean': head['mean'], 'var': head['var']}
         return build(lambda config: cls(config, kind), fields, state, path).eval().requires_grad_(False)
 
 

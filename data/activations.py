@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.prompts import held_out_split, load_prompts
-from formats.text_files import replacing, write_text
+from formats.text_files import read_json, replacing, write_text
 from nla import Activations, standardiser, truncate
 from runtime.checkpoint import load_pt
 from runtime.console import over, say
@@ -33,17 +33,16 @@ def load_documents(dataset, column_mapping=None):
 
 def draw_places(documents, n, min_position, split, seed):
     """(n, 2): document and position of different random places, from min_position on; all where n is more."""
-    places = np.array([max(0, len(ids) - min_position) for ids in documents])
-    ends, total = places.cumsum(), int(places.sum())
-    if total == 0:
+    counts = [max(0, len(ids) - min_position) for ids in documents]
+    document = np.repeat(np.arange(len(documents), dtype=np.int32), counts)
+    if not len(document):
         raise ValueError(f"none of the {len(documents)} documents of split {split!r} is longer than "
                          f"{min_position} tokens: take a shorter context or longer texts")
-    n = min(n, total)
-    chosen = np.sort(np.random.default_rng([seed, split == 'val']).choice(total, n, replace=False))
-    document = np.searchsorted(ends, chosen, side='right')
-    position = chosen - (ends - places)[document] + min_position
-    where = np.stack((document, position), axis=1).astype(np.int32)
-    return where[np.random.default_rng(seed).permutation(n)]
+    position = np.concatenate([np.arange(count, dtype=np.int32) + min_position for count in counts])
+    rng, n = np.random.default_rng([seed, split == 'val']), min(n, len(document))
+    chosen = np.sort(rng.choice(len(document), n, replace=False))
+    chosen = chosen[np.random.default_rng(seed).permutation(n)]
+    return np.stack((document[chosen], position[chosen]), axis=1)
 
 
 @torch.no_grad()
@@ -105,8 +104,7 @@ def load_activations(path):
     """(header, {'train': Activations, 'val': Activations}) of a folder that write_activations made."""
     splits, remedy = {}, "delete the folder to have it made anew"
     try:
-        with open(os.path.join(path, 'header.json'), encoding='utf-8') as f:
-            header = json.load(f)
+        header = read_json(os.path.join(path, 'header.json'))
         for split in ('train', 'val'):
             files = [os.path.join(path, f'{split}{name}.npy') for name in ('', '_contexts')]
             splits[split] = Activations(*(np.load(file, mmap_mode='r') for file in files))

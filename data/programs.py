@@ -1,50 +1,38 @@
-"""What the data sets of programs share: problems whose tests are sound are kept, the others are counted."""
-import collections
+"""What the data sets of programs share: problems whose tests are sound are kept."""
 import concurrent.futures
-import gzip
-import json
-import os
 
+from data.sources import read_file
 from sandbox import constant_passes, grade_many, processors
 
 
-def fault_of_tests(record):
-    """Why they are useless, or None."""
+def is_sound(tests):
+    """Whether they can be graded, and no constant passes them."""
     try:
-        return 'a constant passes their tests' if constant_passes(record['tests']) else None
+        return not constant_passes(tests)
     except ValueError:
-        return 'their tests cannot be graded'
+        return False
 
 
 def keep_sound(records):
     """
-    records: with tests as a list, a solution as answer and perhaps hidden_tests. Returns (those whose tests
-    can be graded and are passed by no constant, but with the hidden ones by the solution; a Counter of why
-    the others are not among them).
+    Of records with tests as a list, a solution as answer and perhaps hidden_tests those whose tests are sound
+    and are passed, with the hidden ones, by the solution; prints how many others there were.
     """
     with concurrent.futures.ThreadPoolExecutor(processors()) as pool:
-        faults = list(pool.map(fault_of_tests, records))
-    dropped = collections.Counter(filter(None, faults))
-    sound = [record for record, fault in zip(records, faults, strict=True) if not fault]
+        fine = list(pool.map(is_sound, [record['tests'] for record in records]))
+    sound = [record for record, is_fine in zip(records, fine, strict=True) if is_fine]
     solutions = [(record['answer'], record['tests'] + record.get('hidden_tests', [])) for record in sound]
     grades = grade_many(solutions, timeout=10.0)
     kept = [record for record, grade in zip(sound, grades, strict=True) if grade.score == 1]
-    dropped['their own solution fails'] += len(sound) - len(kept)
-    return kept, +dropped
+    print(f"left out {len(records) - len(sound):,} problems whose tests cannot be graded or a constant "
+          f"passes, and {len(sound) - len(kept):,} whose own solution fails")
+    return kept
 
 
 def convert_file(path, convert, fields):
-    """
-    The sound records that convert makes of the objects in a .jsonl or .jsonl.gz; prints how many others there
-    were. fields: what convert reads, in words. Raises FileNotFoundError, ValueError.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no {path}: it must be the data set's original .jsonl")
+    """What convert makes of the objects in a file; fields: what it reads, in words."""
+    problems = [problem for _, problem in read_file(path)]
     try:
-        with (gzip.open if path.endswith('.gz') else open)(path, 'rt', encoding='utf-8') as f:
-            records, dropped = convert([json.loads(line) for line in f if line.strip()])
-    except (KeyError, TypeError, EOFError, gzip.BadGzipFile, json.JSONDecodeError) as e:
+        return convert(problems)
+    except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: {type(e).__name__} {e}; a line must be an object with {fields}") from None
-    reasons = ''.join(f", {n:,} because {why}" for why, n in dropped.most_common())
-    print(f"left out {dropped.total():,} problems{reasons}")
-    return records

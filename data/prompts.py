@@ -34,6 +34,7 @@ OTHER_NAMES = {'prompt': ('question', 'problem', 'instruction', 'query', 'input'
                'answer': ('solution', 'ground_truth', 'label', 'target', 'response', 'output')}
 CHAT_NAMES = ('messages', 'conversations')
 ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bot': 'assistant'}  # ShareGPT's
+say_once = functools.cache(say)
 
 
 def write_splits(script, read=(), **splits):
@@ -54,16 +55,18 @@ def as_messages(prompt):
     return [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
 
 
+def is_message(value):
+    """Whether it is a chat message with the texts that templates read."""
+    texts = [value.get('role'), value.get('content')] if isinstance(value, dict) else [None]
+    return all(isinstance(text, str) for text in texts)
+
+
 def check_prompt(prompt):
     """Raises ValueError unless prompt is a text, or chat messages that end before the model's turn."""
     messages = as_messages(prompt)
-    if not isinstance(messages, list):
+    if not isinstance(messages, list) or not all(map(is_message, messages)):
         raise ValueError(f"the prompt is {prompt!r} ({type(prompt).__name__}); it must be a text, or a list "
-                         "of chat messages")
-    for message in messages:
-        texts = [message.get(key) for key in ('role', 'content')] if isinstance(message, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"the chat message {message!r} must have the texts 'role' and 'content'")
+                         "of chat messages, which must have the texts 'role' and 'content'")
     if not messages or not messages[-1]['content'].strip():
         raise ValueError(f"the prompt is empty: {prompt!r}")
     if messages[-1]['role'] == 'assistant':
@@ -77,6 +80,9 @@ def directed(column_mapping, columns):
     """
     if callable(column_mapping):
         return column_mapping
+    names = [name for name in column_mapping.values() if isinstance(name, str)]
+    if len(set(names)) < len(column_mapping):
+        raise ValueError(f"column_mapping {column_mapping} must give each column a name, and another one")
     result = {}
     for theirs, ours in column_mapping.items():
         turned = theirs in OUR_NAMES and ours in columns
@@ -105,11 +111,6 @@ def other_names(columns):
         if taken:
             found[ours] = taken[0]
     return found
-
-
-@functools.cache
-def say_once(line):
-    say(line)
 
 
 def mapped(record, column_mapping):
@@ -233,11 +234,6 @@ def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list
     if not isinstance(source, str):
         raise ValueError(f"{source!r} names several sources: here it must be one")
     column_mapping, others, records = column_mapping or {}, None, []
-    names = () if callable(column_mapping) else (*column_mapping, *column_mapping.values())
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"column_mapping is {column_mapping}; it maps names of columns to names")
-    if not callable(column_mapping) and len(set(column_mapping.values())) < len(column_mapping):
-        raise ValueError(f"column_mapping {column_mapping} gives two columns the same new name")
     for where, item in read_source(source, split):
         try:
             if others is None and isinstance(item, dict):  # its columns tell what those of all mean

@@ -11,8 +11,8 @@ import json
 import os
 import re
 
+from formats.optional import optional
 from formats.text_files import parse_json, text_of
-from rewards.reward import optional
 
 # a colon between brackets belongs to a slice: owner/name:main:train[:1%]
 HUGGING_FACE_NAME = re.compile(r'[\w-][\w.-]*/[\w.-]+(:[\w.+%:\[\]()-]+)?')

@@ -25,16 +25,17 @@ def folders_that(write, folder=FOLDER):
     return [script.parent.name for script in scripts if write in script.read_text(encoding='utf-8')]
 
 
-def download(url, path, otherwise):
-    """The file data/path, fetched from url once. Raises FileNotFoundError that says what to do otherwise."""
-    path = os.path.join(FOLDER, path)
+def download(url, dataset, file):
+    """The file of that name below data/dataset, fetched from url once. Raises FileNotFoundError."""
+    path = os.path.join(FOLDER, dataset, file)
     if os.path.isfile(path):
         return path
     try:
         with urllib.request.urlopen(url, timeout=20) as reply:
             data = reply.read()
     except (OSError, http.client.HTTPException) as e:
-        raise FileNotFoundError(f"could not download {url} ({e}): {otherwise}") from None
+        raise FileNotFoundError(f"could not download {url} ({e}): get it elsewhere and run `python "
+                                f"data/{dataset}/prepare.py --path=WHERE_IT_IS`") from None
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with replacing(path) as temporary:
         Path(temporary).write_bytes(data)

@@ -4,26 +4,14 @@ import json
 import re
 from datetime import datetime
 
-from jinja2 import meta, nodes
-from jinja2.ext import Extension
+from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from formats.kept import Kept
 
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # what data sets call it; the first is templates'
-
-
-class Generation(Extension):
-    """{% generation %} marks the assistant's words, and changes nothing."""
-    tags = {'generation'}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-        return nodes.CallBlock(self.call_method('words'), [], [], body).set_lineno(line)
-
-    def words(self, caller):
-        return caller()
+# {% generation %} marks the assistant's words and changes nothing, as {% with %} does
+GENERATION = re.compile(r'(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%})')
 
 
 @functools.cache
@@ -33,7 +21,7 @@ def template_environment():
         raise ValueError(message)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=['jinja2.ext.loopcontrols', Generation])
+                                                extensions=['jinja2.ext.loopcontrols'])
     environment.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)  # jinja2's escapes HTML
     environment.globals['raise_exception'] = raise_exception
     environment.globals['strftime_now'] = lambda form: datetime.now().strftime(form)
@@ -42,7 +30,7 @@ def template_environment():
 
 @functools.cache
 def compile_template(source):
-    return template_environment().from_string(source)
+    return template_environment().from_string(GENERATION.sub(r'\1\2with', source))
 
 
 RENDERER = Kept('from formats.chat import render as answer', seconds=10, memory=1 << 30)
@@ -56,6 +44,7 @@ def render(source, messages, variables):
 def variables_read(source):
     """The names of what a chat template reads."""
     environment = template_environment()
+    source = GENERATION.sub(r'\1\2with', source)
     return meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals)
 
 

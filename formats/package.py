@@ -1,4 +1,4 @@
-"""A tokenizer.json as the package `tokenizers` reads it, and checks of the files beside it."""
+"""A tokenizer.json as the package `tokenizers` reads it."""
 import tokenizers
 
 from formats.text_files import first_line
@@ -18,10 +18,6 @@ def read_package(text, where):
     if largest > LARGEST_ID:
         raise ValueError(f"{where}: a token has the id {largest}; ids go up to {LARGEST_ID}")
     return package
-
-
-def is_named(value, *keys):
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
 
 
 def added_token(entry, special=False):
@@ -45,19 +41,3 @@ def around(package):
         if own:
             return tuple(encoding.ids[:own[0]]), tuple(encoding.ids[own[-1] + 1:])
     return (), ()
-
-
-def check_config(config, eos, path):
-    """Raises ValueError unless what is read of tokenizer_config.json, and the eos ids, have their types."""
-    added, template = config.get('added_tokens_decoder', {}), config.get('chat_template')
-    more = [config.get(key) for key in ('additional_special_tokens', 'extra_special_tokens')]
-    fits = {
-        'added_tokens_decoder': isinstance(added, dict) and all(
-            i.isdecimal() and len(i) < 10 and is_named(token, 'content') for i, token in added.items()),
-        'chat_template': isinstance(template, (str, type(None))) or isinstance(template, list) and all(
-            is_named(entry, 'name', 'template') for entry in template),
-        'extra_special_tokens': all(isinstance(tokens, (list, dict, type(None))) for tokens in more),
-        'eos_token_id': all(type(i) is int for i in eos)}
-    wrong = [key for key, right in fits.items() if not right]
-    if wrong:
-        raise ValueError(f"{path}: the {wrong[0]} of its tokenizer is not as transformers writes it")

@@ -18,29 +18,36 @@ def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-def read_text(path, newline=None):
-    """The text of a UTF-8 file. newline='' keeps its line ends as they are. Raises ValueError."""
+def read_bytes(path):
     try:
-        with open(path, encoding='utf-8', newline=newline) as f:
+        with open(path, 'rb') as f:
             return f.read()
+    except OSError as e:
+        raise FileNotFoundError(f"{path} cannot be read: {e.strerror}") from None
+
+
+def decoded(data, path, encoding='utf-8'):
+    try:
+        return data.decode(encoding)
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
 
 
+def read_text(path):
+    """The text of a UTF-8 file, its line ends as they are. Raises ValueError, FileNotFoundError."""
+    return decoded(read_bytes(path), path)
+
+
 def text_of(path):
     """A file's text, in UTF-8 or with UTF-16's mark, unpacked where gzip packed it. Raises ValueError."""
-    with open(path, 'rb') as f:
-        data = f.read()
+    data = read_bytes(path)
     if data.startswith(b'\x1f\x8b'):
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as e:
             raise ValueError(f"{path} is not a whole gzip file ({e})") from None
     utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode('utf-16' if utf_16 else 'utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text (byte {e.start})") from None
+    text = decoded(data, path, 'utf-16' if utf_16 else 'utf-8-sig')
     if not text.strip():
         raise ValueError(f"{path} is empty: there is nothing to learn from")
     return text
@@ -55,26 +62,17 @@ def check_unicode(text):
         raise ValueError(f"{wrong}: this is not Unicode text") from None
 
 
-def check_pairs(value, text, where):
-    """Raises ValueError when value, parsed from the JSON in text, holds half a surrogate pair."""
-    if not HALF_PAIR.search(text):
-        return
-    try:
-        check_unicode(json.dumps(value, ensure_ascii=False))
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
-
-
 def parse_json(text, where, first_line=1):
     """The value of a JSON text whose first line is line `first_line` of `where`. Raises ValueError."""
     try:
         value = json.loads(text)
+        if HALF_PAIR.search(text):
+            check_unicode(json.dumps(value, ensure_ascii=False))
     except json.JSONDecodeError as e:
         place = f'line {first_line + e.lineno - 1}, column {e.colno}'
         raise ValueError(f"{where}, {place}: not JSON ({e.msg})") from None
     except (ValueError, RecursionError) as e:  # a number of thousands of digits, a thousand brackets
         raise ValueError(f"{where}, line {first_line}: JSON that cannot be read ({e})") from None
-    check_pairs(value, text, f'{where}, line {first_line}')
     return value
 
 

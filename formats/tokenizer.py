@@ -15,13 +15,13 @@ from tokenizers import decoders, pre_tokenizers
 from formats.characters import CharTokenizer, Tokenizer, char_tokenizer
 from formats.chat import RENDERER, as_template_reads, mark_specials, matcher
 from formats.gguf_vocabulary import read_vocabulary
-from formats.package import added_token, around, check_config, is_named, read_package
-from formats.text_files import check_unicode, first_line, parse_object, read_text, write_text
+from formats.package import added_token, around, read_package
+from formats.text_files import check_unicode, first_line, parse_object, read_json, read_text, write_text
 
 __all__ = ['CharTokenizer', 'Tokenizer', 'char_tokenizer', 'load_tokenizer']
-SAVED = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
-         'chat_template.jinja')
-READ = (*SAVED, 'config.json', 'generation_config.json')
+BESIDE = ('tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'config.json',
+          'generation_config.json')
+SAVED = ('tokenizer.json', *BESIDE[:3], 'chat_template.jinja')
 TEMPLATES = 'additional_chat_templates'
 ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'))
 
@@ -51,26 +51,31 @@ class FileTokenizer(Tokenizer):
     """
 
     def __init__(self, files, path):
-        def read(name):
-            return parse_object(files.get(name, '{}'), os.path.join(path, name))
-
         self.path, self.lock = path, threading.Lock()
         self.files = {name: text for name, text in files.items() if name in SAVED or TEMPLATES in name}
         self.package = read_package(files['tokenizer.json'], os.path.join(path, 'tokenizer.json'))
-        config = read('tokenizer_config.json')
+        try:
+            self.read_beside(files, *(parse_object(files.get(name, '{}'), name) for name in BESIDE))
+        except Exception as e:  # a value of any other type than transformers writes
+            wrong = f"({type(e).__name__}: {first_line(e)})"
+            raise ValueError(f"{path}: the files of its tokenizer cannot be read {wrong}") from None
+
+    def read_beside(self, files, config, special, added, model, generation):
+        """Take in what the files beside tokenizer.json say."""
         spaces_of_its_class(self.package, config)
         if 'added_tokens_decoder' not in config:  # an older form
-            config |= read('special_tokens_map.json')
-        eos = (read('config.json') | read('generation_config.json')).get('eos_token_id')
+            config |= special
+        eos = (model | generation).get('eos_token_id')
         if not isinstance(eos, list):
             eos = [] if eos is None else [eos]
-        check_config(config, eos, path)
         self.templates = named_templates(files, config.get('chat_template'))
+        if {*map(type, eos)} - {int} or {*map(type, self.templates.values())} - {str}:
+            raise TypeError("eos_token_id must be ids, chat_template a text")
         self.template = self.templates.get('default')
         self.has_chat_template = self.template is not None
         roles = self.roles_of(config, eos)
         self.names = {role: token.content for role, token in roles.items() if isinstance(role, str)}
-        self.add_tokens(config.get('added_tokens_decoder'), read('added_tokens.json'), list(roles.values()))
+        self.add_tokens(config.get('added_tokens_decoder'), added, list(roles.values()))
         self.look_up(eos)
 
     def roles_of(self, config, eos):
@@ -78,7 +83,7 @@ class FileTokenizer(Tokenizer):
         more = config.get('extra_special_tokens') or config.get('additional_special_tokens')
         more = dict(enumerate(more)) if isinstance(more, list) else more or {}
         roles = {key: config.get(key) for key in (*ROLES, *config) if key.endswith('_token')} | more
-        roles = {key: v for key, v in roles.items() if is_named(v, 'content') or v and isinstance(v, str)}
+        roles = {key: v for key, v in roles.items() if v and isinstance(v, str) or isinstance(v, dict)}
         text_of = {i: text for text, i in self.package.get_vocab().items()}
         stops = [text_of[i] for i in eos if i in text_of]
         if 'eos_token' not in roles and stops:
@@ -201,31 +206,23 @@ def load_tokenizer(path: str) -> Tokenizer:
     The tokenizer of a data folder (vocab.json), a Hugging Face folder (tokenizer.json), a .gguf file or a
     folder with one. Raises FileNotFoundError, ValueError, ImportError without gguf.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no tokenizer at {path}: no such file or folder")
     if path.endswith('.gguf'):
         return FileTokenizer(read_vocabulary(path), path)
     if not os.path.isdir(path):
-        raise ValueError(f"{path} is neither a folder with a tokenizer nor a .gguf file")
+        raise FileNotFoundError(f"there is no tokenizer at {path}: no such folder, and no .gguf file")
     names = sorted(os.listdir(path))
     if 'tokenizer.json' in names:
-        found = [name for name in READ if name in names]
+        found = [name for name in (*SAVED, *BESIDE) if name in names]
         if TEMPLATES in names:
             more = sorted(os.listdir(os.path.join(path, TEMPLATES)))
             found += [f'{TEMPLATES}/{name}' for name in more if name.endswith('.jinja')]
-        files = {name: read_text(os.path.join(path, name), newline='') for name in found}
+        files = {name: read_text(os.path.join(path, name)) for name in found}
         return FileTokenizer(files, path)
     if 'vocab.json' in names:
         file = os.path.join(path, 'vocab.json')
-        vocab = parse_object(read_text(file), file)
-        if not isinstance(vocab.get('chars'), list):
-            raise ValueError(f"{file} has no list 'chars' and no tokenizer.json lies beside it")
-        return char_tokenizer(vocab, file)
+        return char_tokenizer(read_json(file), file)
     ggufs = [name for name in names if name.endswith('.gguf')]
     if len(ggufs) == 1:
         return load_tokenizer(os.path.join(path, ggufs[0]))
-    if ggufs:
-        raise ValueError(f"{path} holds {len(ggufs)} .gguf files ({', '.join(ggufs)}): name one")
-    if 'tokenizer.model' in names:
-        raise ValueError(f"{path} has a SentencePiece tokenizer.model alone: save it with transformers")
-    raise FileNotFoundError(f"there is no tokenizer in {path}: no tokenizer.json, vocab.json or .gguf file")
+    raise FileNotFoundError(f"there is no tokenizer in {path}: no tokenizer.json (transformers makes one of "
+                            f"a tokenizer.model), no vocab.json, and {len(ggufs)} .gguf files: name one")

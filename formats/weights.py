@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from formats.optional import optional
 from formats.text_files import first_line, read_json, replacing, write_text
 
 # What makes a family, in the fields of model.GPTConfig.
@@ -109,14 +110,11 @@ def local_folder(path):
     on_the_hub = re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) and not path.endswith(('.gguf', '.pt'))
     if not on_the_hub or os.path.isdir(path.split('/')[0]):
         raise FileNotFoundError(f"there is no file or folder {path!r} (on the Hugging Face hub: owner/name)")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ImportError(f"to fetch {path!r} takes a package: pip install huggingface_hub") from None
+    hub = optional('huggingface_hub', f"to fetch {path!r} takes a package: pip install huggingface_hub")
     try:
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']
         elsewhere = ['*/*.json', '*/*.safetensors']  # other forms of the model, in folders of their own
-        return snapshot_download(path, allow_patterns=wanted, ignore_patterns=elsewhere)
+        return hub.snapshot_download(path, allow_patterns=wanted, ignore_patterns=elsewhere)
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not give {path!r}: {first_line(e)}") from None
 
@@ -146,11 +144,7 @@ def read(path):
     Hugging Face directory, a .gguf file, or the hub's name. Raises as local_folder.
     """
     path = local_folder(path)
-    if os.path.isdir(path):
-        return read_folder(path)
-    if not path.endswith('.gguf'):
-        raise ValueError(f"{path} is neither a folder with config.json and *.safetensors nor a .gguf file")
-    return read_gguf(path)
+    return read_gguf(path) if path.endswith('.gguf') else read_folder(path)
 
 
 def family_of(config, where, scores):
@@ -186,7 +180,6 @@ def read_fields(config, family, kind, where):
         fields[ours] = value
     fields['n_kv_head'] = fields['n_kv_head'] or fields['n_head']
     fields['head_dim'] = fields['head_dim'] or fields['n_embd'] // fields['n_head']
-    fields['mlp_hidden'] = fields['mlp_hidden'] or 4 * fields['n_embd']
     return fields
 
 
@@ -225,38 +218,39 @@ def tensor_files(folder):
         shards = read_json(os.path.join(folder, index)).get('weight_map')
         if not isinstance(shards, dict):
             raise ValueError(f"{folder}: {index} lacks weight_map")
-        absent = {repr(name) for name in shards.values() if name not in names}
+        names = sorted({*map(str, shards.values())})
+        absent = [name for name in names if name not in present]
         if absent:
-            raise FileNotFoundError(f"{folder} lacks {some(sorted(absent))}, named in {index}")
-        names = sorted(set(shards.values()))
+            raise FileNotFoundError(f"{folder} lacks {some(absent)}, named in {index}")
     if not names:
-        pickled = any(name.startswith('pytorch_model') for name in present)
-        remedy = ", only pytorch_model.bin, a pickle, which is not read: convert it" if pickled else ""
-        raise FileNotFoundError(f"{folder} holds no *.safetensors{remedy}")
+        remedy = "pytorch_model.bin, a pickle, is not read: convert it"
+        raise FileNotFoundError(f"{folder} holds no *.safetensors; {remedy}")
     return [os.path.join(folder, name) for name in names]
 
 
 def open_tensors(files):
-    """{name: (shape, function that reads it)}: shapes are checked before a byte of weights is read."""
+    """{name: function that reads it}"""
     tensors = {}
     for file in files:
         try:
             shard = safe_open(file, framework='pt')
         except (SafetensorError, OSError) as e:
             raise torn(file, 'safetensors', e) from None
-        for name in shard.keys():
-            header = shard.get_slice(name)
-            if header.get_dtype() not in ('F64', 'F32', 'F16', 'BF16'):
-                raise ValueError(f"{file}: {name} is of type {header.get_dtype()}, which is not read")
-            tensors[name] = tuple(header.get_shape()), partial(shard.get_tensor, name)
+        tensors |= {name: partial(read_floats, shard, file, name) for name in shard.keys()}
     return tensors
+
+
+def read_floats(shard, file, name):
+    """The tensor of that name. Masks and counts, of other types, are in some files, and are not read."""
+    tensor = shard.get_tensor(name)
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{file}: {name} is of type {tensor.dtype}, which is not read")
+    return tensor
 
 
 def open_folder(folder, scores=False):
     """(config.json, fields, column, tensors) of a folder. scores: a head that gives a score may be there."""
     where = os.path.join(folder, 'config.json')
-    if not os.path.isfile(where):
-        raise FileNotFoundError(f"{folder} has no config.json")
     config = read_json(where)
     family = family_of(config, where, scores)
     fields, column = read_fields(config, family, family, where), COLUMN.get(family, HF)
@@ -274,41 +268,29 @@ def read_folder(folder):
     head, embedding = (tensors.get(f'{NAMES[module][column]}.weight') for module in ('lm_head', 'wte'))
     if fields['tied'] and head and embedding:
         # a head of its own is used, whatever the key says, as in transformers 5
-        fields['tied'] = torch.equal(head[1](), embedding[1]())
+        fields['tied'] = torch.equal(head(), embedding())
     return fields, assemble(fields, column, tensors, folder)
 
 
 def read_score_model(folder):
     """
-    fields, state (see read), head {'weight' (1, D), 'bias' (1,), 'mean', 'var' of its scores} and kind
-    ('reward', 'cost' or None) of a Hugging Face model that ends in a score: safe-rlhf's LlamaForScore, or
-    transformers' ...ForSequenceClassification with one label.
+    fields (see read), state (as judge.ScoreModel names it) and kind ('reward', 'cost' or None) of a Hugging
+    Face model that ends in a score: safe-rlhf's LlamaForScore, whose scores are normalized, or transformers'
+    ...ForSequenceClassification with one label.
     """
     config, fields, column, tensors = open_folder(local_folder(folder), scores=True)
-    name = 'score_head' if 'score_head.weight' in tensors else 'score'
-    if f'{name}.weight' not in tensors:
-        raise ValueError(f"{folder} has neither score_head.weight nor score.weight: it scores no texts")
-    shape = tensors[f'{name}.weight'][0]
-    if shape != (1, fields['n_embd']):
-        raise ValueError(f"{folder}: {name}.weight is {shape}; one score takes (1, {fields['n_embd']})")
-
-    def taken(key, default):
-        return tensors.pop(key)[1]().float().reshape(-1)[:1] if key in tensors else torch.full((1,), default)
-
-    mean, var = taken('normalizer.mean', 0.0), taken('normalizer.var', 1.0)
-    tensors.pop('normalizer.count', None)
-    if not config.get('do_normalize'):
-        mean, var = torch.zeros(1), torch.ones(1)
-    head = {'weight': tensors.pop(f'{name}.weight')[1]().float(), 'bias': taken(f'{name}.bias', 0.0),
-            'mean': mean[0], 'var': var[0]}
     fields['tied'] = True  # it has no head of words
-    return fields, assemble(fields, column, tensors, folder), head, config.get('score_type')
-
-
-def their_names(module, column):
-    """The modules of theirs that make one of ours."""
-    before, *listed = re.split('[{}]', NAMES[module][column])
-    return [before + one + listed[1] for one in listed[0].split(',')] if listed else [before]
+    state = {'score_head.bias': torch.zeros(1), 'mean': torch.tensor(0.0), 'var': torch.tensor(1.0)}
+    for name in [name for name in tensors if name.startswith(('score', 'normalizer.'))]:
+        head, _, part = name.partition('.')
+        read = tensors.pop(name)
+        if head != 'normalizer':
+            state[f'score_head.{part}'] = read().float()
+        elif config.get('do_normalize') and part in state:  # not its count
+            state[part] = read().float().squeeze()
+    for name, tensor in assemble(fields, column, tensors, folder).items():
+        state[f'trunk.{name}'] = tensor
+    return fields, state, config.get('score_type')
 
 
 def is_turned(ours, column):
@@ -317,63 +299,45 @@ def is_turned(ours, column):
 
 
 def layout(fields, column):
-    """{our tensor: [(their tensor, its shape), ...]}: what they keep apart is stacked by rows in ours."""
-    D, d, hidden, V = fields['n_embd'], fields['head_dim'], fields['mlp_hidden'], fields['vocab_size']
-    q, kv = fields['n_head'] * d, fields['n_kv_head'] * d
-    bias, norm_bias = fields['bias'], fields['bias'] and fields['norm'] == 'layernorm'
-    modules = {  # (shapes of the weights, whether there is a bias, whether the module is there at all)
-        'wte': ([(V, D)], False, True),
-        'wpe': ([(fields['block_size'], D)], False, fields['position'] == 'learned'),
-        '#.norm_1': ([(D,)], norm_bias, True), '#.norm_2': ([(D,)], norm_bias, True),
-        'norm_f': ([(D,)], norm_bias, True),
-        '#.attn.qkv': ([(q, D), (kv, D), (kv, D)], fields['qkv_bias'], True),
-        '#.attn.proj': ([(D, q)], bias, True),
-        '#.attn.q_norm': ([(d,)], False, fields['qk_norm']),
-        '#.attn.k_norm': ([(d,)], False, fields['qk_norm']),
-        '#.mlp.up': ([(hidden, D)] * (2 if fields['mlp'] == 'swiglu' else 1), bias, True),
-        '#.mlp.proj': ([(D, hidden)], bias, True),
-        'lm_head': ([(V, D)], False, not fields['tied'])}
+    """{our tensor: the names of theirs that are stacked by rows in it}, of all that a model may have."""
     plan = {}
-    for module, (shapes, has_bias, there) in modules.items():
-        if not there:
+    for module, names in NAMES.items():
+        if not names[column] or (module == 'lm_head' and fields['tied']):
             continue
-        names = their_names(module, column)
-        if len(names) < len(shapes):  # they fuse it too
-            shapes = [(sum(rows for rows, _ in shapes), D)]
+        before, *listed = re.split('[{}]', names[column])
+        theirs = [before + one + listed[1] for one in listed[0].split(',')] if listed else [before]
         layers = range(fields['n_layer'] if '#' in module else 1)
-        for layer, kind in itertools.product(layers, ('weight', 'bias') if has_bias else ('weight',)):
+        for layer, kind in itertools.product(layers, ('weight', 'bias')):
             ours = f'{module}.{kind}'.replace('#', f'blocks.{layer}')
-            theirs = [f'{name}.{kind}'.replace('#', f'{LAYERS[column]}.{layer}') for name in names]
-            of_kind = shapes if kind == 'weight' else [shape[:1] for shape in shapes]
-            if is_turned(ours, column):
-                of_kind = [shape[::-1] for shape in of_kind]
-            plan[ours] = list(zip(theirs, of_kind, strict=True))
+            plan[ours] = [f'{name}.{kind}'.replace('#', f'{LAYERS[column]}.{layer}') for name in theirs]
     return plan
 
 
 def assemble(fields, column, tensors, where):
     """
-    The state dict of `fields` out of {their name: (shape, function that reads it)}, fp32. Raises ValueError
-    naming the tensors that are missing, left over or of another shape, before any is read.
+    The fp32 state dict out of {their name: function that reads it}. Raises ValueError naming the tensors that
+    have no place here, or are part of one of ours whose others are missing. Whether all are there, in the
+    right shapes, is checked where the model is built: model.build.
     """
     if fields['n_layer'] > len(tensors):  # before a plan is made for each
         raise ValueError(f"{where} has {len(tensors)} tensors for {fields['n_layer']} layers")
-    plan = layout(fields, column)
-    wanted = dict(itertools.chain(*plan.values()))
-    missing = [name for name in wanted if name not in tensors]
-    if missing:
-        raise ValueError(f"{where} lacks the tensors {some(missing)}")
-    for name, shape in wanted.items():
-        if tensors[name][0] != shape:
-            raise ValueError(f"{where}: {name} is {tensors[name][0]}; its configuration asks for {shape}")
-    extra = [name for name in tensors if name not in wanted and not UNUSED.fullmatch(name)]
+    plan, state = layout(fields, column), {}
+    known = set(itertools.chain(*plan.values()))
+    extra = [name for name in tensors if name not in known and not UNUSED.fullmatch(name)]
     if extra:
         raise ValueError(f"{where} holds tensors that this architecture has no place for: {some(extra)}")
-    state = {}
     for ours, parts in plan.items():
-        stacked = torch.cat([tensors[theirs][1]() for theirs, _ in parts])
-        state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
-    if fields['tied']:
+        missing = [name for name in parts if name not in tensors]
+        if missing == parts:
+            continue
+        if missing:
+            raise ValueError(f"{where} lacks the tensors {some(missing)}")
+        try:
+            stacked = torch.cat([tensors[name]() for name in parts])
+            state[ours] = (stacked.t() if is_turned(ours, column) else stacked).float().contiguous()
+        except (RuntimeError, SafetensorError) as e:
+            raise ValueError(f"{where}: {some(parts)} cannot be read into {ours}: {first_line(e)}") from None
+    if fields['tied'] and 'wte.weight' in state:
         state['lm_head.weight'] = state['wte.weight']
     return state
 
@@ -410,10 +374,7 @@ def open_gguf(path):
     gguf's reader of the file. gguf itself reads past the end as if nothing were there, and so counts to 2**60
     where a header says so. Raises ImportError without gguf, ValueError when the file is torn or is none.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise ImportError(f"reading {path} takes a package: pip install gguf") from None
+    gguf = optional('gguf', f"reading {path} takes a package: pip install gguf")
 
     class Reader(gguf.GGUFReader):
         def _get(self, offset, dtype, count=1, **order):
@@ -458,9 +419,9 @@ def read_gguf(path):
     tensors = {}
     for tensor in reader.tensors:
         heads = interleaved.get(tensor.name.split('.', 2)[-1]) if family == 'llama' else None
-        tensors[tensor.name] = shapes[tensor.name], partial(decode, tensor, heads, path)
+        tensors[tensor.name] = partial(decode, tensor, heads, path)
     if 'rope_freqs.weight' in tensors:
-        fields['rope_scaling'] = llama3_scaling(tensors['rope_freqs.weight'][1](), fields, path)
+        fields['rope_scaling'] = llama3_scaling(tensors['rope_freqs.weight'](), fields, path)
     return fields, assemble(fields, GGUF, tensors, path)
 
 
@@ -489,17 +450,16 @@ def write(folder, fields, state, eos_id=None, bos_id=None, pad_id=None):
     """
     family = counterpart(fields)
     column = COLUMN.get(family, HF)
-    plan = layout(fields, column)
-    own = set(state) - ({'lm_head.weight'} if fields['tied'] else set())
-    if own != set(plan):
-        odd = some(sorted(own ^ set(plan)))
-        raise ValueError(f"the state does not fit its config: {odd} on one side only")
-    tensors = {}
-    for ours, parts in plan.items():
-        stacked = state[ours].detach()
-        stacked = stacked.t() if is_turned(ours, column) else stacked
-        rows = stacked.split([shape[0] for _, shape in parts])
-        for (theirs, _), part in zip(parts, rows, strict=True):
+    tensors, plan = {}, layout(fields, column)
+    q, kv = (fields[heads] * fields['head_dim'] for heads in ('n_head', 'n_kv_head'))
+    for ours, tensor in state.items():
+        if ours == 'lm_head.weight' and fields['tied']:
+            continue
+        if ours not in plan:
+            raise ValueError(f"no export: {ARCHITECTURES[family]} has no place for {ours}")
+        stacked = tensor.detach().t() if is_turned(ours, column) else tensor.detach()
+        rows = (q, kv, kv) if len(plan[ours]) == 3 else len(stacked) // len(plan[ours])
+        for theirs, part in zip(plan[ours], stacked.split(rows), strict=True):
             tensors[theirs] = part.cpu().contiguous()
     ends = [eos_id] if isinstance(eos_id, int) else list(eos_id or ())
     # absent, they would default to other ids

@@ -147,7 +147,8 @@ def histogram(columns):
     every = list(itertools.chain(*known))
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
     if high <= low:
-        low, high = low - 0.5, high + 0.5
+        margin = max(0.5, abs(low) / 2)
+        low, high = low - margin, high + margin
     counts, missing = [[0] * BINS for _ in columns], []
     for bars, column, values in zip(counts, columns, known, strict=True):
         missing.append(len(column) - len(values))
@@ -260,9 +261,8 @@ def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
     """
     runs = [read_run(out_dir) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
-    for run, name, given in zip(runs, names, map(os.path.normpath, out_dirs), strict=True):
-        short_name = given == '.' or (os.path.isabs(given) and names.count(name) == 1)
-        run['name'] = name if short_name else given
+    for run, name, given in zip(runs, names, out_dirs, strict=True):
+        run['name'] = name if names.count(name) == 1 else given
     page = {'runs': runs, 'sections': charts_of(runs, jobs)}
     data = json.dumps(page, allow_nan=False, separators=(',', ':'))
     parts = {'style': asset('uplot/uPlot.min.css') + asset('report.css'),

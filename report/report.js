@@ -5,7 +5,7 @@ addEventListener('error', e => {
   document.body.prepend('This page failed: ' + e.message);
 });
 const page = JSON.parse(document.getElementById('data').textContent);
-const runs = page.runs, names = runs.map(run => run.name), shown = runs.map(() => true);
+const runs = page.runs, names = runs.map(run => run.name);
 
 function el(tag, ...parts) {  // 'div.card'; its properties, nodes, texts, which are never parsed as HTML
   const [name, className = ''] = tag.split('.'), node = Object.assign(document.createElement(name), {className});
@@ -62,7 +62,7 @@ function plot(box, options, data) {
     series: options.series.map(series => ({value: (u, v) => show(v), ...series})),
     legend: {markers, ...options.legend},
     scales: {x: {time: false}, ...options.scales},
-    hooks: {...options.hooks, setLegend: [rest], ready: [rest]},
+    hooks: {setLegend: [rest], ready: [rest]},
   }, data, box)]);
 }
 addEventListener('resize', () => {
@@ -85,11 +85,7 @@ if (runs.length === 1) {
   header.append(el('h1', name), p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
 } else {
   header.append(el('h1', `${runs.length} runs`));
-  runs.forEach((run, r) => {
-    const onchange = e => { shown[r] = e.target.checked; curves(); };
-    const box = el('input', {type: 'checkbox', checked: true, onchange});
-    bar.append(el('label', {title: progress(run)}, box, chips[r], run.name));
-  });
+  runs.forEach((run, r) => bar.append(el('label', {title: progress(run)}, chips[r], run.name)));
 }
 header.append(nav);
 main.before(bar);
@@ -97,13 +93,10 @@ const table = (...rows) => el('div.wide', el('table.facts',
   ...rows.map((row, i) => el('tr', ...row.map(cell => el(i ? 'td' : 'th', cell))))));
 const figures = page.sections.flatMap(s => s.charts.flatMap(c => c.names))
   .filter(name => /^eval\/|^(mean_reward|mean_kl|entropy|mean_length|lambda)$/.test(name));
-const ends = ['first', 'last', 'least', 'most'];
 const change = c => c?.x.length ? `${show(c.first)} → ${show(c.last)}` : '–';
-const figuresOf = runs.length === 1 ? name => ends.map(end => show(runs[0].metrics[name][end]))
-  : name => runs.map(run => change(run.metrics[name]));
 if (!figures.length) main.append(p('There are no metrics yet.'));
-else section('Figures', table(runs.length === 1 ? ['', ...ends] : ['first → last', ...names],
-  ...figures.map(name => [name, ...figuresOf(name)])));
+else section('Figures', table(['first → last', ...names],
+  ...figures.map(name => [name, ...runs.map(run => change(run.metrics[name]))])));
 
 // ---- curves
 const charts = page.sections.flatMap(s => {
@@ -130,11 +123,11 @@ function curves() {
   charts.forEach(drawCurves);
 }
 function drawCurves({box, names}) {
-  const several = shown.filter(Boolean).length > 1, tables = [], series = [{label: 'iteration'}], bands = [];
+  const several = runs.length > 1, tables = [], series = [{label: 'iteration'}], bands = [];
   runs.forEach((run, r) => names.forEach((name, m) => {
     const c = run.metrics[name];
-    if (!shown[r] || !c?.x.length) return;
-    const metric = name.replace('eval/', ''), stroke = colour(several ? r : m + r * names.length);
+    if (!c?.x.length) return;
+    const metric = name.replace('eval/', ''), stroke = colour(several ? r : m);
     const line = {label: several ? run.name + (names.length > 1 ? ' ' + metric : '') : metric, stroke, width: 2,
       dash: several ? dashes[m % 4] : [], spanGaps: true, points: {show: c.x.length < 40, size: 5, fill: stroke}};
     const lines = [c.x, c.y];
@@ -198,29 +191,19 @@ function rewardCards({rewards: {iters, parts, dots}, threshold}) {
     const box = el('div'), [x, y] = [0, 1].map(i => range(dots.flat().map(dot => dot[i])));
     grid.append(card('reward against cost', box, p('A completion a dot: to the right more helpful, below 0 safe. ' +
       'The dashed line is where the mean cost shall be.')));
-    const drawAxes = [u => { level(u, 0, []); level(u, -(threshold || 0), [6, 4]); }];
     draws.push(at => {
-      const series = [{label: 'reward'}, dotted('safe', ink('--up')), dotted('unsafe', ink('--down'))];
+      const series = [{label: 'reward'}, dotted('safe', ink('--up')), dotted('unsafe', ink('--down')),
+        level('0', []), level('wanted', [6, 4])];
       const costs = isSafe => dots[at].map(([, cost]) => cost <= 0 === isSafe ? cost : null);
-      plot(box, {legend: {live: false}, cursor, scales: {x, y}, hooks: {drawAxes}, series},
-        [dots[at].map(dot => dot[0]), costs(true), costs(false)]);
+      plot(box, {legend: {live: false}, cursor, scales: {x, y}, series}, [dots[at].map(dot => dot[0]),
+        costs(true), costs(false), dots[at].map(() => 0), dots[at].map(() => -(threshold || 0))]);
     });
   }
   answers.append(el('h3', 'Rewards, answer by answer'), slider(iters, at => draws.forEach(draw => draw(at))), grid);
 }
 const dotted = (label, stroke) => ({label, stroke, paths: () => null,
   points: {show: true, size: 5, width: 1, stroke, fill: stroke + '88'}});
-function level({ctx, bbox, valToPos}, y, dash) {  // a horizontal line
-  const at = valToPos(y, 'y', true);
-  ctx.save();
-  ctx.strokeStyle = ink('--dim');
-  ctx.setLineDash(dash);
-  ctx.beginPath();
-  ctx.moveTo(bbox.left, at);
-  ctx.lineTo(bbox.left + bbox.width, at);
-  ctx.stroke();
-  ctx.restore();
-}
+const level = (label, dash) => ({label, dash, stroke: ink('--dim'), width: 1, points: {show: false}});
 function answerText(a, scale, detail) {  // each token in the colour of its change
   if (!a.tokens) return el('div.text', a.text);
   const box = el('div.text'), [up, down] = [ink('--up'), ink('--down')];

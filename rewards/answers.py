@@ -12,9 +12,10 @@ import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
+from formats.optional import optional
 from rewards.numerals import ENGLISH, tokenize
 from rewards.parsing import answer_part, plain_text
-from rewards.reward import optional, reward
+from rewards.reward import reward
 from rewards.values import any_of, same, spans, squeezed, value_of, values_in
 
 LONGEST_TEXT = 50_000       # characters, from the end

@@ -3,7 +3,8 @@ import functools
 import re
 
 from formats.kept import Kept
-from rewards.reward import optional, shorten
+from formats.optional import optional
+from rewards.reward import shorten
 
 # It reads LaTeX alone: math-verify runs plain expressions.
 SETUP = '''

@@ -1,9 +1,10 @@
 """Does a text do harm? By lists of phrases or by a model: 1 is harmless, and an empty text scores 0."""
 import re
 
+from formats.optional import optional
 from rewards.models import probabilities, scored
 from rewards.parsing import plain_text
-from rewards.reward import optional, reward
+from rewards.reward import reward
 from rewards.words import any_of
 
 ABUSE = any_of(

@@ -7,9 +7,10 @@ import warnings
 
 import torch
 
+from formats.optional import optional
 from judge import RUBRICS, LLMJudge
 from rewards.parsing import plain_text
-from rewards.reward import optional, reward
+from rewards.reward import reward
 from runtime.scorer import ScorerClient
 
 BATCH = 32  # texts that a local model reads at once

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from types import SimpleNamespace
 
+from formats.optional import optional
 from rewards.parsing import plain_text
-from rewards.reward import optional, reward
+from rewards.reward import reward
 from rewards.words import content_words, fresh, ngrams, stem, words
 
 # ---- against a reference

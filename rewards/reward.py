@@ -3,7 +3,6 @@ import asyncio
 import dataclasses
 import difflib
 import functools
-import importlib
 import inspect
 import itertools
 import math
@@ -37,14 +36,6 @@ def shorten(text, limit=80):
 def hint(name, names):
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
-
-
-def optional(module, told):
-    """A package that not all users have. told: the ImportError where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ImportError(told) from None
 
 
 @functools.cache

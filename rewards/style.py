@@ -3,10 +3,11 @@ import functools
 import math
 import re
 
+from formats.optional import optional
 from rewards.facts import gives
 from rewards.harm import ABUSE, free_of
 from rewards.models import embeddings_of
-from rewards.reward import optional, reward
+from rewards.reward import reward
 from rewards.words import any_of, content_words, cues_in, fresh, sentences, words
 
 REFERRING = any_of("s?he|it|they|th(?:is|at|ese|ose|en|ere|erefore|us)|its|their|his|her|him|them|one of",

@@ -22,9 +22,7 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
             f.flush()
             os.fsync(f.fileno())
     except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when it cannot go on
-        remedy = "make room and run again"
-        if os.path.exists(path):
-            remedy = "the one before is whole: make room and go on with --init_from=resume"
+        remedy = "make room and run again; where one was before it is whole, for --init_from=resume"
         raise OSError(f"{path} could not be written ({first_line(e)}); {remedy}") from None
 
 
@@ -108,23 +106,22 @@ def entry(checkpoint, key, kind, path):
     return checkpoint[key]
 
 
+def forms_of(tensors):
+    """{name: '(2, 3)', '(2, 3) of integers' or 'no tensor'}"""
+    forms = dict.fromkeys(tensors, 'no tensor')
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):
+            forms[name] = f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' of integers'}"
+    return forms
+
+
 def check_fit(source, target, where):
     """Raises ValueError unless two dicts of tensors agree in names, shapes, kinds; where: what source is."""
-    wrong = []
-    for name in sorted(source.keys() | target.keys(), key=str):
-        seen, wanted = form_of(source, name, 'missing'), form_of(target, name, 'none')
-        if seen != wanted:
-            wrong.append(f"{name} is {seen}, wanted {wanted}")
+    seen, wanted = forms_of(source), forms_of(target)
+    wrong = [f"{name} is {seen.get(name, 'missing')}, wanted {wanted.get(name, 'none')}"
+             for name in sorted(seen.keys() | wanted.keys(), key=str) if seen.get(name) != wanted.get(name)]
     if wrong:
         raise ValueError(f"{len(wrong)} tensors of {where} do not fit this model: {'; '.join(wrong[:4])}")
-
-
-def form_of(tensors, name, absent):
-    """'(2, 3)', '(2, 3) of integers'; or why there is none."""
-    tensor = tensors.get(name, absent)
-    if not isinstance(tensor, torch.Tensor):
-        return absent if tensor is absent else 'no tensor'
-    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' of integers'}"
 
 
 def tokenizer_of(path, saved=None):

@@ -18,7 +18,16 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from formats.text_files import read_json, write_text
-from formats.weights import ADAPTER_CONFIG, adapter_base, counterpart, local_folder, open_tensors
+from formats.weights import (
+    ADAPTER_CONFIG,
+    COLUMN,
+    HF,
+    adapter_base,
+    counterpart,
+    layout,
+    local_folder,
+    open_tensors,
+)
 from runtime.checkpoint import check_fit, entry
 from runtime.console import say
 
@@ -125,10 +134,6 @@ class LoRALinear(nn.Module):
         self.register_buffer('start_B', None)
         self.train(base.training)  # a model that was in eval() stays there
 
-    def keep_start(self):
-        """Switched off, it is from now on what it is now."""
-        self.start_A, self.start_B = self.A.detach().clone(), self.B.detach().clone()
-
     def forward(self, x):
         y = self.base(x)
         A, B = (self.A, self.B) if self.on else (self.start_A, self.start_B)
@@ -180,8 +185,6 @@ def add_lora(model: nn.Module, r: int, alpha: float, dropout: float = 0.0,
         wanted = known
     if set(wanted) - set(known):
         raise ValueError(f"LoRA targets are {', '.join(wanted)}: this model has {', '.join(known)}")
-    if has_adapters(model):
-        raise ValueError("this model has adapters already: merge_lora first")
     model.requires_grad_(False)
     for block in model.blocks:
         for path, rows in linears.items():
@@ -273,7 +276,6 @@ def copy_tensors(source, target, where):
 # -----------------------------------------------------------------------------
 # adapters as PEFT writes them
 
-GPT2 = {'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
 ENDS = {'attn.c_proj': 'o', 'mlp.c_proj': 'down'}  # of names, where the last word is not enough
 # what a PEFT config may say: plain LoRA, and what changes nothing in what is computed; PiSSA changes the base
 PLAIN = {'peft_type': ('LORA',), 'task_type': ('CAUSAL_LM',), 'bias': ('none',),
@@ -283,21 +285,15 @@ READ = ('r', 'lora_alpha', 'use_rslora', 'auto_mapping', 'base_model_name_or_pat
         'megatron_core', 'peft_version', 'qalora_group_size', 'target_modules')
 
 
-def is_gpt2(config):
-    """False for Llama, Qwen2, Qwen3. Raises ValueError for a model that transformers lacks."""
-    return counterpart(vars(config)) == 'gpt2'
-
-
 def peft_tensors(model):
-    """The adapters under PEFT's names."""
-    tensors, gpt2 = {}, is_gpt2(model.config)
+    """The adapters under PEFT's names. Raises ValueError for a model that transformers lacks."""
+    fields, tensors = vars(model.config), {}
+    theirs = layout(fields, COLUMN.get(counterpart(fields), HF))
     for name, layer in lora_layers(model).items():
-        _, i, path = name.split('.', 2)  # blocks.I.attn.qkv
-        part = 'mlp' if path.startswith('mlp') else 'self_attn'
-        names = [f'model.layers.{i}.{part}.{target}_proj' for target in layer.rows]
-        if gpt2:
-            names = [f'transformer.h.{i}.{GPT2[path]}']
-        for module, A, B in zip(names, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True):
+        _, _, path = name.split('.', 2)  # blocks.I.attn.qkv
+        modules = dict(zip(fused_rows(model.config)[path], theirs[f'{name}.weight'], strict=True))
+        for target, A, B in zip(layer.rows, layer.A.split(layer.r), layer.B.split(layer.sizes), strict=True):
+            module = modules[target].removesuffix('.weight')
             tensors[f'base_model.model.{module}.lora_A.weight'] = A.detach()
             tensors[f'base_model.model.{module}.lora_B.weight'] = B.detach()
     return tensors
@@ -308,7 +304,7 @@ def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
     Write the folder that peft reads. base_name: the base's path or hub name. Raises ValueError for a model
     without adapters or one that transformers lacks.
     """
-    tensors, gpt2 = peft_tensors(model), is_gpt2(model.config)
+    tensors, gpt2 = peft_tensors(model), model.config.position == 'learned'
     layer, *_ = lora_layers(model).values()
     last = slice(-4 if gpt2 else -3, -2)  # 'q_proj', but 'attn.c_proj' and 'mlp.c_proj'
     config = {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
@@ -323,8 +319,8 @@ def save_adapter(model: nn.Module, folder: str, base_name: str = '') -> None:
 
 def read_adapter(folder):
     """
-    (r, alpha, our targets, {name: function that reads the tensor}) of a PEFT folder. Raises
-    FileNotFoundError, and ValueError naming what is broken or goes beyond plain LoRA of one r and alpha.
+    (r, alpha, our targets, {name: function that reads the tensor}) of a PEFT folder. Raises ValueError naming
+    what is broken or goes beyond plain LoRA of one r and alpha.
     """
     where, path = (os.path.join(folder, name) for name in (ADAPTER_CONFIG, 'adapter_model.safetensors'))
     config = read_json(where)
@@ -334,10 +330,8 @@ def read_adapter(folder):
     for key, value in config.items():
         if value and key not in READ and value not in PLAIN.get(key, ()):
             raise ValueError(f"{where} has {key} {value!r}, and only plain LoRA is read: merge it with peft")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no {path}: name a folder that PEFT has saved")
     tensors, targets = {}, []
-    for name, (_, read) in open_tensors([path]).items():
+    for name, read in open_tensors([path]).items():
         *_, parent, module, kind, _ = ['', '', '', *name.removesuffix('.weight').split('.'), '']
         target = ENDS.get(f'{parent}.{module}') or NAMES.get(module, ('',))[0]
         if kind not in ('lora_A', 'lora_B') or not target:
@@ -357,7 +351,7 @@ def load_adapter(model: nn.Module, folder: str):
     add_lora(model, r, alpha, targets=targets)
     copy_tensors({name: read() for name, read in tensors.items()}, peft_tensors(model), folder)
     for layer in lora_layers(model).values():
-        layer.keep_start()
+        layer.start_A, layer.start_B = layer.A.detach().clone(), layer.B.detach().clone()
     return model
 
 

@@ -3,12 +3,13 @@ Where a run's metrics go besides metrics.jsonl: Weights & Biases, and TensorBoar
 each word before a slash, so names are grouped there: train/loss, eval/reward, reward/mean_reward,
 time/rollout. parts: an iteration's rewards {name: (P, G)}; rows: dicts with the same keys.
 """
-import importlib
 import json
 import os
 import secrets
 
 import torch
+
+from formats.optional import optional
 
 
 def grouped(name):
@@ -102,10 +103,6 @@ def asked_for(config):
     for key, tracker, module in (('wandb_log', Wandb, 'wandb'),
                                  ('tensorboard', TensorBoard, 'torch.utils.tensorboard')):
         if config[key]:
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                package = module.rpartition('.')[2]
-                raise ImportError(f"{key} needs a package: pip install {package}") from None
+            optional(module, f"{key} needs a package: pip install {module.rpartition('.')[2]}")
             trackers.append(tracker)
     return trackers

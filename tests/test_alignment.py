@@ -206,6 +206,7 @@ def test_score_models_of_transformers_and_safe_rlhf(tmp_path):
             'score_head.bias': torch.tensor([0.5]),
             'normalizer.mean': torch.tensor([1.0]),
             'normalizer.var': torch.tensor([9.0]),
+            'normalizer.count': torch.tensor([7]),  # whole numbers, as safe-rlhf counts
         },
         tmp_path / 'beaver' / 'model.safetensors',
     )

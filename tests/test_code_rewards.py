@@ -970,5 +970,5 @@ def test_tests_of_any_size_are_graded_and_others_refused_at_the_start():
 def test_humaneval_keeps_what_has_sound_tests():
     problem = {'task_id': 'HumanEval/0', 'prompt': 'def f(x):\n', 'entry_point': 'f', 'canonical_solution': '    return x + 1\n',
                'test': 'def check(candidate):\n    for x in range(9):\n        assert candidate(x) == x + 1\n'}
-    (record,), dropped = convert([problem])
-    assert not dropped and score('code_correctness', record['answer'], tests=record['tests']) == 1
+    record, = convert([problem])
+    assert score('code_correctness', record['answer'], tests=record['tests']) == 1

@@ -45,16 +45,16 @@ def test_stdlib(prepare):
 def test_shakespeare_from_a_file_and_without_a_network(prepare, tmp_path):
     text = tmp_path / 'text.txt'
     text.write_text('To be, or not to be.\n' * 10)
-    done, folder = prepare('shakespeare_char', str(text))
+    done, folder = prepare('shakespeare_char', f'--path={text}')
     assert done.returncode == 0 and len(np.fromfile(folder / 'train.bin', dtype=np.uint16)) == 189
     done, _ = prepare('shakespeare_char')
     assert (
         done.returncode == 1
         and 'could not download' in done.stderr
-        and 'prepare.py FILE' in done.stderr
+        and 'prepare.py --path=' in done.stderr
         and len(done.stderr.splitlines()) == 1
     )
-    done, _ = prepare('shakespeare_char', str(tmp_path / 'nowhere.txt'))
+    done, _ = prepare('shakespeare_char', f"--path={tmp_path / 'nowhere.txt'}")
     assert done.returncode == 1 and 'nowhere.txt' in done.stderr and len(done.stderr.splitlines()) == 1
 
 

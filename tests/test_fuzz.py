@@ -795,8 +795,15 @@ def gguf_parts():
         'tokenizer.chat_template': (TEXT, files['tokenizer_config.json']['chat_template']),
     }
     tensors, offset = {}, 0
-    for parts in weights.layout(fields, weights.GGUF).values():
-        for name, shape in parts:
+    with torch.device('meta'):
+        state = GPT(GPTConfig(**fields)).state_dict()
+    q, kv = (fields[heads] * fields['head_dim'] for heads in ('n_head', 'n_kv_head'))
+    for ours, names in weights.layout(fields, weights.GGUF).items():
+        if ours not in state:
+            continue
+        rows = (q, kv, kv) if len(names) == 3 else len(state[ours]) // len(names)
+        for name, part in zip(names, state[ours].split(rows), strict=True):
+            shape = tuple(part.shape)
             content = struct.pack('<f', 0.5) * int(torch.Size(shape).numel())
             tensors[name] = shape[::-1], 0, offset, content
             offset += len(content) + -len(content) % 32

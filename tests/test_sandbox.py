@@ -1002,7 +1002,7 @@ def test_many_answers_at_once():
 # data sets
 
 def test_pyfunc():
-    train, val, _ = made = make_problems(n=300, n_val=60, seed=0)
+    train, val = made = make_problems(n=300, n_val=60, seed=0)
     assert (len(train), len(val)) == (300, 60) and make_problems(300, 60, 0) == made != make_problems(300, 60, 1)
     assert len({p['prompt'] for p in train + val}) == 360
     shown = grade_many([(p['answer'], p['tests']) for p in val[:15]])
@@ -1014,7 +1014,7 @@ def test_pyfunc():
         assert all(test.removeprefix('assert ') in problem['prompt'] for test in problem['tests'])
 
 
-def test_humaneval_records(tmp_path):
+def test_humaneval_records(capsys):
     problem = {'task_id': 'HumanEval/0', 'prompt': 'def f(x):\n    """ One more. """\n', 'entry_point': 'f',
                'canonical_solution': '    return x + 1\n', 'test': HUMANEVAL}
     loop = problem | {'task_id': 'HumanEval/1',
@@ -1022,17 +1022,18 @@ def test_humaneval_records(tmp_path):
     weak = problem | {'task_id': 'HumanEval/2', 'test': 'def check(candidate):\n    assert candidate(0)\n'}
     unsound = problem | {'task_id': 'HumanEval/3', 'canonical_solution': '    return x\n'}
     foreign = problem | {'task_id': 'HumanEval/4', 'test': 'import numpy\n' + HUMANEVAL}
-    records, dropped = convert_humaneval([problem, loop, weak, unsound, foreign])
+    records = convert_humaneval([problem, loop, weak, unsound, foreign])
     assert [r['task_id'] for r in records] == ['HumanEval/0', 'HumanEval/1'] and problem['prompt'] in records[0]['prompt']
     assert grade(records[0]['answer'], records[0]['tests']) == 1
-    assert dropped == {'their tests cannot be graded': 1, 'a constant passes their tests': 1, 'their own solution fails': 1}
+    said = 'left out 2 problems whose tests cannot be graded or a constant passes, and 1 whose own solution fails'
+    assert said in capsys.readouterr().out
 
 
 def test_mbpp_records():
     problem = {'task_id': 601, 'text': 'Write a function to add one.', 'code': 'def f(x):\r\n  return x + 1', 'test_setup_code': '',
                'test_list': TESTS, 'challenge_test_list': ['assert f(8) == 9']}
     weak = problem | {'task_id': 602, 'test_list': ['assert f(1) == 2', 'assert f(2) == 2'], 'code': 'def f(x):\n  return 2'}
-    records, dropped = convert_mbpp([problem, weak, problem | {'code': 'def f(x):\n  return 1'}])
-    assert dropped == {'a constant passes their tests': 1, 'their own solution fails': 1} and len(records) == 1
+    records = convert_mbpp([problem, weak, problem | {'code': 'def f(x):\n  return 1'}])
+    assert len(records) == 1
     assert records[0]['tests'] == TESTS and records[0]['hidden_tests'] == ['assert f(8) == 9'] and '\r' not in records[0]['answer']
     assert 'Write a function to add one.' in records[0]['prompt'] and all(test in records[0]['prompt'] for test in TESTS)

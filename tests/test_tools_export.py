@@ -125,7 +125,7 @@ def test_what_is_refused(sums, tmp_path, monkeypatch):
     os.mkdir('full')
     open('full/note.txt', 'w').write('mine')
     for name, folder, message in (
-            ('nowhere.pt', 'new', 'no checkpoint at nowhere.pt'), ('full', 'new', 'full holds no ckpt.pt'),
+            ('nowhere.pt', 'new', 'no checkpoint at nowhere.pt'), ('full', 'new', 'no checkpoint at full'),
             ('text.pt', 'new', 'text.pt cannot be read as a checkpoint'), ('later.pt', 'new', "later.pt is of task 'telepathy'"),
             ('wide.pt', 'new', 'wide.pt.*experts'), ('empty.pt', 'new', "empty.pt has no dict 'model'"),
             ('bare.pt', 'new', "bare.pt has no dict 'model_config'"), ('judge.pt', 'new', 'holds a judge checkpoint, and wanted is run'),

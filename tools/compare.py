@@ -8,7 +8,6 @@ the same settings, files and code is not repeated; one that was stopped starts a
 import atexit
 import concurrent.futures
 import glob
-import hashlib
 import importlib.util
 import json
 import os
@@ -21,6 +20,7 @@ import time
 
 from formats.text_files import read_json, read_text, write_text
 from runtime.config import Count, configure, locate
+from runtime.made import content_of, content_of_path
 
 ROOMS = ('tasks', 'data', 'rewards', 'sandbox', 'runtime', 'formats', 'report')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -35,11 +35,7 @@ def fingerprint(arguments):
             paths.append(os.path.join(ROOT, 'config', f'{name}.py'))
     for pattern in ('*.py', *(f'{room}/**/*.py' for room in ROOMS)):
         paths += sorted(glob.glob(os.path.join(ROOT, pattern), recursive=True))
-    total = hashlib.sha256(repr(arguments).encode())
-    for path in filter(os.path.isfile, paths):
-        with open(path, 'rb') as f:
-            total.update(f.read())
-    return total.hexdigest()
+    return content_of(arguments, list(map(content_of_path, filter(os.path.isfile, paths))))
 
 
 def stop_running():
@@ -115,6 +111,7 @@ def train_all(jobs, cfg, tell=None):
 
 
 def curve_of(run, metric):
+    """{iteration: value}"""
     return {row['iter']: row[metric] for row in run['metrics'] if metric in row}
 
 
@@ -177,18 +174,8 @@ def main(cfg):
     size = f"{len(cfg.arms)} arms with {len(cfg.seeds)} seeds"
     print(f"the start, then {size}; logs: {cfg.out_dir}/arm/seed.log", flush=True)
     start = train_start(cfg, [*cfg.start_settings, f'--seed={cfg.seeds[0]}'])
-    results = run_arms(cfg, folders)
-    print(table(({'before training': [start]} if cfg.start_row else {}) | results, cfg.columns))
-    if cfg.plot_path:
-        plot(results, cfg)
-
-
-def run_arms(cfg, folders):
-    """{arm: what train() returned for each seed}."""
-    jobs = []
-    for seed in cfg.seeds:
-        for arm, settings in cfg.arms.items():
-            jobs.append(([cfg.base, *settings, f'--seed={seed}'], os.path.join(folders[arm], f'seed-{seed}')))
+    jobs = [([cfg.base, *settings, f'--seed={seed}'], os.path.join(folders[arm], f'seed-{seed}'))
+            for seed in cfg.seeds for arm, settings in cfg.arms.items()]
 
     def tell(number, result):
         folder = jobs[number][1]
@@ -198,7 +185,10 @@ def run_arms(cfg, folders):
         print(f"{folder}: {', '.join(figures)}", flush=True)
 
     finished = train_all(jobs, cfg, tell)
-    return {arm: finished[i::len(cfg.arms)] for i, arm in enumerate(cfg.arms)}
+    results = {arm: finished[i::len(cfg.arms)] for i, arm in enumerate(cfg.arms)}
+    print(table(({'before training': [start]} if cfg.start_row else {}) | results, cfg.columns))
+    if cfg.plot_path:
+        plot(results, cfg)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ A LoRA run's adapters are merged into the model, and lie beside it in best/adapt
 import os
 import sys
 
+from formats.optional import optional
 from formats.text_files import first_line
 from runtime.checkpoint import entry, load_checkpoint
 from runtime.config import configure
@@ -22,8 +23,6 @@ def read(path):
     """(path, checkpoint) of a checkpoint, or of the newest in a run's out_dir."""
     if os.path.isfile(os.path.join(path, 'ckpt.pt')):
         return newest_checkpoint(path, *KINDS)
-    if os.path.isdir(path):
-        raise FileNotFoundError(f"{path} holds no ckpt.pt: name a run's out_dir, or one of its checkpoints")
     return path, load_checkpoint(path, *KINDS)
 
 
@@ -39,13 +38,10 @@ def task_of(saved, path):
 
 def push(folder, name, private):
     """Send a folder to the hub. Raises ConnectionError."""
+    hub = optional('huggingface_hub', "--hub takes a package: pip install huggingface_hub")
     try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise ImportError("--hub takes a package: pip install huggingface_hub") from None
-    try:
-        repo = HfApi().create_repo(name, private=private, exist_ok=True).repo_id
-        HfApi().upload_folder(repo_id=repo, folder_path=folder)
+        repo = hub.HfApi().create_repo(name, private=private, exist_ok=True).repo_id
+        hub.HfApi().upload_folder(repo_id=repo, folder_path=folder)
     except Exception as e:  # of many kinds: no network, no token, no such owner
         raise ConnectionError(f"the hub did not take {name!r}: {first_line(e)} (it is in {folder})") from None
     say(f"pushed to https://huggingface.co/{repo}")

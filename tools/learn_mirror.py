@@ -19,15 +19,15 @@ from tools.compare import last_words, train_all, train_start
 
 def learn_mirror(mirror, cfg, generation):
     """
-    A generation of ES on mirror.logs, in place. Returns the fitness (pairs, 2), NaN for a run that failed; a
-    candidate is a run of cfg.base with its own --mirror_checkpoint.
+    A generation of ES on mirror.logs, in place. Returns the fitness (pairs, 2), NaN for a run that failed,
+    and the folder of the first; a candidate is a run of cfg.base with its own --mirror_checkpoint.
     """
     first = cfg.seed * 10 ** 6 + generation * 1000
     origin, seeds, jobs = mirror.logs.clone(), range(first, first + cfg.pairs), []
     for i, pair_seed in enumerate(seeds):
         for side, sign in enumerate((1, -1)):
             move([mirror.logs], [origin], pair_seed, sign * cfg.sigma)
-            name = candidate(cfg, generation, i, side)
+            name = os.path.join(cfg.out_dir, 'candidates', f'{generation}-{i}-{side}')
             save_mirror(f'{name}.pt', mirror)
             run_seed = f'--seed={cfg.seed * 1000 + generation}'
             jobs.append(([cfg.base, *cfg.settings, f'--mirror_checkpoint={name}.pt', run_seed], name))
@@ -38,11 +38,7 @@ def learn_mirror(mirror, cfg, generation):
     mirror.logs.copy_(origin)
     for weight, pair_seed in zip(pair_weights(fitness).tolist(), seeds, strict=True):
         move([mirror.logs], [mirror.logs], pair_seed, cfg.learning_rate * weight)
-    return fitness
-
-
-def candidate(cfg, generation, pair, side):
-    return os.path.join(cfg.out_dir, 'candidates', f'{generation}-{pair}-{side}')
+    return fitness, jobs[0][1]
 
 
 def save_mirror(path, mirror):
@@ -56,11 +52,10 @@ def main(cfg):
     if metric not in known:
         raise RuntimeError(f"there is no metric {metric!r} in a run; there are: {', '.join(known)}")
     for generation in range(cfg.generations):
-        fitness = learn_mirror(mirror, cfg, generation)
+        fitness, first = learn_mirror(mirror, cfg, generation)
         valid = fitness[torch.isfinite(fitness)]
         if not len(valid):
-            first = last_words(candidate(cfg, generation, 0, 0))
-            raise RuntimeError(f"generation {generation}: no run has {metric}; {first}")
+            raise RuntimeError(f"generation {generation}: no run has {metric}; {last_words(first)}")
         spread = f"{metric} {valid.mean():.4f}, from {valid.min():.4f} to {valid.max():.4f}"
         failed = fitness.numel() - len(valid)
         print(f"generation {generation}: {spread}, {failed} of {fitness.numel()} runs failed", flush=True)

@@ -4,25 +4,22 @@ $ python -m tools.report out-grpo
 $ python -m tools.report out-grpo out-arithmetic-grpo --out=both.html
 train_grpo.py writes it at each evaluation and at its end.
 """
-import argparse
 import os
 import sys
 
 from report import write_report
-from runtime.config import one_line_errors
+from runtime.config import configure
 from tasks import TASKS
 
 
-def main():
-    parser = argparse.ArgumentParser('python -m tools.report', description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('out_dirs', nargs='+', help="of one run or of several")
-    parser.add_argument('--out', help="another path for the page")
-    given = parser.parse_args()
-    path = write_report(given.out_dirs, TASKS, given.out)
+def main(out_dirs, cfg):
+    if not out_dirs:
+        raise ValueError("name the out_dir of a run, or of several")
+    path = write_report(out_dirs, TASKS, cfg.out)
     print(f"{path} ({os.path.getsize(path) / 1e3:,.0f} kB)")
 
 
 if __name__ == '__main__':
-    sys.excepthook = one_line_errors
-    main()
+    out: str | None = None  # another path for the page
+    options = [argument for argument in sys.argv[1:] if argument.startswith('-')]
+    main([name for name in sys.argv[1:] if name not in options], configure(globals(), argv=options))

@@ -14,13 +14,10 @@ from data.text import download
 from runtime.config import configure
 
 ORIGINAL = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
-OTHERWISE = 'get the files elsewhere and run `python data/gsm8k/prepare.py --path=THEIR_FOLDER`'
 
 
 def read_original(file):
     """The records of one of GSM8K's own files. Raises ValueError, FileNotFoundError."""
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"there is no {file}: --path names a folder with train.jsonl and test.jsonl")
     records = load_prompts(file, {'question': 'prompt'})
     for i, record in enumerate(records, 1):
         if '####' not in str(record.get('answer')):
@@ -35,11 +32,10 @@ def main(path=None):
     splits, files = {}, []
     for split, name in (('val', 'test.jsonl'), ('train', 'train.jsonl')):
         if path is None:
-            file = download(f'{ORIGINAL}/{name}', f'gsm8k/original/{name}', OTHERWISE)
+            files.append(download(f'{ORIGINAL}/{name}', 'gsm8k', f'original/{name}'))
         else:
-            file = os.path.join(path, name)
-        splits[split] = read_original(file)
-        files.append(file)
+            files.append(os.path.join(path, name))
+        splits[split] = read_original(files[-1])
     write_splits(__file__, files, **splits)  # train last: it says that the rest is there
 
 

@@ -17,7 +17,7 @@ from runtime.config import configure
 
 
 def convert(problems):
-    """problems: the file's objects. Returns (records, a Counter of why others were left out)."""
+    """The records of a file's objects, less the unsound ones."""
     return keep_sound([{
         'task_id': problem['task_id'],
         'prompt': "Complete this Python function. Answer with the whole function in a code block.\n\n"

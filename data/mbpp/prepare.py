@@ -19,7 +19,7 @@ ORIGINAL = 'https://raw.githubusercontent.com/google-research/google-research/ma
 
 
 def convert(problems):
-    """problems: the file's objects. Returns (records, a Counter of why others were left out)."""
+    """The records of a file's objects, less the unsound ones."""
     records = []
     for problem in problems:
         if not (10 < problem['task_id'] <= 510 or problem['task_id'] > 600):
@@ -38,8 +38,7 @@ def convert(problems):
 
 def main(path=None):
     if path is None:
-        path = download(ORIGINAL, 'mbpp/original/mbpp.jsonl', "get it elsewhere and run `python "
-                        "data/mbpp/prepare.py --path=mbpp.jsonl`")
+        path = download(ORIGINAL, 'mbpp', 'original/mbpp.jsonl')
     fields = 'task_id, text, code, test_setup_code, test_list and challenge_test_list'
     records = convert_file(path, convert, fields)
     write_splits(__file__, [path], val=[r for r in records if r['task_id'] <= 510],

@@ -12,9 +12,9 @@ import sys
 if __name__ == '__main__':
     sys.path.insert(0, os.path.abspath(f'{__file__}/../../..'))
 from data.prompts import write_splits
+from formats.optional import optional
 from rewards import score
 from rewards.answers import EXECUTES_COMPLETIONS
-from rewards.reward import hint
 from runtime.config import Count, configure
 
 
@@ -30,18 +30,13 @@ def check_scoring(task, record):
 
 def make_problems(task, n, n_val, seed, options):
     """(train, val): n and n_val records, no question twice."""
-    try:
-        import reasoning_gym
-    except ImportError:
-        raise ImportError("this data set needs the package: pip install reasoning-gym") from None
-    if task not in reasoning_gym.factory.DATASETS:
-        raise ValueError(f"reasoning_gym has no task {task!r}; {hint(task, reasoning_gym.factory.DATASETS)}")
+    reasoning_gym = optional('reasoning_gym', "this data set takes a package: pip install reasoning-gym")
     if task in EXECUTES_COMPLETIONS:
         raise ValueError(f"the task {task!r} runs the model's answer as Python code: choose another")
     try:
         problems = reasoning_gym.create_dataset(task, seed=seed, size=3 * (n + n_val), **options)
     except (TypeError, ValueError, AssertionError) as e:
-        raise ValueError(f"reasoning_gym refuses task {task!r} with options {options}: {e}") from None
+        raise ValueError(f"reasoning_gym refuses the task {task!r} with options {options}: {e}") from None
     records = {}
     for problem in problems:
         context = {'task': task, 'options': options, 'entry': problem}
