@@ -246,7 +246,8 @@ def step_ways(case):
     trainer.create_optimizer()
     theirs.train()
     examples = [{'prompt': in_words(ids)} for ids in prompts for _ in range(G)]
-    policy = CausalPolicy(ours, WordTokenizer(ours.config.vocab_size, bool(case.ends)), R, compile=case.compiled)
+    tokenizer = WordTokenizer(ours.config.vocab_size, bool(case.ends))
+    policy = CausalPolicy(ours, tokenizer, R, compile=case.compiled)
     if case.compiled:
         ours.compile_blocks()
     cfg = grpo.Settings(group_size=G, loss_type='dapo', kl_beta=0.0)
