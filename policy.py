@@ -106,12 +106,12 @@ def look_up(mass, blocks, target):
 
 class GroupCache:
     """
-    Keys and values while completions grow, in L lines of `width` rows. The rows of a line go on from the same
-    prompt, whose keys and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d); their own follow in
-    slots that are the same for all, (2, L, H_kv, width, R, d). So a line reads its prompt in one product. At
-    first a line is a group; `keep` moves the rows that still run into fewer lines, or narrower ones. With a
-    window above 1 all batches go through the same operations, and shapes change once per window, so that a
-    step can be compiled.
+    Keys, already scaled, and values while completions grow, in L lines of `width` rows. The rows of a line go
+    on from the same prompt, whose keys and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d);
+    their own follow in slots that are the same for all, (2, L, H_kv, width, R, d). So a line reads its prompt
+    in one product. At first a line is a group; `keep` moves the rows that still run into fewer lines, or
+    narrower ones. With a window above 1 all batches go through the same operations, and shapes change once
+    per window, so that a step can be compiled.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
@@ -119,11 +119,12 @@ class GroupCache:
         device = prompt_lengths.device
         self.width, self.window, self.scale = G, window, d ** -0.5
         self.slot, self.n = 0, window                               # the newest token's; own ones looked at
+        self.moves = 0                                              # how often rows have moved
         self.at = torch.zeros(1, dtype=torch.long, device=device)   # the slot again, for a compiled step
         self.prompt = torch.arange(P, device=device)                # (L,) of each line
         if window > 1:
             R = -(-R // window) * window + 1  # a slice is never the whole, which compiles separately
-        self.keys = [k.permute(0, 2, 3, 1).flatten(0, 1).contiguous() for k, _ in prefix]
+        self.keys = [k.permute(0, 2, 3, 1).flatten(0, 1) * self.scale for k, _ in prefix]
         self.values = [v.transpose(1, 2).flatten(0, 1).contiguous() for _, v in prefix]
         self.own = [k.new_zeros(2, P, H_kv, G, R, d) for k, _ in prefix]        # keys, values
         absent = torch.arange(T, device=device) >= prompt_lengths.repeat_interleave(H_kv)[:, None]
@@ -142,17 +143,19 @@ class GroupCache:
         T, heads = keys.shape[-1], q.shape[1] // H_kv
         k, v = (x.view(L, width, H_kv, d).transpose(1, 2) for x in (k, v))      # (L, H_kv, width, d)
         if self.window > 1:
-            own.index_copy_(4, self.at, torch.stack((k, v)).unsqueeze(4))
-            unseen = torch.where(self.slots[:n] > self.at, -torch.inf, 0.0).to(q.dtype)
+            own.index_copy_(4, self.at, torch.stack((k * self.scale, v)).unsqueeze(4))
         else:
-            own[0, :, :, :, self.slot], own[1, :, :, :, self.slot] = k, v
-            unseen = self.bias[:1, :, :1]  # times 0
+            torch.mul(k, self.scale, out=own[0, :, :, :, self.slot])
+            own[1, :, :, :, self.slot] = v
         own_keys, own_values = own.view(2, -1, R, d)[:, :, :n].unbind()         # (L H_kv width, n, d)
 
         q = q.view(L, width, H_kv, heads, d).transpose(1, 2).reshape(L * H_kv, width * heads, d)
-        scores = torch.baddbmm(self.bias, q, keys, beta=self.ragged, alpha=self.scale)
-        own_scores = torch.baddbmm(unseen, q.reshape(-1, heads, d), own_keys.transpose(1, 2),
-                                   beta=self.window > 1, alpha=self.scale)
+        scores = torch.bmm(q, keys)                                             # (L H_kv, width heads, T)
+        if self.ragged:
+            scores = scores + self.bias
+        own_scores = torch.bmm(q.reshape(-1, heads, d), own_keys.transpose(1, 2))
+        if self.window > 1:
+            own_scores = own_scores.masked_fill(self.slots[:n] > self.at, -torch.inf)
         scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
         shared_weights, own_weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
         y = torch.bmm(shared_weights, values).view(-1, heads, d)
@@ -164,7 +167,8 @@ class GroupCache:
         old, H_kv, device = self.width, self.own[0].shape[2], rows.device
         prompts = self.prompt[rows // old]                                      # (B',)
         _, group, counts = prompts.unique_consecutive(return_inverse=True, return_counts=True)
-        self.width = width = self.widest(counts)
+        self.width, self.moves = self.widest(counts.cpu()), self.moves + 1
+        width = self.width
         lines = -(-counts // width)                                             # of each group
         first_row, first_line = counts.cumsum(0) - counts, lines.cumsum(0) - lines
         places = first_line[group] * width + torch.arange(len(rows), device=device) - first_row[group]
@@ -183,7 +187,7 @@ class GroupCache:
         return moved
 
     def widest(self, counts):
-        """The widest lines for groups of counts (g,) rows that leave at most a tenth of the places empty."""
+        """The widest lines for groups of counts (g,) rows, on the CPU, with at most a tenth to spare."""
         least = 2 if self.window > 1 else 1  # a width of 1 compiles separately
         total = counts.sum()
         for width in range(int(counts.max()), least, -1):
@@ -253,7 +257,7 @@ class Decoder:
 
     def shape(self):
         """What a step's tensors depend on."""
-        return len(self.rows), self.cache.width, self.cache.n
+        return self.cache.moves, self.cache.n
 
     def newest(self, r):
         """The rows whose completion has a token number r, and those tokens."""
