@@ -8,6 +8,7 @@ $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --po
 $ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
 $ python judge.py serve --model=DIR
 """
+import bisect
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ import signal
 import sys
 import threading
 import urllib.parse
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -267,6 +269,7 @@ class LLMJudge:
     probabilities (arXiv 2303.16634), 0 to 1. judge: a causal model's path or hub name, the URL of `judge.py
     serve`, or of an OpenAI-compatible endpoint, which has a path (/v1). JUDGE_API_KEY is the key to both.
     """
+    cuts = False  # has it been told that texts are cut?
 
     def __init__(self, judge: str, model: str | None = None, device: str = 'cpu', patience: float = 60.0,
                  concurrency: int = 8):
@@ -285,7 +288,7 @@ class LLMJudge:
               reference: list | None = None) -> list[float]:
         """
         How well each text meets the rubric; NaN where an endpoint gave no grade. Raises ScorerUnavailable,
-        ValueError for a text too long.
+        ValueError where even without its text a question is too long.
         """
         columns = [column or [None] * len(texts) for column in (prompt, context, reference)]
         asked = [question(text, rubric, *shown) for text, *shown in zip(texts, *columns, strict=True)]
@@ -295,14 +298,31 @@ class LLMJudge:
 
     def encode(self, texts):
         """(what it may share, token ids) of each question."""
-        rows, room = [], self.model.config.block_size
-        for text in texts:
-            chat, read = [{'role': 'user', 'content': text}], self.tokenizer
-            ids = read.chat(chat) if read.has_chat_template else read.encode_prompt(text)
-            if len(ids) > room:
-                raise ValueError(f"a question has {len(ids)} tokens, and the judge reads {room}")
-            rows.append((text.partition('\n[')[0], tuple(ids)))
-        return rows
+        return [(text.partition('\n[')[0], tuple(self.fitted(text))) for text in texts]
+
+    def ids_of(self, text):
+        chat, read = [{'role': 'user', 'content': text}], self.tokenizer
+        return read.chat(chat) if read.has_chat_template else read.encode_prompt(text)
+
+    def fitted(self, asked):
+        """The token ids of a question; of a text too long for the model, without its middle."""
+        ids, room = self.ids_of(asked), self.model.config.block_size
+        if len(ids) <= room:
+            return ids
+        mark = asked.rpartition('\n')[0].rpartition('\n')[2]
+        parts = asked.rsplit(f'\n{mark}\n', 2)
+        text = parts[1] if len(parts) == 3 else ''
+
+        def cut(n):
+            parts[1] = text[:n - n // 2] + ' ... ' + text[len(text) - n // 2:]
+            return self.ids_of(f'\n{mark}\n'.join(parts))
+        n = bisect.bisect_left(range(len(text)), True, key=lambda n: len(cut(n)) > room)
+        if not n:
+            raise ValueError(f"a question has {len(ids)} tokens, and the judge reads {room}")
+        if not self.cuts:
+            self.cuts = True
+            warnings.warn(f"the judge reads {room} tokens: of longer texts the middle is cut", stacklevel=2)
+        return cut(n - 1)
 
     @torch.inference_mode()
     def score(self, rows):

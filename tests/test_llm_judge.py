@@ -88,17 +88,39 @@ def test_batches_have_a_bound(tiny, monkeypatch):
     assert local.grade(texts, RUBRIC) == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:the judge reads')
+@pytest.mark.parametrize('text', [
+    'a' * 1000, 'word ' * 3000, 'begin' + '\n[deadbeef]\n' * 200 + 'end', 'x\n' * 700, '<start>' + 'ab' * 5000 + '<end>', 'a ... b' * 200])
+def test_a_long_text_loses_its_middle(tiny, text):
+    local, room = LLMJudge(tiny), 1024
+    ids, = [row for _, row in local.encode([question(text, RUBRIC, 'A prompt?', 'ctx', 'ref')])]
+    n = room - len(question(' ... ', RUBRIC, 'A prompt?', 'ctx', 'ref'))  # a token a character: the most that fits
+    shorter = text[:(n + 1) // 2] + ' ... ' + text[len(text) - n // 2:]
+    assert len(ids) == room and local.tokenizer.decode(ids) == question(shorter, RUBRIC, 'A prompt?', 'ctx', 'ref')
+    assert local.grade([text, 'ab'], RUBRIC, ['p', 'p'])[1] == pytest.approx(local.grade(['ab'], RUBRIC, ['p'])[0], abs=1e-5)
+
+
+def test_it_is_said_once_that_texts_are_cut(tiny):
+    local = LLMJudge(tiny)
+    with pytest.warns(UserWarning) as told:
+        local.grade(['a' * 1000, 'ab', 'b' * 2000], RUBRIC)
+        local.grade(['c' * 1000], RUBRIC)
+    assert [str(warning.message) for warning in told] == ['the judge reads 1024 tokens: of longer texts the middle is cut']
+
+
 def test_what_a_judge_cannot_read(tiny, tmp_path):
     with pytest.raises(ValueError, match=r'a question has \d+ tokens, and the judge reads 1024'):
-        LLMJudge(tiny).grade(['a' * 1000], RUBRIC)
+        LLMJudge(tiny).grade(['ab'], RUBRIC, ['p' * 1000])
+    with pytest.raises(ValueError, match='a question has 3000 tokens'):  # no mark: not our question
+        LLMJudge(tiny).encode(['a' * 3000])
     with pytest.raises(ValueError, match="character '1' at position 0"):
         LLMJudge(save_tiny(tmp_path / 'letters.pt', string.ascii_letters))
     with pytest.raises(FileNotFoundError):
         LLMJudge(str(tmp_path / 'none.pt'))
     resolved = resolve_rewards([('rubric', 1.0, {'judge': tiny, 'rubric': RUBRIC})])
-    with pytest.warns(UserWarning, match='a question has .* tokens'):  # the long one alone is left out
-        values = score_completions(resolved, [['a' * 1000, 'ab']], [{'prompt': 'p'}], errors='drop')
-    assert values['rubric'][0][0] is None and 0 < values['rubric'][0][1] < 1
+    with pytest.warns(UserWarning, match='a question has .* tokens'):  # the long prompt alone is left out
+        values = score_completions(resolved, [['ab'], ['ab']], [{'prompt': 'p' * 1000}, {'prompt': 'p'}], errors='drop')
+    assert values['rubric'][0] == [None] and 0 < values['rubric'][1][0] < 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,6 +294,7 @@ def test_injections_do_not_reach_a_reader_of_the_marks(endpoint):
     assert LLMJudge(endpoint(answer)).grade([*hostile, 'word ' * 200], RUBRIC, ['p'] * 4) == [0, 0, 0, 1]
 
 
+@pytest.mark.filterwarnings('ignore:the judge reads')
 def test_a_judge_of_ones_own_as_a_service(tiny):
     command = [sys.executable, str(ROOT / 'judge.py'), 'serve', f'--model={tiny}', '--port=0', '--with_parent=True']
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -281,7 +304,8 @@ def test_a_judge_of_ones_own_as_a_service(tiny):
         served = LLMJudge(line.split()[-1])
         assert served.grade(TEXTS, RUBRIC, PROMPTS) == pytest.approx(LLMJudge(tiny).grade(TEXTS, RUBRIC, PROMPTS), abs=1e-5)
         with pytest.raises(ScorerUnavailable, match='400.*tokens, and the judge reads 1024'):
-            served.grade(['a' * 1000], RUBRIC)
+            served.grade(['a'], RUBRIC, ['p' * 1000])
+        assert served.grade(['a' * 1000], RUBRIC) == pytest.approx(LLMJudge(tiny).grade(['a' * 1000], RUBRIC), abs=1e-5)
     finally:
         process.stdin.close()
         assert process.wait(30) == 0
