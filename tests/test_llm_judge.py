@@ -105,7 +105,8 @@ def test_it_is_said_once_that_texts_are_cut(tiny):
     with pytest.warns(UserWarning) as told:
         local.grade(['a' * 1000, 'ab', 'b' * 2000], RUBRIC)
         local.grade(['c' * 1000], RUBRIC)
-    assert [str(warning.message) for warning in told] == ['the judge reads 1024 tokens: of longer texts the middle is cut']
+    said = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert said == ['the judge reads 1024 tokens: longer texts lose their middle']
 
 
 def test_what_a_judge_cannot_read(tiny, tmp_path):
@@ -268,6 +269,37 @@ def test_what_is_gone_for_good(endpoint):
             score_completions(resolved, [['a', 'b']], [{'prompt': 'p'}], errors=errors)
     with pytest.raises(ValueError, match='it must be like http'):
         LLMJudge('http:///v1')
+
+
+@pytest.mark.parametrize('status', [400, 403, 422])
+def test_an_endpoint_that_refuses_logprobs_is_asked_without(endpoint, status):
+    local = LLMJudge(endpoint(lambda request: (status, {}) if 'logprobs' in request else completion('Grade: 4')), concurrency=2)
+    with pytest.warns(UserWarning) as told:
+        assert local.grade(list('abcdef'), RUBRIC) == [0.75] * 6 and local.grade(list('gh'), RUBRIC) == [0.75] * 2
+    said = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert said == [f'the judge at {local.client.url} refuses logprobs: its text is read']
+    refused = sum('logprobs' in request for request in endpoint.seen)
+    assert refused <= 2 and len(endpoint.seen) == 8 + refused and 'top_logprobs' not in endpoint.seen[-1]
+
+
+@pytest.mark.parametrize('status', [400, 403, 404, 422])
+def test_another_refusal_is_told_as_it_is(endpoint, status):
+    local = LLMJudge(endpoint(lambda request: (status, {})))
+    with pytest.raises(ScorerUnavailable, match=f'refuses: status {status}: no'):
+        local.grade(['a'], RUBRIC)
+    assert local.logprobs  # they were not the reason
+
+
+def test_a_refusal_of_one_question_ends_no_logprobs(endpoint):
+    """Too long a question is refused with and without them; the others are read by log-probs."""
+    def answer(request):
+        too_long = len(request['messages'][0]['content']) > 2000
+        return (400, {}) if too_long else completion('4', top_logprobs(_4=0.5, _5=0.5) if 'logprobs' in request else None)
+
+    local = LLMJudge(endpoint(answer))
+    with pytest.raises(ScorerUnavailable, match='status 400'):
+        local.grade(['a' * 3000], RUBRIC)
+    assert local.grade(['a'], RUBRIC) == [pytest.approx(0.875)]
 
 
 def test_an_answer_without_a_grade_is_raised_or_left_out(endpoint):
