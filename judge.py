@@ -313,7 +313,7 @@ class LLMJudge:
         before, text, after = asked.rsplit(mark, 2) if asked.count(mark) > 1 else ('', '', asked)
 
         def cut(n):
-            kept = text[:n - n // 2] + ' ... ' + text[len(text) - n // 2:]
+            kept = text[:n - n // 2] + ' ... ' * (n > 0) + text[len(text) - n // 2:]
             return self.ids_of(mark.join((before, kept, after)))
         n = bisect.bisect_left(range(len(text)), True, key=lambda n: len(cut(n)) > room)
         if not n:

@@ -100,6 +100,15 @@ def test_a_long_text_loses_its_middle(tiny, text):
     assert local.grade([text, 'ab'], RUBRIC, ['p', 'p'])[1] == pytest.approx(local.grade(['ab'], RUBRIC, ['p'])[0], abs=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:the judge reads')
+def test_the_least_that_a_judge_can_read(tmp_path):
+    n = len(question('', RUBRIC, 'p', None, None))
+    just = LLMJudge(save_tiny(tmp_path / 'just.pt', block_size=n))
+    assert just.grade(['abc'], RUBRIC, ['p']) == just.grade([''], RUBRIC, ['p'])
+    with pytest.raises(ValueError, match=f'a question has {n + 3} tokens, and the judge reads {n - 1}'):
+        LLMJudge(save_tiny(tmp_path / 'less.pt', block_size=n - 1)).grade(['abc'], RUBRIC, ['p'])
+
+
 def test_it_is_said_once_that_texts_are_cut(tiny):
     local = LLMJudge(tiny)
     with pytest.warns(UserWarning) as told:
