@@ -8,6 +8,7 @@ $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --po
 $ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
 $ python judge.py serve --model=DIR
 """
+import bisect
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ import signal
 import sys
 import threading
 import urllib.parse
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,7 +30,7 @@ from formats import weights
 from model import GPT, GPTConfig, build
 from runtime.checkpoint import entry, load_checkpoint, tokenizer_of
 from runtime.config import configure
-from runtime.scorer import ScorerClient, ScorerServer, in_threads
+from runtime.scorer import ScorerClient, ScorerServer, ScorerUnavailable, in_threads
 
 # what safe-rlhf's models were trained on
 BEAVER_TEMPLATE = 'BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}'
@@ -264,6 +266,7 @@ class LLMJudge:
     probabilities (arXiv 2303.16634), 0 to 1. judge: a causal model's path or hub name, the URL of `judge.py
     serve`, or of an OpenAI-compatible endpoint, which has a path (/v1). JUDGE_API_KEY is the key to both.
     """
+    logprobs, cuts = True, False  # does the endpoint take the setting; have texts been cut?
 
     def __init__(self, judge: str, model: str | None = None, device: str = 'cpu', patience: float = 60.0,
                  concurrency: int = 8):
@@ -282,7 +285,7 @@ class LLMJudge:
               reference: list | None = None) -> list[float]:
         """
         How well each text meets the rubric; NaN where an endpoint gave no grade. Raises ScorerUnavailable,
-        ValueError for a text too long.
+        ValueError for a question too long without its text.
         """
         columns = [column or [None] * len(texts) for column in (prompt, context, reference)]
         asked = [question(text, rubric, *shown) for text, *shown in zip(texts, *columns, strict=True)]
@@ -292,14 +295,30 @@ class LLMJudge:
 
     def encode(self, texts):
         """(what it may share, token ids) of each question."""
-        rows, room = [], self.model.config.block_size
-        for text in texts:
-            chat, read = [{'role': 'user', 'content': text}], self.tokenizer
-            ids = read.chat(chat) if read.has_chat_template else read.encode_prompt(text)
-            if len(ids) > room:
-                raise ValueError(f"a question has {len(ids)} tokens, and the judge reads {room}")
-            rows.append((text.partition('\n[')[0], tuple(ids)))
-        return rows
+        return [(text.partition('\n[')[0], tuple(self.fitted(text))) for text in texts]
+
+    def ids_of(self, text):
+        chat, read = [{'role': 'user', 'content': text}], self.tokenizer
+        return read.chat(chat) if read.has_chat_template else read.encode_prompt(text)
+
+    def fitted(self, asked):
+        """A question's token ids; the middle of a text too long for the model is left out."""
+        ids, room = self.ids_of(asked), self.model.config.block_size
+        if len(ids) <= room:
+            return ids
+        mark = '\n{}\n'.format(asked.rpartition('\n')[0].rpartition('\n')[2])
+        before, text, after = asked.rsplit(mark, 2) if asked.count(mark) > 1 else ('', '', asked)
+
+        def cut(n):
+            kept = text[:n - n // 2] + ' ... ' * (n > 0) + text[len(text) - n // 2:]
+            return self.ids_of(mark.join((before, kept, after)))
+        n = bisect.bisect_left(range(len(text)), True, key=lambda n: len(cut(n)) > room)
+        if not n:
+            raise ValueError(f"a question has {len(ids)} tokens, and the judge reads {room}")
+        if not self.cuts:
+            self.cuts = True
+            warnings.warn(f"the judge reads {room} tokens: longer texts lose their middle", stacklevel=2)
+        return cut(n - 1)
 
     @torch.inference_mode()
     def score(self, rows):
@@ -321,13 +340,25 @@ class LLMJudge:
         return [grades[ids] for _, ids in rows], [0.0] * len(rows)
 
     def ask_endpoint(self, questions):
-        jobs = []
-        for text in questions:
-            text = SPECIAL.sub(r'\g<0> ', text)
-            asked = {'model': self.name, 'messages': [{'role': 'user', 'content': text}], 'temperature': 0,
-                     'max_tokens': 16, 'logprobs': True, 'top_logprobs': 20}
-            jobs.append(('/chat/completions', asked, grade_in))
-        return in_threads(self.client.ask, jobs, self.concurrency)
+        before = self.logprobs
+        grades = in_threads(self.ask_one, zip(questions), self.concurrency)
+        if before != self.logprobs:
+            warnings.warn(f"the judge at {self.client.url} refuses logprobs: its text is read", stacklevel=2)
+        return grades
+
+    def ask_one(self, text):
+        text = SPECIAL.sub(r'\g<0> ', text)
+        asked = {'model': self.name, 'messages': [{'role': 'user', 'content': text}], 'temperature': 0,
+                 'max_tokens': 16}
+        more = {'logprobs': True, 'top_logprobs': 20} if self.logprobs else {}
+        try:
+            return self.client.ask('/chat/completions', asked | more, grade_in)
+        except ScorerUnavailable as e:
+            if not more or getattr(e.__context__, 'code', 0) not in (400, 403, 422):  # the HTTPError's
+                raise
+        grade = self.client.ask('/chat/completions', asked, grade_in)
+        self.logprobs = False
+        return grade
 
 
 def grade_in(answer):

@@ -211,22 +211,17 @@ class ScorerServer(http.server.ThreadingHTTPServer):
         with self.counting:
             self.connections += change
 
-    def process_request(self, request, client_address):
+    def get_request(self):
+        accepted = super().get_request()
         self.count(1)
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
-            self.count(-1)
-            raise
+        return accepted
 
     def verify_request(self, request, client_address):
-        return self.connections < 1.25 * self.max_connections
+        return self.connections <= 1.25 * self.max_connections
 
-    def process_request_thread(self, request, client_address):
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.count(-1)
+    def shutdown_request(self, request):  # each that was accepted, whatever became of it
+        super().shutdown_request(request)
+        self.count(-1)
 
     def stop(self, *_):
         """Take no more connections, and let run() answer what is being answered, at most 10 s long."""

@@ -88,17 +88,49 @@ def test_batches_have_a_bound(tiny, monkeypatch):
     assert local.grade(texts, RUBRIC) == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:the judge reads')
+@pytest.mark.parametrize('text', [
+    'a' * 1000, 'word ' * 3000, 'begin' + '\n[deadbeef]\n' * 200 + 'end', 'x\n' * 700, '<start>' + 'ab' * 5000 + '<end>', 'a ... b' * 200])
+def test_a_long_text_loses_its_middle(tiny, text):
+    local, room = LLMJudge(tiny), 1024
+    ids, = [row for _, row in local.encode([question(text, RUBRIC, 'A prompt?', 'ctx', 'ref')])]
+    n = room - len(question(' ... ', RUBRIC, 'A prompt?', 'ctx', 'ref'))  # a token a character: the most that fits
+    shorter = text[:(n + 1) // 2] + ' ... ' + text[len(text) - n // 2:]
+    assert len(ids) == room and local.tokenizer.decode(ids) == question(shorter, RUBRIC, 'A prompt?', 'ctx', 'ref')
+    assert local.grade([text, 'ab'], RUBRIC, ['p', 'p'])[1] == pytest.approx(local.grade(['ab'], RUBRIC, ['p'])[0], abs=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore:the judge reads')
+def test_the_least_that_a_judge_can_read(tmp_path):
+    n = len(question('', RUBRIC, 'p', None, None))
+    just = LLMJudge(save_tiny(tmp_path / 'just.pt', block_size=n))
+    assert just.grade(['abc'], RUBRIC, ['p']) == just.grade([''], RUBRIC, ['p'])
+    with pytest.raises(ValueError, match=f'a question has {n + 3} tokens, and the judge reads {n - 1}'):
+        LLMJudge(save_tiny(tmp_path / 'less.pt', block_size=n - 1)).grade(['abc'], RUBRIC, ['p'])
+
+
+def test_it_is_said_once_that_texts_are_cut(tiny):
+    local = LLMJudge(tiny)
+    with pytest.warns(UserWarning) as told:
+        local.grade(['a' * 1000, 'ab', 'b' * 2000], RUBRIC)
+        local.grade(['c' * 1000], RUBRIC)
+    said = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert said == ['the judge reads 1024 tokens: longer texts lose their middle']
+
+
 def test_what_a_judge_cannot_read(tiny, tmp_path):
     with pytest.raises(ValueError, match=r'a question has \d+ tokens, and the judge reads 1024'):
-        LLMJudge(tiny).grade(['a' * 1000], RUBRIC)
+        LLMJudge(tiny).grade(['ab'], RUBRIC, ['p' * 1000])
+    with pytest.raises(ValueError, match='a question has 3000 tokens'):  # no mark: not our question
+        LLMJudge(tiny).encode(['a' * 3000])
     with pytest.raises(ValueError, match="character '1' at position 0"):
         LLMJudge(save_tiny(tmp_path / 'letters.pt', string.ascii_letters))
     with pytest.raises(FileNotFoundError):
         LLMJudge(str(tmp_path / 'none.pt'))
     resolved = resolve_rewards([('rubric', 1.0, {'judge': tiny, 'rubric': RUBRIC})])
-    with pytest.warns(UserWarning, match='a question has .* tokens'):  # the long one alone is left out
-        values = score_completions(resolved, [['a' * 1000, 'ab']], [{'prompt': 'p'}], errors='drop')
-    assert values['rubric'][0][0] is None and 0 < values['rubric'][0][1] < 1
+    with pytest.warns(UserWarning, match='a question has .* tokens'):  # the long prompt alone is left out
+        values = score_completions(resolved, [['ab'], ['ab']], [{'prompt': 'p' * 1000}, {'prompt': 'p'}], errors='drop')
+    assert values['rubric'][0] == [None] and 0 < values['rubric'][1][0] < 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,6 +280,37 @@ def test_what_is_gone_for_good(endpoint):
         LLMJudge('http:///v1')
 
 
+@pytest.mark.parametrize('status', [400, 403, 422])
+def test_an_endpoint_that_refuses_logprobs_is_asked_without(endpoint, status):
+    local = LLMJudge(endpoint(lambda request: (status, {}) if 'logprobs' in request else completion('Grade: 4')), concurrency=2)
+    with pytest.warns(UserWarning) as told:
+        assert local.grade(list('abcdef'), RUBRIC) == [0.75] * 6 and local.grade(list('gh'), RUBRIC) == [0.75] * 2
+    said = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert said == [f'the judge at {local.client.url} refuses logprobs: its text is read']
+    refused = sum('logprobs' in request for request in endpoint.seen)
+    assert refused <= 2 and len(endpoint.seen) == 8 + refused and 'top_logprobs' not in endpoint.seen[-1]
+
+
+@pytest.mark.parametrize('status', [400, 403, 404, 422])
+def test_another_refusal_is_told_as_it_is(endpoint, status):
+    local = LLMJudge(endpoint(lambda request: (status, {})))
+    with pytest.raises(ScorerUnavailable, match=f'refuses: status {status}: no'):
+        local.grade(['a'], RUBRIC)
+    assert local.logprobs  # they were not the reason
+
+
+def test_a_refusal_of_one_question_ends_no_logprobs(endpoint):
+    """Too long a question is refused with and without them; the others are read by log-probs."""
+    def answer(request):
+        too_long = len(request['messages'][0]['content']) > 2000
+        return (400, {}) if too_long else completion('4', top_logprobs(_4=0.5, _5=0.5) if 'logprobs' in request else None)
+
+    local = LLMJudge(endpoint(answer))
+    with pytest.raises(ScorerUnavailable, match='status 400'):
+        local.grade(['a' * 3000], RUBRIC)
+    assert local.grade(['a'], RUBRIC) == [pytest.approx(0.875)]
+
+
 def test_an_answer_without_a_grade_is_raised_or_left_out(endpoint):
     def answer(request):
         return completion('no digit' if between(request['messages'][0]['content'])[1] == 'odd' else '4')
@@ -272,6 +335,7 @@ def test_injections_do_not_reach_a_reader_of_the_marks(endpoint):
     assert LLMJudge(endpoint(answer)).grade([*hostile, 'word ' * 200], RUBRIC, ['p'] * 4) == [0, 0, 0, 1]
 
 
+@pytest.mark.filterwarnings('ignore:the judge reads')
 def test_a_judge_of_ones_own_as_a_service(tiny):
     command = [sys.executable, str(ROOT / 'judge.py'), 'serve', f'--model={tiny}', '--port=0', '--with_parent=True']
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -281,7 +345,8 @@ def test_a_judge_of_ones_own_as_a_service(tiny):
         served = LLMJudge(line.split()[-1])
         assert served.grade(TEXTS, RUBRIC, PROMPTS) == pytest.approx(LLMJudge(tiny).grade(TEXTS, RUBRIC, PROMPTS), abs=1e-5)
         with pytest.raises(ScorerUnavailable, match='400.*tokens, and the judge reads 1024'):
-            served.grade(['a' * 1000], RUBRIC)
+            served.grade(['a'], RUBRIC, ['p' * 1000])
+        assert served.grade(['a' * 1000], RUBRIC) == pytest.approx(LLMJudge(tiny).grade(['a' * 1000], RUBRIC), abs=1e-5)
     finally:
         process.stdin.close()
         assert process.wait(30) == 0
