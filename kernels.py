@@ -422,7 +422,7 @@ class Rows:
     def __init__(self, starts, lengths, shape, device):
         """The tokens of a row stand behind its start, lengths (N,) and starts (N,) being on the CPU."""
         self.shape, self.n, self.index = shape, int(lengths.sum()), None
-        if self.n < math.prod(shape):
+        if self.n < math.prod(shape) or (starts.diff() < 0).any():
             r = torch.arange(int(lengths.max()))
             self.index = (starts[:, None] + r)[r < lengths[:, None]].to(device, non_blocking=True)
 

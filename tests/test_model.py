@@ -168,6 +168,8 @@ def test_rows_go_without_their_padding_and_come_back():
     assert [part.shape for part in alike] == [(2, 2), (1, 20)]
     assert alike[0].pad(packed[:3]).tolist() == [[40, 0], [60, 61]] and torch.equal(alike[1].pad(packed[3:])[0], x[0, 0])
     assert torch.equal(groups.pad(packed)[0], x[0, 0]) and groups.pad(packed)[1].tolist() == [40, 60, 61] + 17 * [0]
+    even, _, groups = group_rows(torch.tensor([[20, 1], [1, 20]]), 20, 'cpu')   # groups without padding, in another order
+    assert torch.equal(groups.pad(even.pack(x)), torch.stack((torch.cat((x[0, 0], x[0, 1, :1])), torch.cat((x[1, 0, :1], x[1, 1])))))
     full = group_rows(torch.full((2, 2), 20), 20, 'cpu')[0]
     assert full.pack(x).data_ptr() == x.data_ptr() == full.pad(full.pack(x)).data_ptr()
 
