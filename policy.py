@@ -310,11 +310,12 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
     look_every = 16 if on_gpu and not on_token else 1  # counting running rows makes the host wait for the GPU
     full = 0.5 if compile and on_gpu else 0.85         # leaving copies the cache, and takes a new graph
     fewest = 8 if compile else 1                       # one row alone would be compiled separately
+    window = 64 if on_gpu else 16                      # a new graph against slots that hold nothing yet
     # not in inference mode if sharded: weights collected in it could not be trained with
     with torch.no_grad() if lockstep else torch.inference_mode():
         u = uniforms(seeds_of(seed, P), G, R).flatten(0, 1).to(device)
         hidden, positions, cache = read_prompts(prefill or model.prefill, prompts, G, R, device,
-                                                64 if compile else 1)
+                                                window if compile else 1)
         decoder = Decoder(model, cache, positions, u, eos_id, (temperature, top_k, top_p, forbidden))
         step = CompiledStep(decoder.step, decoder.shape, device) if compile else decoder.step
         decoder.write(hidden)
