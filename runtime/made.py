@@ -145,7 +145,7 @@ def lock_file(path):
     name = f'{path.rstrip("/")}.lock'
     try:
         os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
-        return open(name, 'a+')
+        return open(name, 'a+b', buffering=0)  # what cannot be written is not tried again when it closes
     except OSError as e:
         raise OSError(f"{path} cannot be made there ({e.strerror}): name another path") from None
 
@@ -156,7 +156,7 @@ def taken(file, lock, path):
         lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        return file.read() or 'another process'
+        return file.read().decode() or 'another process'
     except OSError:  # a file system that knows no locks
         pass
     sign(file, path)
@@ -166,7 +166,7 @@ def taken(file, lock, path):
 def sign(file, path):
     try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%F %T')})")
-        file.flush()
+        who = f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%F %T')})"
+        file.write(who.encode())
     except OSError as e:
         raise OSError(f"{path} cannot be written ({e.strerror}): make room, or name another path") from None
