@@ -27,7 +27,8 @@ NUMERAL = any_of(r'\d+\.\d*(?:\\(?:overline|dot)\s*\{\d+\}|\(\d+\))', r'(?<!\.)\
 # A letter is calculated with where an operator, a digit or a bracket is at its side. a and I may be words.
 LETTER = any_of(r"(?<=[-+*/^=<>_(\[{,\d})'])[A-Za-z]{1,3}", r'(?<=[-+*/^=<>_,×·] )[B-HJ-Zb-z]',
                 r'(?<=\\[lg]eq )[a-z]', r"[A-Za-z](?='?\s?[=^_+*/<>!×·]|\()", r'[B-HJ-Zb-z](?=\s?\\[a-z])',
-                r'[A-Za-z](?=\s?-\s?(?:[\d\\(]|[A-Za-z]\b))', r'[A-Za-z]{2,3}(?=[\^_])') + '(?![A-Za-z])'
+                r'(?<![A-Za-z])[A-Za-z](?=\s?-\s?(?:[\d\\(]|[A-Za-z]\b))',
+                r'[A-Za-z]{2,3}(?=[\^_])') + '(?![A-Za-z])'
 FIRST = any_of(r'§[\d-]+', NUMERAL, r'\\(?:begin|end)\{\w+\}',
                r'\\(?:[A-Za-z]+|.)', r'[-+=≈|(\[{¢€£]', LETTER)
 # Commas and words join what more mathematics follows.
