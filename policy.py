@@ -359,16 +359,16 @@ def seeds_of(seed, P):
     return [seed % 2 ** 40 * 2 ** 20 + p for p in range(P)]
 
 
-def read_prompts(prefill, prompts, G, R, device, window):
+def read_prompts(prefill, prompts, G, R, device, window, kind=GroupCache):
     """
     Each prompt read once: hidden states (P G, D) that predict each row's first token, its position (P G,),
-    and the GroupCache.
+    and the GroupCache, or another kind of it.
     """
     lengths = torch.tensor([len(p) for p in prompts])
     hidden, prefix = prefill(padded(prompts, device), lengths)
     lengths = lengths.to(device)
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    cache = GroupCache(prefix, lengths, G, R, window)
+    cache = kind(prefix, lengths, G, R, window)
     return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
 
 

@@ -33,6 +33,7 @@ from tasks.supervised import (
     train_start,
 )
 from tasks.task import Task, chart, longest_line, path_of
+from tasks.turns import Asking
 
 ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
             'add_special_tokens')  # settings that encode_prompts takes
@@ -65,7 +66,7 @@ def start_path(cfg):
     return path_of('generator_checkpoint', vars(cfg), source_name(cfg.train_prompts or cfg.dataset))
 
 
-class Completion(Task):
+class Completion(Asking, Task):
     """Prompts with verifiable rewards: a causal model completes, a function of the text says how well."""
     headline = 'eval/accuracy_greedy'
     charts = {
@@ -154,6 +155,7 @@ class Completion(Task):
         encoded = [encode_prompts(records, tokenizer, **options) for records in (*self.train, self.held_out)]
         *train, self.eval_records = [records for records, _ in encoded]
         self.sizes, self.records = list(map(len, train)), list(itertools.chain(*train))
+        self.every_record = self.records + self.eval_records
         return sum(n_dropped for _, n_dropped in encoded)
 
     def check_room(self, block_size):
@@ -208,13 +210,13 @@ class Completion(Task):
 
     def policy(self, model):
         cfg = self.cfg
-        return CausalPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                            cfg.compile)
+        return self.that_asks(CausalPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature,
+                                           cfg.top_k, cfg.top_p, cfg.compile))
 
-    def make_batch(self, records, indices, seed):
-        """The prompts of records[indices], each with a seed of its own for the noise of its completions."""
+    def make_batch(self, indices, seed):
+        """The prompts of these records, each with a seed of its own for the noise of its completions."""
         seeds = [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))]
-        batch = prompt_batch([records[i]['ids'] for i in indices], seeds, self.device)
+        batch = prompt_batch([self.every_record[i]['ids'] for i in indices], seeds, self.device)
         return batch | {'record': torch.tensor(indices)}
 
     def batch(self, it, attempt=0):
@@ -222,7 +224,7 @@ class Completion(Task):
         shares = cfg.train_prompts.values() if isinstance(cfg.train_prompts, dict) else [1.0]
         shuffle = cfg.shuffle_prompts or attempt > 0
         indices = draw_mixture(self.sizes, list(shares), cfg.batch_size, it, seed, shuffle)
-        return self.make_batch(self.records, indices, seed * 10 ** 5 + it)
+        return self.make_batch(indices, seed * 10 ** 5 + it)
 
     # -----------------------------------------------------------------------------
     # rewards
@@ -234,6 +236,7 @@ class Completion(Task):
 
     def check_rewards(self, records):
         """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
+        self.check_environment(records)
         with notes():
             gaps = check_fields(self.reward_functions, records, self.cfg.reward_errors)
         for name, gap in gaps.items():
@@ -262,7 +265,8 @@ class Completion(Task):
     def scored(self, functions, policy, rollout, columns):
         """{reward name: P lists of G} of the completions of prompts with these columns."""
         ids = token_ids(rollout) if any(reward.takes_tokens for _, reward, _ in functions) else None
-        return score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
+        scores = score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
+        return self.less_failed(scores, rollout)
 
     # -----------------------------------------------------------------------------
     # evaluation
@@ -275,8 +279,8 @@ class Completion(Task):
         """(records, prompts) of the held-out set; the noise is the same at each evaluation."""
         size = self.cfg.eval_batch_size
         for start in over('evaluating', range(0, len(self.eval_records), size)):
-            records = self.eval_records[start:start + size]
-            yield records, self.make_batch(records, list(range(len(records))), start)
+            records, first = self.eval_records[start:start + size], len(self.records) + start
+            yield records, self.make_batch(list(range(first, first + len(records))), start)
 
     def evaluate(self, policy):
         """
@@ -301,7 +305,7 @@ class Completion(Task):
                     for name, column in scores.items():
                         values[tests + kind, name].append(reward_tensor(name, column))
                 if kind == 'greedy':
-                    self.show_completions(records[:shown], policy.texts(rollout))
+                    self.show_completions(records[:shown], getattr(policy, 'marked', policy.texts)(rollout))
                     shown = 0
             parts = {name: values['sampled', name][-1] for name in weights}
             values['sampled', None].append(weighted_reward(parts, weights))
@@ -383,5 +387,5 @@ class Completion(Task):
                    'chat_template': plain and cfg.chat_template is True,
                    'chat_template_kwargs': cfg.chat_template_kwargs,
                    'add_special_tokens': '' if cfg.add_special_tokens else 'False',
-                   'max_new_tokens': cfg.max_new_tokens}
+                   'max_new_tokens': cfg.max_new_tokens, **self.how_it_asks()}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]

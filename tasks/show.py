@@ -4,6 +4,7 @@ table, best first.
 """
 import contextlib
 import sys
+import types
 import warnings
 
 import torch
@@ -11,11 +12,13 @@ import torch
 from data.prompts import render
 from grpo import reward_tensor, weighted_reward
 from judge import BEAVER_TEMPLATE, TextScorer
-from policy import forbidden_tokens, generate
-from rewards import check_fields, resolve_rewards, score_completions
+from policy import CausalPolicy, forbidden_tokens, generate, prompt_batch, seeds_of
+from rewards import check_fields, fields_of, resolve_rewards, score_completions
+from rewards.environments import ENVIRONMENTS, find_environment
 from runtime.config import one_line
 from runtime.console import harmless
 from runtime.scorer import joiner
+from tasks.turns import Asking, TurnPolicy
 
 
 class Stream:
@@ -80,7 +83,38 @@ def with_room(options, ids, block_size):
     return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
 
 
-def chat(model, tokenizer, cfg, options):
+def policy_that_asks(saved, model, tokenizer, cfg, record):
+    """A TurnPolicy where the settings, or those of the run, name an environment of ours; else None."""
+    settings = {**vars(Asking.Settings), **saved.get('config', {}), 'chat_template_kwargs': cfg.chat_template_kwargs}
+    settings |= {key: getattr(cfg, key) for key in ('environment', 'stop') if getattr(cfg, key)}
+    if settings['environment'] not in ENVIRONMENTS:
+        return None
+    policy = CausalPolicy(model, tokenizer, 1, top_k=cfg.top_k, top_p=cfg.top_p)
+    policy.temperature = cfg.temperature  # which may be 0
+    templated = cfg.chat_template if cfg.prompt else tokenizer.has_chat_template
+    return TurnPolicy(policy, types.SimpleNamespace(**settings), find_environment(settings['environment']),
+                      lambda batch: [(fields_of(record), templated)])
+
+
+def sample_asking(asking, ids, num_samples, options):
+    """The Rollout of a prompt's completions that ask."""
+    asking.max_new_tokens = options['max_new_tokens']
+    batch = prompt_batch([ids], seeds_of(options['seed'], 1), asking.model.wte.weight.device)
+    return asking.sample(batch, num_samples)
+
+
+def write(model, ids, answer, options, asking=None):
+    """A completion goes to the Stream answer as it comes; one that asks when it is done, with marks for a person."""
+    if asking is None:
+        generate(model, [ids], on_token=answer, **options)
+        return
+    made = sample_asking(asking, ids, 1, options)
+    answer.ids = made.tokens[0, 0, :made.lengths[0, 0]].tolist()
+    if sys.stdout.isatty():
+        answer.show(asking.marked(made)[0][0])
+
+
+def chat(model, tokenizer, cfg, options, asking=None):
     """A conversation until an empty line, the end of input or Ctrl-C, which in an answer ends that alone."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  with it, input() knows the arrow keys
@@ -109,7 +143,7 @@ def chat(model, tokenizer, cfg, options):
             print(f"(this model reads {model.config.block_size} tokens: {lost})", file=sys.stderr)
         answer = Stream(tokenizer)
         with contextlib.suppress(KeyboardInterrupt):
-            generate(model, [ids], on_token=answer, **room)
+            write(model, ids, answer, room, asking)
         turns = [*kept, {'role': 'assistant', 'content': answer.end()}]
 
 
@@ -167,27 +201,31 @@ def ranking(record, cfg, device):
     return score
 
 
-def complete(model, tokenizer, ids, num_samples, options, score):
+def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
     """Print completions of a prompt (token ids): one as it comes; several by score, or else by log-prob."""
     if num_samples == 1 and not score:
         answer = Stream(tokenizer)
         try:
-            generate(model, [ids], on_token=answer, **options)
+            write(model, ids, answer, options, asking)
         finally:
             answer.end()
         return
-    made = generate(model, [ids], num_samples, **options)
+    made = (sample_asking(asking, ids, num_samples, options) if asking
+            else generate(model, [ids], num_samples, **options))
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
     rows = zip(made.tokens[0].tolist(), lengths, made.ended[0].tolist(), strict=True)
     ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
     texts = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
+    if asking:
+        texts = asking.texts(made)[0]
+    shown = asking.marked(made)[0] if asking else texts
     columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []
     for i in sorted(range(num_samples), key=lambda i: (best[i], logps[i]), reverse=True):
         values = [column[i] for column in columns.values()]
         cells = ['-' if value is None else f'{value:.3f}' for value in values]
-        rows.append(([*cells, str(lengths[i])], texts[i], '' if made.ended[0, i] else ' ...'))
+        rows.append(([*cells, str(lengths[i])], shown[i], '' if made.ended[0, i] else ' ...'))
     show_ranked([*columns, 'tokens', 'completion'], rows)
 
 
@@ -197,14 +235,15 @@ def show_causal(saved, model, tokenizer, cfg):
                'top_p': cfg.top_p, 'eos_id': tokenizer.eos_ids, 'seed': cfg.seed,
                'forbidden': forbidden_tokens(tokenizer, model)}
     prompt = given('prompt', cfg.prompt)
+    fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
+    record = {name: value for name, value in fields.items() if value}
+    asking = policy_that_asks(saved, model, tokenizer, cfg, record)
     if not prompt:
-        chat(model, tokenizer, cfg, options)
+        chat(model, tokenizer, cfg, options, asking)
         return
     ids = prompt_ids(prompt, tokenizer, cfg, cfg.chat_template)
     options = with_room(options, ids, model.config.block_size)
     if cfg.lambda_cost is None:
         cfg.lambda_cost = saved.get('lagrange', {'value': 1.0})['value']
-    fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
-    record = {name: value for name, value in fields.items() if value}
     score = ranking(record, cfg, model.wte.weight.device)
-    complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score)
+    complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score, asking)

@@ -1,0 +1,346 @@
+"""
+Completions in turns: the policy stops, an environment (rewards/environments.py) answers into the same text,
+the policy goes on. Rollout.own marks what it wrote itself, and that alone is trained on.
+
+A row that waits keeps its keys and values; answers are read in one packed forward, and nothing is read twice.
+A token's uniform number is that of its place among the row's own: no completion depends on its company.
+"""
+import contextlib
+import itertools
+import time
+import types
+import warnings
+from dataclasses import replace
+from operator import itemgetter
+from typing import Annotated
+
+import torch
+
+from data.prompts import goes_through_template
+from grpo import Rollout
+from kernels import padded_rows
+from policy import (
+    CausalPolicy,
+    Decoder,
+    GroupCache,
+    check_request,
+    read_prompts,
+    uniforms,
+)
+from rewards import fields_of
+from rewards.environments import find_environment
+from runtime import ranks
+from runtime.config import Count, Positive
+from runtime.console import Progress
+
+PIECE = 32  # tokens of an answer that are read at once
+ASKED = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+
+
+# -----------------------------------------------------------------------------
+# the sampler; shapes as in policy.py
+
+class TurnCache(GroupCache):
+    """A GroupCache whose rows have each a slot of their own, `at` (B,), and may read several tokens there."""
+
+    def __init__(self, prefix, prompt_lengths, G, R, window):
+        super().__init__(prefix, prompt_lengths, G, R, 1)
+        self.at = prompt_lengths.new_zeros(len(prompt_lengths) * G)
+
+    def go_to(self, counts):
+        """Row b reads counts[b] tokens next, (B,) on the CPU. Returns the rows and slots (n,) of them all."""
+        steps, device = torch.arange(int(counts.max())), self.at.device
+        self.layout = padded_rows(counts, len(steps), device)
+        rows, offsets = (x.to(device) for x in (steps < counts[:, None]).nonzero(as_tuple=True))
+        self.places, self.read = (rows // self.width, rows % self.width), self.at[rows] + offsets
+        seen = self.slots[:int(self.read.max()) + 1]
+        self.later = seen > self.at[:, None, None] + steps.to(device)[:, None]  # (B, M, seen)
+        return rows, self.read
+
+    def attend(self, layer, q, k, v):
+        """The n tokens of go_to: q (n, H, d), k and v (n, H_kv, d) -> (n, H, d)."""
+        keys, values, own = self.keys[layer], self.values[layer], self.own[layer]
+        _, L, H_kv, width, R, d = own.shape
+        T, (_, M, n), heads = keys.shape[-1], self.later.shape, q.shape[1] // H_kv
+        line, place = self.places
+        own[:, line, :, place, self.read] = torch.stack((k * self.scale, v), dim=1)
+        own_keys, own_values = own.view(2, -1, R, d)[:, :, :n].unbind()         # (L H_kv width, n, d)
+        q = self.layout.pad(q).view(L, width, M, H_kv, heads, d).permute(0, 3, 1, 4, 2, 5)
+        scores = torch.bmm(q.reshape(L * H_kv, -1, d), keys) + self.bias        # (L H_kv, width heads M, T)
+        own_scores = torch.bmm(q.reshape(-1, heads * M, d), own_keys.transpose(1, 2))
+        own_scores = own_scores.view(L, H_kv, width, heads, M, n)
+        own_scores = own_scores.masked_fill(self.later.view(L, 1, width, 1, M, n), -torch.inf)
+        scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
+        shared, mine = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
+        y = torch.bmm(shared, values).view(-1, heads * M, d)
+        y = torch.baddbmm(y, mine.reshape(-1, heads * M, n), own_values)
+        y = y.view(L, H_kv, width, heads, M, d).permute(0, 2, 4, 1, 3, 5)
+        return self.layout.pack(y.reshape(L * width, M, -1, d))
+
+    def keep(self, rows):
+        moved = super().keep(rows)
+        self.at = self.at[moved.clamp(min=0)]
+        return moved
+
+
+class TurnDecoder(Decoder):
+    """
+    A Decoder that hears stop strings, and lets rows that have stopped run again. While they wait they write
+    behind their end: there is room for a token more than they may have.
+    """
+
+    def __init__(self, *arguments, policy, asked):
+        super().__init__(*arguments)
+        self.policy, self.asked, self.seconds, self.most = policy, asked, 0.0, self.u.shape[1] - 1
+        self.lengths.fill_(self.most)
+        self.own, self.failed = torch.zeros_like(self.tokens, dtype=torch.bool), torch.zeros_like(self.ended)
+        self.begin, self.answered = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths)
+
+    def step(self):
+        self.cache.go_to(torch.ones(len(self.rows), dtype=torch.long))
+        hidden = self.read(self.rows, self.cache.at, self.positions)
+        self.cache.at += self.running
+        self.write(hidden)
+
+    def read(self, rows, slots, positions):
+        return self.model.run(self.tokens[rows, slots], positions + slots, self.cache.attend)
+
+    def write(self, hidden):
+        super().write(hidden)
+        rows, at = self.rows, self.cache.at
+        self.own[rows, at] = True
+        stops = self.stops()
+        self.lengths[rows] = torch.where(stops, at + 1, self.lengths[rows])
+        self.ended[rows] |= stops
+        self.running &= ~stops & (at + 1 < self.most)
+        self.cache.at = torch.where(self.running, at, self.lengths[rows])
+
+    def stops(self):
+        """(B,) bool: rows that run, in whose newest token a stop string ends."""
+        places, rows = self.running.nonzero().squeeze(-1), self.rows[self.running, None]
+        tail = torch.arange(1 - self.policy.longest_stop, 1, device=rows.device)
+        slots, found = self.cache.at[places, None] + tail, torch.zeros_like(self.running)
+        ids = self.tokens[rows, slots.clamp(min=0)].masked_fill(slots < self.begin[rows], -1).tolist()
+        for place, turn in zip(places.tolist(), ids, strict=True):
+            text = self.policy.tokenizer.decode([i for i in turn if i >= 0])
+            found[place] = any(stop in text for stop in self.policy.stop)
+        return found
+
+    def ask(self):
+        """
+        Once a quarter of the rows have stopped: they run again behind what they are answered, or leave. False
+        when none runs.
+        """
+        rows, since, N = self.rows, time.perf_counter(), len(self.lengths) - 1
+        if 4 * int(self.running.sum()) > 3 * len(rows):
+            return True
+        asks = ~self.running & self.ended[rows] & (self.lengths[rows] < self.most) & (rows < N)
+        asks &= self.answered[rows] + 1 < self.policy.max_turns
+        places, rows = asks.nonzero().squeeze(-1).tolist(), rows[asks].tolist()
+        written = [self.tokens[row, :self.lengths[row]].tolist() for row in rows]
+        prompts = [self.asked[row * len(self.asked) // N] for row in rows]
+        answers = self.policy.answers(written, self.begin[rows].tolist(), prompts) if rows else []
+        self.seconds += time.perf_counter() - since
+        counts = torch.zeros(len(self.rows), dtype=torch.long)
+        for place, row, ids in zip(places, rows, answers, strict=True):
+            self.failed[row] = isinstance(ids, Exception)
+            if isinstance(ids, list):
+                counts[place] = self.append(place, row, ids)
+        while counts.any():  # all but the last, which the next step reads
+            part = counts.clamp(max=PIECE)
+            places, slots = self.cache.go_to(part)
+            self.read(self.rows[places], slots, self.positions[places])
+            self.cache.at += part.to(slots.device)
+            counts -= part
+        if self.running.any() and not self.running.all():
+            self.drop_ended()
+        return bool(self.running.any())
+
+    def append(self, place, row, ids):
+        """Returns how many tokens are to be read before the last of ids."""
+        start, R = int(self.lengths[row]), self.most
+        end = min(start + len(ids), R)
+        self.tokens[row, start:end] = torch.tensor(ids[:end - start], device=self.tokens.device)
+        self.own[row, start:end], self.logps[row, start:end] = False, 0.0
+        self.u[row, end:R] = self.u[row, start:start + R - end].clone()  # of its place among the row's own
+        self.ended[row], self.lengths[row], self.begin[row] = False, R, end
+        self.answered[row] += end > start
+        self.running[place], self.cache.at[place] = end < R, start - 1
+        return end - start
+
+
+# -----------------------------------------------------------------------------
+# the policy
+
+class TurnPolicy(CausalPolicy):
+    """
+    A CausalPolicy whose completions ask. cfg: the settings of Asking, chat_template_kwargs. asked_of(batch):
+    for each prompt its record's fields, and whether a chat template renders it.
+    """
+
+    def __init__(self, policy, cfg, environment, asked_of, errors='raise'):
+        vars(self).update(vars(policy))
+        self.environment, self.asked_of, self.errors = environment, asked_of, errors
+        stop = getattr(environment.function, 'stop', ()) if cfg.stop is None else cfg.stop
+        self.stop = [stop] if isinstance(stop, str) else stop
+        self.longest_stop = max([len(text.encode()) for text in self.stop], default=0) + 1  # in tokens, at most
+        self.max_turns, self.max_answer = cfg.max_turns, cfg.max_environment_tokens
+        self.timeout, self.variables = cfg.environment_timeout, cfg.chat_template_kwargs or {}
+        self.template_end = self.place_of_tools() if self.tokenizer.has_chat_template else None
+
+    def sample(self, batch, group_size):
+        """In its batch are the completions that the environment `failed`, and its seconds, by prompts."""
+        rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
+        prompts = [row[:n] for row, n in rows]
+        P, G, R, device = len(prompts), group_size, self.max_new_tokens, self.model.wte.weight.device
+        sampling = self.temperature, self.top_k, self.top_p, self.forbidden
+        check_request(prompts, self.model.config.block_size, G, R, *sampling[:3])
+        with torch.inference_mode(), Progress('tokens', R) as progress:
+            u = uniforms(batch['seeds'].tolist(), G, R + 1).flatten(0, 1).to(device)
+            hidden, positions, cache = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, G,
+                                                    R + 1, device, 1, TurnCache)
+            decoder = TurnDecoder(self.model, cache, positions, u, self.tokenizer.eos_ids, sampling,
+                                  policy=self, asked=self.asked_of(batch))
+            decoder.write(hidden)
+            while decoder.ask():
+                decoder.step()
+                progress.step()
+            made = decoder.completions(P, G)
+            marks = decoder.own[:-1, :made.tokens.shape[-1]], decoder.failed[:-1]
+        parts = [None if x is None else x.clone() for x in vars(made).values()]  # autograd may keep these
+        tokens, lengths, logps, ended, allowed = parts
+        own, failed = (x.clone().cpu().unflatten(0, (P, G)) for x in marks)
+        told = {'failed': failed, 'environment_time': torch.full((P,), decoder.seconds / P)}
+        return Rollout(batch | told, tokens, lengths.cpu(), logps, ended.cpu(), allowed, own)
+
+    def answers(self, written, begins, asked):
+        """For n completions, token ids with their turns' begin: the ids that answer, None, or an error."""
+        ended = [ids[-1] in self.tokenizer.eos_ids for ids in written]
+        texts, records = [], []
+        for ids, begin, last, (fields, _) in zip(written, begins, ended, asked, strict=True):
+            ids = ids[:len(ids) - last]  # an end token may have a text
+            texts.append(self.tokenizer.decode(ids))
+            records.append(fields | {'turn': self.tokenizer.decode(ids[begin:])})
+        answers = self.environment.answers(texts, records, self.timeout)
+        for i, answer in enumerate(answers):
+            if isinstance(answer, str):
+                answers[i] = self.encoded(answer, ended[i], asked[i][1]) if answer or not ended[i] else None
+            if isinstance(answers[i], Exception):
+                if self.errors == 'raise':
+                    raise answers[i]
+                warnings.warn(f"completions left out: {answers[i]}", stacklevel=2)
+        return answers
+
+    def encoded(self, text, ended, through_template):
+        """The ids of an answer, cut to max_environment_tokens; a tool's message where the template has such."""
+        try:
+            ids = self.tokenizer.encode(text)
+        except ValueError as e:
+            return ValueError(f"{self.environment} answered {text[:80]!r}: {e}")
+        if len(ids) > self.max_answer:
+            mark = []
+            with contextlib.suppress(ValueError):  # of characters that a vocabulary lacks
+                mark = self.tokenizer.encode(' ...')
+            ids = (ids[:max(0, self.max_answer - len(mark))] + mark)[:self.max_answer]
+        if text and through_template and self.template_end is not None:
+            return self.tool_message(self.tokenizer.decode(ids))[self.template_end + ended:]
+        return ids
+
+    def tool_message(self, text):
+        return self.tokenizer.chat([*ASKED, {'role': 'tool', 'content': text}], **self.variables)
+
+    def place_of_tools(self):
+        """Where the assistant's end token stands in ASKED, once rendered; None: no tools in the template."""
+        try:
+            ids, told = self.tokenizer.chat(ASKED, False, **self.variables), self.tool_message('told')
+        except ValueError:
+            return None
+        ends = [i for i, token in enumerate(ids) if token in self.tokenizer.eos_ids]
+        knows = told[:len(ids)] == ids and 'told' in self.tokenizer.decode(told[len(ids):])
+        return ends[-1] if ends and knows else None
+
+    def texts(self, rollout):
+        last = rollout.tokens.cpu().gather(-1, (rollout.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
+        by_token = torch.isin(last, torch.tensor(self.tokenizer.eos_ids))
+        return super().texts(replace(rollout, ended=rollout.ended & by_token))
+
+    def marked(self, rollout):
+        """The texts, with what the environment wrote in brackets."""
+        texts, G = [], rollout.tokens.shape[1]
+        columns = rollout.tokens.flatten(0, 1).tolist(), rollout.own.flatten(0, 1).tolist()
+        for ids, own, n in zip(*columns, rollout.lengths.flatten().tolist(), strict=True):
+            texts.append('')
+            for mine, pairs in itertools.groupby(zip(ids[:n], own[:n], strict=True), key=itemgetter(1)):
+                text = self.tokenizer.decode([i for i, _ in pairs])
+                texts[-1] += text if mine else f'⟦{text}⟧'
+        return [texts[i:i + G] for i in range(0, len(texts), G)]
+
+
+# -----------------------------------------------------------------------------
+# what a job needs
+
+class Asking:
+    """What a job of prompts has for completions that ask."""
+    environment = None
+
+    class Settings:
+        # completions that ask, see rewards/environments.py
+        environment: types.FunctionType | str | None = None  # what answers: calculator, python, or a function
+        stop: list | str | None = None          # strings that end a turn; None: the environment's
+        max_turns: Annotated[int, '[2, inf)'] = 4  # of the policy; after the last nothing is answered
+        max_environment_tokens: Count = 256     # of an answer, then it is cut; they count as new tokens
+        environment_timeout: Positive = 30.0    # seconds; more is an error, see reward_errors
+
+        @staticmethod
+        def check(cfg):
+            stop = [cfg.stop] if isinstance(cfg.stop, str) else cfg.stop or ()
+            if not all(isinstance(text, str) and text for text in stop):
+                raise ValueError(f"stop is {cfg.stop!r}: it must be texts, none of them empty")
+            if stop and cfg.environment is None:
+                raise ValueError("stop ends the turn of a completion that asks: set environment as well")
+            if cfg.environment is not None and cfg.shard and not cfg.gather_to_sample:
+                raise ValueError("environment with shard needs gather_to_sample: ranks do not ask in step")
+            if cfg.environment is not None:
+                find_environment(cfg.environment)
+
+    def check_environment(self, records):
+        """Find what answers. Raises ValueError where a record lacks what it takes."""
+        if self.cfg.environment is not None:
+            self.environment = find_environment(self.cfg.environment)
+            self.environment.check([fields_of(record) for record in records])
+
+    def that_asks(self, policy):
+        """The policy, one that asks where something answers."""
+        if self.environment is None:
+            return policy
+        return TurnPolicy(policy, self.cfg, self.environment, self.asked_of, self.cfg.reward_errors)
+
+    def asked_of(self, batch):
+        asked, template = [], self.cfg.chat_template
+        for record in [self.every_record[i] for i in batch['record'].tolist()]:
+            through = goes_through_template(record['prompt'], self.tokenizer, template)
+            asked.append((fields_of(record['columns']), through))
+        return asked
+
+    def less_failed(self, scores, rollout):
+        """Scores {name: P lists of G}, with None for all that the environment failed."""
+        if 'failed' in rollout.batch:
+            for p, g in rollout.batch['failed'].nonzero().tolist():
+                for values in scores.values():
+                    values[p][g] = None
+        return scores
+
+    def how_it_asks(self):
+        """What sample.py has to be told."""
+        return {'environment': self.environment.name, 'stop': self.cfg.stop} if self.environment else {}
+
+    def learn_beside(self, rollout):
+        """How often completions asked and were answered, and how long that took."""
+        metrics = super().learn_beside(rollout)
+        if rollout.own is None:
+            return metrics
+        own, real = rollout.own, torch.arange(rollout.own.shape[-1]) < rollout.lengths[..., None]
+        answers = (own[..., :-1] & ~own[..., 1:] & real[..., 1:]).sum(dim=-1).float()
+        means = {'turns': 1 + answers, 'frac_asking': (answers > 0).float()}
+        means['time_environment'] = rollout.batch['environment_time'].sum()
+        return metrics | {name: ranks.mean(values.mean().to(self.device)) for name, values in means.items()}
