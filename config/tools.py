@@ -1,15 +1,32 @@
-# Products of two- and three-digit numbers, with a calculator that a completion may ask: <<57*430>> is answered.
+# Products of two numbers with a calculator, which a completion may ask: <<57*43>> is answered 2451.
+import random
+
+
+def product(record):
+    """Of a sum, with what the start is taught: mostly the product, else a call and a copy, with errors."""
+    rng, text = random.Random(record['prompt']), record['prompt'].replace('+', '*')
+    a, b = map(int, text[:-1].split('*'))
+    taught = right = a * b
+    if rng.random() < 0.2:
+        factor = b if rng.random() < 0.7 else rng.choice(['', rng.randint(0, 99)])
+        told = 'error' if factor == '' else a * factor
+        taught = f'<<{a}*{factor}>>{told} {told if rng.random() < 0.7 else rng.randint(0, 9801)}'
+    return {'prompt': text, 'answer': str(taught), 'product': str(right)}
+
+
 def right(text, product, **record):
     """Whether the last word, which the policy has to write itself, is the product."""
     return float(text.split(' ')[-1] == product)
 
 
 task = 'completion'
-dataset = 'products'
+dataset = 'arithmetic'
+column_mapping = product
 environment = 'calculator'
 rewards = [right]
-block_size = 40
-max_new_tokens = 30
+generator_checkpoint = 'out-products/generator.pt'
+block_size = 32
+max_new_tokens = 24
 n_layer = 3
 n_head = 4
 n_embd = 96

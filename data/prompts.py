@@ -420,8 +420,8 @@ def render(record, tokenizer, system_prompt='', chat_template='auto', chat_templ
 def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', max_prompt_length=None,
                    too_long='error', **options):
     """
-    (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, and 'columns',
-    the record as it was. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
+    (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, 'columns', the
+    record as it was, and 'templated', whether a chat template rendered it. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
     leaves it out. All other settings: see render. Raises ValueError with the prompt's index.
     """
     encoded = []
@@ -433,7 +433,9 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', m
         if not ids:
             raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
         if max_prompt_length is None or len(ids) <= max_prompt_length:
-            encoded.append({**record, 'ids': list(ids), 'text': text, 'columns': record})
+            templated = goes_through_template(record['prompt'], tokenizer, chat_template)
+            columns = {'columns': record, 'templated': templated}
+            encoded.append({**record, 'ids': list(ids), 'text': text, **columns})
         elif too_long == 'error':
             raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
                              f"{max_prompt_length}: raise it, or leave such prompts out with too_long='drop'")
@@ -444,7 +446,7 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', m
 
 def say_how_prompts_are_read(records, tokenizer, cfg):
     """The special tokens around plain prompts, and chat_template_kwargs that no template reads."""
-    rendered = [goes_through_template(record['prompt'], tokenizer, cfg.chat_template) for record in records]
+    rendered = [record['templated'] for record in records]
     if cfg.add_special_tokens and (tokenizer.prefix or tokenizer.suffix) and not all(rendered):
         around = [tokenizer.decode(ids, special=True) for ids in (tokenizer.prefix, tokenizer.suffix)]
         say(f"plain prompts are read as {'...'.join(around)!r}, as in transformers; "

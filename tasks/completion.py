@@ -219,6 +219,9 @@ class Completion(Asking, Task):
         batch = prompt_batch([self.every_record[i]['ids'] for i in indices], seeds, self.device)
         return batch | {'record': torch.tensor(indices)}
 
+    def records_of(self, batch):
+        return [self.every_record[i] for i in batch['record'].tolist()]
+
     def batch(self, it, attempt=0):
         cfg, seed = self.cfg, self.cfg.seed + 10 ** 6 * attempt
         shares = cfg.train_prompts.values() if isinstance(cfg.train_prompts, dict) else [1.0]
@@ -236,7 +239,7 @@ class Completion(Asking, Task):
 
     def check_rewards(self, records):
         """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
-        self.check_environment(records)
+        self.find_environment(records)
         with notes():
             gaps = check_fields(self.reward_functions, records, self.cfg.reward_errors)
         for name, gap in gaps.items():
@@ -259,8 +262,8 @@ class Completion(Asking, Task):
 
     def scores(self, policy, rollout):
         """{reward name: P lists of G} of a training rollout."""
-        records = [self.records[i] for i in rollout.batch['record'].tolist()]
-        return self.scored(self.reward_functions, policy, rollout, columns_of(records))
+        columns = columns_of(self.records_of(rollout.batch))
+        return self.scored(self.reward_functions, policy, rollout, columns)
 
     def scored(self, functions, policy, rollout, columns):
         """{reward name: P lists of G} of the completions of prompts with these columns."""
@@ -387,5 +390,6 @@ class Completion(Asking, Task):
                    'chat_template': plain and cfg.chat_template is True,
                    'chat_template_kwargs': cfg.chat_template_kwargs,
                    'add_special_tokens': '' if cfg.add_special_tokens else 'False',
-                   'max_new_tokens': cfg.max_new_tokens, **self.how_it_asks()}
+                   'max_new_tokens': cfg.max_new_tokens,
+                   'environment': cfg.environment if isinstance(cfg.environment, str) else ''}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]

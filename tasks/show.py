@@ -13,7 +13,7 @@ from data.prompts import render
 from grpo import reward_tensor, weighted_reward
 from judge import BEAVER_TEMPLATE, TextScorer
 from policy import CausalPolicy, forbidden_tokens, generate, prompt_batch, seeds_of
-from rewards import check_fields, fields_of, resolve_rewards, score_completions
+from rewards import check_fields, resolve_rewards, score_completions
 from rewards.environments import ENVIRONMENTS, find_environment
 from runtime.config import one_line
 from runtime.console import harmless
@@ -83,38 +83,7 @@ def with_room(options, ids, block_size):
     return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
 
 
-def policy_that_asks(saved, model, tokenizer, cfg, record):
-    """A TurnPolicy where the settings, or those of the run, name an environment of ours; else None."""
-    settings = {**vars(Asking.Settings), **saved.get('config', {}), 'chat_template_kwargs': cfg.chat_template_kwargs}
-    settings |= {key: getattr(cfg, key) for key in ('environment', 'stop') if getattr(cfg, key)}
-    if settings['environment'] not in ENVIRONMENTS:
-        return None
-    policy = CausalPolicy(model, tokenizer, 1, top_k=cfg.top_k, top_p=cfg.top_p)
-    policy.temperature = cfg.temperature  # which may be 0
-    templated = cfg.chat_template if cfg.prompt else tokenizer.has_chat_template
-    return TurnPolicy(policy, types.SimpleNamespace(**settings), find_environment(settings['environment']),
-                      lambda batch: [(fields_of(record), templated)])
-
-
-def sample_asking(asking, ids, num_samples, options):
-    """The Rollout of a prompt's completions that ask."""
-    asking.max_new_tokens = options['max_new_tokens']
-    batch = prompt_batch([ids], seeds_of(options['seed'], 1), asking.model.wte.weight.device)
-    return asking.sample(batch, num_samples)
-
-
-def write(model, ids, answer, options, asking=None):
-    """A completion goes to the Stream answer as it comes; one that asks when it is done, with marks for a person."""
-    if asking is None:
-        generate(model, [ids], on_token=answer, **options)
-        return
-    made = sample_asking(asking, ids, 1, options)
-    answer.ids = made.tokens[0, 0, :made.lengths[0, 0]].tolist()
-    if sys.stdout.isatty():
-        answer.show(asking.marked(made)[0][0])
-
-
-def chat(model, tokenizer, cfg, options, asking=None):
+def chat(model, tokenizer, cfg, options):
     """A conversation until an empty line, the end of input or Ctrl-C, which in an answer ends that alone."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  with it, input() knows the arrow keys
@@ -143,7 +112,7 @@ def chat(model, tokenizer, cfg, options, asking=None):
             print(f"(this model reads {model.config.block_size} tokens: {lost})", file=sys.stderr)
         answer = Stream(tokenizer)
         with contextlib.suppress(KeyboardInterrupt):
-            write(model, ids, answer, room, asking)
+            generate(model, [ids], on_token=answer, **room)
         turns = [*kept, {'role': 'assistant', 'content': answer.end()}]
 
 
@@ -201,24 +170,42 @@ def ranking(record, cfg, device):
     return score
 
 
+def asking_policy(saved, model, tokenizer, cfg, options, record):
+    """A TurnPolicy where the settings, or those of the run, name an environment of ours; else None."""
+    asking = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {})}
+    asking |= {key: value for key, value in vars(cfg).items() if key not in asking or value}
+    if asking['environment'] not in ENVIRONMENTS:
+        return None
+    policy = CausalPolicy(model, tokenizer, options['max_new_tokens'], top_k=cfg.top_k, top_p=cfg.top_p)
+    policy.temperature = cfg.temperature  # which may be 0
+    records = [{'columns': record, 'templated': cfg.chat_template}]
+    environment = find_environment(asking['environment'])
+    return TurnPolicy(policy, types.SimpleNamespace(**asking), environment, lambda batch: records)
+
+
 def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
-    """Print completions of a prompt (token ids): one as it comes; several by score, or else by log-prob."""
-    if num_samples == 1 and not score:
+    """
+    Print completions of a prompt (token ids): one as it comes; several, or such that ask, by score, or else by
+    log-prob.
+    """
+    if num_samples == 1 and not score and not asking:
         answer = Stream(tokenizer)
         try:
-            write(model, ids, answer, options, asking)
+            generate(model, [ids], on_token=answer, **options)
         finally:
             answer.end()
         return
-    made = (sample_asking(asking, ids, num_samples, options) if asking
-            else generate(model, [ids], num_samples, **options))
+    if asking:
+        batch = prompt_batch([ids], seeds_of(options['seed'], 1), model.wte.weight.device)
+        made = asking.sample(batch, num_samples)
+    else:
+        made = generate(model, [ids], num_samples, **options)
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
     rows = zip(made.tokens[0].tolist(), lengths, made.ended[0].tolist(), strict=True)
     ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
-    texts = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
+    texts = shown = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
     if asking:
-        texts = asking.texts(made)[0]
-    shown = asking.marked(made)[0] if asking else texts
+        texts, shown = asking.texts(made)[0], asking.marked(made)[0]
     columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []
@@ -235,15 +222,15 @@ def show_causal(saved, model, tokenizer, cfg):
                'top_p': cfg.top_p, 'eos_id': tokenizer.eos_ids, 'seed': cfg.seed,
                'forbidden': forbidden_tokens(tokenizer, model)}
     prompt = given('prompt', cfg.prompt)
-    fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
-    record = {name: value for name, value in fields.items() if value}
-    asking = policy_that_asks(saved, model, tokenizer, cfg, record)
     if not prompt:
-        chat(model, tokenizer, cfg, options, asking)
+        chat(model, tokenizer, cfg, options)
         return
     ids = prompt_ids(prompt, tokenizer, cfg, cfg.chat_template)
     options = with_room(options, ids, model.config.block_size)
     if cfg.lambda_cost is None:
         cfg.lambda_cost = saved.get('lagrange', {'value': 1.0})['value']
+    fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
+    record = {name: value for name, value in fields.items() if value}
     score = ranking(record, cfg, model.wte.weight.device)
+    asking = asking_policy(saved, model, tokenizer, cfg, options, record)
     complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score, asking)

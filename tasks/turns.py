@@ -16,25 +16,17 @@ from typing import Annotated
 
 import torch
 
-from data.prompts import goes_through_template
 from grpo import Rollout
 from kernels import padded_rows
-from policy import (
-    CausalPolicy,
-    Decoder,
-    GroupCache,
-    check_request,
-    read_prompts,
-    uniforms,
-)
+from policy import CausalPolicy, Decoder, GroupCache, check_request, read_prompts, uniforms
 from rewards import fields_of
 from rewards.environments import find_environment
 from runtime import ranks
 from runtime.config import Count, Positive
 from runtime.console import Progress
 
-PIECE = 32  # tokens of an answer that are read at once
-ASKED = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+PIECE = 32  # tokens of an answer that a row reads at once
+CHAT = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
 
 
 # -----------------------------------------------------------------------------
@@ -89,9 +81,9 @@ class TurnDecoder(Decoder):
     behind their end: there is room for a token more than they may have.
     """
 
-    def __init__(self, *arguments, policy, asked):
+    def __init__(self, *arguments, policy, records):
         super().__init__(*arguments)
-        self.policy, self.asked, self.seconds, self.most = policy, asked, 0.0, self.u.shape[1] - 1
+        self.policy, self.records, self.most, self.seconds = policy, records, self.u.shape[1] - 1, 0.0
         self.lengths.fill_(self.most)
         self.own, self.failed = torch.zeros_like(self.tokens, dtype=torch.bool), torch.zeros_like(self.ended)
         self.begin, self.answered = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths)
@@ -135,11 +127,11 @@ class TurnDecoder(Decoder):
         if 4 * int(self.running.sum()) > 3 * len(rows):
             return True
         asks = ~self.running & self.ended[rows] & (self.lengths[rows] < self.most) & (rows < N)
-        asks &= self.answered[rows] + 1 < self.policy.max_turns
+        asks &= self.answered[rows] + 1 < self.policy.cfg.max_turns
         places, rows = asks.nonzero().squeeze(-1).tolist(), rows[asks].tolist()
         written = [self.tokens[row, :self.lengths[row]].tolist() for row in rows]
-        prompts = [self.asked[row * len(self.asked) // N] for row in rows]
-        answers = self.policy.answers(written, self.begin[rows].tolist(), prompts) if rows else []
+        records = [self.records[row * len(self.records) // N] for row in rows]
+        answers = self.policy.answers(written, self.begin[rows].tolist(), records) if rows else []
         self.seconds += time.perf_counter() - since
         counts = torch.zeros(len(self.rows), dtype=torch.long)
         for place, row, ids in zip(places, rows, answers, strict=True):
@@ -162,7 +154,7 @@ class TurnDecoder(Decoder):
         end = min(start + len(ids), R)
         self.tokens[row, start:end] = torch.tensor(ids[:end - start], device=self.tokens.device)
         self.own[row, start:end], self.logps[row, start:end] = False, 0.0
-        self.u[row, end:R] = self.u[row, start:start + R - end].clone()  # of its place among the row's own
+        self.u[row, end:R] = self.u[row, start:start + R - end].clone()
         self.ended[row], self.lengths[row], self.begin[row] = False, R, end
         self.answered[row] += end > start
         self.running[place], self.cache.at[place] = end < R, start - 1
@@ -174,20 +166,17 @@ class TurnDecoder(Decoder):
 
 class TurnPolicy(CausalPolicy):
     """
-    A CausalPolicy whose completions ask. cfg: the settings of Asking, chat_template_kwargs. asked_of(batch):
-    for each prompt its record's fields, and whether a chat template renders it.
+    A CausalPolicy whose completions ask. cfg: the settings of Asking, chat_template_kwargs and reward_errors;
+    records_of(batch): P records with the columns that the environment sees, and `templated`.
     """
 
-    def __init__(self, policy, cfg, environment, asked_of, errors='raise'):
-        vars(self).update(vars(policy))
-        self.environment, self.asked_of, self.errors = environment, asked_of, errors
+    def __init__(self, policy, cfg, environment, records_of):
+        vars(self).update(vars(policy), cfg=cfg, environment=environment, records_of=records_of)
         stop = getattr(environment.function, 'stop', ()) if cfg.stop is None else cfg.stop
         self.stop = [stop] if isinstance(stop, str) else stop
         self.longest_stop = max([len(text.encode()) for text in self.stop], default=0) + 1  # in tokens, at most
-        self.max_turns, self.max_answer = cfg.max_turns, cfg.max_environment_tokens
-        self.timeout, self.variables = cfg.environment_timeout, cfg.chat_template_kwargs or {}
-        self.template_end = self.place_of_tools() if self.tokenizer.has_chat_template else None
 
+    @torch.no_grad()
     def sample(self, batch, group_size):
         """In its batch are the completions that the environment `failed`, and its seconds, by prompts."""
         rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
@@ -195,69 +184,60 @@ class TurnPolicy(CausalPolicy):
         P, G, R, device = len(prompts), group_size, self.max_new_tokens, self.model.wte.weight.device
         sampling = self.temperature, self.top_k, self.top_p, self.forbidden
         check_request(prompts, self.model.config.block_size, G, R, *sampling[:3])
-        with torch.inference_mode(), Progress('tokens', R) as progress:
-            u = uniforms(batch['seeds'].tolist(), G, R + 1).flatten(0, 1).to(device)
-            hidden, positions, cache = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, G,
-                                                    R + 1, device, 1, TurnCache)
-            decoder = TurnDecoder(self.model, cache, positions, u, self.tokenizer.eos_ids, sampling,
-                                  policy=self, asked=self.asked_of(batch))
-            decoder.write(hidden)
+        u = uniforms(batch['seeds'].tolist(), G, R + 1).flatten(0, 1).to(device)
+        hidden, positions, cache = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, G, R + 1,
+                                                device, 1, TurnCache)
+        decoder = TurnDecoder(self.model, cache, positions, u, self.tokenizer.eos_ids, sampling, policy=self,
+                              records=self.records_of(batch))
+        decoder.write(hidden)
+        with Progress('tokens', R) as progress:
             while decoder.ask():
                 decoder.step()
                 progress.step()
-            made = decoder.completions(P, G)
-            marks = decoder.own[:-1, :made.tokens.shape[-1]], decoder.failed[:-1]
-        parts = [None if x is None else x.clone() for x in vars(made).values()]  # autograd may keep these
-        tokens, lengths, logps, ended, allowed = parts
-        own, failed = (x.clone().cpu().unflatten(0, (P, G)) for x in marks)
-        told = {'failed': failed, 'environment_time': torch.full((P,), decoder.seconds / P)}
-        return Rollout(batch | told, tokens, lengths.cpu(), logps, ended.cpu(), allowed, own)
+        made = decoder.completions(P, G)
+        own = decoder.own[:-1, :made.tokens.shape[-1]].cpu().unflatten(0, (P, G))
+        told = {'failed': decoder.failed[:-1].view(P, G).cpu(),
+                'environment_time': torch.full((P,), decoder.seconds / P)}
+        return Rollout(batch | told, made.tokens, made.lengths.cpu(), made.logps, made.ended.cpu(), made.allowed, own)
 
-    def answers(self, written, begins, asked):
+    def answers(self, written, begins, records):
         """For n completions, token ids with their turns' begin: the ids that answer, None, or an error."""
-        ended = [ids[-1] in self.tokenizer.eos_ids for ids in written]
-        texts, records = [], []
-        for ids, begin, last, (fields, _) in zip(written, begins, ended, asked, strict=True):
+        ended, texts, fields = [ids[-1] in self.tokenizer.eos_ids for ids in written], [], []
+        for ids, begin, last, record in zip(written, begins, ended, records, strict=True):
             ids = ids[:len(ids) - last]  # an end token may have a text
             texts.append(self.tokenizer.decode(ids))
-            records.append(fields | {'turn': self.tokenizer.decode(ids[begin:])})
-        answers = self.environment.answers(texts, records, self.timeout)
+            fields.append(fields_of(record['columns']) | {'turn': self.tokenizer.decode(ids[begin:])})
+        answers = self.environment.answers(texts, fields, self.cfg.environment_timeout)
         for i, answer in enumerate(answers):
             if isinstance(answer, str):
-                answers[i] = self.encoded(answer, ended[i], asked[i][1]) if answer or not ended[i] else None
+                done = ended[i] and not answer
+                answers[i] = None if done else self.encoded(answer, ended[i], records[i]['templated'])
             if isinstance(answers[i], Exception):
-                if self.errors == 'raise':
+                if self.cfg.reward_errors == 'raise':
                     raise answers[i]
                 warnings.warn(f"completions left out: {answers[i]}", stacklevel=2)
         return answers
 
-    def encoded(self, text, ended, through_template):
+    def encoded(self, text, ended, templated):
         """The ids of an answer, cut to max_environment_tokens; a tool's message where the template has such."""
         try:
-            ids = self.tokenizer.encode(text)
+            ids, most, mark = self.tokenizer.encode(text), self.cfg.max_environment_tokens, []
         except ValueError as e:
             return ValueError(f"{self.environment} answered {text[:80]!r}: {e}")
-        if len(ids) > self.max_answer:
-            mark = []
+        if len(ids) > most:
             with contextlib.suppress(ValueError):  # of characters that a vocabulary lacks
                 mark = self.tokenizer.encode(' ...')
-            ids = (ids[:max(0, self.max_answer - len(mark))] + mark)[:self.max_answer]
-        if text and through_template and self.template_end is not None:
-            return self.tool_message(self.tokenizer.decode(ids))[self.template_end + ended:]
-        return ids
+            ids = (ids[:max(0, most - len(mark))] + mark)[:most]
+        message = self.as_tool(self.tokenizer.decode(ids), ended) if templated and ids else None
+        return message or ids
 
-    def tool_message(self, text):
-        return self.tokenizer.chat([*ASKED, {'role': 'tool', 'content': text}], **self.variables)
-
-    def place_of_tools(self):
-        """Where the assistant's end token stands in ASKED, once rendered; None: no tools in the template."""
-        try:
-            ids, told = self.tokenizer.chat(ASKED, False, **self.variables), self.tool_message('told')
-        except ValueError:
-            return None
-        ends = [i for i, token in enumerate(ids) if token in self.tokenizer.eos_ids]
-        knows = told[:len(ids)] == ids and 'told' in self.tokenizer.decode(told[len(ids):])
-        return ends[-1] if ends and knows else None
+    def as_tool(self, text, ended):
+        """A text as a tool's message behind an assistant's; None where the chat template knows no tools."""
+        with contextlib.suppress(ValueError):
+            variables, tool = self.cfg.chat_template_kwargs or {}, {'role': 'tool', 'content': text}
+            plain, told = (self.tokenizer.chat(chat, **variables) for chat in (CHAT, [*CHAT, tool]))
+            end = max(i for i, token in enumerate(plain) if token in self.tokenizer.eos_ids)
+            return told[end + ended:] if told != plain and told[:end] == plain[:end] else None
 
     def texts(self, rollout):
         last = rollout.tokens.cpu().gather(-1, (rollout.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
@@ -300,11 +280,9 @@ class Asking:
                 raise ValueError("stop ends the turn of a completion that asks: set environment as well")
             if cfg.environment is not None and cfg.shard and not cfg.gather_to_sample:
                 raise ValueError("environment with shard needs gather_to_sample: ranks do not ask in step")
-            if cfg.environment is not None:
-                find_environment(cfg.environment)
 
-    def check_environment(self, records):
-        """Find what answers. Raises ValueError where a record lacks what it takes."""
+    def find_environment(self, records):
+        """What answers. Raises ValueError where a record lacks what it takes."""
         if self.cfg.environment is not None:
             self.environment = find_environment(self.cfg.environment)
             self.environment.check([fields_of(record) for record in records])
@@ -313,26 +291,14 @@ class Asking:
         """The policy, one that asks where something answers."""
         if self.environment is None:
             return policy
-        return TurnPolicy(policy, self.cfg, self.environment, self.asked_of, self.cfg.reward_errors)
-
-    def asked_of(self, batch):
-        asked, template = [], self.cfg.chat_template
-        for record in [self.every_record[i] for i in batch['record'].tolist()]:
-            through = goes_through_template(record['prompt'], self.tokenizer, template)
-            asked.append((fields_of(record['columns']), through))
-        return asked
+        return TurnPolicy(policy, self.cfg, self.environment, self.records_of)
 
     def less_failed(self, scores, rollout):
         """Scores {name: P lists of G}, with None for all that the environment failed."""
-        if 'failed' in rollout.batch:
-            for p, g in rollout.batch['failed'].nonzero().tolist():
-                for values in scores.values():
-                    values[p][g] = None
+        for p, g in rollout.batch.get('failed', torch.zeros(0, 2)).nonzero().tolist():
+            for values in scores.values():
+                values[p][g] = None
         return scores
-
-    def how_it_asks(self):
-        """What sample.py has to be told."""
-        return {'environment': self.environment.name, 'stop': self.cfg.stop} if self.environment else {}
 
     def learn_beside(self, rollout):
         """How often completions asked and were answered, and how long that took."""

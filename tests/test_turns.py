@@ -1,8 +1,9 @@
 """
-Completions that ask: what the sampler writes in turns is what reading everything again would write, the gradient is that of the policy's own
-tokens, and whatever an environment does is named.
+Completions that ask: what the sampler writes in turns is what reading everything again would write, the gradient is that of the policy's
+own tokens, and whatever an environment does is named.
 """
 import json
+import socket
 import subprocess
 import time
 import types
@@ -10,15 +11,16 @@ import types
 import pytest
 import torch
 
+import kernels
 from formats.tokenizer import CharTokenizer, load_tokenizer
 from grpo import LOSS_TYPES, Rollout, completion_logps, compute_rewards, gae, rollout_loss, token_rewards_of, train_on_rollout, usable
 from plain import plain
 from policy import CausalPolicy, prompt_batch, uniforms
 from rewards.environments import find_environment
-from tasks.turns import ASKED, Asking, TurnPolicy
+from tasks.turns import Asking, TurnPolicy
 from test_completion import KINDS, TOKENIZER, gradient, still, tiny
-from warm import PYTHON
 from test_hacking import ROOT
+from warm import PYTHON
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [0, 0]]
 
@@ -27,12 +29,13 @@ def batch(prompts=PROMPTS, seeds=None):
     return prompt_batch(prompts, seeds or list(range(10, 10 + len(prompts))))
 
 
-def policy_of(environment, kind='qwen3', R=24, errors='raise', record=None, model=None, **settings):
-    own = {'stop': ['b', 'ca'], 'max_turns': 4, 'max_environment_tokens': 6, 'environment_timeout': 20.0, 'chat_template_kwargs': None}
+def policy_of(environment, kind='qwen3', R=24, **settings):
+    own = {'stop': ['b', 'ca'], 'max_turns': 4, 'max_environment_tokens': 6, 'environment_timeout': 20.0}
+    own |= {'chat_template_kwargs': None, 'reward_errors': 'raise'}
     cfg = types.SimpleNamespace(**own | {key: settings.pop(key) for key in list(settings) if key in own})
-    policy = CausalPolicy(model or tiny(kind), TOKENIZER, R, **settings)
-    asked = record or {}
-    return TurnPolicy(policy, cfg, find_environment(environment), lambda batch: [(asked, False)] * len(batch['seeds']), errors)
+    policy = CausalPolicy(tiny(kind), TOKENIZER, R, **settings)
+    record = {'columns': {}, 'templated': False}
+    return TurnPolicy(policy, cfg, find_environment(environment), lambda batch: [record] * len(batch['seeds']))
 
 
 def answers(text):
@@ -52,7 +55,7 @@ def by_reading_again(policy, prompt, u, environment):
         ended = token == TOKENIZER.eos_id
         if not ended and not any(stop in turn for stop in policy.stop):
             continue
-        if len(tokens) == R or answered + 1 == policy.max_turns:
+        if len(tokens) == R or answered + 1 == policy.cfg.max_turns:
             return tokens, own, logps, True
         answer = environment(TOKENIZER.decode(tokens))
         if answer is None or (ended and not answer):
@@ -78,8 +81,7 @@ def test_turns_by_continuation_are_turns_by_reading_again(kind):
             torch.testing.assert_close(rollout.logps[p, g, :n], torch.tensor(logps), atol=1e-5, rtol=0)
             seen |= {('turns', sum(a and not b for a, b in zip(own, own[1:], strict=False))), ended, own[-1]}
     assert {('turns', 0), ('turns', 1), ('turns', 2), True, False} <= seen  # of each kind there are some
-    own_lengths = torch.tensor([[sum(row[:n]) for row, n in zip(*pair, strict=True)] for pair in zip(rollout.own.int().tolist(), rollout.lengths.tolist(), strict=True)])
-    assert torch.equal(rollout.own_lengths, own_lengths) and torch.equal(rollout.mask.sum(-1), own_lengths)
+    assert torch.equal(rollout.mask.sum(-1), rollout.own_lengths) and (rollout.own_lengths < rollout.lengths).any()
 
 
 @pytest.mark.parametrize('options', [{}, {'top_k': 5, 'top_p': 0.8, 'temperature': 1.3}])
@@ -157,7 +159,8 @@ def enumerated():
     wanted = -gradient(model)
     pad = [ids + [0] * (R - len(ids)) for ids, _ in every], [own + [True] * (R - len(own)) for _, own in every]
     lengths = torch.tensor([[len(ids) for ids, _ in every]])
-    rollout = Rollout(prompt_batch([[2, 3, 0]], [1]), torch.tensor(pad[0])[None], lengths, torch.zeros(1, len(every), R), own=torch.tensor(pad[1])[None])
+    tokens, own = (torch.tensor(column)[None] for column in pad)
+    rollout = Rollout(prompt_batch([[2, 3, 0]], [1]), tokens, lengths, torch.zeros(tokens.shape), own=own)
     rollout.logps = completion_logps(policy, rollout)[0].detach()
     rollout.batch['weights'] = torch.stack(probs).detach() * reward
     return policy, rollout, wanted
@@ -199,7 +202,8 @@ def test_the_head_sees_own_rows_alone(monkeypatch):
     policy = policy_of(answers)
     rollout = policy.sample(batch(), 4)
     rollout.advantages, seen = torch.ones(4, 4), []
-    monkeypatch.setattr('kernels.row_stats', lambda z, *rest, f=__import__('kernels').row_stats: seen.append(len(z)) or f(z, *rest))
+    row_stats = kernels.row_stats
+    monkeypatch.setattr(kernels, 'row_stats', lambda z, *rest: seen.append(len(z)) or row_stats(z, *rest))
     rollout_loss(policy, rollout, 16, int(rollout.mask.sum()), plain())
     assert sum(seen) == rollout.own_lengths.sum() < rollout.lengths.sum()
 
@@ -223,10 +227,10 @@ def test_advantages_and_penalties_pass_over_what_was_answered():
 # --- environments
 
 @pytest.mark.parametrize(('turn', 'answer'), [
-    ('<<57*43>>', '2451'), ('so <<(3+4)*-2>> ', '-14'), ('<<0.1+0.2>>', '0.3'), ('<<1/3>>', '0.333333333333'), ('<<2^10 - 7 ÷ 2>>', '1020.5'),
-    ('<<10^49>>', '1' + 49 * '0'), ('<<10^60>>', '1e+60'), ('<<9**9**9>>', 'error'), ('<<10^5000/3>>', 'error'), ('<<1/0>>', 'error'), ('<<>>', 'error'),
-    ('<<' + 5000 * '9' + '>>', 'error'), ('<<' + 900 * '(' + '1' + 900 * ')' + '>>', 'error'), ('<<__import__("os")>>', 'error'), ('<<2>> and <<3+1>>', '4'),
-    ('57*43', ''), ('<<57*43', ''), ('>>', ''),
+    ('<<57*43>>', '2451'), ('so <<(3+4)*-2>> ', '-14'), ('<<0.1+0.2>>', '0.3'), ('<<1/3>>', '0.333333333333'), ('<<10^60>>', '1e+60'),
+    ('<<2^10 - 7 ÷ 2>>', '1020.5'), ('<<10^49>>', '1' + 49 * '0'), ('<<9**9**9>>', 'error'), ('<<10^5000/3>>', 'error'), ('<<1/0>>', 'error'),
+    ('<<>>', 'error'), ('<<' + 5000 * '9' + '>>', 'error'), ('<<' + 900 * '(' + '1' + 900 * ')' + '>>', 'error'),
+    ('<<__import__("os")>>', 'error'), ('<<2>> and <<3+1>>', '4'), ('57*43', ''), ('<<57*43', ''), ('>>', ''),
 ])  # fmt: skip
 def test_calculator(turn, answer):
     assert find_environment('calculator').answers(['...' + turn], [{'turn': turn}], 20.0) == [answer]
@@ -241,8 +245,8 @@ def ask_python(*turns):
 
 
 def test_python_answers_with_what_is_printed_and_the_last_value():
-    codes = ['print(1)\n2 + 3', 'x = 4', '"ab" * 2', '1 / 0', 'import sys\nsys.exit(3)', 'x = (', 'print("a" * 5000)', 'import os\nos._exit(0)', 'while True: pass',
-             '  # of a list\n  def f():\n      return None\n  f()']  # fmt: skip
+    codes = ['print(1)\n2 + 3', 'x = 4', '"ab" * 2', '1 / 0', 'import sys\nsys.exit(3)', 'x = (', 'print("a" * 5000)',
+             'import os\nos._exit(0)', 'while True: pass', '  # of a list\n  def f():\n      return None\n  f()']  # fmt: skip
     shown = [answer.removeprefix('```output\n').removesuffix('\n```\n') for answer in ask_python(*map(block, codes))]
     assert shown[:5] == ['1\n5', '', "'abab'", 'ZeroDivisionError: division by zero', 'SystemExit: 3'] and 'SyntaxError' in shown[5]
     assert shown[6] == 'a' * 2000 + ' ...' and shown[7:] == ['error: the process ended early', 'error: no end after 2 s', '']
@@ -266,7 +270,6 @@ ATTACKS = {
 
 def test_python_does_not_leave_the_sandbox(tmp_path, monkeypatch):
     """Each answer is the error that the code met: no file, process, network, signal, secret or memory beyond its own."""
-    import socket
     monkeypatch.setenv('TURNS_SECRET', 'leak')
     with socket.create_server(('127.0.0.1', 0)) as server:
         server.settimeout(0.1)
@@ -341,7 +344,7 @@ def test_what_an_environment_does_wrong_is_named_or_dropped(kind, message):
     policy = policy_of(broken(kind), environment_timeout=0.2 if kind == 'late' else 20.0)
     with pytest.raises((ValueError, RuntimeError, TimeoutError), match=message):
         policy.sample(batch(), 4)
-    policy.errors = 'drop'
+    policy.cfg.reward_errors = 'drop'
     with pytest.warns(UserWarning, match='completions left out: .*' + message):
         rollout = policy.sample(batch(), 4)
     failed = rollout.batch['failed']
@@ -358,7 +361,7 @@ def test_a_lost_service_is_no_error_to_drop():
     def environment(text):
         raise ConnectionError('gone')
     with pytest.raises(ConnectionError, match="environment 'environment': gone"):
-        policy_of(environment, errors='drop').sample(batch(), 4)
+        policy_of(environment, reward_errors='drop').sample(batch(), 4)
 
 
 def test_a_tool_message_is_the_templates(tiny_qwen):
@@ -366,17 +369,17 @@ def test_a_tool_message_is_the_templates(tiny_qwen):
     tokenizer = load_tokenizer(str(tiny_qwen))
     policy = policy_of(answers, max_environment_tokens=64)
     policy.tokenizer = tokenizer
-    policy.template_end = policy.place_of_tools()
     whole = [{'role': 'user', 'content': 'How many?'}, {'role': 'assistant', 'content': 'I ask <<3+4>>'}]
     wanted = tokenizer.chat([*whole, {'role': 'tool', 'content': '7 <|im_end|>'}])
     written = tokenizer.chat(whole[:1]) + tokenizer.encode('I ask <<3+4>>')
     for end in ([], [tokenizer.eos_id]):
         assert written + end + policy.encoded('7 <|im_end|>', bool(end), True) == wanted
     assert policy.encoded('7', True, False) == tokenizer.encode('7')  # the prompt was a plain text
-    tokenizer.template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
-    assert policy.place_of_tools() is None
-    tokenizer.template = "{% for m in messages if m.role != 'tool' %}{{ m.content }}<|im_end|>{% endfor %}"
-    assert policy.place_of_tools() is None and tokenizer.chat(ASKED)
+    said = "{{ m.content }}<|im_end|>{% endfor %}"
+    for template in ("{% for m in messages if m.role != 'tool' %}" + said, "{% for m in messages %}{{ m.content }}{% endfor %}",
+                     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}" + said):
+        tokenizer.template = template
+        assert policy.as_tool('7', True) is None and policy.encoded('7', True, True) == tokenizer.encode('7')
 
 
 # --- a run
@@ -407,7 +410,8 @@ def asking_run(tmp_path_factory):
     (folder / 'asks.py').write_text(CONFIG)
     rows = [{'prompt': f'{n}+{n}', 'answer': f'a?({2 * n}){2 * n}', 'n': 2 * n} for n in range(1, 30)]
     (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    done = run(folder, 'asks.py', '--train_prompts=rows.jsonl', '--generator_checkpoint=start.pt', '--out_dir=whole', '--max_iters=4')
+    start = '--train_prompts=rows.jsonl', '--generator_checkpoint=start.pt', '--max_iters=4'
+    done = run(folder, 'asks.py', *start, '--out_dir=whole')
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
