@@ -154,8 +154,13 @@ class Rollout:
         """(P, G), on the CPU: how many tokens the policy wrote."""
         if self.own is None:
             return self.lengths
-        real = torch.arange(self.own.shape[-1]) < self.lengths[..., None]
-        return (real & self.own).sum(dim=-1)
+        return (self.own & (torch.arange(self.own.shape[-1]) < self.lengths[..., None])).sum(dim=-1)
+
+    def ids(self):
+        """The token ids without padding: P lists of G lists."""
+        rows = zip(self.tokens.flatten(0, 1).tolist(), self.lengths.flatten().tolist(), strict=True)
+        ids, G = [tokens[:n] for tokens, n in rows], self.lengths.shape[1]
+        return [ids[i:i + G] for i in range(0, len(ids), G)]
 
     def tokens_of_prompts(self):
         """P numbers: the tokens of each prompt and of its completions."""

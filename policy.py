@@ -456,12 +456,10 @@ class CausalPolicy:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The completions without their end token: P lists of G strings."""
-        lengths = rollout.lengths.cpu() - rollout.ended.cpu().long()
-        groups = zip(rollout.tokens.tolist(), lengths.tolist(), strict=True)
-        return [self.group_texts(tokens, lengths) for tokens, lengths in groups]
+        return [list(map(self.text, group)) for group in rollout.ids()]
 
-    def group_texts(self, tokens, lengths):
-        return [self.tokenizer.decode(ids[:n]) for ids, n in zip(tokens, lengths, strict=True)]
+    def text(self, ids):
+        return self.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.tokenizer.eos_ids else ids)
 
 
 def forbidden_tokens(tokenizer, model):

@@ -421,8 +421,9 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', m
                    too_long='error', **options):
     """
     (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, 'columns', the
-    record as it was, and 'templated', whether a chat template rendered it. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
-    leaves it out. All other settings: see render. Raises ValueError with the prompt's index.
+    record as it was, 'templated', whether a chat template rendered it. For a prompt with more than
+    max_prompt_length tokens 'error' raises and 'drop' leaves it out. All other settings: see render. Raises
+    ValueError with the prompt's index.
     """
     encoded = []
     for i, record in enumerate(records):
@@ -446,7 +447,7 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', m
 
 def say_how_prompts_are_read(records, tokenizer, cfg):
     """The special tokens around plain prompts, and chat_template_kwargs that no template reads."""
-    rendered = [record['templated'] for record in records]
+    rendered = [goes_through_template(record['prompt'], tokenizer, cfg.chat_template) for record in records]
     if cfg.add_special_tokens and (tokenizer.prefix or tokenizer.suffix) and not all(rendered):
         around = [tokenizer.decode(ids, special=True) for ids in (tokenizer.prefix, tokenizer.suffix)]
         say(f"plain prompts are read as {'...'.join(around)!r}, as in transformers; "

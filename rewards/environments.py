@@ -1,10 +1,10 @@
 """
 What answers a completion that asks: a function environment(text, **record), or one of ENVIRONMENTS by name.
 
-It is called when the policy ends a turn, by an end token or a string of `stop`, with the completion so far.
-What it returns is appended, and the policy goes on; with '' it just goes on, and with None it is done, as it
-is with '' after an end token. The function may name columns of the record, as rewards do, and `turn`: what was
-written since the last answer. It may be async; with `batched = True` it gets lists, all that wait.
+It gets the completion when the policy ends a turn, by an end token or a string of `stop`. What it returns is
+appended, and the policy goes on: with '' it just goes on, with None, or '' after an end token, it is done. It
+names columns of the record as rewards do, and `turn`, what was written since the last answer. It may be async;
+with `batched = True` it gets lists, all that wait.
 """
 import itertools
 import re
@@ -14,7 +14,7 @@ import time
 
 from rewards.code import FENCE
 from rewards.numerals import Reader, Unreadable, tokenize
-from rewards.reward import Reward, hint, shorten
+from rewards.reward import Reward, hint
 from sandbox import check_sandbox, processors, run
 
 
@@ -32,10 +32,7 @@ class Environment(Reward):
                 raise ValueError(f"{self} needs {missing[0]!r}, and prompt {i} has none")
 
     def answers(self, texts, records, seconds):
-        """
-        For each of n texts, with its record and turn: what is appended, None, or the error that the function
-        raised or is. Raises ConnectionError.
-        """
+        """What the function returns for each of n texts, with its record and turn, or what it raises."""
         fields = list(map(self.fields_of, records))
         jobs = list(zip(texts, fields, strict=True))
         if self.whole:
@@ -43,13 +40,7 @@ class Environment(Reward):
             jobs = [(texts, {name: [row.get(name) for row in fields] for name in names})]
         answers = in_time(self.answer, jobs, seconds, getattr(self.function, 'at_once', 64))
         if self.whole:
-            answers = answers[0] if isinstance(answers[0], list) else answers * len(texts)
-        for i, answer in enumerate(answers):
-            if isinstance(answer, ConnectionError):
-                raise answer
-            if answer is not None and not isinstance(answer, (str, Exception)):
-                got = f"returned {shorten(repr(answer))} ({type(answer).__name__}), no text and not None"
-                answers[i] = ValueError(f"{self} {got}, for {shorten(texts[i])}")
+            return answers[0] if isinstance(answers[0], list) else answers * len(texts)
         return answers
 
     def answer(self, text, fields):

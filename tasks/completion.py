@@ -49,13 +49,6 @@ def notes():
         say(f"note: {doubt}")
 
 
-def token_ids(rollout):
-    """The completions' ids without padding: P lists of G lists."""
-    rows = zip(rollout.tokens.flatten(0, 1).tolist(), rollout.lengths.flatten().tolist(), strict=True)
-    ids, G = [tokens[:n] for tokens, n in rows], rollout.lengths.shape[1]
-    return [ids[i:i + G] for i in range(0, len(ids), G)]
-
-
 def columns_of(records):
     """What rewards see of encoded records."""
     return [{'prompt_read': record['text']} | record['columns'] for record in records]
@@ -132,10 +125,8 @@ class Completion(Asking, Task):
         self.tokenizer = tokenizer_of(self.generator_path)
         n_dropped = self.encode(self.tokenizer)
         say_how_prompts_are_read(self.records, self.tokenizer, cfg)
-        text = f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out"
-        if n_dropped:
-            text += f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
-        say(text)
+        dropped = f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens" if n_dropped else ''
+        say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out{dropped}")
         if cfg.num_epochs:
             cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
             say(f"max_iters is {cfg.max_iters}, for {cfg.num_epochs:g} epochs")
@@ -219,9 +210,6 @@ class Completion(Asking, Task):
         batch = prompt_batch([self.every_record[i]['ids'] for i in indices], seeds, self.device)
         return batch | {'record': torch.tensor(indices)}
 
-    def records_of(self, batch):
-        return [self.every_record[i] for i in batch['record'].tolist()]
-
     def batch(self, it, attempt=0):
         cfg, seed = self.cfg, self.cfg.seed + 10 ** 6 * attempt
         shares = cfg.train_prompts.values() if isinstance(cfg.train_prompts, dict) else [1.0]
@@ -267,7 +255,7 @@ class Completion(Asking, Task):
 
     def scored(self, functions, policy, rollout, columns):
         """{reward name: P lists of G} of the completions of prompts with these columns."""
-        ids = token_ids(rollout) if any(reward.takes_tokens for _, reward, _ in functions) else None
+        ids = rollout.ids() if any(reward.takes_tokens for _, reward, _ in functions) else None
         scores = score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
         return self.less_failed(scores, rollout)
 

@@ -171,23 +171,20 @@ def ranking(record, cfg, device):
 
 
 def asking_policy(saved, model, tokenizer, cfg, options, record):
-    """A TurnPolicy where the settings, or those of the run, name an environment of ours; else None."""
+    """A TurnPolicy where cfg, or the run's settings, name an environment of ours; else None."""
     asking = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {})}
-    asking |= {key: value for key, value in vars(cfg).items() if key not in asking or value}
-    if asking['environment'] not in ENVIRONMENTS:
+    name, records = cfg.environment or asking['environment'], [{'columns': record, 'templated': cfg.chat_template}]
+    if name not in ENVIRONMENTS:
         return None
+    asking['chat_template_kwargs'] = cfg.chat_template_kwargs
     policy = CausalPolicy(model, tokenizer, options['max_new_tokens'], top_k=cfg.top_k, top_p=cfg.top_p)
     policy.temperature = cfg.temperature  # which may be 0
-    records = [{'columns': record, 'templated': cfg.chat_template}]
-    environment = find_environment(asking['environment'])
-    return TurnPolicy(policy, types.SimpleNamespace(**asking), environment, lambda batch: records)
+    cfg = types.SimpleNamespace(**asking)
+    return TurnPolicy(policy, cfg, find_environment(name), lambda batch: records)
 
 
 def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
-    """
-    Print completions of a prompt (token ids): one as it comes; several, or such that ask, by score, or else by
-    log-prob.
-    """
+    """Print completions of a prompt (token ids): one as it comes; several, by score, or else by log-prob."""
     if num_samples == 1 and not score and not asking:
         answer = Stream(tokenizer)
         try:

@@ -10,7 +10,6 @@ import itertools
 import time
 import types
 import warnings
-from dataclasses import replace
 from operator import itemgetter
 from typing import Annotated
 
@@ -77,8 +76,8 @@ class TurnCache(GroupCache):
 
 class TurnDecoder(Decoder):
     """
-    A Decoder that hears stop strings, and lets rows that have stopped run again. While they wait they write
-    behind their end: there is room for a token more than they may have.
+    A Decoder that hears stop strings, and lets rows that have stopped run again. Meanwhile they write behind
+    their end: there is room for a token more than they may have.
     """
 
     def __init__(self, *arguments, policy, records):
@@ -129,9 +128,11 @@ class TurnDecoder(Decoder):
         asks = ~self.running & self.ended[rows] & (self.lengths[rows] < self.most) & (rows < N)
         asks &= self.answered[rows] + 1 < self.policy.cfg.max_turns
         places, rows = asks.nonzero().squeeze(-1).tolist(), rows[asks].tolist()
-        written = [self.tokens[row, :self.lengths[row]].tolist() for row in rows]
-        records = [self.records[row * len(self.records) // N] for row in rows]
-        answers = self.policy.answers(written, self.begin[rows].tolist(), records) if rows else []
+        calls = []
+        for row in rows:
+            written, record = self.tokens[row, :self.lengths[row]], self.records[row * len(self.records) // N]
+            calls.append((written.tolist(), int(self.begin[row]), record))
+        answers = self.policy.answers(calls) if calls else []
         self.seconds += time.perf_counter() - since
         counts = torch.zeros(len(self.rows), dtype=torch.long)
         for place, row, ids in zip(places, rows, answers, strict=True):
@@ -166,7 +167,7 @@ class TurnDecoder(Decoder):
 
 class TurnPolicy(CausalPolicy):
     """
-    A CausalPolicy whose completions ask. cfg: the settings of Asking, chat_template_kwargs and reward_errors;
+    A CausalPolicy whose completions ask. cfg: the settings of Asking, chat_template_kwargs, reward_errors;
     records_of(batch): P records with the columns that the environment sees, and `templated`.
     """
 
@@ -178,17 +179,17 @@ class TurnPolicy(CausalPolicy):
 
     @torch.no_grad()
     def sample(self, batch, group_size):
-        """In its batch are the completions that the environment `failed`, and its seconds, by prompts."""
+        """Its batch tells how often each was `answered`, where the environment `failed`, and its seconds."""
         rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
         prompts = [row[:n] for row, n in rows]
         P, G, R, device = len(prompts), group_size, self.max_new_tokens, self.model.wte.weight.device
         sampling = self.temperature, self.top_k, self.top_p, self.forbidden
         check_request(prompts, self.model.config.block_size, G, R, *sampling[:3])
         u = uniforms(batch['seeds'].tolist(), G, R + 1).flatten(0, 1).to(device)
-        hidden, positions, cache = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, G, R + 1,
-                                                device, 1, TurnCache)
-        decoder = TurnDecoder(self.model, cache, positions, u, self.tokenizer.eos_ids, sampling, policy=self,
-                              records=self.records_of(batch))
+        hidden, positions, cache = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, G,
+                                                R + 1, device, 1, TurnCache)
+        decoder = TurnDecoder(self.model, cache, positions, u, self.tokenizer.eos_ids, sampling,
+                              policy=self, records=self.records_of(batch))
         decoder.write(hidden)
         with Progress('tokens', R) as progress:
             while decoder.ask():
@@ -196,36 +197,44 @@ class TurnPolicy(CausalPolicy):
                 progress.step()
         made = decoder.completions(P, G)
         own = decoder.own[:-1, :made.tokens.shape[-1]].cpu().unflatten(0, (P, G))
-        told = {'failed': decoder.failed[:-1].view(P, G).cpu(),
-                'environment_time': torch.full((P,), decoder.seconds / P)}
-        return Rollout(batch | told, made.tokens, made.lengths.cpu(), made.logps, made.ended.cpu(), made.allowed, own)
+        told = [x[:-1].view(P, G).cpu() for x in (decoder.answered, decoder.failed)]
+        told.append(torch.full((P,), decoder.seconds / P))
+        batch = batch | dict(zip(('answered', 'failed', 'environment_time'), told, strict=True))
+        on_cpu = made.lengths.cpu(), made.logps, made.ended.cpu()
+        return Rollout(batch, made.tokens, *on_cpu, made.allowed, own)
 
-    def answers(self, written, begins, records):
-        """For n completions, token ids with their turns' begin: the ids that answer, None, or an error."""
-        ended, texts, fields = [ids[-1] in self.tokenizer.eos_ids for ids in written], [], []
-        for ids, begin, last, record in zip(written, begins, ended, records, strict=True):
-            ids = ids[:len(ids) - last]  # an end token may have a text
-            texts.append(self.tokenizer.decode(ids))
-            fields.append(fields_of(record['columns']) | {'turn': self.tokenizer.decode(ids[begin:])})
-        answers = self.environment.answers(texts, fields, self.cfg.environment_timeout)
-        for i, answer in enumerate(answers):
-            if isinstance(answer, str):
-                done = ended[i] and not answer
-                answers[i] = None if done else self.encoded(answer, ended[i], records[i]['templated'])
-            if isinstance(answers[i], Exception):
+    def answers(self, calls):
+        """What answers each call (the completion's ids, its turn's begin, its record): ids, None, an error."""
+        texts, fields, answers = [], [], []
+        for ids, begin, record in calls:
+            texts.append(self.text(ids))
+            fields.append(fields_of(record['columns']) | {'turn': self.text(ids[begin:])})
+        found = self.environment.answers(texts, fields, self.cfg.environment_timeout)
+        for (ids, _, record), answer in zip(calls, found, strict=True):
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                ended = ids[-1] in self.tokenizer.eos_ids
+                done = answer is None or (ended and answer == '')
+                answers.append(None if done else self.encoded(answer, ended, record['templated']))
+            except (ValueError, RuntimeError, TimeoutError) as e:
                 if self.cfg.reward_errors == 'raise':
-                    raise answers[i]
-                warnings.warn(f"completions left out: {answers[i]}", stacklevel=2)
+                    raise
+                warnings.warn(f"completions left out: {e}", stacklevel=2)
+                answers.append(e)
         return answers
 
-    def encoded(self, text, ended, templated):
-        """The ids of an answer, cut to max_environment_tokens; a tool's message where the template has such."""
+    def encoded(self, answer, ended, templated):
+        """An answer's ids, cut to max_environment_tokens; a tool's message where the template has such."""
+        if not isinstance(answer, str):
+            got = f"{repr(answer)[:80]} ({type(answer).__name__})"
+            raise ValueError(f"{self.environment} returned {got}, no text and not None")
         try:
-            ids, most, mark = self.tokenizer.encode(text), self.cfg.max_environment_tokens, []
+            ids, most, mark = self.tokenizer.encode(answer), self.cfg.max_environment_tokens, []
         except ValueError as e:
-            return ValueError(f"{self.environment} answered {text[:80]!r}: {e}")
+            raise ValueError(f"{self.environment} answered {answer[:80]!r}: {e}") from None
         if len(ids) > most:
-            with contextlib.suppress(ValueError):  # of characters that a vocabulary lacks
+            with contextlib.suppress(ValueError):  # of a character that the vocabulary lacks
                 mark = self.tokenizer.encode(' ...')
             ids = (ids[:max(0, most - len(mark))] + mark)[:most]
         message = self.as_tool(self.tokenizer.decode(ids), ended) if templated and ids else None
@@ -239,21 +248,16 @@ class TurnPolicy(CausalPolicy):
             end = max(i for i, token in enumerate(plain) if token in self.tokenizer.eos_ids)
             return told[end + ended:] if told != plain and told[:end] == plain[:end] else None
 
-    def texts(self, rollout):
-        last = rollout.tokens.cpu().gather(-1, (rollout.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
-        by_token = torch.isin(last, torch.tensor(self.tokenizer.eos_ids))
-        return super().texts(replace(rollout, ended=rollout.ended & by_token))
-
     def marked(self, rollout):
         """The texts, with what the environment wrote in brackets."""
-        texts, G = [], rollout.tokens.shape[1]
-        columns = rollout.tokens.flatten(0, 1).tolist(), rollout.own.flatten(0, 1).tolist()
-        for ids, own, n in zip(*columns, rollout.lengths.flatten().tolist(), strict=True):
-            texts.append('')
-            for mine, pairs in itertools.groupby(zip(ids[:n], own[:n], strict=True), key=itemgetter(1)):
-                text = self.tokenizer.decode([i for i, _ in pairs])
-                texts[-1] += text if mine else f'⟦{text}⟧'
-        return [texts[i:i + G] for i in range(0, len(texts), G)]
+        return [list(map(self.mark, *group)) for group in zip(rollout.ids(), rollout.own.tolist(), strict=True)]
+
+    def mark(self, ids, own):
+        text = ''
+        for mine, pairs in itertools.groupby(zip(ids, own, strict=False), key=itemgetter(1)):
+            part = self.tokenizer.decode([i for i, _ in pairs])
+            text += part if mine else f'⟦{part}⟧'
+        return text
 
 
 # -----------------------------------------------------------------------------
@@ -293,6 +297,9 @@ class Asking:
             return policy
         return TurnPolicy(policy, self.cfg, self.environment, self.records_of)
 
+    def records_of(self, batch):
+        return [self.every_record[i] for i in batch['record'].tolist()]
+
     def less_failed(self, scores, rollout):
         """Scores {name: P lists of G}, with None for all that the environment failed."""
         for p, g in rollout.batch.get('failed', torch.zeros(0, 2)).nonzero().tolist():
@@ -305,8 +312,7 @@ class Asking:
         metrics = super().learn_beside(rollout)
         if rollout.own is None:
             return metrics
-        own, real = rollout.own, torch.arange(rollout.own.shape[-1]) < rollout.lengths[..., None]
-        answers = (own[..., :-1] & ~own[..., 1:] & real[..., 1:]).sum(dim=-1).float()
+        answers = rollout.batch['answered'].float()
         means = {'turns': 1 + answers, 'frac_asking': (answers > 0).float()}
         means['time_environment'] = rollout.batch['environment_time'].sum()
         return metrics | {name: ranks.mean(values.mean().to(self.device)) for name, values in means.items()}

@@ -336,7 +336,7 @@ def broken(kind):
 @pytest.mark.parametrize(('kind', 'message'), [
     ('raises', r"environment 'environment' raised KeyError: 'lost' \(.*test_turns.py, line \d+\)"),
     ('late', 'environment took longer than environment_timeout, 0.2 s'),
-    ('number', r"environment 'environment' returned '7' \(int\), no text and not None"),
+    ('number', r"environment 'environment' returned 7 \(int\), no text and not None"),
     ('unknown', "environment 'environment' answered 'é': character 'é' at position 0 is not among"),
     ('short', r"environment 'one_too_few' returned a list of \d+ for \d+ texts"),
 ])  # fmt: skip
@@ -443,6 +443,23 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(asking_run):
         assert done.returncode == 0, done.stderr
     whole, parts = (torch.load(folder / name / 'ckpt.pt', weights_only=False)['model'] for name in ('whole', 'parts'))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_an_environment_of_ones_own(tmp_path):
+    """The config of docs/hacking.md, as it stands there: guesses that are answered until one is right."""
+    page = (ROOT / 'docs/hacking.md').read_text()
+    config = page[page.index('def nearer('):].partition('```')[0]
+    assert len([line for line in config.splitlines() if line]) <= 10
+    (tmp_path / 'guess.py').write_text(config)
+    small = ['--pretrain_iters=60', '--n_layer=1', '--n_head=2', '--n_embd=32', '--batch_size=8', '--eval_prompts_n=8', '--log_interval=1']
+    done = run(tmp_path, str(ROOT / 'config/arithmetic.py'), 'guess.py', *small, '--max_iters=3', '--save_interval=3', '--out_dir=out')
+    assert done.returncode == 0, done.stderr
+    asked = [sample for sample in lines(tmp_path / 'out/samples.jsonl') if 0 in sample['own']]
+    for sample in asked:
+        turns = ''.join(token if own else f' {token} ' for token, own in zip(sample['tokens'], sample['own'], strict=True)).split()
+        for guess, told in zip(turns[::2], turns[1::2], strict=False):
+            assert told == ('+' if int(guess.rstrip('=')) < int(sample['answer']) else '=')
+    assert asked
 
 
 def test_contradictions_are_refused_in_a_line(asking_run):
