@@ -360,10 +360,7 @@ def seeds_of(seed, P):
 
 
 def read_prompts(prefill, prompts, G, R, device, window, kind=GroupCache):
-    """
-    Each prompt read once: hidden states (P G, D) that predict each row's first token, its position (P G,),
-    and the GroupCache, or another kind of it.
-    """
+    """Each prompt read once: hidden (P G, D) that predicts a row's first token, its position, their cache."""
     lengths = torch.tensor([len(p) for p in prompts])
     hidden, prefix = prefill(padded(prompts, device), lengths)
     lengths = lengths.to(device)

@@ -3,8 +3,8 @@ What answers a completion that asks: a function environment(text, **record), or 
 
 It gets the completion when the policy ends a turn, by an end token or a string of `stop`. What it returns is
 appended, and the policy goes on: with '' it just goes on, with None, or '' after an end token, it is done. It
-names columns of the record as rewards do, and `turn`, what was written since the last answer. It may be async;
-with `batched = True` it gets lists, all that wait.
+names columns of the record as rewards do, and `turn`, what was written since the last answer. It may be
+async; with `batched = True` it gets lists, all that wait.
 """
 import itertools
 import re
@@ -36,8 +36,10 @@ class Environment(Reward):
         fields = list(map(self.fields_of, records))
         jobs = list(zip(texts, fields, strict=True))
         if self.whole:
-            names = dict.fromkeys(itertools.chain(*fields))
-            jobs = [(texts, {name: [row.get(name) for row in fields] for name in names})]
+            columns = {name: [] for name in dict.fromkeys(itertools.chain(*fields))}
+            for name, column in columns.items():
+                column += [row.get(name) for row in fields]
+            jobs = [(texts, columns)]
         answers = in_time(self.answer, jobs, seconds, getattr(self.function, 'at_once', 64))
         if self.whole:
             return answers[0] if isinstance(answers[0], list) else answers * len(texts)

@@ -1,7 +1,4 @@
-"""
-Completion: prompts with verifiable rewards. A causal model completes each, a function of the text says how
-well.
-"""
+"""Completion: a causal model completes prompts, and functions of the text are its rewards."""
 import collections
 import contextlib
 import itertools
@@ -166,10 +163,8 @@ class Completion(Asking, Task):
 
     def start_recipe(self):
         """The data is what there is to teach, whichever part of it this seed holds out."""
-        cfg, taught = self.cfg, list(itertools.chain(*self.train))
-        everything = taught + self.held_out
-        if self.split_by_seed:
-            taught = everything
+        cfg, everything = self.cfg, [*itertools.chain(*self.train), *self.held_out]
+        taught = everything if self.split_by_seed else itertools.chain(*self.train)
         limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
         pairs = [[record['prompt'], record.get('answer')] for record in taught
                  if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
@@ -344,9 +339,8 @@ class Completion(Asking, Task):
         first, *others = [name for name, _, _ in self.reward_functions]
         line = (f"held-out {'accuracy' if self.right_or_wrong else first} greedy "
                 f"{m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}")
-        if self.right_or_wrong:
-            line += f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}"
-        line += f", reward {m['reward']:.4f}"
+        passed = f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}" if self.right_or_wrong else ''
+        line += f"{passed}, reward {m['reward']:.4f}"
         for name in others:
             line += f", {name} greedy {m[f'reward_greedy/{name}']:.4f}, sampled {m[f'reward/{name}']:.4f}"
         if 'pass_rate_greedy' in m:
@@ -379,5 +373,5 @@ class Completion(Asking, Task):
                    'chat_template_kwargs': cfg.chat_template_kwargs,
                    'add_special_tokens': '' if cfg.add_special_tokens else 'False',
                    'max_new_tokens': cfg.max_new_tokens,
-                   'environment': cfg.environment if isinstance(cfg.environment, str) else ''}
+                   'environment': '' if callable(cfg.environment) else cfg.environment}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]

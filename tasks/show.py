@@ -173,14 +173,14 @@ def ranking(record, cfg, device):
 def asking_policy(saved, model, tokenizer, cfg, options, record):
     """A TurnPolicy where cfg, or the run's settings, name an environment of ours; else None."""
     asking = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {})}
-    name, records = cfg.environment or asking['environment'], [{'columns': record, 'templated': cfg.chat_template}]
+    name = cfg.environment or asking['environment']
     if name not in ENVIRONMENTS:
         return None
-    asking['chat_template_kwargs'] = cfg.chat_template_kwargs
     policy = CausalPolicy(model, tokenizer, options['max_new_tokens'], top_k=cfg.top_k, top_p=cfg.top_p)
     policy.temperature = cfg.temperature  # which may be 0
-    cfg = types.SimpleNamespace(**asking)
-    return TurnPolicy(policy, cfg, find_environment(name), lambda batch: records)
+    asking['chat_template_kwargs'] = cfg.chat_template_kwargs
+    records = [{'columns': record, 'templated': cfg.chat_template}]
+    return TurnPolicy(policy, types.SimpleNamespace(**asking), find_environment(name), lambda batch: records)
 
 
 def complete(model, tokenizer, ids, num_samples, options, score, asking=None):

@@ -175,11 +175,11 @@ class TurnPolicy(CausalPolicy):
         vars(self).update(vars(policy), cfg=cfg, environment=environment, records_of=records_of)
         stop = getattr(environment.function, 'stop', ()) if cfg.stop is None else cfg.stop
         self.stop = [stop] if isinstance(stop, str) else stop
-        self.longest_stop = max([len(text.encode()) for text in self.stop], default=0) + 1  # in tokens, at most
+        self.longest_stop = 1 + max([len(text.encode()) for text in self.stop], default=0)  # tokens, at most
 
     @torch.no_grad()
     def sample(self, batch, group_size):
-        """Its batch tells how often each was `answered`, where the environment `failed`, and its seconds."""
+        """Its batch tells how often each was `answered`, where the environment `failed`, its seconds."""
         rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
         prompts = [row[:n] for row, n in rows]
         P, G, R, device = len(prompts), group_size, self.max_new_tokens, self.model.wte.weight.device
@@ -204,7 +204,7 @@ class TurnPolicy(CausalPolicy):
         return Rollout(batch, made.tokens, *on_cpu, made.allowed, own)
 
     def answers(self, calls):
-        """What answers each call (the completion's ids, its turn's begin, its record): ids, None, an error."""
+        """What answers each call, (the completion's ids, where its turn begins, its record)."""
         texts, fields, answers = [], [], []
         for ids, begin, record in calls:
             texts.append(self.text(ids))
@@ -250,7 +250,8 @@ class TurnPolicy(CausalPolicy):
 
     def marked(self, rollout):
         """The texts, with what the environment wrote in brackets."""
-        return [list(map(self.mark, *group)) for group in zip(rollout.ids(), rollout.own.tolist(), strict=True)]
+        groups = zip(rollout.ids(), rollout.own.tolist(), strict=True)
+        return [list(map(self.mark, *group)) for group in groups]
 
     def mark(self, ids, own):
         text = ''

@@ -110,9 +110,9 @@ def torchrun(n):
 def test_any_number_of_ranks_makes_the_same_step(tmp_path, cuts):
     """
     A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one
-    micro-batch, for all loss types, a KL with entropy, a value head, LoRA, a Llama that asks and minibatches, micro-batches of 1 and 3 prompts,
-    with checkpointing and without (all pairs of these when slow), 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so
-    that ranks differ in what counts.
+    micro-batch, for all loss types, a KL with entropy, a value head, LoRA, a Llama that asks and minibatches, micro-batches of 1 and 3
+    prompts, with checkpointing and without (all pairs of these when slow), 2 and 4 ranks, sharded (one rank too) and not. One group is
+    dead, so that ranks differ in what counts.
     """
     script = tmp_path / 'worker.py'
     script.write_text(WORKER)

@@ -228,7 +228,8 @@ def test_advantages_and_penalties_pass_over_what_was_answered():
 
 @pytest.mark.parametrize(('turn', 'answer'), [
     ('<<57*43>>', '2451'), ('so <<(3+4)*-2>> ', '-14'), ('<<0.1+0.2>>', '0.3'), ('<<1/3>>', '0.333333333333'), ('<<10^60>>', '1e+60'),
-    ('<<2^10 - 7 ÷ 2>>', '1020.5'), ('<<10^49>>', '1' + 49 * '0'), ('<<9**9**9>>', 'error'), ('<<10^5000/3>>', 'error'), ('<<1/0>>', 'error'),
+    ('<<2^10 - 7 ÷ 2>>', '1020.5'), ('<<10^49>>', '1' + 49 * '0'), ('<<9**9**9>>', 'error'), ('<<10^5000/3>>', 'error'),
+    ('<<1/0>>', 'error'),
     ('<<>>', 'error'), ('<<' + 5000 * '9' + '>>', 'error'), ('<<' + 900 * '(' + '1' + 900 * ')' + '>>', 'error'),
     ('<<__import__("os")>>', 'error'), ('<<2>> and <<3+1>>', '4'), ('57*43', ''), ('<<57*43', ''), ('>>', ''),
 ])  # fmt: skip
@@ -365,7 +366,7 @@ def test_a_lost_service_is_no_error_to_drop():
 
 
 def test_a_tool_message_is_the_templates(tiny_qwen):
-    """Behind a completion that its end token or a stop string has ended, the ids are those that the template gives the whole conversation."""
+    """Behind a completion that an end token or a stop string has ended, the ids are those of the whole conversation in the template."""
     tokenizer = load_tokenizer(str(tiny_qwen))
     policy = policy_of(answers, max_environment_tokens=64)
     policy.tokenizer = tokenizer
