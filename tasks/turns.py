@@ -94,7 +94,8 @@ class TurnDecoder(Decoder):
         self.write(hidden)
 
     def read(self, rows, slots, positions):
-        return self.model.run(self.tokens[rows, slots], positions + slots, self.cache.attend)
+        positions = (positions + slots).clamp(max=self.model.config.block_size - 1)  # behind the end too
+        return self.model.run(self.tokens[rows, slots], positions, self.cache.attend)
 
     def write(self, hidden):
         super().write(hidden)
@@ -113,8 +114,9 @@ class TurnDecoder(Decoder):
         slots, found = self.cache.at[places, None] + tail, torch.zeros_like(self.running)
         ids = self.tokens[rows, slots.clamp(min=0)].masked_fill(slots < self.begin[rows], -1).tolist()
         for place, turn in zip(places.tolist(), ids, strict=True):
-            text = self.policy.tokenizer.decode([i for i in turn if i >= 0])
-            found[place] = any(stop in text for stop in self.policy.stop)
+            turn = [i for i in turn if i >= 0]
+            before, text = map(self.policy.tokenizer.decode, (turn[:-1], turn))
+            found[place] = any(stop in text[max(0, len(before) - len(stop) + 1):] for stop in self.policy.stop)
         return found
 
     def ask(self):
@@ -156,8 +158,9 @@ class TurnDecoder(Decoder):
         self.tokens[row, start:end] = torch.tensor(ids[:end - start], device=self.tokens.device)
         self.own[row, start:end], self.logps[row, start:end] = False, 0.0
         self.u[row, end:R] = self.u[row, start:start + R - end].clone()
-        self.ended[row], self.lengths[row], self.begin[row] = False, R, end
-        self.answered[row] += end > start
+        self.ended[row], self.lengths[row] = False, R
+        if end > start:
+            self.begin[row], self.answered[row] = end, self.answered[row] + 1
         self.running[place], self.cache.at[place] = end < R, start - 1
         return end - start
 

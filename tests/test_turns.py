@@ -53,7 +53,7 @@ def by_reading_again(policy, prompt, u, environment):
         tokens, own, logps = tokens + [token], own + [True], logps + [probs[token].log().item()]
         turn = TOKENIZER.decode(tokens[begin:])
         ended = token == TOKENIZER.eos_id
-        if not ended and not any(stop in turn for stop in policy.stop):
+        if not ended and not any(turn.endswith(stop) for stop in policy.stop):
             continue
         if len(tokens) == R or answered + 1 == policy.cfg.max_turns:
             return tokens, own, logps, True
@@ -62,7 +62,7 @@ def by_reading_again(policy, prompt, u, environment):
             return tokens, own, logps, True
         new = TOKENIZER.encode(answer)[:6][:R - len(tokens)]
         tokens, own, logps = tokens + new, own + [False] * len(new), logps + [0.0] * len(new)
-        begin, answered = len(tokens), answered + bool(new)
+        begin, answered = len(tokens) if new else begin, answered + bool(new)
     return tokens, own, logps, False
 
 
@@ -109,6 +109,24 @@ def test_nothing_is_read_twice():
     rollout = policy.sample(batch([[1, 2, 3]], [3]), 1)
     assert not rollout.own.all() and sum(read) == 3 + rollout.lengths.item() - 1
     assert sorted(read)[-2:] == [8, 32] and set(read[1:]) == {1, 8, 32}
+
+
+def test_the_turn_that_an_environment_is_given():
+    """It begins behind the last answer. An answer of nothing ends no turn, and what was answered is no part of a stop string."""
+    turns, model = [], tiny()
+
+    def environment(text, turn):
+        turns.append((text, turn))
+        return 'b' if len(text) % 2 else ''
+    policy = policy_of(environment, stop=['b', 'bb'], R=61, max_turns=99)
+    policy.forbidden = ~torch.isin(torch.arange(model.config.vocab_size), torch.tensor([0, 1]))
+    rollout = policy.sample(batch([[1, 2, 3]], [3]), 1)  # with the prompt it fills the model's block of 64
+    text, own, begin, wanted = policy.texts(rollout)[0][0], rollout.own[0, 0], 0, []
+    for i in range(60):
+        if own[i] and text[i] == 'b':
+            wanted.append((text[:i + 1], text[begin:i + 1]))
+            begin = begin if own[i + 1] else i + 2
+    assert turns == wanted and len({len(turn) for _, turn in turns}) > 3 and not own.all()
 
 
 def test_who_is_never_answered_samples_as_ever():
