@@ -116,7 +116,8 @@ class TurnDecoder(Decoder):
         for place, turn in zip(places.tolist(), ids, strict=True):
             turn = [i for i in turn if i >= 0]
             before, text = map(self.policy.tokenizer.decode, (turn[:-1], turn))
-            found[place] = any(stop in text[max(0, len(before) - len(stop) + 1):] for stop in self.policy.stop)
+            for stop in self.policy.stop:
+                found[place] |= text.find(stop, max(0, len(before) - len(stop) + 1)) >= 0
         return found
 
     def ask(self):

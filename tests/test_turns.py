@@ -4,6 +4,7 @@ own tokens, and whatever an environment does is named.
 """
 import json
 import socket
+import string
 import subprocess
 import time
 import types
@@ -13,7 +14,19 @@ import torch
 
 import kernels
 from formats.tokenizer import CharTokenizer, load_tokenizer
-from grpo import LOSS_TYPES, Rollout, completion_logps, compute_rewards, gae, rollout_loss, token_rewards_of, train_on_rollout, usable
+from grpo import (
+    LOSS_TYPES,
+    Rollout,
+    completion_logps,
+    compute_rewards,
+    gae,
+    grpo_training_step,
+    rollout_loss,
+    token_rewards_of,
+    train_on_rollout,
+    usable,
+)
+from model import GPT, GPTConfig
 from plain import plain
 from policy import CausalPolicy, prompt_batch, uniforms
 from rewards.environments import find_environment
@@ -462,6 +475,41 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(asking_run):
         assert done.returncode == 0, done.stderr
     whole, parts = (torch.load(folder / name / 'ckpt.pt', weights_only=False)['model'] for name in ('whole', 'parts'))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def writer_of(text):
+    """A policy that writes this text behind a prompt of one token, whatever it reads: its positions alone count."""
+    tokenizer = CharTokenizer(string.printable, end=True)
+    model = GPT(GPTConfig(block_size=400, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=128, tied=False))
+    for p in model.parameters():
+        torch.nn.init.zeros_(p)
+    torch.nn.init.ones_(model.norm_f.weight)
+    torch.nn.init.constant_(model.norm_f.bias, 0.1)  # behind the text all tokens are alike, and may be learned
+    for place, i in enumerate(tokenizer.encode(text)):
+        model.wpe.weight.data[place, place], model.lm_head.weight.data[i, place] = 1.0, 10.0
+    return CausalPolicy(model.eval(), tokenizer, 300)
+
+
+@pytest.mark.parametrize('attack', ["open('/etc/passwd').read()", "open('{}', 'w')", "import os; os.kill(os.getppid(), 9)"])
+def test_a_step_of_a_policy_that_tries_to_leave_the_sandbox(attack, tmp_path):
+    """It learns from answers that say what stopped it."""
+    marker = tmp_path / 'marker'
+    policy = policy_of('python', stop=None, max_turns=2, max_environment_tokens=200)
+    vars(policy).update(vars(writer_of(block(attack.format(marker), ''))))
+
+    def stopped(policy, rollout):
+        texts, = policy.texts(rollout)
+        return [['PermissionError: [Errno' in text for text in texts]]
+
+    def length(policy, rollout):
+        return rollout.lengths / 300
+    rewards = [('stopped', stopped, 1.0), ('length', length, 1.0)]
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
+    before = policy.model.lm_head.weight.detach().clone()
+    cfg = plain(group_size=4)
+    metrics, rollout = grpo_training_step(policy, batch([[3]], [1]), optimizer, rewards, cfg)
+    assert metrics['reward/stopped'] == 1 and not rollout.own.all() and not marker.exists() and metrics['sampler_gap_max'] < 1e-4
+    assert not torch.equal(before, policy.model.lm_head.weight) and 'root:' not in ''.join(policy.texts(rollout)[0])
 
 
 def test_an_environment_of_ones_own(tmp_path):
