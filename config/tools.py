@@ -39,9 +39,9 @@ loss_type = 'dapo'
 kl_beta = 0.0
 learning_rate = 5e-4
 min_lr = 0.0
-max_iters = 150
+max_iters = 100
 
-eval_interval = 150
+eval_interval = 100
 eval_prompts_n = 500
-save_interval = 150
+save_interval = 100
 out_dir = 'out-tools'

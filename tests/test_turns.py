@@ -480,17 +480,17 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(asking_run):
 def writer_of(text):
     """A policy that writes this text behind a prompt of one token, whatever it reads: its positions alone count."""
     tokenizer = CharTokenizer(string.printable, end=True)
-    model = GPT(GPTConfig(block_size=602, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=256, tied=False))
+    model = GPT(GPTConfig(block_size=402, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=256, tied=False))
     for p in model.parameters():
         torch.nn.init.zeros_(p)
     torch.nn.init.ones_(model.norm_f.weight)
-    torch.nn.init.constant_(model.norm_f.bias, 0.1)  # behind the text all tokens are alike, and may be learned
+    torch.nn.init.constant_(model.norm_f.bias, 0.01)  # behind the text all tokens are alike, and may be learned
     for place, i in enumerate(tokenizer.encode(text)):
         model.wpe.weight.data[place, place], model.lm_head.weight.data[i, place] = 1.0, 10.0
-    return CausalPolicy(model.eval(), tokenizer, 600)
+    return CausalPolicy(model.eval(), tokenizer, 400)
 
 
-@pytest.mark.parametrize('attack', ["open('/etc/passwd').read()", "open('{}', 'w')", "import os; os.kill(os.getppid(), 9)"])
+@pytest.mark.parametrize('attack', ["open('{}', 'w')", "import os; os.kill(os.getppid(), 9)"])
 def test_a_step_of_a_policy_that_tries_to_leave_the_sandbox(attack, tmp_path):
     """It learns from answers that say what stopped it."""
     marker = tmp_path / 'marker'
@@ -501,12 +501,12 @@ def test_a_step_of_a_policy_that_tries_to_leave_the_sandbox(attack, tmp_path):
         texts, = policy.texts(rollout)
         return [['PermissionError: [Errno' in text for text in texts]]
 
-    def length(policy, rollout):
-        return rollout.lengths / 600
-    rewards = [('stopped', stopped, 1.0), ('length', length, 1.0)]
+    def ids(policy, rollout):
+        return rollout.tokens.float().mean(dim=-1) / 1000
+    rewards = [('stopped', stopped, 1.0), ('ids', ids, 1.0)]
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
     before = policy.model.lm_head.weight.detach().clone()
-    cfg = plain(group_size=4)
+    cfg = plain(group_size=2)
     metrics, rollout = grpo_training_step(policy, batch([[3]], [1]), optimizer, rewards, cfg)
     assert metrics['reward/stopped'] == 1 and not rollout.own.all() and not marker.exists() and metrics['sampler_gap_max'] < 1e-4
     assert not torch.equal(before, policy.model.lm_head.weight) and 'root:' not in ''.join(policy.texts(rollout)[0])
