@@ -527,3 +527,411 @@ def by_part(own, *tensors):
     """Each of the layouts of `own` with its tokens of all tensors (n, *)."""
     sizes = [rows.n for rows in own]
     return zip(own, *(x.split(sizes) for x in tensors), strict=True)
+
+
+# ---- between the products of a model, where no gradient is wanted
+
+def fused(x):
+    """Whether Triton kernels that have no backward serve x."""
+    return x.is_cuda and triton is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def add_norm_torch(x, more, weight, eps):
+    x = x if more is None else x + more
+    return x, F.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_norm_triton(x, more, weight, eps):
+    total, y = x if more is None else torch.empty_like(x), torch.empty_like(x)
+    D = len(weight)
+    on_device(add_norm_kernel, (x.numel() // D,), x.contiguous(), more, weight, total, y, D, EPS=eps,
+              BLOCK=triton.next_power_of_2(D))
+    return total, y
+
+
+def add_norm(x, more, norm):
+    """x (..., D) and more, None for 0, added, and the sum behind `norm`, an nn.RMSNorm or nn.LayerNorm."""
+    if isinstance(norm, torch.nn.RMSNorm):
+        return (add_norm_triton if fused(x) else add_norm_torch)(x, more, norm.weight, norm.eps)
+    x = x if more is None else x + more
+    return x, norm(x)
+
+
+def swiglu_torch(x):
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def swiglu_triton(x):
+    width = x.shape[-1] // 2
+    y = x.new_empty(*x.shape[:-1], width)
+    on_device(swiglu_kernel, (y.numel() // width, triton.cdiv(width, 1024)), x, y, width, BLOCK=1024)
+    return y
+
+
+def swiglu(x):
+    """silu(gate) * value of x (..., 2 h), whose first half is the gate: (..., h)."""
+    return (swiglu_triton if fused(x) else swiglu_torch)(x)
+
+
+def on_device(kernel, grid, *arguments, **options):
+    """Launch a kernel where its first tensor lies."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **options)
+
+
+# Kernels round where torch does, so that sampler and trainer agree in half precision.
+
+if triton is not None:
+
+    @triton.jit
+    def add_norm_kernel(x, more, weight, total, y, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
+        column = tl.arange(0, BLOCK)
+        place, inside = tl.program_id(0).to(tl.int64) * D + column, column < D
+        value = tl.load(x + place, mask=inside, other=0.0)
+        if more is not None:
+            other = tl.load(more + place, mask=inside, other=0.0)
+            value = (value.to(tl.float32) + other.to(tl.float32)).to(value.dtype)
+            tl.store(total + place, value, mask=inside)
+        value = value.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(value * value, axis=0) / D + EPS)
+        value = value * scale * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def swiglu_kernel(x, y, width, BLOCK: tl.constexpr):
+        row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = column < width
+        gate = tl.load(x + row * 2 * width + column, mask=inside, other=0.0)
+        value = tl.load(x + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
+        wide_gate = gate.to(tl.float32)
+        gate = (wide_gate / (1 + tl.exp(-wide_gate))).to(gate.dtype).to(tl.float32)
+        tl.store(y + row * width + column, (gate * value).to(y.dtype.element_ty), mask=inside)
+
+
+# ---- one new token of each row: its attention
+
+def rotate(x, cos, sin):
+    """x (..., heads, d) turned by cos and sin (..., 1, d); pairs are d/2 apart."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+
+
+def attend_rows_torch(q, k, v, rope, prompt, own, lengths, at, lines):
+    (rows, _, G, _), (_, P, T, H_kv, d), R = lines, prompt.shape, own.shape[3]
+    group = (rows // G).clamp(max=P - 1)
+    if rope is not None:
+        turn = [angles[lengths[group] + at].unsqueeze(1) for angles in rope]
+        q, k = rotate(q, *turn), rotate(k, *turn)
+    own[0][rows, :, at], own[1][rows, :, at] = k, v
+    keys, values = torch.cat((prompt[:, group].transpose(2, 3), own[:, rows]), dim=3).float()
+    written = (torch.arange(R, device=q.device) <= at).expand(len(rows), R)
+    seen = torch.cat((torch.arange(T, device=q.device) < lengths[group][:, None], written), dim=1)
+    scores = q.unflatten(1, (H_kv, -1)).float() @ keys.transpose(2, 3) * d ** -0.5   # (B, H_kv, heads, T + R)
+    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+    return (weights @ values).flatten(1, 2).to(q.dtype)
+
+
+def attend_rows_triton(q, k, v, rope, prompt, own, lengths, at, lines):
+    (rows, starts, G, width), (B, H, d), (_, _, H_kv, R, _) = lines, q.shape, own.shape
+    cos, sin = (None, None) if rope is None else rope
+    y, heads = q.new_empty(B, H, d), H // H_kv
+    on_device(attend_kernel, (len(starts) - 1, H_kv), q, k, v, y, cos, sin, *prompt, *own, lengths, rows, starts,
+              at, q.stride(0), k.stride(0), v.stride(0), B, len(own[0]) - 1, prompt.shape[2], R, SCALE=d ** -0.5,
+              G=G, HEADS=heads, H_KV=H_kv, D=d, WIDE=max(16, triton.next_power_of_2(d)), BLOCK=64,
+              M=max(16, triton.next_power_of_2(width * heads)), num_warps=4)
+    return y
+
+
+def attend_rows(q, k, v, *arguments):
+    """
+    One new token for each of B rows attends to its prompt and to what its completion has: q (B, H, d), k and v
+    (B, H_kv, d) -> (B, H, d), summed in fp32. k and v are written into slot at (1,) of own (2, N + 1, H_kv,
+    R, d), the keys and values of N = P G rows; prompt (2, P, T, H_kv, d), of lengths (P,). rope: None, or cos
+    and sin (positions, d), by which q and k are turned first. lines = rows (B,), which of the N each is, or N
+    for none, groups together; starts: where a line begins, at most `width` rows of one prompt, or B; G; width.
+    """
+    return (attend_rows_triton if fused(q) else attend_rows_torch)(q, k, v, *arguments)
+
+
+# A program takes a line and a head of keys: M queries, `HEADS` of each row, read the prompt's keys once.
+
+if triton is not None:
+
+    @triton.jit
+    def head_of(x, at, column, real, cos, sin, D: tl.constexpr):
+        inside = real[:, None] & (column < D)[None, :]
+        value = tl.load(x + at[:, None] + column[None, :], mask=inside, other=0.0)
+        if cos is not None:
+            pair = tl.load(x + at[:, None] + ((column + D // 2) % D)[None, :], mask=inside, other=0.0)
+            cos = tl.load(cos + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+            sin = tl.load(sin + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+            part = (value.to(tl.float32) * cos).to(value.dtype).to(tl.float32)
+            value = (part + pair.to(tl.float32) * sin).to(value.dtype)
+        return value
+
+    @triton.jit
+    def fold_block(q, keys, values, at, column, inside, seen, top, total, y, SCALE, D: tl.constexpr):
+        # an online softmax takes in the keys and values at `at` (BLOCK,)
+        place, inside = at[:, None] + column[None, :], inside[:, None] & (column < D)[None, :]
+        key = tl.load(keys + place, mask=inside, other=0.0)
+        scores = tl.dot(q, tl.trans(key), input_precision='ieee') * SCALE
+        scores = tl.where(seen, scores, -float('inf'))
+        new = tl.maximum(top, tl.max(scores, axis=1))
+        weights, decay = tl.exp(scores - new[:, None]), tl.exp(top - new)
+        value = tl.load(values + place, mask=inside, other=0.0)
+        y = y * decay[:, None] + tl.dot(weights.to(value.dtype), value, input_precision='ieee')
+        return new, total * decay + tl.sum(weights, axis=1), y
+
+    @triton.jit
+    def attend_kernel(q, k, v, y, cos, sin, prompt_keys, prompt_values, keys, values, lengths, rows, starts, at,
+                      Q_STRIDE, K_STRIDE, V_STRIDE, B, N, T, R, SCALE: tl.constexpr, G: tl.constexpr,
+                      HEADS: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+                      M: tl.constexpr, BLOCK: tl.constexpr):
+        first, head = tl.load(starts + tl.program_id(0)), tl.program_id(1)
+        if first >= B:
+            return
+        column, query, slot = tl.arange(0, WIDE), tl.arange(0, M), tl.load(at)
+        member, place = query // HEADS, first + query // HEADS
+        prompt = tl.load(rows + first) // G
+        row = tl.load(rows + place, mask=place < B, other=N)
+        real = (place < tl.load(starts + tl.program_id(0) + 1)) & (row // G == prompt)
+        length = tl.load(lengths + prompt)
+        if cos is not None:
+            cos, sin = cos + (length + slot) * D, sin + (length + slot) * D
+        of_head = head * HEADS + query % HEADS
+        queries = head_of(q, place * Q_STRIDE + of_head * D, column, real, cos, sin, D)
+        new_key = head_of(k, place * K_STRIDE + head * D, column, real, cos, sin, D)
+        new_value = head_of(v, place * V_STRIDE + head * D, column, real, None, None, D)
+        kept = ((row * H_KV + head) * R + slot) * D
+        once = (real & (query % HEADS == 0))[:, None] & (column < D)[None, :]
+        tl.store(keys + kept[:, None] + column[None, :], new_key, mask=once)
+        tl.store(values + kept[:, None] + column[None, :], new_value, mask=once)
+
+        # the new token first, from registers; then the prompt, then the other slots of one row after another
+        top = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32), axis=1) * SCALE
+        total, mean = tl.full((M,), 1.0, tl.float32), new_value.to(tl.float32)
+        for start in range(0, length, BLOCK):
+            t = start + tl.arange(0, BLOCK)
+            top, total, mean = fold_block(queries, prompt_keys, prompt_values, ((prompt * T + t) * H_KV + head) * D,
+                                          column, t < length, (t < length)[None, :], top, total, mean, SCALE, D)
+        blocks, count = (slot + BLOCK - 1) // BLOCK, tl.sum((real & (query % HEADS == 0)).to(tl.int32), axis=0)
+        for i in range(0, count * blocks):
+            t = i % blocks * BLOCK + tl.arange(0, BLOCK)
+            where = (tl.load(rows + first + i // blocks) * H_KV + head) * R + t
+            seen = (member == i // blocks)[:, None] & (t < slot)[None, :]
+            top, total, mean = fold_block(queries, keys, values, where * D, column, t < slot, seen, top, total, mean,
+                                          SCALE, D)
+        to = (place * H_KV * HEADS + of_head) * D
+        tl.store(y + to[:, None] + column[None, :], (mean / total[:, None]).to(y.dtype.element_ty),
+                 mask=real[:, None] & (column < D)[None, :])
+
+
+# ---- one new token of each row: drawn from its logits
+
+def choices(logits, top_k, top_p):
+    """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
+    keep = logits > -torch.inf
+    if 0 < top_k < logits.shape[-1]:
+        # by index, not by value: ties do not let more than k in
+        likeliest = logits.topk(top_k, dim=-1).indices
+        keep &= torch.zeros_like(keep).scatter_(-1, likeliest, True)
+    if top_p < 1:
+        probs, order = logits.masked_fill(~keep, -torch.inf).softmax(dim=-1).sort(dim=-1, descending=True)
+        # the mass before a token decides, so the likeliest always stays
+        inside = probs.cumsum(dim=-1) - probs < top_p
+        keep &= torch.zeros_like(keep).scatter_(-1, order, inside)
+    return keep
+
+
+def draw(logits, u, temperature, top_k, top_p, forbidden):
+    """
+    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1): tokens (B,), their log-probs
+    (B,) and what was allowed (B, V) or None. At temperature 0 the likeliest, its log-prob at temperature 1.
+    """
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    if forbidden is not None:
+        logits = logits.masked_fill(forbidden, -torch.inf)
+    allowed = None
+    if top_k or top_p < 1:
+        allowed = choices(logits, top_k, top_p)
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    B, V = logits.shape
+    largest, likeliest = logits.max(dim=-1, keepdim=True)
+    mass = logits.new_zeros(B, -(-V // 128) * 128)
+    torch.sub(logits, largest, out=mass[:, :V])
+    mass[:, :V].exp_()
+    mass = mass.view(B, -1, 128)  # blocks of 128: first the block is looked up, then the token in it
+    blocks = mass.sum(dim=-1).double().cumsum(dim=-1)                           # (B, V / 128)
+    total = blocks[:, -1:]
+    tokens = look_up(mass, blocks, u[:, None] * total).clamp(max=V - 1) if temperature > 0 else likeliest
+    logps = logits.gather(-1, tokens) - largest - total.log().float()
+    return tokens.squeeze(-1), logps.squeeze(-1), allowed
+
+
+def look_up(mass, blocks, target):
+    """
+    The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, V / 128):
+    the mass up to each block's end. The clamps are for NaN, which generate reports at its end.
+    """
+    # `right`: the first token whose cumulated mass lies above, never one of probability 0
+    block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
+    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
+    share = (target - before) / (blocks.gather(1, block) - before)              # how far into the block
+    end = inside[:, -1:]
+    return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
+
+
+def write_torch(state, logits):
+    rows, at, ends = state.rows, state.cache.at, state.end_ids
+    new, logp, allowed = draw(logits.float(), state.u[rows, at], *state.sampling)
+    state.tokens[rows, at], state.logps[rows, at] = new, logp
+    if allowed is not None:
+        state.allowed[rows, at] = pack(allowed)
+    if ends is not None:
+        stops = state.running & (new[:, None] == ends).any(dim=-1)
+        state.lengths[rows] = torch.where(stops, at + 1, state.lengths[rows])
+        state.ended[rows] |= stops
+        state.running.logical_and_(~stops)
+
+
+def write_triton(state, logits):
+    (B, V), (temperature, top_k, top_p, forbidden) = logits.shape, state.sampling
+    rows, block, warps = tile(V)
+    n_ends = 0 if state.end_ids is None else len(state.end_ids)
+    top_k = top_k if top_k < V else 0
+    on_device(draw_kernel, (triton.cdiv(B, rows),), logits, state.u, forbidden, state.rows, state.cache.at,
+              state.running, state.end_ids, state.tokens, state.logps, state.lengths, state.ended, state.allowed,
+              B, V, logits.stride(0), state.u.shape[1], -(-V // 8), SCALE=1 / (temperature or 1.0),
+              GREEDY=temperature == 0, TOP_K=top_k, TOP_P=float(top_p), ENDS=n_ends, ROWS=rows, BLOCK=block,
+              num_warps=warps)
+
+
+def write(state, logits):
+    """
+    Draw a token for each row of logits (B, V) and write it down: state is a policy.Decoder. On a GPU in one
+    launch that reads the logits twice, and top_k and top_p from the second-level cache 17 times each more. Of
+    tokens that are equally likely, those with the lowest ids are in the top k.
+    """
+    (write_triton if fused(logits) else write_torch)(state, logits)
+
+
+def tile(V):
+    """Rows and columns that a program takes at once, and its warps."""
+    if INTERPRET:  # whose time goes with the number of steps, not with their size
+        return 32, max(16, triton.next_power_of_2(V)), 4
+    return 1, max(16, min(8192, triton.next_power_of_2(V))), 16
+
+
+if triton is not None:
+
+    @triton.jit
+    def scaled_logits(z, row, column, wanted, forbidden, V, SCALE: tl.constexpr):
+        x = tl.load(z + row + column, mask=wanted & (column < V), other=-float('inf')).to(tl.float32) * SCALE
+        if forbidden is not None:
+            x = tl.where(tl.load(forbidden + column, mask=column < V, other=1) != 0, -float('inf'), x)
+        return x
+
+    @triton.jit
+    def ordered(x):
+        # integers in the order of the floats; the same turns their bits back
+        bits = x.to(tl.int32, bitcast=True)
+        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+    @triton.jit
+    def weight_of(x, largest, COUNT: tl.constexpr):
+        return tl.where(x > -float('inf'), 1.0, 0.0) if COUNT else tl.exp(x - largest)
+
+    @triton.jit
+    def cut(z, row, real, forbidden, V, largest, wanted, COUNT: tl.constexpr, SCALE: tl.constexpr,
+            ROWS: tl.constexpr, BLOCK: tl.constexpr):
+        # Where to cut: the largest number, ordered, from which on upwards lie as many tokens (COUNT), or as
+        # much of their mass, as are wanted, two bits of it a read. Of the tokens that are this number so many
+        # as are needed; the mass above it; and that of one such token.
+        low, zero = tl.full((ROWS, 1), -2 ** 31, tl.int32), tl.zeros((ROWS, 1), tl.float32)
+        for step in range(16):
+            unit, one, two, three = 1 << (30 - 2 * step), zero, zero, zero
+            for start in range(0, V, BLOCK):
+                x = scaled_logits(z, row, start + tl.arange(0, BLOCK)[None, :], real, forbidden, V, SCALE)
+                place, weight = ordered(x), weight_of(x, largest, COUNT)
+                one += tl.sum(tl.where(place >= (low ^ unit), weight, 0.0), axis=1)[:, None]
+                two += tl.sum(tl.where(place >= (low ^ (2 * unit)), weight, 0.0), axis=1)[:, None]
+                three += tl.sum(tl.where(place >= (low ^ (3 * unit)), weight, 0.0), axis=1)[:, None]
+            reached = (one >= wanted).to(tl.int32) + (two >= wanted).to(tl.int32) + (three >= wanted).to(tl.int32)
+            low = low ^ (reached * unit)
+        above, mass = zero, zero
+        for start in range(0, V, BLOCK):
+            x = scaled_logits(z, row, start + tl.arange(0, BLOCK)[None, :], real, forbidden, V, SCALE)
+            higher = ordered(x) > low
+            above += tl.sum(tl.where(higher, weight_of(x, largest, COUNT), 0.0), axis=1)[:, None]
+            mass += tl.sum(tl.where(higher, weight_of(x, largest, False), 0.0), axis=1)[:, None]
+        each = tl.exp((low ^ ((low >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True) - largest)
+        each = tl.where(low > -2 ** 31, each, 0.0)  # else less than is wanted is there, and all of it stays
+        needed = wanted - above if COUNT else tl.maximum(tl.ceil((wanted - above) / tl.maximum(each, 1e-38)), 1.0)
+        return low, needed, mass, each
+
+    @triton.jit
+    def draw_kernel(z, u, forbidden, rows, at, running, ends, tokens, logps, lengths, ended, allowed, B, V, STRIDE,
+                    R, BYTES, SCALE: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr,
+                    TOP_P: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+        index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        real, line, slot = index < B, index * STRIDE, tl.load(at)
+        row = tl.load(rows + index, mask=real, other=0)
+        zero = tl.zeros((ROWS, 1), tl.float32)
+        largest, total, likeliest = zero - 1e30, zero, zero.to(tl.int32)
+        for start in range(0, V, BLOCK):
+            column = start + tl.arange(0, BLOCK)[None, :]
+            x = scaled_logits(z, line, column, real, forbidden, V, SCALE)
+            new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
+            if GREEDY:
+                first = tl.min(tl.where(x == new, column, V), axis=1)[:, None]
+                likeliest = tl.where(new > largest, first, likeliest)
+            total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
+            largest = new
+        low, needed = tl.full((ROWS, 1), -2 ** 31, tl.int32), zero
+        if TOP_K > 0:
+            low, needed, mass, each = cut(z, line, real, forbidden, V, largest, TOP_K, True, SCALE, ROWS, BLOCK)
+            total = mass + needed * each
+        if TOP_P < 1:
+            deep, more, mass, each = cut(z, line, real, forbidden, V, largest, TOP_P * total, False, SCALE, ROWS, BLOCK)
+            if TOP_K > 0:
+                more = tl.where(deep == low, tl.minimum(more, needed), more)
+            total = tl.where(deep >= low, mass + more * each, total)
+            needed, low = tl.where(deep >= low, more, needed), tl.maximum(deep, low)
+
+        # u of the mass lies before the token; block by block until it is found
+        before, goal = zero.to(tl.float64), tl.load(u + row * R + slot, mask=real, other=0.0) * total
+        found, last, ties = zero.to(tl.int32) - 1, zero.to(tl.int32), zero
+        for start in range(0, V, BLOCK):
+            column = start + tl.arange(0, BLOCK)[None, :]
+            x = scaled_logits(z, line, column, real & ((found < 0) | (allowed is not None)), forbidden, V, SCALE)
+            weight = tl.exp(x - largest)
+            if allowed is not None:
+                tie = ordered(x) == low
+                keep = (ordered(x) > low) | (tie & (ties + tl.cumsum(tie.to(tl.float32), axis=1) <= needed))
+                keep = keep & (x > -float('inf'))
+                ties += tl.sum(tie.to(tl.float32), axis=1)[:, None]
+                weight = tl.where(keep, weight, 0.0)
+                bits = tl.reshape(keep.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)[None, None, :]
+                byte = start // 8 + tl.arange(0, BLOCK // 8)[None, :]
+                tl.store(allowed + (row * R + slot) * BYTES + byte, tl.sum(bits, axis=2).to(tl.uint8),
+                         mask=real & (byte < BYTES))
+            passed = tl.cumsum(weight, axis=1) > (goal - before).to(tl.float32)
+            first = tl.min(tl.where(passed & (weight > 0), column, V), axis=1)[:, None]
+            found = tl.where((found < 0) & (first < V), first, found)
+            last = tl.maximum(last, tl.max(tl.where(weight > 0, column, 0), axis=1)[:, None])
+            before += tl.sum(weight, axis=1)[:, None]
+        token = likeliest if GREEDY else tl.where(found < 0, last, found)  # rounding may leave none at the end
+        x = scaled_logits(z, line, token, real, forbidden, V, SCALE)
+        tl.store(tokens + row * R + slot, token.to(tl.int64), mask=real)
+        tl.store(logps + row * R + slot, x - largest - tl.log(total), mask=real)
+        if ENDS > 0:
+            stops = token < 0
+            for end in tl.static_range(ENDS):
+                stops = stops | (token == tl.load(ends + end))
+            stops = stops & real & (tl.load(running + index, mask=real, other=0) != 0)
+            tl.store(running + index, zero.to(tl.int1), mask=stops)
+            tl.store(lengths + row, (slot + 1 + zero.to(tl.int64)), mask=stops)
+            tl.store(ended + row, (zero + 1).to(tl.int1), mask=stops)

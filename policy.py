@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from grpo import Rollout
-from kernels import pack
+from kernels import fused, logits_of, wide, write
 from runtime.console import Progress
-from runtime.graphs import CompiledStep
+from runtime.graphs import Kept, RowCache, compiled
 from runtime.lora import adapters_off
 from runtime.ranks import any_of
 from runtime.shard import is_sharded
@@ -44,61 +44,6 @@ def uniforms(seeds, G, R):
         x = np.array(seeds, dtype=np.int64).astype(np.uint64)[:, None, None] * golden
         x = mix(mix(mix(x) + g * golden) + r * golden)
     return torch.from_numpy(x >> np.uint64(32)).double() / 2 ** 32
-
-
-def choices(logits, top_k, top_p):
-    """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
-    keep = logits > -torch.inf
-    if 0 < top_k < logits.shape[-1]:
-        # by index, not by value: ties do not let more than k in
-        likeliest = logits.topk(top_k, dim=-1).indices
-        keep &= torch.zeros_like(keep).scatter_(-1, likeliest, True)
-    if top_p < 1:
-        probs, order = logits.masked_fill(~keep, -torch.inf).softmax(dim=-1).sort(dim=-1, descending=True)
-        # the mass before a token decides, so the likeliest always stays
-        inside = probs.cumsum(dim=-1) - probs < top_p
-        keep &= torch.zeros_like(keep).scatter_(-1, order, inside)
-    return keep
-
-
-def draw(logits, u, temperature, top_k, top_p, forbidden):
-    """
-    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1): tokens (B,), their log-probs
-    (B,) and what was allowed (B, V) or None. At temperature 0 the likeliest, its log-prob at temperature 1.
-    """
-    if temperature not in (0, 1):
-        logits = logits / temperature
-    if forbidden is not None:
-        logits = logits.masked_fill(forbidden, -torch.inf)
-    allowed = None
-    if top_k or top_p < 1:
-        allowed = choices(logits, top_k, top_p)
-        logits = logits.masked_fill(~allowed, -torch.inf)
-    B, V = logits.shape
-    largest, likeliest = logits.max(dim=-1, keepdim=True)
-    mass = logits.new_zeros(B, -(-V // 128) * 128)
-    torch.sub(logits, largest, out=mass[:, :V])
-    mass[:, :V].exp_()
-    mass = mass.view(B, -1, 128)  # blocks of 128: first the block is looked up, then the token in it
-    blocks = mass.sum(dim=-1).double().cumsum(dim=-1)                           # (B, V / 128)
-    total = blocks[:, -1:]
-    tokens = look_up(mass, blocks, u[:, None] * total).clamp(max=V - 1) if temperature > 0 else likeliest
-    logps = logits.gather(-1, tokens) - largest - total.log().float()
-    return tokens.squeeze(-1), logps.squeeze(-1), allowed
-
-
-def look_up(mass, blocks, target):
-    """
-    The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, V / 128):
-    the mass up to each block's end. The clamps are for NaN, which generate reports at its end.
-    """
-    # `right`: the first token whose cumulated mass lies above, never one of probability 0
-    block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
-    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
-    share = (target - before) / (blocks.gather(1, block) - before)              # how far into the block
-    end = inside[:, -1:]
-    return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
 
 
 # -----------------------------------------------------------------------------
