@@ -12,6 +12,7 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import functools
 import math
 import os
 
@@ -577,3 +578,127 @@ def by_part(own, *tensors):
     """Each of the layouts of `own` with its tokens of all tensors (n, *)."""
     sizes = [rows.n for rows in own]
     return zip(own, *(x.split(sizes) for x in tensors), strict=True)
+
+
+# ---- attention on a GPU: packed sequences, of which nothing is padded
+
+class Spans:
+    """N sequences: the queries of each and the keys that they see, all, or (causal) those up to their own."""
+
+    def __init__(self, queries, keys, device, causal=False, width=None):
+        """queries, keys (N,): how many, on the CPU; width: the keys come padded, (N, width, H_kv, d)."""
+        self.counts, self.device, self.causal = (queries, keys), device, causal
+        self.padded = None if width is None else padded_rows(keys, width, device)
+        self.longest = [int(counts.max()) for counts in self.counts]
+        self.ends = [F.pad(counts.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True)
+                     for counts in self.counts]
+
+    @functools.cached_property
+    def rows(self):
+        """Queries and keys as padded rows."""
+        return [padded_rows(*sizes, self.device) for sizes in zip(self.counts, self.longest, strict=True)]
+
+    def pack(self, x):
+        """Keys or values as (m, H_kv, d)."""
+        return x if self.padded is None else self.padded.pack(x)
+
+    def unpack(self, x):
+        """The way back."""
+        return x if self.padded is None else self.padded.pad(x)
+
+
+class PackedAttention(torch.autograd.Function):
+    """
+    Queries (n, H, d) see one or more lists of keys: a call for each, merged by their normalisers. As in
+    GroupAttention the backward of each, given the merged ones, is its part of the sum.
+    """
+
+    @staticmethod
+    def forward(ctx, spans, q, *keys_and_values):
+        """k, v, k, v ...: (m, H_kv, d) or padded (N, width, H_kv, d), a pair for each of spans."""
+        y = lse = None
+        for s, k, v in zip(spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
+            more, more_lse = attend_forward(q, s.pack(k), s.pack(v), s)
+            if y is None:
+                y, lse = more, more_lse
+                continue
+            share = (more_lse - lse).sigmoid().T[..., None]                 # (n, H, 1)
+            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
+            lse = torch.logaddexp(lse, more_lse)
+        ctx.save_for_backward(q, y, lse, *keys_and_values)
+        ctx.spans = spans
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, y, lse, *keys_and_values = ctx.saved_tensors
+        grad_q, grads = None, []
+        for s, k, v in zip(ctx.spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
+            more, *of_part = attend_backward(grad, q, s.pack(k), s.pack(v), y, lse, s)
+            grad_q = more if grad_q is None else grad_q + more
+            grads += [s.unpack(x) for x in of_part]
+        return None, grad_q, *grads
+
+
+def takes_flash(q):
+    """Whether flash attention takes q (n, H, d): half precision, whole vectors, a GPU of 2020 or later."""
+    if not q.is_cuda or q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > 256:
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+def attend_forward(q, k, v, spans):
+    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), and its normalisers (H, n)."""
+    return (attend_forward_flash if takes_flash(q) else attend_forward_torch)(q, k, v, spans)
+
+
+def attend_backward(grad, q, k, v, y, lse, spans):
+    """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
+    return (attend_backward_flash if takes_flash(q) else attend_backward_torch)(grad, q, k, v, y, lse, spans)
+
+
+def attend_forward_flash(q, k, v, spans):
+    y, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *spans.ends, *spans.longest, 0.0,
+                                                         spans.causal, False)
+    return y, lse
+
+
+def attend_backward_flash(grad, q, k, v, y, lse, spans):
+    no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
+    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse.contiguous(), *spans.ends,
+                                                    *spans.longest, 0.0, spans.causal, *no_dropout)
+
+
+def attend_forward_torch(q, k, v, spans):
+    rows, dtype = spans.rows, q.dtype
+    q, k, v = folded((q, k, v), (0, 1, 1), k.shape[1], spans)
+    scores = span_scores(q, k, spans)
+    lse = scores.logsumexp(dim=-1, keepdim=True)
+    y = unfold((scores - lse).exp() @ v, rows[0])
+    return y.to(dtype), unfold(lse, rows[0]).squeeze(-1).T
+
+
+def attend_backward_torch(grad, q, k, v, y, lse, spans):
+    rows, dtype, scale = spans.rows, q.dtype, q.shape[-1] ** -0.5
+    tensors = grad, q, k, v, y, lse.T[..., None]
+    grad, q, k, v, y, lse = folded(tensors, (0, 0, 1, 1, 0, 0), k.shape[1], spans)
+    p = (span_scores(q, k, spans) - lse).exp()
+    of_scores = scale * p * (grad @ v.mT - (grad * y).sum(dim=-1, keepdim=True))
+    grads = (of_scores @ k, rows[0]), (of_scores.mT @ q, rows[1]), (p.mT @ grad, rows[1])
+    return [unfold(*pair).to(dtype) for pair in grads]
+
+
+def folded(tensors, sides, n_heads, spans):
+    """Tensors of queries (side 0) and keys (1) as (N, n_heads, places, d), in fp32 at least."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return [fold(x.to(dtype), spans.rows[side], n_heads) for x, side in zip(tensors, sides, strict=True)]
+
+
+def span_scores(q, k, spans):
+    """(N, H_kv, places of q, T), -inf where a key is not seen."""
+    key = torch.arange(k.shape[2], device=k.device)
+    unseen = key >= spans.ends[1].diff()[:, None, None, None]
+    if spans.causal:  # heads that share keys stand side by side
+        sharing = q.shape[2] // spans.longest[0]
+        unseen = unseen | (key > torch.arange(q.shape[2], device=k.device)[:, None] // sharing)
+    return (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(unseen, -torch.inf)
