@@ -12,6 +12,7 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import functools
 import math
 import os
 
@@ -24,7 +25,7 @@ try:
 except ImportError:  # some platforms have no wheels
     triton = None
 
-CHUNK = {'cpu': 2 ** 27, 'cuda': 2 ** 32}  # bytes of logits held at once: 128 MB on a CPU, 4 GB on a GPU
+CHUNK = {'cpu': 2 ** 27, 'cuda': 3 * 2 ** 29}  # bytes of logits held at once: 128 MB, 1.6 GB on a GPU
 BLOCK = 2 ** 19                            # logits that a CPU works on at once: 2 MB stay in its cache
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # tests run the Triton kernels on a CPU
 
@@ -51,10 +52,19 @@ def row_blocks(z):
     return [slice(start, start + size) for start in range(0, len(z), size)]
 
 
-def scaled(z, scale, forbidden):
-    """The logits that are sampled from: over the temperature, forbidden ids at -inf. May be z itself."""
+def scaled(z, scale, forbidden, allowed):
+    """
+    The logits that are sampled from: over the temperature, -inf for forbidden ids and where the bits allowed
+    (n, V / 8) are 0. May be z itself.
+    """
     z = z.float() if scale == 1 else z.float() * scale
-    return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
+    if forbidden is not None:
+        z = z.masked_fill(forbidden, -torch.inf)
+    return z if allowed is None else z.masked_fill(~unpack(allowed, z.shape[1]), -torch.inf)
+
+
+def pick_rows(tensor, rows):
+    return None if tensor is None else tensor[rows]
 
 
 def new_stats(z, ids):
@@ -62,9 +72,8 @@ def new_stats(z, ids):
     return torch.empty(ids.shape, device=z.device), *torch.zeros(4, len(z), 1, device=z.device)
 
 
-def centred(z, scale, forbidden):
-    """p (n, V), y = x - max x (n, V) of the scaled logits x, log sum e^y (n, 1) and log sum e^x (n, 1)."""
-    x = scaled(z, scale, forbidden)
+def centred(x):
+    """p (n, V), y = x - max x (n, V) of scaled logits x, log sum e^y (n, 1) and log sum e^x (n, 1)."""
     largest = x.amax(dim=1, keepdim=True)
     p = x.softmax(dim=1)                          # one fast pass, where exp and sum would be four
     log_sum = -p.amax(dim=1, keepdim=True).log()
@@ -72,32 +81,34 @@ def centred(z, scale, forbidden):
     return p, y, log_sum, largest + log_sum
 
 
-def row_stats_torch(z, ids, scale, forbidden, z_ref=None):
+def row_stats_torch(z, ids, scale, forbidden, z_ref=None, allowed=None):
     logps, entropy, lse, kl, lse_ref = new_stats(z, ids)
     for rows in row_blocks(z):
-        p, y, log_sum, lse[rows] = centred(z[rows], scale, forbidden)
+        masks = forbidden, pick_rows(allowed, rows)
+        p, y, log_sum, lse[rows] = centred(scaled(z[rows], scale, *masks))
         logps[rows] = y.gather(1, ids[rows]) - log_sum
         entropy[rows] = log_sum - (p * y).sum(dim=1, keepdim=True)
         if z_ref is not None:
-            _, y_ref, log_sum_ref, lse_ref[rows] = centred(z_ref[rows], scale, forbidden)
+            _, y_ref, log_sum_ref, lse_ref[rows] = centred(scaled(z_ref[rows], scale, *masks))
             kl[rows] = p.mul_(y.sub_(y_ref)).sum(dim=1, keepdim=True) - log_sum + log_sum_ref
     return logps, entropy, lse, kl, lse_ref
 
 
-def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
+def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allowed=None):  # noqa: PLR0913
     entropy, lse, kl, lse_ref = stats
     of_logps, of_entropy, of_kl = grads
     dead = ~((of_logps != 0).any(dim=1, keepdim=True) | (of_entropy != 0) | (of_kl != 0))
     any_dead, logps_alone = bool(dead.any()), z_ref is None and not of_entropy.any()
     for rows in row_blocks(z):
-        x = scaled(z[rows], scale, forbidden)
+        masks = forbidden, pick_rows(allowed, rows)
+        x = scaled(z[rows], scale, *masks)
         p = x.softmax(dim=1)
         factor = -scale * of_logps[rows].sum(dim=1, keepdim=True)
         if not logps_alone:
             log_p = (x - lse[rows]).clamp_(min=-1e30)
             factor = factor - scale * of_entropy[rows] * (log_p + entropy[rows])
         if z_ref is not None:
-            log_p_ref = (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30)
+            log_p_ref = (scaled(z_ref[rows], scale, *masks) - lse_ref[rows]).clamp_(min=-1e30)
             factor += scale * of_kl[rows] * (log_p - log_p_ref - kl[rows])
         p.mul_(factor).scatter_add_(1, ids[rows], scale * of_logps[rows])
         dz[rows] = p.masked_fill_(dead[rows], 0.0) if any_dead else p  # a row without a gradient may be NaN
@@ -105,21 +116,27 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
 
 # ---- the two passes in Triton: ROWS rows per program (1 on a GPU), the vocabulary in blocks of BLOCK columns
 
-# forbidden and z_ref may be None, which is known when a kernel is compiled
+# forbidden, allowed and z_ref may be None, which is known when a kernel is compiled
 
 if triton is not None:
 
     @triton.jit
-    def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr):
-        x = tl.load(z + row * V + column, mask=inside, other=-float('inf')).to(tl.float32) * SCALE
+    def load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE: tl.constexpr):
+        # what lies between V and STRIDE, which 16 divides, is read too, so that loads are vectors; not used
+        x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
+        inside = real & (column < V)
+        x = tl.where(inside, x.to(tl.float32) * SCALE, -float('inf'))
         if forbidden is not None:
             banned = tl.load(forbidden + column, mask=column < V, other=1)
             x = tl.where(banned != 0, -float('inf'), x)
+        if allowed is not None:
+            bits = tl.load(allowed + row * BYTES + column // 8, mask=inside, other=0)
+            x = tl.where((bits.to(tl.int32) >> (column % 8)) & 1 != 0, x, -float('inf'))
         return x
 
     @triton.jit
-    def stats_kernel(z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref, N, V, K: tl.constexpr,
-                     SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE, BYTES,
+                     K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
         # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
@@ -128,15 +145,14 @@ if triton is not None:
         m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            inside = real & (column < V)
-            x = load(z, row, column, inside, forbidden, V, SCALE)
+            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
             new = tl.maximum(m, tl.max(x, axis=1)[:, None])
             e = tl.exp(x - new)
             y = tl.where(e > 0, x - new, 0.0)
             old = tl.exp(m - new)
             shift = tl.where(s > 0, m - new, 0.0)
             if z_ref is not None:
-                x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE)
+                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
                 y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
@@ -152,15 +168,16 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, V, SCALE)
+            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
             tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
         if z_ref is not None:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
             tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
 
     @triton.jit
-    def grads_kernel(z, z_ref, ids, forbidden, dz, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl,
-                     N, V, K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    def grads_kernel(z, z_ref, ids, forbidden, allowed, dz, DZ_STRIDE, entropy, lse, kl, lse_ref, of_logps,
+                     of_entropy, of_kl, N, V, STRIDE, BYTES, K: tl.constexpr, SCALE: tl.constexpr,
+                     ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
         h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
@@ -177,42 +194,43 @@ if triton is not None:
             live = live | (kappa != 0)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            inside = real & (column < V)
-            y = load(z, row, column, inside, forbidden, V, SCALE) - n  # log p
+            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
             if z_ref is not None:
-                y_ref = load(z_ref, row, column, inside, forbidden, V, SCALE) - n_ref
+                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE) - n_ref
                 factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
             g = p * factor
             for k in tl.static_range(K):
                 c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
                 g += tl.where(tl.load(ids + row * K + k, mask=real, other=0) == column, c, 0.0)
             g = tl.where(live, g * SCALE, 0.0).to(dz.dtype.element_ty)
-            tl.store(dz + row * V + column, g, mask=inside)
+            tl.store(dz + row * DZ_STRIDE + column, g, mask=real & (column < DZ_STRIDE))
 
 
-def launch(kernel, z, z_ref, ids, forbidden, scale, *tensors):
-    N, V = z.shape
+def launch(kernel, z, z_ref, ids, scale, masks, *tensors):
+    (N, V), stride, (_, allowed) = z.shape, z.stride(0), masks
+    row_bytes = 0 if allowed is None else allowed.stride(0)
     rows, block, warps = 1, min(8192, triton.next_power_of_2(V)), 16
     if INTERPRET:  # whose time goes with the number of steps, not with their size
         rows, block, warps = 32, triton.next_power_of_2(V), 4
     if N:
         with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, forbidden, *tensors, N, V, K=ids.shape[1],
-                                            SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
+            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, *masks, *tensors, N, V, stride, row_bytes,
+                                            K=ids.shape[1], SCALE=float(scale), ROWS=rows, BLOCK=block,
+                                            num_warps=warps)
 
 
-def row_stats_triton(z, ids, scale, forbidden, z_ref=None):
+def row_stats_triton(z, ids, scale, forbidden, z_ref=None, allowed=None):
     stats = new_stats(z, ids)
-    launch(stats_kernel, z, z_ref, ids, forbidden, scale, *stats)
+    launch(stats_kernel, z, z_ref, ids, scale, (forbidden, allowed), *stats)
     return stats
 
 
-def row_grads_triton(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
+def row_grads_triton(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allowed=None):  # noqa: PLR0913
     grads = [g.contiguous() for g in grads]
-    launch(grads_kernel, z, z_ref, ids, forbidden, scale, dz, *stats, *grads)
+    launch(grads_kernel, z, z_ref, ids, scale, (forbidden, allowed), dz, dz.stride(0), *stats, *grads)
 
 
 # ---- the two passes on any device
@@ -221,7 +239,7 @@ def row_stats(z, *arguments):
     """
     Log-probs (N, K) and, (N, 1) each, entropy, log normaliser, exact KL to z_ref, log normaliser of z_ref, in
     fp32, the last two 0 without a reference. Arguments: ids (N, K), scale = 1 / temperature, forbidden (V,)
-    bool or None, z_ref (N, V) or None.
+    bool or None, z_ref (N, V) or None, with rows of z's stride, allowed (N, V / 8) bits or None.
     """
     return (row_stats_triton if z.is_cuda and triton else row_stats_torch)(z, *arguments)
 
@@ -230,23 +248,50 @@ def row_grads(z, dtype, *arguments):
     """
     dloss/dz (N, V) in dtype, in z's own memory where that is its dtype. Arguments: ids, scale, forbidden;
     stats, what row_stats returned after the log-probs; grads, dloss/d of log-probs (N, K), entropy and KL
-    (N, 1); z_ref.
+    (N, 1); z_ref; allowed.
     """
-    dz = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
+    dz = z if z.dtype == dtype else torch.empty(len(z), z.stride(0), dtype=dtype, device=z.device)
+    dz = dz[:, :z.shape[1]]
     (row_grads_triton if z.is_cuda and triton else row_grads_torch)(z, dz, *arguments)
     return dz
 
 
 # ---- chunks of rows, and the matrix products around the passes
 
-def chunks(counts, hidden, weight):
+def new_logits(n, weight):
+    """
+    Room (n, V) for logits, in the weight's dtype; on a GPU fp32 if a row stays in the second-level cache, and
+    with rows whose stride 16 divides: kernels read and write any vocabulary in vectors then.
+    """
+    V = len(weight)
+    if not weight.is_cuda:
+        return torch.empty(n, V, device=weight.device, dtype=weight.dtype)
+    dtype = torch.float32 if V <= 2 ** 16 else weight.dtype
+    return torch.empty(n, V + -V % 16, device=weight.device, dtype=dtype)[:, :V]
+
+
+def logits_of(hidden, weight, room=None):
+    """
+    Logits (n, V) of hidden (n, D), summed in fp32, in new_logits' form: what the sampler draws from is what
+    the trainer scores. Without `room`, whose memory it takes, differentiable.
+    """
+    if room is None and torch.is_grad_enabled():
+        return F.linear(hidden, weight)
+    z = new_logits(len(hidden), weight) if room is None else room[:len(hidden)]
+    if z.dtype == weight.dtype:
+        torch.mm(hidden, weight.T, out=z)
+    else:
+        torch.mm(hidden, weight.T, out_dtype=z.dtype, out=z)
+    return z
+
+
+def chunks(counts, weight):
     """
     Slices of units, of `counts` rows each, whose logits fill CHUNK bytes, at least one unit a slice; and room
-    (n, V) for the logits, in the weight's dtype; on a GPU fp32, if a row stays in the second-level cache.
+    for the logits of the largest.
     """
-    V, on_gpu = len(weight), hidden.is_cuda
-    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
-    most = CHUNK['cuda' if on_gpu else 'cpu'] // (V * dtype.itemsize)
+    row_bytes = new_logits(1, weight).nbytes
+    most = CHUNK['cuda' if weight.is_cuda else 'cpu'] // row_bytes
     slices, start, held, largest = [], 0, 0, 0
     for unit, n in enumerate(counts):
         if unit > start and held + n > most:
@@ -256,17 +301,7 @@ def chunks(counts, hidden, weight):
         largest = max(largest, held)
     if counts:
         slices.append(slice(start, len(counts)))
-    return slices, torch.empty(largest, V, device=hidden.device, dtype=dtype)
-
-
-def logits_of(hidden, weight, allowed, room):
-    """(n, V) of hidden (n, D), in room's memory; -inf where the bits allowed (n, V / 8) are 0."""
-    z = room[:len(hidden)]
-    if z.dtype == weight.dtype:
-        torch.mm(hidden, weight.T, out=z)
-    else:
-        torch.mm(hidden, weight.T, out_dtype=z.dtype, out=z)
-    return z if allowed is None else z.masked_fill_(~unpack(allowed, z.shape[-1]), -torch.inf)
+    return slices, new_logits(largest, weight)
 
 
 def push_back(dz, hidden, weight, grad_weight):
@@ -285,10 +320,10 @@ def push_back(dz, hidden, weight, grad_weight):
 # ---- log-probs and entropy
 
 def row_chunks(hidden, weight, allowed):
-    """(rows, their logits), chunk by chunk, in the same memory."""
-    slices, room = chunks([1] * len(hidden), hidden, weight)
+    """(rows, their logits, their bits allowed), chunk by chunk, in the same memory."""
+    slices, room = chunks([1] * len(hidden), weight)
     for rows in slices:
-        yield rows, logits_of(hidden[rows], weight, None if allowed is None else allowed[rows], room)
+        yield rows, logits_of(hidden[rows], weight, room), pick_rows(allowed, rows)
 
 
 class FusedLogps(torch.autograd.Function):
@@ -297,8 +332,8 @@ class FusedLogps(torch.autograd.Function):
     def forward(ctx, hidden, weight, ids, temperature, forbidden, allowed):
         logps = torch.empty(ids.shape, device=hidden.device)
         stats = torch.empty(4, len(ids), 1, device=hidden.device)
-        for rows, z in row_chunks(hidden, weight, allowed):
-            logps[rows], *of_chunk = row_stats(z, ids[rows], 1 / temperature, forbidden)
+        for rows, z, kept in row_chunks(hidden, weight, allowed):
+            logps[rows], *of_chunk = row_stats(z, ids[rows], 1 / temperature, forbidden, None, kept)
             stats[:, rows] = torch.stack(of_chunk)
         ctx.save_for_backward(hidden, weight, ids, forbidden, allowed, stats)
         ctx.temperature = temperature
@@ -310,9 +345,9 @@ class FusedLogps(torch.autograd.Function):
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
-        for rows, z in row_chunks(hidden, weight, allowed):
+        for rows, z, kept in row_chunks(hidden, weight, allowed):
             dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows],
-                           [g[rows] for g in grads])
+                           [g[rows] for g in grads], None, kept)
             grad_hidden[rows] = push_back(dz, hidden[rows], weight, grad_weight)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
@@ -334,6 +369,11 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
 
 # ---- a whole loss
 
+def real_rows(mask, counts):
+    """The rows (n,) of mask (U, K, R) with a token; counts: how many each unit has, so that nothing waits."""
+    return mask.any(dim=1).flatten().nonzero_static(size=sum(counts)).squeeze(1)
+
+
 def pick(tensor, units, real):
     """The rows real (n,) of the units of a tensor (U, R, ...), or None for None."""
     return None if tensor is None else tensor[units].flatten(0, 1)[real]
@@ -354,17 +394,17 @@ class FusedLoss(torch.autograd.Function):
         grad_weight = None
         if grad_enabled and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros(weight.shape, device=weight.device)
-        slices, room = chunks(counts, hidden, weight)
-        room_ref = None if ref_hidden is None else torch.empty_like(room)
+        slices, room = chunks(counts, weight)
+        room_ref = None if ref_hidden is None else new_logits(len(room), ref_weight)
         for units in slices:
-            masks, n = mask[units], sum(counts[units])
-            real = masks.any(dim=1).flatten().nonzero_static(size=n).squeeze(1)  # (n,) rows
+            masks = mask[units]
+            real = real_rows(masks, counts[units])                              # (n,)
             x, kept = pick(hidden, units, real), pick(allowed, units, real)     # (n, D), (n, V / 8)
             tokens = pick(ids.transpose(1, 2), units, real)                     # (n, K)
-            z, z_ref = logits_of(x, weight, kept, room), None
+            z, z_ref = logits_of(x, weight, room), None
             if ref_hidden is not None:
-                z_ref = logits_of(pick(ref_hidden, units, real), ref_weight, kept, room_ref)
-            logps, *stats = row_stats(z, tokens, scale, forbidden, z_ref)
+                z_ref = logits_of(pick(ref_hidden, units, real), ref_weight, room_ref)
+            logps, *stats = row_stats(z, tokens, scale, forbidden, z_ref, kept)
             with torch.set_grad_enabled(wants_grad):
                 per_row = logps, stats[0], stats[2]                             # log-probs, entropy, KL
                 leaves = [values.detach().requires_grad_(wants_grad) for values in per_row]
@@ -373,7 +413,7 @@ class FusedLoss(torch.autograd.Function):
             if wants_grad:
                 grads = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
                 grads = [g * ctx.boost for g in grads]
-                dz = row_grads(z, weight.dtype, tokens, scale, forbidden, stats, grads, z_ref)
+                dz = row_grads(z, weight.dtype, tokens, scale, forbidden, stats, grads, z_ref, kept)
                 grad_x = push_back(dz, x, weight, grad_weight)
                 grad_hidden[units].view(-1, D).index_copy_(0, real, grad_x)
         ctx.grads, ctx.dtype = (grad_hidden, grad_weight), weight.dtype
@@ -409,6 +449,17 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
     counts = mask.any(dim=1).sum(dim=1).tolist() if counts is None else counts
     return FusedLoss.apply(hidden, weight, ids, mask, counts, loss_of, temperature, forbidden, allowed,
                            ref_hidden, ref_weight, torch.is_grad_enabled())
+
+
+def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=None, allowed=None):
+    """
+    Log-probs (U, K, R) of ids and entropy (U, 1, R), differentiable, zeros in rows without a token in mask
+    (U, K, R). counts: how many rows of each unit have one, a list. The others: see fused_loss.
+    """
+    real, every = real_rows(mask, counts), slice(None)
+    logps, entropy = fused_logps(pick(hidden, every, real), weight, pick(ids.transpose(1, 2), every, real),
+                                 temperature, forbidden, pick(allowed, every, real))
+    return place_rows(logps, real, mask), place_rows(entropy[:, None], real, mask)
 
 
 # ---- rows without their padding
@@ -527,6 +578,130 @@ def by_part(own, *tensors):
     """Each of the layouts of `own` with its tokens of all tensors (n, *)."""
     sizes = [rows.n for rows in own]
     return zip(own, *(x.split(sizes) for x in tensors), strict=True)
+
+
+# ---- attention on a GPU: packed sequences, of which nothing is padded
+
+class Spans:
+    """N sequences: the queries of each and the keys that they see, all, or (causal) those up to their own."""
+
+    def __init__(self, queries, keys, device, causal=False, width=None):
+        """queries, keys (N,): how many, on the CPU; width: the keys come padded, (N, width, H_kv, d)."""
+        self.counts, self.device, self.causal = (queries, keys), device, causal
+        self.padded = None if width is None else padded_rows(keys, width, device)
+        self.longest = [int(counts.max()) for counts in self.counts]
+        self.ends = [F.pad(counts.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True)
+                     for counts in self.counts]
+
+    @functools.cached_property
+    def rows(self):
+        """Queries and keys as padded rows."""
+        return [padded_rows(*sizes, self.device) for sizes in zip(self.counts, self.longest, strict=True)]
+
+    def pack(self, x):
+        """Keys or values as (m, H_kv, d)."""
+        return x if self.padded is None else self.padded.pack(x)
+
+    def unpack(self, x):
+        """The way back."""
+        return x if self.padded is None else self.padded.pad(x)
+
+
+class PackedAttention(torch.autograd.Function):
+    """
+    Queries (n, H, d) see one or more lists of keys: a call for each, merged by their normalisers. As in
+    GroupAttention the backward of each, given the merged ones, is its part of the sum.
+    """
+
+    @staticmethod
+    def forward(ctx, spans, q, *keys_and_values):
+        """k, v, k, v ...: (m, H_kv, d) or padded (N, width, H_kv, d), a pair for each of spans."""
+        y = lse = None
+        for s, k, v in zip(spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
+            more, more_lse = attend_forward(q, s.pack(k), s.pack(v), s)
+            if y is None:
+                y, lse = more, more_lse
+                continue
+            share = (more_lse - lse).sigmoid().T[..., None]                 # (n, H, 1)
+            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
+            lse = torch.logaddexp(lse, more_lse)
+        ctx.save_for_backward(q, y, lse, *keys_and_values)
+        ctx.spans = spans
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, y, lse, *keys_and_values = ctx.saved_tensors
+        grad_q, grads = None, []
+        for s, k, v in zip(ctx.spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
+            more, *of_part = attend_backward(grad, q, s.pack(k), s.pack(v), y, lse, s)
+            grad_q = more if grad_q is None else grad_q + more
+            grads += [s.unpack(x) for x in of_part]
+        return None, grad_q, *grads
+
+
+def takes_flash(q):
+    """Whether flash attention takes q (n, H, d): half precision, whole vectors, a GPU of 2020 or later."""
+    if not q.is_cuda or q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > 256:
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+def attend_forward(q, k, v, spans):
+    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), and its normalisers (H, n)."""
+    return (attend_forward_flash if takes_flash(q) else attend_forward_torch)(q, k, v, spans)
+
+
+def attend_backward(grad, q, k, v, y, lse, spans):
+    """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
+    return (attend_backward_flash if takes_flash(q) else attend_backward_torch)(grad, q, k, v, y, lse, spans)
+
+
+def attend_forward_flash(q, k, v, spans):
+    y, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *spans.ends, *spans.longest, 0.0,
+                                                         spans.causal, False)
+    return y, lse
+
+
+def attend_backward_flash(grad, q, k, v, y, lse, spans):
+    no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
+    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse.contiguous(), *spans.ends,
+                                                    *spans.longest, 0.0, spans.causal, *no_dropout)
+
+
+def attend_forward_torch(q, k, v, spans):
+    rows, dtype = spans.rows, q.dtype
+    q, k, v = folded((q, k, v), (0, 1, 1), k.shape[1], spans)
+    scores = span_scores(q, k, spans)
+    lse = scores.logsumexp(dim=-1, keepdim=True)
+    y = unfold((scores - lse).exp() @ v, rows[0])
+    return y.to(dtype), unfold(lse, rows[0]).squeeze(-1).T
+
+
+def attend_backward_torch(grad, q, k, v, y, lse, spans):
+    rows, dtype, scale = spans.rows, q.dtype, q.shape[-1] ** -0.5
+    tensors = grad, q, k, v, y, lse.T[..., None]
+    grad, q, k, v, y, lse = folded(tensors, (0, 0, 1, 1, 0, 0), k.shape[1], spans)
+    p = (span_scores(q, k, spans) - lse).exp()
+    of_scores = scale * p * (grad @ v.mT - (grad * y).sum(dim=-1, keepdim=True))
+    grads = (of_scores @ k, rows[0]), (of_scores.mT @ q, rows[1]), (p.mT @ grad, rows[1])
+    return [unfold(*pair).to(dtype) for pair in grads]
+
+
+def folded(tensors, sides, n_heads, spans):
+    """Tensors of queries (side 0) and keys (1) as (N, n_heads, places, d), in fp32 at least."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return [fold(x.to(dtype), spans.rows[side], n_heads) for x, side in zip(tensors, sides, strict=True)]
+
+
+def span_scores(q, k, spans):
+    """(N, H_kv, places of q, T), -inf where a key is not seen."""
+    key = torch.arange(k.shape[2], device=k.device)
+    unseen = key >= spans.ends[1].diff()[:, None, None, None]
+    if spans.causal:  # heads that share keys stand side by side
+        sharing = q.shape[2] // spans.longest[0]
+        unseen = unseen | (key > torch.arange(q.shape[2], device=k.device)[:, None] // sharing)
+    return (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(unseen, -torch.inf)
 
 
 # ---- between the products of a model, where no gradient is wanted
@@ -828,13 +1003,6 @@ def tile(V):
 if triton is not None:
 
     @triton.jit
-    def scaled_logits(z, row, column, wanted, forbidden, V, SCALE: tl.constexpr):
-        x = tl.load(z + row + column, mask=wanted & (column < V), other=-float('inf')).to(tl.float32) * SCALE
-        if forbidden is not None:
-            x = tl.where(tl.load(forbidden + column, mask=column < V, other=1) != 0, -float('inf'), x)
-        return x
-
-    @triton.jit
     def ordered(x):
         # integers in the order of the floats; the same turns their bits back
         bits = x.to(tl.int32, bitcast=True)
@@ -845,7 +1013,7 @@ if triton is not None:
         return tl.where(x > -float('inf'), 1.0, 0.0) if COUNT else tl.exp(x - largest)
 
     @triton.jit
-    def cut(z, row, real, forbidden, V, largest, wanted, COUNT: tl.constexpr, SCALE: tl.constexpr,
+    def cut(z, row, real, forbidden, V, STRIDE, largest, wanted, COUNT: tl.constexpr, SCALE: tl.constexpr,
             ROWS: tl.constexpr, BLOCK: tl.constexpr):
         # Where to cut: the largest number, ordered, from which on upwards lie as many tokens (COUNT), or as
         # much of their mass, as are wanted, two bits of it a read. Of the tokens that are this number so many
@@ -854,7 +1022,8 @@ if triton is not None:
         for step in range(16):
             unit, one, two, three = 1 << (30 - 2 * step), zero, zero, zero
             for start in range(0, V, BLOCK):
-                x = scaled_logits(z, row, start + tl.arange(0, BLOCK)[None, :], real, forbidden, V, SCALE)
+                column = start + tl.arange(0, BLOCK)[None, :]
+                x = load(z, row, column, real, forbidden, None, V, STRIDE, 0, SCALE)
                 place, weight = ordered(x), weight_of(x, largest, COUNT)
                 one += tl.sum(tl.where(place >= (low ^ unit), weight, 0.0), axis=1)[:, None]
                 two += tl.sum(tl.where(place >= (low ^ (2 * unit)), weight, 0.0), axis=1)[:, None]
@@ -863,7 +1032,8 @@ if triton is not None:
             low = low ^ (reached * unit)
         above, mass = zero, zero
         for start in range(0, V, BLOCK):
-            x = scaled_logits(z, row, start + tl.arange(0, BLOCK)[None, :], real, forbidden, V, SCALE)
+            column = start + tl.arange(0, BLOCK)[None, :]
+            x = load(z, row, column, real, forbidden, None, V, STRIDE, 0, SCALE)
             higher = ordered(x) > low
             above += tl.sum(tl.where(higher, weight_of(x, largest, COUNT), 0.0), axis=1)[:, None]
             mass += tl.sum(tl.where(higher, weight_of(x, largest, False), 0.0), axis=1)[:, None]
@@ -877,13 +1047,13 @@ if triton is not None:
                     R, BYTES, SCALE: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr,
                     TOP_P: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        real, line, slot = index < B, index * STRIDE, tl.load(at)
+        real, slot = index < B, tl.load(at)
         row = tl.load(rows + index, mask=real, other=0)
         zero = tl.zeros((ROWS, 1), tl.float32)
         largest, total, likeliest = zero - 1e30, zero, zero.to(tl.int32)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            x = scaled_logits(z, line, column, real, forbidden, V, SCALE)
+            x = load(z, index, column, real, forbidden, None, V, STRIDE, 0, SCALE)
             new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
             if GREEDY:
                 first = tl.min(tl.where(x == new, column, V), axis=1)[:, None]
@@ -892,10 +1062,12 @@ if triton is not None:
             largest = new
         low, needed = tl.full((ROWS, 1), -2 ** 31, tl.int32), zero
         if TOP_K > 0:
-            low, needed, mass, each = cut(z, line, real, forbidden, V, largest, TOP_K, True, SCALE, ROWS, BLOCK)
+            low, needed, mass, each = cut(z, index, real, forbidden, V, STRIDE, largest, TOP_K, True, SCALE,
+                                           ROWS, BLOCK)
             total = mass + needed * each
         if TOP_P < 1:
-            deep, more, mass, each = cut(z, line, real, forbidden, V, largest, TOP_P * total, False, SCALE, ROWS, BLOCK)
+            deep, more, mass, each = cut(z, index, real, forbidden, V, STRIDE, largest, TOP_P * total, False,
+                                          SCALE, ROWS, BLOCK)
             if TOP_K > 0:
                 more = tl.where(deep == low, tl.minimum(more, needed), more)
             total = tl.where(deep >= low, mass + more * each, total)
@@ -906,7 +1078,8 @@ if triton is not None:
         found, last, ties = zero.to(tl.int32) - 1, zero.to(tl.int32), zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            x = scaled_logits(z, line, column, real & ((found < 0) | (allowed is not None)), forbidden, V, SCALE)
+            wanted = real & ((found < 0) | (allowed is not None))
+            x = load(z, index, column, wanted, forbidden, None, V, STRIDE, 0, SCALE)
             weight = tl.exp(x - largest)
             if allowed is not None:
                 tie = ordered(x) == low
@@ -924,7 +1097,7 @@ if triton is not None:
             last = tl.maximum(last, tl.max(tl.where(weight > 0, column, 0), axis=1)[:, None])
             before += tl.sum(weight, axis=1)[:, None]
         token = likeliest if GREEDY else tl.where(found < 0, last, found)  # rounding may leave none at the end
-        x = scaled_logits(z, line, token, real, forbidden, V, SCALE)
+        x = load(z, index, token, real, forbidden, None, V, STRIDE, 0, SCALE)
         tl.store(tokens + row * R + slot, token.to(tl.int64), mask=real)
         tl.store(logps + row * R + slot, x - largest - tl.log(total), mask=real)
         if ENDS > 0:

@@ -387,8 +387,8 @@ class CausalPolicy:
         P, G, R = rollout.tokens.shape
         prompt_lengths = rollout.batch['prompt_lengths']
         states, prefix = self.prefill(rollout.batch['prompts'][:, :int(prompt_lengths.max())], rollout.batch)
-        prompt_lengths = prompt_lengths.to(states.device, non_blocking=True)
-        last = states[torch.arange(P, device=states.device), prompt_lengths - 1]
+        ends = prompt_lengths.to(states.device, non_blocking=True) - 1
+        last = states[torch.arange(P, device=states.device), ends]
         hidden = last[:, None, None].expand(P, G, 1, -1)
         lengths = (rollout.lengths - 1).clamp(min=0)  # a last token is predicted, and predicts none
         if is_sharded(self.model) and not lengths.any():
