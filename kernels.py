@@ -959,38 +959,37 @@ def look_up(mass, blocks, target):
     return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
 
 
-def write_torch(state, logits):
-    rows, at, ends = state.rows, state.cache.at, state.end_ids
-    new, logp, allowed = draw(logits.float(), state.u[rows, at], *state.sampling)
-    state.tokens[rows, at], state.logps[rows, at] = new, logp
+def draw_rows_torch(logits, u, rows, at, running, ends, tokens, logps, lengths, ended, allowed, sampling):
+    new, logps[rows, at], kept = draw(logits.float(), u[rows, at], *sampling)
+    tokens[rows, at] = new
     if allowed is not None:
-        state.allowed[rows, at] = pack(allowed)
+        allowed[rows, at] = pack(kept)
     if ends is not None:
-        stops = state.running & (new[:, None] == ends).any(dim=-1)
-        state.lengths[rows] = torch.where(stops, at + 1, state.lengths[rows])
-        state.ended[rows] |= stops
-        state.running.logical_and_(~stops)
+        stops = running & (new[:, None] == ends).any(dim=-1)
+        lengths[rows] = torch.where(stops, at + 1, lengths[rows])
+        ended[rows] |= stops
+        running.logical_and_(~stops)
 
 
-def write_triton(state, logits):
-    (B, V), (temperature, top_k, top_p, forbidden) = logits.shape, state.sampling
-    rows, block, warps = tile(V)
-    n_ends = 0 if state.end_ids is None else len(state.end_ids)
-    top_k = top_k if top_k < V else 0
-    on_device(draw_kernel, (triton.cdiv(B, rows),), logits, state.u, forbidden, state.rows, state.cache.at,
-              state.running, state.end_ids, state.tokens, state.logps, state.lengths, state.ended, state.allowed,
-              B, V, logits.stride(0), state.u.shape[1], -(-V // 8), SCALE=1 / (temperature or 1.0),
-              GREEDY=temperature == 0, TOP_K=top_k, TOP_P=float(top_p), ENDS=n_ends, ROWS=rows, BLOCK=block,
+def draw_rows_triton(logits, u, rows, at, running, ends, tokens, logps, lengths, ended, allowed, sampling):
+    (B, V), (temperature, top_k, top_p, forbidden) = logits.shape, sampling
+    n_rows, block, warps = tile(V)
+    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, forbidden, rows, at, running, ends, tokens,
+              logps, lengths, ended, allowed, B, V, logits.stride(0), u.shape[1], -(-V // 8),
+              SCALE=1 / (temperature or 1.0), GREEDY=temperature == 0, TOP_K=top_k if top_k < V else 0,
+              TOP_P=float(top_p), ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block,
               num_warps=warps)
 
 
-def write(state, logits):
+def draw_rows(logits, *arguments):
     """
-    Draw a token for each row of logits (B, V) and write it down: state is a policy.Decoder. On a GPU in one
-    launch that reads the logits twice, and top_k and top_p from the second-level cache 17 times each more. Of
-    tokens that are equally likely, those with the lowest ids are in the top k.
+    Draw a token for each row of logits (B, V) and write it down. u (N + 1, R): its number; rows (B,), which of
+    the N each is, or N for none, at (1,): where in tokens, logps (N + 1, R) and the bits allowed (N + 1, R,
+    V / 8), None without top_k and top_p. One of ends (E,), or None, ends a row: running (B,), lengths and
+    ended (N + 1,). sampling: see draw. On a GPU one launch, which reads the logits twice, and 17 times more
+    each for top_k and top_p. Of equal logits those of the lowest ids are in the top k.
     """
-    (write_triton if fused(logits) else write_torch)(state, logits)
+    (draw_rows_triton if fused(logits) else draw_rows_torch)(logits, *arguments)
 
 
 def tile(V):
