@@ -1019,7 +1019,7 @@ if triton is not None:
         # as are needed; the mass above it; and that of one such token.
         low, zero = tl.full((ROWS, 1), -2 ** 31, tl.int32), tl.zeros((ROWS, 1), tl.float32)
         for step in range(16):
-            unit, one, two, three = 1 << (30 - 2 * step), zero, zero, zero
+            unit, one, two, three = zero.to(tl.int32) + 1 << (30 - 2 * step), zero, zero, zero
             for start in range(0, V, BLOCK):
                 column = start + tl.arange(0, BLOCK)[None, :]
                 x = load(z, row, column, real, forbidden, None, V, STRIDE, 0, SCALE)
