@@ -804,6 +804,7 @@ def attend_rows_torch(q, k, v, rope, prompt, own, lengths, at, lines):
     seen = torch.cat((torch.arange(T, device=q.device) < lengths[group][:, None], written), dim=1)
     scores = q.unflatten(1, (H_kv, -1)).float() @ keys.transpose(2, 3) * d ** -0.5   # (B, H_kv, heads, T + R)
     weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+    values = values.masked_fill(~seen[:, None, :, None], 0.0)  # memory that nothing was written to holds anything
     return (weights @ values).flatten(1, 2).to(q.dtype)
 
 
@@ -811,10 +812,13 @@ def attend_rows_triton(q, k, v, rope, prompt, own, lengths, at, lines):
     (rows, starts, G, width), (B, H, d), (_, _, H_kv, R, _) = lines, q.shape, own.shape
     cos, sin = (None, None) if rope is None else rope
     y, heads = q.new_empty(B, H, d), H // H_kv
+    # sizes for which all numbers stay in registers
+    wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * heads))
+    block = 64 if wide_d <= 64 and q.dtype.itemsize == 2 else 32
     on_device(attend_kernel, (len(starts) - 1, H_kv), q, k, v, y, cos, sin, *prompt, *own, lengths, rows, starts,
               at, q.stride(0), k.stride(0), v.stride(0), B, len(own[0]) - 1, prompt.shape[2], R, SCALE=d ** -0.5,
-              G=G, HEADS=heads, H_KV=H_kv, D=d, WIDE=max(16, triton.next_power_of_2(d)), BLOCK=64,
-              M=max(16, triton.next_power_of_2(width * heads)), num_warps=4)
+              G=G, HEADS=heads, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=block,
+              num_warps=4 if queries * wide_d <= 2048 else 8)
     return y
 
 
@@ -996,7 +1000,7 @@ def tile(V):
     """Rows and columns that a program takes at once, and its warps."""
     if INTERPRET:  # whose time goes with the number of steps, not with their size
         return 32, max(16, triton.next_power_of_2(V)), 4
-    return 1, max(16, min(8192, triton.next_power_of_2(V))), 16
+    return 1, max(16, min(4096, triton.next_power_of_2(V))), 8
 
 
 if triton is not None:

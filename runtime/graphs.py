@@ -28,14 +28,14 @@ class RowCache:
     def __init__(self, model, like, G, T, R):
         """like: the keys of some layer, (P, any T, H_kv, d)."""
         P, _, H_kv, d = like.shape
-        heads, self.G, self.n_rows, self.quantum = model.config.n_head // H_kv, G, P * G, max(1, P * G // 8)
+        heads, self.G, self.n_rows, self.quantum = model.config.n_head // H_kv, G, P * G, -(-P * G // 8)
         self.prompt = [like.new_empty(2, P, T, H_kv, d) for _ in model.blocks]
         self.own = [like.new_empty(2, P * G + 1, H_kv, R, d) for _ in model.blocks]
         rope = model.rope(torch.arange(T + R, device=like.device), like.dtype)
         self.rope = rope and [angles.squeeze(1) for angles in rope]
-        # a program's rows read a prompt once; with fewer each, there are two programs for each processor
-        self.width = 1
-        while self.width < G and 2 * self.width * heads <= 64 and P * -(-G // (2 * self.width)) * H_kv >= 256:
+        # the rows of a line read their prompt once; but a GPU has some 130 processors, each of which wants one
+        self.width, queries = 1, 32 if like.dtype.itemsize == 2 else 16
+        while self.width < G and 2 * self.width * heads <= queries and P * -(-G // (2 * self.width)) * H_kv >= 128:
             self.width *= 2
         self.most_lines = P * -(-G // self.width)
         self.lengths, self.at, self.row_room, self.line_room = (

@@ -18,15 +18,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import kernels
 from model import GPT, GPTConfig
-from policy import Decoder, GroupCache
+from policy import Decoder
+from runtime.graphs import RowCache
 
 # of an H100: bytes and bf16 FLOPs a second that good kernels get, seconds of the shortest launch
 SPEED, PEAK, GRAPHED, EAGER = 0.9 * 3.35e12, 0.75 * 989e12, 2.5e-6, 6e-6
 SMOLLM2 = {'n_layer': 30, 'n_head': 9, 'n_kv_head': 3, 'n_embd': 576, 'mlp_hidden': 1536, 'vocab_size': 49152}
 QWEN2 = {'n_layer': 24, 'n_head': 14, 'n_kv_head': 2, 'n_embd': 896, 'mlp_hidden': 4864, 'qkv_bias': True,
          'vocab_size': 151936}
-PARTS = {'attend': 'attention', 'draw': 'draw', 'write': 'head'}  # by the function that launches
-TRAFFIC = {}  # NAME of a kernels.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
+PARTS = {'attend': 'attention', 'draw_rows': 'draw', 'write': 'head'}  # by the function that launches
 
 
 class Case(NamedTuple):
@@ -64,6 +64,20 @@ def cost(name, args, out):
     if name.startswith(('copy', 'fill', 'full', 'zero', 'new_zero')):
         tensors = tensors[1:]
     return size(tensors, out), 0
+
+
+def of_attend_rows(q, k, v, rope, prompt, own, lengths, at, lines):
+    (_, _, G, width), heads = lines, q.shape[1] // k.shape[1]
+    n_bytes = size(q, k, v, q, own) + -(-G // width) * size(prompt)  # a line reads its prompt once
+    return n_bytes, 4 * heads * (own[0].numel() + G * prompt[0].numel())
+
+
+def of_draw_rows(logits, u, rows, *_):
+    return size(logits, logits, rows, rows, rows), 0  # twice, a number and what is written
+
+
+# NAME of a kernels.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
+TRAFFIC = {'attend_rows': of_attend_rows, 'draw_rows': of_draw_rows}
 
 
 class SaysCuda(TorchFunctionMode):
@@ -121,11 +135,10 @@ def decode_step(case):
                               **case.config)).bfloat16()
         c, lengths = model.config, torch.zeros(P, dtype=torch.long)
         keys = torch.zeros(P, case.T, c.n_kv_head, c.head_dim, dtype=torch.bfloat16)
-        cache = GroupCache([(keys, keys)] * c.n_layer, lengths, G, case.slots, 64)
-        cache.go_to(case.slots - 1)
-        u, forbidden = torch.zeros(N, case.slots, dtype=torch.double), torch.zeros(c.vocab_size) > 0
-        decoder = Decoder(model, cache, lengths.repeat_interleave(G), u, (0,), (1.0, 0, 1.0, forbidden))
-        model.frequencies(lengths.device)
+        cache, forbidden = RowCache(model, keys, G, case.T, case.slots), torch.zeros(c.vocab_size) > 0
+        decoder = Decoder(model, cache, N, case.slots, (0,), (1.0, 0, 1.0, forbidden))
+        cache.start([(keys, keys)] * c.n_layer, lengths)
+        decoder.start(lengths.repeat_interleave(G), torch.zeros(N, case.slots, dtype=torch.double))
         with account:
             decoder.step()
     weights = sum(p.numel() for p in model.parameters())
