@@ -15,6 +15,7 @@ U units of R rows, some of which count · P prompts · G completions · T, R tok
 import functools
 import math
 import os
+from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
@@ -22,8 +23,9 @@ from torch.nn import functional as F
 try:
     import triton
     import triton.language as tl
-except ImportError:  # some platforms have no wheels
-    triton = None
+    jit = triton.jit
+except ImportError:  # some platforms have no wheels: kernels are read, and not run
+    triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda kernel: kernel
 
 CHUNK = {'cpu': 2 ** 27, 'cuda': 3 * 2 ** 29}  # bytes of logits held at once: 128 MB, 1.6 GB on a GPU
 BLOCK = 2 ** 19                            # logits that a CPU works on at once: 2 MB stay in its cache
@@ -209,17 +211,26 @@ if triton is not None:
             tl.store(dz + row * DZ_STRIDE + column, g, mask=real & (column < DZ_STRIDE))
 
 
+def tile(V, most):
+    """Rows and columns that a program takes at once, and its warps."""
+    size = max(16, triton.next_power_of_2(V))
+    # an interpreter's time goes with the number of steps, not with their size
+    return (32, size, 4) if INTERPRET else (1, min(most, size), most // 512)
+
+
+def on_device(kernel, grid, x, *arguments, **options):
+    """Launch a kernel, whose first argument is x, where x lies."""
+    with torch.cuda.device_of(x):
+        kernel[grid](x, *arguments, **options)
+
+
 def launch(kernel, z, z_ref, ids, scale, masks, *tensors):
     (N, V), stride, (_, allowed) = z.shape, z.stride(0), masks
     row_bytes = 0 if allowed is None else allowed.stride(0)
-    rows, block, warps = 1, min(8192, triton.next_power_of_2(V)), 16
-    if INTERPRET:  # whose time goes with the number of steps, not with their size
-        rows, block, warps = 32, triton.next_power_of_2(V), 4
+    rows, block, warps = tile(V, 8192)
     if N:
-        with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, *masks, *tensors, N, V, stride, row_bytes,
-                                            K=ids.shape[1], SCALE=float(scale), ROWS=rows, BLOCK=block,
-                                            num_warps=warps)
+        on_device(kernel, (triton.cdiv(N, rows),), z, z_ref, ids, *masks, *tensors, N, V, stride, row_bytes,
+                  K=ids.shape[1], SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
 
 
 def row_stats_triton(z, ids, scale, forbidden, z_ref=None, allowed=None):
@@ -703,8 +714,7 @@ def span_scores(q, k, spans):
         unseen = unseen | (key > torch.arange(q.shape[2], device=k.device)[:, None] // sharing)
     return (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(unseen, -torch.inf)
 
-
-# ---- between the products of a model, where no gradient is wanted
+# ---- between the products of a model, without gradients
 
 def fused(x):
     """Whether Triton kernels that have no backward serve x."""
@@ -717,15 +727,14 @@ def add_norm_torch(x, more, weight, eps):
 
 
 def add_norm_triton(x, more, weight, eps):
-    total, y = x if more is None else torch.empty_like(x), torch.empty_like(x)
-    D = len(weight)
-    on_device(add_norm_kernel, (x.numel() // D,), x.contiguous(), more, weight, total, y, D, EPS=eps,
+    total, y, D = x if more is None else torch.empty_like(x), torch.empty_like(x), len(weight)
+    on_device(add_norm_kernel, (x.numel() // D,), x, more, weight, total, y, D, EPS=eps,
               BLOCK=triton.next_power_of_2(D))
     return total, y
 
 
 def add_norm(x, more, norm):
-    """x (..., D) and more, None for 0, added, and the sum behind `norm`, an nn.RMSNorm or nn.LayerNorm."""
+    """x (..., D) plus more, None for 0; and that behind `norm`, an nn.RMSNorm or nn.LayerNorm."""
     if isinstance(norm, torch.nn.RMSNorm):
         return (add_norm_triton if fused(x) else add_norm_torch)(x, more, norm.weight, norm.eps)
     x = x if more is None else x + more
@@ -749,42 +758,35 @@ def swiglu(x):
     return (swiglu_triton if fused(x) else swiglu_torch)(x)
 
 
-def on_device(kernel, grid, *arguments, **options):
-    """Launch a kernel where its first tensor lies."""
-    with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, **options)
+# These kernels round where torch does, so that sampler and trainer agree in half precision.
+
+@jit
+def add_norm_kernel(x, more, weight, total, y, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    place, inside = tl.program_id(0).to(tl.int64) * D + column, column < D
+    value = tl.load(x + place, mask=inside, other=0.0)
+    if more is not None:
+        added = tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
+        value = (value.to(tl.float32) + added).to(value.dtype)
+        tl.store(total + place, value, mask=inside)
+    value = value.to(tl.float32)
+    value = value * tl.rsqrt(tl.sum(value * value, axis=0) / D + EPS)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + place, (value * scale).to(y.dtype.element_ty), mask=inside)
 
 
-# Kernels round where torch does, so that sampler and trainer agree in half precision.
-
-if triton is not None:
-
-    @triton.jit
-    def add_norm_kernel(x, more, weight, total, y, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
-        column = tl.arange(0, BLOCK)
-        place, inside = tl.program_id(0).to(tl.int64) * D + column, column < D
-        value = tl.load(x + place, mask=inside, other=0.0)
-        if more is not None:
-            other = tl.load(more + place, mask=inside, other=0.0)
-            value = (value.to(tl.float32) + other.to(tl.float32)).to(value.dtype)
-            tl.store(total + place, value, mask=inside)
-        value = value.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(value * value, axis=0) / D + EPS)
-        value = value * scale * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
-
-    @triton.jit
-    def swiglu_kernel(x, y, width, BLOCK: tl.constexpr):
-        row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        inside = column < width
-        gate = tl.load(x + row * 2 * width + column, mask=inside, other=0.0)
-        value = tl.load(x + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
-        wide_gate = gate.to(tl.float32)
-        gate = (wide_gate / (1 + tl.exp(-wide_gate))).to(gate.dtype).to(tl.float32)
-        tl.store(y + row * width + column, (gate * value).to(y.dtype.element_ty), mask=inside)
+@jit
+def swiglu_kernel(x, y, width, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x += row * 2 * width + column
+    gate = tl.load(x, mask=column < width, other=0.0)
+    value = tl.load(x + width, mask=column < width, other=0.0).to(tl.float32)
+    opened = (gate.to(tl.float32) / (1 + tl.exp(-gate.to(tl.float32)))).to(gate.dtype)
+    product = opened.to(tl.float32) * value
+    tl.store(y + row * width + column, product.to(y.dtype.element_ty), mask=column < width)
 
 
-# ---- one new token of each row: its attention
+# ---- a new token of each row attends
 
 def rotate(x, cos, sin):
     """x (..., heads, d) turned by cos and sin (..., 1, d); pairs are d/2 apart."""
@@ -792,121 +794,112 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
-def attend_rows_torch(q, k, v, rope, prompt, own, lengths, at, lines):
-    (rows, _, G, _), (_, P, T, H_kv, d), R = lines, prompt.shape, own.shape[3]
-    group = (rows // G).clamp(max=P - 1)
+def attend_rows_torch(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
+    (_, P, T, H_kv, d), R, group = prompt.shape, own.shape[3], rows // G
     if rope is not None:
-        turn = [angles[lengths[group] + at].unsqueeze(1) for angles in rope]
+        turn = [angles[lengths[group] + at, None] for angles in rope]
         q, k = rotate(q, *turn), rotate(k, *turn)
     own[0][rows, :, at], own[1][rows, :, at] = k, v
-    keys, values = torch.cat((prompt[:, group].transpose(2, 3), own[:, rows]), dim=3).float()
-    written = (torch.arange(R, device=q.device) <= at).expand(len(rows), R)
-    seen = torch.cat((torch.arange(T, device=q.device) < lengths[group][:, None], written), dim=1)
-    scores = q.unflatten(1, (H_kv, -1)).float() @ keys.transpose(2, 3) * d ** -0.5   # (B, H_kv, heads, T + R)
-    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
-    values = values.masked_fill(~seen[:, None, :, None], 0.0)  # memory that nothing was written to holds anything
-    return (weights @ values).flatten(1, 2).to(q.dtype)
+    prompt = prompt[:, group.clamp(max=P - 1)].transpose(2, 3)
+    keys, values = torch.cat((prompt, own[:, rows]), dim=3).float()             # (B, H_kv, T + R, d)
+    t = torch.arange(T + R, device=q.device)
+    seen = ((t < lengths[group, None]) | (t >= T) & (t <= T + at))[:, None, :, None]
+    scores = keys @ q.unflatten(1, (H_kv, -1)).float().mT * d ** -0.5           # (B, H_kv, T + R, H / H_kv)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=2)
+    return (weights.mT @ values.masked_fill(~seen, 0.0)).flatten(1, 2).to(q.dtype)
 
 
-def attend_rows_triton(q, k, v, rope, prompt, own, lengths, at, lines):
-    (rows, starts, G, width), (B, H, d), (_, _, H_kv, R, _) = lines, q.shape, own.shape
-    cos, sin = (None, None) if rope is None else rope
-    y, heads = q.new_empty(B, H, d), H // H_kv
+def attend_rows_triton(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
+    (B, H, d), (_, _, T, H_kv, _), R = q.shape, prompt.shape, own.shape[3]
+    y, strides = q.new_empty(B, H, d), [x.stride(0) for x in (q, k, v)]
     # sizes for which all numbers stay in registers
-    wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * heads))
+    wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * H // H_kv))
     block = 64 if wide_d <= 64 and q.dtype.itemsize == 2 else 32
-    on_device(attend_kernel, (len(starts) - 1, H_kv), q, k, v, y, cos, sin, *prompt, *own, lengths, rows, starts,
-              at, q.stride(0), k.stride(0), v.stride(0), B, len(own[0]) - 1, prompt.shape[2], R, SCALE=d ** -0.5,
-              G=G, HEADS=heads, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=block,
-              num_warps=4 if queries * wide_d <= 2048 else 8)
+    on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *prompt, *own,
+              lengths, rows, at, *strides, B, T, R, SCALE=d ** -0.5, G=G, WIDTH=width, HEADS=H // H_kv, H_KV=H_kv,
+              D=d, WIDE=wide_d, M=queries, BLOCK=block, num_warps=4 if queries * wide_d <= 2048 else 8)
     return y
 
 
-def attend_rows(q, k, v, *arguments):
+def attend_rows(q, *arguments):
     """
-    One new token for each of B rows attends to its prompt and to what its completion has: q (B, H, d), k and v
-    (B, H_kv, d) -> (B, H, d), summed in fp32. k and v are written into slot at (1,) of own (2, N + 1, H_kv,
-    R, d), the keys and values of N = P G rows; prompt (2, P, T, H_kv, d), of lengths (P,). rope: None, or cos
-    and sin (positions, d), by which q and k are turned first. lines = rows (B,), which of the N each is, or N
-    for none, groups together; starts: where a line begins, at most `width` rows of one prompt, or B; G; width.
+    A new token of each of B rows attends to its prompt and to its completion: q (B, H, d), k, v (B, H_kv, d) ->
+    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) by which q and k are turned; prompt
+    (2, P, T, H_kv, d), keys and values of lengths (P + 1,), the last 0; own (2, P G + 1, H_kv, R, d), where k
+    and v are put into slot at (1,); rows (B,): which of those each is, those of a prompt together; G; width:
+    so many rows read their prompt together.
     """
-    return (attend_rows_triton if fused(q) else attend_rows_torch)(q, k, v, *arguments)
+    return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)
 
 
-# A program takes a line and a head of keys: M queries, `HEADS` of each row, read the prompt's keys once.
+# A program takes `WIDTH` rows and one head of keys, for which they have M queries, `HEADS` each.
 
-if triton is not None:
+@jit
+def heads_of(x, place, column, inside, cos, sin, D: tl.constexpr):
+    value = tl.load(x + place[:, None] + column, mask=inside, other=0.0)
+    if cos is not None:
+        pair = tl.load(x + place[:, None] + (column + D // 2) % D, mask=inside, other=0.0).to(tl.float32)
+        part = (value.to(tl.float32) * cos).to(value.dtype)
+        value = (part.to(tl.float32) + pair * sin).to(value.dtype)
+    return value
 
-    @triton.jit
-    def head_of(x, at, column, real, cos, sin, D: tl.constexpr):
-        inside = real[:, None] & (column < D)[None, :]
-        value = tl.load(x + at[:, None] + column[None, :], mask=inside, other=0.0)
-        if cos is not None:
-            pair = tl.load(x + at[:, None] + ((column + D // 2) % D)[None, :], mask=inside, other=0.0)
-            cos = tl.load(cos + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-            sin = tl.load(sin + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-            part = (value.to(tl.float32) * cos).to(value.dtype).to(tl.float32)
-            value = (part + pair.to(tl.float32) * sin).to(value.dtype)
-        return value
 
-    @triton.jit
-    def fold_block(q, keys, values, at, column, inside, seen, top, total, y, SCALE, D: tl.constexpr):
-        # an online softmax takes in the keys and values at `at` (BLOCK,)
-        place, inside = at[:, None] + column[None, :], inside[:, None] & (column < D)[None, :]
+@jit
+def attend_part(q, keys, values, step, n, seen, column, top, total, mean, SCALE: tl.constexpr, D: tl.constexpr,
+                BLOCK: tl.constexpr):
+    # an online softmax takes in n keys and values, `step` apart, of those who see them
+    for start in range(0, n, BLOCK):
+        t = start + tl.arange(0, BLOCK)
+        place, inside = t[:, None] * step + column, (t < n)[:, None] & (column < D)
         key = tl.load(keys + place, mask=inside, other=0.0)
-        scores = tl.dot(q, tl.trans(key), input_precision='ieee') * SCALE
-        scores = tl.where(seen, scores, -float('inf'))
-        new = tl.maximum(top, tl.max(scores, axis=1))
-        weights, decay = tl.exp(scores - new[:, None]), tl.exp(top - new)
         value = tl.load(values + place, mask=inside, other=0.0)
-        y = y * decay[:, None] + tl.dot(weights.to(value.dtype), value, input_precision='ieee')
-        return new, total * decay + tl.sum(weights, axis=1), y
-
-    @triton.jit
-    def attend_kernel(q, k, v, y, cos, sin, prompt_keys, prompt_values, keys, values, lengths, rows, starts, at,
-                      Q_STRIDE, K_STRIDE, V_STRIDE, B, N, T, R, SCALE: tl.constexpr, G: tl.constexpr,
-                      HEADS: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-                      M: tl.constexpr, BLOCK: tl.constexpr):
-        first, head = tl.load(starts + tl.program_id(0)), tl.program_id(1)
-        if first >= B:
-            return
-        column, query, slot = tl.arange(0, WIDE), tl.arange(0, M), tl.load(at)
-        member, place = query // HEADS, first + query // HEADS
-        prompt = tl.load(rows + first) // G
-        row = tl.load(rows + place, mask=place < B, other=N)
-        real = (place < tl.load(starts + tl.program_id(0) + 1)) & (row // G == prompt)
-        length = tl.load(lengths + prompt)
-        if cos is not None:
-            cos, sin = cos + (length + slot) * D, sin + (length + slot) * D
-        of_head = head * HEADS + query % HEADS
-        queries = head_of(q, place * Q_STRIDE + of_head * D, column, real, cos, sin, D)
-        new_key = head_of(k, place * K_STRIDE + head * D, column, real, cos, sin, D)
-        new_value = head_of(v, place * V_STRIDE + head * D, column, real, None, None, D)
-        kept = ((row * H_KV + head) * R + slot) * D
-        once = (real & (query % HEADS == 0))[:, None] & (column < D)[None, :]
-        tl.store(keys + kept[:, None] + column[None, :], new_key, mask=once)
-        tl.store(values + kept[:, None] + column[None, :], new_value, mask=once)
-
-        # the new token first, from registers; then the prompt, then the other slots of one row after another
-        top = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32), axis=1) * SCALE
-        total, mean = tl.full((M,), 1.0, tl.float32), new_value.to(tl.float32)
-        for start in range(0, length, BLOCK):
-            t = start + tl.arange(0, BLOCK)
-            top, total, mean = fold_block(queries, prompt_keys, prompt_values, ((prompt * T + t) * H_KV + head) * D,
-                                          column, t < length, (t < length)[None, :], top, total, mean, SCALE, D)
-        blocks, count = (slot + BLOCK - 1) // BLOCK, tl.sum((real & (query % HEADS == 0)).to(tl.int32), axis=0)
-        for i in range(0, count * blocks):
-            t = i % blocks * BLOCK + tl.arange(0, BLOCK)
-            where = (tl.load(rows + first + i // blocks) * H_KV + head) * R + t
-            seen = (member == i // blocks)[:, None] & (t < slot)[None, :]
-            top, total, mean = fold_block(queries, keys, values, where * D, column, t < slot, seen, top, total, mean,
-                                          SCALE, D)
-        to = (place * H_KV * HEADS + of_head) * D
-        tl.store(y + to[:, None] + column[None, :], (mean / total[:, None]).to(y.dtype.element_ty),
-                 mask=real[:, None] & (column < D)[None, :])
+        scores = tl.dot(q, tl.trans(key), input_precision='ieee') * SCALE
+        scores = tl.where(seen[:, None] & (t < n)[None, :], scores, -float('inf'))
+        new = tl.maximum(top, tl.max(scores, axis=1)[:, None])
+        weights, decay = tl.exp(scores - new), tl.exp(top - new)
+        mean = mean * decay + tl.dot(weights.to(value.dtype), value, input_precision='ieee')
+        top, total = new, total * decay + tl.sum(weights, axis=1)[:, None]
+    return top, total, mean
 
 
-# ---- one new token of each row: drawn from its logits
+@jit
+def attend_kernel(q, k, v, y, cos, sin, prompt_keys, prompt_values, keys, values, lengths, rows, at, Q_STEP,
+                  K_STEP, V_STEP, B, T, R, SCALE: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr,
+                  HEADS: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+                  M: tl.constexpr, BLOCK: tl.constexpr):
+    first, head, query, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.arange(0, M), tl.load(at)
+    member, column, of_head = query // HEADS, tl.arange(0, WIDE)[None, :], head * HEADS + query % HEADS
+    place = first.to(tl.int64) + member
+    real = (member < WIDTH) & (place < B)
+    inside, row = real[:, None] & (column < D), tl.load(rows + place, mask=real, other=0)
+    if cos is not None:
+        angle = (tl.load(lengths + row // G) + slot)[:, None] * D + column
+        cos = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
+    q = heads_of(q, place * Q_STEP + of_head * D, column, inside, cos, sin, D)
+    key = heads_of(k, place * K_STEP + head * D, column, inside, cos, sin, D)
+    value = heads_of(v, place * V_STEP + head * D, column, inside, None, None, D)
+    kept, once = ((row * H_KV + head) * R + slot)[:, None] * D + column, (query % HEADS == 0)[:, None]
+    tl.store(keys + kept, key, mask=inside & once)
+    tl.store(values + kept, value, mask=inside & once)
+    # first the new key, from registers, then each row's prompt, if the row before had another, and slots
+    top = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1)[:, None] * SCALE
+    total, mean, before = tl.full((M, 1), 1.0, tl.float32), value.to(tl.float32), tl.full((), -1, tl.int64)
+    for i in range(0, tl.minimum(WIDTH, B - first)):
+        own = tl.load(rows + first + i)
+        prompt = own // G
+        length = tl.where(prompt == before, 0, tl.load(lengths + prompt))
+        start, before = (prompt * T * H_KV + head) * D, prompt
+        top, total, mean = attend_part(q, prompt_keys + start, prompt_values + start, H_KV * D, length,
+                                       row // G == prompt, column, top, total, mean, SCALE, D, BLOCK)
+        start = (own * H_KV + head) * R * D
+        top, total, mean = attend_part(q, keys + start, values + start, D, slot, member == i, column, top,
+                                       total, mean, SCALE, D, BLOCK)
+    place = (place * H_KV * HEADS + of_head)[:, None] * D + column
+    tl.store(y + place, (mean / total).to(y.dtype.element_ty), mask=inside)
+
+
+# ---- a new token of each row is drawn
 
 def choices(logits, top_k, top_p):
     """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
@@ -963,151 +956,101 @@ def look_up(mass, blocks, target):
     return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
 
 
-def draw_rows_torch(logits, u, rows, at, running, ends, tokens, logps, lengths, ended, allowed, sampling):
+def draw_rows_torch(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
     new, logps[rows, at], kept = draw(logits.float(), u[rows, at], *sampling)
     tokens[rows, at] = new
     if allowed is not None:
         allowed[rows, at] = pack(kept)
     if ends is not None:
-        stops = running & (new[:, None] == ends).any(dim=-1)
-        lengths[rows] = torch.where(stops, at + 1, lengths[rows])
-        ended[rows] |= stops
-        running.logical_and_(~stops)
+        running.mul_((new[:, None] != ends).all(dim=-1))
 
 
-def draw_rows_triton(logits, u, rows, at, running, ends, tokens, logps, lengths, ended, allowed, sampling):
+def draw_rows_triton(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
     (B, V), (temperature, top_k, top_p, forbidden) = logits.shape, sampling
-    n_rows, block, warps = tile(V)
-    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, forbidden, rows, at, running, ends, tokens,
-              logps, lengths, ended, allowed, B, V, logits.stride(0), u.shape[1], -(-V // 8),
-              SCALE=1 / (temperature or 1.0), GREEDY=temperature == 0, TOP_K=top_k if top_k < V else 0,
-              TOP_P=float(top_p), ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block,
-              num_warps=warps)
+    n_rows, block, warps = tile(V, 4096)
+    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, allowed, running, ends,
+              forbidden, B, V, logits.stride(0), u.shape[1], -(-V // 8), SCALE=1 / (temperature or 1.0),
+              GREEDY=temperature == 0, TOP_K=top_k if top_k < V else 0, TOP_P=float(top_p),
+              ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block, num_warps=warps)
 
 
 def draw_rows(logits, *arguments):
     """
-    Draw a token for each row of logits (B, V) and write it down. u (N + 1, R): its number; rows (B,), which of
-    the N each is, or N for none, at (1,): where in tokens, logps (N + 1, R) and the bits allowed (N + 1, R,
-    V / 8), None without top_k and top_p. One of ends (E,), or None, ends a row: running (B,), lengths and
-    ended (N + 1,). sampling: see draw. On a GPU one launch, which reads the logits twice, and 17 times more
-    each for top_k and top_p. Of equal logits those of the lowest ids are in the top k.
+    A token for each row of logits (B, V) by its number in u (N + 1, R), put where rows (B,) and at (1,) say into
+    tokens and logps (N + 1, R) and, None without top_k and top_p, the bits allowed (N + 1, R, V / 8); running
+    (B,) turns 0 at one of ends (E,) or None. sampling: see draw. On a GPU one launch, which reads the logits
+    twice, and 32 times more each for top_k and top_p; what is as likely as the last of these is allowed, too.
     """
     (draw_rows_triton if fused(logits) else draw_rows_torch)(logits, *arguments)
 
 
-def tile(V):
-    """Rows and columns that a program takes at once, and its warps."""
-    if INTERPRET:  # whose time goes with the number of steps, not with their size
-        return 32, max(16, triton.next_power_of_2(V)), 4
-    return 1, max(16, min(4096, triton.next_power_of_2(V))), 8
+@jit
+def ordered(x):
+    # integers in the order of the floats
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-if triton is not None:
-
-    @triton.jit
-    def ordered(x):
-        # integers in the order of the floats; the same turns their bits back
-        bits = x.to(tl.int32, bitcast=True)
-        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-    @triton.jit
-    def weight_of(x, largest, COUNT: tl.constexpr):
-        return tl.where(x > -float('inf'), 1.0, 0.0) if COUNT else tl.exp(x - largest)
-
-    @triton.jit
-    def cut(z, row, real, forbidden, V, STRIDE, largest, wanted, COUNT: tl.constexpr, SCALE: tl.constexpr,
-            ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        # Where to cut: the largest number, ordered, from which on upwards lie as many tokens (COUNT), or as
-        # much of their mass, as are wanted, two bits of it a read. Of the tokens that are this number so many
-        # as are needed; the mass above it; and that of one such token.
-        low, zero = tl.full((ROWS, 1), -2 ** 31, tl.int32), tl.zeros((ROWS, 1), tl.float32)
-        for step in range(16):
-            unit, one, two, three = zero.to(tl.int32) + 1 << (30 - 2 * step), zero, zero, zero
-            for start in range(0, V, BLOCK):
-                column = start + tl.arange(0, BLOCK)[None, :]
-                x = load(z, row, column, real, forbidden, None, V, STRIDE, 0, SCALE)
-                place, weight = ordered(x), weight_of(x, largest, COUNT)
-                one += tl.sum(tl.where(place >= (low ^ unit), weight, 0.0), axis=1)[:, None]
-                two += tl.sum(tl.where(place >= (low ^ (2 * unit)), weight, 0.0), axis=1)[:, None]
-                three += tl.sum(tl.where(place >= (low ^ (3 * unit)), weight, 0.0), axis=1)[:, None]
-            reached = (one >= wanted).to(tl.int32) + (two >= wanted).to(tl.int32) + (three >= wanted).to(tl.int32)
-            low = low ^ (reached * unit)
-        above, mass = zero, zero
+@jit
+def cut(z, row, real, forbidden, V, STRIDE, largest, total, wanted, COUNT: tl.constexpr, SCALE: tl.constexpr,
+        ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    # The highest number, ordered, that so many tokens (COUNT), or so much of their mass, as wanted reach; and
+    # the mass that does. One bit of it at a time.
+    zero = tl.zeros((ROWS, 1), tl.float32)
+    low = tl.full((ROWS, 1), -2 ** 31, tl.int32)
+    for bit in range(32):
+        trial, number, mass = low ^ (zero.to(tl.int32) + 1 << (31 - bit)), zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
             x = load(z, row, column, real, forbidden, None, V, STRIDE, 0, SCALE)
-            higher = ordered(x) > low
-            above += tl.sum(tl.where(higher, weight_of(x, largest, COUNT), 0.0), axis=1)[:, None]
-            mass += tl.sum(tl.where(higher, weight_of(x, largest, False), 0.0), axis=1)[:, None]
-        each = tl.exp((low ^ ((low >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True) - largest)
-        each = tl.where(low > -2 ** 31, each, 0.0)  # else less than is wanted is there, and all of it stays
-        needed = wanted - above if COUNT else tl.maximum(tl.ceil((wanted - above) / tl.maximum(each, 1e-38)), 1.0)
-        return low, needed, mass, each
+            reach = (ordered(x) >= trial) & (x > -float('inf'))
+            number += tl.sum(reach.to(tl.float32), axis=1)[:, None]
+            mass += tl.sum(tl.where(reach, tl.exp(x - largest), 0.0), axis=1)[:, None]
+        enough = (number if COUNT else mass) >= wanted
+        low, total = tl.where(enough, trial, low), tl.where(enough, mass, total)
+    return low, total
 
-    @triton.jit
-    def draw_kernel(z, u, forbidden, rows, at, running, ends, tokens, logps, lengths, ended, allowed, B, V, STRIDE,
-                    R, BYTES, SCALE: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr,
-                    TOP_P: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        real, slot = index < B, tl.load(at)
-        row = tl.load(rows + index, mask=real, other=0)
-        zero = tl.zeros((ROWS, 1), tl.float32)
-        largest, total, likeliest = zero - 1e30, zero, zero.to(tl.int32)
-        for start in range(0, V, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            x = load(z, index, column, real, forbidden, None, V, STRIDE, 0, SCALE)
-            new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
-            if GREEDY:
-                first = tl.min(tl.where(x == new, column, V), axis=1)[:, None]
-                likeliest = tl.where(new > largest, first, likeliest)
-            total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
-            largest = new
-        low, needed = tl.full((ROWS, 1), -2 ** 31, tl.int32), zero
-        if TOP_K > 0:
-            low, needed, mass, each = cut(z, index, real, forbidden, V, STRIDE, largest, TOP_K, True, SCALE,
-                                           ROWS, BLOCK)
-            total = mass + needed * each
-        if TOP_P < 1:
-            deep, more, mass, each = cut(z, index, real, forbidden, V, STRIDE, largest, TOP_P * total, False,
-                                          SCALE, ROWS, BLOCK)
-            if TOP_K > 0:
-                more = tl.where(deep == low, tl.minimum(more, needed), more)
-            total = tl.where(deep >= low, mass + more * each, total)
-            needed, low = tl.where(deep >= low, more, needed), tl.maximum(deep, low)
 
-        # u of the mass lies before the token; block by block until it is found
-        before, goal = zero.to(tl.float64), tl.load(u + row * R + slot, mask=real, other=0.0) * total
-        found, last, ties = zero.to(tl.int32) - 1, zero.to(tl.int32), zero
-        for start in range(0, V, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            wanted = real & ((found < 0) | (allowed is not None))
-            x = load(z, index, column, wanted, forbidden, None, V, STRIDE, 0, SCALE)
-            weight = tl.exp(x - largest)
-            if allowed is not None:
-                tie = ordered(x) == low
-                keep = (ordered(x) > low) | (tie & (ties + tl.cumsum(tie.to(tl.float32), axis=1) <= needed))
-                keep = keep & (x > -float('inf'))
-                ties += tl.sum(tie.to(tl.float32), axis=1)[:, None]
-                weight = tl.where(keep, weight, 0.0)
-                bits = tl.reshape(keep.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)[None, None, :]
-                byte = start // 8 + tl.arange(0, BLOCK // 8)[None, :]
-                tl.store(allowed + (row * R + slot) * BYTES + byte, tl.sum(bits, axis=2).to(tl.uint8),
-                         mask=real & (byte < BYTES))
-            passed = tl.cumsum(weight, axis=1) > (goal - before).to(tl.float32)
-            first = tl.min(tl.where(passed & (weight > 0), column, V), axis=1)[:, None]
-            found = tl.where((found < 0) & (first < V), first, found)
-            last = tl.maximum(last, tl.max(tl.where(weight > 0, column, 0), axis=1)[:, None])
-            before += tl.sum(weight, axis=1)[:, None]
-        token = likeliest if GREEDY else tl.where(found < 0, last, found)  # rounding may leave none at the end
-        x = load(z, index, token, real, forbidden, None, V, STRIDE, 0, SCALE)
-        tl.store(tokens + row * R + slot, token.to(tl.int64), mask=real)
-        tl.store(logps + row * R + slot, x - largest - tl.log(total), mask=real)
-        if ENDS > 0:
-            stops = token < 0
-            for end in tl.static_range(ENDS):
-                stops = stops | (token == tl.load(ends + end))
-            stops = stops & real & (tl.load(running + index, mask=real, other=0) != 0)
-            tl.store(running + index, zero.to(tl.int1), mask=stops)
-            tl.store(lengths + row, (slot + 1 + zero.to(tl.int64)), mask=stops)
-            tl.store(ended + row, (zero + 1).to(tl.int1), mask=stops)
+@jit
+def draw_kernel(z, u, rows, at, tokens, logps, allowed, running, ends, forbidden, B, V, STRIDE, R, BYTES,
+                SCALE: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
+                ENDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    real, zero = index < B, tl.zeros((ROWS, 1), tl.float32)
+    place = tl.load(rows + index, mask=real, other=0) * R + tl.load(at)
+    largest, total, low = zero - 1e30, zero, tl.full((ROWS, 1), -2 ** 31, tl.int32)
+    for start in range(0, V, BLOCK):
+        x = load(z, index, start + tl.arange(0, BLOCK)[None, :], real, forbidden, None, V, STRIDE, 0, SCALE)
+        new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
+        largest = new
+    if TOP_K > 0:
+        low, total = cut(z, index, real, forbidden, V, STRIDE, largest, total, TOP_K, True, SCALE, ROWS, BLOCK)
+    if TOP_P < 1:
+        low, total = cut(z, index, real, forbidden, V, STRIDE, largest, total, TOP_P * total, False, SCALE,
+                         ROWS, BLOCK)
+    # the first token up to which lies more than u of the mass; rounding may leave none: then the last
+    goal, before = tl.load(u + place, mask=real, other=0.0) * total, zero.to(tl.float64)
+    found, last = zero.to(tl.int32) - 1, zero.to(tl.int32)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        wanted = real & ((found < 0) | (allowed is not None))
+        x = load(z, index, column, wanted, forbidden, None, V, STRIDE, 0, SCALE)
+        mass = tl.exp(x - largest)
+        if allowed is not None:
+            reach = (ordered(x) >= low) & (x > -float('inf'))
+            mass = tl.where(reach, mass, 0.0)
+            bits = tl.reshape(reach.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)[None, None, :]
+            byte = start // 8 + tl.arange(0, BLOCK // 8)[None, :]
+            tl.store(allowed + place * BYTES + byte, tl.sum(bits, axis=2).to(tl.uint8), mask=real & (byte < BYTES))
+        passed = x == largest if GREEDY else tl.cumsum(mass, axis=1) > (goal - before).to(tl.float32)
+        token = tl.min(tl.where(passed & (mass > 0), column, V), axis=1)[:, None]
+        found = tl.where((found < 0) & (token < V), token, found)
+        last = tl.maximum(last, tl.max(tl.where(mass > 0, column, 0), axis=1)[:, None])
+        before += tl.sum(mass, axis=1)[:, None]
+    token = tl.where(found < 0, last, found)
+    x = load(z, index, token, real, forbidden, None, V, STRIDE, 0, SCALE)
+    tl.store(tokens + place, token.to(tl.int64), mask=real)
+    tl.store(logps + place, x - largest - tl.log(total), mask=real)
+    for end in tl.static_range(ENDS):
+        tl.store(running + index, zero.to(tl.int64), mask=real & (token == tl.load(ends + end)))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from grpo import Rollout
 from kernels import draw_rows, fused, logits_of, wide
 from runtime.console import Progress
-from runtime.graphs import CapturedStep, Kept, RowCache, compiled
+from runtime.graphs import Kept, RowCache, compiled
 from runtime.lora import adapters_off
 from runtime.ranks import any_of
 from runtime.shard import is_sharded
@@ -59,7 +59,6 @@ class GroupCache:
     narrower ones. With a window above 1 all batches go through the same operations, and shapes change once
     per window, so that a step can be compiled. On a GPU runtime.graphs.RowCache is in its place.
     """
-    turns, quantum, full = False, 1, 0.85  # q and k come turned by RoPE; any number of rows may stay, below 85 %
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
         P, T, H_kv, d = prefix[0][0].shape
@@ -109,6 +108,11 @@ class GroupCache:
         y = torch.bmm(shared_weights, values).view(-1, heads, d)
         y = torch.baddbmm(y, own_weights.reshape(-1, heads, n), own_values)
         return y.view(L, H_kv, width, heads, d).transpose(1, 2).reshape(-1, H_kv * heads, d).to(dtype)
+
+    def pays(self, alive, places):
+        """Whether it pays to keep no more than the rows that are alive."""
+        least = 8 if self.window > 1 else 1  # one row alone would be compiled separately
+        return least <= alive <= 0.85 * places
 
     def keep(self, rows):
         """Only rows (B',) stay, in order. Returns which of the old ones each place has now, -1 for none."""
@@ -165,60 +169,62 @@ class Decoder:
 
     def __init__(self, model, cache, N, R, ends, sampling):
         """ends: ids of end tokens; sampling: see kernels.draw."""
-        _, top_k, top_p, _ = sampling
+        zeros = partial(torch.zeros, device=model.wte.weight.device)
         self.model, self.cache, self.sampling = model, cache, sampling
         self.ends = torch.tensor(ends, device=model.wte.weight.device) if ends else None
-        zeros = partial(torch.zeros, device=model.wte.weight.device)
         self.u, self.tokens = zeros(N + 1, R, dtype=torch.double), zeros(N + 1, R, dtype=torch.long)
-        self.logps, self.lengths = zeros(N + 1, R), zeros(N + 1, dtype=torch.long)
-        self.ended = zeros(N + 1, dtype=torch.bool)
-        self.allowed = None
-        if top_k or top_p < 1:
+        self.logps, self.allowed = zeros(N + 1, R), None
+        if sampling[1] or sampling[2] < 1:
             self.allowed = zeros(N + 1, R, -(-model.config.vocab_size // 8), dtype=torch.uint8)
-        self.rooms = zeros(N, dtype=torch.long), zeros(N, dtype=torch.bool), zeros(N, dtype=torch.long)
+        self.room = zeros(3, N, dtype=torch.long)
 
-    def start(self, positions, u):
-        """positions (N,) of the first tokens; u (N, R): a number for each token."""
-        N, R = u.shape
-        self.u[:N] = u
-        self.lengths.fill_(R)
-        self.ended.zero_()
+    def start(self, u, positions):
+        """u (N, R): a number for each token; positions (N,) of the first tokens."""
+        self.u[:-1] = u
         self.logps.zero_()
-        self.hold(torch.arange(N, device=u.device), torch.ones_like(positions, dtype=torch.bool), positions)
+        self.hold(torch.arange(len(u), device=u.device), torch.ones_like(positions), positions)
 
-    def hold(self, rows, running, positions):
-        """These B places from now on, in the memory that a captured step reads; rows: p G + g, or N."""
-        held = [room[:len(new)].copy_(new) for room, new in zip(self.rooms, (rows, running, positions), strict=True)]
-        self.rows, self.running, self.positions = held
+    def hold(self, *places):
+        """From now on these: rows (B,), p G + g or N; 1 where one runs; positions. A captured step reads them."""
+        self.rows, self.running, self.positions = self.room[:, :len(places[0])].copy_(torch.stack(places))
+        self.cache.rows = self.rows
 
     def write(self, hidden):
         """Draw the token at slot cache.at of each row from hidden (B, D)."""
-        draw_rows(logits_of(hidden, self.model.lm_head.weight), self.u, self.rows, self.cache.at, self.running,
-                  self.ends, self.tokens, self.logps, self.lengths, self.ended, self.allowed, self.sampling)
+        draw_rows(logits_of(hidden, self.model.lm_head.weight), self.u, self.rows, self.cache.at, self.tokens,
+                  self.logps, self.allowed, self.running, self.ends, self.sampling)
 
     def step(self):
         """Read the newest token of each row and write the next."""
-        cache, at = self.cache, self.cache.at
-        hidden = self.model.run(self.tokens[self.rows, at], self.positions + at, cache.attend, turns=cache.turns)
+        at, attend = self.cache.at, self.cache.attend
+        tokens, positions = self.tokens[self.rows, at], self.positions + at
+        hidden = self.model.run(tokens, positions, attend, turns=isinstance(self.cache, RowCache))
         at.add_(1)
         self.write(hidden)
 
+    def is_end(self, tokens):
+        """True where tokens (n, R) are end tokens."""
+        return torch.zeros_like(tokens, dtype=torch.bool) if self.ends is None else torch.isin(tokens, self.ends)
+
     def newest(self, r):
         """The rows whose completion has a token number r, and those tokens."""
-        rows = self.rows[self.lengths[self.rows] > r]
+        rows = self.rows[self.rows < len(self.u) - 1]
+        rows = rows[~self.is_end(self.tokens[rows, :r]).any(dim=1)]
         return rows, self.tokens[rows, r]
 
     def drop_ended(self):
         """The rows that have ended leave the batch, and the cache."""
         moved = self.cache.keep(self.running.nonzero().squeeze(-1))
         running, source = moved >= 0, moved.clamp(min=0)
-        rows = torch.where(running, self.rows[source], len(self.lengths) - 1)
-        self.hold(rows, running, self.positions[source])
+        rows = torch.where(running, self.rows[source], len(self.u) - 1)
+        self.hold(rows, running.long(), self.positions[source])
 
     def completions(self, P, G):
         """All of them, as Completions. Raises FloatingPointError where the model's logits were NaN."""
-        N = P * G
-        lengths, tokens, logps, ended = (x[:N] for x in (self.lengths, self.tokens, self.logps, self.ended))
+        tokens, logps, allowed = (None if x is None else x[:-1] for x in (self.tokens, self.logps, self.allowed))
+        ends = self.is_end(tokens)
+        ended = ends.any(dim=1)
+        lengths = torch.where(ended, ends.int().argmax(dim=1) + 1, tokens.shape[1])
         if not torch.isfinite(logps).all():
             raise FloatingPointError("the model's logits are NaN, its weights are broken: start from an "
                                      "earlier checkpoint with a lower learning_rate")
@@ -226,8 +232,7 @@ class Decoder:
         padding = torch.arange(R, device=lengths.device) >= lengths[:, None]
         tokens = tokens[:, :R].masked_fill(padding, 0)  # ended rows went on writing until they left
         logps = logps[:, :R].masked_fill(padding, 0.0)
-        allowed = None if self.allowed is None else self.allowed[:N, :R]
-        parts = tokens, lengths, logps, ended, allowed
+        parts = tokens, lengths, logps, ended, None if allowed is None else allowed[:, :R]
         return Completions(*(None if x is None else x.unflatten(0, (P, G)) for x in parts))
 
 
@@ -252,15 +257,14 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
     check_request(prompts, model.config.block_size, group_size, max_new_tokens, temperature, top_k, top_p)
     P, G, R, device = len(prompts), group_size, max_new_tokens, model.wte.weight.device
     look_every = 16 if device.type == 'cuda' and not on_token else 1  # the host waits for a GPU when it counts
-    fewest = 8 if compile else 1                                      # one row alone would be compiled apart
     # not in inference mode if sharded: weights collected in it could not be trained with
     with torch.no_grad() if lockstep else torch.inference_mode():
         u = uniforms(seeds_of(seed, P), G, R).flatten(0, 1).to(device)
         hidden, prefix, lengths = read_prompts(prefill or model.prefill, prompts, device)
         ends = [] if eos_id is None else torch.as_tensor(eos_id).view(-1).tolist()
         sampling = temperature, top_k, top_p, forbidden
-        decoder, step = decoder_of(model, prefix, lengths, u, ends, sampling, compile,
-                                   kept or Kept(captures=not lockstep))
+        kept = kept or Kept(captures=not lockstep)
+        decoder, step = decoder_of(model, prefix, lengths, u, ends, sampling, compile, kept)
         decoder.write(hidden.repeat_interleave(G, dim=0))
         for r in range(R):
             if on_token:
@@ -271,18 +275,18 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
                 alive = int(decoder.running.sum())
                 if not (any_of(device, alive)[0] if lockstep else alive):
                     break
-                places = alive + -alive % decoder.cache.quantum
-                if fewest <= places <= decoder.cache.full * len(decoder.rows):
+                if decoder.cache.pays(alive, len(decoder.rows)):
                     decoder.drop_ended()
             decoder.cache.go_to(r)
             step()
         completions = decoder.completions(P, G)
+        kept.let_go()
     # autograd may keep these
     return Completions(*(None if x is None else x.clone() for x in vars(completions).values()))
 
 
 def decoder_of(model, prefix, lengths, u, ends, sampling, compile, kept):
-    """A Decoder behind the prompts, and its step: on a GPU a CapturedStep, which `kept` may have."""
+    """A Decoder behind the prompts, and its step; on a GPU `kept` has them."""
     (N, R), P, (like, _) = u.shape, len(lengths), prefix[0]
     make = partial(Decoder, model, N=N, R=R, ends=ends, sampling=sampling)
     if not fused(like):
@@ -290,10 +294,11 @@ def decoder_of(model, prefix, lengths, u, ends, sampling, compile, kept):
         step = compiled(decoder.step) if compile else decoder.step
     else:
         kind = P, N, R, ends, *sampling[:3], id(sampling[3])
-        step = kept.take(model, kind, like.shape[1], lambda T: make(RowCache(model, like, N // P, T, R)))
-        decoder = step.decoder
+        decoder = kept.decoder_for(model, kind, like.shape[1],
+                                   lambda T: make(RowCache(model, like, N // P, T, R)))
         decoder.cache.start(prefix, lengths)
-    decoder.start(lengths.repeat_interleave(N // P), u)
+        step = kept.step
+    decoder.start(u, lengths.repeat_interleave(N // P))
     return decoder, step
 
 
