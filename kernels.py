@@ -12,7 +12,6 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
-import functools
 import math
 import os
 
@@ -512,11 +511,43 @@ def group_rows(lengths, width, device):
             Rows(before.flatten()[order], lengths, (P, most), device))
 
 
-# ---- attention of a group to its prompt, on a CPU
+# ---- attention of a group to its prompt, on padded rows
 
 def wide(x):
-    """x in fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
-    return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
+    """x in fp32 where it is in half precision: a CPU's attention is six times slower backward in bf16."""
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
+def dense_scores(q, k, causal, attn_mask):
+    scores = q @ k.mT * q.shape[-1] ** -0.5                                    # (N, H_kv, H / H_kv, R, T)
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores[0, 0, 0]).triu(1).bool(), -torch.inf)
+    return scores if attn_mask is None else scores + attn_mask[:, :, None]
+
+
+def dense_attention(q, k, v, _, causal, attn_mask=None):
+    """What flash attention for a CPU computes, in torch: (N, H, R, d) and normalisers (N, H, R)."""
+    k, v, q = k[:, :, None], v[:, :, None], q.unflatten(1, (k.shape[1], -1))
+    scores = dense_scores(q, k, causal, attn_mask)
+    lse = scores.logsumexp(dim=-1, keepdim=True)
+    y = (scores - lse).exp() @ v
+    return y.flatten(1, 2), lse.flatten(1, 2).squeeze(-1)
+
+
+def dense_attention_backward(grad, q, k, v, y, lse, _, causal, attn_mask=None):  # noqa: PLR0913
+    grad, q, y, lse = (x.unflatten(1, (k.shape[1], -1)) for x in (grad, q, y, lse[..., None]))
+    k, v = k[:, :, None], v[:, :, None]
+    p = (dense_scores(q, k, causal, attn_mask) - lse).exp()
+    of_scores = p * (grad @ v.mT - (grad * y).sum(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5
+    return (of_scores @ k).flatten(1, 2), (of_scores.mT @ q).sum(dim=2), (p.mT @ grad).sum(dim=2)
+
+
+def attention_of(x):
+    """(forward, backward) on padded rows: a CPU's flash attention; a GPU's does not take fp32."""
+    if x.is_cuda:
+        return dense_attention, dense_attention_backward
+    return (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
 
 
 def fold(x, rows, n_heads):
@@ -532,9 +563,9 @@ def unfold(x, rows):
 
 class GroupAttention(torch.autograd.Function):
     """
-    Completions attend to themselves and to their prompt, stored once per group: two calls of a CPU's flash
-    attention, merged by their normalisers. Given the merged ones, the backward of each is its part of the sum
-    (as in ring attention, arXiv 2310.01889).
+    Completions attend to themselves and to their prompt, stored once per group: two calls of attention,
+    merged by their normalisers. Given the merged ones, the backward of each is its part of the sum (as in
+    ring attention, arXiv 2310.01889).
     """
 
     @staticmethod
@@ -543,7 +574,7 @@ class GroupAttention(torch.autograd.Function):
         q (n, H, d), k, v (n, H_kv, d) of n tokens; the prompt's (P, T, H_kv, d), bias (P, 1, 1, T); own,
         groups: the tokens by completions and by prompts, see group_rows.
         """
-        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        attention, _ = attention_of(q)
         prompt, found = (prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)), []
         for rows, *part in by_part(own, q, k, v):
             y, lse = attention(*(fold(x, rows, x.shape[1]) for x in part), 0.0, True)
@@ -560,7 +591,7 @@ class GroupAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
-        attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        _, attention_back = attention_of(q)
         (own, groups), found = ctx.rows, []
         for rows, *part in by_part(own, grad, q, k, v, y, lse):
             *part, normaliser = [fold(x, rows, x.shape[1]) for x in part]
@@ -587,118 +618,65 @@ class Spans:
 
     def __init__(self, queries, keys, device, causal=False, width=None):
         """queries, keys (N,): how many, on the CPU; width: the keys come padded, (N, width, H_kv, d)."""
-        self.counts, self.device, self.causal = (queries, keys), device, causal
+        counts, self.causal = (queries, keys), causal
         self.padded = None if width is None else padded_rows(keys, width, device)
-        self.longest = [int(counts.max()) for counts in self.counts]
-        self.ends = [F.pad(counts.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True)
-                     for counts in self.counts]
+        ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in counts]
+        self.sizes = *ends, *(int(n.max()) for n in counts)
 
-    @functools.cached_property
-    def rows(self):
-        """Queries and keys as padded rows."""
-        return [padded_rows(*sizes, self.device) for sizes in zip(self.counts, self.longest, strict=True)]
+    def pack(self, *keys_and_values):
+        """Both as (m, H_kv, d)."""
+        return [x if self.padded is None else self.padded.pack(x) for x in keys_and_values]
 
-    def pack(self, x):
-        """Keys or values as (m, H_kv, d)."""
-        return x if self.padded is None else self.padded.pack(x)
-
-    def unpack(self, x):
+    def unpack(self, *keys_and_values):
         """The way back."""
-        return x if self.padded is None else self.padded.pad(x)
+        return [x if self.padded is None else self.padded.pad(x) for x in keys_and_values]
 
 
-class PackedAttention(torch.autograd.Function):
-    """
-    Queries (n, H, d) see one or more lists of keys: a call for each, merged by their normalisers. As in
-    GroupAttention the backward of each, given the merged ones, is its part of the sum.
-    """
-
-    @staticmethod
-    def forward(ctx, spans, q, *keys_and_values):
-        """k, v, k, v ...: (m, H_kv, d) or padded (N, width, H_kv, d), a pair for each of spans."""
-        y = lse = None
-        for s, k, v in zip(spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
-            more, more_lse = attend_forward(q, s.pack(k), s.pack(v), s)
-            if y is None:
-                y, lse = more, more_lse
-                continue
-            share = (more_lse - lse).sigmoid().T[..., None]                 # (n, H, 1)
-            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
-            lse = torch.logaddexp(lse, more_lse)
-        ctx.save_for_backward(q, y, lse, *keys_and_values)
-        ctx.spans = spans
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, y, lse, *keys_and_values = ctx.saved_tensors
-        grad_q, grads = None, []
-        for s, k, v in zip(ctx.spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
-            more, *of_part = attend_backward(grad, q, s.pack(k), s.pack(v), y, lse, s)
-            grad_q = more if grad_q is None else grad_q + more
-            grads += [s.unpack(x) for x in of_part]
-        return None, grad_q, *grads
-
-
-def takes_flash(q):
-    """Whether flash attention takes q (n, H, d): half precision, whole vectors, a GPU of 2020 or later."""
-    if not q.is_cuda or q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > 256:
+def takes_flash(x):
+    """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
+    if not x.is_cuda or x.dtype.itemsize != 2 or x.shape[-1] % 8 or x.shape[-1] > 256:
         return False
-    return torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def attend_forward(q, k, v, spans):
     """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), and its normalisers (H, n)."""
-    return (attend_forward_flash if takes_flash(q) else attend_forward_torch)(q, k, v, spans)
+    attention = torch.ops.aten._flash_attention_forward
+    return attention(q, k, v, *spans.sizes, 0.0, spans.causal, False)[:2]
 
 
 def attend_backward(grad, q, k, v, y, lse, spans):
     """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
-    return (attend_backward_flash if takes_flash(q) else attend_backward_torch)(grad, q, k, v, y, lse, spans)
-
-
-def attend_forward_flash(q, k, v, spans):
-    y, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *spans.ends, *spans.longest, 0.0,
-                                                         spans.causal, False)
-    return y, lse
-
-
-def attend_backward_flash(grad, q, k, v, y, lse, spans):
     no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
-    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse.contiguous(), *spans.ends,
-                                                    *spans.longest, 0.0, spans.causal, *no_dropout)
+    attention_back = torch.ops.aten._flash_attention_backward
+    return attention_back(grad, q, k, v, y, lse, *spans.sizes, 0.0, spans.causal, *no_dropout)
 
 
-def attend_forward_torch(q, k, v, spans):
-    rows, dtype = spans.rows, q.dtype
-    q, k, v = folded((q, k, v), (0, 1, 1), k.shape[1], spans)
-    scores = span_scores(q, k, spans)
-    lse = scores.logsumexp(dim=-1, keepdim=True)
-    y = unfold((scores - lse).exp() @ v, rows[0])
-    return y.to(dtype), unfold(lse, rows[0]).squeeze(-1).T
+class PackedAttention(torch.autograd.Function):
+    """Queries (n, H, d) see one or more lists of keys: a call for each, merged as in GroupAttention."""
 
+    @staticmethod
+    def forward(ctx, q, *spans_keys_values):
+        """Behind q, of each list, Spans, k and v: (m, H_kv, d), or padded."""
+        y = lse = None
+        for spans, *part in zip(*[iter(spans_keys_values)] * 3, strict=True):
+            more, more_lse = attend_forward(q, *spans.pack(*part), spans)
+            if y is None:
+                y, lse = more, more_lse
+                continue
+            share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
+            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
+            lse = torch.logaddexp(lse, more_lse)
+        ctx.spans = spans_keys_values[::3]
+        ctx.save_for_backward(q, y, lse, *(x for x in spans_keys_values if torch.is_tensor(x)))
+        return y
 
-def attend_backward_torch(grad, q, k, v, y, lse, spans):
-    rows, dtype, scale = spans.rows, q.dtype, q.shape[-1] ** -0.5
-    tensors = grad, q, k, v, y, lse.T[..., None]
-    grad, q, k, v, y, lse = folded(tensors, (0, 0, 1, 1, 0, 0), k.shape[1], spans)
-    p = (span_scores(q, k, spans) - lse).exp()
-    of_scores = scale * p * (grad @ v.mT - (grad * y).sum(dim=-1, keepdim=True))
-    grads = (of_scores @ k, rows[0]), (of_scores.mT @ q, rows[1]), (p.mT @ grad, rows[1])
-    return [unfold(*pair).to(dtype) for pair in grads]
-
-
-def folded(tensors, sides, n_heads, spans):
-    """Tensors of queries (side 0) and keys (1) as (N, n_heads, places, d), in fp32 at least."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return [fold(x.to(dtype), spans.rows[side], n_heads) for x, side in zip(tensors, sides, strict=True)]
-
-
-def span_scores(q, k, spans):
-    """(N, H_kv, places of q, T), -inf where a key is not seen."""
-    key = torch.arange(k.shape[2], device=k.device)
-    unseen = key >= spans.ends[1].diff()[:, None, None, None]
-    if spans.causal:  # heads that share keys stand side by side
-        sharing = q.shape[2] // spans.longest[0]
-        unseen = unseen | (key > torch.arange(q.shape[2], device=k.device)[:, None] // sharing)
-    return (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(unseen, -torch.inf)
+    @staticmethod
+    def backward(ctx, grad):
+        q, y, lse, *keys_values = ctx.saved_tensors
+        grad_q, grads = None, []
+        for spans, *part in zip(ctx.spans, keys_values[::2], keys_values[1::2], strict=True):
+            more, *of_part = attend_backward(grad, q, *spans.pack(*part), y, lse, spans)
+            grad_q = more if grad_q is None else grad_q + more
+            grads += [None, *spans.unpack(*of_part)]
+        return grad_q, *grads

@@ -116,6 +116,36 @@ def quantize_int8(model: nn.Module):
 # -----------------------------------------------------------------------------
 # adapters
 
+class AddSlices(torch.autograd.Function):
+    """y (..., out), in place, plus scale times narrow (..., S r) B^T, each adapter's in its rows (S slices)."""
+
+    @staticmethod
+    def forward(ctx, y, narrow, B, rows, scale):
+        ctx.save_for_backward(narrow, B)
+        ctx.rows, ctx.scale = rows, scale
+        ctx.mark_dirty(y)
+        for part, n, b in AddSlices.parts(y, narrow, B, rows):
+            part.addmm_(n, b.T, alpha=scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        narrow, B = ctx.saved_tensors
+        of_narrow, of_B = [], []
+        for g, n, b in AddSlices.parts(grad, narrow, B, ctx.rows):
+            of_narrow.append(g @ b)
+            of_B.append(g.T @ n)
+        of_narrow, of_B = ctx.scale * torch.cat(of_narrow, dim=1), ctx.scale * torch.cat(of_B)
+        return grad, of_narrow.view(narrow.shape), of_B, None, None
+
+    @staticmethod
+    def parts(y, narrow, B, rows):
+        """Of each adapter its columns of y, (n, out) and of narrow, and its rows of B."""
+        sizes, r = [part.stop - part.start for part in rows], B.shape[1]
+        columns = [y.flatten(0, -2)[:, part] for part in rows]
+        return zip(columns, narrow.flatten(0, -2).split(r, dim=1), B.split(sizes), strict=True)
+
+
 class LoRALinear(nn.Module):
     """
     A frozen linear (nn.Linear or Int8Linear) and S adapters, each adding to some rows {target: slice} of its
@@ -139,21 +169,16 @@ class LoRALinear(nn.Module):
         A, B = (self.A, self.B) if self.on else (self.start_A, self.start_B)
         if A is None:
             return y
-        narrow = F.linear(self.drop(x), A.to(x.dtype)) * (self.alpha / self.r)  # (..., S r)
-        return y + F.linear(narrow, self.widened(B).to(x.dtype))
-
-    def widened(self, B):
-        """B as one matrix (out, S r), zero outside its blocks: W changes by alpha / r * widened(B) A."""
-        wide = B.new_zeros(self.base.out_features, len(self.rows) * self.r)
-        for s, (rows, own) in enumerate(zip(self.rows.values(), B.split(self.sizes), strict=True)):
-            wide[rows, s * self.r:(s + 1) * self.r] = own
-        return wide
+        narrow = F.linear(self.drop(x), A.to(x.dtype))                         # (..., S r)
+        return AddSlices.apply(y, narrow, B.to(x.dtype), self.rows.values(), self.alpha / self.r)
 
     def plain(self):
         """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""
         linear = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
-        delta = self.alpha / self.r * (self.widened(self.B).float() @ self.A.float())
-        linear.weight.data = (linear.weight.float() + delta).to(linear.weight.dtype)
+        weight, A, B = linear.weight.float(), self.A.float(), self.B.float()
+        for rows, a, b in zip(self.rows.values(), A.split(self.r), B.split(self.sizes), strict=True):
+            weight[rows] += self.alpha / self.r * (b @ a)
+        linear.weight.data = weight.to(linear.weight.dtype)
         return linear
 
 

@@ -1,5 +1,6 @@
 """The transformer's kinds, and checkpoints that are whole or refused."""
 import copy
+import itertools
 import shutil
 
 import pytest
@@ -126,18 +127,71 @@ def test_characters():
         tokenizer.encode('abz')
 
 
-@pytest.mark.parametrize('packed', [False, True])
+@pytest.fixture
+def flash(monkeypatch):
+    """attend_forward and attend_backward as attention of one sequence after the other, in plain torch. What they were given."""
+    seen = []
+
+    def parts(spans, *tensors):
+        """Of each sequence its rows of tensors of queries (True) and of keys (False), heads first."""
+        assert spans.sizes[2:] == tuple(int(ends.diff().max()) for ends in spans.sizes[:2])
+        of_queries, of_keys = (list(itertools.pairwise(ends.tolist())) for ends in spans.sizes[:2])
+        for q_ends, k_ends in zip(of_queries, of_keys, strict=True):
+            yield q_ends, k_ends, [x[slice(*(q_ends if of_q else k_ends))].transpose(0, 1) for x, of_q in tensors]
+
+    def scores_of(q, k, causal):
+        k = k.repeat_interleave(len(q) // len(k), dim=0)
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        assert not causal or q.shape[1] == k.shape[1]
+        return (scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf) if causal else scores), k
+
+    def forward(q, k, v, spans):
+        seen.append((spans.causal, len(q), *k.shape[:2]))
+        y, lse = torch.full_like(q, torch.nan), q.new_full((q.shape[1], len(q)), torch.nan)
+        for (start, stop), _, (x, *of_k) in parts(spans, (q, True), (k, False), (v, False)):
+            scores, _ = scores_of(x, of_k[0], spans.causal)
+            y[start:stop] = (scores.softmax(-1) @ of_k[1].repeat_interleave(len(x) // len(of_k[1]), dim=0)).transpose(0, 1)
+            lse[:, start:stop] = scores.logsumexp(-1)
+        return y, lse
+
+    def backward(grad, q, k, v, y, lse, spans):
+        """dS = P (dP - sum of dO O), the normalisers being the given ones."""
+        grads = [torch.zeros_like(x) for x in (q, k, v)]
+        tensors = (grad, True), (q, True), (k, False), (v, False), (y, True), (lse.T[..., None], True)
+        for q_ends, k_ends, (g, x, keys, values, out, normaliser) in parts(spans, *tensors):
+            scores, wide_keys = scores_of(x, keys, spans.causal)
+            wide_values, p = values.repeat_interleave(len(x) // len(values), dim=0), (scores - normaliser).exp()
+            of_scores = p * (g @ wide_values.mT - (g * out).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
+            grads[0][slice(*q_ends)] = (of_scores @ wide_keys).transpose(0, 1)
+            for whole, part in zip(grads[1:], (of_scores.mT @ x, p.mT @ g), strict=True):
+                whole[slice(*k_ends)] = part.unflatten(0, (len(keys), -1)).sum(1).transpose(0, 1)
+        return grads
+
+    monkeypatch.setattr(kernels, 'attend_forward', forward)
+    monkeypatch.setattr(kernels, 'attend_backward', backward)
+    return seen
+
+
+@pytest.fixture
+def no_flash_on_a_gpu(monkeypatch):
+    """fp32 on a GPU: attention of padded rows in torch."""
+    monkeypatch.setattr(kernels, 'attention_of', lambda x: (kernels.dense_attention, kernels.dense_attention_backward))
+
+
+@pytest.mark.parametrize('packed', [None, 'flash', 'no_flash_on_a_gpu'])
 @pytest.mark.parametrize('sizes', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
-def test_group_attention(sizes, packed):
+def test_group_attention(request, sizes, packed):
     """A token sees its prompt, as long as that is, and its completion to itself; the prompt's gradient is summed over its completions."""
     P, G, R, H, H_kv, T, d, ragged = sizes
+    if packed:
+        request.getfixturevalue(packed)
     torch.manual_seed(0)
     lengths = torch.randint(1, T + 1, (P,)) if ragged else torch.full((P,), T)
     own_lengths = torch.randint(0, R + 1, (P, G)) if ragged else torch.full((P, G), R)
     own_lengths[0, 0] = R
     rows, *layouts = group_rows(own_lengths, R, 'cpu')
-    spans = Spans(own_lengths.sum(1), lengths, 'cpu', width=T), Spans(own_lengths.flatten(), own_lengths.flatten(), 'cpu', causal=True)
-    if packed:
+    prompts, flat = Spans(own_lengths.sum(1), lengths, 'cpu', width=T), own_lengths.flatten()
+    if packed == 'flash':
         rows = Rows(torch.arange(P * G) * R, own_lengths.flatten(), (P, G, R), 'cpu')
     seen = torch.arange(T) < lengths[:, None]
     bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
@@ -158,7 +212,10 @@ def test_group_attention(sizes, packed):
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     q, k, v, prompt_k, prompt_v = inputs
-    y = PackedAttention.apply(spans, q, prompt_k, prompt_v, k, v) if packed else GroupAttention.apply(*inputs, bias, *layouts)
+    if packed == 'flash':
+        y = PackedAttention.apply(q, prompts, prompt_k, prompt_v, Spans(flat, flat, 'cpu', causal=True), k, v)
+    else:
+        y = GroupAttention.apply(*inputs, bias, *layouts)
     wanted = formula(*exact)
     grad = torch.randn_like(y)
     torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=0)
@@ -167,54 +224,41 @@ def test_group_attention(sizes, packed):
 
 
 @pytest.mark.parametrize('kinds', KINDS)
-def test_a_gpu_s_attention_is_that_of_a_cpu(monkeypatch, kinds):
+def test_a_gpu_s_attention_is_that_of_a_cpu(monkeypatch, flash, kinds):
     """
     Packed sequences through attend_forward and attend_backward: equal hidden states and gradients, in float64 to 1e-12. They are given no
     mask, each prompt's keys once, whatever G is, and keys of as many heads as the model has.
     """
-    kernel, P, G, R = tiny(**kinds).double(), 2, 3, 5
+    model, P, G, R = tiny(**kinds).double(), 2, 3, 5
     prompts, prompt_lengths = torch.randint(20, (P, 4)), torch.tensor([4, 2])
     completions, lengths = torch.randint(20, (P, G, R)), torch.tensor([[5, 1, 0], [2, 3, 4]])
-    H_kv, seen = kernel.config.n_kv_head, []
+    causal, H_kv = kinds['causal'], model.config.n_kv_head
 
-    def both(model):
+    def run():
         states, prefix = model.prefill(prompts, prompt_lengths)
         read = model(completions.flatten(0, 1)[:4], lengths.flatten()[:4])
-        behind = model.complete(completions, prefix, prompt_lengths, lengths) if model.config.causal else read
+        behind = model.complete(completions, prefix, prompt_lengths, lengths) if causal else read
         model.zero_grad()
         sum(x.square().sum() for x in (states, read, behind)).backward()
         return [states, read, behind, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
-    def spy(name, function):
-        def call(*tensors):
-            *tensors, spans = tensors
-            seen.append((name, [tuple(x.shape) for x in tensors], spans))
-            return function(*tensors, spans)
-        monkeypatch.setattr(kernels, name, call)
-
-    wanted = both(kernel)
+    wanted = run()
+    assert not flash
     monkeypatch.setattr(model_file, 'takes_flash', lambda q: True)
-    monkeypatch.setattr(GPT, 'merged_attention', GPT.packed_attention)
-    spy('attend_forward', kernels.attend_forward)
-    spy('attend_backward', kernels.attend_backward)
-    for mine, theirs in zip(both(kernel), wanted, strict=True):
+    for mine, theirs in zip(run(), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
-    n, n_prompt = int(lengths.sum()), int(prompt_lengths.sum())
-    shapes = {(name, shapes[0][0], shapes[1][:2]) for name, shapes, _ in seen if name == 'attend_forward'}
-    by_sizes = {(6, 6), (n, n_prompt), (n, n)} if kinds['causal'] else {(6, 6)}
-    by_sizes |= {(8, 8)}  # the four rows read
-    assert shapes == {('attend_forward', queries, (keys, H_kv)) for queries, keys in by_sizes}
-    assert {name for name, *_ in seen} == {'attend_forward', 'attend_backward'}
-    assert all(spans.causal == kinds['causal'] or spans.padded for *_, spans in seen)
+    n, n_prompt, n_read = int(lengths.sum()), int(prompt_lengths.sum()), 8
+    sizes = {(causal, n_prompt, n_prompt), (causal, n_read, n_read)} | ({(False, n, n_prompt), (True, n, n)} if causal else set())
+    assert set(flash) == {(*size, H_kv) for size in sizes}
 
 
 def test_flash_attention_is_called_as_torch_has_it():
     """On tensors without numbers: what torch says flash attention returns has the shapes of our own."""
     spans = Spans(torch.tensor([5, 0, 3]), torch.tensor([4, 2, 7]), 'meta')
     q, k, v = (torch.empty(n, heads, 16, device='meta', dtype=torch.bfloat16) for n, heads in ((8, 4), (13, 2), (13, 2)))
-    y, lse = kernels.attend_forward_flash(q, k, v, spans)
+    y, lse = kernels.attend_forward(q, k, v, spans)
     assert y.shape == q.shape and lse.shape == (4, 8) and lse.dtype == torch.float32
-    grads = kernels.attend_backward_flash(torch.empty_like(y), q, k, v, y, lse, spans)
+    grads = kernels.attend_backward(torch.empty_like(y), q, k, v, y, lse, spans)
     assert [(x.shape, x.dtype) for x in grads] == [(x.shape, x.dtype) for x in (q, k, v)]
 
 
