@@ -117,33 +117,31 @@ def quantize_int8(model: nn.Module):
 # adapters
 
 class AddSlices(torch.autograd.Function):
-    """y (..., out), in place, plus scale times narrow (..., S r) B^T, each adapter's in its rows (S slices)."""
+    """y (..., out), in place, plus scale * narrow (..., S r) B^T, each adapter's in its rows."""
 
     @staticmethod
     def forward(ctx, y, narrow, B, rows, scale):
         ctx.save_for_backward(narrow, B)
         ctx.rows, ctx.scale = rows, scale
         ctx.mark_dirty(y)
-        for part, n, b in AddSlices.parts(y, narrow, B, rows):
+        for part, n, b in slices(y, narrow, B, rows):
             part.addmm_(n, b.T, alpha=scale)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         narrow, B = ctx.saved_tensors
-        of_narrow, of_B = [], []
-        for g, n, b in AddSlices.parts(grad, narrow, B, ctx.rows):
-            of_narrow.append(g @ b)
-            of_B.append(g.T @ n)
-        of_narrow, of_B = ctx.scale * torch.cat(of_narrow, dim=1), ctx.scale * torch.cat(of_B)
+        parts = list(slices(grad.contiguous(), narrow, B, ctx.rows))
+        of_narrow = ctx.scale * torch.cat([g @ b for g, _, b in parts], dim=1)
+        of_B = ctx.scale * torch.cat([g.T @ n for g, n, _ in parts])
         return grad, of_narrow.view(narrow.shape), of_B, None, None
 
-    @staticmethod
-    def parts(y, narrow, B, rows):
-        """Of each adapter its columns of y, (n, out) and of narrow, and its rows of B."""
-        sizes, r = [part.stop - part.start for part in rows], B.shape[1]
-        columns = [y.flatten(0, -2)[:, part] for part in rows]
-        return zip(columns, narrow.flatten(0, -2).split(r, dim=1), B.split(sizes), strict=True)
+
+def slices(y, narrow, B, rows):
+    """Each adapter's columns of y and of narrow, (n, *), and its rows of B."""
+    r, sizes = B.shape[1], [part.stop - part.start for part in rows]
+    columns = [y.view(-1, y.shape[-1])[:, part] for part in rows]
+    return zip(columns, narrow.view(-1, narrow.shape[-1]).split(r, dim=1), B.split(sizes), strict=True)
 
 
 class LoRALinear(nn.Module):
