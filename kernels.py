@@ -461,6 +461,60 @@ def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=Non
     return place_rows(logps, real, mask), place_rows(entropy[:, None], real, mask)
 
 
+# ---- frozen weights in int8
+
+if triton is not None:
+
+    @triton.jit
+    def int8_kernel(x, weight, scale, bias, y, N, IN, OUT, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                    DEPTH: tl.constexpr):
+        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+        of_row = tl.load(scale + column, mask=column < OUT, other=0.0)
+        sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for start in range(0, IN, DEPTH):
+            across, down = start + tl.arange(0, DEPTH)[None, :], start + tl.arange(0, DEPTH)[:, None]
+            a = tl.load(x + row * IN + across, mask=(row < N) & (across < IN), other=0.0)
+            b = tl.load(weight + column * IN + down, mask=(column < OUT) & (down < IN), other=0)
+            b = (b.to(tl.float32) * of_row).to(a.dtype)  # as it is in dequantise
+            sums = tl.dot(a, b, sums, input_precision='ieee')
+        if bias is not None:
+            sums += tl.load(bias + column, mask=column < OUT, other=0.0).to(tl.float32)
+        tl.store(y + row * OUT + column, sums.to(y.dtype.element_ty), mask=(row < N) & (column < OUT))
+
+
+def dequantise(weight, scale, dtype):
+    # Scaling the product is cheaper, but its sums overflow fp16.
+    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
+
+
+def int8_linear_torch(x, weight, scale, bias):
+    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
+
+
+def int8_linear_triton(x, weight, scale, bias):
+    N, IN, OUT, tile = rows_in(x), x.shape[-1], len(weight), 64
+    y = x.new_empty(*x.shape[:-1], OUT)
+    if N:
+        with torch.cuda.device_of(x):
+            int8_kernel[triton.cdiv(N, tile), triton.cdiv(OUT, tile)](
+                x.contiguous(), weight, scale, bias, y, N, IN, OUT, ROWS=tile, COLUMNS=tile, DEPTH=64)
+    return y
+
+
+def rows_in(x):
+    return math.prod(x.shape[:-1])
+
+
+def int8_linear(x, weight, scale, bias):
+    """
+    x (..., in) times a weight int8 (out, in) whose rows have scale (out,), plus bias or None, in x's dtype.
+    For few rows a GPU reads the weight as it is; for many its dequantised copy costs little.
+    """
+    few = x.is_cuda and triton and rows_in(x) <= 1024
+    return (int8_linear_triton if few else int8_linear_torch)(x, weight, scale, bias)
+
+
 # ---- rows without their padding
 
 class Rows:

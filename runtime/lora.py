@@ -28,6 +28,7 @@ from formats.weights import (
     local_folder,
     open_tensors,
 )
+from kernels import dequantise, int8_linear
 from runtime.checkpoint import check_fit, entry
 from runtime.console import say
 
@@ -63,18 +64,13 @@ def replace(module, kind, make):
 # -----------------------------------------------------------------------------
 # frozen weights in int8
 
-def dequantise(weight, scale, dtype):
-    # Scaling the product is cheaper, but its sums overflow fp16.
-    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
-
-
 class Int8Matmul(torch.autograd.Function):
     """Dequantises again in backward: autograd would keep each layer's weight."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, dequantise(weight, scale, x.dtype), None if bias is None else bias.to(x.dtype))
+        return int8_linear(x, weight, scale, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx, grad):
