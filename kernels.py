@@ -375,7 +375,7 @@ def real_rows(mask, counts):
 
 def pick(tensor, units, real):
     """The rows real (n,) of the units of a tensor (U, R, ...), or None for None."""
-    return None if tensor is None else tensor[units].flatten(0, 1)[real]
+    return None if tensor is None else tensor[units].flatten(0, 1).index_select(0, real)
 
 
 class FusedLoss(torch.autograd.Function):
@@ -493,7 +493,8 @@ def int8_linear_torch(x, weight, scale, bias):
 
 
 def int8_linear_triton(x, weight, scale, bias):
-    N, IN, OUT, tile = rows_in(x), x.shape[-1], len(weight), 64
+    (OUT, IN), tile = weight.shape, 64
+    N = x.numel() // IN
     y = x.new_empty(*x.shape[:-1], OUT)
     if N:
         with torch.cuda.device_of(x):
@@ -502,16 +503,12 @@ def int8_linear_triton(x, weight, scale, bias):
     return y
 
 
-def rows_in(x):
-    return math.prod(x.shape[:-1])
-
-
 def int8_linear(x, weight, scale, bias):
     """
     x (..., in) times a weight int8 (out, in) whose rows have scale (out,), plus bias or None, in x's dtype.
     For few rows a GPU reads the weight as it is; for many its dequantised copy costs little.
     """
-    few = x.is_cuda and triton and rows_in(x) <= 1024
+    few = x.is_cuda and triton and x.numel() <= 1024 * x.shape[-1]
     return (int8_linear_triton if few else int8_linear_torch)(x, weight, scale, bias)
 
 
@@ -533,7 +530,7 @@ class Rows:
     def pack(self, x):
         """(*shape, *) -> (n, *)"""
         x = x.flatten(0, len(self.shape) - 1)
-        return x if self.index is None else x[self.index]
+        return x if self.index is None else x.index_select(0, self.index)
 
     def pad(self, x):
         """(n, *) -> (*shape, *)"""
@@ -565,43 +562,11 @@ def group_rows(lengths, width, device):
             Rows(before.flatten()[order], lengths, (P, most), device))
 
 
-# ---- attention of a group to its prompt, on padded rows
+# ---- attention of a group to its prompt, on a CPU
 
 def wide(x):
     """x in fp32 where it is in half precision: a CPU's attention is six times slower backward in bf16."""
     return x.float() if x.dtype.itemsize == 2 else x
-
-
-def dense_scores(q, k, causal, attn_mask):
-    scores = q @ k.mT * q.shape[-1] ** -0.5                                    # (N, H_kv, H / H_kv, R, T)
-    if causal:
-        scores = scores.masked_fill(torch.ones_like(scores[0, 0, 0]).triu(1).bool(), -torch.inf)
-    return scores if attn_mask is None else scores + attn_mask[:, :, None]
-
-
-def dense_attention(q, k, v, _, causal, attn_mask=None):
-    """What flash attention for a CPU computes, in torch: (N, H, R, d) and normalisers (N, H, R)."""
-    k, v, q = k[:, :, None], v[:, :, None], q.unflatten(1, (k.shape[1], -1))
-    scores = dense_scores(q, k, causal, attn_mask)
-    lse = scores.logsumexp(dim=-1, keepdim=True)
-    y = (scores - lse).exp() @ v
-    return y.flatten(1, 2), lse.flatten(1, 2).squeeze(-1)
-
-
-def dense_attention_backward(grad, q, k, v, y, lse, _, causal, attn_mask=None):  # noqa: PLR0913
-    grad, q, y, lse = (x.unflatten(1, (k.shape[1], -1)) for x in (grad, q, y, lse[..., None]))
-    k, v = k[:, :, None], v[:, :, None]
-    p = (dense_scores(q, k, causal, attn_mask) - lse).exp()
-    of_scores = p * (grad @ v.mT - (grad * y).sum(dim=-1, keepdim=True)) * q.shape[-1] ** -0.5
-    return (of_scores @ k).flatten(1, 2), (of_scores.mT @ q).sum(dim=2), (p.mT @ grad).sum(dim=2)
-
-
-def attention_of(x):
-    """(forward, backward) on padded rows: a CPU's flash attention; a GPU's does not take fp32."""
-    if x.is_cuda:
-        return dense_attention, dense_attention_backward
-    return (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
 
 
 def fold(x, rows, n_heads):
@@ -617,9 +582,9 @@ def unfold(x, rows):
 
 class GroupAttention(torch.autograd.Function):
     """
-    Completions attend to themselves and to their prompt, stored once per group: two calls of attention,
-    merged by their normalisers. Given the merged ones, the backward of each is its part of the sum (as in
-    ring attention, arXiv 2310.01889).
+    Completions attend to themselves and to their prompt, stored once per group: two calls of a CPU's flash
+    attention, merged by their normalisers. Given the merged ones, the backward of each is its part of the sum
+    (as in ring attention, arXiv 2310.01889).
     """
 
     @staticmethod
@@ -628,7 +593,7 @@ class GroupAttention(torch.autograd.Function):
         q (n, H, d), k, v (n, H_kv, d) of n tokens; the prompt's (P, T, H_kv, d), bias (P, 1, 1, T); own,
         groups: the tokens by completions and by prompts, see group_rows.
         """
-        attention, _ = attention_of(q)
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         prompt, found = (prompt_k.transpose(1, 2), prompt_v.transpose(1, 2)), []
         for rows, *part in by_part(own, q, k, v):
             y, lse = attention(*(fold(x, rows, x.shape[1]) for x in part), 0.0, True)
@@ -645,7 +610,7 @@ class GroupAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, prompt_k, prompt_v, bias, y, lse = ctx.saved_tensors
-        _, attention_back = attention_of(q)
+        attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         (own, groups), found = ctx.rows, []
         for rows, *part in by_part(own, grad, q, k, v, y, lse):
             *part, normaliser = [fold(x, rows, x.shape[1]) for x in part]
@@ -668,22 +633,13 @@ def by_part(own, *tensors):
 # ---- attention on a GPU: packed sequences, of which nothing is padded
 
 class Spans:
-    """N sequences: the queries of each and the keys that they see, all, or (causal) those up to their own."""
+    """N packed sequences: queries of each, and the keys they see, all or (causal) those up to their own."""
 
-    def __init__(self, queries, keys, device, causal=False, width=None):
-        """queries, keys (N,): how many, on the CPU; width: the keys come padded, (N, width, H_kv, d)."""
+    def __init__(self, queries, keys, device, causal=False):
+        """queries, keys (N,): how many, on the CPU."""
         counts, self.causal = (queries, keys), causal
-        self.padded = None if width is None else padded_rows(keys, width, device)
         ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in counts]
         self.sizes = *ends, *(int(n.max()) for n in counts)
-
-    def pack(self, *keys_and_values):
-        """Both as (m, H_kv, d)."""
-        return [x if self.padded is None else self.padded.pack(x) for x in keys_and_values]
-
-    def unpack(self, *keys_and_values):
-        """The way back."""
-        return [x if self.padded is None else self.padded.pad(x) for x in keys_and_values]
 
 
 def takes_flash(x):
@@ -710,27 +666,43 @@ class PackedAttention(torch.autograd.Function):
     """Queries (n, H, d) see one or more lists of keys: a call for each, merged as in GroupAttention."""
 
     @staticmethod
-    def forward(ctx, q, *spans_keys_values):
-        """Behind q, of each list, Spans, k and v: (m, H_kv, d), or padded."""
+    def forward(ctx, spans, q, *keys_values):
+        """spans: those of each list; its k and its v (m, H_kv, d)."""
         y = lse = None
-        for spans, *part in zip(*[iter(spans_keys_values)] * 3, strict=True):
-            more, more_lse = attend_forward(q, *spans.pack(*part), spans)
+        for part, k, v in zip(spans, keys_values[::2], keys_values[1::2], strict=True):
+            more, more_lse = attend_forward(q, k, v, part)
             if y is None:
                 y, lse = more, more_lse
                 continue
             share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
             y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
-        ctx.spans = spans_keys_values[::3]
-        ctx.save_for_backward(q, y, lse, *(x for x in spans_keys_values if torch.is_tensor(x)))
+        ctx.spans = spans
+        ctx.save_for_backward(q, y, lse, *keys_values)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         q, y, lse, *keys_values = ctx.saved_tensors
         grad_q, grads = None, []
-        for spans, *part in zip(ctx.spans, keys_values[::2], keys_values[1::2], strict=True):
-            more, *of_part = attend_backward(grad, q, *spans.pack(*part), y, lse, spans)
+        for part, k, v in zip(ctx.spans, keys_values[::2], keys_values[1::2], strict=True):
+            more, *of_part = attend_backward(grad, q, k, v, y, lse, part)
             grad_q = more if grad_q is None else grad_q + more
-            grads += [None, *spans.unpack(*of_part)]
-        return grad_q, *grads
+            grads += of_part
+        return None, grad_q, *grads
+
+
+def joined_attention(q, k, v, prompt_k, prompt_v, absent, rows):
+    """
+    What GroupAttention computes, of completions packed from rows (P, G, R), in plain torch: for what a GPU's
+    flash attention refuses. absent (P, T): where a prompt has no token.
+    """
+    R, T, H_kv = rows.shape[2], absent.shape[1], k.shape[1]
+    q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
+    scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)
+    scores = scores.masked_fill(absent[:, None, None, None, None], -torch.inf)
+    later = torch.ones(R, R, dtype=torch.bool, device=q.device).triu(1)
+    own_scores = torch.einsum('pgrhsd,pguhd->pghsru', q, k).masked_fill(later, -torch.inf)
+    weights, own = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).split([T, R], dim=-1)
+    y = torch.einsum('pghsrt,pthd->pgrhsd', weights, prompt_v) + torch.einsum('pghsru,pguhd->pgrhsd', own, v)
+    return rows.pack(y.flatten(3, 4))

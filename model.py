@@ -22,7 +22,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from formats import weights
-from kernels import GroupAttention, PackedAttention, Rows, Spans, group_rows, padded_rows, takes_flash, wide
+from kernels import (
+    GroupAttention,
+    PackedAttention,
+    Rows,
+    Spans,
+    group_rows,
+    joined_attention,
+    padded_rows,
+    takes_flash,
+    wide,
+)
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
@@ -286,7 +296,7 @@ class GPT(nn.Module):
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
             mask = (positions < lengths.to(tokens.device)[:, None])[:, None, None, :]  # (N, 1, 1, T)
-        spans = functools.cache(lambda: Spans(lengths, lengths, tokens.device, causal))
+        spans = functools.cache(lambda: [Spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):
             flash = takes_flash(q)
@@ -295,7 +305,7 @@ class GPT(nn.Module):
             if keep:
                 keep(layer, k_rows, v_rows)
             if flash:
-                return PackedAttention.apply(q, spans(), k, v)
+                return PackedAttention.apply(spans(), q, k, v)
             return rows.pack(self.attention(rows.pad(q), k_rows, v_rows, mask, is_causal=causal))
 
         def edit_rows(layer, x):
@@ -329,25 +339,27 @@ class GPT(nn.Module):
         """For flash attention: completion after completion, see PackedAttention."""
         T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
         rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
-        prompts = Spans(lengths.sum(dim=1), prompt_lengths, device, width=T)
-        own = Spans(flat, flat, device, causal=True)
+        prompts = padded_rows(prompt_lengths, T, device)
+        spans = Spans(lengths.sum(dim=1), prompt_lengths, device), Spans(flat, flat, device, causal=True)
 
         def attend(layer, q, k, v):
-            return PackedAttention.apply(q, prompts, *prefix[layer], own, k, v)
+            return PackedAttention.apply(spans, q, *map(prompts.pack, prefix[layer]), k, v)
 
         return rows, attend
 
     def merged_attention(self, prefix, prompt_lengths, lengths, R):
-        """On a CPU, and in fp32: completions of like length together, see GroupAttention."""
+        """For a CPU: completions of like length together, see GroupAttention; and for fp32 on a GPU."""
         keys, bias = wide(prefix[0][0]), None
         rows, *layouts = group_rows(lengths, R, keys.device)
         absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]        # (P, T)
         if absent.any():
-            bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)
-            bias = bias[:, None, None].to(keys.device, non_blocking=True)      # (P, 1, 1, T)
+            bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)[:, None, None]
+        attention, how = GroupAttention.apply, (bias, *layouts)
+        if keys.is_cuda:
+            attention, how = joined_attention, (absent.to(keys.device), rows)
 
         def attend(layer, q, k, v):
-            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias, *layouts).to(q.dtype)
+            return attention(*map(wide, (q, k, v, *prefix[layer])), *how).to(q.dtype)
 
         return rows, attend
 

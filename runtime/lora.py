@@ -112,34 +112,6 @@ def quantize_int8(model: nn.Module):
 # -----------------------------------------------------------------------------
 # adapters
 
-class AddSlices(torch.autograd.Function):
-    """y (..., out), in place, plus scale * narrow (..., S r) B^T, each adapter's in its rows."""
-
-    @staticmethod
-    def forward(ctx, y, narrow, B, rows, scale):
-        ctx.save_for_backward(narrow, B)
-        ctx.rows, ctx.scale = rows, scale
-        ctx.mark_dirty(y)
-        for part, n, b in slices(y, narrow, B, rows):
-            part.addmm_(n, b.T, alpha=scale)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        narrow, B = ctx.saved_tensors
-        parts = list(slices(grad.contiguous(), narrow, B, ctx.rows))
-        of_narrow = ctx.scale * torch.cat([g @ b for g, _, b in parts], dim=1)
-        of_B = ctx.scale * torch.cat([g.T @ n for g, n, _ in parts])
-        return grad, of_narrow.view(narrow.shape), of_B, None, None
-
-
-def slices(y, narrow, B, rows):
-    """Each adapter's columns of y and of narrow, (n, *), and its rows of B."""
-    r, sizes = B.shape[1], [part.stop - part.start for part in rows]
-    columns = [y.view(-1, y.shape[-1])[:, part] for part in rows]
-    return zip(columns, narrow.view(-1, narrow.shape[-1]).split(r, dim=1), B.split(sizes), strict=True)
-
-
 class LoRALinear(nn.Module):
     """
     A frozen linear (nn.Linear or Int8Linear) and S adapters, each adding to some rows {target: slice} of its
@@ -163,8 +135,13 @@ class LoRALinear(nn.Module):
         A, B = (self.A, self.B) if self.on else (self.start_A, self.start_B)
         if A is None:
             return y
-        narrow = F.linear(self.drop(x), A.to(x.dtype))                         # (..., S r)
-        return AddSlices.apply(y, narrow, B.to(x.dtype), self.rows.values(), self.alpha / self.r)
+        flat, parts, end = y.view(-1, y.shape[-1]), [], 0
+        narrow = F.linear(self.drop(x), A.to(x.dtype)).view(len(flat), -1).split(self.r, dim=1)
+        for rows, n, b in zip(self.rows.values(), narrow, B.to(x.dtype).split(self.sizes), strict=True):
+            parts += [flat[:, end:rows.start],
+                      torch.addmm(flat[:, rows], n, b.T, alpha=self.alpha / self.r)]
+            end = rows.stop
+        return torch.cat((*parts, flat[:, end:]), dim=1).view(y.shape)
 
     def plain(self):
         """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import kernels
 import model as model_file
 from formats.tokenizer import CharTokenizer
-from kernels import GroupAttention, PackedAttention, Rows, Spans, group_rows
+from kernels import GroupAttention, PackedAttention, Rows, Spans, group_rows, joined_attention, padded_rows
 from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
@@ -172,26 +172,20 @@ def flash(monkeypatch):
     return seen
 
 
-@pytest.fixture
-def no_flash_on_a_gpu(monkeypatch):
-    """fp32 on a GPU: attention of padded rows in torch."""
-    monkeypatch.setattr(kernels, 'attention_of', lambda x: (kernels.dense_attention, kernels.dense_attention_backward))
-
-
-@pytest.mark.parametrize('packed', [None, 'flash', 'no_flash_on_a_gpu'])
+@pytest.mark.parametrize('way', ['cpu', 'flash', 'gpu without flash'])
 @pytest.mark.parametrize('sizes', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
-def test_group_attention(request, sizes, packed):
+def test_group_attention(request, sizes, way):
     """A token sees its prompt, as long as that is, and its completion to itself; the prompt's gradient is summed over its completions."""
     P, G, R, H, H_kv, T, d, ragged = sizes
-    if packed:
-        request.getfixturevalue(packed)
     torch.manual_seed(0)
     lengths = torch.randint(1, T + 1, (P,)) if ragged else torch.full((P,), T)
     own_lengths = torch.randint(0, R + 1, (P, G)) if ragged else torch.full((P, G), R)
     own_lengths[0, 0] = R
     rows, *layouts = group_rows(own_lengths, R, 'cpu')
-    prompts, flat = Spans(own_lengths.sum(1), lengths, 'cpu', width=T), own_lengths.flatten()
-    if packed == 'flash':
+    flat, prompts = own_lengths.flatten(), padded_rows(lengths, T, 'cpu')
+    spans = Spans(own_lengths.sum(1), lengths, 'cpu'), Spans(flat, flat, 'cpu', causal=True)
+    if way == 'flash':
+        request.getfixturevalue('flash')
         rows = Rows(torch.arange(P * G) * R, own_lengths.flatten(), (P, G, R), 'cpu')
     seen = torch.arange(T) < lengths[:, None]
     bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
@@ -212,8 +206,10 @@ def test_group_attention(request, sizes, packed):
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     q, k, v, prompt_k, prompt_v = inputs
-    if packed == 'flash':
-        y = PackedAttention.apply(q, prompts, prompt_k, prompt_v, Spans(flat, flat, 'cpu', causal=True), k, v)
+    if way == 'flash':
+        y = PackedAttention.apply(spans, q, *map(prompts.pack, (prompt_k, prompt_v)), k, v)
+    elif way == 'gpu without flash':
+        y = joined_attention(*inputs, ~seen, rows)
     else:
         y = GroupAttention.apply(*inputs, bias, *layouts)
     wanted = formula(*exact)
