@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -104,9 +105,10 @@ class Ledger:
     def memory(tensor):
         return getattr(tensor, '_local_tensor', tensor).untyped_storage()  # a DTensor has none of its own
 
-    def holds(self, tensor):
+    def holds(self, x):
+        """Whether x is a tensor on the GPU; a number is none."""
         with torch._C.DisableTorchFunction():
-            return self.memory(tensor)._cdata in self.on_gpu
+            return isinstance(x, Tensor) and self.memory(x)._cdata in self.on_gpu
 
     def place(self, tree):
         """From now on these tensors lie on the GPU. Returns them."""
@@ -224,6 +226,16 @@ class Names(TorchFunctionMode):
         with self:  # what it runs of ours asks for places, too
             torch.autograd.backward(x, gradient, retain_graph, create_graph, inputs=inputs)
 
+    def engine(self, run):
+        """torch.autograd.backward or grad: what the engine makes itself lies where the loss does."""
+        def run_near_the_loss(tensors, *args, **kwargs):
+            before, self.near = self.near, any(map(self.gpu.ledger.holds, tensors_in(tensors)))
+            try:
+                return run(tensors, *args, **kwargs)
+            finally:
+                self.near = before
+        return run_near_the_loss
+
     def tensor(self, data, dtype=None, device=None, **options):
         """torch.tensor and torch.as_tensor, which first make a tensor on the host and wait until it is sent."""
         if isinstance(data, Tensor):
@@ -278,6 +290,13 @@ class SimulatedGPU:
             stack.enter_context(patch.object(torch, 'compile', lambda f=None, **options: f or (lambda g: g)))
             # torch.autograd.grad would call our mode, which is off while it answers
             stack.enter_context(patch.object(torch.autograd, 'has_torch_function', lambda tensors: False))
+            for name in ('backward', 'grad'):
+                stack.enter_context(patch.object(torch.autograd, name, self.names.engine(getattr(torch.autograd, name))))
+            # checkpoints compare what is made again, also its device, which they ask for where our mode is off
+            checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
+            stack.enter_context(patch.dict(checks, default=lambda x: {'shape': x.shape, 'dtype': x.dtype}))
+            stack.enter_context(patch.object(dist, 'init_process_group', through_gloo(dist.init_process_group)))
+            stack.enter_context(patch.object(dist.Work, 'wait', quietly(dist.Work.wait)))  # gloo copies results, NCCL does not
             stack.enter_context(patch.object(ThreadPoolExecutor, 'submit', self.submit_from(ThreadPoolExecutor.submit)))
             for name in [name for name in vars(kernels) if name.endswith('_triton')]:
                 stack.enter_context(patch.object(kernels, name, self.kernel(name)))
@@ -408,6 +427,20 @@ class SimulatedGPU:
         out = function(*args, **kwargs)
         capture.steps.append((function, args, kwargs, out))
         return out
+
+
+def through_gloo(init_process_group):
+    """A group of NCCL is one of gloo here; that it is given the GPU's tensors alone is looked at in Operations."""
+    def init(backend=None, *args, **kwargs):
+        return init_process_group('gloo' if backend == 'nccl' else backend, *args, **kwargs)
+    return init
+
+
+def quietly(function):
+    def run(*args, **kwargs):
+        with aside():
+            return function(*args, **kwargs)
+    return run
 
 
 def written_by(func, args, kwargs):
