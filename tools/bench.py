@@ -2,6 +2,7 @@
 Side-by-side speed, as ratios of medians: the ways take turns in one process, because machines are noisy.
 $ python -m tools.bench sample    # generate(), against transformers' generate
 $ python -m tools.bench step      # a GRPO step of a causal model and its peak memory, against TRL's trainer
+$ python -m tools.bench roof      # decode on a GPU, by arithmetic, against the least it could take
 sample and step need transformers and trl (requirements-dev.txt); OMP_NUM_THREADS=1 lowers the noise.
 """
 import os
@@ -22,12 +23,12 @@ from formats.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch
 from runtime.masters import configure_optimizers
+from tools.roof import SMOLLM2, roof
 
 WARM_UPS = 2
 SIZES = {'tiny': {'n_layer': 4, 'n_head': 4, 'n_kv_head': 2, 'n_embd': 128, 'mlp_hidden': 344,
                   'vocab_size': 512},
-         'SmolLM2-size': {'n_layer': 30, 'n_head': 9, 'n_kv_head': 3, 'n_embd': 576, 'mlp_hidden': 1536,
-                          'vocab_size': 49152}}
+         'SmolLM2-size': SMOLLM2}
 
 
 class Case(NamedTuple):
@@ -291,7 +292,7 @@ def step():
         print(f"  peak above the weights: {', '.join(peaks)}")
 
 
-BENCHES = {'sample': sample, 'step': step}
+BENCHES = {'sample': sample, 'step': step, 'roof': roof}
 
 
 def main(names):
