@@ -257,7 +257,7 @@ class GPT(nn.Module):
 
     def frequencies(self, device):
         if self.rope_frequencies.device != device:
-            self.rope_frequencies = self.rope_frequencies.to(device)
+            self.rope_frequencies = self.rope_frequencies.to(device, non_blocking=True)
         return self.rope_frequencies
 
     def positions(self, tokens):
@@ -295,7 +295,8 @@ class GPT(nn.Module):
         rows = padded_rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
-            mask = (positions < lengths.to(tokens.device)[:, None])[:, None, None, :]  # (N, 1, 1, T)
+            there = lengths.to(tokens.device, non_blocking=True)
+            mask = (positions < there[:, None])[:, None, None, :]              # (N, 1, 1, T)
         spans = functools.cache(lambda: [Spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):

@@ -1,12 +1,12 @@
 """The transformer's kinds, and checkpoints that are whole or refused."""
 import copy
-import itertools
 import shutil
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import flash as flash_file
 import kernels
 import model as model_file
 from formats.tokenizer import CharTokenizer
@@ -129,47 +129,11 @@ def test_characters():
 
 @pytest.fixture
 def flash(monkeypatch):
-    """attend_forward and attend_backward as attention of one sequence after the other, in plain torch. What they were given."""
-    seen = []
-
-    def parts(spans, *tensors):
-        """Of each sequence its rows of tensors of queries (True) and of keys (False), heads first."""
-        assert spans.sizes[2:] == tuple(int(ends.diff().max()) for ends in spans.sizes[:2])
-        of_queries, of_keys = (list(itertools.pairwise(ends.tolist())) for ends in spans.sizes[:2])
-        for q_ends, k_ends in zip(of_queries, of_keys, strict=True):
-            yield q_ends, k_ends, [x[slice(*(q_ends if of_q else k_ends))].transpose(0, 1) for x, of_q in tensors]
-
-    def scores_of(q, k, causal):
-        k = k.repeat_interleave(len(q) // len(k), dim=0)
-        scores = q @ k.mT / q.shape[-1] ** 0.5
-        assert not causal or q.shape[1] == k.shape[1]
-        return (scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf) if causal else scores), k
-
-    def forward(q, k, v, spans):
-        seen.append((spans.causal, len(q), *k.shape[:2]))
-        y, lse = torch.full_like(q, torch.nan), q.new_full((q.shape[1], len(q)), torch.nan)
-        for (start, stop), _, (x, *of_k) in parts(spans, (q, True), (k, False), (v, False)):
-            scores, _ = scores_of(x, of_k[0], spans.causal)
-            y[start:stop] = (scores.softmax(-1) @ of_k[1].repeat_interleave(len(x) // len(of_k[1]), dim=0)).transpose(0, 1)
-            lse[:, start:stop] = scores.logsumexp(-1)
-        return y, lse
-
-    def backward(grad, q, k, v, y, lse, spans):
-        """dS = P (dP - sum of dO O), the normalisers being the given ones."""
-        grads = [torch.zeros_like(x) for x in (q, k, v)]
-        tensors = (grad, True), (q, True), (k, False), (v, False), (y, True), (lse.T[..., None], True)
-        for q_ends, k_ends, (g, x, keys, values, out, normaliser) in parts(spans, *tensors):
-            scores, wide_keys = scores_of(x, keys, spans.causal)
-            wide_values, p = values.repeat_interleave(len(x) // len(values), dim=0), (scores - normaliser).exp()
-            of_scores = p * (g @ wide_values.mT - (g * out).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
-            grads[0][slice(*q_ends)] = (of_scores @ wide_keys).transpose(0, 1)
-            for whole, part in zip(grads[1:], (of_scores.mT @ x, p.mT @ g), strict=True):
-                whole[slice(*k_ends)] = part.unflatten(0, (len(keys), -1)).sum(1).transpose(0, 1)
-        return grads
-
-    monkeypatch.setattr(kernels, 'attend_forward', forward)
-    monkeypatch.setattr(kernels, 'attend_backward', backward)
-    return seen
+    """Flash attention in plain torch. What it was given."""
+    monkeypatch.setattr(torch.ops.aten, '_flash_attention_forward', flash_file.forward)
+    monkeypatch.setattr(torch.ops.aten, '_flash_attention_backward', flash_file.backward)
+    monkeypatch.setattr(flash_file, 'SEEN', [])
+    return flash_file.SEEN
 
 
 @pytest.mark.parametrize('way', ['cpu', 'flash', 'gpu without flash'])
@@ -203,7 +167,8 @@ def test_group_attention(request, sizes, way):
 
     n = rows.n
     shapes = (n, H, d), (n, H_kv, d), (n, H_kv, d), (P, T, H_kv, d), (P, T, H_kv, d)
-    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    dtype = torch.float64 if way == 'flash' else torch.float32
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     q, k, v, prompt_k, prompt_v = inputs
     if way == 'flash':
