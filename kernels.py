@@ -12,7 +12,6 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
-import functools
 import math
 import os
 from types import SimpleNamespace
@@ -387,7 +386,7 @@ def real_rows(mask, counts):
 
 def pick(tensor, units, real):
     """The rows real (n,) of the units of a tensor (U, R, ...), or None for None."""
-    return None if tensor is None else tensor[units].flatten(0, 1)[real]
+    return None if tensor is None else tensor[units].flatten(0, 1).index_select(0, real)
 
 
 class FusedLoss(torch.autograd.Function):
@@ -473,6 +472,57 @@ def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=Non
     return place_rows(logps, real, mask), place_rows(entropy[:, None], real, mask)
 
 
+# ---- frozen weights in int8
+
+if triton is not None:
+
+    @triton.jit
+    def int8_kernel(x, weight, scale, bias, y, N, IN, OUT, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                    DEPTH: tl.constexpr):
+        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+        of_row = tl.load(scale + column, mask=column < OUT, other=0.0)
+        sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for start in range(0, IN, DEPTH):
+            across, down = start + tl.arange(0, DEPTH)[None, :], start + tl.arange(0, DEPTH)[:, None]
+            a = tl.load(x + row * IN + across, mask=(row < N) & (across < IN), other=0.0)
+            b = tl.load(weight + column * IN + down, mask=(column < OUT) & (down < IN), other=0)
+            b = (b.to(tl.float32) * of_row).to(a.dtype)  # as it is in dequantise
+            sums = tl.dot(a, b, sums, input_precision='ieee')
+        if bias is not None:
+            sums += tl.load(bias + column, mask=column < OUT, other=0.0).to(tl.float32)
+        tl.store(y + row * OUT + column, sums.to(y.dtype.element_ty), mask=(row < N) & (column < OUT))
+
+
+def dequantise(weight, scale, dtype):
+    # Scaling the product is cheaper, but its sums overflow fp16.
+    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
+
+
+def int8_linear_torch(x, weight, scale, bias):
+    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
+
+
+def int8_linear_triton(x, weight, scale, bias):
+    (OUT, IN), tile = weight.shape, 64
+    N = x.numel() // IN
+    y = x.new_empty(*x.shape[:-1], OUT)
+    if N:
+        with torch.cuda.device_of(x):
+            int8_kernel[triton.cdiv(N, tile), triton.cdiv(OUT, tile)](
+                x.contiguous(), weight, scale, bias, y, N, IN, OUT, ROWS=tile, COLUMNS=tile, DEPTH=64)
+    return y
+
+
+def int8_linear(x, weight, scale, bias):
+    """
+    x (..., in) times a weight int8 (out, in) whose rows have scale (out,), plus bias or None, in x's dtype.
+    For few rows a GPU reads the weight as it is; for many its dequantised copy costs little.
+    """
+    few = x.is_cuda and triton and x.numel() <= 1024 * x.shape[-1]
+    return (int8_linear_triton if few else int8_linear_torch)(x, weight, scale, bias)
+
+
 # ---- rows without their padding
 
 class Rows:
@@ -491,7 +541,7 @@ class Rows:
     def pack(self, x):
         """(*shape, *) -> (n, *)"""
         x = x.flatten(0, len(self.shape) - 1)
-        return x if self.index is None else x[self.index]
+        return x if self.index is None else x.index_select(0, self.index)
 
     def pad(self, x):
         """(n, *) -> (*shape, *)"""
@@ -526,8 +576,8 @@ def group_rows(lengths, width, device):
 # ---- attention of a group to its prompt, on a CPU
 
 def wide(x):
-    """x in fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
-    return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
+    """x in fp32 where it is in half precision: a CPU's attention is six times slower backward in bf16."""
+    return x.float() if x.dtype.itemsize == 2 else x
 
 
 def fold(x, rows, n_heads):
@@ -594,125 +644,80 @@ def by_part(own, *tensors):
 # ---- attention on a GPU: packed sequences, of which nothing is padded
 
 class Spans:
-    """N sequences: the queries of each and the keys that they see, all, or (causal) those up to their own."""
+    """N packed sequences: queries of each, and the keys they see, all or (causal) those up to their own."""
 
-    def __init__(self, queries, keys, device, causal=False, width=None):
-        """queries, keys (N,): how many, on the CPU; width: the keys come padded, (N, width, H_kv, d)."""
-        self.counts, self.device, self.causal = (queries, keys), device, causal
-        self.padded = None if width is None else padded_rows(keys, width, device)
-        self.longest = [int(counts.max()) for counts in self.counts]
-        self.ends = [F.pad(counts.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True)
-                     for counts in self.counts]
-
-    @functools.cached_property
-    def rows(self):
-        """Queries and keys as padded rows."""
-        return [padded_rows(*sizes, self.device) for sizes in zip(self.counts, self.longest, strict=True)]
-
-    def pack(self, x):
-        """Keys or values as (m, H_kv, d)."""
-        return x if self.padded is None else self.padded.pack(x)
-
-    def unpack(self, x):
-        """The way back."""
-        return x if self.padded is None else self.padded.pad(x)
+    def __init__(self, queries, keys, device, causal=False):
+        """queries, keys (N,): how many, on the CPU."""
+        counts, self.causal = (queries, keys), causal
+        ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in counts]
+        self.sizes = *ends, *(int(n.max()) for n in counts)
 
 
-class PackedAttention(torch.autograd.Function):
-    """
-    Queries (n, H, d) see one or more lists of keys: a call for each, merged by their normalisers. As in
-    GroupAttention the backward of each, given the merged ones, is its part of the sum.
-    """
-
-    @staticmethod
-    def forward(ctx, spans, q, *keys_and_values):
-        """k, v, k, v ...: (m, H_kv, d) or padded (N, width, H_kv, d), a pair for each of spans."""
-        y = lse = None
-        for s, k, v in zip(spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
-            more, more_lse = attend_forward(q, s.pack(k), s.pack(v), s)
-            if y is None:
-                y, lse = more, more_lse
-                continue
-            share = (more_lse - lse).sigmoid().T[..., None]                 # (n, H, 1)
-            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
-            lse = torch.logaddexp(lse, more_lse)
-        ctx.save_for_backward(q, y, lse, *keys_and_values)
-        ctx.spans = spans
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, y, lse, *keys_and_values = ctx.saved_tensors
-        grad_q, grads = None, []
-        for s, k, v in zip(ctx.spans, keys_and_values[::2], keys_and_values[1::2], strict=True):
-            more, *of_part = attend_backward(grad, q, s.pack(k), s.pack(v), y, lse, s)
-            grad_q = more if grad_q is None else grad_q + more
-            grads += [s.unpack(x) for x in of_part]
-        return None, grad_q, *grads
-
-
-def takes_flash(q):
-    """Whether flash attention takes q (n, H, d): half precision, whole vectors, a GPU of 2020 or later."""
-    if not q.is_cuda or q.dtype.itemsize != 2 or q.shape[-1] % 8 or q.shape[-1] > 256:
+def takes_flash(x):
+    """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
+    if not x.is_cuda or x.dtype.itemsize != 2 or x.shape[-1] % 8 or x.shape[-1] > 256:
         return False
-    return torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def attend_forward(q, k, v, spans):
     """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), and its normalisers (H, n)."""
-    return (attend_forward_flash if takes_flash(q) else attend_forward_torch)(q, k, v, spans)
+    attention = torch.ops.aten._flash_attention_forward
+    return attention(q, k, v, *spans.sizes, 0.0, spans.causal, False)[:2]
 
 
 def attend_backward(grad, q, k, v, y, lse, spans):
     """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
-    return (attend_backward_flash if takes_flash(q) else attend_backward_torch)(grad, q, k, v, y, lse, spans)
-
-
-def attend_forward_flash(q, k, v, spans):
-    y, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *spans.ends, *spans.longest, 0.0,
-                                                         spans.causal, False)
-    return y, lse
-
-
-def attend_backward_flash(grad, q, k, v, y, lse, spans):
     no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
-    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse.contiguous(), *spans.ends,
-                                                    *spans.longest, 0.0, spans.causal, *no_dropout)
+    attention_back = torch.ops.aten._flash_attention_backward
+    return attention_back(grad, q, k, v, y, lse, *spans.sizes, 0.0, spans.causal, *no_dropout)
 
 
-def attend_forward_torch(q, k, v, spans):
-    rows, dtype = spans.rows, q.dtype
-    q, k, v = folded((q, k, v), (0, 1, 1), k.shape[1], spans)
-    scores = span_scores(q, k, spans)
-    lse = scores.logsumexp(dim=-1, keepdim=True)
-    y = unfold((scores - lse).exp() @ v, rows[0])
-    return y.to(dtype), unfold(lse, rows[0]).squeeze(-1).T
+class PackedAttention(torch.autograd.Function):
+    """Queries (n, H, d) see one or more lists of keys: a call for each, merged as in GroupAttention."""
+
+    @staticmethod
+    def forward(ctx, spans, q, *keys_values):
+        """spans: those of each list; its k and its v (m, H_kv, d)."""
+        y = lse = None
+        for part, k, v in zip(spans, keys_values[::2], keys_values[1::2], strict=True):
+            more, more_lse = attend_forward(q, k, v, part)
+            if y is None:
+                y, lse = more, more_lse
+                continue
+            share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
+            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
+            lse = torch.logaddexp(lse, more_lse)
+        ctx.spans = spans
+        ctx.save_for_backward(q, y, lse, *keys_values)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, y, lse, *keys_values = ctx.saved_tensors
+        grad_q, grads = None, []
+        for part, k, v in zip(ctx.spans, keys_values[::2], keys_values[1::2], strict=True):
+            more, *of_part = attend_backward(grad, q, k, v, y, lse, part)
+            grad_q = more if grad_q is None else grad_q + more
+            grads += of_part
+        return None, grad_q, *grads
 
 
-def attend_backward_torch(grad, q, k, v, y, lse, spans):
-    rows, dtype, scale = spans.rows, q.dtype, q.shape[-1] ** -0.5
-    tensors = grad, q, k, v, y, lse.T[..., None]
-    grad, q, k, v, y, lse = folded(tensors, (0, 0, 1, 1, 0, 0), k.shape[1], spans)
-    p = (span_scores(q, k, spans) - lse).exp()
-    of_scores = scale * p * (grad @ v.mT - (grad * y).sum(dim=-1, keepdim=True))
-    grads = (of_scores @ k, rows[0]), (of_scores.mT @ q, rows[1]), (p.mT @ grad, rows[1])
-    return [unfold(*pair).to(dtype) for pair in grads]
+def joined_attention(q, k, v, prompt_k, prompt_v, absent, rows):
+    """
+    What GroupAttention computes, of completions packed from rows (P, G, R), in plain torch: for what a GPU's
+    flash attention refuses. absent (P, T): where a prompt has no token.
+    """
+    R, T, H_kv = rows.shape[2], absent.shape[1], k.shape[1]
+    q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
+    scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)
+    scores = scores.masked_fill(absent[:, None, None, None, None], -torch.inf)
+    later = torch.ones(R, R, dtype=torch.bool, device=q.device).triu(1)
+    own_scores = torch.einsum('pgrhsd,pguhd->pghsru', q, k).masked_fill(later, -torch.inf)
+    weights, own = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).split([T, R], dim=-1)
+    y = torch.einsum('pghsrt,pthd->pgrhsd', weights, prompt_v) + torch.einsum('pghsru,pguhd->pgrhsd', own, v)
+    return rows.pack(y.flatten(3, 4))
 
-
-def folded(tensors, sides, n_heads, spans):
-    """Tensors of queries (side 0) and keys (1) as (N, n_heads, places, d), in fp32 at least."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return [fold(x.to(dtype), spans.rows[side], n_heads) for x, side in zip(tensors, sides, strict=True)]
-
-
-def span_scores(q, k, spans):
-    """(N, H_kv, places of q, T), -inf where a key is not seen."""
-    key = torch.arange(k.shape[2], device=k.device)
-    unseen = key >= spans.ends[1].diff()[:, None, None, None]
-    if spans.causal:  # heads that share keys stand side by side
-        sharing = q.shape[2] // spans.longest[0]
-        unseen = unseen | (key > torch.arange(q.shape[2], device=k.device)[:, None] // sharing)
-    return (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(unseen, -torch.inf)
 
 # ---- between the products of a model, without gradients
 

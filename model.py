@@ -29,6 +29,7 @@ from kernels import (
     Spans,
     add_norm,
     group_rows,
+    joined_attention,
     padded_rows,
     rotate,
     swiglu,
@@ -265,7 +266,7 @@ class GPT(nn.Module):
 
     def frequencies(self, device):
         if self.rope_frequencies.device != device:
-            self.rope_frequencies = self.rope_frequencies.to(device)
+            self.rope_frequencies = self.rope_frequencies.to(device, non_blocking=True)
         return self.rope_frequencies
 
     def positions(self, tokens):
@@ -303,7 +304,8 @@ class GPT(nn.Module):
         rows = padded_rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
-            mask = (positions < lengths.to(tokens.device)[:, None])[:, None, None, :]  # (N, 1, 1, T)
+            there = lengths.to(tokens.device, non_blocking=True)
+            mask = (positions < there[:, None])[:, None, None, :]              # (N, 1, 1, T)
         spans = functools.cache(lambda: [Spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):
@@ -339,33 +341,35 @@ class GPT(nn.Module):
         lengths = torch.full(tokens.shape[:2], R) if lengths is None else lengths.cpu()
         first = prompt_lengths.to(device, non_blocking=True)[:, None, None]
         positions = (first + torch.arange(R, device=device)).expand(tokens.shape)
-        by_device = self.packed_attention if tokens.is_cuda else self.merged_attention
-        rows, attend = by_device(prefix, prompt_lengths, lengths, R)
+        way = self.packed_attention if takes_flash(prefix[0][0]) else self.merged_attention
+        rows, attend = way(prefix, prompt_lengths, lengths, R)
         return rows.pad(self.run(rows.pack(tokens), rows.pack(positions), attend))
 
     def packed_attention(self, prefix, prompt_lengths, lengths, R):
-        """On a GPU: completion after completion, to the prompt and to themselves; see PackedAttention."""
+        """For flash attention: completion after completion, see PackedAttention."""
         T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
         rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
-        prompts = Spans(lengths.sum(dim=1), prompt_lengths, device, width=T)
-        spans = prompts, Spans(flat, flat, device, causal=True)
+        prompts = padded_rows(prompt_lengths, T, device)
+        spans = Spans(lengths.sum(dim=1), prompt_lengths, device), Spans(flat, flat, device, causal=True)
 
         def attend(layer, q, k, v):
-            return PackedAttention.apply(spans, q, *prefix[layer], k, v)
+            return PackedAttention.apply(spans, q, *map(prompts.pack, prefix[layer]), k, v)
 
         return rows, attend
 
     def merged_attention(self, prefix, prompt_lengths, lengths, R):
-        """On a CPU: completions of like length together, see GroupAttention."""
-        rows, *layouts = group_rows(lengths, R, 'cpu')
-        absent = torch.arange(prefix[0][0].shape[1]) >= prompt_lengths[:, None]  # (P, T)
-        bias = None
+        """For a CPU: completions of like length together, see GroupAttention; and for fp32 on a GPU."""
+        keys, bias = wide(prefix[0][0]), None
+        rows, *layouts = group_rows(lengths, R, keys.device)
+        absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]        # (P, T)
         if absent.any():
-            bias = torch.zeros(absent.shape, dtype=wide(prefix[0][0]).dtype).masked_fill(absent, -torch.inf)
-            bias = bias[:, None, None]                                         # (P, 1, 1, T)
+            bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)[:, None, None]
+        attention, how = GroupAttention.apply, (bias, *layouts)
+        if keys.is_cuda:
+            attention, how = joined_attention, (absent.to(keys.device), rows)
 
         def attend(layer, q, k, v):
-            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias, *layouts).to(q.dtype)
+            return attention(*map(wide, (q, k, v, *prefix[layer])), *how).to(q.dtype)
 
         return rows, attend
 

@@ -1,6 +1,6 @@
 """
-A GPU that is not there. Inside `with SimulatedGPU() as gpu:` the device 'cuda' exists: tensors that are sent or made there say that they lie
-there, and what is asked of them is computed on the CPU. So the way that the code takes on a GPU is run and can be looked at:
+A GPU that is not there. Inside `with SimulatedGPU() as gpu:` the device 'cuda' exists: tensors that are sent or made there say that they
+lie there, and what is asked of them is computed on the CPU. So the way that the code takes on a GPU is run and can be looked at:
 
     with SimulatedGPU() as gpu:
         model.to('cuda')
@@ -8,16 +8,16 @@ there, and what is asked of them is computed on the CPU. So the way that the cod
             step()
     seen.launches, seen.syncs, seen.uploads, seen.attention     # Counters: how often, by operation and by line of the repo
 
-What a GPU refuses is refused: tensors of two devices in one operation or one of the CPU in a collective (TwoDevices), a NumPy array of a GPU's
-tensor (TypeError), and while a CUDA graph is captured whatever cannot be captured (NotCapturable).
+What a GPU refuses is refused: tensors of two devices in one operation or one of the CPU in a collective (TwoDevices), a NumPy array of a
+GPU's tensor (TypeError), and while a CUDA graph is captured whatever cannot be captured (NotCapturable).
 
 How it works. A tensor is an ordinary one of the CPU; the Ledger knows whose memory stands for the GPU's. Names, a mode for torch's Python
-functions, answers what asks for the place (device, is_cuda) and what sends (to, cpu). Operations, a mode for torch's operations, sees every
-one, also those of backward: results lie where their inputs do. Triton kernels are replaced by their torch twins, each one launch.
+functions, answers what asks for the place (device, is_cuda) and what sends (to, cpu). Operations, a mode for torch's operations, sees
+every one, also those of backward: results lie where their inputs do. Triton kernels are replaced by their torch twins, each one launch.
 
-What counts as a sync is what torch.cuda.set_sync_debug_mode warns of: the host waits until the GPU has done all that was asked of it. To read
-a number is one, and so is a copy from the host unless it is non_blocking. What cannot be seen here: speed, races, memory that a graph uses
-again, the way in which an operation is cut into kernels, how a GPU rounds.
+What counts as a sync is what torch.cuda.set_sync_debug_mode warns of: the host waits until the GPU has done all that was asked of it. To
+read a number is one, and so is a copy from the host unless it is non_blocking. What cannot be seen here: speed, races, memory that a
+graph uses again, the way in which an operation is cut into kernels, how a GPU rounds.
 """
 import os
 import sys
@@ -30,12 +30,13 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+import flash
 import kernels
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -45,7 +46,7 @@ Tensor = torch.Tensor
 READ_BY_THE_HOST = {
     '_local_scalar_dense', 'nonzero', 'masked_select', 'equal', '_unique', '_unique2', 'unique_consecutive', 'unique_dim',
     'unique_dim_consecutive', 'bincount', 'repeat_interleave'
-}  # fmt: skip
+}
 FUSED_ON_CUDA = {'_fused_rms_norm'}  # one kernel there, and several operations here
 
 
@@ -67,7 +68,14 @@ class Seen:
 
 
 def tensors_in(tree):
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+    """All tensors in lists, tuples and dicts, as torch's pytree finds them but in a third of the time."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    return [x for part in tree for x in tensors_in(part)]
 
 
 def line_of_the_repo():
@@ -98,9 +106,10 @@ class Ledger:
     def memory(tensor):
         return getattr(tensor, '_local_tensor', tensor).untyped_storage()  # a DTensor has none of its own
 
-    def holds(self, tensor):
+    def holds(self, x):
+        """Whether x is a tensor on the GPU; a number is none."""
         with torch._C.DisableTorchFunction():
-            return self.memory(tensor)._cdata in self.on_gpu
+            return isinstance(x, Tensor) and self.memory(x)._cdata in self.on_gpu
 
     def place(self, tree):
         """From now on these tensors lie on the GPU. Returns them."""
@@ -218,6 +227,16 @@ class Names(TorchFunctionMode):
         with self:  # what it runs of ours asks for places, too
             torch.autograd.backward(x, gradient, retain_graph, create_graph, inputs=inputs)
 
+    def engine(self, run):
+        """torch.autograd.backward or grad: what the engine makes itself lies where the loss does."""
+        def run_near_the_loss(tensors, *args, **kwargs):
+            before, self.near = self.near, any(map(self.gpu.ledger.holds, tensors_in(tensors)))
+            try:
+                return run(tensors, *args, **kwargs)
+            finally:
+                self.near = before
+        return run_near_the_loss
+
     def tensor(self, data, dtype=None, device=None, **options):
         """torch.tensor and torch.as_tensor, which first make a tensor on the host and wait until it is sent."""
         if isinstance(data, Tensor):
@@ -263,7 +282,7 @@ class SimulatedGPU:
     def __init__(self, stand_ins=()):
         self.ledger, self.seen = Ledger(), Seen()
         self.names, self.operations = Names(self), Operations(self)
-        self.stand_ins = PRODUCTS | dict(stand_ins)
+        self.stand_ins = PRODUCTS | flash.STAND_INS | dict(stand_ins)
         self.capture = None
 
     def __enter__(self):
@@ -272,6 +291,13 @@ class SimulatedGPU:
             stack.enter_context(patch.object(torch, 'compile', lambda f=None, **options: f or (lambda g: g)))
             # torch.autograd.grad would call our mode, which is off while it answers
             stack.enter_context(patch.object(torch.autograd, 'has_torch_function', lambda tensors: False))
+            for name in ('backward', 'grad'):
+                stack.enter_context(patch.object(torch.autograd, name, self.names.engine(getattr(torch.autograd, name))))
+            # checkpoints compare what is made again, also its device, which they ask for where our mode is off
+            checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
+            stack.enter_context(patch.dict(checks, default=lambda x: {'shape': x.shape, 'dtype': x.dtype}))
+            stack.enter_context(patch.object(dist, 'init_process_group', through_gloo(dist.init_process_group)))
+            stack.enter_context(patch.object(dist.Work, 'wait', quietly(dist.Work.wait)))  # gloo copies results, NCCL does not
             stack.enter_context(patch.object(ThreadPoolExecutor, 'submit', self.submit_from(ThreadPoolExecutor.submit)))
             for name in [name for name in vars(kernels) if name.endswith('_triton')]:
                 stack.enter_context(patch.object(kernels, name, self.kernel(name)))
@@ -404,6 +430,20 @@ class SimulatedGPU:
         return out
 
 
+def through_gloo(init_process_group):
+    """A group of NCCL is one of gloo here; that it is given the GPU's tensors alone is looked at in Operations."""
+    def init(backend=None, *args, **kwargs):
+        return init_process_group('gloo' if backend == 'nccl' else backend, *args, **kwargs)
+    return init
+
+
+def quietly(function):
+    def run(*args, **kwargs):
+        with aside():
+            return function(*args, **kwargs)
+    return run
+
+
 def written_by(func, args, kwargs):
     """The tensors that an operation changes in place, by its schema."""
     written = []
@@ -516,4 +556,4 @@ def cuda_functions(gpu):
         'is_current_stream_capturing': lambda: gpu.capture is not None, 'empty_cache': lambda: None,
         'graph_pool_handle': lambda: (0, 0), 'CUDAGraph': lambda keep_graph=False: CUDAGraph(gpu),
         'graph': lambda graph, **options: capturing(gpu, graph, **options)
-    }  # fmt: skip
+    }
