@@ -971,11 +971,13 @@ def draw_rows_torch(logits, u, rows, at, tokens, logps, allowed, running, ends, 
 
 
 def draw_rows_triton(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
-    (B, V), (temperature, top_k, top_p, forbidden) = logits.shape, sampling
+    (B, V), (temperature, *cuts, forbidden), kept = logits.shape, sampling, None
+    scale = 1 / (temperature or 1.0)
+    if allowed is not None:
+        kept = allowed[rows, at] = pack(choices(scaled(logits, scale, forbidden, None), *cuts))
     n_rows, block, warps = tile(V, 4096)
-    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, allowed, running, ends,
-              forbidden, B, V, logits.stride(0), u.shape[1], -(-V // 8), SCALE=1 / (temperature or 1.0),
-              GREEDY=temperature == 0, TOP_K=top_k if top_k < V else 0, TOP_P=float(top_p),
+    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, kept, running, ends,
+              forbidden, B, V, logits.stride(0), u.shape[1], -(-V // 8), SCALE=scale, GREEDY=temperature == 0,
               ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block, num_warps=warps)
 
 
@@ -983,78 +985,39 @@ def draw_rows(logits, *arguments):
     """
     A token for each row of logits (B, V) by its number in u (N + 1, R), put where rows (B,) and at (1,) say into
     tokens and logps (N + 1, R) and, None without top_k and top_p, the bits allowed (N + 1, R, V / 8); running
-    (B,) turns 0 at one of ends (E,) or None. sampling: see draw. On a GPU one launch, which reads the logits
-    twice, and 32 times more each for top_k and top_p; what is as likely as the last of these is allowed, too.
+    (B,) turns 0 at one of ends (E,) or None. sampling: see draw. On a GPU one launch reads the logits twice.
     """
     (draw_rows_triton if fused(logits) else draw_rows_torch)(logits, *arguments)
 
 
 @jit
-def ordered(x):
-    # integers in the order of the floats
-    bits = x.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@jit
-def cut(z, row, real, forbidden, V, STRIDE, largest, total, wanted, COUNT: tl.constexpr, SCALE: tl.constexpr,
-        ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    # The highest number, ordered, that so many tokens (COUNT), or so much of their mass, as wanted reach; and
-    # the mass that does. One bit of it at a time.
-    zero = tl.zeros((ROWS, 1), tl.float32)
-    low = tl.full((ROWS, 1), -2 ** 31, tl.int32)
-    for bit in range(32):
-        trial, number, mass = low ^ (zero.to(tl.int32) + 1 << (31 - bit)), zero, zero
-        for start in range(0, V, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            x = load(z, row, column, real, forbidden, None, V, STRIDE, 0, SCALE)
-            reach = (ordered(x) >= trial) & (x > -float('inf'))
-            number += tl.sum(reach.to(tl.float32), axis=1)[:, None]
-            mass += tl.sum(tl.where(reach, tl.exp(x - largest), 0.0), axis=1)[:, None]
-        enough = (number if COUNT else mass) >= wanted
-        low, total = tl.where(enough, trial, low), tl.where(enough, mass, total)
-    return low, total
-
-
-@jit
-def draw_kernel(z, u, rows, at, tokens, logps, allowed, running, ends, forbidden, B, V, STRIDE, R, BYTES,
-                SCALE: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
-                ENDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B, V, STRIDE, R, BYTES,
+                SCALE: tl.constexpr, GREEDY: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK: tl.constexpr):
     index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     real, zero = index < B, tl.zeros((ROWS, 1), tl.float32)
     place = tl.load(rows + index, mask=real, other=0) * R + tl.load(at)
-    largest, total, low = zero - 1e30, zero, tl.full((ROWS, 1), -2 ** 31, tl.int32)
+    largest, total = zero - 1e30, zero
     for start in range(0, V, BLOCK):
-        x = load(z, index, start + tl.arange(0, BLOCK)[None, :], real, forbidden, None, V, STRIDE, 0, SCALE)
+        column = start + tl.arange(0, BLOCK)[None, :]
+        x = load(z, index, column, real, forbidden, kept, V, STRIDE, BYTES, SCALE)
         new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
         largest = new
-    if TOP_K > 0:
-        low, total = cut(z, index, real, forbidden, V, STRIDE, largest, total, TOP_K, True, SCALE, ROWS, BLOCK)
-    if TOP_P < 1:
-        low, total = cut(z, index, real, forbidden, V, STRIDE, largest, total, TOP_P * total, False, SCALE,
-                         ROWS, BLOCK)
     # the first token up to which lies more than u of the mass; rounding may leave none: then the last
     goal, before = tl.load(u + place, mask=real, other=0.0) * total, zero.to(tl.float64)
     found, last = zero.to(tl.int32) - 1, zero.to(tl.int32)
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
-        wanted = real & ((found < 0) | (allowed is not None))
-        x = load(z, index, column, wanted, forbidden, None, V, STRIDE, 0, SCALE)
+        x = load(z, index, column, real & (found < 0), forbidden, kept, V, STRIDE, BYTES, SCALE)
         mass = tl.exp(x - largest)
-        if allowed is not None:
-            reach = (ordered(x) >= low) & (x > -float('inf'))
-            mass = tl.where(reach, mass, 0.0)
-            bits = tl.reshape(reach.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)[None, None, :]
-            byte = start // 8 + tl.arange(0, BLOCK // 8)[None, :]
-            tl.store(allowed + place * BYTES + byte, tl.sum(bits, axis=2).to(tl.uint8), mask=real & (byte < BYTES))
         passed = x == largest if GREEDY else tl.cumsum(mass, axis=1) > (goal - before).to(tl.float32)
         token = tl.min(tl.where(passed & (mass > 0), column, V), axis=1)[:, None]
         found = tl.where((found < 0) & (token < V), token, found)
         last = tl.maximum(last, tl.max(tl.where(mass > 0, column, 0), axis=1)[:, None])
         before += tl.sum(mass, axis=1)[:, None]
     token = tl.where(found < 0, last, found)
-    x = load(z, index, token, real, forbidden, None, V, STRIDE, 0, SCALE)
+    x = load(z, index, token, real, forbidden, kept, V, STRIDE, BYTES, SCALE)
     tl.store(tokens + place, token.to(tl.int64), mask=real)
     tl.store(logps + place, x - largest - tl.log(total), mask=real)
     for end in tl.static_range(ENDS):
