@@ -218,7 +218,7 @@ def tile(V, most):
 
 
 def on_device(kernel, grid, x, *arguments, **options):
-    """Launch a kernel, whose first argument is x, where x lies."""
+    """Launch a kernel where its first argument, x, lies."""
     with torch.cuda.device_of(x):
         kernel[grid](x, *arguments, **options)
 
@@ -508,9 +508,8 @@ def int8_linear_triton(x, weight, scale, bias):
     N = x.numel() // IN
     y = x.new_empty(*x.shape[:-1], OUT)
     if N:
-        with torch.cuda.device_of(x):
-            int8_kernel[triton.cdiv(N, tile), triton.cdiv(OUT, tile)](
-                x.contiguous(), weight, scale, bias, y, N, IN, OUT, ROWS=tile, COLUMNS=tile, DEPTH=64)
+        on_device(int8_kernel, (triton.cdiv(N, tile), triton.cdiv(OUT, tile)), x.contiguous(), weight, scale,
+                  bias, y, N, IN, OUT, ROWS=tile, COLUMNS=tile, DEPTH=64)
     return y
 
 
@@ -726,24 +725,24 @@ def fused(x):
     return x.is_cuda and triton is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
-def add_norm_torch(x, more, weight, eps):
+def add_norm_torch(x, more, norm):
     x = x if more is None else x + more
-    return x, F.rms_norm(x, weight.shape, weight, eps)
+    return x, norm(x)
 
 
-def add_norm_triton(x, more, weight, eps):
-    total, y, D = x if more is None else torch.empty_like(x), torch.empty_like(x), len(weight)
-    on_device(add_norm_kernel, (x.numel() // D,), x, more, weight, total, y, D, EPS=eps,
+def add_norm_triton(x, more, norm):
+    x, D = x.contiguous(), x.shape[-1]
+    total, y = x if more is None else torch.empty_like(x), torch.empty_like(x)
+    on_device(add_norm_kernel, (x.numel() // D,), x, more, norm.weight, total, y, D, EPS=norm.eps,
               BLOCK=triton.next_power_of_2(D))
     return total, y
 
 
 def add_norm(x, more, norm):
-    """x (..., D) plus more, None for 0; and that behind `norm`, an nn.RMSNorm or nn.LayerNorm."""
-    if isinstance(norm, torch.nn.RMSNorm):
-        return (add_norm_triton if fused(x) else add_norm_torch)(x, more, norm.weight, norm.eps)
-    x = x if more is None else x + more
-    return x, norm(x)
+    """x (..., D) plus more, None for 0; and that behind an nn.RMSNorm or another norm."""
+    if fused(x) and isinstance(norm, torch.nn.RMSNorm):
+        return add_norm_triton(x, more, norm)
+    return add_norm_torch(x, more, norm)
 
 
 def swiglu_torch(x):
@@ -800,18 +799,18 @@ def rotate(x, cos, sin):
 
 
 def attend_rows_torch(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
-    (_, P, T, H_kv, d), R, group = prompt.shape, own.shape[3], rows // G
+    group = rows // G
     if rope is not None:
         turn = [angles[lengths[group] + at, None] for angles in rope]
         q, k = rotate(q, *turn), rotate(k, *turn)
     own[0][rows, :, at], own[1][rows, :, at] = k, v
-    prompt = prompt[:, group.clamp(max=P - 1)].transpose(2, 3)
+    prompt = prompt[:, group.clamp(max=len(lengths) - 2)].transpose(2, 3)
     keys, values = torch.cat((prompt, own[:, rows]), dim=3).float()             # (B, H_kv, T + R, d)
-    t = torch.arange(T + R, device=q.device)
-    seen = ((t < lengths[group, None]) | (t >= T) & (t <= T + at))[:, None, :, None]
-    scores = keys @ q.unflatten(1, (H_kv, -1)).float().mT * d ** -0.5           # (B, H_kv, T + R, H / H_kv)
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=2)
-    return (weights.mT @ values.masked_fill(~seen, 0.0)).flatten(1, 2).to(q.dtype)
+    t = torch.arange(keys.shape[2], device=q.device) - prompt.shape[3]
+    seen = ((t < (lengths[group] - prompt.shape[3])[:, None]) | (t >= 0) & (t <= at))[:, None, None]
+    heads = q.float().unsqueeze(2)                                              # (B, H, 1, d)
+    y = F.scaled_dot_product_attention(heads, keys, values, seen, enable_gqa=True)
+    return y.squeeze(2).to(q.dtype)
 
 
 def attend_rows_triton(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
@@ -828,11 +827,10 @@ def attend_rows_triton(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
 
 def attend_rows(q, *arguments):
     """
-    A new token of each of B rows attends to its prompt and to its completion: q (B, H, d), k, v (B, H_kv, d) ->
-    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) by which q and k are turned; prompt
-    (2, P, T, H_kv, d), keys and values of lengths (P + 1,), the last 0; own (2, P G + 1, H_kv, R, d), where k
-    and v are put into slot at (1,); rows (B,): which of those each is, those of a prompt together; G; width:
-    so many rows read their prompt together.
+    A new token of each of B rows attends to its prompt and its completion: q (B, H, d), k, v (B, H_kv, d) ->
+    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k; prompt (2, P, T,
+    H_kv, d): keys and values, of lengths (P + 1,), the last 0; own (2, P G + 1, H_kv, R, d): k and v go into its
+    slot at (1,); rows (B,): which of these each is, in order; width: how many read their prompt together.
     """
     return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)
 

@@ -25,8 +25,8 @@ class RowCache:
         P, _, H_kv, d = like.shape
         heads, self.G = model.config.n_head // H_kv, G
         self.quantum = -(-P * G // 8)  # rows leave by eighths, so that there are few graphs
-        self.prompt = [like.new_empty(2, P, T, H_kv, d) for _ in model.blocks]
-        self.own = [like.new_empty(2, P * G + 1, H_kv, R, d) for _ in model.blocks]
+        self.prompt = [like.new_zeros(2, P, T, H_kv, d) for _ in model.blocks]
+        self.own = [like.new_zeros(2, P * G + 1, H_kv, R, d) for _ in model.blocks]
         self.at, self.lengths = (torch.zeros(n, dtype=torch.long, device=like.device) for n in (1, P + 1))
         rope = model.rope(torch.arange(T + R, device=like.device), like.dtype)
         self.rope = rope and [angles.squeeze(1) for angles in rope]
