@@ -798,44 +798,42 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
-def attend_rows_torch(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
-    group = rows // G
+def attend_rows_torch(q, k, v, rope, slots, lengths, rows, at, sizes, width):
+    G, T, R = sizes
+    group, first = rows // G, (len(lengths) - 1) * T + rows * R
     if rope is not None:
         turn = [angles[lengths[group] + at, None] for angles in rope]
         q, k = rotate(q, *turn), rotate(k, *turn)
-    own[0][rows, :, at], own[1][rows, :, at] = k, v
-    prompt = prompt[:, group.clamp(max=len(lengths) - 2)].transpose(2, 3)
-    keys, values = torch.cat((prompt, own[:, rows]), dim=3).float()             # (B, H_kv, T + R, d)
-    t = torch.arange(keys.shape[2], device=q.device) - prompt.shape[3]
-    seen = ((t < (lengths[group] - prompt.shape[3])[:, None]) | (t >= 0) & (t <= at))[:, None, None]
-    heads = q.float().unsqueeze(2)                                              # (B, H, 1, d)
-    y = F.scaled_dot_product_attention(heads, keys, values, seen, enable_gqa=True)
+    slots[0, first + at], slots[1, first + at] = k, v
+    t, r = torch.arange(T, device=q.device), torch.arange(R, device=q.device)
+    places = torch.cat((group[:, None] * T + t, first[:, None] + r), dim=1)     # (B, T + R)
+    seen = torch.cat((t < lengths[group, None], (r <= at).expand(len(rows), R)), dim=1)
+    keys, values = slots[:, places].transpose(2, 3).float()                     # (B, H_kv, T + R, d)
+    y = F.scaled_dot_product_attention(q[:, :, None].float(), keys, values, seen[:, None, None], enable_gqa=True)
     return y.squeeze(2).to(q.dtype)
 
 
-def attend_rows_triton(q, k, v, rope, prompt, own, lengths, rows, at, G, width):
-    (B, H, d), (_, _, T, H_kv, _), R = q.shape, prompt.shape, own.shape[3]
-    y, strides = q.new_empty(B, H, d), [x.stride(0) for x in (q, k, v)]
-    # sizes for which all numbers stay in registers
+def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
+    (B, H, d), H_kv, y = q.shape, k.shape[1], torch.empty_like(q, memory_format=torch.contiguous_format)
+    steps = [x.stride(0) for x in (q, k, v)]
     wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * H // H_kv))
-    block = 64 if wide_d <= 64 and q.dtype.itemsize == 2 else 32
-    on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *prompt, *own,
-              lengths, rows, at, *strides, B, T, R, SCALE=d ** -0.5, G=G, WIDTH=width, HEADS=H // H_kv, H_KV=H_kv,
-              D=d, WIDE=wide_d, M=queries, BLOCK=block, num_warps=4 if queries * wide_d <= 2048 else 8)
+    on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *slots, lengths,
+              rows, at, *steps, B, len(lengths) - 1, *sizes, SCALE=d ** -0.5, WIDTH=width, HEADS=H // H_kv,
+              H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2,
+              num_warps=4 if queries * wide_d * q.dtype.itemsize <= 4096 else 8)  # all stays in registers
     return y
 
 
 def attend_rows(q, *arguments):
     """
     A new token of each of B rows attends to its prompt and its completion: q (B, H, d), k, v (B, H_kv, d) ->
-    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k; prompt (2, P, T,
-    H_kv, d): keys and values, of lengths (P + 1,), the last 0; own (2, P G + 1, H_kv, R, d): k and v go into its
-    slot at (1,); rows (B,): which of these each is, in order; width: how many read their prompt together.
+    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k. slots (2, P T +
+    (P G + 1) R, H_kv, d): keys and values of P prompts, then of P G rows and one to spare; k and v go into slot
+    at (1,) of theirs. lengths (P + 1,) of the prompts, the last 0; rows (B,): which of the P G each is, in order;
+    sizes: G, T, R; width: how many rows read their prompt together.
     """
     return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)
 
-
-# A program takes `WIDTH` rows and one head of keys, for which they have M queries, `HEADS` each.
 
 @jit
 def heads_of(x, place, column, inside, cos, sin, D: tl.constexpr):
@@ -847,30 +845,13 @@ def heads_of(x, place, column, inside, cos, sin, D: tl.constexpr):
     return value
 
 
-@jit
-def attend_part(q, keys, values, step, n, seen, column, top, total, mean, SCALE: tl.constexpr, D: tl.constexpr,
-                BLOCK: tl.constexpr):
-    # an online softmax takes in n keys and values, `step` apart, of those who see them
-    for start in range(0, n, BLOCK):
-        t = start + tl.arange(0, BLOCK)
-        place, inside = t[:, None] * step + column, (t < n)[:, None] & (column < D)
-        key = tl.load(keys + place, mask=inside, other=0.0)
-        value = tl.load(values + place, mask=inside, other=0.0)
-        scores = tl.dot(q, tl.trans(key), input_precision='ieee') * SCALE
-        scores = tl.where(seen[:, None] & (t < n)[None, :], scores, -float('inf'))
-        new = tl.maximum(top, tl.max(scores, axis=1)[:, None])
-        weights, decay = tl.exp(scores - new), tl.exp(top - new)
-        mean = mean * decay + tl.dot(weights.to(value.dtype), value, input_precision='ieee')
-        top, total = new, total * decay + tl.sum(weights, axis=1)[:, None]
-    return top, total, mean
-
+# A program takes `WIDTH` rows and one head of keys, for which they have M queries, `HEADS` each.
 
 @jit
-def attend_kernel(q, k, v, y, cos, sin, prompt_keys, prompt_values, keys, values, lengths, rows, at, Q_STEP,
-                  K_STEP, V_STEP, B, T, R, SCALE: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr,
-                  HEADS: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-                  M: tl.constexpr, BLOCK: tl.constexpr):
-    first, head, query, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.arange(0, M), tl.load(at)
+def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP, K_STEP, V_STEP, B, P, G, T, R,
+                  SCALE: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, H_KV: tl.constexpr,
+                  D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr):
+    first, head, query, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.arange(0, M), tl.load(at).to(tl.int32)
     member, column, of_head = query // HEADS, tl.arange(0, WIDE)[None, :], head * HEADS + query % HEADS
     place = first.to(tl.int64) + member
     real = (member < WIDTH) & (place < B)
@@ -882,22 +863,30 @@ def attend_kernel(q, k, v, y, cos, sin, prompt_keys, prompt_values, keys, values
     q = heads_of(q, place * Q_STEP + of_head * D, column, inside, cos, sin, D)
     key = heads_of(k, place * K_STEP + head * D, column, inside, cos, sin, D)
     value = heads_of(v, place * V_STEP + head * D, column, inside, None, None, D)
-    kept, once = ((row * H_KV + head) * R + slot)[:, None] * D + column, (query % HEADS == 0)[:, None]
-    tl.store(keys + kept, key, mask=inside & once)
-    tl.store(values + kept, value, mask=inside & once)
-    # first the new key, from registers, then each row's prompt, if the row before had another, and slots
+    kept = ((P * T + row * R + slot) * H_KV + head)[:, None] * D + column
+    tl.store(keys + kept, key, mask=inside & (query % HEADS == 0)[:, None])
+    tl.store(values + kept, value, mask=inside & (query % HEADS == 0)[:, None])
+    # an online softmax: of the new key, from registers; then of each row's prompt, unless the row before had
+    # the same, and its other slots
     top = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1)[:, None] * SCALE
     total, mean, before = tl.full((M, 1), 1.0, tl.float32), value.to(tl.float32), tl.full((), -1, tl.int64)
-    for i in range(0, tl.minimum(WIDTH, B - first)):
-        own = tl.load(rows + first + i)
-        prompt = own // G
-        length = tl.where(prompt == before, 0, tl.load(lengths + prompt))
-        start, before = (prompt * T * H_KV + head) * D, prompt
-        top, total, mean = attend_part(q, prompt_keys + start, prompt_values + start, H_KV * D, length,
-                                       row // G == prompt, column, top, total, mean, SCALE, D, BLOCK)
-        start = (own * H_KV + head) * R * D
-        top, total, mean = attend_part(q, keys + start, values + start, D, slot, member == i, column, top,
-                                       total, mean, SCALE, D, BLOCK)
+    for i in range(0, 2 * tl.minimum(WIDTH, B - first)):
+        own = tl.load(rows + first + i // 2)
+        prompt, shared = own // G, i % 2 == 0
+        length = tl.where(prompt == before, 0, tl.load(lengths + prompt)).to(tl.int32)
+        n, seen = tl.where(shared, length, slot), tl.where(shared, row // G == prompt, member == i // 2)
+        start, before = (tl.where(shared, prompt * T, P * T + own * R) * H_KV + head) * D, prompt
+        for block in range(0, n, BLOCK):
+            t = block + tl.arange(0, BLOCK)
+            part, there = start + t[:, None] * (H_KV * D) + column, (t < n)[:, None] & (column < D)
+            of_keys = tl.load(keys + part, mask=there, other=0.0)
+            of_values = tl.load(values + part, mask=there, other=0.0)
+            scores = tl.dot(q, tl.trans(of_keys), input_precision='ieee') * SCALE
+            scores = tl.where(seen[:, None] & (t < n)[None, :], scores, -float('inf'))
+            new = tl.maximum(top, tl.max(scores, axis=1)[:, None])
+            weights, decay = tl.exp(scores - new), tl.exp(top - new)
+            mean = mean * decay + tl.dot(weights.to(of_values.dtype), of_values, input_precision='ieee')
+            top, total = new, total * decay + tl.sum(weights, axis=1)[:, None]
     place = (place * H_KV * HEADS + of_head)[:, None] * D + column
     tl.store(y + place, (mean / total).to(y.dtype.element_ty), mask=inside)
 

@@ -15,18 +15,17 @@ def compiled(step: Callable) -> Callable:
 
 class RowCache:
     """
-    policy.GroupCache for a GPU, where nothing moves: prompts (2, P, T, H_kv, d) and the slots of N = P G rows (2,
-    N + 1, H_kv, R, d), keys and values, are found by a row's number, p G + g, or N for none. So it costs nothing
-    that rows leave, no second cache ever exists, and captured steps stay valid.
+    policy.GroupCache for a GPU, where nothing moves: the slots of a row, for its keys and values, are found by
+    its number, p G + g, or N = P G for none; see attend_rows. So it costs nothing that rows leave, no second
+    cache ever exists, and captured steps stay valid.
     """
 
     def __init__(self, model, like, G, T, R):
         """like: the keys of some layer, (P, any T, H_kv, d)."""
         P, _, H_kv, d = like.shape
-        heads, self.G = model.config.n_head // H_kv, G
+        heads, self.sizes = model.config.n_head // H_kv, (G, T, R)
         self.quantum = -(-P * G // 8)  # rows leave by eighths, so that there are few graphs
-        self.prompt = [like.new_zeros(2, P, T, H_kv, d) for _ in model.blocks]
-        self.own = [like.new_zeros(2, P * G + 1, H_kv, R, d) for _ in model.blocks]
+        self.slots = [like.new_zeros(2, P * T + (P * G + 1) * R, H_kv, d) for _ in model.blocks]
         self.at, self.lengths = (torch.zeros(n, dtype=torch.long, device=like.device) for n in (1, P + 1))
         rope = model.rope(torch.arange(T + R, device=like.device), like.dtype)
         self.rope = rope and [angles.squeeze(1) for angles in rope]
@@ -37,9 +36,11 @@ class RowCache:
 
     def start(self, prefix, lengths):
         """Prompts of lengths (P,): each layer's keys and values, which leave the list `prefix`."""
-        for room in self.prompt:
+        P, (_, T, _) = len(lengths), self.sizes
+        for slots in self.slots:
+            prompts = slots[:, :P * T].unflatten(1, (P, T))
             k, v = prefix.pop(0)
-            room[0, :, :k.shape[1]], room[1, :, :k.shape[1]] = k, v
+            prompts[0, :, :k.shape[1]], prompts[1, :, :k.shape[1]] = k, v
         self.lengths[:-1] = lengths
         self.at.zero_()
 
@@ -53,8 +54,8 @@ class RowCache:
 
     def attend(self, layer, q, k, v):
         """As GroupCache.attend, of queries and keys that are not turned yet."""
-        return attend_rows(q, k, v, self.rope, self.prompt[layer], self.own[layer], self.lengths, self.rows,
-                           self.at, self.G, self.width)
+        return attend_rows(q, k, v, self.rope, self.slots[layer], self.lengths, self.rows, self.at, self.sizes,
+                           self.width)
 
     def go_to(self, slot):
         """`at` alone tells where a step is."""
@@ -104,5 +105,5 @@ class Kept:
             return
         cache = self.decoder.cache
         memory = torch.cuda.get_device_properties(cache.at.device).total_memory
-        if sum(x.nbytes for x in cache.prompt + cache.own) > memory // 8:
+        if sum(slots.nbytes for slots in cache.slots) > memory // 8:
             self.decoder = self.graphs = self.pool = self.key = None

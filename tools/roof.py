@@ -66,10 +66,11 @@ def cost(name, args, out):
     return size(tensors, out), 0
 
 
-def of_attend_rows(q, k, v, rope, prompt, own, lengths, at, lines):
-    (_, _, G, width), heads = lines, q.shape[1] // k.shape[1]
-    n_bytes = size(q, k, v, q, own) + -(-G // width) * size(prompt)  # a line reads its prompt once
-    return n_bytes, 4 * heads * (own[0].numel() + G * prompt[0].numel())
+def of_attend_rows(q, k, v, rope, slots, lengths, rows, at, sizes, width):
+    (G, T, R), (B, H_kv, d) = sizes, k.shape
+    # `width` rows read their prompt once
+    n_bytes = size(q, k, v, q) + size(slots[:, 0]) * (-(-B // width) * T + B * R)
+    return n_bytes, 4 * q.numel() * (T + R)
 
 
 def of_draw_rows(logits, u, rows, *_):
@@ -138,7 +139,7 @@ def decode_step(case):
         cache, forbidden = RowCache(model, keys, G, case.T, case.slots), torch.zeros(c.vocab_size) > 0
         decoder = Decoder(model, cache, N, case.slots, (0,), (1.0, 0, 1.0, forbidden))
         cache.start([(keys, keys)] * c.n_layer, lengths)
-        decoder.start(lengths.repeat_interleave(G), torch.zeros(N, case.slots, dtype=torch.double))
+        decoder.start(torch.zeros(N, case.slots, dtype=torch.double), lengths.repeat_interleave(G))
         with account:
             decoder.step()
     weights = sum(p.numel() for p in model.parameters())
