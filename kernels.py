@@ -461,57 +461,6 @@ def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=Non
     return place_rows(logps, real, mask), place_rows(entropy[:, None], real, mask)
 
 
-# ---- frozen weights in int8
-
-if triton is not None:
-
-    @triton.jit
-    def int8_kernel(x, weight, scale, bias, y, N, IN, OUT, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                    DEPTH: tl.constexpr):
-        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
-        of_row = tl.load(scale + column, mask=column < OUT, other=0.0)
-        sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for start in range(0, IN, DEPTH):
-            across, down = start + tl.arange(0, DEPTH)[None, :], start + tl.arange(0, DEPTH)[:, None]
-            a = tl.load(x + row * IN + across, mask=(row < N) & (across < IN), other=0.0)
-            b = tl.load(weight + column * IN + down, mask=(column < OUT) & (down < IN), other=0)
-            b = (b.to(tl.float32) * of_row).to(a.dtype)  # as it is in dequantise
-            sums = tl.dot(a, b, sums, input_precision='ieee')
-        if bias is not None:
-            sums += tl.load(bias + column, mask=column < OUT, other=0.0).to(tl.float32)
-        tl.store(y + row * OUT + column, sums.to(y.dtype.element_ty), mask=(row < N) & (column < OUT))
-
-
-def dequantise(weight, scale, dtype):
-    # Scaling the product is cheaper, but its sums overflow fp16.
-    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
-
-
-def int8_linear_torch(x, weight, scale, bias):
-    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
-
-
-def int8_linear_triton(x, weight, scale, bias):
-    (OUT, IN), tile = weight.shape, 64
-    N = x.numel() // IN
-    y = x.new_empty(*x.shape[:-1], OUT)
-    if N:
-        with torch.cuda.device_of(x):
-            int8_kernel[triton.cdiv(N, tile), triton.cdiv(OUT, tile)](
-                x.contiguous(), weight, scale, bias, y, N, IN, OUT, ROWS=tile, COLUMNS=tile, DEPTH=64)
-    return y
-
-
-def int8_linear(x, weight, scale, bias):
-    """
-    x (..., in) times a weight int8 (out, in) whose rows have scale (out,), plus bias or None, in x's dtype.
-    For few rows a GPU reads the weight as it is; for many its dequantised copy costs little.
-    """
-    few = x.is_cuda and triton and x.numel() <= 1024 * x.shape[-1]
-    return (int8_linear_triton if few else int8_linear_torch)(x, weight, scale, bias)
-
-
 # ---- rows without their padding
 
 class Rows:
@@ -632,14 +581,13 @@ def by_part(own, *tensors):
 
 # ---- attention on a GPU: packed sequences, of which nothing is padded
 
-class Spans:
-    """N packed sequences: queries of each, and the keys they see, all or (causal) those up to their own."""
-
-    def __init__(self, queries, keys, device, causal=False):
-        """queries, keys (N,): how many, on the CPU."""
-        counts, self.causal = (queries, keys), causal
-        ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in counts]
-        self.sizes = *ends, *(int(n.max()) for n in counts)
+def spans(queries, keys, device, causal=False):
+    """
+    What flash attention takes of N packed sequences of lengths queries, keys (N,), on the CPU: a sequence's
+    queries see all of its keys or, causal, as many as there are queries, those up to their own.
+    """
+    ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in (queries, keys)]
+    return *ends, int(queries.max()), int(keys.max()), 0.0, causal
 
 
 def takes_flash(x):
@@ -649,27 +597,25 @@ def takes_flash(x):
     return torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
-def attend_forward(q, k, v, spans):
-    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), and its normalisers (H, n)."""
-    attention = torch.ops.aten._flash_attention_forward
-    return attention(q, k, v, *spans.sizes, 0.0, spans.causal, False)[:2]
+def attend_forward(q, k, v, part):
+    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), its normalisers (H, n); part: see spans."""
+    return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
 
 
-def attend_backward(grad, q, k, v, y, lse, spans):
+def attend_backward(grad, q, k, v, y, lse, part):
     """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
     no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
-    attention_back = torch.ops.aten._flash_attention_backward
-    return attention_back(grad, q, k, v, y, lse, *spans.sizes, 0.0, spans.causal, *no_dropout)
+    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse, *part, *no_dropout)
 
 
 class PackedAttention(torch.autograd.Function):
     """Queries (n, H, d) see one or more lists of keys: a call for each, merged as in GroupAttention."""
 
     @staticmethod
-    def forward(ctx, spans, q, *keys_values):
-        """spans: those of each list; its k and its v (m, H_kv, d)."""
+    def forward(ctx, parts, q, *keys_values):
+        """parts: the spans of each list; keys_values: its k and its v (m, H_kv, d)."""
         y = lse = None
-        for part, k, v in zip(spans, keys_values[::2], keys_values[1::2], strict=True):
+        for part, k, v in zip(parts, keys_values[::2], keys_values[1::2], strict=True):
             more, more_lse = attend_forward(q, k, v, part)
             if y is None:
                 y, lse = more, more_lse
@@ -677,7 +623,7 @@ class PackedAttention(torch.autograd.Function):
             share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
             y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
-        ctx.spans = spans
+        ctx.parts = parts
         ctx.save_for_backward(q, y, lse, *keys_values)
         return y
 
@@ -685,7 +631,7 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx, grad):
         q, y, lse, *keys_values = ctx.saved_tensors
         grad_q, grads = None, []
-        for part, k, v in zip(ctx.spans, keys_values[::2], keys_values[1::2], strict=True):
+        for part, k, v in zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True):
             more, *of_part = attend_backward(grad, q, k, v, y, lse, part)
             grad_q = more if grad_q is None else grad_q + more
             grads += of_part

@@ -26,10 +26,10 @@ from kernels import (
     GroupAttention,
     PackedAttention,
     Rows,
-    Spans,
     group_rows,
     joined_attention,
     padded_rows,
+    spans,
     takes_flash,
     wide,
 )
@@ -297,7 +297,7 @@ class GPT(nn.Module):
         if rows.index is not None and not causal:
             there = lengths.to(tokens.device, non_blocking=True)
             mask = (positions < there[:, None])[:, None, None, :]              # (N, 1, 1, T)
-        spans = functools.cache(lambda: [Spans(lengths, lengths, tokens.device, causal)])
+        parts = functools.cache(lambda: [spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):
             flash = takes_flash(q)
@@ -306,7 +306,7 @@ class GPT(nn.Module):
             if keep:
                 keep(layer, k_rows, v_rows)
             if flash:
-                return PackedAttention.apply(spans(), q, k, v)
+                return PackedAttention.apply(parts(), q, k, v)
             return rows.pack(self.attention(rows.pad(q), k_rows, v_rows, mask, is_causal=causal))
 
         def edit_rows(layer, x):
@@ -341,10 +341,10 @@ class GPT(nn.Module):
         T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
         rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
         prompts = padded_rows(prompt_lengths, T, device)
-        spans = Spans(lengths.sum(dim=1), prompt_lengths, device), Spans(flat, flat, device, causal=True)
+        parts = spans(lengths.sum(dim=1), prompt_lengths, device), spans(flat, flat, device, causal=True)
 
         def attend(layer, q, k, v):
-            return PackedAttention.apply(spans, q, *map(prompts.pack, prefix[layer]), k, v)
+            return PackedAttention.apply(parts, q, *map(prompts.pack, prefix[layer]), k, v)
 
         return rows, attend
 
