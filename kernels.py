@@ -12,6 +12,7 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import functools
 import math
 import os
 
@@ -121,7 +122,7 @@ if triton is not None:
 
     @triton.jit
     def load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE: tl.constexpr):
-        # what lies between V and STRIDE, which 16 divides, is read too, so that loads are vectors; not used
+        # what lies behind V is read, so that loads are vectors, and not used
         x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
         inside = real & (column < V)
         x = tl.where(inside, x.to(tl.float32) * SCALE, -float('inf'))
@@ -259,20 +260,18 @@ def row_grads(z, dtype, *arguments):
 
 def new_logits(n, weight):
     """
-    Room (n, V) for logits, in the weight's dtype; on a GPU fp32 if a row stays in the second-level cache, and
-    with rows whose stride 16 divides: kernels read and write any vocabulary in vectors then.
+    Room (n, V) for logits in the weight's dtype; on a GPU fp32 if a row stays in the second-level cache, and
+    16 divides the stride of rows: kernels read any vocabulary in vectors.
     """
-    V = len(weight)
-    if not weight.is_cuda:
-        return torch.empty(n, V, device=weight.device, dtype=weight.dtype)
-    dtype = torch.float32 if V <= 2 ** 16 else weight.dtype
-    return torch.empty(n, V + -V % 16, device=weight.device, dtype=dtype)[:, :V]
+    V, on_gpu = len(weight), weight.is_cuda
+    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
+    return torch.empty(n, V + -V % 16 if on_gpu else V, device=weight.device, dtype=dtype)[:, :V]
 
 
 def logits_of(hidden, weight, room=None):
     """
-    Logits (n, V) of hidden (n, D), summed in fp32, in new_logits' form: what the sampler draws from is what
-    the trainer scores. Without `room`, whose memory it takes, differentiable.
+    Logits (n, V) of hidden (n, D), as new_logits keeps them, for sampler and trainer alike; in the memory of
+    room. Without it differentiable.
     """
     if room is None and torch.is_grad_enabled():
         return F.linear(hidden, weight)
@@ -369,7 +368,7 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
 # ---- a whole loss
 
 def real_rows(mask, counts):
-    """The rows (n,) of mask (U, K, R) with a token; counts: how many each unit has, so that nothing waits."""
+    """The rows (n,) of mask (U, K, R) with a token, of each unit as many as counts says."""
     return mask.any(dim=1).flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
@@ -452,8 +451,8 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
 
 def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=None, allowed=None):
     """
-    Log-probs (U, K, R) of ids and entropy (U, 1, R), differentiable, zeros in rows without a token in mask
-    (U, K, R). counts: how many rows of each unit have one, a list. The others: see fused_loss.
+    Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
+    fused_loss.
     """
     real, every = real_rows(mask, counts), slice(None)
     logps, entropy = fused_logps(pick(hidden, every, real), weight, pick(ids.transpose(1, 2), every, real),
@@ -583,8 +582,8 @@ def by_part(own, *tensors):
 
 def spans(queries, keys, device, causal=False):
     """
-    What flash attention takes of N packed sequences of lengths queries, keys (N,), on the CPU: a sequence's
-    queries see all of its keys or, causal, as many as there are queries, those up to their own.
+    What flash attention takes of N packed sequences of so many queries and keys (N,), on the CPU: queries see
+    all keys of their sequence or, causal, those up to their own.
     """
     ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in (queries, keys)]
     return *ends, int(queries.max()), int(keys.max()), 0.0, causal
@@ -614,12 +613,9 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parts, q, *keys_values):
         """parts: the spans of each list; keys_values: its k and its v (m, H_kv, d)."""
-        y = lse = None
-        for part, k, v in zip(parts, keys_values[::2], keys_values[1::2], strict=True):
-            more, more_lse = attend_forward(q, k, v, part)
-            if y is None:
-                y, lse = more, more_lse
-                continue
+        y, lse = attend_forward(q, *keys_values[:2], parts[0])
+        for part, *keys in zip(parts[1:], keys_values[2::2], keys_values[3::2], strict=True):
+            more, more_lse = attend_forward(q, *keys, part)
             share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
             y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
@@ -630,23 +626,23 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, y, lse, *keys_values = ctx.saved_tensors
-        grad_q, grads = None, []
-        for part, k, v in zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True):
-            more, *of_part = attend_backward(grad, q, k, v, y, lse, part)
-            grad_q = more if grad_q is None else grad_q + more
-            grads += of_part
-        return None, grad_q, *grads
+        of_q, of_keys = [], []
+        for part, *keys in zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True):
+            first, *others = attend_backward(grad, q, *keys, y, lse, part)
+            of_q, of_keys = [*of_q, first], [*of_keys, *others]
+        return None, functools.reduce(torch.add, of_q), *of_keys
 
 
-def joined_attention(q, k, v, prompt_k, prompt_v, absent, rows):
+def joined_attention(q, k, v, prompt_k, prompt_v, bias, rows):
     """
-    What GroupAttention computes, of completions packed from rows (P, G, R), in plain torch: for what a GPU's
-    flash attention refuses. absent (P, T): where a prompt has no token.
+    GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: of the packed tokens,
+    (P, G, R).
     """
-    R, T, H_kv = rows.shape[2], absent.shape[1], k.shape[1]
+    R, T, H_kv = rows.shape[2], *prompt_k.shape[1:3]
     q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
     scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)
-    scores = scores.masked_fill(absent[:, None, None, None, None], -torch.inf)
+    if bias is not None:
+        scores = scores + bias[:, None, None]
     later = torch.ones(R, R, dtype=torch.bool, device=q.device).triu(1)
     own_scores = torch.einsum('pgrhsd,pguhd->pghsru', q, k).masked_fill(later, -torch.inf)
     weights, own = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).split([T, R], dim=-1)

@@ -7,7 +7,6 @@ what the folder held, the same weights are the reference policy. The frozen weig
 Our linears are fused (q, k, v in one; gate and up in one), so an adapter belongs to some rows of a linear.
 Shapes: S adapted slices of a linear, r the rank.
 """
-import itertools
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from formats.weights import (
     local_folder,
     open_tensors,
 )
+from kernels import pick_rows
 from runtime.checkpoint import check_fit, entry
 from runtime.console import say
 
@@ -75,11 +75,13 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
         ctx.save_for_backward(weight, scale)
+        bias = None if bias is None else bias.to(x.dtype)
         # some rows at a time, whose copies stay in a cache: several times faster for few x
-        n = max(1, 2 ** (23 if x.is_cuda else 20) // weight.shape[1])
-        biases = itertools.repeat(None) if bias is None else bias.to(x.dtype).split(n)
-        parts = zip(weight.split(n), scale.split(n), biases, strict=False)
-        return torch.cat([F.linear(x, dequantise(w, s, x.dtype), b) for w, s, b in parts], dim=-1)
+        n, y = max(1, 2 ** (23 if x.is_cuda else 20) // weight.shape[1]), []
+        for start in range(0, len(weight), n):
+            rows = slice(start, start + n)
+            y.append(F.linear(x, dequantise(weight[rows], scale[rows], x.dtype), pick_rows(bias, rows)))
+        return torch.cat(y, dim=-1)
 
     @staticmethod
     def backward(ctx, grad):

@@ -174,7 +174,7 @@ def test_group_attention(request, sizes, way):
     if way == 'flash':
         y = PackedAttention.apply(parts, q, *map(prompts.pack, (prompt_k, prompt_v)), k, v)
     elif way == 'gpu without flash':
-        y = joined_attention(*inputs, ~seen, rows)
+        y = joined_attention(*inputs, bias, rows)
     else:
         y = GroupAttention.apply(*inputs, bias, *layouts)
     wanted = formula(*exact)
