@@ -12,6 +12,7 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import functools
 import math
 import os
 from types import SimpleNamespace
@@ -123,7 +124,7 @@ if triton is not None:
 
     @triton.jit
     def load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE: tl.constexpr):
-        # what lies between V and STRIDE, which 16 divides, is read too, so that loads are vectors; not used
+        # what lies behind V is read, so that loads are vectors, and not used
         x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
         inside = real & (column < V)
         x = tl.where(inside, x.to(tl.float32) * SCALE, -float('inf'))
@@ -270,20 +271,18 @@ def row_grads(z, dtype, *arguments):
 
 def new_logits(n, weight):
     """
-    Room (n, V) for logits, in the weight's dtype; on a GPU fp32 if a row stays in the second-level cache, and
-    with rows whose stride 16 divides: kernels read and write any vocabulary in vectors then.
+    Room (n, V) for logits in the weight's dtype; on a GPU fp32 if a row stays in the second-level cache, and
+    16 divides the stride of rows: kernels read any vocabulary in vectors.
     """
-    V = len(weight)
-    if not weight.is_cuda:
-        return torch.empty(n, V, device=weight.device, dtype=weight.dtype)
-    dtype = torch.float32 if V <= 2 ** 16 else weight.dtype
-    return torch.empty(n, V + -V % 16, device=weight.device, dtype=dtype)[:, :V]
+    V, on_gpu = len(weight), weight.is_cuda
+    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
+    return torch.empty(n, V + -V % 16 if on_gpu else V, device=weight.device, dtype=dtype)[:, :V]
 
 
 def logits_of(hidden, weight, room=None):
     """
-    Logits (n, V) of hidden (n, D), summed in fp32, in new_logits' form: what the sampler draws from is what
-    the trainer scores. Without `room`, whose memory it takes, differentiable.
+    Logits (n, V) of hidden (n, D), as new_logits keeps them, for sampler and trainer alike; in the memory of
+    room. Without it differentiable.
     """
     if room is None and torch.is_grad_enabled():
         return F.linear(hidden, weight)
@@ -380,7 +379,7 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
 # ---- a whole loss
 
 def real_rows(mask, counts):
-    """The rows (n,) of mask (U, K, R) with a token; counts: how many each unit has, so that nothing waits."""
+    """The rows (n,) of mask (U, K, R) with a token, of each unit as many as counts says."""
     return mask.any(dim=1).flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
@@ -463,63 +462,13 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
 
 def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=None, allowed=None):
     """
-    Log-probs (U, K, R) of ids and entropy (U, 1, R), differentiable, zeros in rows without a token in mask
-    (U, K, R). counts: how many rows of each unit have one, a list. The others: see fused_loss.
+    Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
+    fused_loss.
     """
     real, every = real_rows(mask, counts), slice(None)
     logps, entropy = fused_logps(pick(hidden, every, real), weight, pick(ids.transpose(1, 2), every, real),
                                  temperature, forbidden, pick(allowed, every, real))
     return place_rows(logps, real, mask), place_rows(entropy[:, None], real, mask)
-
-
-# ---- frozen weights in int8
-
-if triton is not None:
-
-    @triton.jit
-    def int8_kernel(x, weight, scale, bias, y, N, IN, OUT, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                    DEPTH: tl.constexpr):
-        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
-        of_row = tl.load(scale + column, mask=column < OUT, other=0.0)
-        sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for start in range(0, IN, DEPTH):
-            across, down = start + tl.arange(0, DEPTH)[None, :], start + tl.arange(0, DEPTH)[:, None]
-            a = tl.load(x + row * IN + across, mask=(row < N) & (across < IN), other=0.0)
-            b = tl.load(weight + column * IN + down, mask=(column < OUT) & (down < IN), other=0)
-            b = (b.to(tl.float32) * of_row).to(a.dtype)  # as it is in dequantise
-            sums = tl.dot(a, b, sums, input_precision='ieee')
-        if bias is not None:
-            sums += tl.load(bias + column, mask=column < OUT, other=0.0).to(tl.float32)
-        tl.store(y + row * OUT + column, sums.to(y.dtype.element_ty), mask=(row < N) & (column < OUT))
-
-
-def dequantise(weight, scale, dtype):
-    # Scaling the product is cheaper, but its sums overflow fp16.
-    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
-
-
-def int8_linear_torch(x, weight, scale, bias):
-    return F.linear(x, dequantise(weight, scale, x.dtype), bias)
-
-
-def int8_linear_triton(x, weight, scale, bias):
-    (OUT, IN), tile = weight.shape, 64
-    N = x.numel() // IN
-    y = x.new_empty(*x.shape[:-1], OUT)
-    if N:
-        on_device(int8_kernel, (triton.cdiv(N, tile), triton.cdiv(OUT, tile)), x.contiguous(), weight, scale,
-                  bias, y, N, IN, OUT, ROWS=tile, COLUMNS=tile, DEPTH=64)
-    return y
-
-
-def int8_linear(x, weight, scale, bias):
-    """
-    x (..., in) times a weight int8 (out, in) whose rows have scale (out,), plus bias or None, in x's dtype.
-    For few rows a GPU reads the weight as it is; for many its dequantised copy costs little.
-    """
-    few = x.is_cuda and triton and x.numel() <= 1024 * x.shape[-1]
-    return (int8_linear_triton if few else int8_linear_torch)(x, weight, scale, bias)
 
 
 # ---- rows without their padding
@@ -642,14 +591,13 @@ def by_part(own, *tensors):
 
 # ---- attention on a GPU: packed sequences, of which nothing is padded
 
-class Spans:
-    """N packed sequences: queries of each, and the keys they see, all or (causal) those up to their own."""
-
-    def __init__(self, queries, keys, device, causal=False):
-        """queries, keys (N,): how many, on the CPU."""
-        counts, self.causal = (queries, keys), causal
-        ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in counts]
-        self.sizes = *ends, *(int(n.max()) for n in counts)
+def spans(queries, keys, device, causal=False):
+    """
+    What flash attention takes of N packed sequences of so many queries and keys (N,), on the CPU: queries see
+    all keys of their sequence or, causal, those up to their own.
+    """
+    ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in (queries, keys)]
+    return *ends, int(queries.max()), int(keys.max()), 0.0, causal
 
 
 def takes_flash(x):
@@ -659,58 +607,53 @@ def takes_flash(x):
     return torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
-def attend_forward(q, k, v, spans):
-    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), and its normalisers (H, n)."""
-    attention = torch.ops.aten._flash_attention_forward
-    return attention(q, k, v, *spans.sizes, 0.0, spans.causal, False)[:2]
+def attend_forward(q, k, v, part):
+    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), its normalisers (H, n); part: see spans."""
+    return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
 
 
-def attend_backward(grad, q, k, v, y, lse, spans):
+def attend_backward(grad, q, k, v, y, lse, part):
     """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
     no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
-    attention_back = torch.ops.aten._flash_attention_backward
-    return attention_back(grad, q, k, v, y, lse, *spans.sizes, 0.0, spans.causal, *no_dropout)
+    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse, *part, *no_dropout)
 
 
 class PackedAttention(torch.autograd.Function):
     """Queries (n, H, d) see one or more lists of keys: a call for each, merged as in GroupAttention."""
 
     @staticmethod
-    def forward(ctx, spans, q, *keys_values):
-        """spans: those of each list; its k and its v (m, H_kv, d)."""
-        y = lse = None
-        for part, k, v in zip(spans, keys_values[::2], keys_values[1::2], strict=True):
-            more, more_lse = attend_forward(q, k, v, part)
-            if y is None:
-                y, lse = more, more_lse
-                continue
+    def forward(ctx, parts, q, *keys_values):
+        """parts: the spans of each list; keys_values: its k and its v (m, H_kv, d)."""
+        y, lse = attend_forward(q, *keys_values[:2], parts[0])
+        for part, *keys in zip(parts[1:], keys_values[2::2], keys_values[3::2], strict=True):
+            more, more_lse = attend_forward(q, *keys, part)
             share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
             y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
-        ctx.spans = spans
+        ctx.parts = parts
         ctx.save_for_backward(q, y, lse, *keys_values)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         q, y, lse, *keys_values = ctx.saved_tensors
-        grad_q, grads = None, []
-        for part, k, v in zip(ctx.spans, keys_values[::2], keys_values[1::2], strict=True):
-            more, *of_part = attend_backward(grad, q, k, v, y, lse, part)
-            grad_q = more if grad_q is None else grad_q + more
-            grads += of_part
-        return None, grad_q, *grads
+        of_q, of_keys = [], []
+        for part, *keys in zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True):
+            first, *others = attend_backward(grad, q, *keys, y, lse, part)
+            of_q, of_keys = [*of_q, first], [*of_keys, *others]
+        return None, functools.reduce(torch.add, of_q), *of_keys
 
 
-def joined_attention(q, k, v, prompt_k, prompt_v, absent, rows):
+def joined_attention(q, k, v, prompt_k, prompt_v, bias, rows):
     """
-    What GroupAttention computes, of completions packed from rows (P, G, R), in plain torch: for what a GPU's
-    flash attention refuses. absent (P, T): where a prompt has no token.
+    GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: of the packed tokens,
+    (P, G, R).
     """
-    R, T, H_kv = rows.shape[2], absent.shape[1], k.shape[1]
+    R, T, H_kv = rows.shape[2], *prompt_k.shape[1:3]
     q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
     scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)
-    scores = scores.masked_fill(absent[:, None, None, None, None], -torch.inf)
+    if bias is not None:
+        scores = scores + bias[:, None, None]
     later = torch.ones(R, R, dtype=torch.bool, device=q.device).triu(1)
     own_scores = torch.einsum('pgrhsd,pguhd->pghsru', q, k).masked_fill(later, -torch.inf)
     weights, own = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).split([T, R], dim=-1)

@@ -26,12 +26,12 @@ from kernels import (
     GroupAttention,
     PackedAttention,
     Rows,
-    Spans,
     add_norm,
     group_rows,
     joined_attention,
     padded_rows,
     rotate,
+    spans,
     swiglu,
     takes_flash,
     wide,
@@ -306,30 +306,24 @@ class GPT(nn.Module):
         if rows.index is not None and not causal:
             there = lengths.to(tokens.device, non_blocking=True)
             mask = (positions < there[:, None])[:, None, None, :]              # (N, 1, 1, T)
-        spans = functools.cache(lambda: [Spans(lengths, lengths, tokens.device, causal)])
+        parts = functools.cache(lambda: [spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):
-            flash = takes_flash(q)
-            if keep or not flash:
-                k_rows, v_rows = map(rows.pad, (k, v))
+            flash, grouped = takes_flash(q), q.shape[1] != k.shape[1]
+            padded = None if flash and not keep else [rows.pad(k), rows.pad(v)]
             if keep:
-                keep(layer, k_rows, v_rows)
+                keep(layer, *padded)
             if flash:
-                return PackedAttention.apply(spans(), q, k, v)
-            return rows.pack(self.attention(rows.pad(q), k_rows, v_rows, mask, is_causal=causal))
+                return PackedAttention.apply(parts(), q, k, v)
+            heads = [wide(x).transpose(1, 2) for x in (rows.pad(q), *padded)]
+            y = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+            return rows.pack(y.transpose(1, 2).to(q.dtype))
 
         def edit_rows(layer, x):
             return rows.pack(edit(layer, rows.pad(x)))
 
         x = self.run(rows.pack(tokens), rows.pack(positions.expand(N, T)), attend, edit and edit_rows)
         return rows.pad(x)
-
-    def attention(self, q, k, v, mask=None, is_causal=False):
-        """q (N, T, H, d), k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where seen -> (N, T, H, d)."""
-        grouped = q.shape[-2] != k.shape[-2]
-        heads = [wide(x).transpose(1, 2) for x in (q, k, v)]
-        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped)
-        return y.transpose(1, 2).to(q.dtype)
 
     def complete(self, tokens, prefix, prompt_lengths, lengths=None):
         """
@@ -350,10 +344,10 @@ class GPT(nn.Module):
         T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
         rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
         prompts = padded_rows(prompt_lengths, T, device)
-        spans = Spans(lengths.sum(dim=1), prompt_lengths, device), Spans(flat, flat, device, causal=True)
+        parts = spans(lengths.sum(dim=1), prompt_lengths, device), spans(flat, flat, device, causal=True)
 
         def attend(layer, q, k, v):
-            return PackedAttention.apply(spans, q, *map(prompts.pack, prefix[layer]), k, v)
+            return PackedAttention.apply(parts, q, *map(prompts.pack, prefix[layer]), k, v)
 
         return rows, attend
 
@@ -363,13 +357,14 @@ class GPT(nn.Module):
         rows, *layouts = group_rows(lengths, R, keys.device)
         absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]        # (P, T)
         if absent.any():
-            bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)[:, None, None]
-        attention, how = GroupAttention.apply, (bias, *layouts)
+            bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)
+            bias = bias[:, None, None].to(keys.device, non_blocking=True)      # (P, 1, 1, T)
+        attention = GroupAttention.apply
         if keys.is_cuda:
-            attention, how = joined_attention, (absent.to(keys.device), rows)
+            attention, layouts = joined_attention, [rows]
 
         def attend(layer, q, k, v):
-            return attention(*map(wide, (q, k, v, *prefix[layer])), *how).to(q.dtype)
+            return attention(*map(wide, (q, k, v, *prefix[layer])), bias, *layouts).to(q.dtype)
 
         return rows, attend
 

@@ -28,7 +28,7 @@ from formats.weights import (
     local_folder,
     open_tensors,
 )
-from kernels import dequantise, int8_linear
+from kernels import pick_rows
 from runtime.checkpoint import check_fit, entry
 from runtime.console import say
 
@@ -64,13 +64,24 @@ def replace(module, kind, make):
 # -----------------------------------------------------------------------------
 # frozen weights in int8
 
+def dequantise(weight, scale, dtype):
+    # Scaling the product is cheaper, but its sums overflow fp16.
+    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
+
+
 class Int8Matmul(torch.autograd.Function):
     """Dequantises again in backward: autograd would keep each layer's weight."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
         ctx.save_for_backward(weight, scale)
-        return int8_linear(x, weight, scale, None if bias is None else bias.to(x.dtype))
+        bias = None if bias is None else bias.to(x.dtype)
+        # some rows at a time, whose copies stay in a cache: several times faster for few x
+        n, y = max(1, 2 ** (23 if x.is_cuda else 20) // weight.shape[1]), []
+        for start in range(0, len(weight), n):
+            rows = slice(start, start + n)
+            y.append(F.linear(x, dequantise(weight[rows], scale[rows], x.dtype), pick_rows(bias, rows)))
+        return torch.cat(y, dim=-1)
 
     @staticmethod
     def backward(ctx, grad):

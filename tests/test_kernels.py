@@ -236,20 +236,6 @@ def test_the_kernels_equal_torch(dtype):
     assert (results[1][-1][3] == 0).all() and (results[0][-1][3] == 0).all()
 
 
-@NEEDS_TRITON
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-@pytest.mark.parametrize('N, D, V, bias', [(1, 5, 3, True), (70, 130, 65, False), (64, 64, 64, True), (0, 8, 8, False)])
-def test_int8_in_triton_equals_torch(dtype, N, D, V, bias):
-    """Sizes that no tile divides."""
-    torch.manual_seed(0)
-    x, weight = torch.randn(N, D).to(DEVICE, dtype), torch.randint(-127, 128, (V, D), dtype=torch.int8).to(DEVICE)
-    scale, bias = torch.rand(V).to(DEVICE) / 127, torch.randn(V).to(DEVICE, dtype) if bias else None
-    found = kernels.int8_linear_triton(x, weight, scale, bias)
-    wanted, atol = kernels.int8_linear_torch(x, weight, scale, bias), 2e-5 if dtype == torch.float32 else 2e-2
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, wanted, atol=atol, rtol=1e-3)
-
-
 def test_memory_does_not_grow_with_the_vocabulary():
     """N = 4096, V = 50,000: 820 MB of logits never exist. Above inputs and gradients less than 300 MB; the plain way takes gigabytes."""
     N, V, D = 4096, 50_000, 64

@@ -10,7 +10,7 @@ import flash as flash_file
 import kernels
 import model as model_file
 from formats.tokenizer import CharTokenizer
-from kernels import GroupAttention, PackedAttention, Rows, Spans, group_rows, joined_attention, padded_rows
+from kernels import GroupAttention, PackedAttention, Rows, group_rows, joined_attention, padded_rows, spans
 from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
@@ -147,7 +147,7 @@ def test_group_attention(request, sizes, way):
     own_lengths[0, 0] = R
     rows, *layouts = group_rows(own_lengths, R, 'cpu')
     flat, prompts = own_lengths.flatten(), padded_rows(lengths, T, 'cpu')
-    spans = Spans(own_lengths.sum(1), lengths, 'cpu'), Spans(flat, flat, 'cpu', causal=True)
+    parts = spans(own_lengths.sum(1), lengths, 'cpu'), spans(flat, flat, 'cpu', causal=True)
     if way == 'flash':
         request.getfixturevalue('flash')
         rows = Rows(torch.arange(P * G) * R, own_lengths.flatten(), (P, G, R), 'cpu')
@@ -172,9 +172,9 @@ def test_group_attention(request, sizes, way):
     exact = [x.detach().double().requires_grad_() for x in inputs]
     q, k, v, prompt_k, prompt_v = inputs
     if way == 'flash':
-        y = PackedAttention.apply(spans, q, *map(prompts.pack, (prompt_k, prompt_v)), k, v)
+        y = PackedAttention.apply(parts, q, *map(prompts.pack, (prompt_k, prompt_v)), k, v)
     elif way == 'gpu without flash':
-        y = joined_attention(*inputs, ~seen, rows)
+        y = joined_attention(*inputs, bias, rows)
     else:
         y = GroupAttention.apply(*inputs, bias, *layouts)
     wanted = formula(*exact)
@@ -215,11 +215,11 @@ def test_a_gpu_s_attention_is_that_of_a_cpu(monkeypatch, flash, kinds):
 
 def test_flash_attention_is_called_as_torch_has_it():
     """On tensors without numbers: what torch says flash attention returns has the shapes of our own."""
-    spans = Spans(torch.tensor([5, 0, 3]), torch.tensor([4, 2, 7]), 'meta')
+    part = spans(torch.tensor([5, 0, 3]), torch.tensor([4, 2, 7]), 'meta')
     q, k, v = (torch.empty(n, heads, 16, device='meta', dtype=torch.bfloat16) for n, heads in ((8, 4), (13, 2), (13, 2)))
-    y, lse = kernels.attend_forward(q, k, v, spans)
+    y, lse = kernels.attend_forward(q, k, v, part)
     assert y.shape == q.shape and lse.shape == (4, 8) and lse.dtype == torch.float32
-    grads = kernels.attend_backward(torch.empty_like(y), q, k, v, y, lse, spans)
+    grads = kernels.attend_backward(torch.empty_like(y), q, k, v, y, lse, part)
     assert [(x.shape, x.dtype) for x in grads] == [(x.shape, x.dtype) for x in (q, k, v)]
 
 
