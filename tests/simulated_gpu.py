@@ -295,6 +295,8 @@ class SimulatedGPU:
             # checkpoints compare what is made again, also its device, which they ask for where our mode is off
             checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
             stack.enter_context(patch.dict(checks, default=lambda x: {'shape': x.shape, 'dtype': x.dtype}))
+            group = torch._C._group_tensors_by_device_and_dtype
+            stack.enter_context(patch.object(torch._C, '_group_tensors_by_device_and_dtype', by_their_place(group)))
             stack.enter_context(patch.object(dist, 'init_process_group', through_gloo(dist.init_process_group)))
             stack.enter_context(patch.object(dist.Work, 'wait', quietly(dist.Work.wait)))  # gloo copies results, NCCL does not
             stack.enter_context(patch.object(ThreadPoolExecutor, 'submit', self.submit_from(ThreadPoolExecutor.submit)))
@@ -390,7 +392,7 @@ class SimulatedGPU:
                 non_blocking = bool(args[2]) if len(args) > 2 else kwargs.get('non_blocking', False)
                 self.copied(name, args[1], there, non_blocking and (there or self.ledger.is_pinned(args[0])))
             return
-        absent = [x for x in tensors_in((args, kwargs)) if x.dim() and not holds(x)]
+        absent = [x for x in tensors_in((args, kwargs)) if (x.dim() or name in ('stack', 'cat')) and not holds(x)]
         if name in ('index', 'index_put', 'index_put_', '_index_put_impl_') and holds(args[0]):
             for index in args[1]:
                 if index is not None and index.dtype in (torch.bool, torch.uint8) and holds(index):
@@ -434,6 +436,13 @@ def through_gloo(init_process_group):
     def init(backend=None, *args, **kwargs):
         return init_process_group('gloo' if backend == 'nccl' else backend, *args, **kwargs)
     return init
+
+
+def by_their_place(group):
+    """What optimizers and norms sort tensors with, by the device that these say they lie on."""
+    def sort(lists, with_indices=False):
+        return {(groups[0][0].device, dtype): (groups, indices) for (_, dtype), (groups, indices) in group(lists, with_indices).items()}
+    return sort
 
 
 def quietly(function):
@@ -504,11 +513,11 @@ def capturing(gpu, graph, pool=None, stream=None, capture_error_mode='global'):
     finally:
         gpu.capture = None
         with aside():
+            for x, old in reversed(graph.undo):
+                x.copy_(old)
             for x in tensors_in([out for *_, out in graph.steps]):
                 if gpu.ledger.memory(x)._cdata not in before and x.is_floating_point():
                     x.fill_(torch.nan)
-            for x, old in reversed(graph.undo):
-                x.copy_(old)
         graph.undo = []
 
 
