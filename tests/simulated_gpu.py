@@ -8,6 +8,8 @@ lie there, and what is asked of them is computed on the CPU. So the way that the
             step()
     seen.launches, seen.syncs, seen.uploads, seen.attention     # Counters: how often, by operation and by line of the repo
 
+or $ python tests/simulated_gpu.py train_grpo.py config/arithmetic.py --device=cuda --max_iters=2     # a whole run
+
 What a GPU refuses is refused: tensors of two devices in one operation or one of the CPU in a collective (TwoDevices), a NumPy array of a
 GPU's tensor (TypeError), and while a CUDA graph is captured whatever cannot be captured (NotCapturable).
 
@@ -20,6 +22,7 @@ read a number is one, and so is a copy from the host unless it is non_blocking. 
 graph uses again, the way in which an operation is cut into kernels, how a GPU rounds.
 """
 import os
+import runpy
 import sys
 import threading
 from collections import Counter
@@ -36,9 +39,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import kernels
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if __name__ == '__main__':
+    sys.path.insert(0, ROOT)
+
+import kernels  # noqa: E402
+
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
 Tensor = torch.Tensor
 # They tell the host how many elements there are, or a number.
@@ -565,3 +571,18 @@ def cuda_functions(gpu):
         'graph_pool_handle': lambda: (0, 0), 'CUDAGraph': lambda keep_graph=False: CUDAGraph(gpu),
         'graph': lambda graph, **options: capturing(gpu, graph, **options)
     }
+
+
+def main(script, *arguments):
+    """Run a script of the repo, train_grpo.py --device=cuda ..., and say what was seen."""
+    sys.argv = [script, *arguments]
+    with SimulatedGPU() as gpu:
+        runpy.run_path(script, run_name='__main__')
+    for what, counter in vars(gpu.seen).items():
+        print(f'{what}: {sum(counter.values()):,}')
+        for name, n in counter.most_common(20 if what != 'launches' else 0):
+            print(f'  {n:5,} {name}')
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import grpo
 import kernels
 from compile_kernels import KERNELS, LAUNCHES, QUICK
 from formats.tokenizer import CharTokenizer
@@ -26,8 +28,10 @@ from model import GPT, GPTConfig
 from nla import Critic, Injection, NLAPolicy, standardiser, truncate
 from policy import CausalPolicy, Decoder, generate, prompt_batch
 from runtime.graphs import CompiledStep
+from runtime import ranks
 from runtime.lora import add_lora, has_adapters, quantize_int8
 from runtime.masters import compute_in, configure_optimizers, copy_masters
+from runtime.shard import shard_model
 from simulated_gpu import NotCapturable, SimulatedGPU, TwoDevices
 from tasks.alignment import Alignment
 from tasks.evolution import es_training_step
@@ -278,7 +282,7 @@ def randomly(model):
 
 
 def llama(vocab_size=V, **more):
-    return randomly(GPT(GPTConfig(block_size=32, vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=16, **LLAMA | more)))
+    return randomly(GPT(GPTConfig(block_size=80, vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=16, **LLAMA | more)))
 
 
 def remainder(policy, rollout):
@@ -343,8 +347,8 @@ def of_nla(device):
     return policy, batch, [('reconstruction', job.reconstruction, 1.0)], job.learn_beside
 
 
-def step(device, make=of_completion, dtype=torch.float32, options=None, **settings):
-    """(a function that takes one step of the task and gives its metrics, the rollout among them)"""
+def step(device, make=of_completion, dtype=torch.float32, options=None, shard=False, **settings):
+    """A function that takes one step of a task and gives its metrics, with the rollout among them."""
     torch.manual_seed(0)
     policy, batch, rewards, learn_beside = make(device, **options or {})
     cfg = Settings(**{'group_size': G, 'kl_beta': 0.1} | settings)
@@ -353,11 +357,14 @@ def step(device, make=of_completion, dtype=torch.float32, options=None, **settin
         reference = policy.without_adapters()
     else:
         reference = policy.with_model(copy.deepcopy(model).requires_grad_(False))
-        compute_in(reference.model, dtype)
-    masters = compute_in(model, dtype)
+    spread = partial(shard_model, dtype=dtype, device=device) if shard else partial(compute_in, dtype=dtype)
+    masters = spread(model)
+    if reference.model is not model:
+        spread(reference.model)
     optimizer = configure_optimizers(masters.values(), 0.0, 1e-2, (0.9, 0.99))
     optimizer.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=dtype == torch.float16)
-    optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
+    if not shard:
+        optimizer.register_step_post_hook(lambda *_: copy_masters(masters, model))
     learning = [p for p in masters.values() if p.requires_grad]
 
     def take():
@@ -373,19 +380,35 @@ def step(device, make=of_completion, dtype=torch.float32, options=None, **settin
 
 # How often the host waits in one step, in all.
 STEPS = {
-    'completion': (50, {}),
-    'completion, k3': (50, {'kl_estimator': 'k3'}),
-    'bf16': (50, {'dtype': torch.bfloat16}),
-    'fp16': (50, {'dtype': torch.float16}),
-    'top_k and top_p': (50, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
-    'LoRA on int8': (50, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
-    'gae': (50, {'options': {'gae': True}, 'advantage': 'gae'}),
-    'fill_in': (50, {'make': of_fill_in}),
-    'fill_in, 2 steps': (50, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
-    'alignment': (50, {'make': of_alignment}),
-    'nla': (50, {'make': of_nla, 'kl_estimator': 'k3'}),
-    'evolution strategies': (50, {'kl_beta': 0.0, 'es_pairs': 2}),
+    'completion': (40, {}),
+    'completion, k3': (42, {'kl_estimator': 'k3'}),
+    'bf16': (40, {'dtype': torch.bfloat16}),
+    'fp16': (41, {'dtype': torch.float16}),
+    'top_k and top_p': (40, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
+    'LoRA on int8': (39, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
+    'gae': (39, {'options': {'gae': True}, 'advantage': 'gae'}),
+    'fill_in': (38, {'make': of_fill_in}),
+    'fill_in, 2 steps': (44, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
+    'alignment': (56, {'make': of_alignment}),
+    'nla': (55, {'make': of_nla, 'kl_estimator': 'k3'}),
+    'evolution strategies': (87, {'kl_beta': 0.0, 'es_pairs': 2}),
 }
+
+
+def seen_in(take, gpu):
+    """What happens in a second step: the first one also does what is done once."""
+    take()
+    with gpu.watch() as seen:
+        take()
+    return seen
+
+
+def check_equal(metrics, wanted):
+    """Two steps' completions and numbers."""
+    assert torch.equal(metrics['rollout'].tokens.cpu(), wanted['rollout'].tokens)
+    for key in wanted.keys() - {'rollout', 'tokens_per_s'}:
+        if not key.startswith('time_'):
+            assert metrics[key] == pytest.approx(wanted[key], abs=2e-5, rel=1e-4), key
 
 
 @pytest.mark.parametrize('name', STEPS)
@@ -395,11 +418,195 @@ def test_a_step(gpu, name):
     take = step('cuda', **settings)
     with gpu.watch() as seen:
         metrics = take()
-    assert total(seen.syncs) <= held, seen.syncs
+    assert total(seen.syncs) <= held, '\n'.join(map(str, seen.syncs.items()))
     assert metrics['rollout'].tokens.is_cuda
     if 'dtype' not in settings:
-        wanted = step('cpu', **settings)()
-        assert torch.equal(metrics['rollout'].tokens.cpu(), wanted['rollout'].tokens)
-        for key in wanted.keys() - {'rollout', 'tokens_per_s'}:
+        check_equal(metrics, step('cpu', **settings)())
+
+
+@pytest.mark.parametrize('name, held', [('completion', 0), ('completion, k3', 2), ('fill_in', 2), ('gae', 0)])
+def test_a_micro_batch_does_not_wait(gpu, name, held):
+    """How much oftener the host waits where a step is cut into three: in policy, reference and value head, for each."""
+    settings = STEPS[name][1]
+    whole, cut = (seen_in(step('cuda', **settings, micro_batch_size=size), gpu).syncs for size in (3, 1))
+    assert total(cut) - total(whole) <= 2 * held, cut - whole
+
+
+def test_a_mask_in_the_loss_is_found(gpu, monkeypatch):
+    """The planted mistake: a mean over the tokens that count, picked by their mask."""
+    right = grpo.policy_term
+
+    def picked(part, logps, entropy, cfg):
+        loss, stats = right(part, logps, entropy, cfg)
+        return loss, stats | {'pg_loss': logps[part.mask].mean().detach()}
+
+    monkeypatch.setattr(grpo, 'policy_term', picked)
+    with pytest.raises(AssertionError, match='index by a mask grpo.py|index by a mask tests'):
+        test_a_micro_batch_does_not_wait(gpu, 'completion', 0)
+
+
+@pytest.fixture
+def nccl(gpu):
+    """A group of one rank."""
+    dist.init_process_group('nccl', store=dist.HashStore(), rank=0, world_size=1)
+    yield gpu
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings('ignore:FSDP2-wrapped module')
+@pytest.mark.parametrize('shard, held', [(False, 40), (True, 55)])
+def test_a_step_among_ranks(nccl, shard, held):
+    """Whole or sharded (FSDP2), in bf16: every collective is given tensors of the GPU, and all lies on it."""
+    take = step('cuda', dtype=torch.bfloat16, shard=shard)
+    with nccl.watch() as seen:
+        take()
+    assert total(seen.syncs) <= held, '\n'.join(map(str, seen.syncs.items()))
+    assert seen.launches['allreduce_'] and bool(seen.launches['all_gather_copy_in']) == shard
+
+
+def test_a_tensor_of_the_CPU_in_a_collective_is_refused(nccl, monkeypatch):
+    with pytest.raises(TwoDevices):
+        dist.all_reduce(torch.ones(2))
+    with pytest.raises(ValueError, match='contiguous'):
+        dist.all_reduce(torch.ones(2, 3, device='cuda').T)
+    monkeypatch.setattr(ranks, 'any_of', lambda device, *flags: ranks.all_reduce(torch.zeros(len(flags))))
+    with pytest.raises(TwoDevices, match='allreduce_'):  # planted: flags that are told on the CPU
+        step('cuda')()
+
+
+# -----------------------------------------------------------------------------
+# sampling, and CUDA graphs
+
+def sampled(gpu, R=20, **options):
+    """(Completions, Seen) of a model whose tokens are all likely."""
+    torch.manual_seed(0)
+    model = llama().to('cuda')
+    with gpu.watch() as seen:
+        made = generate(model, PROMPTS, G, R, seed=1, **options)
+    return made, seen
+
+
+@pytest.mark.parametrize('options', [{}, {'top_k': 5, 'top_p': 0.9, 'temperature': 0.7}, {'temperature': 0}, {'compile': True}])
+def test_a_token_does_not_wait(gpu, options):
+    """Twelve tokens more, and the host waits as often; it looks at who has ended once in 16."""
+    (_, few), (_, many) = (sampled(gpu, R, **options) for R in (4, 16))
+    assert total(many.syncs) == total(few.syncs), many.syncs - few.syncs
+    assert many.launches['mm'] > few.launches['mm'] or options.get('compile')
+
+
+def test_a_number_read_for_each_token_is_found(gpu, monkeypatch):
+    write = Decoder.write
+
+    def planted(self, hidden):
+        write(self, hidden)
+        self.largest = self.logps.max().item()
+
+    monkeypatch.setattr(Decoder, 'write', planted)
+    with pytest.raises(AssertionError):
+        test_a_token_does_not_wait(gpu, {})
+    with pytest.raises(NotCapturable, match='_local_scalar_dense'):
+        sampled(gpu, compile=True)
+
+
+ENDS = [(None, {}), (0, {}), ([0, 4, 5], {}), (0, {'temperature': 0}), ([0, 4], {'top_k': 7}), (0, {'top_p': 0.8, 'temperature': 0.7})]
+
+
+@pytest.mark.parametrize('ends, options', ENDS)
+def test_graphs_give_the_plain_samplers_tokens(gpu, ends, options):
+    """Captured and replayed, over a change of window and while rows leave: tokens, log-probs and lengths are those of the CPU's sampler."""
+    made, seen = sampled(gpu, 70, compile=True, eos_id=ends, **options)
+    torch.manual_seed(0)
+    wanted = generate(llama(), PROMPTS, G, 70, seed=1, eos_id=ends, **options)
+    assert torch.equal(made.tokens.cpu(), wanted.tokens) and torch.equal(made.lengths.cpu(), wanted.lengths)
+    torch.testing.assert_close(made.logps.cpu(), wanted.logps, atol=2e-5, rtol=1e-4)
+    assert (made.allowed is None) == (wanted.allowed is None)
+    assert seen.launches['graph'] > (10 if wanted.lengths.max() > 20 else 0)
+
+
+def test_a_step_that_makes_new_tensors_is_found(gpu, monkeypatch):
+    """The planted mistake: a captured step that hands on a new tensor each time goes on writing the old one."""
+    step_of = Decoder.step
+
+    def planted(self):
+        self.tokens = self.tokens.clone()
+        step_of(self)
+
+    monkeypatch.setattr(Decoder, 'step', planted)
+    with pytest.raises((AssertionError, FloatingPointError)):
+        test_graphs_give_the_plain_samplers_tokens(gpu, 0, {})
+
+
+def test_a_list_in_a_captured_step_is_found(gpu, monkeypatch):
+    right = Decoder.step
+    monkeypatch.setattr(Decoder, 'step', lambda self: (self.rows.add_(torch.tensor([0], device='cuda')), right(self)))
+    with pytest.raises(NotCapturable, match='tensor'):
+        sampled(gpu, compile=True)
+
+
+# -----------------------------------------------------------------------------
+# whole runs, from making their starts to exporting what was learned
+
+SIZE = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--pretrain_iters=3', '--batch_size=4', '--group_size=3', '--temperature=1', '--max_iters=2',
+        '--eval_prompts_n=4', '--log_interval=1', '--eval_interval=2', '--remake=True']
+SUMS = [*SIZE, '--task=completion', '--train_prompts=sums.jsonl', '--eval_prompts=sums.jsonl', '--rewards=["number_answer"]', '--block_size=16',
+        '--max_new_tokens=4', '--generator_checkpoint=sums.pt']
+FILL = [*SIZE, '--block_size=16', '--judge_iters=3']
+TEXTS = [*SIZE, '--block_size=48']
+RUNS = {
+    'completion': [*SUMS, '--kl_estimator=k2', '--reference_mode=ema', '--gradient_checkpointing=True', '--micro_batch_size=1'],
+    'dynamic sampling': [*SUMS, '--dynamic_sampling=2', '--overlong_penalty=2', '--minibatch_size=2', '--num_epochs_per_rollout=2', '--top_k=5'],
+    'rewards in a thread': [*SUMS, '--sampling_batch_size=2', '--mask_truncated=True', '--reference_offload=True'],
+    'mirror': [*SUMS, '--divergence=neural_mirror', '--kl_estimator=k3'],
+    'gae': [*SUMS, '--advantage=gae'],
+    'LoRA on int8': [*SUMS, '--lora_r=2', '--load_in_8bit=True'],
+    'fp16': [*SUMS, '--precision=fp16'],
+    'compiled': [*SUMS, '--compile=True', '--precision=bf16'],
+    'evolution strategies': [*SUMS, '--optimizer=es', '--kl_beta=0', '--es_pairs=2'],
+    'fill_in': FILL,
+    'fill_in, 2 steps': [*FILL, '--unmask_steps=2', '--top_p=0.9', '--kl_estimator=k3'],
+    'nla': [os.path.join(ROOT, 'config', 'nla.py'), *TEXTS, '--n_layer=3', '--activations_n=200', '--warm_start_iters=2',
+            '--critic_start_iters=2', '--critic_warmup_iters=1', '--out_dir=out-grpo'],
+    'alignment': [os.path.join(ROOT, 'config', 'alignment.py'), *TEXTS, '--score_iters=2', '--out_dir=out-grpo'],
+}
+
+
+def run(folder, *arguments, simulated=True, launcher=(sys.executable,)):
+    """The lines of metrics.jsonl of a run, on the simulated GPU or on the CPU."""
+    folder.mkdir()
+    sums = [{'prompt': f'{a}+{b}=', 'answer': str(a + b)} for a in range(5) for b in range(4)]
+    (folder / 'sums.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in sums))
+    gpu = [os.path.join(ROOT, 'tests', 'simulated_gpu.py')] if simulated else []
+    command = [*launcher, *gpu, os.path.join(ROOT, 'train_grpo.py'), *arguments, f"--device={'cuda' if simulated else 'cpu'}"]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    with open(folder / 'out-grpo' / 'metrics.jsonl') as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RUNS)
+def test_a_whole_run(tmp_path, name):
+    """In fp32 its numbers are those of a run on the CPU."""
+    exact = not any(argument.startswith('--precision') for argument in RUNS[name])
+    arguments = [*RUNS[name], *['--precision=fp32'] * exact]
+    lines = run(tmp_path / 'gpu', *arguments)
+    assert len(lines) == 3
+    if not exact:
+        return
+    for line, wanted in zip(lines, run(tmp_path / 'cpu', *arguments, simulated=False), strict=True):
+        for key in wanted.keys() - {'tokens_per_s'}:
             if not key.startswith('time_'):
-                assert metrics[key] == pytest.approx(wanted[key], abs=2e-5, rel=1e-4), key
+                assert line[key] == pytest.approx(wanted[key], abs=1e-3, rel=1e-3), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more', [[], ['--gather_to_sample=False', '--kl_estimator=k3', '--micro_batch_size=1']])
+def test_a_sharded_run_of_two_ranks(tmp_path, more):
+    """FSDP2 over NCCL, which gloo stands in for: what the ranks give each other lies on the GPU, and the numbers are those of one rank."""
+    torchrun = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'
+    arguments = [*SUMS, *more, '--precision=fp32']
+    lines = run(tmp_path / 'two', *arguments, '--shard=True', launcher=torchrun)
+    for line, wanted in zip(lines, run(tmp_path / 'one', *[argument for argument in arguments if argument != '--gather_to_sample=False'], simulated=False), strict=True):
+        for key in ('mean_reward', 'loss', 'grad_norm', 'mean_length'):
+            if key in wanted:
+                assert line[key] == pytest.approx(wanted[key], abs=1e-3, rel=1e-3), key
