@@ -155,7 +155,7 @@ class Names(TorchFunctionMode):
         super().__init__()
         self.gpu, self.home, self.near = gpu, None, False
         self.handlers = {
-            Tensor.device.__get__: lambda x: CUDA if gpu.ledger.holds(x) else CPU,
+            Tensor.device.__get__: lambda x: CUDA if gpu.ledger.holds(x) else x.device,
             Tensor.is_cuda.__get__: gpu.ledger.holds,
             Tensor.is_cpu.__get__: lambda x: not gpu.ledger.holds(x),
             Tensor.get_device: lambda x: 0 if gpu.ledger.holds(x) else -1,
