@@ -752,8 +752,8 @@ def attend_rows_torch(q, k, v, rope, slots, lengths, rows, at, sizes, width):
     places = torch.cat((group[:, None] * T + t, first[:, None] + r), dim=1)     # (B, T + R)
     seen = torch.cat((t < lengths[group, None], (r <= at).expand(len(rows), R)), dim=1)
     keys, values = slots[:, places].transpose(2, 3).float()                     # (B, H_kv, T + R, d)
-    y = F.scaled_dot_product_attention(q[:, :, None].float(), keys, values, seen[:, None, None], enable_gqa=True)
-    return y.squeeze(2).to(q.dtype)
+    q, seen, dtype = q[:, :, None].float(), seen[:, None, None], q.dtype
+    return F.scaled_dot_product_attention(q, keys, values, seen, enable_gqa=True).squeeze(2).to(dtype)
 
 
 def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
@@ -770,10 +770,10 @@ def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
 def attend_rows(q, *arguments):
     """
     A new token of each of B rows attends to its prompt and its completion: q (B, H, d), k, v (B, H_kv, d) ->
-    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k. slots (2, P T +
-    (P G + 1) R, H_kv, d): keys and values of P prompts, then of P G rows and one to spare; k and v go into slot
-    at (1,) of theirs. lengths (P + 1,) of the prompts, the last 0; rows (B,): which of the P G each is, in order;
-    sizes: G, T, R; width: how many rows read their prompt together.
+    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k. slots (2, P T
+    + (P G + 1) R, H_kv, d): keys and values of P prompts, of P G rows and one to spare; k and v go into a row's
+    slot at (1,). lengths (P + 1,) of the prompts, the last 0. rows (B,): p G + g, or P G for none, in order.
+    sizes: G, T, R. width: how many rows read their prompt together.
     """
     return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)
 
@@ -794,8 +794,9 @@ def heads_of(x, place, column, inside, cos, sin, D: tl.constexpr):
 def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP, K_STEP, V_STEP, B, P, G, T, R,
                   SCALE: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, H_KV: tl.constexpr,
                   D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr):
-    first, head, query, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.arange(0, M), tl.load(at).to(tl.int32)
-    member, column, of_head = query // HEADS, tl.arange(0, WIDE)[None, :], head * HEADS + query % HEADS
+    first, head, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.load(at).to(tl.int32)
+    query, column = tl.arange(0, M), tl.arange(0, WIDE)[None, :]
+    member, of_head = query // HEADS, head * HEADS + query % HEADS
     place = first.to(tl.int64) + member
     real = (member < WIDTH) & (place < B)
     inside, row = real[:, None] & (column < D), tl.load(rows + place, mask=real, other=0)
@@ -913,9 +914,9 @@ def draw_rows_triton(logits, u, rows, at, tokens, logps, allowed, running, ends,
 
 def draw_rows(logits, *arguments):
     """
-    A token for each row of logits (B, V) by its number in u (N + 1, R), put where rows (B,) and at (1,) say into
-    tokens and logps (N + 1, R) and, None without top_k and top_p, the bits allowed (N + 1, R, V / 8); running
-    (B,) turns 0 at one of ends (E,) or None. sampling: see draw. On a GPU one launch reads the logits twice.
+    A token for each row of logits (B, V) by its number in u (N + 1, R), put where rows (B,) and at (1,) say
+    into tokens and logps (N + 1, R) and, None without top_k and top_p, the bits allowed (N + 1, R, V / 8).
+    running (B,) turns 0 at one of ends (E,), or None. sampling: see draw. On a GPU logits are read twice.
     """
     (draw_rows_triton if fused(logits) else draw_rows_torch)(logits, *arguments)
 

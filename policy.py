@@ -185,7 +185,7 @@ class Decoder:
         self.hold(torch.arange(len(u), device=u.device), torch.ones_like(positions), positions)
 
     def hold(self, *places):
-        """From now on these: rows (B,), p G + g or N; 1 where one runs; positions. A captured step reads them."""
+        """From now on: rows (B,), p G + g or N; 1 where one runs; positions. In the memory a graph reads."""
         self.rows, self.running, self.positions = self.room[:, :len(places[0])].copy_(torch.stack(places))
         self.cache.rows = self.rows
 
@@ -203,8 +203,7 @@ class Decoder:
         self.write(hidden)
 
     def is_end(self, tokens):
-        """True where tokens (n, R) are end tokens."""
-        return torch.zeros_like(tokens, dtype=torch.bool) if self.ends is None else torch.isin(tokens, self.ends)
+        return torch.zeros_like(tokens) > 0 if self.ends is None else torch.isin(tokens, self.ends)
 
     def newest(self, r):
         """The rows whose completion has a token number r, and those tokens."""
@@ -221,7 +220,7 @@ class Decoder:
 
     def completions(self, P, G):
         """All of them, as Completions. Raises FloatingPointError where the model's logits were NaN."""
-        tokens, logps, allowed = (None if x is None else x[:-1] for x in (self.tokens, self.logps, self.allowed))
+        tokens, logps = self.tokens[:-1], self.logps[:-1]
         ends = self.is_end(tokens)
         ended = ends.any(dim=1)
         lengths = torch.where(ended, ends.int().argmax(dim=1) + 1, tokens.shape[1])
@@ -232,7 +231,8 @@ class Decoder:
         padding = torch.arange(R, device=lengths.device) >= lengths[:, None]
         tokens = tokens[:, :R].masked_fill(padding, 0)  # ended rows went on writing until they left
         logps = logps[:, :R].masked_fill(padding, 0.0)
-        parts = tokens, lengths, logps, ended, None if allowed is None else allowed[:, :R]
+        allowed = None if self.allowed is None else self.allowed[:-1, :R]
+        parts = tokens, lengths, logps, ended, allowed
         return Completions(*(None if x is None else x.unflatten(0, (P, G)) for x in parts))
 
 
@@ -250,13 +250,13 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
     or None: different each time. on_token(r, rows, tokens) is called after each token with the rows p G + g
     still running. compile: on a CPU the step goes through torch.compile (ten seconds per layer at first use);
     only last digits change. prefill stands in for model.prefill. lockstep: the model is sharded, and all
-    ranks, each with its own prompts, take every step together. kept: on a GPU, where steps are CUDA graphs,
-    holds them for the next call. Raises ValueError for an empty prompt, and for one that leaves no room for
-    max_new_tokens in the model's block_size.
+    ranks, each with its own prompts, take every step together. kept: holds a GPU's CUDA graphs for the next
+    call. Raises ValueError for an empty prompt, and for one that leaves no room for max_new_tokens in the
+    model's block_size.
     """
     check_request(prompts, model.config.block_size, group_size, max_new_tokens, temperature, top_k, top_p)
     P, G, R, device = len(prompts), group_size, max_new_tokens, model.wte.weight.device
-    look_every = 16 if device.type == 'cuda' and not on_token else 1  # the host waits for a GPU when it counts
+    look_every = 16 if device.type == 'cuda' and not on_token else 1  # counting makes the host wait
     # not in inference mode if sharded: weights collected in it could not be trained with
     with torch.no_grad() if lockstep else torch.inference_mode():
         u = uniforms(seeds_of(seed, P), G, R).flatten(0, 1).to(device)
@@ -325,7 +325,7 @@ def seeds_of(seed, P):
 
 
 def read_prompts(prefill, prompts, device):
-    """Each prompt read once: hidden states (P, D) that predict its first new token, and its prefix and length."""
+    """Each prompt read once: hidden states (P, D) that predict its first new token; prefix; lengths (P,)."""
     lengths = torch.tensor([len(p) for p in prompts])
     hidden, prefix = prefill(padded(prompts, device), lengths)
     lengths = lengths.to(device)

@@ -15,9 +15,8 @@ def compiled(step: Callable) -> Callable:
 
 class RowCache:
     """
-    policy.GroupCache for a GPU, where nothing moves: the slots of a row, for its keys and values, are found by
-    its number, p G + g, or N = P G for none; see attend_rows. So it costs nothing that rows leave, no second
-    cache ever exists, and captured steps stay valid.
+    policy.GroupCache for a GPU, where nothing moves: attend_rows finds a row's slots by its number. So it costs
+    nothing that rows leave, no second cache ever exists, and captured steps stay valid.
     """
 
     def __init__(self, model, like, G, T, R):
@@ -29,7 +28,7 @@ class RowCache:
         self.at, self.lengths = (torch.zeros(n, dtype=torch.long, device=like.device) for n in (1, P + 1))
         rope = model.rope(torch.arange(T + R, device=like.device), like.dtype)
         self.rope = rope and [angles.squeeze(1) for angles in rope]
-        # how many rows read their prompt together: a GPU has some 130 processors, each of which wants work
+        # how many rows read their prompt together; but a GPU has some 130 processors, which all want work
         self.width, most = 1, 32 if like.dtype.itemsize == 2 else 16
         while self.width < G and 2 * self.width * heads <= most and P * G * H_kv >= 256 * self.width:
             self.width *= 2
@@ -54,8 +53,8 @@ class RowCache:
 
     def attend(self, layer, q, k, v):
         """As GroupCache.attend, of queries and keys that are not turned yet."""
-        return attend_rows(q, k, v, self.rope, self.slots[layer], self.lengths, self.rows, self.at, self.sizes,
-                           self.width)
+        return attend_rows(q, k, v, self.rope, self.slots[layer], self.lengths, self.rows, self.at,
+                           self.sizes, self.width)
 
     def go_to(self, slot):
         """`at` alone tells where a step is."""
@@ -63,9 +62,8 @@ class RowCache:
 
 class Kept:
     """
-    A policy's decoder on a GPU, for batch after batch of one kind, and its steps as CUDA graphs, one for each
-    number of rows. A step changes its tensors in place, in memory that depends on that number alone, and never
-    waits for the device.
+    A policy's decoder on a GPU, for batch after batch of one kind, and its step as CUDA graphs, one for each
+    number of rows: it changes tensors in place, in memory that depends on that number alone.
     """
 
     def __init__(self, captures=True):
