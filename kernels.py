@@ -749,11 +749,14 @@ def attend_rows_torch(q, k, v, rope, slots, lengths, rows, at, sizes, width):
         q, k = rotate(q, *turn), rotate(k, *turn)
     slots[0, first + at], slots[1, first + at] = k, v
     t, r = torch.arange(T, device=q.device), torch.arange(R, device=q.device)
-    places = torch.cat((group[:, None] * T + t, first[:, None] + r), dim=1)     # (B, T + R)
-    seen = torch.cat((t < lengths[group, None], (r <= at).expand(len(rows), R)), dim=1)
-    keys, values = slots[:, places].transpose(2, 3).float()                     # (B, H_kv, T + R, d)
-    q, seen, dtype = q[:, :, None].float(), seen[:, None, None], q.dtype
-    return F.scaled_dot_product_attention(q, keys, values, seen, enable_gqa=True).squeeze(2).to(dtype)
+    parts = (group[:, None] * T + t, t < lengths[group, None]), (first[:, None] + r, (r <= at)[None])
+    heads, found = q.unflatten(1, (k.shape[1], -1)).float() * q.shape[-1] ** -0.5, []
+    for places, seen in parts:                                                  # (B, T), (B, R)
+        keys, values = slots[:, places].transpose(2, 3).float()                 # (B, H_kv, T or R, d)
+        scores = (heads @ keys.mT).masked_fill(~seen[:, None, None], -torch.inf)
+        found += (scores.softmax(dim=-1) @ values).to(q.dtype).float(), scores.logsumexp(dim=-1, keepdim=True)
+    y_prompt, lse_prompt, y, lse = found
+    return torch.lerp(y_prompt, y, (lse - lse_prompt).sigmoid()).flatten(1, 2).to(q.dtype)
 
 
 def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
@@ -810,16 +813,21 @@ def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP,
     kept = ((P * T + row * R + slot) * H_KV + head)[:, None] * D + column
     tl.store(keys + kept, key, mask=inside & (query % HEADS == 0)[:, None])
     tl.store(values + kept, value, mask=inside & (query % HEADS == 0)[:, None])
-    # an online softmax: of the new key, from registers; then of each row's prompt, unless the row before had
-    # the same, and its other slots
+    # Online softmaxes: of the new key, from registers, and each row's other slots; then of each row's prompt,
+    # unless the row before had the same. Merged, and rounded, as in PackedAttention.
     top = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1)[:, None] * SCALE
     total, mean, before = tl.full((M, 1), 1.0, tl.float32), value.to(tl.float32), tl.full((), -1, tl.int64)
-    for i in range(0, 2 * tl.minimum(WIDTH, B - first)):
-        own = tl.load(rows + first + i // 2)
-        prompt, shared = own // G, i % 2 == 0
+    own, lse, count = value, top, tl.minimum(WIDTH, B - first)
+    for i in range(0, 2 * count):
+        if i == count:
+            own, lse = (mean / total).to(own.dtype), top + tl.log(total)
+            top, total, mean = top * 0 - 1e30, total * 0, mean * 0
+        one = tl.load(rows + first + i % count)
+        prompt, shared = one // G, i >= count
         length = tl.where(prompt == before, 0, tl.load(lengths + prompt)).to(tl.int32)
-        n, seen = tl.where(shared, length, slot), tl.where(shared, row // G == prompt, member == i // 2)
-        start, before = (tl.where(shared, prompt * T, P * T + own * R) * H_KV + head) * D, prompt
+        n, seen = tl.where(shared, length, slot), tl.where(shared, row // G == prompt, member == i)
+        start = (tl.where(shared, prompt * T, P * T + one * R) * H_KV + head) * D
+        before = tl.where(shared, prompt, before)
         for block in range(0, n, BLOCK):
             t = block + tl.arange(0, BLOCK)
             part, there = start + t[:, None] * (H_KV * D) + column, (t < n)[:, None] & (column < D)
@@ -832,7 +840,8 @@ def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP,
             mean = mean * decay + tl.dot(weights.to(of_values.dtype), of_values, input_precision='ieee')
             top, total = new, total * decay + tl.sum(weights, axis=1)[:, None]
     place = (place * H_KV * HEADS + of_head)[:, None] * D + column
-    tl.store(y + place, (mean / total).to(y.dtype.element_ty), mask=inside)
+    mean, share = (mean / total).to(own.dtype).to(tl.float32), tl.sigmoid(lse - top - tl.log(total))
+    tl.store(y + place, (mean + (own.to(tl.float32) - mean) * share).to(own.dtype), mask=inside)
 
 
 # ---- a new token of each row is drawn
