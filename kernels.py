@@ -763,10 +763,10 @@ def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
     (B, H, d), H_kv, y = q.shape, k.shape[1], torch.empty_like(q, memory_format=torch.contiguous_format)
     steps = [x.stride(0) for x in (q, k, v)]
     wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * H // H_kv))
-    on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *slots, lengths,
-              rows, at, *steps, B, len(lengths) - 1, *sizes, SCALE=d ** -0.5, WIDTH=width, HEADS=H // H_kv,
-              H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2,
-              num_warps=4 if queries * wide_d * q.dtype.itemsize <= 4096 else 8)  # all stays in registers
+    warps = 4 if queries * wide_d * q.dtype.itemsize <= 4096 else 8  # so that all stays in registers
+    on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *slots,
+              lengths, rows, at, *steps, B, len(lengths) - 1, *sizes, SCALE=d ** -0.5, WIDTH=width,
+              HEADS=H // H_kv, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2, num_warps=warps)
     return y
 
 
@@ -774,8 +774,8 @@ def attend_rows(q, *arguments):
     """
     A new token of each of B rows attends to its prompt and its completion: q (B, H, d), k, v (B, H_kv, d) ->
     (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k. slots (2, P T
-    + (P G + 1) R, H_kv, d): keys and values of P prompts, of P G rows and one to spare; k and v go into a row's
-    slot at (1,). lengths (P + 1,) of the prompts, the last 0. rows (B,): p G + g, or P G for none, in order.
+    + (P G + 1) R, H_kv, d): keys and values of P prompts, of P G rows and one to spare; k and v go into a
+    row's slot at (1,). lengths (P + 1,) of the prompts, the last 0. rows (B,): p G + g, or P G for none, in order.
     sizes: G, T, R. width: how many rows read their prompt together.
     """
     return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)

@@ -15,8 +15,8 @@ def compiled(step: Callable) -> Callable:
 
 class RowCache:
     """
-    policy.GroupCache for a GPU, where nothing moves: attend_rows finds a row's slots by its number. So it costs
-    nothing that rows leave, no second cache ever exists, and captured steps stay valid.
+    policy.GroupCache for a GPU, where nothing moves: attend_rows finds a row's slots by its number. So it
+    costs nothing that rows leave, no second cache ever exists, and captured steps stay valid.
     """
 
     def __init__(self, model, like, G, T, R):

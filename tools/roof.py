@@ -104,8 +104,8 @@ def decode_step(sizes, P, G, T, slots):
         config = GPTConfig(2048, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **sizes)
         model, lengths = GPT(config).bfloat16(), torch.zeros(P, dtype=torch.long)
         keys = torch.zeros(P, T, config.n_kv_head, config.head_dim, dtype=torch.bfloat16)
-        cache, sampling = RowCache(model, keys, G, T, slots), (1.0, 0, 1.0, torch.zeros(config.vocab_size) > 0)
-        decoder = Decoder(model, cache, N, slots, [0], sampling)
+        forbidden = torch.zeros(config.vocab_size) > 0
+        decoder = Decoder(model, RowCache(model, keys, G, T, slots), N, slots, [0], (1.0, 0, 1.0, forbidden))
         decoder.start(torch.zeros(N, slots, dtype=torch.double), lengths.repeat_interleave(G))
         with account:
             decoder.step()
