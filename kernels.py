@@ -766,7 +766,8 @@ def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
     warps = 4 if queries * wide_d * q.dtype.itemsize <= 4096 else 8  # so that all stays in registers
     on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *slots,
               lengths, rows, at, *steps, B, len(lengths) - 1, *sizes, SCALE=d ** -0.5, WIDTH=width,
-              HEADS=H // H_kv, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2, num_warps=warps)
+              HEADS=H // H_kv, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2,
+              num_warps=warps)
     return y
 
 
@@ -775,8 +776,8 @@ def attend_rows(q, *arguments):
     A new token of each of B rows attends to its prompt and its completion: q (B, H, d), k, v (B, H_kv, d) ->
     (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k. slots (2, P T
     + (P G + 1) R, H_kv, d): keys and values of P prompts, of P G rows and one to spare; k and v go into a
-    row's slot at (1,). lengths (P + 1,) of the prompts, the last 0. rows (B,): p G + g, or P G for none, in order.
-    sizes: G, T, R. width: how many rows read their prompt together.
+    row's slot at (1,). lengths (P + 1,) of the prompts, the last 0. rows (B,): p G + g, or P G for none, in
+    order. sizes: G, T, R. width: how many rows read their prompt together.
     """
     return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)
 
@@ -794,8 +795,8 @@ def heads_of(x, place, column, inside, cos, sin, D: tl.constexpr):
 # A program takes `WIDTH` rows and one head of keys, for which they have M queries, `HEADS` each.
 
 @jit
-def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP, K_STEP, V_STEP, B, P, G, T, R,
-                  SCALE: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, H_KV: tl.constexpr,
+def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP, K_STEP, V_STEP, B, P, G, T,
+                  R, SCALE: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, H_KV: tl.constexpr,
                   D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr):
     first, head, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.load(at).to(tl.int32)
     query, column = tl.arange(0, M), tl.arange(0, WIDE)[None, :]

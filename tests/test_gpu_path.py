@@ -490,7 +490,7 @@ def test_a_token_does_not_wait(gpu, options):
     """Twelve tokens more, and the host waits as often; it looks at who has ended once in 16."""
     (_, few), (_, many) = (sampled(gpu, R, **options) for R in (4, 16))
     assert total(many.syncs) == total(few.syncs), many.syncs - few.syncs
-    assert many.launches['mm'] > few.launches['mm'] or options.get('compile')
+    assert many.launches['graph'] == few.launches['graph'] + 12
 
 
 def test_a_number_read_for_each_token_is_found(gpu, monkeypatch):
@@ -501,10 +501,8 @@ def test_a_number_read_for_each_token_is_found(gpu, monkeypatch):
         self.largest = self.logps.max().item()
 
     monkeypatch.setattr(Decoder, 'write', planted)
-    with pytest.raises(AssertionError):
-        test_a_token_does_not_wait(gpu, {})
     with pytest.raises(NotCapturable, match='_local_scalar_dense'):
-        sampled(gpu, compile=True)
+        sampled(gpu)
 
 
 ENDS = [(None, {}), (0, {}), ([0, 4, 5], {}), (0, {'temperature': 0}), ([0, 4], {'top_k': 7}), (0, {'top_p': 0.8, 'temperature': 0.7})]
@@ -512,8 +510,8 @@ ENDS = [(None, {}), (0, {}), ([0, 4, 5], {}), (0, {'temperature': 0}), ([0, 4], 
 
 @pytest.mark.parametrize('ends, options', ENDS)
 def test_graphs_give_the_plain_samplers_tokens(gpu, ends, options):
-    """Captured and replayed, over a change of window and while rows leave: tokens, log-probs and lengths are those of the CPU's sampler."""
-    made, seen = sampled(gpu, 70, compile=True, eos_id=ends, **options)
+    """Captured and replayed, while rows leave: tokens, log-probs and lengths are those of the CPU's sampler."""
+    made, seen = sampled(gpu, 70, eos_id=ends, **options)
     torch.manual_seed(0)
     wanted = generate(llama(), PROMPTS, G, 70, seed=1, eos_id=ends, **options)
     assert torch.equal(made.tokens.cpu(), wanted.tokens) and torch.equal(made.lengths.cpu(), wanted.lengths)
@@ -539,7 +537,7 @@ def test_a_list_in_a_captured_step_is_found(gpu, monkeypatch):
     right = Decoder.step
     monkeypatch.setattr(Decoder, 'step', lambda self: (self.rows.add_(torch.tensor([0], device='cuda')), right(self)))
     with pytest.raises(NotCapturable, match='tensor'):
-        sampled(gpu, compile=True)
+        sampled(gpu)
 
 
 # -----------------------------------------------------------------------------
@@ -595,7 +593,7 @@ def test_the_arithmetic_counts_the_launches_of_the_simulated_gpu(monkeypatch):
             counts.append(total(seen.launches))
 
         monkeypatch.setattr(Decoder, 'step', counted)
-        sampled(gpu, 3, torch.bfloat16, compile=True, eos_id=0, forbidden=torch.zeros(V, dtype=torch.bool, device='cuda'))
+        sampled(gpu, 3, torch.bfloat16, eos_id=0, forbidden=torch.zeros(V, dtype=torch.bool, device='cuda'))
     assert counts[0] == len(rows)  # the step that warms up
 
 
