@@ -763,7 +763,7 @@ def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
     (B, H, d), H_kv, y = q.shape, k.shape[1], torch.empty_like(q, memory_format=torch.contiguous_format)
     steps = [x.stride(0) for x in (q, k, v)]
     wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * H // H_kv))
-    warps = 4 if queries * wide_d * q.dtype.itemsize <= 4096 else 8  # so that all stays in registers
+    warps = 4 if queries * wide_d * q.dtype.itemsize <= 2048 else 8  # so that all stays in registers
     on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *slots,
               lengths, rows, at, *steps, B, len(lengths) - 1, *sizes, SCALE=d ** -0.5, WIDTH=width,
               HEADS=H // H_kv, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2,
