@@ -293,6 +293,7 @@ class SimulatedGPU:
     def __enter__(self):
         with ExitStack() as stack:
             stack.enter_context(patch.multiple(torch.cuda, **cuda_functions(self)))
+            stack.enter_context(patch.object(torch.accelerator, 'current_stream', lambda device=None: Stream(self)))
             stack.enter_context(patch.object(torch, 'compile', lambda f=None, **options: f or (lambda g: g)))
             # torch.autograd.grad would call our mode, which is off while it answers
             stack.enter_context(patch.object(torch.autograd, 'has_torch_function', lambda tensors: False))
