@@ -129,6 +129,7 @@ WAITS = {
     'repeat_interleave': lambda x: x.repeat_interleave(torch.arange(2, device='cuda'), dim=0),
     'sent': lambda x: X.to('cuda'),
     'a list': lambda x: torch.tensor([1, 2], device='cuda'),
+    'a number of the CPU in where': lambda x: torch.where(x > 1, x, torch.tensor(0.0)),
     'copied': lambda x: x.copy_(X),
     'a number copied': lambda x: x.copy_(0.5),
     'synchronize': lambda x: torch.cuda.synchronize(),
@@ -162,6 +163,8 @@ REFUSED = {
     'index_select': lambda x: x.index_select(0, ROWS),
     'index of the GPU': lambda x: X.T[x.long()[0]],
     'mask': lambda x: x.masked_fill(X > 1, 0.0),
+    'generator': lambda x: torch.rand(3, generator=torch.Generator(), device=x.device),
+    'generator of a draw': lambda x: torch.multinomial(x.exp(), 1, generator=torch.Generator()),
 }
 
 
@@ -222,6 +225,18 @@ def test_launches_are_counted(gpu):
         with ThreadPoolExecutor(1) as pool:
             pool.submit(torch.cumsum, x, 0).result()
     assert seen.launches == {'clone': 1, '_fused_rms_norm': 1, 'zeros': 1, 'row_stats_triton': 1, 'cumsum': 1}
+
+
+@pytest.mark.parametrize('dtype, mask, heads, kernel', [
+    (torch.bfloat16, False, 1, 'flash'), (torch.bfloat16, True, 2, 'efficient'), (torch.bfloat16, True, 1, 'math'),
+    (torch.float32, False, 2, 'efficient'), (torch.float32, False, 1, 'math')])
+def test_which_attention_a_gpu_would_take(gpu, dtype, mask, heads, kernel):
+    """FlashAttention takes no mask and no fp32, the memory-efficient kernel no grouped heads; the rest is matrices of all scores."""
+    q, k = torch.zeros(1, 2, 3, 8, dtype=dtype, device='cuda'), torch.zeros(1, heads, 3, 8, dtype=dtype, device='cuda')
+    mask = torch.ones(3, 3, dtype=torch.bool, device='cuda') if mask else None
+    with gpu.watch() as seen:
+        torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask, enable_gqa=True)
+    assert [found.partition(' ')[0] for found in seen.attention] == [kernel]
 
 
 def test_a_capture_changes_nothing_and_a_replay_does(gpu):
@@ -416,6 +431,14 @@ def test_a_step(gpu, name):
     assert metrics['rollout'].tokens.is_cuda
     if 'dtype' not in settings:
         check_equal(metrics, step('cpu', **settings)())
+
+
+def test_no_more_layers_attend_by_matrices_of_all_scores(gpu):
+    """In 16 bits: what a GPU would compute with every score in memory, in policy and reference, two layers each."""
+    take = step('cuda', dtype=torch.bfloat16)
+    with gpu.watch() as seen:
+        take()
+    assert sum(n for found, n in seen.attention.items() if found.startswith('math')) <= 4, seen.attention
 
 
 @pytest.mark.parametrize('name, held', [('completion', 0), ('completion, k3', 2), ('fill_in', 2), ('gae', 0)])
