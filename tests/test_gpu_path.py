@@ -216,6 +216,16 @@ def test_results_gradients_and_numpy(gpu):
     assert X.numpy().sum() == 15 and x.cpu().numpy().sum() == 15
 
 
+def test_nothing_of_it_stays():
+    before = torch.compile, torch.cuda.synchronize, torch.autograd.grad, kernels.row_stats_triton, ThreadPoolExecutor.submit
+    with pytest.raises(TwoDevices), SimulatedGPU() as gpu:
+        x = X.to('cuda')
+        assert gpu.ledger.holds(x) and torch.cuda.is_available()
+        x + X
+    assert before == (torch.compile, torch.cuda.synchronize, torch.autograd.grad, kernels.row_stats_triton, ThreadPoolExecutor.submit)
+    assert not x.is_cuda and torch.equal(x + X, 2 * X)
+
+
 def test_launches_are_counted(gpu):
     """A view is none; a kernel of Triton and RMSNorm are one; what other threads do counts as well."""
     x, norm = X.to('cuda'), torch.nn.RMSNorm(3).to('cuda')
@@ -305,7 +315,7 @@ def remainder(policy, rollout):
 
 def of_completion(device, **options):
     """(policy, batch, rewards, learn_beside) of each task."""
-    model = llama().to(device)
+    model = llama(**options.pop('sizes', {})).to(device)
     if options.pop('lora', False):
         quantize_int8(model)
         add_lora(model, 2, 4.0)
@@ -392,6 +402,12 @@ def step(device, make=of_completion, dtype=torch.float32, options=None, shard=Fa
     return take
 
 
+MODELS = {
+    'GPT-2': {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu', 'bias': True, 'n_kv_head': 2},
+    'Qwen3': {'qk_norm': True, 'qkv_bias': True, 'tied': False, 'head_dim': 6},
+}
+
+
 # How often the host waits in one step, in all.
 STEPS = {
     'completion': (38, {}),
@@ -431,6 +447,13 @@ def test_a_step(gpu, name):
     assert metrics['rollout'].tokens.is_cuda
     if 'dtype' not in settings:
         check_equal(metrics, step('cpu', **settings)())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODELS)
+def test_a_step_of_another_model(gpu, name):
+    settings = {'options': {'sizes': MODELS[name]}, 'loss_type': 'dapo', 'entropy_coef': 0.1}
+    check_equal(step('cuda', **settings)(), step('cpu', **settings)())
 
 
 def test_a_number_more_in_a_step_is_found(gpu, monkeypatch):
@@ -653,6 +676,8 @@ RUNS = {
     'LoRA on int8': [*SUMS, '--lora_r=2', '--load_in_8bit=True'],
     'fp16': [*SUMS, '--precision=fp16'],
     'compiled': [*SUMS, '--compile=True', '--precision=bf16'],
+    'fill_in, bf16': [*FILL, '--precision=bf16'],
+    'nla, bf16': [*NLA_RUN, '--precision=bf16', '--advantage=gae'],
     'evolution strategies': [*SUMS, '--optimizer=es', '--kl_beta=0', '--es_pairs=2'],
     'fill_in': FILL,
     'fill_in, 2 steps': [*FILL, '--unmask_steps=2', '--top_p=0.9', '--kl_estimator=k3'],
