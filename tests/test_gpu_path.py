@@ -241,7 +241,7 @@ def test_launches_are_counted(gpu):
     (torch.bfloat16, False, 1, 'flash'), (torch.bfloat16, True, 2, 'efficient'), (torch.bfloat16, True, 1, 'math'),
     (torch.float32, False, 2, 'efficient'), (torch.float32, False, 1, 'math')])
 def test_which_attention_a_gpu_would_take(gpu, dtype, mask, heads, kernel):
-    """FlashAttention takes no mask and no fp32, the memory-efficient kernel no grouped heads; the rest is matrices of all scores."""
+    """FlashAttention takes no mask and no fp32, the memory-efficient kernel no grouped heads; what is left are matrices of all scores."""
     q, k = torch.zeros(1, 2, 3, 8, dtype=dtype, device='cuda'), torch.zeros(1, heads, 3, 8, dtype=dtype, device='cuda')
     mask = torch.ones(3, 3, dtype=torch.bool, device='cuda') if mask else None
     with gpu.watch() as seen:
