@@ -121,7 +121,7 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allo
 if triton is not None:
 
     @triton.jit
-    def load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE: tl.constexpr):
+    def load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE: tl.constexpr):
         # what lies behind V is read, so that loads are vectors, and not used
         x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
         inside = real & (column < V)
@@ -130,12 +130,12 @@ if triton is not None:
             banned = tl.load(forbidden + column, mask=column < V, other=1)
             x = tl.where(banned != 0, -float('inf'), x)
         if allowed is not None:
-            bits = tl.load(allowed + row * BYTES + column // 8, mask=inside, other=0)
+            bits = tl.load(allowed + row * tl.cdiv(V, 8) + column // 8, mask=inside, other=0)
             x = tl.where((bits.to(tl.int32) >> (column % 8)) & 1 != 0, x, -float('inf'))
         return x
 
     @triton.jit
-    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE, BYTES,
+    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE,
                      K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
@@ -145,14 +145,14 @@ if triton is not None:
         m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
+            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
             new = tl.maximum(m, tl.max(x, axis=1)[:, None])
             e = tl.exp(x - new)
             y = tl.where(e > 0, x - new, 0.0)
             old = tl.exp(m - new)
             shift = tl.where(s > 0, m - new, 0.0)
             if z_ref is not None:
-                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
+                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
                 y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
@@ -168,7 +168,7 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
+            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, SCALE)
             tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
         if z_ref is not None:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
@@ -176,7 +176,7 @@ if triton is not None:
 
     @triton.jit
     def grads_kernel(z, z_ref, ids, forbidden, allowed, dz, DZ_STRIDE, entropy, lse, kl, lse_ref, of_logps,
-                     of_entropy, of_kl, N, V, STRIDE, BYTES, K: tl.constexpr, SCALE: tl.constexpr,
+                     of_entropy, of_kl, N, V, STRIDE, K: tl.constexpr, SCALE: tl.constexpr,
                      ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
@@ -194,12 +194,12 @@ if triton is not None:
             live = live | (kappa != 0)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE) - n  # log p
+            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
             if z_ref is not None:
-                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE) - n_ref
+                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n_ref
                 factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
             g = p * factor
             for k in tl.static_range(K):
@@ -210,16 +210,16 @@ if triton is not None:
 
 
 def launch(kernel, z, z_ref, ids, scale, masks, *tensors):
-    (N, V), stride, (_, allowed) = z.shape, z.stride(0), masks
-    row_bytes = 0 if allowed is None else allowed.stride(0)
+    N, V = z.shape
+    masks = [None if mask is None else mask.contiguous() for mask in masks]
     rows, block, warps = 1, min(8192, triton.next_power_of_2(V)), 16
     if INTERPRET:  # whose time goes with the number of steps, not with their size
         rows, block, warps = 32, triton.next_power_of_2(V), 4
     if N:
         with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, *masks, *tensors, N, V, stride, row_bytes,
-                                            K=ids.shape[1], SCALE=float(scale), ROWS=rows, BLOCK=block,
-                                            num_warps=warps)
+            grid, sizes = (triton.cdiv(N, rows),), (N, V, z.stride(0))
+            kernel[grid](z, z_ref, ids, *masks, *tensors, *sizes, K=ids.shape[1], SCALE=float(scale),
+                         ROWS=rows, BLOCK=block, num_warps=warps)
 
 
 def row_stats_triton(z, ids, scale, forbidden, z_ref=None, allowed=None):
@@ -449,7 +449,7 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
                            ref_hidden, ref_weight, torch.is_grad_enabled())
 
 
-def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=None, allowed=None):
+def unit_logps(hidden, weight, ids, mask, counts, temperature, forbidden, allowed):
     """
     Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
     fused_loss.
@@ -591,9 +591,8 @@ def spans(queries, keys, device, causal=False):
 
 def takes_flash(x):
     """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
-    if not x.is_cuda or x.dtype.itemsize != 2 or x.shape[-1] % 8 or x.shape[-1] > 256:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= (8, 0)
+    fits = x.is_cuda and x.dtype.itemsize == 2 and x.shape[-1] in range(8, 257, 8)
+    return fits and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def attend_forward(q, k, v, part):
@@ -626,11 +625,10 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, y, lse, *keys_values = ctx.saved_tensors
-        of_q, of_keys = [], []
-        for part, *keys in zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True):
-            first, *others = attend_backward(grad, q, *keys, y, lse, part)
-            of_q, of_keys = [*of_q, first], [*of_keys, *others]
-        return None, functools.reduce(torch.add, of_q), *of_keys
+        pairs = zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True)
+        grads = [attend_backward(grad, q, k, v, y, lse, part) for part, k, v in pairs]
+        grad_q = functools.reduce(torch.add, [of_q for of_q, _, _ in grads])
+        return None, grad_q, *(x for _, *of_keys in grads for x in of_keys)
 
 
 def joined_attention(q, k, v, prompt_k, prompt_v, bias, rows):
