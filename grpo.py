@@ -158,7 +158,7 @@ class Rollout:
                 return {name: cut(rows) for name, rows in value.items()}
             if value is None or isinstance(prompts, slice):
                 return value if value is None else value[prompts]
-            return value[prompts.to(value.device)]
+            return value[prompts.to(value.device, non_blocking=True)]
         return Rollout(**{field.name: cut(getattr(self, field.name)) for field in fields(self)})
 
     def without(self, completions):
@@ -322,7 +322,7 @@ def reward_tensor(name, values, device=None):
     if bad:
         n = tensor.numel()
         raise FloatingPointError(f"reward {name!r} is NaN or infinite for {bad} of {n} completions")
-    return tensor.masked_fill(missing.to(tensor.device), torch.nan)
+    return tensor.masked_fill(missing.to(tensor.device, non_blocking=True), torch.nan)
 
 
 def overlong(lengths: torch.Tensor, max_new_tokens: int, ramp: int) -> torch.Tensor:
@@ -904,7 +904,7 @@ def rollout_metrics(policy, rollout, all_rewards, cfg):
     means['frac_truncated'] = torch.zeros(1) if rollout.ended is None else (~rollout.ended).float()
     if cfg.overlong_penalty:
         means['overlong_penalty'] = overlong(rollout.lengths, policy.max_new_tokens, cfg.overlong_penalty)
-    shares = [own * values.mean().to(all_rewards.device) for values in means.values()]
+    shares = [own * values.mean().to(all_rewards.device, non_blocking=True) for values in means.values()]
     metrics = dict(zip(means, ranks.all_reduce(torch.stack(shares)).tolist(), strict=True))
     judged = all_rewards[~all_rewards.isnan()]
     metrics |= {'mean_reward': judged.mean().item(), 'std_reward': judged.std().item()}

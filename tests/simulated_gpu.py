@@ -8,6 +8,8 @@ lie there, and what is asked of them is computed on the CPU. So the way that the
             step()
     seen.launches, seen.syncs, seen.uploads, seen.attention     # Counters: how often, by operation and by line of the repo
 
+or $ python tests/simulated_gpu.py train_grpo.py config/arithmetic.py --device=cuda --max_iters=2     # a whole run
+
 What a GPU refuses is refused: tensors of two devices in one operation or one of the CPU in a collective (TwoDevices), a NumPy array of a
 GPU's tensor (TypeError), and while a CUDA graph is captured whatever cannot be captured (NotCapturable).
 
@@ -20,6 +22,7 @@ read a number is one, and so is a copy from the host unless it is non_blocking. 
 graph uses again, the way in which an operation is cut into kernels, how a GPU rounds.
 """
 import os
+import runpy
 import sys
 import threading
 from collections import Counter
@@ -36,10 +39,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import flash
-import kernels
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if __name__ == '__main__':
+    sys.path.insert(0, ROOT)
+
+import flash  # noqa: E402
+import kernels  # noqa: E402
+
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
 Tensor = torch.Tensor
 # They tell the host how many elements there are, or a number.
@@ -150,7 +156,7 @@ class Names(TorchFunctionMode):
         super().__init__()
         self.gpu, self.home, self.near = gpu, None, False
         self.handlers = {
-            Tensor.device.__get__: lambda x: CUDA if gpu.ledger.holds(x) else CPU,
+            Tensor.device.__get__: lambda x: CUDA if gpu.ledger.holds(x) else x.device,
             Tensor.is_cuda.__get__: gpu.ledger.holds,
             Tensor.is_cpu.__get__: lambda x: not gpu.ledger.holds(x),
             Tensor.get_device: lambda x: 0 if gpu.ledger.holds(x) else -1,
@@ -296,6 +302,8 @@ class SimulatedGPU:
             # checkpoints compare what is made again, also its device, which they ask for where our mode is off
             checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
             stack.enter_context(patch.dict(checks, default=lambda x: {'shape': x.shape, 'dtype': x.dtype}))
+            group = torch._C._group_tensors_by_device_and_dtype
+            stack.enter_context(patch.object(torch._C, '_group_tensors_by_device_and_dtype', by_their_place(group)))
             stack.enter_context(patch.object(dist, 'init_process_group', through_gloo(dist.init_process_group)))
             stack.enter_context(patch.object(dist.Work, 'wait', quietly(dist.Work.wait)))  # gloo copies results, NCCL does not
             stack.enter_context(patch.object(ThreadPoolExecutor, 'submit', self.submit_from(ThreadPoolExecutor.submit)))
@@ -391,7 +399,7 @@ class SimulatedGPU:
                 non_blocking = bool(args[2]) if len(args) > 2 else kwargs.get('non_blocking', False)
                 self.copied(name, args[1], there, non_blocking and (there or self.ledger.is_pinned(args[0])))
             return
-        absent = [x for x in tensors_in((args, kwargs)) if x.dim() and not holds(x)]
+        absent = [x for x in tensors_in((args, kwargs)) if (x.dim() or name in ('stack', 'cat')) and not holds(x)]
         if name in ('index', 'index_put', 'index_put_', '_index_put_impl_') and holds(args[0]):
             for index in args[1]:
                 if index is not None and index.dtype in (torch.bool, torch.uint8) and holds(index):
@@ -435,6 +443,13 @@ def through_gloo(init_process_group):
     def init(backend=None, *args, **kwargs):
         return init_process_group('gloo' if backend == 'nccl' else backend, *args, **kwargs)
     return init
+
+
+def by_their_place(group):
+    """What optimizers and norms sort tensors with, by the device that these say they lie on."""
+    def sort(lists, with_indices=False):
+        return {(groups[0][0].device, dtype): (groups, indices) for (_, dtype), (groups, indices) in group(lists, with_indices).items()}
+    return sort
 
 
 def quietly(function):
@@ -505,11 +520,11 @@ def capturing(gpu, graph, pool=None, stream=None, capture_error_mode='global'):
     finally:
         gpu.capture = None
         with aside():
+            for x, old in reversed(graph.undo):
+                x.copy_(old)
             for x in tensors_in([out for *_, out in graph.steps]):
                 if gpu.ledger.memory(x)._cdata not in before and x.is_floating_point():
                     x.fill_(torch.nan)
-            for x, old in reversed(graph.undo):
-                x.copy_(old)
         graph.undo = []
 
 
@@ -557,3 +572,18 @@ def cuda_functions(gpu):
         'graph_pool_handle': lambda: (0, 0), 'CUDAGraph': lambda keep_graph=False: CUDAGraph(gpu),
         'graph': lambda graph, **options: capturing(gpu, graph, **options)
     }
+
+
+def main(script, *arguments):
+    """Run a script of the repo, train_grpo.py --device=cuda ..., and say what was seen."""
+    sys.argv = [script, *arguments]
+    with SimulatedGPU() as gpu:
+        runpy.run_path(script, run_name='__main__')
+    for what, counter in vars(gpu.seen).items():
+        print(f'{what}: {sum(counter.values()):,}')
+        for name, n in counter.most_common(20 if what != 'launches' else 0):
+            print(f'  {n:5,} {name}')
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,20 +1,16 @@
 """
 Decode by arithmetic: bytes, operations and launches of a token on a GPU, against the least it could take.
 
-The real `Decoder.step` runs on the meta device, where tensors have shapes alone, and they say that they lie
-on a GPU. An operation is one launch that reads its inputs and writes its outputs once; so is a Triton kernel,
-unless TRAFFIC knows better. Nothing here has run on a GPU. Caches, which help, and tails are left out.
+The real `Decoder.step` runs on the meta device, where tensors have shapes alone. An operation, or a Triton
+kernel, is one launch that reads its inputs and writes its outputs once. Nothing here has run on a GPU.
 """
 import sys
-from collections import defaultdict
 from functools import partial
-from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 import kernels
 from model import GPT, GPTConfig
@@ -27,20 +23,9 @@ QWEN2 = {'n_layer': 24, 'n_head': 14, 'n_kv_head': 2, 'n_embd': 896, 'mlp_hidden
          'vocab_size': 151936}
 PARTS = {'attend': 'attention', 'draw': 'draw', 'write': 'head'}  # by the function that launches
 TRAFFIC = {}  # NAME of a kernels.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
-
-
-class Case(NamedTuple):
-    """P prompts of T tokens, G completions of each, with so many slots of their own."""
-    name: str
-    config: dict
-    P: int
-    G: int
-    T: int
-    slots: int
-
-
-CASES = [Case('SmolLM2-135M', SMOLLM2, 64, 8, 128, 64), Case('Qwen2.5-0.5B', QWEN2, 64, 8, 256, 192),
-         Case('Qwen2.5-0.5B', QWEN2, 4, 8, 256, 192)]
+# of (name, sizes, P prompts, G completions of each, T tokens of a prompt, slots that a completion has)
+CASES = [('SmolLM2-135M', SMOLLM2, 64, 8, 128, 64), ('Qwen2.5-0.5B', QWEN2, 64, 8, 256, 192),
+         ('Qwen2.5-0.5B', QWEN2, 4, 8, 256, 192)]
 
 
 def size(*tree):
@@ -64,18 +49,6 @@ def cost(name, args, out):
     if name.startswith(('copy', 'fill', 'full', 'zero', 'new_zero')):
         tensors = tensors[1:]
     return size(tensors, out), 0
-
-
-class SaysCuda(TorchFunctionMode):
-    """Tensors of the meta device say that they lie on a GPU, and what is made there is made on meta."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func == torch.Tensor.is_cuda.__get__ and args[0].is_meta:
-            return True
-        if func == torch.Tensor.device.__get__ and args[0].is_meta:
-            return torch.device('cuda')
-        args, kwargs = tree_map_only(torch.device, lambda _: torch.device('meta'), (args, kwargs or {}))
-        return func(*args, **kwargs)
 
 
 class Account(TorchDispatchMode):
@@ -106,33 +79,32 @@ class Account(TorchDispatchMode):
         kept = len(self.rows)
         out = getattr(kernels, f'{name}_torch')(*args, **kwargs)
         del self.rows[kept:]
-        known = TRAFFIC[name](*args, **kwargs) if name in TRAFFIC else (size(args, kwargs, out), 0)
-        self.launch(name, *known)
+        once = size(args, kwargs, out), 0
+        self.launch(name, *(TRAFFIC[name](*args, **kwargs) if name in TRAFFIC else once))
         return out
 
 
-def decode_step(case):
-    """(the rows of one step at temperature 1, seconds it takes at least, and what takes them, a text)."""
-    P, G, N, account = case.P, case.G, case.P * case.G, Account()
-    launchers = [name for name in vars(kernels) if name.endswith('_triton')]
-    counted = {name: partial(account.kernel, name.removesuffix('_triton')) for name in launchers}
-    with torch.device('meta'), SaysCuda(), torch.inference_mode(), patch.multiple(kernels, **counted):
-        model = GPT(GPTConfig(block_size=2048, norm='rmsnorm', position='rope', mlp='swiglu', bias=False,
-                              **case.config)).bfloat16()
-        c, lengths = model.config, torch.zeros(P, dtype=torch.long)
-        keys = torch.zeros(P, case.T, c.n_kv_head, c.head_dim, dtype=torch.bfloat16)
-        cache = GroupCache([(keys, keys)] * c.n_layer, lengths, G, case.slots, 64)
-        cache.go_to(case.slots - 1)
-        u, forbidden = torch.zeros(N, case.slots, dtype=torch.double), torch.zeros(c.vocab_size) > 0
+def decode_step(sizes, P, G, T, slots):
+    """The rows of a step at temperature 1, and seconds that weights, keys and values take at least."""
+    account, N = Account(), P * G
+    names = [name.removesuffix('_triton') for name in vars(kernels) if name.endswith('_triton')]
+    counted = {f'{name}_triton': partial(account.kernel, name) for name in names}
+    on_gpu = patch.object(torch.Tensor, 'is_cuda', True)
+    with torch.device('meta'), on_gpu, torch.inference_mode(), patch.multiple(kernels, **counted):
+        config = GPTConfig(2048, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **sizes)
+        model, lengths = GPT(config).bfloat16(), torch.zeros(P, dtype=torch.long)
+        keys = torch.zeros(P, T, config.n_kv_head, config.head_dim, dtype=torch.bfloat16)
+        cache = GroupCache([(keys, keys)] * config.n_layer, lengths, G, slots, 64)
+        cache.go_to(slots - 1)
+        u, forbidden = torch.zeros(N, slots, dtype=torch.double), torch.zeros(config.vocab_size) > 0
         decoder = Decoder(model, cache, lengths.repeat_interleave(G), u, (0,), (1.0, 0, 1.0, forbidden))
         model.frequencies(lengths.device)
         with account:
             decoder.step()
-    weights = sum(p.numel() for p in model.parameters())
-    kept = (N * case.slots + P * case.T) * 2 * c.n_layer * c.n_kv_head * c.head_dim
-    flops = 2 * N * (weights + 2 * (case.T + case.slots) * c.n_layer * c.n_head * c.head_dim)
-    what = f"{2 * weights / 1e6:,.0f} MB of weights, {2 * kept / 1e6:,.0f} MB of keys and values"
-    return account.rows, max(2 * (weights + kept) / SPEED, flops / PEAK), what
+    weights, per_head = sum(p.numel() for p in model.parameters()), config.n_layer * config.head_dim
+    kept = (N * slots + P * T) * 2 * config.n_kv_head * per_head
+    flops = 2 * N * (weights + 2 * (T + slots) * config.n_head * per_head)
+    return account.rows, max(2 * (weights + kept) / SPEED, flops / PEAK)
 
 
 def seconds(rows):
@@ -144,15 +116,12 @@ def seconds(rows):
 def roof():
     """Print the CASES as tables in Markdown."""
     print("a token on one H100, by arithmetic (not yet run on a GPU); in brackets: times the floor")
-    for case in CASES:
-        rows, least, what = decode_step(case)
-        parts = defaultdict(list)
-        for row in rows:
-            parts[row[0]].append(row)
-        print(f"\n{case.name}, B = {case.P * case.G}, prompts of {case.T}, {case.slots} own slots; "
-              f"floor {1e3 * least:.2f} ms: {what}\n\n"
-              "| part | launches | MB | GFLOP | ms, graph | ms, eager |\n|---|---|---|---|---|---|")
-        for part, its in [*sorted(parts.items()), ('all', rows)]:
-            mb, gflop = sum(row[2] for row in its) / 1e6, sum(row[3] for row in its) / 1e9
-            cells = [f'{1e3 * s:.2f} ({s / least:.1f})' for s in seconds(its)]
-            print(f"| {part} | {len(its):,} | {mb:,.0f} | {gflop:,.0f} | {' | '.join(cells)} |")
+    for name, sizes, P, G, T, slots in CASES:
+        rows, floor = decode_step(sizes, P, G, T, slots)
+        print(f"\n{name}, B = {P * G}, prompts of {T}, {slots} own slots; floor {1e3 * floor:.2f} ms\n\n"
+              f"| part | launches | MB | GFLOP | ms, graph | ms, eager |\n{'|---' * 6}|")
+        for part in [*sorted({row[0] for row in rows}), 'all']:
+            its = [row for row in rows if part in (row[0], 'all')]
+            MB, GFLOP = sum(row[2] for row in its) / 1e6, sum(row[3] for row in its) / 1e9
+            cells = [f'{1e3 * s:.2f} ({s / floor:.1f})' for s in seconds(its)]
+            print(f"| {part} | {len(its):,} | {MB:,.0f} | {GFLOP:,.0f} | {' | '.join(cells)} |")
