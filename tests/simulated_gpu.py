@@ -29,6 +29,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -89,7 +90,7 @@ def line_of_the_repo():
     frame = sys._getframe(1)
     while frame:
         path = frame.f_code.co_filename
-        if path.startswith(ROOT) and path != __file__:
+        if path.startswith(ROOT) and path != __file__ and 'site-packages' not in path:
             return f'{os.path.relpath(path, ROOT)}:{frame.f_lineno}'
         frame = frame.f_back
     return 'outside'
@@ -149,12 +150,17 @@ class Sent(torch.autograd.Function):
         return Sent.apply(grad, ctx.gpu, not ctx.there), None, None
 
 
+class Call(threading.local):
+    """The function that a thread is in: the place that it names for what it makes, or None, and whether one of its tensors is the GPU's."""
+    home, near = None, False
+
+
 class Names(TorchFunctionMode):
     """What asks for a tensor's place, sends it or reads it, and what is made on a device."""
 
     def __init__(self, gpu):
         super().__init__()
-        self.gpu, self.home, self.near = gpu, None, False
+        self.gpu, self.now = gpu, Call()
         self.handlers = {
             Tensor.device.__get__: lambda x: CUDA if gpu.ledger.holds(x) else x.device,
             Tensor.is_cuda.__get__: gpu.ledger.holds,
@@ -173,6 +179,8 @@ class Names(TorchFunctionMode):
             Tensor.backward: self.backward,
             torch.tensor: self.tensor,
             torch.as_tensor: self.tensor,
+            torch.where: partial(self.where, torch.where),
+            Tensor.where: partial(self.where, Tensor.where),
             F.scaled_dot_product_attention: self.attention,
         }
 
@@ -184,16 +192,16 @@ class Names(TorchFunctionMode):
 
     def call(self, func, *args, **kwargs):
         """What the function makes lies on the device it names or, temporaries as well, on the GPU if one of its tensors does."""
-        before = self.home, self.near
-        home = kwargs.get('device')
-        self.home = None if home is None else torch.device(home).type == 'cuda'
-        self.near = any(map(self.gpu.ledger.holds, tensors_in((args, kwargs))))
-        if self.home:
+        now, home = self.now, kwargs.get('device')
+        before = now.home, now.near
+        now.home = None if home is None else torch.device(home).type == 'cuda'
+        now.near = any(map(self.gpu.ledger.holds, tensors_in((args, kwargs))))
+        if now.home:
             kwargs = kwargs | {'device': CPU}
         try:
             return func(*args, **kwargs)
         finally:
-            self.home, self.near = before
+            now.home, now.near = before
 
     def send(self, x, there, non_blocking=False):
         here = self.gpu.ledger.holds(x)
@@ -236,11 +244,11 @@ class Names(TorchFunctionMode):
     def engine(self, run):
         """torch.autograd.backward or grad: what the engine makes itself lies where the loss does."""
         def run_near_the_loss(tensors, *args, **kwargs):
-            before, self.near = self.near, any(map(self.gpu.ledger.holds, tensors_in(tensors)))
+            before, self.now.near = self.now.near, any(map(self.gpu.ledger.holds, tensors_in(tensors)))
             try:
                 return run(tensors, *args, **kwargs)
             finally:
-                self.near = before
+                self.now.near = before
         return run_near_the_loss
 
     def tensor(self, data, dtype=None, device=None, **options):
@@ -254,6 +262,15 @@ class Names(TorchFunctionMode):
             self.gpu.copied('tensor', made, True, False)
             self.gpu.ledger.place(made)
         return made
+
+    def where(self, func, *args, **kwargs):
+        """A number may be the CPU's, but as a tensor it is sent."""
+        tensors = tensors_in((args, kwargs))
+        if any(map(self.gpu.ledger.holds, tensors)):
+            for x in tensors:
+                if x.dim() == 0 and not self.gpu.ledger.holds(x):
+                    self.gpu.copied('where', x, True, False)
+        return self.call(func, *args, **kwargs)
 
     def attention(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, enable_gqa=False, **options):
         if self.gpu.ledger.holds(q):
@@ -294,6 +311,7 @@ class SimulatedGPU:
     def __enter__(self):
         with ExitStack() as stack:
             stack.enter_context(patch.multiple(torch.cuda, **cuda_functions(self)))
+            stack.enter_context(patch.object(torch.accelerator, 'current_stream', lambda device=None: Stream(self)))
             stack.enter_context(patch.object(torch, 'compile', lambda f=None, **options: f or (lambda g: g)))
             # torch.autograd.grad would call our mode, which is off while it answers
             stack.enter_context(patch.object(torch.autograd, 'has_torch_function', lambda tensors: False))
@@ -365,9 +383,11 @@ class SimulatedGPU:
         """Run it. Returns its results, which lie where they should."""
         holds, inputs = self.ledger.holds, tensors_in((args, kwargs))
         held = [x for x in inputs if holds(x)]
-        there = bool(held) if inputs else self.names.near
-        if self.names.home is not None and (not inputs or name.startswith('new_') or name.endswith('_like')):
-            there = self.names.home
+        now, there = self.names.now, bool(held)
+        if not inputs or name.startswith('new_') or name.endswith('_like'):
+            there = (there or now.near) if now.home is None else now.home
+        if there and any(isinstance(x, torch.Generator) for x in [*args, *kwargs.values()]):
+            raise TwoDevices(f'{name}: a generator of random numbers of the CPU, in {line_of_the_repo()}')
         if func.namespace in ('c10d', '_c10d_functional') and name not in ('barrier', 'wait_tensor'):
             if len(held) < len(inputs):
                 raise TwoDevices(f'{name}: a tensor of the CPU in a collective of GPUs, in {line_of_the_repo()}')
