@@ -433,6 +433,13 @@ def test_a_step(gpu, name):
         check_equal(metrics, step('cpu', **settings)())
 
 
+def test_a_number_more_in_a_step_is_found(gpu, monkeypatch):
+    right = grpo.compute_advantages
+    monkeypatch.setattr(grpo, 'compute_advantages', lambda rewards, *more: right(rewards, *more) * (1 + 0 * rewards.max().item()))
+    with pytest.raises(AssertionError, match='_local_scalar_dense tests/test_gpu_path.py'):
+        test_a_step(gpu, 'completion')
+
+
 def test_no_more_layers_attend_by_matrices_of_all_scores(gpu):
     """In 16 bits: what a GPU would compute with every score in memory, in policy and reference, two layers each."""
     take = step('cuda', dtype=torch.bfloat16)
@@ -619,8 +626,12 @@ def test_the_arithmetic_counts_the_launches_of_the_simulated_gpu(monkeypatch):
             counts.append(total(seen.launches))
 
         monkeypatch.setattr(Decoder, 'step', counted)
-        sampled(gpu, 3, torch.bfloat16, compile=True, eos_id=0, forbidden=torch.zeros(V, dtype=torch.bool, device='cuda'))
-    assert counts[0] == len(rows)  # the step that warms up
+        options = {'compile': True, 'eos_id': 0, 'forbidden': torch.zeros(V, dtype=torch.bool, device='cuda')}
+        sampled(gpu, 2, torch.bfloat16, **options)  # its one step warms up
+        write = Decoder.write
+        monkeypatch.setattr(Decoder, 'write', lambda decoder, hidden: write(decoder, hidden + 1))
+        sampled(gpu, 2, torch.bfloat16, **options)
+    assert counts == [len(rows), len(rows) + 1]
 
 
 # -----------------------------------------------------------------------------
@@ -650,15 +661,21 @@ RUNS = {
 }
 
 
-def run(folder, *arguments, simulated=True, launcher=(sys.executable,)):
-    """The lines of metrics.jsonl of a run, on the simulated GPU or on the CPU."""
+def python(folder, script, *arguments, simulated=True, launcher=(sys.executable,)):
+    """What a script of the repo prints, run in a folder on the simulated GPU or on the CPU."""
+    gpu = [os.path.join(ROOT, 'tests', 'simulated_gpu.py')] if simulated else []
+    command = [*launcher, *gpu, os.path.join(ROOT, script), *arguments, f"--device={'cuda' if simulated else 'cpu'}"]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def run(folder, *arguments, **how):
+    """The lines of metrics.jsonl of a run."""
     folder.mkdir()
     sums = [{'prompt': f'{a}+{b}=', 'answer': str(a + b)} for a in range(5) for b in range(4)]
     (folder / 'sums.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in sums))
-    gpu = [os.path.join(ROOT, 'tests', 'simulated_gpu.py')] if simulated else []
-    command = [*launcher, *gpu, os.path.join(ROOT, 'train_grpo.py'), *arguments, f"--device={'cuda' if simulated else 'cpu'}"]
-    done = subprocess.run(command, cwd=folder, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    python(folder, 'train_grpo.py', *arguments, **how)
     with open(folder / 'out-grpo' / 'metrics.jsonl') as file:
         return [json.loads(line) for line in file]
 
@@ -677,6 +694,14 @@ def test_a_whole_run(tmp_path, name):
         for key in wanted.keys() - {'tokens_per_s'}:
             if not key.startswith('time_'):
                 assert line[key] == pytest.approx(wanted[key], abs=1e-3, rel=1e-3), key
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_talked_to_and_gone_on_with(tmp_path):
+    run(tmp_path / 'run', *SUMS, '--precision=fp16')
+    said = python(tmp_path / 'run', 'sample.py', '--checkpoint=out-grpo/ckpt.pt', '--prompt=1+2=', '--max_new_tokens=3', '--num_samples=2')
+    assert 'syncs: ' in said
+    python(tmp_path / 'run', 'train_grpo.py', *SUMS, '--precision=fp16', '--max_iters=3', '--init_from=resume')
 
 
 @pytest.mark.slow
