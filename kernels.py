@@ -582,8 +582,8 @@ def by_part(own, *tensors):
 
 def spans(queries, keys, device, causal=False):
     """
-    What flash attention takes of N packed sequences of so many queries and keys (N,), on the CPU: queries see
-    all keys of their sequence or, causal, those up to their own.
+    N packed sequences of so many queries and keys (N,), on the CPU, as flash attention takes them. Queries
+    see all keys of their sequence or, causal, those up to their own.
     """
     ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in (queries, keys)]
     return *ends, int(queries.max()), int(keys.max()), 0.0, causal
@@ -596,12 +596,12 @@ def takes_flash(x):
 
 
 def attend_forward(q, k, v, part):
-    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), its normalisers (H, n); part: see spans."""
+    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n). part: see spans."""
     return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
 
 
 def attend_backward(grad, q, k, v, y, lse, part):
-    """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
+    """The gradients of q, k and v; y and lse may be the merged ones."""
     no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
     return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse, *part, *no_dropout)
 
@@ -611,11 +611,11 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, parts, q, *keys_values):
-        """parts: the spans of each list; keys_values: its k and its v (m, H_kv, d)."""
+        """keys_values: of each of parts, which are spans, k and v (m, H_kv, d)."""
         y, lse = attend_forward(q, *keys_values[:2], parts[0])
         for part, *keys in zip(parts[1:], keys_values[2::2], keys_values[3::2], strict=True):
             more, more_lse = attend_forward(q, *keys, part)
-            share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
+            share = (more_lse - lse).sigmoid().T[..., None]  # (n, H, 1)
             y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
         ctx.parts = parts
@@ -632,10 +632,7 @@ class PackedAttention(torch.autograd.Function):
 
 
 def joined_attention(q, k, v, prompt_k, prompt_v, bias, rows):
-    """
-    GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: of the packed tokens,
-    (P, G, R).
-    """
+    """GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: (P, G, R)."""
     R, T, H_kv = rows.shape[2], *prompt_k.shape[1:3]
     q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
     scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)

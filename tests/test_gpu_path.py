@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import grpo
 import kernels
-from compile_kernels import KERNELS, LAUNCHES, QUICK
+from compile_kernels import KERNELS, LAUNCHES, PLANTED, QUICK
 from formats.tokenizer import CharTokenizer
 from grpo import Settings, grpo_training_step
 from judge import Judge, LagrangeMultiplier, ScoreModel
@@ -55,9 +55,6 @@ def total(counter):
 # -----------------------------------------------------------------------------
 # kernels, compiled
 
-KNOWN_SPILLS = {('stats, 152001, all', 90): 8}  # rows of odd length, in 16 bits
-
-
 def compile_for(sm, names):
     environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     command = [sys.executable, os.path.join(ROOT, 'tests', 'compile_kernels.py'), str(sm), *names]
@@ -76,29 +73,29 @@ def check_compiled(sm, results):
     for name, made in results.items():
         for kernel in made:
             where = f'{name} on sm_{sm}: {kernel}'
-            assert kernel['registers'] <= 128 and kernel['spilled'] <= KNOWN_SPILLS.get((name, sm), 0), where
-            if '49152' in name or '151936' in name:
-                assert kernel['loads'].get('16') and narrow(kernel['loads']) < 32, where
+            assert kernel['registers'] <= 128 and not kernel['spilled'], where
+            if name != 'stats, 99, 8 tokens':  # a row is shorter than its threads' vectors
+                assert kernel['loads'].get('16') and narrow(kernel['loads']) < 48, where
 
 
 @NEEDS_TRITON
 def test_kernels_compile_for_an_H100():
-    """Some launches; those of odd rows (GPT-2's 50257 tokens) read number by number. A block that is far too large is found to spill."""
+    """
+    Some launches, GPT-2's 50257 tokens among them. Found are a block that is far too large, which spills, and rows of 50257 side by side,
+    which are read number by number.
+    """
     results = compile_for(90, QUICK)
-    [planted] = results.pop('too large a block')
-    with pytest.raises(AssertionError):
-        check_compiled(90, {'planted': [planted]})
+    for name in PLANTED:
+        with pytest.raises(AssertionError):
+            check_compiled(90, {name: results.pop(name)})
     check_compiled(90, results)
-    [odd] = results['stats, 50257']
-    with pytest.raises(AssertionError):
-        check_compiled(90, {'49152': [odd]})
 
 
 @NEEDS_TRITON
 @pytest.mark.slow
 @pytest.mark.parametrize('sm', [80, 90])
 def test_every_launch_of_every_kernel_compiles(sm):
-    results = compile_for(sm, [name for name in LAUNCHES if name != 'too large a block'])
+    results = compile_for(sm, [name for name in LAUNCHES if name not in PLANTED])
     assert {kernel['kernel'] for made in results.values() for kernel in made} == set(KERNELS)
     check_compiled(sm, results)
 

@@ -145,7 +145,7 @@ def llamas(sizes):
     folder = tempfile.TemporaryDirectory()
     model.save_pretrained(folder.name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder.name, dtype=torch.float32).eval()
-    theirs.folder = folder  # kept, because vLLM reads it, too
+    theirs.folder = folder  # vLLM reads it again
     return model, theirs
 
 
@@ -269,7 +269,7 @@ def same_step(policy, trainer, batch, examples, cfg):
 
 
 def step_ways(case, **options):
-    """Our whole step and TRL's (its options), weights and prompts the same; what the gate saw; our tokens."""
+    """Our whole step and TRL's on the same weights and prompts; what the gate saw; our steps' tokens."""
     P, G, R = case.P, case.G, case.R
     ours, theirs = case.models()
     prompts = torch.randint(2, ours.config.vocab_size, (P, case.T)).tolist()
@@ -331,8 +331,8 @@ def step_case(case, **options):
 
 
 def print_peaks(ways, device):
-    peaks = [f"{name} {peak_memory(way, device) / 2 ** 20:,.0f} MB" for name, way in ways.items()]
-    tell(f"  peak above the weights: {', '.join(peaks)}")
+    peaks = [f", {name} {peak_memory(way, device) / 2 ** 20:,.0f} MB" for name, way in ways.items()]
+    tell("  peak above the weights" + ''.join(peaks))
 
 
 # -----------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def correct(device):
     subprocess.run([sys.executable, '-m', 'pytest', '-q', '-n0', *tests], check=True, cwd=ROOT)
 
 
-def head(device, sizes=((16384, 768, 50257), (16384, 896, 151936), (4096, 4096, 128256))):
+def head(device, sizes=((16384, 768, 50257), (16384, 896, 151936))):
     """time and memory of the head's log-probs and their gradients, against torch's"""
     for N, D, V in sizes:
         x, w = (torch.randn(n, D, device=device, dtype=torch.bfloat16, requires_grad=True) for n in (N, V))
