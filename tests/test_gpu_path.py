@@ -391,18 +391,18 @@ def step(device, make=of_completion, dtype=torch.float32, options=None, shard=Fa
 
 # How often the host waits in one step, in all.
 STEPS = {
-    'completion': (40, {}),
-    'completion, k3': (42, {'kl_estimator': 'k3'}),
-    'bf16': (40, {'dtype': torch.bfloat16}),
-    'fp16': (41, {'dtype': torch.float16}),
-    'top_k and top_p': (40, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
-    'LoRA on int8': (39, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
-    'gae': (39, {'options': {'gae': True}, 'advantage': 'gae'}),
-    'fill_in': (38, {'make': of_fill_in}),
-    'fill_in, 2 steps': (44, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
-    'alignment': (56, {'make': of_alignment}),
-    'nla': (55, {'make': of_nla, 'kl_estimator': 'k3'}),
-    'evolution strategies': (87, {'kl_beta': 0.0, 'es_pairs': 2}),
+    'completion': (38, {}),
+    'completion, k3': (38, {'kl_estimator': 'k3'}),
+    'bf16': (38, {'dtype': torch.bfloat16}),
+    'fp16': (39, {'dtype': torch.float16}),
+    'top_k and top_p': (38, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
+    'LoRA on int8': (38, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
+    'gae': (37, {'options': {'gae': True}, 'advantage': 'gae'}),
+    'fill_in': (31, {'make': of_fill_in}),
+    'fill_in, 2 steps': (32, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
+    'alignment': (52, {'make': of_alignment}),
+    'nla': (50, {'make': of_nla, 'kl_estimator': 'k3'}),
+    'evolution strategies': (86, {'kl_beta': 0.0, 'es_pairs': 2}),
 }
 
 
@@ -437,16 +437,16 @@ def test_a_number_more_in_a_step_is_found(gpu, monkeypatch):
         test_a_step(gpu, 'completion')
 
 
-def test_no_more_layers_attend_by_matrices_of_all_scores(gpu):
-    """In 16 bits: what a GPU would compute with every score in memory, in policy and reference, two layers each."""
+def test_no_layer_attends_by_a_matrix_of_all_scores(gpu):
+    """In 16 bits policy and reference go through flash attention of packed sequences: nothing is left to torch's choice."""
     take = step('cuda', dtype=torch.bfloat16)
     with gpu.watch() as seen:
         take()
-    assert sum(n for found, n in seen.attention.items() if found.startswith('math')) <= 4, seen.attention
+    assert not seen.attention and seen.launches['_flash_attention_backward']
 
 
-@pytest.mark.parametrize('name, held', [('completion', 0), ('completion, k3', 2), ('fill_in', 2), ('gae', 0)])
-def test_a_micro_batch_does_not_wait(gpu, name, held):
+@pytest.mark.parametrize('name', ['completion', 'completion, k3', 'fill_in', 'gae'])
+def test_a_micro_batch_does_not_wait(gpu, name):
     """How much oftener the host waits where a step is cut into three: in policy, reference and value head, for each."""
     syncs = []
     for size in (3, 1):
@@ -455,7 +455,7 @@ def test_a_micro_batch_does_not_wait(gpu, name, held):
             take()
         syncs.append(seen.syncs)
     whole, cut = syncs
-    assert total(cut) - total(whole) <= 2 * held, cut - whole
+    assert total(cut) <= total(whole), cut - whole
 
 
 def test_a_mask_in_the_loss_is_found(gpu, monkeypatch):
@@ -468,7 +468,7 @@ def test_a_mask_in_the_loss_is_found(gpu, monkeypatch):
 
     monkeypatch.setattr(grpo, 'policy_term', picked)
     with pytest.raises(AssertionError, match='index by a mask grpo.py|index by a mask tests'):
-        test_a_micro_batch_does_not_wait(gpu, 'completion', 0)
+        test_a_micro_batch_does_not_wait(gpu, 'completion')
 
 
 @pytest.fixture
