@@ -123,7 +123,7 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allo
 if triton is not None:
 
     @triton.jit
-    def load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE: tl.constexpr):
+    def load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE: tl.constexpr):
         # what lies behind V is read, so that loads are vectors, and not used
         x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
         inside = real & (column < V)
@@ -132,12 +132,12 @@ if triton is not None:
             banned = tl.load(forbidden + column, mask=column < V, other=1)
             x = tl.where(banned != 0, -float('inf'), x)
         if allowed is not None:
-            bits = tl.load(allowed + row * BYTES + column // 8, mask=inside, other=0)
+            bits = tl.load(allowed + row * tl.cdiv(V, 8) + column // 8, mask=inside, other=0)
             x = tl.where((bits.to(tl.int32) >> (column % 8)) & 1 != 0, x, -float('inf'))
         return x
 
     @triton.jit
-    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE, BYTES,
+    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE,
                      K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
@@ -147,14 +147,14 @@ if triton is not None:
         m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
+            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
             new = tl.maximum(m, tl.max(x, axis=1)[:, None])
             e = tl.exp(x - new)
             y = tl.where(e > 0, x - new, 0.0)
             old = tl.exp(m - new)
             shift = tl.where(s > 0, m - new, 0.0)
             if z_ref is not None:
-                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
+                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
                 y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
@@ -170,7 +170,7 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, BYTES, SCALE)
+            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, SCALE)
             tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
         if z_ref is not None:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
@@ -178,7 +178,7 @@ if triton is not None:
 
     @triton.jit
     def grads_kernel(z, z_ref, ids, forbidden, allowed, dz, DZ_STRIDE, entropy, lse, kl, lse_ref, of_logps,
-                     of_entropy, of_kl, N, V, STRIDE, BYTES, K: tl.constexpr, SCALE: tl.constexpr,
+                     of_entropy, of_kl, N, V, STRIDE, K: tl.constexpr, SCALE: tl.constexpr,
                      ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
@@ -196,12 +196,12 @@ if triton is not None:
             live = live | (kappa != 0)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE) - n  # log p
+            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
             if z_ref is not None:
-                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, BYTES, SCALE) - n_ref
+                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n_ref
                 factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
             g = p * factor
             for k in tl.static_range(K):
@@ -225,11 +225,11 @@ def on_device(kernel, grid, x, *arguments, **options):
 
 
 def launch(kernel, z, z_ref, ids, scale, masks, *tensors):
-    (N, V), stride, (_, allowed) = z.shape, z.stride(0), masks
-    row_bytes = 0 if allowed is None else allowed.stride(0)
+    N, V = z.shape
+    masks = [None if mask is None else mask.contiguous() for mask in masks]
     rows, block, warps = tile(V, 8192)
     if N:
-        on_device(kernel, (triton.cdiv(N, rows),), z, z_ref, ids, *masks, *tensors, N, V, stride, row_bytes,
+        on_device(kernel, (triton.cdiv(N, rows),), z, z_ref, ids, *masks, *tensors, N, V, z.stride(0),
                   K=ids.shape[1], SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
 
 
@@ -460,7 +460,7 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
                            ref_hidden, ref_weight, torch.is_grad_enabled())
 
 
-def unit_logps(hidden, weight, ids, mask, counts, temperature=1.0, forbidden=None, allowed=None):
+def unit_logps(hidden, weight, ids, mask, counts, temperature, forbidden, allowed):
     """
     Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
     fused_loss.
@@ -593,8 +593,8 @@ def by_part(own, *tensors):
 
 def spans(queries, keys, device, causal=False):
     """
-    What flash attention takes of N packed sequences of so many queries and keys (N,), on the CPU: queries see
-    all keys of their sequence or, causal, those up to their own.
+    N packed sequences of so many queries and keys (N,), on the CPU, as flash attention takes them. Queries
+    see all keys of their sequence or, causal, those up to their own.
     """
     ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in (queries, keys)]
     return *ends, int(queries.max()), int(keys.max()), 0.0, causal
@@ -602,18 +602,17 @@ def spans(queries, keys, device, causal=False):
 
 def takes_flash(x):
     """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
-    if not x.is_cuda or x.dtype.itemsize != 2 or x.shape[-1] % 8 or x.shape[-1] > 256:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= (8, 0)
+    fits = x.is_cuda and x.dtype.itemsize == 2 and x.shape[-1] in range(8, 257, 8)
+    return fits and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def attend_forward(q, k, v, part):
-    """Attention (n, H, d) of q (n, H, d) to k, v (m, H_kv, d), its normalisers (H, n); part: see spans."""
+    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n). part: see spans."""
     return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
 
 
 def attend_backward(grad, q, k, v, y, lse, part):
-    """The gradients of q, k and v, given the attention y and its normalisers lse, or merged ones."""
+    """The gradients of q, k and v; y and lse may be the merged ones."""
     no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
     return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse, *part, *no_dropout)
 
@@ -623,11 +622,11 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, parts, q, *keys_values):
-        """parts: the spans of each list; keys_values: its k and its v (m, H_kv, d)."""
+        """keys_values: of each of parts, which are spans, k and v (m, H_kv, d)."""
         y, lse = attend_forward(q, *keys_values[:2], parts[0])
         for part, *keys in zip(parts[1:], keys_values[2::2], keys_values[3::2], strict=True):
             more, more_lse = attend_forward(q, *keys, part)
-            share = (more_lse - lse).sigmoid().T[..., None]                    # (n, H, 1)
+            share = (more_lse - lse).sigmoid().T[..., None]  # (n, H, 1)
             y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
             lse = torch.logaddexp(lse, more_lse)
         ctx.parts = parts
@@ -637,18 +636,14 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, y, lse, *keys_values = ctx.saved_tensors
-        of_q, of_keys = [], []
-        for part, *keys in zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True):
-            first, *others = attend_backward(grad, q, *keys, y, lse, part)
-            of_q, of_keys = [*of_q, first], [*of_keys, *others]
-        return None, functools.reduce(torch.add, of_q), *of_keys
+        pairs = zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True)
+        grads = [attend_backward(grad, q, k, v, y, lse, part) for part, k, v in pairs]
+        grad_q = functools.reduce(torch.add, [of_q for of_q, _, _ in grads])
+        return None, grad_q, *(x for _, *of_keys in grads for x in of_keys)
 
 
 def joined_attention(q, k, v, prompt_k, prompt_v, bias, rows):
-    """
-    GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: of the packed tokens,
-    (P, G, R).
-    """
+    """GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: (P, G, R)."""
     R, T, H_kv = rows.shape[2], *prompt_k.shape[1:3]
     q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
     scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)
@@ -918,7 +913,7 @@ def draw_rows_triton(logits, u, rows, at, tokens, logps, allowed, running, ends,
         kept = allowed[rows, at] = pack(choices(scaled(logits, scale, forbidden, None), *cuts))
     n_rows, block, warps = tile(V, 4096)
     on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, kept, running, ends,
-              forbidden, B, V, logits.stride(0), u.shape[1], -(-V // 8), SCALE=scale, GREEDY=temperature == 0,
+              forbidden, B, V, logits.stride(0), u.shape[1], SCALE=scale, GREEDY=temperature == 0,
               ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block, num_warps=warps)
 
 
@@ -932,7 +927,7 @@ def draw_rows(logits, *arguments):
 
 
 @jit
-def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B, V, STRIDE, R, BYTES,
+def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B, V, STRIDE, R,
                 SCALE: tl.constexpr, GREEDY: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr,
                 BLOCK: tl.constexpr):
     index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -941,7 +936,7 @@ def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B
     largest, total = zero - 1e30, zero
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
-        x = load(z, index, column, real, forbidden, kept, V, STRIDE, BYTES, SCALE)
+        x = load(z, index, column, real, forbidden, kept, V, STRIDE, SCALE)
         new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
         largest = new
@@ -950,7 +945,7 @@ def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B
     found, last = zero.to(tl.int32) - 1, zero.to(tl.int32)
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
-        x = load(z, index, column, real & (found < 0), forbidden, kept, V, STRIDE, BYTES, SCALE)
+        x = load(z, index, column, real & (found < 0), forbidden, kept, V, STRIDE, SCALE)
         mass = tl.exp(x - largest)
         passed = x == largest if GREEDY else tl.cumsum(mass, axis=1) > (goal - before).to(tl.float32)
         token = tl.min(tl.where(passed & (mass > 0), column, V), axis=1)[:, None]
@@ -958,7 +953,7 @@ def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B
         last = tl.maximum(last, tl.max(tl.where(mass > 0, column, 0), axis=1)[:, None])
         before += tl.sum(mass, axis=1)[:, None]
     token = tl.where(found < 0, last, found)
-    x = load(z, index, token, real, forbidden, kept, V, STRIDE, BYTES, SCALE)
+    x = load(z, index, token, real, forbidden, kept, V, STRIDE, SCALE)
     tl.store(tokens + place, token.to(tl.int64), mask=real)
     tl.store(logps + place, x - largest - tl.log(total), mask=real)
     for end in tl.static_range(ENDS):

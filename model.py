@@ -305,7 +305,7 @@ class GPT(nn.Module):
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
             there = lengths.to(tokens.device, non_blocking=True)
-            mask = (positions < there[:, None])[:, None, None, :]              # (N, 1, 1, T)
+            mask = (positions < there[:, None])[:, None, None, :]  # (N, 1, 1, T)
         parts = functools.cache(lambda: [spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):
@@ -355,10 +355,10 @@ class GPT(nn.Module):
         """For a CPU: completions of like length together, see GroupAttention; and for fp32 on a GPU."""
         keys, bias = wide(prefix[0][0]), None
         rows, *layouts = group_rows(lengths, R, keys.device)
-        absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]        # (P, T)
+        absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]  # (P, T)
         if absent.any():
             bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)
-            bias = bias[:, None, None].to(keys.device, non_blocking=True)      # (P, 1, 1, T)
+            bias = bias[:, None, None].to(keys.device, non_blocking=True)  # (P, 1, 1, T)
         attention = GroupAttention.apply
         if keys.is_cuda:
             attention, layouts = joined_attention, [rows]

@@ -77,7 +77,7 @@ class Int8Matmul(torch.autograd.Function):
         ctx.save_for_backward(weight, scale)
         bias = None if bias is None else bias.to(x.dtype)
         # some rows at a time, whose copies stay in a cache: several times faster for few x
-        n, y = max(1, 2 ** (23 if x.is_cuda else 20) // weight.shape[1]), []
+        n, y = max(1, 2 ** 21 // weight.shape[1]), []
         for start in range(0, len(weight), n):
             rows = slice(start, start + n)
             y.append(F.linear(x, dequantise(weight[rows], scale[rows], x.dtype), pick_rows(bias, rows)))

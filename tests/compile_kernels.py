@@ -42,14 +42,28 @@ def banned(V):
     return t(torch.bool, V)
 
 
-def stats(dtype, V, K=1, forbidden=True, reference=True):
-    z = t(dtype, N, V)
-    kernels.row_stats_triton(z, ids(K), 1.25, banned(V) if forbidden else None, z if reference else None)
+def room(dtype, V):
+    """Logits as kernels.new_logits keeps them on a GPU."""
+    return t(dtype, N, V + -V % 16)[:, :V]
 
 
-def grads(dtype, dz, V, K=1, forbidden=True, reference=True):
-    z, forbidden = t(dtype, N, V), banned(V) if forbidden else None
-    kernels.row_grads_triton(z, t(dz, N, V), ids(K), 1.25, forbidden, columns(4), columns(3, K), z if reference else None)
+def bits(V):
+    return t(torch.uint8, N, -(-V // 8))
+
+
+def stats(dtype, V, K=1, forbidden=True, reference=True, allowed=False, room=room):
+    z = room(dtype, V)
+    kernels.row_stats_triton(z, ids(K), 1.25, banned(V) if forbidden else None, z if reference else None, bits(V) if allowed else None)
+
+
+def grads(dtype, dz, V, K=1, forbidden=True, reference=True, allowed=False):
+    z, masks = room(dtype, V), (banned(V) if forbidden else None, bits(V) if allowed else None)
+    kernels.row_grads_triton(z, room(dz, V), ids(K), 1.25, masks[0], columns(4), columns(3, K), z if reference else None, masks[1])
+
+
+def rows_side_by_side(dtype, V):
+    """What the tests must find wrong where 16 does not divide V: rows that start anywhere."""
+    return t(dtype, N, V)
 
 
 def norm_and_swiglu(dtype, D, more=True):
@@ -75,7 +89,7 @@ def draw(dtype, V, temperature=0.8, ends=2):
 def too_large_a_block():
     """What the tests must find wrong: far more columns than registers."""
     launch = kernels.stats_kernel[(N,)]
-    launch(t(FP32, N, 49152), None, ids(), None, *columns(5), N, 49152, K=1, SCALE=1.0, ROWS=1, BLOCK=32768, num_warps=2)
+    launch(t(FP32, N, 49152), None, ids(), None, None, *columns(5), N, 49152, 49152, K=1, SCALE=1.0, ROWS=1, BLOCK=32768, num_warps=2)
 
 
 # A kernel gets a line for each way in which it is launched: name, function. Quick tests take those of QUICK, slow ones all.
@@ -87,12 +101,14 @@ LAUNCHES = {
     'stats, 50257': partial(stats, FP32, 50257),
     'stats, 152001, all': partial(stats, BF16, 152001),
     'stats, 99, 8 tokens': partial(stats, FP32, 99, K=8),
+    'stats, 152001, top-p': partial(stats, BF16, 152001, reference=False, allowed=True),
+    'grads, 152001, top-p': partial(grads, BF16, BF16, 152001, reference=False, allowed=True),
+    'rows side by side': partial(stats, FP32, 50257, room=rows_side_by_side),
     'grads, 49152': partial(grads, FP32, BF16, 49152, forbidden=False, reference=False),
     'grads, 49152, all': partial(grads, FP32, BF16, 49152),
     'grads, 151936, all': partial(grads, BF16, BF16, 151936),
     'grads, 151936, fp16, 8 tokens': partial(grads, FP16, FP16, 151936, K=8),
     'grads, 50257': partial(grads, FP32, BF16, 50257),
-<<<<<<< HEAD
     'norm, SwiGLU, 576': partial(norm_and_swiglu, BF16, 576),
     'norm, SwiGLU, 896 alone': partial(norm_and_swiglu, BF16, 896, more=False),
     'norm, SwiGLU, 4096, fp32': partial(norm_and_swiglu, FP32, 4096),
@@ -106,15 +122,11 @@ LAUNCHES = {
     'draw, 49152': partial(draw, FP32, 49152),
     'draw, 151936, greedy': partial(draw, BF16, 151936, 0.0, ends=0),
     'draw, 50257': partial(draw, FP32, 50257),
-    'too large a block': too_large_a_block,
-}
-QUICK = ['stats, 151936, all', 'grads, 49152', 'stats, 50257', 'too large a block', 'attend, SmolLM2', 'draw, 49152']
-=======
     'grads, 152001, all': partial(grads, BF16, BF16, 152001),
     'too large a block': too_large_a_block,
 }
-QUICK = ['stats, 151936, all', 'stats, 50257', 'too large a block']
->>>>>>> gpu_tests
+PLANTED = ['too large a block', 'rows side by side']
+QUICK = ['stats, 151936, all', 'stats, 50257', 'attend, SmolLM2', *PLANTED]
 
 
 def source_of(kernel, arguments):

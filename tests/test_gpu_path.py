@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import grpo
 import kernels
-from compile_kernels import KERNELS, LAUNCHES, QUICK
+from compile_kernels import KERNELS, LAUNCHES, PLANTED, QUICK
 from formats.tokenizer import CharTokenizer
 from grpo import Settings, grpo_training_step
 from judge import Judge, LagrangeMultiplier, ScoreModel
@@ -55,9 +55,6 @@ def total(counter):
 # -----------------------------------------------------------------------------
 # kernels, compiled
 
-KNOWN_SPILLS = {('stats, 152001, all', 90): 8}  # rows of odd length, in 16 bits
-
-
 def compile_for(sm, names):
     environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     command = [sys.executable, os.path.join(ROOT, 'tests', 'compile_kernels.py'), str(sm), *names]
@@ -76,29 +73,29 @@ def check_compiled(sm, results):
     for name, made in results.items():
         for kernel in made:
             where = f'{name} on sm_{sm}: {kernel}'
-            assert kernel['registers'] <= 128 and kernel['spilled'] <= KNOWN_SPILLS.get((name, sm), 0), where
-            if '49152' in name or '151936' in name:
-                assert kernel['loads'].get('16') and narrow(kernel['loads']) < 32, where
+            assert kernel['registers'] <= 128 and not kernel['spilled'], where
+            if name != 'stats, 99, 8 tokens':  # a row is shorter than its threads' vectors
+                assert kernel['loads'].get('16') and narrow(kernel['loads']) < 48, where
 
 
 @NEEDS_TRITON
 def test_kernels_compile_for_an_H100():
-    """Some launches; those of odd rows (GPT-2's 50257 tokens) read number by number. A block that is far too large is found to spill."""
+    """
+    Some launches, GPT-2's 50257 tokens among them. Found are a block that is far too large, which spills, and rows of 50257 side by side,
+    which are read number by number.
+    """
     results = compile_for(90, QUICK)
-    [planted] = results.pop('too large a block')
-    with pytest.raises(AssertionError):
-        check_compiled(90, {'planted': [planted]})
+    for name in PLANTED:
+        with pytest.raises(AssertionError):
+            check_compiled(90, {name: results.pop(name)})
     check_compiled(90, results)
-    [odd] = results['stats, 50257']
-    with pytest.raises(AssertionError):
-        check_compiled(90, {'49152': [odd]})
 
 
 @NEEDS_TRITON
 @pytest.mark.slow
 @pytest.mark.parametrize('sm', [80, 90])
 def test_every_launch_of_every_kernel_compiles(sm):
-    results = compile_for(sm, [name for name in LAUNCHES if name != 'too large a block'])
+    results = compile_for(sm, [name for name in LAUNCHES if name not in PLANTED])
     assert {kernel['kernel'] for made in results.values() for kernel in made} == set(KERNELS)
     check_compiled(sm, results)
 
@@ -411,17 +408,17 @@ MODELS = {
 # How often the host waits in one step, in all.
 STEPS = {
     'completion': (38, {}),
-    'completion, k3': (40, {'kl_estimator': 'k3'}),
+    'completion, k3': (38, {'kl_estimator': 'k3'}),
     'bf16': (38, {'dtype': torch.bfloat16}),
     'fp16': (39, {'dtype': torch.float16}),
     'top_k and top_p': (38, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
-    'LoRA on int8': (37, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
+    'LoRA on int8': (38, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
     'gae': (37, {'options': {'gae': True}, 'advantage': 'gae'}),
-    'fill_in': (36, {'make': of_fill_in}),
-    'fill_in, 2 steps': (42, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
-    'alignment': (54, {'make': of_alignment}),
-    'nla': (53, {'make': of_nla, 'kl_estimator': 'k3'}),
-    'evolution strategies': (83, {'kl_beta': 0.0, 'es_pairs': 2}),
+    'fill_in': (31, {'make': of_fill_in}),
+    'fill_in, 2 steps': (32, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
+    'alignment': (52, {'make': of_alignment}),
+    'nla': (50, {'make': of_nla, 'kl_estimator': 'k3'}),
+    'evolution strategies': (86, {'kl_beta': 0.0, 'es_pairs': 2}),
 }
 
 
@@ -463,16 +460,16 @@ def test_a_number_more_in_a_step_is_found(gpu, monkeypatch):
         test_a_step(gpu, 'completion')
 
 
-def test_no_more_layers_attend_by_matrices_of_all_scores(gpu):
-    """In 16 bits: what a GPU would compute with every score in memory, in policy and reference, two layers each."""
+def test_no_layer_attends_by_a_matrix_of_all_scores(gpu):
+    """In 16 bits policy and reference go through flash attention of packed sequences: nothing is left to torch's choice."""
     take = step('cuda', dtype=torch.bfloat16)
     with gpu.watch() as seen:
         take()
-    assert sum(n for found, n in seen.attention.items() if found.startswith('math')) <= 4, seen.attention
+    assert not seen.attention and seen.launches['_flash_attention_backward']
 
 
-@pytest.mark.parametrize('name, held', [('completion', 0), ('completion, k3', 2), ('fill_in', 2), ('gae', 0)])
-def test_a_micro_batch_does_not_wait(gpu, name, held):
+@pytest.mark.parametrize('name', ['completion', 'completion, k3', 'fill_in', 'gae'])
+def test_a_micro_batch_does_not_wait(gpu, name):
     """How much oftener the host waits where a step is cut into three: in policy, reference and value head, for each."""
     syncs = []
     for size in (3, 1):
@@ -481,7 +478,7 @@ def test_a_micro_batch_does_not_wait(gpu, name, held):
             take()
         syncs.append(seen.syncs)
     whole, cut = syncs
-    assert total(cut) - total(whole) <= 2 * held, cut - whole
+    assert total(cut) <= total(whole), cut - whole
 
 
 def test_a_mask_in_the_loss_is_found(gpu, monkeypatch):
@@ -494,7 +491,7 @@ def test_a_mask_in_the_loss_is_found(gpu, monkeypatch):
 
     monkeypatch.setattr(grpo, 'policy_term', picked)
     with pytest.raises(AssertionError, match='index by a mask grpo.py|index by a mask tests'):
-        test_a_micro_batch_does_not_wait(gpu, 'completion', 0)
+        test_a_micro_batch_does_not_wait(gpu, 'completion')
 
 
 @pytest.fixture
@@ -647,17 +644,12 @@ def test_the_arithmetic_counts_the_launches_of_the_simulated_gpu(monkeypatch):
             counts.append(total(seen.launches))
 
         monkeypatch.setattr(Decoder, 'step', counted)
-<<<<<<< HEAD
-        sampled(gpu, 3, torch.bfloat16, eos_id=0, forbidden=torch.zeros(V, dtype=torch.bool, device='cuda'))
-    assert counts[0] == len(rows)  # the step that warms up
-=======
-        options = {'compile': True, 'eos_id': 0, 'forbidden': torch.zeros(V, dtype=torch.bool, device='cuda')}
+        options = {'eos_id': 0, 'forbidden': torch.zeros(V, dtype=torch.bool, device='cuda')}
         sampled(gpu, 2, torch.bfloat16, **options)  # its one step warms up
         write = Decoder.write
         monkeypatch.setattr(Decoder, 'write', lambda decoder, hidden: write(decoder, hidden + 1))
         sampled(gpu, 2, torch.bfloat16, **options)
     assert counts == [len(rows), len(rows) + 1]
->>>>>>> gpu_tests
 
 
 # -----------------------------------------------------------------------------

@@ -88,9 +88,10 @@ def test_the_bits_of_allowed_tokens_are_never_bytes(monkeypatch):
     with SimulatedGPU():
         policy, rollout = CausalPolicy(llama().to('cuda'), WordTokenizer(V), R), rollout_of('cuda')
         rollout.allowed = torch.full((P, G, R, -(-V // 8)), 255, dtype=torch.uint8, device='cuda')
-        monkeypatch.setattr(kernels, 'row_stats_triton', lambda z, ids, *_: kernels.new_stats(z, ids))
-        monkeypatch.setattr(kernels, 'unpack', unpack)
-        completion_logps(policy, rollout)
+        with monkeypatch.context() as patch:  # undone before the simulation is
+            patch.setattr(kernels, 'row_stats_triton', lambda z, ids, *_: kernels.new_stats(z, ids))
+            patch.setattr(kernels, 'unpack', unpack)
+            completion_logps(policy, rollout)
 
 
 @pytest.mark.parametrize('vocab_size, dtype, fp32', [(V, torch.half, True), (1003, torch.bfloat16, True), (65537, torch.bfloat16, False)])
