@@ -12,8 +12,10 @@ On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import functools
 import math
 import os
+from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
@@ -21,10 +23,11 @@ from torch.nn import functional as F
 try:
     import triton
     import triton.language as tl
-except ImportError:  # some platforms have no wheels
-    triton = None
+    jit = triton.jit
+except ImportError:  # some platforms have no wheels: kernels are read, and not run
+    triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda kernel: kernel
 
-CHUNK = {'cpu': 2 ** 27, 'cuda': 2 ** 32}  # bytes of logits held at once: 128 MB on a CPU, 4 GB on a GPU
+CHUNK = {'cpu': 2 ** 27, 'cuda': 3 * 2 ** 29}  # bytes of logits held at once: 128 MB, 1.6 GB on a GPU
 BLOCK = 2 ** 19                            # logits that a CPU works on at once: 2 MB stay in its cache
 INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # tests run the Triton kernels on a CPU
 
@@ -51,10 +54,19 @@ def row_blocks(z):
     return [slice(start, start + size) for start in range(0, len(z), size)]
 
 
-def scaled(z, scale, forbidden):
-    """The logits that are sampled from: over the temperature, forbidden ids at -inf. May be z itself."""
+def scaled(z, scale, forbidden, allowed):
+    """
+    The logits that are sampled from: over the temperature, -inf for forbidden ids and where the bits allowed
+    (n, V / 8) are 0. May be z itself.
+    """
     z = z.float() if scale == 1 else z.float() * scale
-    return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
+    if forbidden is not None:
+        z = z.masked_fill(forbidden, -torch.inf)
+    return z if allowed is None else z.masked_fill(~unpack(allowed, z.shape[1]), -torch.inf)
+
+
+def pick_rows(tensor, rows):
+    return None if tensor is None else tensor[rows]
 
 
 def new_stats(z, ids):
@@ -62,9 +74,8 @@ def new_stats(z, ids):
     return torch.empty(ids.shape, device=z.device), *torch.zeros(4, len(z), 1, device=z.device)
 
 
-def centred(z, scale, forbidden):
-    """p (n, V), y = x - max x (n, V) of the scaled logits x, log sum e^y (n, 1) and log sum e^x (n, 1)."""
-    x = scaled(z, scale, forbidden)
+def centred(x):
+    """p (n, V), y = x - max x (n, V) of scaled logits x, log sum e^y (n, 1) and log sum e^x (n, 1)."""
     largest = x.amax(dim=1, keepdim=True)
     p = x.softmax(dim=1)                          # one fast pass, where exp and sum would be four
     log_sum = -p.amax(dim=1, keepdim=True).log()
@@ -72,32 +83,34 @@ def centred(z, scale, forbidden):
     return p, y, log_sum, largest + log_sum
 
 
-def row_stats_torch(z, ids, scale, forbidden, z_ref=None):
+def row_stats_torch(z, ids, scale, forbidden, z_ref=None, allowed=None):
     logps, entropy, lse, kl, lse_ref = new_stats(z, ids)
     for rows in row_blocks(z):
-        p, y, log_sum, lse[rows] = centred(z[rows], scale, forbidden)
+        masks = forbidden, pick_rows(allowed, rows)
+        p, y, log_sum, lse[rows] = centred(scaled(z[rows], scale, *masks))
         logps[rows] = y.gather(1, ids[rows]) - log_sum
         entropy[rows] = log_sum - (p * y).sum(dim=1, keepdim=True)
         if z_ref is not None:
-            _, y_ref, log_sum_ref, lse_ref[rows] = centred(z_ref[rows], scale, forbidden)
+            _, y_ref, log_sum_ref, lse_ref[rows] = centred(scaled(z_ref[rows], scale, *masks))
             kl[rows] = p.mul_(y.sub_(y_ref)).sum(dim=1, keepdim=True) - log_sum + log_sum_ref
     return logps, entropy, lse, kl, lse_ref
 
 
-def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
+def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allowed=None):  # noqa: PLR0913
     entropy, lse, kl, lse_ref = stats
     of_logps, of_entropy, of_kl = grads
     dead = ~((of_logps != 0).any(dim=1, keepdim=True) | (of_entropy != 0) | (of_kl != 0))
     any_dead, logps_alone = bool(dead.any()), z_ref is None and not of_entropy.any()
     for rows in row_blocks(z):
-        x = scaled(z[rows], scale, forbidden)
+        masks = forbidden, pick_rows(allowed, rows)
+        x = scaled(z[rows], scale, *masks)
         p = x.softmax(dim=1)
         factor = -scale * of_logps[rows].sum(dim=1, keepdim=True)
         if not logps_alone:
             log_p = (x - lse[rows]).clamp_(min=-1e30)
             factor = factor - scale * of_entropy[rows] * (log_p + entropy[rows])
         if z_ref is not None:
-            log_p_ref = (scaled(z_ref[rows], scale, forbidden) - lse_ref[rows]).clamp_(min=-1e30)
+            log_p_ref = (scaled(z_ref[rows], scale, *masks) - lse_ref[rows]).clamp_(min=-1e30)
             factor += scale * of_kl[rows] * (log_p - log_p_ref - kl[rows])
         p.mul_(factor).scatter_add_(1, ids[rows], scale * of_logps[rows])
         dz[rows] = p.masked_fill_(dead[rows], 0.0) if any_dead else p  # a row without a gradient may be NaN
@@ -105,21 +118,27 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
 
 # ---- the two passes in Triton: ROWS rows per program (1 on a GPU), the vocabulary in blocks of BLOCK columns
 
-# forbidden and z_ref may be None, which is known when a kernel is compiled
+# forbidden, allowed and z_ref may be None, which is known when a kernel is compiled
 
 if triton is not None:
 
     @triton.jit
-    def load(z, row, column, inside, forbidden, V, SCALE: tl.constexpr):
-        x = tl.load(z + row * V + column, mask=inside, other=-float('inf')).to(tl.float32) * SCALE
+    def load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE: tl.constexpr):
+        # what lies behind V is read, so that loads are vectors, and not used
+        x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
+        inside = real & (column < V)
+        x = tl.where(inside, x.to(tl.float32) * SCALE, -float('inf'))
         if forbidden is not None:
             banned = tl.load(forbidden + column, mask=column < V, other=1)
             x = tl.where(banned != 0, -float('inf'), x)
+        if allowed is not None:
+            bits = tl.load(allowed + row * tl.cdiv(V, 8) + column // 8, mask=inside, other=0)
+            x = tl.where((bits.to(tl.int32) >> (column % 8)) & 1 != 0, x, -float('inf'))
         return x
 
     @triton.jit
-    def stats_kernel(z, z_ref, ids, forbidden, logps, entropy, lse, kl, lse_ref, N, V, K: tl.constexpr,
-                     SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE,
+                     K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
         real = row < N
         # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
@@ -128,15 +147,14 @@ if triton is not None:
         m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            inside = real & (column < V)
-            x = load(z, row, column, inside, forbidden, V, SCALE)
+            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
             new = tl.maximum(m, tl.max(x, axis=1)[:, None])
             e = tl.exp(x - new)
             y = tl.where(e > 0, x - new, 0.0)
             old = tl.exp(m - new)
             shift = tl.where(s > 0, m - new, 0.0)
             if z_ref is not None:
-                x_ref = load(z_ref, row, column, inside, forbidden, V, SCALE)
+                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
                 new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
                 shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
                 y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
@@ -152,15 +170,16 @@ if triton is not None:
         tl.store(entropy + row, log_s - t / s, mask=real)
         for k in tl.static_range(K):
             chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, V, SCALE)
+            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, SCALE)
             tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
         if z_ref is not None:
             tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
             tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
 
     @triton.jit
-    def grads_kernel(z, z_ref, ids, forbidden, dz, entropy, lse, kl, lse_ref, of_logps, of_entropy, of_kl,
-                     N, V, K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    def grads_kernel(z, z_ref, ids, forbidden, allowed, dz, DZ_STRIDE, entropy, lse, kl, lse_ref, of_logps,
+                     of_entropy, of_kl, N, V, STRIDE, K: tl.constexpr, SCALE: tl.constexpr,
+                     ROWS: tl.constexpr, BLOCK: tl.constexpr):
         row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         real = row < N
         h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
@@ -177,42 +196,52 @@ if triton is not None:
             live = live | (kappa != 0)
         for start in range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)[None, :]
-            inside = real & (column < V)
-            y = load(z, row, column, inside, forbidden, V, SCALE) - n  # log p
+            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n  # log p
             p = tl.exp(y)
             y = tl.where(p > 0, y, 0.0)
             factor = -total - eta * (y + h)
             if z_ref is not None:
-                y_ref = load(z_ref, row, column, inside, forbidden, V, SCALE) - n_ref
+                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n_ref
                 factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
             g = p * factor
             for k in tl.static_range(K):
                 c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
                 g += tl.where(tl.load(ids + row * K + k, mask=real, other=0) == column, c, 0.0)
             g = tl.where(live, g * SCALE, 0.0).to(dz.dtype.element_ty)
-            tl.store(dz + row * V + column, g, mask=inside)
+            tl.store(dz + row * DZ_STRIDE + column, g, mask=real & (column < DZ_STRIDE))
 
 
-def launch(kernel, z, z_ref, ids, forbidden, scale, *tensors):
+def tile(V, most):
+    """Rows and columns that a program takes at once, and its warps."""
+    size = max(16, triton.next_power_of_2(V))
+    # an interpreter's time goes with the number of steps, not with their size
+    return (32, size, 4) if INTERPRET else (1, min(most, size), most // 512)
+
+
+def on_device(kernel, grid, x, *arguments, **options):
+    """Launch a kernel where its first argument, x, lies."""
+    with torch.cuda.device_of(x):
+        kernel[grid](x, *arguments, **options)
+
+
+def launch(kernel, z, z_ref, ids, scale, masks, *tensors):
     N, V = z.shape
-    rows, block, warps = 1, min(8192, triton.next_power_of_2(V)), 16
-    if INTERPRET:  # whose time goes with the number of steps, not with their size
-        rows, block, warps = 32, triton.next_power_of_2(V), 4
+    masks = [None if mask is None else mask.contiguous() for mask in masks]
+    rows, block, warps = tile(V, 8192)
     if N:
-        with torch.cuda.device_of(z):
-            kernel[(triton.cdiv(N, rows),)](z, z_ref, ids, forbidden, *tensors, N, V, K=ids.shape[1],
-                                            SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
+        on_device(kernel, (triton.cdiv(N, rows),), z, z_ref, ids, *masks, *tensors, N, V, z.stride(0),
+                  K=ids.shape[1], SCALE=float(scale), ROWS=rows, BLOCK=block, num_warps=warps)
 
 
-def row_stats_triton(z, ids, scale, forbidden, z_ref=None):
+def row_stats_triton(z, ids, scale, forbidden, z_ref=None, allowed=None):
     stats = new_stats(z, ids)
-    launch(stats_kernel, z, z_ref, ids, forbidden, scale, *stats)
+    launch(stats_kernel, z, z_ref, ids, scale, (forbidden, allowed), *stats)
     return stats
 
 
-def row_grads_triton(z, dz, ids, scale, forbidden, stats, grads, z_ref=None):
+def row_grads_triton(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allowed=None):  # noqa: PLR0913
     grads = [g.contiguous() for g in grads]
-    launch(grads_kernel, z, z_ref, ids, forbidden, scale, dz, *stats, *grads)
+    launch(grads_kernel, z, z_ref, ids, scale, (forbidden, allowed), dz, dz.stride(0), *stats, *grads)
 
 
 # ---- the two passes on any device
@@ -221,7 +250,7 @@ def row_stats(z, *arguments):
     """
     Log-probs (N, K) and, (N, 1) each, entropy, log normaliser, exact KL to z_ref, log normaliser of z_ref, in
     fp32, the last two 0 without a reference. Arguments: ids (N, K), scale = 1 / temperature, forbidden (V,)
-    bool or None, z_ref (N, V) or None.
+    bool or None, z_ref (N, V) or None, with rows of z's stride, allowed (N, V / 8) bits or None.
     """
     return (row_stats_triton if z.is_cuda and triton else row_stats_torch)(z, *arguments)
 
@@ -230,23 +259,48 @@ def row_grads(z, dtype, *arguments):
     """
     dloss/dz (N, V) in dtype, in z's own memory where that is its dtype. Arguments: ids, scale, forbidden;
     stats, what row_stats returned after the log-probs; grads, dloss/d of log-probs (N, K), entropy and KL
-    (N, 1); z_ref.
+    (N, 1); z_ref; allowed.
     """
-    dz = z if z.dtype == dtype else torch.empty_like(z, dtype=dtype)
+    dz = z if z.dtype == dtype else torch.empty(len(z), z.stride(0), dtype=dtype, device=z.device)
+    dz = dz[:, :z.shape[1]]
     (row_grads_triton if z.is_cuda and triton else row_grads_torch)(z, dz, *arguments)
     return dz
 
 
 # ---- chunks of rows, and the matrix products around the passes
 
-def chunks(counts, hidden, weight):
+def new_logits(n, weight):
+    """
+    Room (n, V) for logits in the weight's dtype; on a GPU fp32 if a row stays in the second-level cache, and
+    16 divides the stride of rows: kernels read any vocabulary in vectors.
+    """
+    V, on_gpu = len(weight), weight.is_cuda
+    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
+    return torch.empty(n, V + -V % 16 if on_gpu else V, device=weight.device, dtype=dtype)[:, :V]
+
+
+def logits_of(hidden, weight, room=None):
+    """
+    Logits (n, V) of hidden (n, D), as new_logits keeps them, for sampler and trainer alike; in the memory of
+    room. Without it differentiable.
+    """
+    if room is None and torch.is_grad_enabled():
+        return F.linear(hidden, weight)
+    z = new_logits(len(hidden), weight) if room is None else room[:len(hidden)]
+    if z.dtype == weight.dtype:
+        torch.mm(hidden, weight.T, out=z)
+    else:
+        torch.mm(hidden, weight.T, out_dtype=z.dtype, out=z)
+    return z
+
+
+def chunks(counts, weight):
     """
     Slices of units, of `counts` rows each, whose logits fill CHUNK bytes, at least one unit a slice; and room
-    (n, V) for the logits, in the weight's dtype; on a GPU fp32, if a row stays in the second-level cache.
+    for the logits of the largest.
     """
-    V, on_gpu = len(weight), hidden.is_cuda
-    dtype = torch.float32 if on_gpu and V <= 2 ** 16 else weight.dtype
-    most = CHUNK['cuda' if on_gpu else 'cpu'] // (V * dtype.itemsize)
+    row_bytes = new_logits(1, weight).nbytes
+    most = CHUNK['cuda' if weight.is_cuda else 'cpu'] // row_bytes
     slices, start, held, largest = [], 0, 0, 0
     for unit, n in enumerate(counts):
         if unit > start and held + n > most:
@@ -256,17 +310,7 @@ def chunks(counts, hidden, weight):
         largest = max(largest, held)
     if counts:
         slices.append(slice(start, len(counts)))
-    return slices, torch.empty(largest, V, device=hidden.device, dtype=dtype)
-
-
-def logits_of(hidden, weight, allowed, room):
-    """(n, V) of hidden (n, D), in room's memory; -inf where the bits allowed (n, V / 8) are 0."""
-    z = room[:len(hidden)]
-    if z.dtype == weight.dtype:
-        torch.mm(hidden, weight.T, out=z)
-    else:
-        torch.mm(hidden, weight.T, out_dtype=z.dtype, out=z)
-    return z if allowed is None else z.masked_fill_(~unpack(allowed, z.shape[-1]), -torch.inf)
+    return slices, new_logits(largest, weight)
 
 
 def push_back(dz, hidden, weight, grad_weight):
@@ -285,10 +329,10 @@ def push_back(dz, hidden, weight, grad_weight):
 # ---- log-probs and entropy
 
 def row_chunks(hidden, weight, allowed):
-    """(rows, their logits), chunk by chunk, in the same memory."""
-    slices, room = chunks([1] * len(hidden), hidden, weight)
+    """(rows, their logits, their bits allowed), chunk by chunk, in the same memory."""
+    slices, room = chunks([1] * len(hidden), weight)
     for rows in slices:
-        yield rows, logits_of(hidden[rows], weight, None if allowed is None else allowed[rows], room)
+        yield rows, logits_of(hidden[rows], weight, room), pick_rows(allowed, rows)
 
 
 class FusedLogps(torch.autograd.Function):
@@ -297,8 +341,8 @@ class FusedLogps(torch.autograd.Function):
     def forward(ctx, hidden, weight, ids, temperature, forbidden, allowed):
         logps = torch.empty(ids.shape, device=hidden.device)
         stats = torch.empty(4, len(ids), 1, device=hidden.device)
-        for rows, z in row_chunks(hidden, weight, allowed):
-            logps[rows], *of_chunk = row_stats(z, ids[rows], 1 / temperature, forbidden)
+        for rows, z, kept in row_chunks(hidden, weight, allowed):
+            logps[rows], *of_chunk = row_stats(z, ids[rows], 1 / temperature, forbidden, None, kept)
             stats[:, rows] = torch.stack(of_chunk)
         ctx.save_for_backward(hidden, weight, ids, forbidden, allowed, stats)
         ctx.temperature = temperature
@@ -310,9 +354,9 @@ class FusedLogps(torch.autograd.Function):
         grads = grad_logps, grad_entropy[:, None], torch.zeros_like(stats[0])
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, device=weight.device) if ctx.needs_input_grad[1] else None
-        for rows, z in row_chunks(hidden, weight, allowed):
+        for rows, z, kept in row_chunks(hidden, weight, allowed):
             dz = row_grads(z, weight.dtype, ids[rows], 1 / ctx.temperature, forbidden, stats[:, rows],
-                           [g[rows] for g in grads])
+                           [g[rows] for g in grads], None, kept)
             grad_hidden[rows] = push_back(dz, hidden[rows], weight, grad_weight)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
@@ -334,9 +378,14 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
 
 # ---- a whole loss
 
+def real_rows(mask, counts):
+    """The rows (n,) of mask (U, K, R) with a token, of each unit as many as counts says."""
+    return mask.any(dim=1).flatten().nonzero_static(size=sum(counts)).squeeze(1)
+
+
 def pick(tensor, units, real):
     """The rows real (n,) of the units of a tensor (U, R, ...), or None for None."""
-    return None if tensor is None else tensor[units].flatten(0, 1)[real]
+    return None if tensor is None else tensor[units].flatten(0, 1).index_select(0, real)
 
 
 class FusedLoss(torch.autograd.Function):
@@ -354,17 +403,17 @@ class FusedLoss(torch.autograd.Function):
         grad_weight = None
         if grad_enabled and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros(weight.shape, device=weight.device)
-        slices, room = chunks(counts, hidden, weight)
-        room_ref = None if ref_hidden is None else torch.empty_like(room)
+        slices, room = chunks(counts, weight)
+        room_ref = None if ref_hidden is None else new_logits(len(room), ref_weight)
         for units in slices:
-            masks, n = mask[units], sum(counts[units])
-            real = masks.any(dim=1).flatten().nonzero_static(size=n).squeeze(1)  # (n,) rows
+            masks = mask[units]
+            real = real_rows(masks, counts[units])                              # (n,)
             x, kept = pick(hidden, units, real), pick(allowed, units, real)     # (n, D), (n, V / 8)
             tokens = pick(ids.transpose(1, 2), units, real)                     # (n, K)
-            z, z_ref = logits_of(x, weight, kept, room), None
+            z, z_ref = logits_of(x, weight, room), None
             if ref_hidden is not None:
-                z_ref = logits_of(pick(ref_hidden, units, real), ref_weight, kept, room_ref)
-            logps, *stats = row_stats(z, tokens, scale, forbidden, z_ref)
+                z_ref = logits_of(pick(ref_hidden, units, real), ref_weight, room_ref)
+            logps, *stats = row_stats(z, tokens, scale, forbidden, z_ref, kept)
             with torch.set_grad_enabled(wants_grad):
                 per_row = logps, stats[0], stats[2]                             # log-probs, entropy, KL
                 leaves = [values.detach().requires_grad_(wants_grad) for values in per_row]
@@ -373,7 +422,7 @@ class FusedLoss(torch.autograd.Function):
             if wants_grad:
                 grads = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
                 grads = [g * ctx.boost for g in grads]
-                dz = row_grads(z, weight.dtype, tokens, scale, forbidden, stats, grads, z_ref)
+                dz = row_grads(z, weight.dtype, tokens, scale, forbidden, stats, grads, z_ref, kept)
                 grad_x = push_back(dz, x, weight, grad_weight)
                 grad_hidden[units].view(-1, D).index_copy_(0, real, grad_x)
         ctx.grads, ctx.dtype = (grad_hidden, grad_weight), weight.dtype
@@ -411,6 +460,17 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
                            ref_hidden, ref_weight, torch.is_grad_enabled())
 
 
+def unit_logps(hidden, weight, ids, mask, counts, temperature, forbidden, allowed):
+    """
+    Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
+    fused_loss.
+    """
+    real, every = real_rows(mask, counts), slice(None)
+    logps, entropy = fused_logps(pick(hidden, every, real), weight, pick(ids.transpose(1, 2), every, real),
+                                 temperature, forbidden, pick(allowed, every, real))
+    return place_rows(logps, real, mask), place_rows(entropy[:, None], real, mask)
+
+
 # ---- rows without their padding
 
 class Rows:
@@ -429,7 +489,7 @@ class Rows:
     def pack(self, x):
         """(*shape, *) -> (n, *)"""
         x = x.flatten(0, len(self.shape) - 1)
-        return x if self.index is None else x[self.index]
+        return x if self.index is None else x.index_select(0, self.index)
 
     def pad(self, x):
         """(n, *) -> (*shape, *)"""
@@ -464,8 +524,8 @@ def group_rows(lengths, width, device):
 # ---- attention of a group to its prompt, on a CPU
 
 def wide(x):
-    """x in fp32 where it is bf16 on a CPU, whose attention is six times slower backward in bf16."""
-    return x.float() if x.device.type == 'cpu' and x.dtype.itemsize == 2 else x
+    """x in fp32 where it is in half precision: a CPU's attention is six times slower backward in bf16."""
+    return x.float() if x.dtype.itemsize == 2 else x
 
 
 def fold(x, rows, n_heads):
@@ -527,3 +587,374 @@ def by_part(own, *tensors):
     """Each of the layouts of `own` with its tokens of all tensors (n, *)."""
     sizes = [rows.n for rows in own]
     return zip(own, *(x.split(sizes) for x in tensors), strict=True)
+
+
+# ---- attention on a GPU: packed sequences, of which nothing is padded
+
+def spans(queries, keys, device, causal=False):
+    """
+    N packed sequences of so many queries and keys (N,), on the CPU, as flash attention takes them. Queries
+    see all keys of their sequence or, causal, those up to their own.
+    """
+    ends = [F.pad(n.cumsum(0), (1, 0)).to(torch.int32).to(device, non_blocking=True) for n in (queries, keys)]
+    return *ends, int(queries.max()), int(keys.max()), 0.0, causal
+
+
+def takes_flash(x):
+    """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
+    fits = x.is_cuda and x.dtype.itemsize == 2 and x.shape[-1] in range(8, 257, 8)
+    return fits and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def attend_forward(q, k, v, part):
+    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n). part: see spans."""
+    return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
+
+
+def attend_backward(grad, q, k, v, y, lse, part):
+    """The gradients of q, k and v; y and lse may be the merged ones."""
+    no_dropout = q.new_zeros(2, dtype=torch.uint64), q.new_empty(0)
+    return torch.ops.aten._flash_attention_backward(grad, q, k, v, y, lse, *part, *no_dropout)
+
+
+class PackedAttention(torch.autograd.Function):
+    """Queries (n, H, d) see one or more lists of keys: a call for each, merged as in GroupAttention."""
+
+    @staticmethod
+    def forward(ctx, parts, q, *keys_values):
+        """keys_values: of each of parts, which are spans, k and v (m, H_kv, d)."""
+        y, lse = attend_forward(q, *keys_values[:2], parts[0])
+        for part, *keys in zip(parts[1:], keys_values[2::2], keys_values[3::2], strict=True):
+            more, more_lse = attend_forward(q, *keys, part)
+            share = (more_lse - lse).sigmoid().T[..., None]  # (n, H, 1)
+            y = torch.lerp(y.to(share.dtype), more.to(share.dtype), share).to(q.dtype)
+            lse = torch.logaddexp(lse, more_lse)
+        ctx.parts = parts
+        ctx.save_for_backward(q, y, lse, *keys_values)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, y, lse, *keys_values = ctx.saved_tensors
+        pairs = zip(ctx.parts, keys_values[::2], keys_values[1::2], strict=True)
+        grads = [attend_backward(grad, q, k, v, y, lse, part) for part, k, v in pairs]
+        grad_q = functools.reduce(torch.add, [of_q for of_q, _, _ in grads])
+        return None, grad_q, *(x for _, *of_keys in grads for x in of_keys)
+
+
+def joined_attention(q, k, v, prompt_k, prompt_v, bias, rows):
+    """GroupAttention in plain torch, for what a GPU's flash attention refuses. rows: (P, G, R)."""
+    R, T, H_kv = rows.shape[2], *prompt_k.shape[1:3]
+    q, k, v = rows.pad(q.unflatten(1, (H_kv, -1)) * q.shape[-1] ** -0.5), rows.pad(k), rows.pad(v)
+    scores = torch.einsum('pgrhsd,pthd->pghsrt', q, prompt_k)
+    if bias is not None:
+        scores = scores + bias[:, None, None]
+    later = torch.ones(R, R, dtype=torch.bool, device=q.device).triu(1)
+    own_scores = torch.einsum('pgrhsd,pguhd->pghsru', q, k).masked_fill(later, -torch.inf)
+    weights, own = torch.cat((scores, own_scores), dim=-1).softmax(dim=-1).split([T, R], dim=-1)
+    y = torch.einsum('pghsrt,pthd->pgrhsd', weights, prompt_v) + torch.einsum('pghsru,pguhd->pgrhsd', own, v)
+    return rows.pack(y.flatten(3, 4))
+
+
+# ---- between the products of a model, without gradients
+
+def fused(x):
+    """Whether Triton kernels that have no backward serve x."""
+    return x.is_cuda and triton is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def add_norm_torch(x, more, norm):
+    x = x if more is None else x + more
+    return x, norm(x)
+
+
+def add_norm_triton(x, more, norm):
+    x, D = x.contiguous(), x.shape[-1]
+    total, y = x if more is None else torch.empty_like(x), torch.empty_like(x)
+    on_device(add_norm_kernel, (x.numel() // D,), x, more, norm.weight, total, y, D, EPS=norm.eps,
+              BLOCK=triton.next_power_of_2(D))
+    return total, y
+
+
+def add_norm(x, more, norm):
+    """x (..., D) plus more, None for 0; and that behind an nn.RMSNorm or another norm."""
+    if fused(x) and isinstance(norm, torch.nn.RMSNorm):
+        return add_norm_triton(x, more, norm)
+    return add_norm_torch(x, more, norm)
+
+
+def swiglu_torch(x):
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def swiglu_triton(x):
+    width = x.shape[-1] // 2
+    y = x.new_empty(*x.shape[:-1], width)
+    on_device(swiglu_kernel, (y.numel() // width, triton.cdiv(width, 1024)), x, y, width, BLOCK=1024)
+    return y
+
+
+def swiglu(x):
+    """silu(gate) * value of x (..., 2 h), whose first half is the gate: (..., h)."""
+    return (swiglu_triton if fused(x) else swiglu_torch)(x)
+
+
+# These kernels round where torch does, so that sampler and trainer agree in half precision.
+
+@jit
+def add_norm_kernel(x, more, weight, total, y, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    place, inside = tl.program_id(0).to(tl.int64) * D + column, column < D
+    value = tl.load(x + place, mask=inside, other=0.0)
+    if more is not None:
+        added = tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
+        value = (value.to(tl.float32) + added).to(value.dtype)
+        tl.store(total + place, value, mask=inside)
+    value = value.to(tl.float32)
+    value = value * tl.rsqrt(tl.sum(value * value, axis=0) / D + EPS)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + place, (value * scale).to(y.dtype.element_ty), mask=inside)
+
+
+@jit
+def swiglu_kernel(x, y, width, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x += row * 2 * width + column
+    gate = tl.load(x, mask=column < width, other=0.0)
+    value = tl.load(x + width, mask=column < width, other=0.0).to(tl.float32)
+    opened = (gate.to(tl.float32) / (1 + tl.exp(-gate.to(tl.float32)))).to(gate.dtype)
+    product = opened.to(tl.float32) * value
+    tl.store(y + row * width + column, product.to(y.dtype.element_ty), mask=column < width)
+
+
+# ---- a new token of each row attends
+
+def rotate(x, cos, sin):
+    """x (..., heads, d) turned by cos and sin (..., 1, d); pairs are d/2 apart."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+
+
+def attend_rows_torch(q, k, v, rope, slots, lengths, rows, at, sizes, width):
+    G, T, R = sizes
+    group, first = rows // G, (len(lengths) - 1) * T + rows * R
+    if rope is not None:
+        turn = [angles[lengths[group] + at, None] for angles in rope]
+        q, k = rotate(q, *turn), rotate(k, *turn)
+    slots[0, first + at], slots[1, first + at] = k, v
+    t, r = torch.arange(T, device=q.device), torch.arange(R, device=q.device)
+    parts = (group[:, None] * T + t, t < lengths[group, None]), (first[:, None] + r, (r <= at)[None])
+    heads, found = q.unflatten(1, (k.shape[1], -1)).float() * q.shape[-1] ** -0.5, []
+    for places, seen in parts:                                                  # (B, T), (B, R)
+        keys, values = slots[:, places].transpose(2, 3).float()                 # (B, H_kv, T or R, d)
+        scores = (heads @ keys.mT).masked_fill(~seen[:, None, None], -torch.inf)
+        found += (scores.softmax(dim=-1) @ values).to(q.dtype).float(), scores.logsumexp(dim=-1, keepdim=True)
+    y_prompt, lse_prompt, y, lse = found
+    return torch.lerp(y_prompt, y, (lse - lse_prompt).sigmoid()).flatten(1, 2).to(q.dtype)
+
+
+def attend_rows_triton(q, k, v, rope, slots, lengths, rows, at, sizes, width):
+    (B, H, d), H_kv, y = q.shape, k.shape[1], torch.empty_like(q, memory_format=torch.contiguous_format)
+    steps = [x.stride(0) for x in (q, k, v)]
+    wide_d, queries = (max(16, triton.next_power_of_2(n)) for n in (d, width * H // H_kv))
+    warps = 4 if queries * wide_d * q.dtype.itemsize <= 2048 else 8  # so that all stays in registers
+    on_device(attend_kernel, (triton.cdiv(B, width), H_kv), q, k, v, y, *(rope or (None, None)), *slots,
+              lengths, rows, at, *steps, B, len(lengths) - 1, *sizes, SCALE=d ** -0.5, WIDTH=width,
+              HEADS=H // H_kv, H_KV=H_kv, D=d, WIDE=wide_d, M=queries, BLOCK=32, num_stages=2,
+              num_warps=warps)
+    return y
+
+
+def attend_rows(q, *arguments):
+    """
+    A new token of each of B rows attends to its prompt and its completion: q (B, H, d), k, v (B, H_kv, d) ->
+    (B, H, d), with scores in fp32. rope: None, or cos and sin (positions, d) that turn q and k. slots (2, P T
+    + (P G + 1) R, H_kv, d): keys and values of P prompts, of P G rows and one to spare; k and v go into a
+    row's slot at (1,). lengths (P + 1,) of the prompts, the last 0. rows (B,): p G + g, or P G for none, in
+    order. sizes: G, T, R. width: how many rows read their prompt together.
+    """
+    return (attend_rows_triton if fused(q) else attend_rows_torch)(q, *arguments)
+
+
+@jit
+def heads_of(x, place, column, inside, cos, sin, D: tl.constexpr):
+    value = tl.load(x + place[:, None] + column, mask=inside, other=0.0)
+    if cos is not None:
+        pair = tl.load(x + place[:, None] + (column + D // 2) % D, mask=inside, other=0.0).to(tl.float32)
+        part = (value.to(tl.float32) * cos).to(value.dtype)
+        value = (part.to(tl.float32) + pair * sin).to(value.dtype)
+    return value
+
+
+# A program takes `WIDTH` rows and one head of keys, for which they have M queries, `HEADS` each.
+
+@jit
+def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP, K_STEP, V_STEP, B, P, G, T,
+                  R, SCALE: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, H_KV: tl.constexpr,
+                  D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr):
+    first, head, slot = tl.program_id(0) * WIDTH, tl.program_id(1), tl.load(at).to(tl.int32)
+    query, column = tl.arange(0, M), tl.arange(0, WIDE)[None, :]
+    member, of_head = query // HEADS, head * HEADS + query % HEADS
+    place = first.to(tl.int64) + member
+    real = (member < WIDTH) & (place < B)
+    inside, row = real[:, None] & (column < D), tl.load(rows + place, mask=real, other=0)
+    if cos is not None:
+        angle = (tl.load(lengths + row // G) + slot)[:, None] * D + column
+        cos = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
+    q = heads_of(q, place * Q_STEP + of_head * D, column, inside, cos, sin, D)
+    key = heads_of(k, place * K_STEP + head * D, column, inside, cos, sin, D)
+    value = heads_of(v, place * V_STEP + head * D, column, inside, None, None, D)
+    kept = ((P * T + row * R + slot) * H_KV + head)[:, None] * D + column
+    tl.store(keys + kept, key, mask=inside & (query % HEADS == 0)[:, None])
+    tl.store(values + kept, value, mask=inside & (query % HEADS == 0)[:, None])
+    # Online softmaxes: of the new key, from registers, and each row's other slots; then of each row's prompt,
+    # unless the row before had the same. Merged, and rounded, as in PackedAttention.
+    top = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1)[:, None] * SCALE
+    total, mean, before = tl.full((M, 1), 1.0, tl.float32), value.to(tl.float32), tl.full((), -1, tl.int64)
+    own, lse, count = value, top, tl.minimum(WIDTH, B - first)
+    for i in range(0, 2 * count):
+        if i == count:
+            own, lse = (mean / total).to(own.dtype), top + tl.log(total)
+            top, total, mean = top * 0 - 1e30, total * 0, mean * 0
+        one = tl.load(rows + first + i % count)
+        prompt, shared = one // G, i >= count
+        length = tl.where(prompt == before, 0, tl.load(lengths + prompt)).to(tl.int32)
+        n, seen = tl.where(shared, length, slot), tl.where(shared, row // G == prompt, member == i)
+        start = (tl.where(shared, prompt * T, P * T + one * R) * H_KV + head) * D
+        before = tl.where(shared, prompt, before)
+        for block in range(0, n, BLOCK):
+            t = block + tl.arange(0, BLOCK)
+            part, there = start + t[:, None] * (H_KV * D) + column, (t < n)[:, None] & (column < D)
+            of_keys = tl.load(keys + part, mask=there, other=0.0)
+            of_values = tl.load(values + part, mask=there, other=0.0)
+            scores = tl.dot(q, tl.trans(of_keys), input_precision='ieee') * SCALE
+            scores = tl.where(seen[:, None] & (t < n)[None, :], scores, -float('inf'))
+            new = tl.maximum(top, tl.max(scores, axis=1)[:, None])
+            weights, decay = tl.exp(scores - new), tl.exp(top - new)
+            mean = mean * decay + tl.dot(weights.to(of_values.dtype), of_values, input_precision='ieee')
+            top, total = new, total * decay + tl.sum(weights, axis=1)[:, None]
+    place = (place * H_KV * HEADS + of_head)[:, None] * D + column
+    mean, share = (mean / total).to(own.dtype).to(tl.float32), tl.sigmoid(lse - top - tl.log(total))
+    tl.store(y + place, (mean + (own.to(tl.float32) - mean) * share).to(own.dtype), mask=inside)
+
+
+# ---- a new token of each row is drawn
+
+def choices(logits, top_k, top_p):
+    """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
+    keep = logits > -torch.inf
+    if 0 < top_k < logits.shape[-1]:
+        # by index, not by value: ties do not let more than k in
+        likeliest = logits.topk(top_k, dim=-1).indices
+        keep &= torch.zeros_like(keep).scatter_(-1, likeliest, True)
+    if top_p < 1:
+        probs, order = logits.masked_fill(~keep, -torch.inf).softmax(dim=-1).sort(dim=-1, descending=True)
+        # the mass before a token decides, so the likeliest always stays
+        inside = probs.cumsum(dim=-1) - probs < top_p
+        keep &= torch.zeros_like(keep).scatter_(-1, order, inside)
+    return keep
+
+
+def draw(logits, u, temperature, top_k, top_p, forbidden):
+    """
+    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1): tokens (B,), their log-probs
+    (B,) and what was allowed (B, V) or None. At temperature 0 the likeliest, its log-prob at temperature 1.
+    """
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    if forbidden is not None:
+        logits = logits.masked_fill(forbidden, -torch.inf)
+    allowed = None
+    if top_k or top_p < 1:
+        allowed = choices(logits, top_k, top_p)
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    B, V = logits.shape
+    largest, likeliest = logits.max(dim=-1, keepdim=True)
+    mass = logits.new_zeros(B, -(-V // 128) * 128)
+    torch.sub(logits, largest, out=mass[:, :V])
+    mass[:, :V].exp_()
+    mass = mass.view(B, -1, 128)  # blocks of 128: first the block is looked up, then the token in it
+    blocks = mass.sum(dim=-1).double().cumsum(dim=-1)                           # (B, V / 128)
+    total = blocks[:, -1:]
+    tokens = look_up(mass, blocks, u[:, None] * total).clamp(max=V - 1) if temperature > 0 else likeliest
+    logps = logits.gather(-1, tokens) - largest - total.log().float()
+    return tokens.squeeze(-1), logps.squeeze(-1), allowed
+
+
+def look_up(mass, blocks, target):
+    """
+    The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, V / 128):
+    the mass up to each block's end. The clamps are for NaN, which generate reports at its end.
+    """
+    # `right`: the first token whose cumulated mass lies above, never one of probability 0
+    block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
+    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
+    share = (target - before) / (blocks.gather(1, block) - before)              # how far into the block
+    end = inside[:, -1:]
+    return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
+
+
+def draw_rows_torch(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
+    new, logps[rows, at], kept = draw(logits.float(), u[rows, at], *sampling)
+    tokens[rows, at] = new
+    if allowed is not None:
+        allowed[rows, at] = pack(kept)
+    if ends is not None:
+        running.mul_((new[:, None] != ends).all(dim=-1))
+
+
+def draw_rows_triton(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
+    (B, V), (temperature, *cuts, forbidden), kept = logits.shape, sampling, None
+    scale = 1 / (temperature or 1.0)
+    if allowed is not None:
+        kept = allowed[rows, at] = pack(choices(scaled(logits, scale, forbidden, None), *cuts))
+    n_rows, block, warps = tile(V, 4096)
+    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, kept, running, ends,
+              forbidden, B, V, logits.stride(0), u.shape[1], SCALE=scale, GREEDY=temperature == 0,
+              ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block, num_warps=warps)
+
+
+def draw_rows(logits, *arguments):
+    """
+    A token for each row of logits (B, V) by its number in u (N + 1, R), put where rows (B,) and at (1,) say
+    into tokens and logps (N + 1, R) and, None without top_k and top_p, the bits allowed (N + 1, R, V / 8).
+    running (B,) turns 0 at one of ends (E,), or None. sampling: see draw. On a GPU logits are read twice.
+    """
+    (draw_rows_triton if fused(logits) else draw_rows_torch)(logits, *arguments)
+
+
+@jit
+def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B, V, STRIDE, R,
+                SCALE: tl.constexpr, GREEDY: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK: tl.constexpr):
+    index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    real, zero = index < B, tl.zeros((ROWS, 1), tl.float32)
+    place = tl.load(rows + index, mask=real, other=0) * R + tl.load(at)
+    largest, total = zero - 1e30, zero
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        x = load(z, index, column, real, forbidden, kept, V, STRIDE, SCALE)
+        new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
+        largest = new
+    # the first token up to which lies more than u of the mass; rounding may leave none: then the last
+    goal, before = tl.load(u + place, mask=real, other=0.0) * total, zero.to(tl.float64)
+    found, last = zero.to(tl.int32) - 1, zero.to(tl.int32)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        x = load(z, index, column, real & (found < 0), forbidden, kept, V, STRIDE, SCALE)
+        mass = tl.exp(x - largest)
+        passed = x == largest if GREEDY else tl.cumsum(mass, axis=1) > (goal - before).to(tl.float32)
+        token = tl.min(tl.where(passed & (mass > 0), column, V), axis=1)[:, None]
+        found = tl.where((found < 0) & (token < V), token, found)
+        last = tl.maximum(last, tl.max(tl.where(mass > 0, column, 0), axis=1)[:, None])
+        before += tl.sum(mass, axis=1)[:, None]
+    token = tl.where(found < 0, last, found)
+    x = load(z, index, token, real, forbidden, kept, V, STRIDE, SCALE)
+    tl.store(tokens + place, token.to(tl.int64), mask=real)
+    tl.store(logps + place, x - largest - tl.log(total), mask=real)
+    for end in tl.static_range(ENDS):
+        tl.store(running + index, zero.to(tl.int64), mask=real & (token == tl.load(ends + end)))

@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 
 from grpo import Rollout
-from kernels import padded_rows
+from kernels import draw_rows_torch, padded_rows, wide
 from policy import CausalPolicy, Decoder, GroupCache, check_request, read_prompts, uniforms
 from rewards import fields_of
 from rewards.environments import find_environment
@@ -50,7 +50,8 @@ class TurnCache(GroupCache):
 
     def attend(self, layer, q, k, v):
         """The n tokens of go_to: q (n, H, d), k and v (n, H_kv, d) -> (n, H, d)."""
-        keys, values, own = self.keys[layer], self.values[layer], self.own[layer]
+        keys, values, own, dtype = self.keys[layer], self.values[layer], self.own[layer], q.dtype
+        q, k, v = map(wide, (q, k, v))
         _, L, H_kv, width, R, d = own.shape
         T, (_, M, n), heads = keys.shape[-1], self.later.shape, q.shape[1] // H_kv
         line, place = self.places
@@ -66,7 +67,7 @@ class TurnCache(GroupCache):
         y = torch.bmm(shared, values).view(-1, heads * M, d)
         y = torch.baddbmm(y, mine.reshape(-1, heads * M, n), own_values)
         y = y.view(L, H_kv, width, heads, M, d).permute(0, 2, 4, 1, 3, 5)
-        return self.layout.pack(y.reshape(L * width, M, -1, d))
+        return self.layout.pack(y.reshape(L * width, M, -1, d)).to(dtype)
 
     def keep(self, rows):
         moved = super().keep(rows)
@@ -80,12 +81,15 @@ class TurnDecoder(Decoder):
     their end: there is room for a token more than they may have.
     """
 
-    def __init__(self, *arguments, policy, records):
-        super().__init__(*arguments)
-        self.policy, self.records, self.most, self.seconds = policy, records, self.u.shape[1] - 1, 0.0
-        self.lengths.fill_(self.most)
-        self.own, self.failed = torch.zeros_like(self.tokens, dtype=torch.bool), torch.zeros_like(self.ended)
-        self.begin, self.answered = torch.zeros_like(self.lengths), torch.zeros_like(self.lengths)
+    def __init__(self, policy, cache, u, positions, records):
+        sampling = policy.temperature, policy.top_k, policy.top_p, policy.forbidden
+        super().__init__(policy.model, cache, *u.shape, policy.tokenizer.eos_ids, sampling)
+        self.start(u, positions)
+        self.policy, self.records, self.most, self.seconds = policy, records, u.shape[1] - 1, 0.0
+        self.own = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.lengths = torch.full_like(self.tokens[:, 0], self.most)
+        self.begin, self.answered, ended, failed = torch.zeros_like(self.lengths.expand(4, -1))
+        self.ended, self.failed = ended.bool(), failed.bool()
 
     def step(self):
         self.cache.go_to(torch.ones(len(self.rows), dtype=torch.long))
@@ -98,20 +102,22 @@ class TurnDecoder(Decoder):
         return self.model.run(self.tokens[rows, slots], positions, self.cache.attend)
 
     def write(self, hidden):
-        super().write(hidden)
-        rows, at = self.rows, self.cache.at
+        rows, at, drew = self.rows, self.cache.at, self.running > 0
+        draw_rows_torch(self.model.lm_head(hidden), self.u, rows, at, self.tokens, self.logps, self.allowed,
+                        self.running, self.ends, self.sampling)  # the kernel draws for one slot
         self.own[rows, at] = True
-        stops = self.stops()
+        stops = (drew & (self.running == 0)) | self.stops()
         self.lengths[rows] = torch.where(stops, at + 1, self.lengths[rows])
         self.ended[rows] |= stops
-        self.running &= ~stops & (at + 1 < self.most)
-        self.cache.at = torch.where(self.running, at, self.lengths[rows])
+        self.running *= ~stops & (at + 1 < self.most)
+        self.cache.at = torch.where(self.running > 0, at, self.lengths[rows])
 
     def stops(self):
         """(B,) bool: rows that run, in whose newest token a stop string ends."""
-        places, rows = self.running.nonzero().squeeze(-1), self.rows[self.running, None]
+        places = self.running.nonzero().squeeze(-1)
+        rows = self.rows[places, None]
         tail = torch.arange(1 - self.policy.longest_stop, 1, device=rows.device)
-        slots, found = self.cache.at[places, None] + tail, torch.zeros_like(self.running)
+        slots, found = self.cache.at[places, None] + tail, torch.zeros_like(self.running, dtype=torch.bool)
         ids = self.tokens[rows, slots.clamp(min=0)].masked_fill(slots < self.begin[rows], -1).tolist()
         for place, turn in zip(places.tolist(), ids, strict=True):
             turn = [i for i in turn if i >= 0]
@@ -128,7 +134,7 @@ class TurnDecoder(Decoder):
         rows, since, N = self.rows, time.perf_counter(), len(self.lengths) - 1
         if 4 * int(self.running.sum()) > 3 * len(rows):
             return True
-        asks = ~self.running & self.ended[rows] & (self.lengths[rows] < self.most) & (rows < N)
+        asks = (self.running == 0) & self.ended[rows] & (self.lengths[rows] < self.most) & (rows < N)
         asks &= self.answered[rows] + 1 < self.policy.cfg.max_turns
         places, rows = asks.nonzero().squeeze(-1).tolist(), rows[asks].tolist()
         calls = []
@@ -187,19 +193,17 @@ class TurnPolicy(CausalPolicy):
         rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
         prompts = [row[:n] for row, n in rows]
         P, G, R, device = len(prompts), group_size, self.max_new_tokens, self.model.wte.weight.device
-        sampling = self.temperature, self.top_k, self.top_p, self.forbidden
-        check_request(prompts, self.model.config.block_size, G, R, *sampling[:3])
+        check_request(prompts, self.model.config.block_size, G, R, self.temperature, self.top_k, self.top_p)
         u = uniforms(batch['seeds'].tolist(), G, R + 1).flatten(0, 1).to(device)
-        hidden, positions, cache = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, G,
-                                                R + 1, device, 1, TurnCache)
-        decoder = TurnDecoder(self.model, cache, positions, u, self.tokenizer.eos_ids, sampling,
-                              policy=self, records=self.records_of(batch))
-        decoder.write(hidden)
+        hidden, prefix, lengths = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, device)
+        cache = TurnCache(prefix, lengths, G, R + 1, 1)
+        decoder = TurnDecoder(self, cache, u, lengths.repeat_interleave(G), self.records_of(batch))
+        decoder.write(hidden.repeat_interleave(G, dim=0))
         with Progress('tokens', R) as progress:
             while decoder.ask():
                 decoder.step()
                 progress.step()
-        made = decoder.completions(P, G)
+        made = decoder.completions(P, G, decoder.lengths[:-1], decoder.ended[:-1])
         own = decoder.own[:-1, :made.tokens.shape[-1]].cpu().unflatten(0, (P, G))
         told = [x[:-1].view(P, G).cpu() for x in (decoder.answered, decoder.failed)]
         told.append(torch.full((P,), decoder.seconds / P))
