@@ -126,8 +126,9 @@ def python(text, *, turn):
         return ''
     status, (result,) = run(SESSION, [f'answer({textwrap.dedent(blocks[-1][4])!r})[:2001]'])
     shown = 'error: no end after 2 s' if status == 'timeout' else 'error: the process ended early'
-    if result and isinstance(result[1], str):  # code may have replied by itself, with anything
-        shown = result[1][:2000] + ' ...' * (len(result[1]) > 2000)
+    if result:
+        shown = str(result[1])  # whatever it is, if code has replied by itself
+        shown = shown[:2000] + ' ...' * (len(shown) > 2000)
     return f'```output\n{shown.rstrip()}\n```\n'
 
 

@@ -142,6 +142,12 @@ def test_the_turn_that_an_environment_is_given():
     assert turns == wanted and len({len(turn) for _, turn in turns}) > 3 and not own.all()
 
 
+def test_completions_may_fill_the_models_block():
+    """Some do while others go on, and then write behind their end."""
+    rollout = policy_of(lambda text: 'ab', 'gpt2', R=64 - 5, max_turns=99).sample(batch(), 6)
+    assert (rollout.lengths == 59).any(dim=1).all() and torch.isfinite(rollout.logps).all()
+
+
 def test_who_is_never_answered_samples_as_ever():
     policy = policy_of(lambda text: None, stop=[])
     ours, theirs = policy.sample(batch(), 8), CausalPolicy(policy.model, TOKENIZER, 24).sample(batch(), 8)
@@ -241,18 +247,18 @@ def test_the_head_sees_own_rows_alone(monkeypatch):
 
 def test_advantages_and_penalties_pass_over_what_was_answered():
     """GAE over own tokens is that of the text without the others; the reward and the overlong penalty stand at the last own token."""
-    own = torch.tensor([[[True, True, False, False, True, True], [True, False, False, True, False, False]]])
+    own = torch.tensor([[[True, True, False, False, True, True], [True, False, True, True, False, False]]])
     lengths = torch.tensor([[6, 5]])
     rollout = Rollout({}, torch.zeros(1, 2, 6, dtype=torch.long), lengths, torch.zeros(1, 2, 6), own=own)
     rewards, values = torch.randn(2, 1, 2, 6, dtype=torch.double)
     got = gae(rewards, values, rollout.mask, 0.9, 0.7)
-    for g, places in enumerate(([0, 1, 4, 5], [0, 3])):
+    for g, places in enumerate(([0, 1, 4, 5], [0, 2, 3])):
         short = [x[0, g, places][None, None] for x in (rewards, values)]
         torch.testing.assert_close(got[0, g, places], gae(*short, torch.ones(1, 1, len(places), dtype=torch.bool), 0.9, 0.7)[0, 0])
-    assert not got[~rollout.mask].any() and rollout.own_lengths.tolist() == [[4, 2]]
-    # over the last 3 of 5 tokens: 4 own ones are 2 too many, 2 none, though 6 and 5 tokens stand there
+    assert not got[~rollout.mask].any() and rollout.own_lengths.tolist() == [[4, 3]]
+    # over the last 3 of 5 tokens: 4 own ones are 2 too many, 3 one, though 6 and 5 tokens stand there
     penalties = token_rewards_of(types.SimpleNamespace(max_new_tokens=5), rollout, None, plain(overlong_penalty=3))
-    assert penalties.nonzero().tolist() == [[0, 0, 5]] and penalties.sum().item() == pytest.approx(-2 / 3)
+    assert penalties.nonzero().tolist() == [[0, 0, 5], [0, 1, 3]] and penalties[penalties < 0].tolist() == pytest.approx([-2 / 3, -1 / 3])
 
 
 # --- environments
