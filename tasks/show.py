@@ -4,7 +4,6 @@ table, best first.
 """
 import contextlib
 import sys
-import types
 import warnings
 
 import torch
@@ -173,14 +172,13 @@ def ranking(record, cfg, device):
 def asking_policy(saved, model, tokenizer, cfg, options, record):
     """A TurnPolicy where cfg, or the run's settings, name an environment of ours; else None."""
     asking = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {})}
-    name = cfg.environment or asking['environment']
+    name, asking = cfg.environment or asking['environment'], type(cfg)(**asking | vars(cfg))
     if name not in ENVIRONMENTS:
         return None
     policy = CausalPolicy(model, tokenizer, options['max_new_tokens'], top_k=cfg.top_k, top_p=cfg.top_p)
     policy.temperature = cfg.temperature  # which may be 0
-    asking['chat_template_kwargs'] = cfg.chat_template_kwargs
     records = [{'columns': record, 'templated': cfg.chat_template}]
-    return TurnPolicy(policy, types.SimpleNamespace(**asking), find_environment(name), lambda batch: records)
+    return TurnPolicy(policy, asking, find_environment(name), lambda batch: records)
 
 
 def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
@@ -202,7 +200,9 @@ def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
     ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
     texts = shown = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
     if asking:
-        texts, shown = asking.texts(made)[0], asking.marked(made)[0]
+        texts = shown = asking.texts(made)[0]
+    if asking and sys.stdout.isatty():
+        shown = asking.marked(made)[0]
     columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []

@@ -30,6 +30,7 @@ from model import GPT, GPTConfig
 from plain import plain
 from policy import CausalPolicy, prompt_batch, uniforms
 from rewards.environments import find_environment
+from tasks.show import asking_policy, complete
 from tasks.turns import Asking, TurnPolicy
 from test_completion import KINDS, TOKENIZER, gradient, still, tiny
 from test_hacking import ROOT
@@ -471,6 +472,19 @@ def test_a_run_tells_who_wrote_what(asking_run):
     assert '"own":[' in report and 'false' in report
     for line in metrics[:-1]:
         assert line['mean_length'] <= 10 and line['sampler_gap_max'] < 1e-5
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_sample_shows_who_wrote_what(terminal, capsys, monkeypatch):
+    """On a terminal in brackets; a pipe gets the text alone. The run's settings say what answers, unless that is a function."""
+    policy, options = writer_of('<<6*7>>'), {'max_new_tokens': 12, 'seed': 1}
+    cfg = types.SimpleNamespace(environment=None, top_k=0, top_p=1.0, temperature=0.0, chat_template=False, chat_template_kwargs=None)
+    arguments = policy.model, policy.tokenizer, cfg, options, {}
+    assert asking_policy({'config': {'environment': 'helper'}}, *arguments) is asking_policy({}, *arguments) is None
+    asking = asking_policy({'config': {'environment': 'calculator', 'max_turns': 2}}, *arguments)
+    monkeypatch.setattr('sys.stdout.isatty', lambda: terminal)
+    complete(policy.model, policy.tokenizer, [3], 1, options, None, asking)
+    assert ('<<6*7>>⟦42⟧' if terminal else '<<6*7>>42') in capsys.readouterr().out and asking.cfg.max_turns == 2
 
 
 def test_a_resumed_run_is_the_same_to_the_last_bit(asking_run):
