@@ -169,9 +169,10 @@ class Decoder:
 
     def __init__(self, model, cache, N, R, ends, sampling):
         """ends: ids of end tokens; sampling: see kernels.draw."""
-        zeros = partial(torch.zeros, device=model.wte.weight.device)
+        device = model.wte.weight.device
+        zeros = partial(torch.zeros, device=device)
         self.model, self.cache, self.sampling = model, cache, sampling
-        self.ends = torch.tensor(ends, device=model.wte.weight.device) if ends else None
+        self.ends = torch.tensor(ends).to(device, non_blocking=True) if ends else None
         self.u, self.tokens = zeros(N + 1, R, dtype=torch.double), zeros(N + 1, R, dtype=torch.long)
         self.logps, self.allowed = zeros(N + 1, R), None
         if sampling[1] or sampling[2] < 1:
