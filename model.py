@@ -242,11 +242,12 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)
         rope = None if turns else self.rope(positions, x.dtype)
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if checkpointed:
                 block = partial(checkpoint, block, use_reentrant=False)
             x, more = block(x, more, rope, partial(attend, layer))
-            if edit or self.gradient_checkpointing:  # which keeps what goes from block to block
+            if edit or checkpointed:  # what goes from block to block is kept: one tensor
                 x, more = x + more, None
             if edit:
                 x = edit(layer + 1, x)

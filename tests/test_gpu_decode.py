@@ -21,7 +21,8 @@ from simulated_gpu import SimulatedGPU
 from tools.bench import WordTokenizer
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-pytestmark = pytest.mark.skipif(kernels.triton is None, reason="triton has no wheel for this platform")
+pytestmark = [pytest.mark.skipif(kernels.triton is None, reason="triton has no wheel for this platform"),
+              pytest.mark.filterwarnings('ignore::RuntimeWarning:triton')]  # of NaN and log 0, in NumPy
 LLAMA = {'norm': 'rmsnorm', 'position': 'rope', 'mlp': 'swiglu', 'bias': False, 'n_kv_head': 2}
 KINDS = {'llama': LLAMA, 'gpt2': {}, 'qwen3': LLAMA | {'n_kv_head': 1, 'qk_norm': True, 'head_dim': 16, 'tied': False}}
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9], [3, 2, 3]]
