@@ -817,7 +817,7 @@ def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP,
     for i in range(0, 2 * count):
         if i == count:
             own, lse = (mean / total).to(own.dtype), top + tl.log(total)
-            top, total, mean = top * 0 - 1e30, total * 0, mean * 0
+            top = top * 0 - 1e30  # the next block's decay is 0
         one = tl.load(rows + first + i % count)
         prompt, shared = one // G, i >= count
         length = tl.where(prompt == before, 0, tl.load(lengths + prompt)).to(tl.int32)
