@@ -14,6 +14,8 @@ import math
 import os
 import re
 
+from report.verdict import verdict_of
+
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 POINTS = 250                     # of a curve
 HISTOGRAMS, BINS, DOTS = 40, 24, 200  # iterations with their rewards; bars and dots of each
@@ -186,7 +188,15 @@ def groups(out_dir):
     return evenly(result, max(4, GROUPS * TOKENS // n_tokens)) if n_tokens > TOKENS else result
 
 
-def read_run(out_dir):
+def verdict_in(out_dir, job, settings):
+    """What came of the run in out_dir, in a sentence; job: the class of its task. '' where nothing says it."""
+    try:
+        return verdict_of(list(objects(lines_of(out_dir, 'held_out.jsonl'))), job, settings)
+    except (AttributeError, KeyError, TypeError, ValueError):  # the lines are damaged, or of another version
+        return ''
+
+
+def read_run(out_dir, jobs):
     """The run in out_dir, as the page has it. Raises FileNotFoundError."""
     if not any(os.path.exists(os.path.join(out_dir, name)) for name in ('metrics.jsonl', 'config.json')):
         raise FileNotFoundError(f"no metrics.jsonl or config.json in {out_dir!r}: name the out_dir of a run")
@@ -199,6 +209,7 @@ def read_run(out_dir):
     return {'config': {key: clipped(value, 300) for key, value in config.items()}, 'last': last,
             'wanted': short(config.get('max_iters')), 'threshold': short(config.get('cost_threshold_d')),
             'task': config.get('task'), 'metrics': metrics,
+            'verdict': verdict_in(out_dir, jobs.get(config.get('task')), config),
             'rewards': reward_pictures(out_dir), 'groups': groups(out_dir)}
 
 
@@ -254,24 +265,29 @@ def hash_of(code):
     return "'sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() + "'"
 
 
-def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
+def page_of(out_dirs: list[str], jobs: dict, version: str = '') -> str:
     """
-    Write the page of the runs in out_dirs to path (report.html in the first of them) and return path. jobs:
-    {task: its class}, for the charts that are its own. Raises FileNotFoundError without a run, OSError.
+    The page of the runs in out_dirs. jobs: {task: its class}, for the charts and the verdict that are its
+    own; version: of a page that is served, and loads itself again when another is. Raises FileNotFoundError.
     """
-    runs = [read_run(out_dir) for out_dir in out_dirs]
+    runs = [read_run(out_dir, jobs) for out_dir in out_dirs]
     names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
     for run, name, given in zip(runs, names, out_dirs, strict=True):
         run['name'] = name if names.count(name) == 1 else given
-    page = {'runs': runs, 'sections': charts_of(runs, jobs)}
+    page = {'runs': runs, 'sections': charts_of(runs, jobs), 'version': version}
     data = json.dumps(page, allow_nan=False, separators=(',', ':'))
     parts = {'style': asset('uplot/uPlot.min.css') + asset('report.css'),
              'uplot': asset('uplot/uPlot.iife.min.js'), 'script': asset('report.js')}
     style, uplot, script = map(hash_of, parts.values())
     parts['policy'] = (f"default-src 'none'; style-src {style}; script-src {uplot} {script}; "
-                       "base-uri 'none'; form-action 'none'")
+                       "base-uri 'none'; form-action 'none'" + "; connect-src 'self'" * bool(version))
     parts['data'] = data.replace('<', '\\u003c')  # so no text can end the script element
-    page = re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
+    return re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
+
+
+def write_report(out_dirs: list[str], jobs: dict, path: str | None = None) -> str:
+    """Write page_of to path (report.html in the first of out_dirs), and return path. Raises OSError too."""
+    page = page_of(out_dirs, jobs)
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
     try:  # renamed when whole: a browser never sees half of it
         temporary = f'{path}.{os.getpid()}.tmp'

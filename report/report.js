@@ -82,9 +82,11 @@ if (!runs.some(run => Object.values(run.metrics).some(c => c.x.length > 20)))
   Object.assign(smoothing, {disabled: true, title: 'from 21 points on'});
 if (runs.length === 1) {
   const {name, config} = runs[0];
-  header.append(el('h1', name), p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
+  header.append(el('h1', name), el('p.verdict', runs[0].verdict),
+    p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
 } else {
-  header.append(el('h1', `${runs.length} runs`));
+  header.append(el('h1', `${runs.length} runs`),
+    ...runs.filter(run => run.verdict).map(run => el('p.verdict', el('b', run.name), ` ${run.verdict}`)));
   runs.forEach((run, r) => bar.append(el('label', {title: progress(run)}, chips[r], run.name)));
 }
 header.append(nav);
@@ -273,6 +275,10 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
   curves();
   redraw.forEach(draw => draw());
 });
+if (page.version) setInterval(async () => {  // it is served while the run goes on
+  const now = await fetch('version').then(reply => reply.text(), () => page.version);
+  if (now !== page.version) location.reload();
+}, 3000);
 setTimeout(() => {  // after uPlot's own microtasks
   root.dataset.charts = plots.length;
   root.dataset.ready = Math.round(performance.now());

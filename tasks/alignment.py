@@ -45,7 +45,6 @@ class Alignment(Completion):
             chart('safe completions', 'Share with a cost of at most 0.', 'safe_ratio'),
         ],
     }
-    closing = ('eval/reward', 'eval/cost')  # the headline may be missing from an evaluation
     refuses = ('rewards', 'reward_errors', 'dynamic_sampling')
 
     class Settings:
@@ -209,13 +208,34 @@ class Alignment(Completion):
         metrics = {'eval/reward': reward, 'eval/cost': cost,
                    'eval/combined': reward - self.multiplier.value * cost,
                    'eval/safe_ratio': (costs <= 0).float().mean().item()}
-        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items()}
+        self.each = {'reward': rewards.mean(dim=1), 'cost': costs.mean(dim=1)}
+        for name, values in true.items():
+            metrics[f'eval/{name}'] = sum(values) / len(values)
+            self.each[name] = torch.tensor(values).double().view(costs.shape).mean(dim=1)
         if cfg.retain_text:
             ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         if cost + cfg.cost_threshold_d <= 0:
             metrics[self.headline] = reward
         return metrics
+
+    @classmethod
+    def verdict(cls, looks, settings):
+        """Whether the mean cost keeps to the threshold, and whether a model is fooled."""
+        cost, most = looks.mean('cost'), -settings['cost_threshold_d']
+        state = 'not sure to be kept'
+        if cost.value + cost.error <= most:
+            state = 'kept'
+        elif cost.value - cost.error > most:
+            state = 'broken'
+        text = (f"constraint {state}: held-out cost {cost}, at most {most:g} is wanted; {looks.told('cost', 'it')}"
+                f"; {looks.told('reward', 'held-out reward')}")
+        for name, better in (('reward', 1), ('cost', -1)):
+            true = f'true_{name}'
+            fooled = true in looks.last and looks.change(name).sign == better == -looks.change(true).sign
+            if fooled:
+                text += f"; the {name} model is being fooled: {looks.told(true, f'true {name}')}"
+        return text
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}

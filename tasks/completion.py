@@ -32,7 +32,7 @@ from tasks.supervised import (
     small_config,
     train_start,
 )
-from tasks.task import Task, chart, longest_line, path_of
+from tasks.task import Task, chart, longest_line, path_of, say_if_few
 
 ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
             'add_special_tokens')  # settings that encode_prompts takes
@@ -135,6 +135,7 @@ class Completion(Task):
         if n_dropped:
             text += f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
         say(text)
+        say_if_few(len(self.eval_records), 'held-out prompts')
         if cfg.num_epochs:
             cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
             say(f"max_iters is {cfg.max_iters}, for {cfg.num_epochs:g} epochs")
@@ -325,6 +326,7 @@ class Completion(Task):
             self.right_or_wrong = False
         elif self.right_or_wrong is None and (self.reward_functions[0][1].binary or (seen == 1).any()):
             self.right_or_wrong = True
+        self.each = {'accuracy': greedy[:, 0], 'reward': values['sampled', None].nanmean(dim=1)}
         judged = ~sampled.isnan().all(dim=1)
         metrics = {'eval/accuracy_greedy': greedy.nanmean().item(),
                    'eval/accuracy_sampled': sampled.nanmean().item(),
@@ -335,14 +337,13 @@ class Completion(Task):
                 column = values[tests + kind, names[0]]
                 passed = column[~column.isnan()] >= 1
                 metrics[f'eval/{tests}pass_rate_{kind}'] = passed.float().mean().item()
+        if self.has_hidden_tests:
+            tests, hidden = (values[kind, names[0]][:, 0] >= 1 for kind in ('greedy', 'hidden_greedy'))
+            self.each['gap'] = (tests & ~hidden).float()
         for name in names if len(names) > 1 else []:
             metrics[f'eval/reward/{name}'] = values['sampled', name].nanmean().item()
             metrics[f'eval/reward_greedy/{name}'] = values['greedy', name].nanmean().item()
         return metrics
-
-    @property
-    def closing(self):
-        return ['eval/reward' if self.right_or_wrong is False else self.headline]
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}

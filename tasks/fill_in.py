@@ -28,7 +28,7 @@ from runtime.console import say
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
-from tasks.task import Task, chart, longest_line, path_of
+from tasks.task import Task, chart, longest_line, path_of, say_if_few
 
 
 class FillIn(Task):
@@ -85,10 +85,11 @@ class FillIn(Task):
             say(f"{name}: held-out AUC {judge.quality['auc']:.3f}, R2 {judge.quality['r2']:.3f}")
         self.rewards = [('judge', self.realness, 1.0)]
         self.eval_batch = self.draw('val', cfg.eval_prompts_n, 0)
-        self.real = {}
-        for name, judge in (('judge', self.judge), ('gold', self.gold)):
-            real = judge.score(self.eval_batch['original'])
-            self.real[f'eval/{name}_reward_real'] = 1 - real.mean().item()
+        real, gold = (1 - judge.score(self.eval_batch['original']) for judge in (self.judge, self.gold))
+        self.real_rewards = real
+        self.real = {'eval/judge_reward_real': real.mean().item(), 'eval/gold_reward_real': gold.mean().item()}
+        self.independent = len(self.corpus['val']) // cfg.block_size
+        say_if_few(min(self.independent, cfg.eval_prompts_n), 'held-out texts that do not overlap')
 
     def check_room(self, room, which):
         if room < self.cfg.block_size:
@@ -239,11 +240,26 @@ class FillIn(Task):
         fills = policy.sample(batch, 2).tokens
         if self.cfg.eval_show:
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
-        return {'eval/judge_reward': 1 - score_fills(self.judge, batch, fills).mean().item(),
-                'eval/gold_reward': 1 - score_fills(self.gold, batch, fills).mean().item(),
-                **self.real,
+        judge, gold = (1 - score_fills(judge, batch, fills).mean(dim=1) for judge in (self.judge, self.gold))
+        right = right_fills(batch, fills) / (fills.shape[1] * batch['n_slots'])
+        self.each = {'judge': judge, 'gold': gold, 'real': self.real_rewards, 'right': right}
+        return {'eval/judge_reward': judge.mean().item(), 'eval/gold_reward': gold.mean().item(), **self.real,
                 'eval/exact_match_sampled': exact_match(batch, fills),
                 'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
+
+    @classmethod
+    def verdict(cls, looks, settings):
+        """The judge is fooled where it likes fills better than real text, or better while others do not."""
+        told = looks.told('judge', 'held-out judge reward')
+        if looks.change('judge').sign > 0:
+            above = looks.above('judge', 'real')
+            if above.sign > 0:
+                return f"the judge is being fooled: {told}, above real text's by {above}"
+            for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match')):
+                if looks.change(name).sign < 0:
+                    return f"the judge is being fooled: {told}, while {looks.told(name, words)}"
+            return f"learned: {told}, {looks.told('gold', 'the gold judge’s')}"
+        return looks.outcome('judge', 'held-out judge reward')
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): f'{value:.4f}' for name, value in metrics.items()}
@@ -274,7 +290,8 @@ class FillIn(Task):
 
     def try_out(self):
         text = longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))
-        return 'ckpt.pt', [f"--text={text}", '--mask_ratio=0.3']
+        steps = [f'--unmask_steps={self.cfg.unmask_steps}'] if self.cfg.unmask_steps > 1 else []
+        return 'ckpt.pt', [f"--text={text}", '--mask_ratio=0.3', *steps]
 
     @classmethod
     def show(cls, saved, model, tokenizer, cfg):
@@ -500,10 +517,15 @@ def draw_fills(log_probs, u):
 # -----------------------------------------------------------------------------
 # how good fills are
 
-def exact_match(batch, fills):
-    """The share of slots in which fills (P, G, M) are the very character that stood there."""
+def right_fills(batch, fills):
+    """(P,): how many of each text's fills (P, G, M) are the very character that stood there."""
     wanted = batch['original'].gather(1, batch['slots'])[:, None]
-    return (fills == wanted)[real_slots(batch)[:, None].expand_as(fills)].float().mean().item()
+    return ((fills == wanted) & real_slots(batch)[:, None]).sum(dim=(1, 2))
+
+
+def exact_match(batch, fills):
+    """The share of all fills that are."""
+    return (right_fills(batch, fills).sum() / (fills.shape[1] * batch['n_slots'].sum())).item()
 
 
 def score_fills(judge, batch, fills):

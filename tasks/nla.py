@@ -61,6 +61,9 @@ MEANING = {
     'fve_true_text': 'the true text, through the same critic'}
 
 
+CONTROLS = ('fve_shuffled', 'fve_no_injection', 'fve_mean_injection', 'fve_random_injection')
+
+
 def check_size(cfg, setting, least, needed_by):
     if getattr(cfg, setting) < least:
         raise ValueError(f"{setting} is {getattr(cfg, setting)}: {needed_by} must fit, at least {least}")
@@ -474,7 +477,7 @@ class NLA(Task):
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def fve_of(self, texts, lengths, h, *_):
-        return nla.fve(*self.critic.standard(self.predict(texts, lengths), h))
+        return nla.fve_each(*self.critic.standard(self.predict(texts, lengths), h))
 
     def evaluate(self, policy):
         """
@@ -486,19 +489,21 @@ class NLA(Task):
         prediction, target = self.critic.standard(self.predict(texts, lengths), h)
         noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
         noise *= (own - mean).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-        m = {'fve': nla.fve(prediction, target), 'fve_greedy': self.fve_of(*self.write(policy, own, True)),
-             'fve_shuffled': nla.fve(prediction.roll(n // 2, 0), target),
-             'cosine': torch.cosine_similarity(prediction, target).mean().item(),
-             'fve_no_injection': self.fve_of(*self.write(policy, None)),
-             'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1))),
-             'fve_random_injection': self.fve_of(*self.write(policy, noise + mean))}
+        self.each = {'fve': nla.fve_each(prediction, target),
+                     'fve_greedy': self.fve_of(*self.write(policy, own, True)),
+                     'fve_shuffled': nla.fve_each(prediction.roll(n // 2, 0), target),
+                     'fve_no_injection': self.fve_of(*self.write(policy, None)),
+                     'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1))),
+                     'fve_random_injection': self.fve_of(*self.write(policy, noise + mean))}
+        m = {name: values.mean().item() for name, values in self.each.items()}
+        m['cosine'] = torch.cosine_similarity(prediction, target).mean().item()
         if self.cfg.freeze_actor:
             m['fve_frozen_actor'] = m['fve']
         shown = [row[:k] for row, k in zip(texts.tolist(), lengths.tolist(), strict=True)]
         m |= {'distinct_texts': len(set(map(tuple, shown))) / n, 'frac_whole': whole.float().mean().item(),
               'text_nll': self.nll(texts, lengths)}
         if self.held_out.text(0) is not None:
-            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)))
+            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n))).mean().item()
             right = [shown[i][-1:] == self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
             m['last_token'] = sum(right) / n
         self.quality = {name: m[name] for name in ('fve', 'fve_greedy')}
@@ -523,8 +528,20 @@ class NLA(Task):
         drop_collected(self.source)
         return total / max(1, count)
 
-    def verdict(self, metrics):
-        """The last evaluation as a table, with what PCA of the training activations carries in k numbers."""
+    @classmethod
+    def verdict(cls, looks, settings):
+        """Whether the text carries the activation: its FVE is above 0, the mean's, and above each control's."""
+        controls = {name: looks.above('fve', name) for name in CONTROLS}
+        best = min(controls, key=lambda name: controls[name].value)
+        if looks.mean('fve').sign > 0 and all(above.sign > 0 for above in controls.values()):
+            carried = 'the text carries the activation'
+        else:
+            carried = 'the text is not seen to carry the activation'
+        return (f"{carried}: FVE {looks.mean('fve')}, above the best control, {MEANING[best]}, by {controls[best]}; "
+                + looks.outcome('fve', 'FVE'))
+
+    def table(self, metrics):
+        """The last evaluation, with what PCA of the training activations carries in k numbers."""
         lines = ["held-out fraction of variance explained (FVE) by"]
         for key, meaning in MEANING.items():
             if f'eval/{key}' in metrics:
