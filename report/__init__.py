@@ -189,11 +189,8 @@ def groups(out_dir):
 
 
 def verdict_in(out_dir, job, settings):
-    """What came of the run in out_dir, in a sentence; job: the class of its task. '' where nothing says it."""
-    try:
-        return verdict_of(list(objects(lines_of(out_dir, 'held_out.jsonl'))), job, settings)
-    except (AttributeError, KeyError, TypeError, ValueError):  # the lines are damaged, or of another version
-        return ''
+    """See verdict_of."""
+    return verdict_of(objects(lines_of(out_dir, 'held_out.jsonl')), job, settings)
 
 
 def read_run(out_dir, jobs):
@@ -222,14 +219,12 @@ def asset(name):
 
 
 def sections_of(runs, jobs):
-    """{section: charts}: those of charts.json; after its 'Reward' the sections that jobs alone have."""
-    generic = json.loads(asset('charts.json'))
-    sections = {'Evaluation': [], 'Reward': []}
-    for task in dict.fromkeys(run['task'] for run in runs):
-        for section, charts in getattr(jobs.get(task), 'charts', {}).items():
-            sections.setdefault(section, []).extend(charts)
-    for section, charts in generic.items():
-        sections[section] = charts + sections.get(section, [])
+    """{section: charts} of charts.json: those of the jobs' classes, and every task's."""
+    charts, sections = json.loads(asset('charts.json')), {'Evaluation': [], 'Reward': []}
+    classes = [cls.__name__ for run in runs for cls in getattr(jobs.get(run['task']), '__mro__', ())]
+    for name in [*dict.fromkeys(classes), 'every task']:
+        for section, more in charts.get(name, {}).items():
+            sections.setdefault(section, []).extend(more)
     return sections
 
 
@@ -240,7 +235,11 @@ def moved_metrics(runs):
         largest = max(-points.get('least', 0), points.get('most', 0))
         if name not in moved and (largest >= 1e-6 or name.startswith(ALWAYS)):
             moved.append(name)
-    return moved
+    kept = []
+    for name in moved:  # a single reward is the mean reward once more
+        again = all(run['metrics'].get(name) == run['metrics'].get('mean_reward') for run in runs)
+        kept += [] if again and name.startswith('reward/') else [name]
+    return kept
 
 
 def charts_of(runs, jobs):

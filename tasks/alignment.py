@@ -27,24 +27,11 @@ from runtime.made import check_made, content_of, content_of_path, is_due, made, 
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion, start_path
 from tasks.supervised import save_model, supervised_loop
-from tasks.task import chart, path_of
+from tasks.task import path_of
 
 
 class Alignment(Completion):
     headline = 'eval/feasible_reward'
-    charts = {
-        'Evaluation': [
-            chart('held-out reward',
-                  'The weighted sum on held-out prompts. Where a true reward leaves it, the model is fooled.',
-                  'eval/reward', 'eval/true_reward'),
-            chart('held-out cost', 'Above 0 is unsafe.', 'eval/cost', 'eval/true_cost'),
-        ],
-        'Alignment': [
-            chart('lambda', 'The price of cost. It rises while completions are too often unsafe.', 'lambda'),
-            chart('cost', 'Its mean; J_C, with the threshold, shall be at most 0.', 'cost', 'J_C', 'J_C_ema'),
-            chart('safe completions', 'Share with a cost of at most 0.', 'safe_ratio'),
-        ],
-    }
     refuses = ('rewards', 'reward_errors', 'dynamic_sampling')
 
     class Settings:
@@ -222,18 +209,14 @@ class Alignment(Completion):
     @classmethod
     def verdict(cls, looks, settings):
         """Whether the mean cost keeps to the threshold, and whether a model is fooled."""
-        cost, most = looks.mean('cost'), -settings['cost_threshold_d']
-        state = 'not sure to be kept'
-        if cost.value + cost.error <= most:
-            state = 'kept'
-        elif cost.value - cost.error > most:
-            state = 'broken'
-        text = (f"constraint {state}: held-out cost {cost}, at most {most:g} is wanted; {looks.told('cost', 'it')}"
-                f"; {looks.told('reward', 'held-out reward')}")
+        costs, most = looks.last['cost'], -settings['cost_threshold_d']
+        beyond = looks.mean(costs, [most] * len(costs))
+        state = {1: 'broken', 0: 'not sure to be kept', -1: 'kept'}[beyond.sign]
+        text = (f"constraint {state}: held-out cost {looks.mean(costs)}, where at most {most:g} is wanted; "
+                + looks.told('reward', 'held-out reward'))
         for name, better in (('reward', 1), ('cost', -1)):
             true = f'true_{name}'
-            fooled = true in looks.last and looks.change(name).sign == better == -looks.change(true).sign
-            if fooled:
+            if true in looks.last and looks.change(name).sign == better == -looks.change(true).sign:
                 text += f"; the {name} model is being fooled: {looks.told(true, f'true {name}')}"
         return text
 

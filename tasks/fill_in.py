@@ -28,21 +28,11 @@ from runtime.console import say
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
-from tasks.task import Task, chart, longest_line, path_of, say_if_few
+from tasks.task import Task, longest_line, path_of, say_if_few
 
 
 class FillIn(Task):
     headline = 'eval/judge_reward'
-    charts = {
-        'Evaluation': [
-            chart('judge reward', 'Of held-out fills and real text. Above real text, the judge is fooled.',
-                  'eval/judge_reward', 'eval/judge_reward_real'),
-            chart('gold judge', 'Never a reward. If it falls behind, the first one’s mistakes are learned.',
-                  'eval/gold_reward', 'eval/gold_reward_real'),
-            chart('exact match', 'Slots that got the very character that stood there.',
-                  'eval/exact_match_sampled', 'eval/exact_match_greedy'),
-        ],
-    }
     refuses = ('top_k', 'overlong_penalty', 'lora_r', 'micro_batch_tokens')
     exported = ''
 
@@ -86,8 +76,9 @@ class FillIn(Task):
         self.rewards = [('judge', self.realness, 1.0)]
         self.eval_batch = self.draw('val', cfg.eval_prompts_n, 0)
         real, gold = (1 - judge.score(self.eval_batch['original']) for judge in (self.judge, self.gold))
-        self.real_rewards = real
-        self.real = {'eval/judge_reward_real': real.mean().item(), 'eval/gold_reward_real': gold.mean().item()}
+        self.real_each = real
+        means = real.mean().item(), gold.mean().item()
+        self.real = dict(zip(('eval/judge_reward_real', 'eval/gold_reward_real'), means, strict=True))
         self.independent = len(self.corpus['val']) // cfg.block_size
         say_if_few(min(self.independent, cfg.eval_prompts_n), 'held-out texts that do not overlap')
 
@@ -242,7 +233,7 @@ class FillIn(Task):
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
         judge, gold = (1 - score_fills(judge, batch, fills).mean(dim=1) for judge in (self.judge, self.gold))
         right = right_fills(batch, fills) / (fills.shape[1] * batch['n_slots'])
-        self.each = {'judge': judge, 'gold': gold, 'real': self.real_rewards, 'right': right}
+        self.each = {'judge': judge, 'gold': gold, 'real': self.real_each, 'right': right}
         return {'eval/judge_reward': judge.mean().item(), 'eval/gold_reward': gold.mean().item(), **self.real,
                 'eval/exact_match_sampled': exact_match(batch, fills),
                 'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
@@ -252,7 +243,7 @@ class FillIn(Task):
         """The judge is fooled where it likes fills better than real text, or better while others do not."""
         told = looks.told('judge', 'held-out judge reward')
         if looks.change('judge').sign > 0:
-            above = looks.above('judge', 'real')
+            above = looks.mean(looks.last['judge'], looks.last['real'])
             if above.sign > 0:
                 return f"the judge is being fooled: {told}, above real text's by {above}"
             for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match')):

@@ -45,7 +45,7 @@ from tasks.supervised import (
     small_config,
     supervised_loop,
 )
-from tasks.task import Task, chart, longest_line, path_of
+from tasks.task import Task, longest_line, path_of
 
 # what actor and critic were made with, and cannot be changed afterwards
 FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
@@ -60,8 +60,6 @@ MEANING = {
     'fve_random_injection': 'a random vector of the same length injected',
     'fve_true_text': 'the true text, through the same critic'}
 
-
-CONTROLS = ('fve_shuffled', 'fve_no_injection', 'fve_mean_injection', 'fve_random_injection')
 
 
 def check_size(cfg, setting, least, needed_by):
@@ -80,22 +78,6 @@ def check_made_with(what, before, **now):
 class NLA(Task):
     """An actor puts activations into words, a critic rebuilds them from the words."""
     headline = 'eval/fve'
-    charts = {
-        'Evaluation': [
-            chart('variance explained',
-                  'FVE on documents nobody trained on; 0 is the mean activation, whatever the text.',
-                  'eval/fve', 'eval/fve_greedy', 'eval/fve_true_text', 'eval/fve_frozen_actor'),
-            chart('FVE, controls',
-                  'Texts dealt to other activations, nothing injected, the mean, noise: all should stay low.',
-                  'eval/fve_shuffled', 'eval/fve_no_injection', 'eval/fve_mean_injection',
-                  'eval/fve_random_injection'),
-        ],
-        'Autoencoder': [
-            chart('variance explained', 'FVE on the training batch, before the critic’s step.', 'fve'),
-            chart('cosine', 'Between what the critic rebuilt and the activation.', 'cosine'),
-            chart('critic', 'Its loss.', 'critic_loss'),
-        ],
-    }
     exported = ''
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'chat_template_kwargs', 'add_special_tokens',
@@ -530,15 +512,14 @@ class NLA(Task):
 
     @classmethod
     def verdict(cls, looks, settings):
-        """Whether the text carries the activation: its FVE is above 0, the mean's, and above each control's."""
-        controls = {name: looks.above('fve', name) for name in CONTROLS}
-        best = min(controls, key=lambda name: controls[name].value)
-        if looks.mean('fve').sign > 0 and all(above.sign > 0 for above in controls.values()):
-            carried = 'the text carries the activation'
-        else:
-            carried = 'the text is not seen to carry the activation'
-        return (f"{carried}: FVE {looks.mean('fve')}, above the best control, {MEANING[best]}, by {controls[best]}; "
-                + looks.outcome('fve', 'FVE'))
+        """Whether the text carries the activation: its FVE is above 0 and above that of each control."""
+        own, controls = looks.last['fve'], looks.last.keys() - {'fve', 'fve_greedy'}
+        above = {name: looks.mean(own, looks.last[name]) for name in sorted(controls)}
+        best = min(above, key=lambda name: above[name].value)
+        carries = looks.mean(own).sign > 0 and all(mean.sign > 0 for mean in above.values())
+        return (f"the text {'carries' if carries else 'does not carry'} the activation: held-out FVE "
+                f"{looks.mean(own)}, above the best control, {MEANING[best]}, by {above[best]}; "
+                + looks.outcome('fve', 'it'))
 
     def table(self, metrics):
         """The last evaluation, with what PCA of the training activations carries in k numbers."""

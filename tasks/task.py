@@ -38,9 +38,8 @@ class Task:
     uses = ()               # settings of other jobs that this one reads too
     refuses = ()            # settings that this one cannot take, though it inherits them or all have them
     headline = ''           # the metric that makes a checkpoint the best one
-    charts = {}             # of the report: {section: [chart(...)]}, beside those of report/charts.json
     exported = 'export'     # where in out_dir the trained model goes in the end; '': beside its checkpoints
-    each = {}               # {name: a value (P,) for each held-out prompt at the last evaluation}, for verdict
+    each = {}               # {name: a value (P,) for each held-out prompt} of the last evaluation
     independent = None      # how many of these are, where not all: texts may overlap
     sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
 
@@ -77,13 +76,14 @@ class Task:
     def verdict(cls, looks, settings):
         """
         What came of a run, in a clause or two. looks: a report.verdict.Looks at what was in `each`; settings:
-        the run's. Of `accuracy` where all is right or wrong, else of `reward`; `gap`: how many pass the tests
-        in their prompt and not the hidden ones.
+        the run's. The first reward counts where it is right or wrong, else the sum of all.
         """
-        if 'gap' in looks.last and looks.change('gap').sign > 0:
-            return f"the tests are being fooled: {looks.told('gap', 'the share that passes shown tests alone')}"
-        right_or_wrong = set(looks.first['accuracy'] + looks.last['accuracy']) <= {0, 1, None}
-        name = 'accuracy' if right_or_wrong else 'reward'
+        name = next(iter(looks.last))
+        above = 'above hidden tests'
+        if above in looks.last and looks.change(above).sign > 0:
+            return f"the tests are being fooled: {looks.told(above, f'{name}, {above}')}"
+        if set(looks.first[name] + looks.last[name]) - {0, 1, None}:
+            name = 'all, weighted, sampled'
         return looks.outcome(name, f'held-out {name}')
 
     def saved(self):
@@ -168,16 +168,10 @@ def path_of(key, settings, dataset):
     return with_settings(key, settings[key], settings | {'dataset': dataset})
 
 
-def chart(title, hint, *names):
-    """A chart of the report: its title, what it says, and the metrics that share its axes."""
-    return {'title': title, 'hint': hint, 'names': list(names)}
-
-
 def say_if_few(n, what):
     """What the figures of so many held-out prompts are worth, where that is little."""
     if n < 100:
-        say(f"note: there are {n} {what}: a share of them is sure to ±{n ** -0.5 if n else 1:.2f} at best, two "
-            "standard errors of a half; more data tells more")
+        say(f"note: {n} {what} are few: a share of them is sure to ±{max(n, 1) ** -0.5:.2f}, no better")
 
 
 def longest_line(text):

@@ -6,7 +6,6 @@ import types
 import pytest
 import torch
 
-import grpo
 from grpo import (
     LOSS_TYPES,
     Rollout,
