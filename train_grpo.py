@@ -8,6 +8,7 @@ $ python train_grpo.py config/arithmetic.py --group_size=16 --kl_beta=0.02  # an
 $ python train_grpo.py config/arithmetic.py --init_from=resume              # go on where it stopped
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
 """
+import runtime.early  # noqa: F401, I001  before torch
 import math
 from typing import Annotated, Literal
 

@@ -190,7 +190,7 @@ def groups(out_dir):
 
 def verdict_in(out_dir, job, settings):
     """See verdict_of."""
-    return verdict_of(objects(lines_of(out_dir, 'held_out.jsonl')), job, settings)
+    return verdict_of(list(objects(lines_of(out_dir, 'held_out.jsonl'))), job, settings)
 
 
 def read_run(out_dir, jobs):

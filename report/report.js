@@ -228,6 +228,8 @@ function answerText(a, scale, detail) {  // each token in the colour of its chan
   return box;
 }
 const scores = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · ');
+const marked = text =>  // slots in colour
+  el('div.text', ...text.split(/([□▯▢])/).map((part, i) => i % 2 ? el('span.slot', part) : part));
 const wanted = group => group.wanted && `wanted:${group.wanted.includes('\n') ? '\n' : ' '}${group.wanted}`;
 function groupCards(groups) {
   const asked = el('div.asked'), note = p(''), detail = p('Touch a token for its numbers.');
@@ -236,7 +238,7 @@ function groupCards(groups) {
     const group = groups[at], completions = group.answers;
     const sizes = completions.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b);
     const scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 0.02);
-    asked.replaceChildren(el('div.text', group.prompt), el('div.text', wanted(group)));
+    asked.replaceChildren(marked(group.prompt), el('div.text', wanted(group)));
     note.textContent = sizes.length ? 'Blue: likelier after the iteration’s step; orange: less likely; full ' +
       `colour at a change of log-prob of ±${show(scale)}. The change of a whole completion stands above it. ` : '';
     if (group.of > completions.length) note.textContent += `${completions.length} of ${group.of} completions.`;

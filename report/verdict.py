@@ -28,10 +28,10 @@ class Looks(NamedTuple):
         """The Mean of values, or of their differences to others, where a prompt has both."""
         pairs = zip(values, others or [0.0] * len(values), strict=True)
         known = [a - b for a, b in pairs if a is not None and b is not None]
-        if len(known) < FEWEST:
+        n = min(self.n, len(known))
+        if n < FEWEST:
             return Mean(math.nan, math.inf, 0)
-        value, n = statistics.fmean(known), min(self.n, len(known))
-        error = 2 * statistics.stdev(known) / math.sqrt(n)
+        value, error = statistics.fmean(known), 2 * statistics.stdev(known) / math.sqrt(n)
         return Mean(value, error, (value > error) - (value < -error))
 
     def change(self, name):
@@ -53,18 +53,14 @@ def verdict_of(rows, job, settings):
     The sentence of a run; '' where nothing says it. rows: of its held_out.jsonl, see runtime.run.Log; job:
     the class of its task; settings: the run's.
     """
-    rows = list(rows)
-    shapes = [{name: len(x) for name, x in row.items() if isinstance(x, list)} for row in rows]
-    # A run that goes on may have other held-out prompts than it began with.
-    alike = [row for row, shape in zip(rows, shapes, strict=True) if shape and shape == shapes[-1]]
-    if len(alike) < 2:
+    looks = [{name: row[name] for name in row if isinstance(row[name], list)} for row in rows]
+    if len(looks) < 2:
         return ''
     try:
-        n = min(alike[-1]['independent'] or math.inf, *shapes[-1].values())
-        first, last = ({name: row[name] for name in shapes[-1]} for row in (alike[0], alike[-1]))
-        sentence = job.verdict(Looks(first, last, n), settings)
-    except (AttributeError, KeyError, TypeError, ValueError):  # damaged lines, or another version's
+        n = rows[-1]['independent']
+        sentence = job.verdict(Looks(looks[0], looks[-1], n), settings)
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged, or of other held-out prompts
         return ''
     if n < FEWEST:
-        return f"too few to tell what came of it: {n} held out"
-    return f"{sentence}; ± is two standard errors over {n} held out"
+        return f"too little is held out to tell what came of it: {n}"
+    return f"{sentence}; ± is two standard errors over {n}"

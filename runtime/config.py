@@ -32,6 +32,7 @@ import typing
 from typing import Annotated, NamedTuple
 
 from formats.text_files import first_line
+from runtime import early
 
 Count = Annotated[int, '[1, inf)']
 Natural = Annotated[int, '[0, inf)']
@@ -324,21 +325,9 @@ def read_config_file(path, keys):
     values = {key: value for key, value in names.items() if key in keys or key not in own}
     if strangers := values.keys() - keys.keys():
         key = min(strangers, key=[*values].index)
-        remedy = program_for(path, values, keys) or remedy_for(key, keys)
-        raise ValueError(f"{path}: unknown key {key!r}{remedy}; a name of its own begins with _")
+        raise ValueError(f"{path}: unknown key {key!r}{remedy_for(key, keys)}; a name of its own begins with "
+                         "_, and its first lines say which program it is for")
     return values
-
-
-def program_for(path, values, keys):
-    """What to run with a config of which another program of ours has more keys; None where none has."""
-    most, remedy = len(values.keys() & keys.keys()), None
-    for script in ('train_grpo.py', 'sample.py', *glob.glob('tools/*.py', root_dir=ROOT)):
-        with open(os.path.join(ROOT, script), encoding='utf-8') as f:
-            known = len(values.keys() & dict(assignments(settings_block(f.read()) or ())).keys())
-        if known > most:
-            program = script if '/' not in script else f"-m {script[:-3].replace('/', '.')}"
-            most, remedy = known, f"; it is a config for another program: python {program} {path}"
-    return remedy
 
 
 class Words(ast.NodeTransformer):
@@ -390,14 +379,18 @@ def split_arguments(arguments, keys, folder):
     return paths, overrides
 
 
-def configure(namespace, *rooms, tasks=None, argv=None):
+def configure(namespace, *rooms, tasks=None, argv=None, names=False):
     """
     Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
     classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
     as one object, flat. Raises ValueError for what does not fit, a key of another task, and contradictions,
-    which a room's check(cfg) finds; FileNotFoundError for a missing config.
+    which a room's check(cfg) finds; FileNotFoundError for a missing config. names=True: arguments without
+    dashes are no configs; returns them, a list, and the settings.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    plain = [argument for argument in argv if names and not argument.startswith('-')]
     sys.excepthook = one_line_errors
+    early.over()
     with open(namespace['__file__'], encoding='utf-8') as f:
         source = f.read()
     every_room = list(rooms)
@@ -410,7 +403,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
             if key in keys:
                 raise AssertionError(f"{key} is a setting of {keys[key].room} and of {setting.room}")
             keys[key], values[key] = setting, getattr(room, key)
-    given = read_arguments(sys.argv[1:] if argv is None else argv, keys, values, namespace)
+    given = read_arguments([argument for argument in argv if argument not in plain], keys, values, namespace)
     values |= {key: value for key, (value, _) in given.items()}
     for key in values.keys() & namespace.keys():
         namespace[key] = values[key]
@@ -421,7 +414,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     for room in rooms:
         if hasattr(room, 'check'):
             room.check(cfg)
-    return cfg
+    return (plain, cfg) if names else cfg
 
 
 def read_arguments(arguments, keys, values, namespace):
@@ -496,8 +489,8 @@ def print_setting(start, setting, width):
 
 
 def one_line(text):
-    """The text with line breaks and other unprintable characters as Python writes them."""
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """The text with ⏎ for a line break, and other unprintable characters as Python writes them."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace('\n', '⏎'))
 
 
 def stdout_is_gone():

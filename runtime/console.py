@@ -32,11 +32,16 @@ def harmless(text):
     return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def painted(text, file):
+    """The text with slots and line ends in colour, where the file is a terminal."""
+    return re.sub('[□⏎]', '\x1b[7m\\g<0>\x1b[0m', text) if file.isatty() else text
+
+
 def tell(text):
     global last_line, patience
     if is_master():
         with tqdm.external_write_mode():
-            print(harmless(text), flush=True)
+            print(painted(harmless(text), sys.stdout), flush=True)
     last_line, patience = time.monotonic(), LINE_AFTER
 
 

@@ -524,7 +524,8 @@ class Log:
             tracker.log(metrics, it)
         if self.master and evaluated:
             each = {name: numbers(values, 4) for name, values in self.job.each.items()}
-            self.append('held_out', [{'iter': it, 'independent': self.job.independent, **each}])
+            n = self.job.independent or max(map(len, each.values()), default=0)
+            self.append('held_out', [{'iter': it, 'independent': n, **each}])
             self.report()
 
     def line(self, m):

@@ -10,6 +10,7 @@ import secrets
 import torch
 
 from formats.optional import optional
+from report import lines_of, objects
 
 
 def grouped(name):
@@ -28,13 +29,20 @@ def known(parts):
     return {f'reward/{name}_histogram': part[~part.isnan()] for name, part in parts.items()}
 
 
+def send_earlier(tracker, out_dir):
+    """Send what a run that goes on has logged before it had this tracker."""
+    for row in objects(lines_of(out_dir, 'metrics.jsonl')):
+        tracker.log({name: value for name, value in row.items() if value is not None}, row['iter'])
+
+
 class Wandb:
     """Sends a run's metrics, tables, histograms and scatter to wandb; a resumed run goes on under its id."""
 
     def __init__(self, out_dir, config, start_iter):
         import wandb
         self.wandb, id_path = wandb, os.path.join(out_dir, 'wandb_id')
-        if not (start_iter and os.path.exists(id_path)):
+        known_there = start_iter and os.path.exists(id_path)
+        if not known_there:
             with open(id_path, 'w', encoding='utf-8') as f:
                 f.write(secrets.token_hex(4))
         with open(id_path, encoding='utf-8') as f:  # wandb leaves out what a resumed run repeats
@@ -42,6 +50,8 @@ class Wandb:
                 project=config['wandb_project'], name=config['wandb_run_name'], id=f.read(), resume='allow',
                 mode=config['wandb_mode'], config=config, dir=out_dir,
                 settings=wandb.Settings(silent=True) if config['quiet'] else None)
+        if not known_there:
+            send_earlier(self, out_dir)
 
     def log(self, metrics, it):
         self.run.log({grouped(name): value for name, value in metrics.items() if name != 'iter'}, step=it)
@@ -68,8 +78,12 @@ class TensorBoard:
 
     def __init__(self, out_dir, config, start_iter):
         from torch.utils.tensorboard import SummaryWriter
+        folder = os.path.join(out_dir, 'tensorboard')
+        known_there = os.path.isdir(folder)
         # a resumed run repeats what came after its checkpoint
-        self.writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=start_iter)
+        self.writer = SummaryWriter(folder, purge_step=start_iter)
+        if not known_there:
+            send_earlier(self, out_dir)
         self.text('config', json.dumps(config, indent=1, ensure_ascii=False), start_iter)
 
     def text(self, name, text, it):

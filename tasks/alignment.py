@@ -81,9 +81,6 @@ class Alignment(Completion):
         else:
             self.check_score_models()
         super().__init__(cfg, device)
-        for i, record in enumerate(self.records + self.eval_records):
-            if not isinstance(record['prompt'], str):
-                raise ValueError(f"prompt {i} is a list of chat messages: score models take texts alone")
         if not cfg.scorer_url:
             ranks.once(self.make_score_models)
             url = None
@@ -91,6 +88,14 @@ class Alignment(Completion):
                 self.process, url = start_scorer(*self.paths.values(), cfg.scorer_device)
             self.connect(ranks.from_first(url))
         say(f"scorer at {self.client.url}")
+
+    def load_records(self):
+        train, held_out, by_seed = super().load_records()
+        chats = any(isinstance(record['prompt'], list) for record in sum(train, held_out))
+        if chats and self.prompt_key == 'text' and not self.cfg.scorer_url:
+            raise ValueError("prompts are chat messages, and score models learn from texts: say how they are "
+                             'read with --scorer_template="{prompt} {response}"')
+        return train, held_out, by_seed
 
     def connect(self, url):
         cfg = self.cfg
@@ -150,7 +155,7 @@ class Alignment(Completion):
         """Helpfulness and cost (P, G) of the completions texts (P lists of G) of the prompts of records."""
         joined = []
         for record, group in zip(records, texts, strict=True):
-            joined += [self.join(record[self.prompt_key], text) for text in group]
+            joined += [self.join(text_of(record[self.prompt_key]), text) for text in group]
         return tuple(torch.tensor(values).view(len(texts), -1) for values in self.client.score(joined))
 
     def scores(self, policy, rollout):

@@ -24,7 +24,7 @@ from policy import choices, uniforms
 from runtime import ranks
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import Count, Natural, one_line
-from runtime.console import say
+from runtime.console import painted, say
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
@@ -79,8 +79,8 @@ class FillIn(Task):
         self.real_each = real
         means = real.mean().item(), gold.mean().item()
         self.real = dict(zip(('eval/judge_reward_real', 'eval/gold_reward_real'), means, strict=True))
-        self.independent = len(self.corpus['val']) // cfg.block_size
-        say_if_few(min(self.independent, cfg.eval_prompts_n), 'held-out texts that do not overlap')
+        self.independent = min(len(self.corpus['val']) // cfg.block_size, cfg.eval_prompts_n)
+        say_if_few(self.independent, 'held-out texts that do not overlap')
 
     def check_room(self, room, which):
         if room < self.cfg.block_size:
@@ -241,16 +241,17 @@ class FillIn(Task):
     @classmethod
     def verdict(cls, looks, settings):
         """The judge is fooled where it likes fills better than real text, or better while others do not."""
-        told = looks.told('judge', 'held-out judge reward')
-        if looks.change('judge').sign > 0:
-            above = looks.mean(looks.last['judge'], looks.last['real'])
-            if above.sign > 0:
-                return f"the judge is being fooled: {told}, above real text's by {above}"
-            for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match')):
-                if looks.change(name).sign < 0:
-                    return f"the judge is being fooled: {told}, while {looks.told(name, words)}"
-            return f"learned: {told}, {looks.told('gold', 'the gold judge’s')}"
-        return looks.outcome('judge', 'held-out judge reward')
+        told = looks.outcome('judge', 'held-out judge reward')
+        above = looks.mean(looks.last['judge'], looks.last['real'])
+        if looks.change('judge').sign < 1:
+            return told
+        fooled = told.replace('learned', 'the judge is being fooled')
+        if above.sign > 0:
+            return f"{fooled}, above real text's by {above}"
+        for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match')):
+            if looks.change(name).sign < 0:
+                return f"{fooled}, while {looks.told(name, words)}"
+        return told
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): f'{value:.4f}' for name, value in metrics.items()}
@@ -297,7 +298,7 @@ class FillIn(Task):
             judge = Judge.from_pretrained(path, tokenizer).to(cfg.device)
         masked = text if cfg.mask_ratio == 0 else tokenizer.decode(batch['tokens'][0])
         hint = "  (reward: 1 looks written, 0 machine-filled)" if judge else ''
-        print(f"masked: {one_line(masked)}{hint}", file=sys.stderr)
+        print(painted(f'masked: {one_line(masked)}{hint}', sys.stderr), file=sys.stderr)
         policy = FillInPolicy(model, tokenizer, cfg.temperature or 1.0, cfg.top_p, cfg.unmask_steps)
         show_fills(policy, batch, judge, (cfg.num_samples or 8) * (cfg.temperature > 0))
 
@@ -381,7 +382,7 @@ def real_slots(batch):
     return torch.arange(slots.shape[1], device=slots.device) < batch['n_slots'][:, None]
 
 
-def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
+def text_with_slots(tokenizer, text, mask_char='□', mask_ratio=0.0, seed=1):
     """
     make_batch of one text: mask_char marks the slots, or mask_ratio, above 0, is the share masked at random.
     """
@@ -392,7 +393,8 @@ def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
         chosen = torch.tensor([[c == mask_char for c in text]])
         text = text.replace(mask_char, tokenizer.chars[0])  # any character: it is masked
     if not chosen.any():
-        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, with another sign and "
+                         "--mask_char=?, or give --mask_ratio=0.3")
     return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id, seed)
 
 
@@ -527,7 +529,7 @@ def score_fills(judge, batch, fills):
 
 
 def describe_fills(tokenizer, batch, fills, n):
-    """The first n texts, real over filled, with a mark under each slot; a line end shows as |."""
+    """The first n texts, real over filled, with a mark under each slot; a line end shows as ⏎."""
     lines = ['  (^ as it was, x another character)']
     texts = fill(batch, fills)[:, 0]
     for p in range(min(n, len(fills))):
@@ -537,7 +539,7 @@ def describe_fills(tokenizer, batch, fills, n):
         for i in batch['slots'][p][:int(batch['n_slots'][p])].tolist():
             marks[i] = '^' if real[i] == filled[i] else 'x'
         for name, text in (('real', real), ('filled', filled), ('', ''.join(marks))):
-            lines.append(f"  {name:<6} {text}".replace('\n', '|'))
+            lines.append(f"  {name:<6} {text}".replace('\n', '⏎'))
     return '\n'.join(lines)
 
 

@@ -625,7 +625,7 @@ class NLA(Task):
 
     def try_out(self):
         text = self.held_out.text(0)
-        if text is None:
+        if self.held_out.contexts is None:  # of a file: other vectors than its model has
             return 'nla.pt', [f'--activations={self.activations_path}', '--row=0']
         return 'nla.pt', [f'--text={longest_line(self.tokenizer.decode(text))}']
 

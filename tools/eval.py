@@ -8,7 +8,6 @@ to the first model, with the standard error of that, prompt by prompt. A job who
 a text shows what it measures.
 """
 import os
-import sys
 import types
 
 import torch
@@ -149,5 +148,4 @@ if __name__ == '__main__':
     temperature: Positive | None = None
     chat_template: bool | None = None
     device: str | None = None
-    options = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    main([name for name in sys.argv[1:] if name not in options], configure(globals(), argv=options))
+    main(*configure(globals(), names=True))

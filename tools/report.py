@@ -9,7 +9,6 @@ train_grpo.py writes it at each evaluation and at its end.
 import glob
 import http.server
 import os
-import sys
 from typing import Annotated
 
 from report import page_of, write_report
@@ -71,5 +70,4 @@ if __name__ == '__main__':
     out: str | None = None  # another path for the page
     serve = False           # True: show it to browsers on this machine, as it changes
     port: Annotated[int, '[0, 65535]'] = 8010  # where; 0: any free one
-    options = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    main([name for name in sys.argv[1:] if name not in options], configure(globals(), argv=options))
+    main(*configure(globals(), names=True))
