@@ -54,7 +54,7 @@ def verdict_of(rows, job, settings):
     the class of its task; settings: the run's.
     """
     looks = [{name: row[name] for name in row if isinstance(row[name], list)} for row in rows]
-    if len(looks) < 2:
+    if len(looks) < 2 or not looks[-1]:
         return ''
     try:
         n = rows[-1]['independent']
