@@ -21,10 +21,6 @@ POINTS = 250                     # of a curve
 HISTOGRAMS, BINS, DOTS = 40, 24, 200  # iterations with their rewards; bars and dots of each
 GROUPS, COMPLETIONS, TOKENS = 24, 16, 40_000  # groups; completions of each; tokens of all, about
 PROMPT, COMPLETION = 2000, 4000  # characters of a text
-# Charted though they may be 0 all along: they say how well a run does, or are small by nature.
-ALWAYS = ('eval/', 'reward/', 'mean_reward', 'sampler_gap', 'mirror_penalty', 'loss', 'pg_loss', 'lr',
-          'critic_lr')
-SECTION_OF = {'eval/': 'Evaluation', 'reward/': 'Reward', 'time_': 'Speed', 'critic_': 'Autoencoder'}
 ITERATION = re.compile(rb'"iter":\s*(\d+)')
 
 
@@ -204,7 +200,6 @@ def read_run(out_dir, jobs):
         config = {}
     metrics, last = metric_curves(out_dir)
     return {'config': {key: clipped(value, 300) for key, value in config.items()}, 'last': last,
-            'wanted': short(config.get('max_iters')), 'threshold': short(config.get('cost_threshold_d')),
             'task': config.get('task'), 'metrics': metrics,
             'verdict': verdict_in(out_dir, jobs.get(config.get('task')), config),
             'rewards': reward_pictures(out_dir), 'groups': groups(out_dir)}
@@ -229,22 +224,21 @@ def sections_of(runs, jobs):
 
 
 def moved_metrics(runs):
-    """The metrics of the runs, less those that are 0 all along, but for rounding: a KL that is off."""
-    moved = []
-    for name, points in itertools.chain(*(run['metrics'].items() for run in runs)):
-        largest = max(-points.get('least', 0), points.get('most', 0))
-        if name not in moved and (largest >= 1e-6 or name.startswith(ALWAYS)):
-            moved.append(name)
-    kept = []
-    for name in moved:  # a single reward is the mean reward once more
-        again = all(run['metrics'].get(name) == run['metrics'].get('mean_reward') for run in runs)
-        kept += [] if again and name.startswith('reward/') else [name]
-    return kept
+    """The metrics of the runs, less those that are 0 all along, but for rounding, and a single reward's."""
+    moved, always = {}, tuple(json.loads(asset('charts.json'))['always'])  # they may be 0, or are small
+    for metrics in [run['metrics'] for run in runs]:
+        for name, points in metrics.items():
+            largest = max(-points.get('least', 0), points.get('most', 0))
+            again = name.startswith('reward/') and points == metrics.get('mean_reward')
+            if (largest >= 1e-6 or name.startswith(always)) and not again:
+                moved[name] = True
+    return list(moved)
 
 
 def charts_of(runs, jobs):
     """[{section, charts}] of the metrics that the runs have; one that no chart names gets its own."""
     names, sections, result = moved_metrics(runs), sections_of(runs, jobs), {}
+    section_of = json.loads(asset('charts.json'))['section of others']
     for section, charts in sections.items():
         result[section] = []
         for chart in charts:
@@ -253,7 +247,7 @@ def charts_of(runs, jobs):
             if shown:
                 result[section].append(chart | {'names': shown})
     for name in names:
-        section = SECTION_OF.get(re.match('[a-z]*[/_]?', name)[0], 'Policy')
+        section = section_of.get(re.match('[a-z]*[/_]?', name)[0], 'Policy')
         hint = 'This part alone, before its weight.' if name.startswith('reward/') else ''
         title = name.removeprefix('eval/').removeprefix('reward/')
         result.setdefault(section, []).append({'title': title, 'hint': hint, 'names': [name]})
@@ -270,16 +264,19 @@ def page_of(out_dirs: list[str], jobs: dict, version: str = '') -> str:
     own; version: of a page that is served, and loads itself again when another is. Raises FileNotFoundError.
     """
     runs = [read_run(out_dir, jobs) for out_dir in out_dirs]
-    names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
-    for run, name, given in zip(runs, names, out_dirs, strict=True):
-        run['name'] = name if names.count(name) == 1 else given
+    paths = list(map(os.path.abspath, out_dirs))
+    names = list(map(os.path.basename, paths))
+    if len(set(names)) < len(names):
+        names = [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+    for run, name in zip(runs, names, strict=True):
+        run['name'] = name
     page = {'runs': runs, 'sections': charts_of(runs, jobs), 'version': version}
     data = json.dumps(page, allow_nan=False, separators=(',', ':'))
     parts = {'style': asset('uplot/uPlot.min.css') + asset('report.css'),
              'uplot': asset('uplot/uPlot.iife.min.js'), 'script': asset('report.js')}
     style, uplot, script = map(hash_of, parts.values())
     parts['policy'] = (f"default-src 'none'; style-src {style}; script-src {uplot} {script}; "
-                       "base-uri 'none'; form-action 'none'" + "; connect-src 'self'" * bool(version))
+                       "base-uri 'none'; form-action 'none'; connect-src 'self'")
     parts['data'] = data.replace('<', '\\u003c')  # so no text can end the script element
     return re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
 

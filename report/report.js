@@ -71,15 +71,13 @@ addEventListener('resize', () => {
 
 // ---- head: which runs, how far, their figures
 document.title = names.join(' · ') + ' – report';
-function progress({last, wanted}) {
+function progress({last, config: {max_iters}}) {
   if (last == null) return 'no iteration logged yet';
-  return last < wanted ? `${last} of ${wanted} iterations: going on, or stopped` : `${last} iterations`;
+  return last < +max_iters ? `${last} of ${max_iters} iterations: going on, or stopped` : `${last} iterations`;
 }
 const smoothing = el('input', {type: 'range', min: 0, max: 98, value: 60, id: 'smoothing', oninput: curves});
 const bar = el('div.bar', el('label', 'smoothing', smoothing));
 const chips = runs.map(() => el('span.chip'));
-if (!runs.some(run => Object.values(run.metrics).some(c => c.x.length > 20)))
-  Object.assign(smoothing, {disabled: true, title: 'from 21 points on'});
 if (runs.length === 1) {
   const {name, config} = runs[0];
   header.append(el('h1', name), el('p.verdict', runs[0].verdict),
@@ -173,7 +171,7 @@ function range(values) {  // with 0 and a margin
   const low = Math.min(...values, 0), high = Math.max(...values, 0), margin = (high - low) * .05 || 1;
   return {range: [low - margin, high + margin]};
 }
-function rewardCards({rewards: {iters, parts, dots}, threshold}) {
+function rewardCards({rewards: {iters, parts, dots}, config}) {
   const grid = el('div.grid'), cursor = {drag: {x: false}}, draws = [];
   for (const [name, {low, high, counts, means, missing}] of Object.entries(parts)) {
     const box = el('div'), note = p(''), width = (high - low) / counts[0].length;
@@ -198,7 +196,7 @@ function rewardCards({rewards: {iters, parts, dots}, threshold}) {
         level('0', []), level('wanted', [6, 4])];
       const costs = isSafe => dots[at].map(([, cost]) => cost <= 0 === isSafe ? cost : null);
       plot(box, {legend: {live: false}, cursor, scales: {x, y}, series}, [dots[at].map(dot => dot[0]),
-        costs(true), costs(false), dots[at].map(() => 0), dots[at].map(() => -(threshold || 0))]);
+        costs(true), costs(false), dots[at].map(() => 0), dots[at].map(() => -(config.cost_threshold_d || 0))]);
     });
   }
   answers.append(el('h3', 'Rewards, answer by answer'), slider(iters, at => draws.forEach(draw => draw(at))), grid);

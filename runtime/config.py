@@ -384,8 +384,8 @@ def configure(namespace, *rooms, tasks=None, argv=None, names=False):
     Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
     classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
     as one object, flat. Raises ValueError for what does not fit, a key of another task, and contradictions,
-    which a room's check(cfg) finds; FileNotFoundError for a missing config. names=True: arguments without
-    dashes are no configs; returns them, a list, and the settings.
+    which a room's check(cfg) finds; FileNotFoundError for a missing config. names=True: returns also the
+    arguments without dashes, which are no configs then.
     """
     argv = sys.argv[1:] if argv is None else argv
     plain = [argument for argument in argv if names and not argument.startswith('-')]
@@ -489,8 +489,8 @@ def print_setting(start, setting, width):
 
 
 def one_line(text):
-    """The text with ⏎ for a line break, and other unprintable characters as Python writes them."""
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace('\n', '⏎'))
+    """The text with line breaks and other unprintable characters as Python writes them."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def stdout_is_gone():

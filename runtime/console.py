@@ -152,7 +152,7 @@ def tool(name, *arguments):
 
 def closing(out_dir, verdict, training, try_out):
     """
-    How a run ended: its verdict, see report/verdict.py, the time, where things are, what to run next.
+    How a run ended: its verdict, the time, where things are, what to run next.
     training: the Progress of its iterations; try_out: the file in out_dir for sample.py, its other arguments.
     """
     if verdict:

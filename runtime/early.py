@@ -1,7 +1,4 @@
-"""
-What a program imports first: Ctrl-C while torch is imported, which takes seconds, ends it in one line, until
-configure() calls over().
-"""
+"""Imported first by a program: until configure() is called Ctrl-C ends it in one line, also in imports."""
 import os
 import signal
 import sys
@@ -17,8 +14,7 @@ def over():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Where another folder's program imports one of ours, Ctrl-C is its own affair; of `python -m` argv has no name.
-root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-ours = sys.argv[:1] == ['-m'] or os.path.realpath(sys.argv[0]).startswith(root + os.sep)
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ours = sys.argv[0] == '-m' or os.path.realpath(sys.argv[0]).startswith(ROOT + os.sep)  # no name yet with -m
 if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, interrupted)

@@ -29,12 +29,6 @@ def known(parts):
     return {f'reward/{name}_histogram': part[~part.isnan()] for name, part in parts.items()}
 
 
-def send_earlier(tracker, out_dir):
-    """Send what a run that goes on has logged before it had this tracker."""
-    for row in objects(lines_of(out_dir, 'metrics.jsonl')):
-        tracker.log({name: value for name, value in row.items() if value is not None}, row['iter'])
-
-
 class Wandb:
     """Sends a run's metrics, tables, histograms and scatter to wandb; a resumed run goes on under its id."""
 
@@ -50,8 +44,9 @@ class Wandb:
                 project=config['wandb_project'], name=config['wandb_run_name'], id=f.read(), resume='allow',
                 mode=config['wandb_mode'], config=config, dir=out_dir,
                 settings=wandb.Settings(silent=True) if config['quiet'] else None)
-        if not known_there:
-            send_earlier(self, out_dir)
+        earlier = () if known_there else objects(lines_of(out_dir, 'metrics.jsonl'))
+        for row in earlier:  # a run that goes on has it only now
+            self.log({name: value for name, value in row.items() if value is not None}, row['iter'])
 
     def log(self, metrics, it):
         self.run.log({grouped(name): value for name, value in metrics.items() if name != 'iter'}, step=it)
@@ -78,12 +73,8 @@ class TensorBoard:
 
     def __init__(self, out_dir, config, start_iter):
         from torch.utils.tensorboard import SummaryWriter
-        folder = os.path.join(out_dir, 'tensorboard')
-        known_there = os.path.isdir(folder)
         # a resumed run repeats what came after its checkpoint
-        self.writer = SummaryWriter(folder, purge_step=start_iter)
-        if not known_there:
-            send_earlier(self, out_dir)
+        self.writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=start_iter)
         self.text('config', json.dumps(config, indent=1, ensure_ascii=False), start_iter)
 
     def text(self, name, text, it):

@@ -40,7 +40,7 @@ class Alignment(Completion):
         scorer_batch_size: Count = 32           # texts of a request
         scorer_timeout: Positive = 300.0        # seconds that a request may take
         scorer_patience: Positive = 60.0        # seconds that it is tried again before the run stops
-        scorer_template: str | None = None      # '{prompt} ... {response}'; None: what the policy reads
+        scorer_template: str | None = None      # '{prompt} ... {response}'; None: one after the other
         scorer_device = 'cpu'                   # of the child
         preferences: str | None = None          # pairs as in PKU-SafeRLHF; None: where the prompts are
         reward_checkpoint = 'out-{dataset}/reward.pt'  # ours or a Hugging Face folder; trained if missing
@@ -73,7 +73,7 @@ class Alignment(Completion):
         self.cfg, self.multiplier, self.paths = cfg, multiplier_of(cfg), score_paths(vars(cfg))
         template = template_of(cfg)
         self.join = joiner(template or '{prompt}{response}')
-        self.prompt_key = 'prompt' if template else 'text'  # of a record
+        self.prompt_key = 'text' if cfg.scorer_url and not template else 'prompt'  # of a record
         if cfg.lambda_adapt and cfg.lambda_positive_only:
             say("note: with lambda_positive_only lambda can only rise, however safe completions have become")
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
@@ -88,14 +88,6 @@ class Alignment(Completion):
                 self.process, url = start_scorer(*self.paths.values(), cfg.scorer_device)
             self.connect(ranks.from_first(url))
         say(f"scorer at {self.client.url}")
-
-    def load_records(self):
-        train, held_out, by_seed = super().load_records()
-        chats = any(isinstance(record['prompt'], list) for record in sum(train, held_out))
-        if chats and self.prompt_key == 'text' and not self.cfg.scorer_url:
-            raise ValueError("prompts are chat messages, and score models learn from texts: say how they are "
-                             'read with --scorer_template="{prompt} {response}"')
-        return train, held_out, by_seed
 
     def connect(self, url):
         cfg = self.cfg

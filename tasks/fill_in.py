@@ -77,8 +77,8 @@ class FillIn(Task):
         self.eval_batch = self.draw('val', cfg.eval_prompts_n, 0)
         real, gold = (1 - judge.score(self.eval_batch['original']) for judge in (self.judge, self.gold))
         self.real_each = real
-        means = real.mean().item(), gold.mean().item()
-        self.real = dict(zip(('eval/judge_reward_real', 'eval/gold_reward_real'), means, strict=True))
+        self.real = {'eval/judge_reward_real': real.mean().item(),
+                     'eval/gold_reward_real': gold.mean().item()}
         self.independent = min(len(self.corpus['val']) // cfg.block_size, cfg.eval_prompts_n)
         say_if_few(self.independent, 'held-out texts that do not overlap')
 
@@ -240,7 +240,7 @@ class FillIn(Task):
 
     @classmethod
     def verdict(cls, looks, settings):
-        """The judge is fooled where it likes fills better than real text, or better while others do not."""
+        """The judge is fooled where fills rise above real text, or while others fall."""
         told = looks.outcome('judge', 'held-out judge reward')
         above = looks.mean(looks.last['judge'], looks.last['real'])
         if looks.change('judge').sign < 1:
@@ -298,7 +298,8 @@ class FillIn(Task):
             judge = Judge.from_pretrained(path, tokenizer).to(cfg.device)
         masked = text if cfg.mask_ratio == 0 else tokenizer.decode(batch['tokens'][0])
         hint = "  (reward: 1 looks written, 0 machine-filled)" if judge else ''
-        print(painted(f'masked: {one_line(masked)}{hint}', sys.stderr), file=sys.stderr)
+        shown = one_line(masked.replace('\n', '⏎'))
+        print(painted(f'masked: {shown}{hint}', sys.stderr), file=sys.stderr)
         policy = FillInPolicy(model, tokenizer, cfg.temperature or 1.0, cfg.top_p, cfg.unmask_steps)
         show_fills(policy, batch, judge, (cfg.num_samples or 8) * (cfg.temperature > 0))
 

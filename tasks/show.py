@@ -54,7 +54,7 @@ def show_ranked(heading, rows):
     widths = [max(map(len, column)) for column in zip(*every_row, strict=False)]
     for cells, text, note in rows:
         aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
-        print(painted('  '.join([*aligned, one_line(text) + note]), table), file=table)
+        print(painted('  '.join([*aligned, one_line(text.replace('\n', '⏎')) + note]), table), file=table)
     if table is sys.stderr:
         print(rows[1][1], flush=True)
 

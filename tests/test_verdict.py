@@ -86,7 +86,8 @@ def test_a_fill_in_run():
     assert verdict('fill_in', look(0), look(4)).startswith('learned: held-out judge reward rose, 0.0000 -> 0.2500 (+')
     assert verdict('fill_in', look(0), look(3)).startswith('no change: ') and verdict('fill_in', look(9), look(2)).startswith('worse: ')
     above = verdict('fill_in', look(0, real=4), look(8, real=4))
-    assert above.startswith("the judge is being fooled: held-out judge reward rose, 0.0000 -> 0.5000") and "real text's by 0.2500 ±" in above
+    assert above.startswith("the judge is being fooled: held-out judge reward rose, 0.0000 -> 0.5000")
+    assert "real text's by 0.2500 ±" in above
     assert verdict('fill_in', look(0, real=5), look(8, real=5)).startswith('learned: ')  # 3 of 16 above is not sure
     for name, words in (('gold', 'the gold judge’s fell, 0.5000 -> '), ('right', 'exact match fell, 0.5000 -> ')):
         assert words + '0.2500' in verdict('fill_in', look(0), look(4, **{name: 4})) != verdict('fill_in', look(0), look(4, **{name: 5}))
@@ -103,7 +104,7 @@ def test_an_alignment_run():
 
     for d, state in ((0.0, 'kept'), (0.05, 'kept'), (0.06, 'not sure to be kept'), (0.94, 'not sure to be kept'), (0.95, 'broken')):
         said = verdict('alignment', look(0), look(4), cost_threshold_d=d)
-        assert said.startswith(f'constraint {state}: held-out cost -0.5000 ± 0.4472, where at most {-d:g} is wanted; held-out reward rose'), said
+        assert said.startswith(f'constraint {state}: held-out cost -0.5000 ± 0.4472, where at most {-d:g} is wanted; '), said
     fooled = verdict('alignment', look(0, true_reward=ones(4)), look(4, true_reward=ones(0)), cost_threshold_d=0.0)
     assert 'the reward model is being fooled: true reward fell, 0.2500 -> 0.0000' in fooled
     assert 'fooled' not in verdict('alignment', look(0, true_reward=ones(3)), look(4, true_reward=ones(0)), cost_threshold_d=0.0)

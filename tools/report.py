@@ -2,8 +2,8 @@
 A run's page, report.html in its out_dir; of several runs one page, their curves in the same charts.
 $ python -m tools.report out-grpo
 $ python -m tools.report out-grpo out-arithmetic-grpo --out=both.html
-$ python -m tools.report out-compare                   # all runs below a folder
-$ python -m tools.report --serve out-grpo              # while it trains, for a browser on this machine
+$ python -m tools.report out-compare       # all runs below a folder
+$ python -m tools.report --serve out-grpo  # as it trains, for browsers on this machine
 train_grpo.py writes it at each evaluation and at its end.
 """
 import glob
@@ -19,36 +19,37 @@ from tasks import TASKS
 
 
 def runs_in(folder):
-    """The folder of a run, else those of the runs below it, as tools/compare.py leaves them."""
+    """The folder, or where it is no run's, those of the runs below it, as tools/compare.py leaves them."""
     if os.path.exists(os.path.join(folder, 'metrics.jsonl')):
         return [folder]
-    below = [glob.glob(os.path.join(glob.escape(folder), stars, 'metrics.jsonl')) for stars in ('*', '*/*')]
-    return sorted(map(os.path.dirname, sum(below, []))) or [folder]
+    below = glob.escape(folder) + '/*'
+    found = glob.glob(f'{below}/metrics.jsonl') + glob.glob(f'{below}/*/metrics.jsonl')
+    return sorted(map(os.path.dirname, found)) or [folder]
 
 
 class PageHandler(Handler):
-    """The page, made anew for each request, and at /version what it was made of."""
+    """The page as the logs are now, and at /version how long they are."""
 
     def do_GET(self):
         self.reply(self.version if self.path == '/version' else self.page, '/', '/version')
 
     def version(self):
         paths = [os.path.join(out_dir, f'{log}.jsonl') for out_dir in self.server.out_dirs for log in LOGS]
-        return ' '.join(str(os.path.getsize(path)) for path in paths if os.path.exists(path))
+        return ' '.join(str(os.path.getsize(path)) for path in paths if os.path.exists(path)) or 'none'
 
     def page(self):
-        return page_of(self.server.out_dirs, TASKS, self.version() or '0')
+        return page_of(self.server.out_dirs, TASKS, self.version())
 
 
 def show(out_dirs, port):
-    """Show the page to this machine until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     page_of(out_dirs, TASKS)  # raises where there is no run
     try:
         server = http.server.ThreadingHTTPServer(('127.0.0.1', port), PageHandler)
     except OSError as e:
         raise OSError(f"cannot listen on port {port} ({e.strerror}): name another --port") from None
     server.out_dirs, server.patience = out_dirs, 60
-    print(f"http://127.0.0.1:{server.server_address[1]} shows the run until Ctrl-C", flush=True)
+    print(f"http://127.0.0.1:{server.server_address[1]} shows it until Ctrl-C", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -58,7 +59,7 @@ def show(out_dirs, port):
 def main(folders, cfg):
     if not folders:
         raise ValueError("name the out_dir of a run, or of several")
-    out_dirs = [out_dir for folder in folders for out_dir in runs_in(folder)]
+    out_dirs = sum(map(runs_in, folders), [])
     if cfg.serve:
         show(out_dirs, cfg.port)
         return
@@ -68,6 +69,6 @@ def main(folders, cfg):
 
 if __name__ == '__main__':
     out: str | None = None  # another path for the page
-    serve = False           # True: show it to browsers on this machine, as it changes
-    port: Annotated[int, '[0, 65535]'] = 8010  # where; 0: any free one
+    serve = False           # True: show it to browsers on this machine, anew as the run logs
+    port: Annotated[int, '[0, 65535]'] = 8010  # 0: any free one
     main(*configure(globals(), names=True))
