@@ -260,8 +260,8 @@ def hash_of(code):
 
 def page_of(out_dirs: list[str], jobs: dict, version: str = '') -> str:
     """
-    The page of the runs in out_dirs. jobs: {task: its class}, for the charts and the verdict that are its
-    own; version: of a page that is served, and loads itself again when another is. Raises FileNotFoundError.
+    The page of the runs in out_dirs. jobs: {task: its class}; version: of a page that is served, and loads
+    itself again when that is another. Raises FileNotFoundError.
     """
     runs = [read_run(out_dir, jobs) for out_dir in out_dirs]
     paths = list(map(os.path.abspath, out_dirs))
@@ -282,7 +282,7 @@ def page_of(out_dirs: list[str], jobs: dict, version: str = '') -> str:
 
 
 def write_report(out_dirs: list[str], jobs: dict, path: str | None = None) -> str:
-    """Write page_of to path (report.html in the first of out_dirs), and return path. Raises OSError too."""
+    """Write page_of to path (report.html in the first of out_dirs); returns path."""
     page = page_of(out_dirs, jobs)
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
     try:  # renamed when whole: a browser never sees half of it

@@ -38,10 +38,10 @@ class Looks(NamedTuple):
         return self.mean(self.last[name], self.first[name])
 
     def told(self, name, words):
-        """'WORDS rose, 0.3125 -> 0.8906 (+0.5781 ± 0.0432)'"""
+        """'WORDS rose, 0.3125 → 0.8906 (+0.5781 ± 0.0432)'"""
         change, then, now = self.change(name), self.mean(self.first[name]), self.mean(self.last[name])
         verb = {1: 'rose, ', 0: '', -1: 'fell, '}[change.sign]
-        return f"{words} {verb}{then.value:.4f} -> {now.value:.4f} ({change.value:+.4f} ± {change.error:.4f})"
+        return f"{words} {verb}{then.value:.4f} → {now.value:.4f} ({change.value:+.4f} ± {change.error:.4f})"
 
     def outcome(self, name, words):
         came = {1: 'learned', 0: 'no change', -1: 'worse'}[self.change(name).sign]

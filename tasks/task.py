@@ -57,6 +57,7 @@ class Task:
     # batch(it, attempt=0) -> the prompts of an iteration, all ranks together: a function of these and the
     #   seed alone, so that there is no state to save; attempts 1, 2, ... are for dynamic_sampling
     # evaluate(policy) -> metrics; sets `each` · describe(metrics) -> a line
+    # charts: in report/charts.json, under the name of its class
     # asked(rollout) -> {'prompt', 'answer'} of its first prompt, for samples.jsonl
 
     @property
@@ -75,8 +76,8 @@ class Task:
     @classmethod
     def verdict(cls, looks, settings):
         """
-        What came of a run, in a clause or two. looks: a report.verdict.Looks at what was in `each`; settings:
-        the run's. The first reward counts where it is right or wrong, else the sum of all.
+        What came of a run. looks: a report.verdict.Looks at what was in `each`; settings: the run's. The
+        first reward counts where it is right or wrong, else the sum of all.
         """
         name = next(iter(looks.last))
         above = 'above hidden tests'

@@ -36,12 +36,12 @@ def test_a_mean_and_its_error_by_hand():
     """
     looks = Looks({'a': ones(0)}, {'a': ones(4)}, N)
     assert looks.change('a') == (0.25, pytest.approx(2 * math.sqrt(0.2) / 4), 1)
-    assert looks.told('a', 'A') == 'A rose, 0.0000 -> 0.2500 (+0.2500 ± 0.2236)'
+    assert looks.told('a', 'A') == 'A rose, 0.0000 → 0.2500 (+0.2500 ± 0.2236)'
     assert looks.outcome('a', 'A').startswith('learned: ')
     looks = Looks({'a': ones(0)}, {'a': ones(3)}, N)
     assert looks.change('a') == (0.1875, pytest.approx(2 * math.sqrt(0.1625) / 4), 0)
-    assert looks.outcome('a', 'A') == 'no change: A 0.0000 -> 0.1875 (+0.1875 ± 0.2016)'
-    assert Looks({'a': ones(4)}, {'a': ones(0)}, N).outcome('a', 'A') == 'worse: A fell, 0.2500 -> 0.0000 (-0.2500 ± 0.2236)'
+    assert looks.outcome('a', 'A') == 'no change: A 0.0000 → 0.1875 (+0.1875 ± 0.2016)'
+    assert Looks({'a': ones(4)}, {'a': ones(0)}, N).outcome('a', 'A') == 'worse: A fell, 0.2500 → 0.0000 (-0.2500 ± 0.2236)'
     assert Looks({'a': ones(4)}, {'a': ones(4)}, N).change('a') == (0, 0, 0)
     one_less = Looks({'a': [None, *ones(0)]}, {'a': [9.0, *ones(4)]}, N).change('a')
     assert one_less == looks.mean(ones(4)) and one_less.sign == 1
@@ -68,8 +68,8 @@ def test_a_completion_run():
         return {'exact_answer, greedy': ones(k), 'all, weighted, sampled': ones(total), **dict(more)}
 
     said = verdict('completion', look(0), look(4))
-    assert said == ('learned: held-out exact_answer, greedy rose, 0.0000 -> 0.2500 (+0.2500 ± 0.2236); ± is two standard errors over 16')
-    assert verdict('completion', look(0), look(3, 9)).startswith('no change: held-out exact_answer, greedy 0.0000 -> 0.1875')
+    assert said == ('learned: held-out exact_answer, greedy rose, 0.0000 → 0.2500 (+0.2500 ± 0.2236); ± is two standard errors over 16')
+    assert verdict('completion', look(0), look(3, 9)).startswith('no change: held-out exact_answer, greedy 0.0000 → 0.1875')
     assert verdict('completion', look(8), look(2)).startswith('worse: ')
     graded = look(0) | {'exact_answer, greedy': [0.5] * N}
     assert verdict('completion', graded, look(0, 4)).startswith('learned: held-out all, weighted, sampled rose')
@@ -83,13 +83,13 @@ def test_a_fill_in_run():
     def look(judge, gold=8, right=8, real=N):
         return {'judge': ones(judge), 'gold': ones(gold), 'right': ones(right), 'real': ones(real)}
 
-    assert verdict('fill_in', look(0), look(4)).startswith('learned: held-out judge reward rose, 0.0000 -> 0.2500 (+')
+    assert verdict('fill_in', look(0), look(4)).startswith('learned: held-out judge reward rose, 0.0000 → 0.2500 (+')
     assert verdict('fill_in', look(0), look(3)).startswith('no change: ') and verdict('fill_in', look(9), look(2)).startswith('worse: ')
     above = verdict('fill_in', look(0, real=4), look(8, real=4))
-    assert above.startswith("the judge is being fooled: held-out judge reward rose, 0.0000 -> 0.5000")
+    assert above.startswith("the judge is being fooled: held-out judge reward rose, 0.0000 → 0.5000")
     assert "real text's by 0.2500 ±" in above
     assert verdict('fill_in', look(0, real=5), look(8, real=5)).startswith('learned: ')  # 3 of 16 above is not sure
-    for name, words in (('gold', 'the gold judge’s fell, 0.5000 -> '), ('right', 'exact match fell, 0.5000 -> ')):
+    for name, words in (('gold', 'the gold judge’s fell, 0.5000 → '), ('right', 'exact match fell, 0.5000 → ')):
         assert words + '0.2500' in verdict('fill_in', look(0), look(4, **{name: 4})) != verdict('fill_in', look(0), look(4, **{name: 5}))
         assert verdict('fill_in', look(0), look(4, **{name: 4})).startswith('the judge is being fooled: held-out judge reward rose')
         assert verdict('fill_in', look(0), look(4, **{name: 5})).startswith('learned: ')
@@ -106,7 +106,7 @@ def test_an_alignment_run():
         said = verdict('alignment', look(0), look(4), cost_threshold_d=d)
         assert said.startswith(f'constraint {state}: held-out cost -0.5000 ± 0.4472, where at most {-d:g} is wanted; '), said
     fooled = verdict('alignment', look(0, true_reward=ones(4)), look(4, true_reward=ones(0)), cost_threshold_d=0.0)
-    assert 'the reward model is being fooled: true reward fell, 0.2500 -> 0.0000' in fooled
+    assert 'the reward model is being fooled: true reward fell, 0.2500 → 0.0000' in fooled
     assert 'fooled' not in verdict('alignment', look(0, true_reward=ones(3)), look(4, true_reward=ones(0)), cost_threshold_d=0.0)
     safer = {'true_cost': ones(0)}, {'true_cost': ones(4)}
     said = verdict('alignment', look(0, ones(9), **safer[0]), look(0, costs, **safer[1]), cost_threshold_d=0.0)
@@ -120,10 +120,10 @@ def test_an_autoencoder():
 
     said = verdict('nla', look(0), look(8, 2, 4))
     assert said.startswith('the text carries the activation: held-out FVE 0.5000 ± 0.2582, above the best control, the mean activation '
-                           'injected, by 0.2500 ± 0.2236; learned: it rose, 0.0000 -> 0.5000 ('), said
+                           'injected, by 0.2500 ± 0.2236; learned: it rose, 0.0000 → 0.5000 ('), said
     for look_now in (look(8, 2, 5), look(8, 5, 2), look(3)):
         assert verdict('nla', look(0), look_now).startswith('the text does not carry the activation: ')
-    assert 'no change: it 0.5000 -> 0.5000' in verdict('nla', look(8), look(8))
+    assert 'no change: it 0.5000 → 0.5000' in verdict('nla', look(8), look(8))
 
 
 def test_where_nothing_can_be_said():

@@ -19,7 +19,7 @@ from tasks import TASKS
 
 
 def runs_in(folder):
-    """The folder, or where it is no run's, those of the runs below it, as tools/compare.py leaves them."""
+    """The folder, or where it is no run's, those of the runs that tools/compare.py left below it."""
     if os.path.exists(os.path.join(folder, 'metrics.jsonl')):
         return [folder]
     below = glob.escape(folder) + '/*'
@@ -69,6 +69,6 @@ def main(folders, cfg):
 
 if __name__ == '__main__':
     out: str | None = None  # another path for the page
-    serve = False           # True: show it to browsers on this machine, anew as the run logs
+    serve = False           # True: show it to browsers here, anew as the run logs
     port: Annotated[int, '[0, 65535]'] = 8010  # 0: any free one
     main(*configure(globals(), names=True))
