@@ -94,8 +94,7 @@ const table = (...rows) => el('div.wide', el('table.facts',
 const figures = page.sections.flatMap(s => s.charts.flatMap(c => c.names))
   .filter(name => /^eval\/|^(mean_reward|mean_kl|entropy|mean_length|lambda)$/.test(name));
 const change = c => c?.x.length ? (c.x.length > 1 ? `${show(c.first)} → ` : '') + show(c.last) : '–';
-if (!figures.length) main.append(p('There are no metrics yet.'));
-else section('Figures', table(['first → last', ...names],
+section('Figures', table(['first → last', ...names],
   ...figures.map(name => [name, ...runs.map(run => change(run.metrics[name]))])));
 
 // ---- curves

@@ -50,17 +50,19 @@ class Looks(NamedTuple):
 
 def verdict_of(rows, job, settings):
     """
-    The sentence of a run; '' where nothing says it. rows: of its held_out.jsonl, see runtime.run.Log; job:
-    the class of its task; settings: the run's.
+    The sentence of a run, or ''. rows: of its held_out.jsonl, see runtime.run.Log; job: the class of its
+    task; settings: the run's.
     """
-    looks = [{name: row[name] for name in row if isinstance(row[name], list)} for row in rows]
-    if len(looks) < 2 or not looks[-1]:
+    names = [name for name, values in rows[-1].items() if isinstance(values, list)] if len(rows) > 1 else []
+    if not names:
         return ''
     try:
-        n = rows[-1]['independent']
-        sentence = job.verdict(Looks(looks[0], looks[-1], n), settings)
+        first = {name: rows[0][name] for name in names}
+        last = {name: rows[-1][name] for name in names}
+        looks = Looks(first, last, rows[-1]['independent'])
+        sentence = job.verdict(looks, settings)
     except (AttributeError, KeyError, TypeError, ValueError):  # damaged, or of other held-out prompts
         return ''
-    if n < FEWEST:
-        return f"too little is held out to tell what came of it: {n}"
-    return f"{sentence}; ± is two standard errors over {n}"
+    if looks.n < FEWEST:
+        return f"too little is held out to tell what came of it: {looks.n}"
+    return f"{sentence}; ± is two standard errors over {looks.n}"

@@ -31,7 +31,7 @@ import types
 import typing
 from typing import Annotated, NamedTuple
 
-from formats.text_files import first_line
+from formats.text_files import first_line, read_text
 from runtime import early
 
 Count = Annotated[int, '[1, inf)']
@@ -325,9 +325,21 @@ def read_config_file(path, keys):
     values = {key: value for key, value in names.items() if key in keys or key not in own}
     if strangers := values.keys() - keys.keys():
         key = min(strangers, key=[*values].index)
-        raise ValueError(f"{path}: unknown key {key!r}{remedy_for(key, keys)}; a name of its own begins with "
-                         "_, and its first lines say which program it is for")
+        remedy = program_for(path, values, keys) or remedy_for(key, keys)
+        raise ValueError(f"{path}: unknown key {key!r}{remedy}; a name of its own begins with _")
     return values
+
+
+def program_for(path, values, keys):
+    """What to run with a config of which another program of ours has more keys; None where none has."""
+    most, remedy = len(values.keys() & keys.keys()), None
+    for script in ('train_grpo.py', 'sample.py', *glob.glob('tools/*.py', root_dir=ROOT)):
+        block = settings_block(read_text(os.path.join(ROOT, script)))
+        known = len(values.keys() & dict(assignments(block or ())).keys())
+        if known > most:
+            program = script if '/' not in script else f"-m {script[:-3].replace('/', '.')}"
+            most, remedy = known, f"; it is a config for another program: python {program} {path}"
+    return remedy
 
 
 class Words(ast.NodeTransformer):

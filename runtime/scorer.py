@@ -74,7 +74,7 @@ class Punctual(io.RawIOBase):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One request a connection, of this machine alone where the server listens to no other."""
+    """One request a connection."""
 
     def setup(self):
         super().setup()
@@ -83,7 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 
     def reply(self, answer, *paths):
-        """Send what answer() returns at one of the paths, a page or what becomes JSON, or else why not."""
+        """Send what answer() returns at one of the paths, a text or what becomes JSON, or why not."""
         try:
             try:
                 if self.path not in paths:

@@ -39,8 +39,8 @@ class Task:
     refuses = ()            # settings that this one cannot take, though it inherits them or all have them
     headline = ''           # the metric that makes a checkpoint the best one
     exported = 'export'     # where in out_dir the trained model goes in the end; '': beside its checkpoints
-    each = {}               # {name: a value (P,) for each held-out prompt} of the last evaluation
-    independent = None      # how many of these are, where not all: texts may overlap
+    each = {}               # {name: a value for each held-out prompt (P,)}, of the last evaluation
+    independent = None      # how many prompts are; None: all
     sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
 
     def __init__(self, cfg, device):

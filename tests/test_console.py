@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -123,17 +124,23 @@ def test_slots_and_line_ends_are_coloured_on_a_terminal(tmp_path, capsys):
     assert capsys.readouterr().out == 'a□b⏎c\n'
 
 
+def heard():
+    """Ctrl-C, which a shell's background job ignores, with all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize('program', ['train_grpo.py', 'sample.py', 'judge.py', '-m tools.report', '-m tools.eval'])
 def test_ctrl_c_while_torch_is_imported(tmp_path, program):
     """A torch that presses it: one line, from each program. In another folder's program it is KeyboardInterrupt, as ever."""
     (tmp_path / 'torch.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
     env = ENV | {'PYTHONPATH': f'{tmp_path}:{ROOT}'}
     command = program.split() if program[0] == '-' else [str(ROOT / program)]
-    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True, preexec_fn=heard)
     assert (done.returncode, done.stderr, done.stdout) == (130, 'interrupted before anything was begun\n', '')
     if program == 'sample.py':
         (tmp_path / 'mine.py').write_text('try:\n    import sample\nexcept KeyboardInterrupt:\n    print("mine")\n')
-        done = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
+        command = [sys.executable, 'mine.py']
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, preexec_fn=heard)
         assert (done.returncode, done.stderr, done.stdout) == (0, '', 'mine\n')
 
 

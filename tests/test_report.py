@@ -18,6 +18,7 @@ import pytest
 import report
 from report import POINTS, evenly, picked
 from tasks import TASKS
+from test_console import heard
 from tools.report import runs_in
 from warm import PYTHON
 
@@ -454,7 +455,7 @@ def served(tmp_path):
     folder = write_run(tmp_path / 'run', 20)
     command = [sys.executable, '-m', 'tools.report', '--serve', folder, '--port=0']
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     address = process.stdout.readline().split()[0]
     yield address, process, folder
     process.kill()

@@ -407,7 +407,7 @@ def test_what_is_refused(folder, script, tmp_path):
         (('--checkpoint=fills.pt',), ValueError, 'no text.*--text='),
         (('--checkpoint=fills.pt', '--prompt=a'), ValueError, '--text'),
         (('--checkpoint=fills.pt', '--text=abc'), ValueError, 'no slot'),
-        (('--checkpoint=fills.pt', '--text=a_', '--judge_checkpoint=none.pt'), FileNotFoundError, 'none.pt'),
+        (('--checkpoint=fills.pt', '--text=a□', '--judge_checkpoint=none.pt'), FileNotFoundError, 'none.pt'),
         (('--checkpoint=fills.pt', '--text=' + 'a_' * 9), ValueError, '18 characters.*reads 16'),
         (('--checkpoint=nla.pt',), ValueError, 'no text'),
         (('--checkpoint=reward.pt',), ValueError, 'holds a reward'),

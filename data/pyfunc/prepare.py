@@ -17,15 +17,10 @@ from runtime.config import Count, configure
 N_SHOWN = 3   # tests in the prompt
 N_HIDDEN = 5  # and not in it
 LETTERS = 'aeiorstlnpdcmbg'
-WORDS = '''
-banana apple tree river stone letter garden window summer orange little yellow tomato pepper silver candle
-kitten rabbit needle bottle cat dog sun moon bread water paper pencil table chair bird fish cloud rain snow
-blue green red milk sugar
-'''.split()
-
-# parameters | name | what it returns | expression; draw_function fills them in
-FUNCTIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'functions.txt')
-TEMPLATES = [line.split(' | ') for line in read_text(FUNCTIONS).splitlines()]
+# functions.txt: parameters | name | what it returns | expression; draw_function fills them in
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+FILES = [os.path.join(FOLDER, name) for name in ('functions.txt', 'words.txt')]
+TEMPLATES, WORDS = read_text(FILES[0]).splitlines(), read_text(FILES[1]).split()
 
 
 def draw_arguments(parameters, constants, rng):
@@ -50,7 +45,7 @@ def draw_function(rng):
     (constants, parameters, name, what it returns, expression) of a random template: {j} and {k} are numbers,
     {c} and {d} letters, {w} is a word.
     """
-    parameters, *texts = rng.choice(TEMPLATES)
+    parameters, *texts = rng.choice(TEMPLATES).split(' | ')
     constants = {'j': rng.randint(2, 20), 'k': rng.randint(2, 10 if parameters == 's' else 99),
                  'c': rng.choice(LETTERS), 'd': rng.choice('xyzuvw'), 'w': rng.choice(WORDS)}
     return constants, parameters, *(text.format(**constants) for text in texts)
@@ -95,7 +90,7 @@ def make_problems(n, n_val, seed):
 
 def main(n=3000, n_val=200, seed=0):
     train, val = make_problems(n, n_val, seed)
-    write_splits(__file__, [FUNCTIONS], val=val, train=train)
+    write_splits(__file__, FILES, val=val, train=train)
 
 
 if __name__ == '__main__':
