@@ -560,8 +560,9 @@ class Log:
         if self.master and stopping:
             self.report()
         elif self.master:
-            verdict = verdict_in(self.cfg.out_dir, type(self.job), vars(self.cfg))
-            console.closing(self.cfg.out_dir, verdict, self.progress, self.job.try_out())
+            out_dir, job = self.cfg.out_dir, self.job
+            verdict = verdict_in(out_dir, type(job), vars(self.cfg))
+            console.closing(out_dir, verdict, self.progress, job.try_out())
 
 
 def leave(stopping):

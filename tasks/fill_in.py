@@ -394,8 +394,8 @@ def text_with_slots(tokenizer, text, mask_char='□', mask_ratio=0.0, seed=1):
         chosen = torch.tensor([[c == mask_char for c in text]])
         text = text.replace(mask_char, tokenizer.chars[0])  # any character: it is masked
     if not chosen.any():
-        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or ? and --mask_char=?, or give "
-                         "--mask_ratio=0.3")
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r} (--mask_char=? makes it ?), or "
+                         "give --mask_ratio=0.3")
     return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id, seed)
 
 

@@ -29,7 +29,7 @@ def test_a_slot_has_a_sign_that_the_text_has_not():
     letters = CharTokenizer('ab_')
     assert text_with_slots(letters, 'a_□b□')['slots'].tolist() == [[2, 4]]  # an underscore is a character like others
     assert text_with_slots(letters, 'a?b', '?')['slots'].tolist() == [[1]]
-    with pytest.raises(ValueError, match="no slot: mark some with '□', or . and --mask_char="):
+    with pytest.raises(ValueError, match="no slot: mark some with '□' .--mask_char="):
         text_with_slots(letters, 'a_b')
 
 
