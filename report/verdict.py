@@ -65,4 +65,4 @@ def verdict_of(rows, job, settings):
         return ''
     if looks.n < FEWEST:
         return f"too little is held out to tell what came of it: {looks.n}"
-    return f"{sentence}; ± is two standard errors over {looks.n}"
+    return f"{sentence}; ± two standard errors, n = {looks.n}"

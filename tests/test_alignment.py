@@ -560,8 +560,15 @@ def test_requests_are_computed_together(serve):
         return server.scorer.score(rows)
 
     server.batcher.score = score
+
+    def ask(i):
+        return ScorerClient(server.url).score([f'{"ab"[i % 2] * (i + 1)}'])
+
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: ScorerClient(server.url).score([f'{"ab"[i % 2] * (i + 1)}']), range(8)))
+        first = pool.submit(ask, 0)
+        wait_for(lambda: sizes)
+        list(pool.map(ask, range(1, 8)))
+        first.result()
     assert sizes == [1, 7]
 
 

@@ -58,7 +58,7 @@ def test_texts_that_overlap_count_once():
     """Of 16 texts only 10 are independent: 4 of 16 are no longer sure, 2 sqrt(1/5) / sqrt(10) = .2828; of 9 nothing is said."""
     assert Looks({'a': ones(0)}, {'a': ones(4)}, 10).change('a') == (0.25, pytest.approx(2 * math.sqrt(0.2 / 10)), 0)
     first, last = ({'exact_answer, greedy': ones(k)} for k in (0, 12))
-    assert verdict_of(rows(first, last, FEWEST), Completion, {}).endswith('; ± is two standard errors over 10')
+    assert verdict_of(rows(first, last, FEWEST), Completion, {}).endswith('; ± two standard errors, n = 10')
     assert verdict_of(rows(first, last, 9), Completion, {}) == 'too little is held out to tell what came of it: 9'
 
 
@@ -68,7 +68,7 @@ def test_a_completion_run():
         return {'exact_answer, greedy': ones(k), 'all, weighted, sampled': ones(total), **dict(more)}
 
     said = verdict('completion', look(0), look(4))
-    assert said == ('learned: held-out exact_answer, greedy rose, 0.0000 → 0.2500 (+0.2500 ± 0.2236); ± is two standard errors over 16')
+    assert said == ('learned: held-out exact_answer, greedy rose, 0.0000 → 0.2500 (+0.2500 ± 0.2236); ± two standard errors, n = 16')
     assert verdict('completion', look(0), look(3, 9)).startswith('no change: held-out exact_answer, greedy 0.0000 → 0.1875')
     assert verdict('completion', look(8), look(2)).startswith('worse: ')
     graded = look(0) | {'exact_answer, greedy': [0.5] * N}
