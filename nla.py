@@ -294,6 +294,12 @@ def fve(prediction: torch.Tensor, target: torch.Tensor) -> float:
     return 1 - ((target - prediction).square().sum() / target.square().sum()).item()
 
 
+def fve_each(prediction, target):
+    """(N,): what each row adds to the fve, which is their mean."""
+    squares = target.square().sum(dim=1)
+    return 1 - (target - prediction).square().sum(dim=1) / squares.mean()
+
+
 def build_actor(saved, path):
     """The GPT of a checkpoint, read from path, with its injection."""
     def make(config):

@@ -84,7 +84,7 @@ def load_checkpoint(path: str, *kinds: str, lazily: bool = False) -> dict:
     it is torn, of another program or of another kind.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+        raise FileNotFoundError(f"there is no checkpoint at {path}: train it first, or name another")
     try:
         checkpoint = load_pt(path, lazily)
     except Exception as e:

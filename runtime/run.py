@@ -15,7 +15,7 @@ import torch
 
 from formats.text_files import first_line, read_json, write_text
 from mirror import MirrorMap
-from report import objects, write_report
+from report import objects, verdict_in, write_report
 from runtime import console, ranks
 from runtime.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from runtime.console import say, tell
@@ -34,6 +34,7 @@ from runtime.shard import (
 from runtime.trackers import asked_for
 
 RESUME = '--init_from=resume'
+LOGS = ('metrics', 'samples', 'rewards', 'held_out')
 
 
 def in_out_dir(cfg, name):
@@ -441,7 +442,7 @@ class Log:
 
     def __init__(self, cfg, job, start_iter):
         self.cfg, self.job, self.master, self.files = cfg, job, ranks.is_first(), {}
-        self.paths = {name: in_out_dir(cfg, f'{name}.jsonl') for name in ('metrics', 'samples', 'rewards')}
+        self.paths = {name: in_out_dir(cfg, f'{name}.jsonl') for name in LOGS}
         if self.master:
             if cfg.init_from == 'resume':
                 for path in self.paths.values():
@@ -522,6 +523,9 @@ class Log:
                 tracker.samples([{'iter': it, **sample} for sample in samples], it)
             tracker.log(metrics, it)
         if self.master and evaluated:
+            each = {name: numbers(values, 4) for name, values in self.job.each.items()}
+            n = self.job.independent or max(map(len, each.values()), default=0)
+            self.append('held_out', [{'iter': it, 'independent': n, **each}])
             self.report()
 
     def line(self, m):
@@ -556,7 +560,9 @@ class Log:
         if self.master and stopping:
             self.report()
         elif self.master:
-            console.closing(self.cfg.out_dir, self.job.closing, self.progress, self.job.try_out())
+            out_dir, job = self.cfg.out_dir, self.job
+            verdict = verdict_in(out_dir, type(job), vars(self.cfg))
+            console.closing(out_dir, verdict, self.progress, job.try_out())
 
 
 def leave(stopping):

@@ -732,7 +732,7 @@ def test_the_script_stops_gracefully_and_with_its_parent(models):
         text=True,
         timeout=240,
     )
-    assert done.returncode == 1 and done.stderr == 'error: there is no checkpoint at nowhere.pt\n'
+    assert done.returncode == 1 and done.stderr == 'error: there is no checkpoint at nowhere.pt: train it first, or name another\n'
 
 
 TOY = [

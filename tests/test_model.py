@@ -119,7 +119,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 def test_characters():
     tokenizer = CharTokenizer('abc')
-    assert tokenizer.decode(tokenizer.encode('cab')) == 'cab' and tokenizer.decode([0, tokenizer.mask_id, tokenizer.pad_id]) == 'a_'
+    assert tokenizer.decode(tokenizer.encode('cab')) == 'cab' and tokenizer.decode([0, tokenizer.mask_id, tokenizer.pad_id]) == 'a□'
     with pytest.raises(ValueError, match="character 'z' at position 2"):
         tokenizer.encode('abz')
 

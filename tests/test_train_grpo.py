@@ -254,7 +254,7 @@ def test_nan_stops_and_nothing_saved_is_lost(copy):
 
 def test_sample(made):
     folder, _ = made
-    done = run(folder, '--text=the c_t s_t', '--num_samples=4', script='sample.py')
+    done = run(folder, '--text=the c□t s□t', '--num_samples=4', script='sample.py')
     assert done.returncode == 0, done.stderr
     rows = [re.match(r' *(0\.\d+|1\.000) +(-[\d.]+) +\d+  (the c.t s.t)( |$)', line) for line in done.stderr.splitlines()[2:]]
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
@@ -262,10 +262,10 @@ def test_sample(made):
     assert scores == sorted(scores, reverse=True) and done.stdout == rows[0][3] + '\n'
     generator = '--checkpoint=out-toy.txt/generator.pt'
     assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', generator, script='sample.py').returncode == 0
-    for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
-                             (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
-                             (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
-                             (['--text=a_', '--judge_checkpoint=out-toy.txt/generator.pt'], ['generator', 'judge'])):
+    for arguments, words in ((['--text=the c□t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
+                             (['--text=' + 'a□' * 20], ['40 characters', 'reads 20']),
+                             (['--text=a□', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
+                             (['--text=a□', '--judge_checkpoint=out-toy.txt/generator.pt'], ['generator', 'judge'])):
         refused(run(folder, *arguments, script='sample.py'), *words)
 
 
