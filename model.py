@@ -421,7 +421,7 @@ def build(make, config, state, path):
     except (ValueError, TypeError) as e:  # TypeError: a key that it does not have
         raise ValueError(f"{path}: {e}") from None
     if config.n_layer > len(state):
-        raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
+        raise ValueError(f"{path}: n_layer is {config.n_layer}, but the file holds {len(state)} tensors")
     with torch.device('meta'), NotDrawn():
         model = make(config)
     check_fit(state, model.state_dict(), path)

@@ -144,7 +144,7 @@ for it in log.iterations():
     state.best = max(state.best, headline)
     if scorer_lost:
         state.save_and_say_so(it, log, job.saved(), ' when the scorer is back')
-        raise scorer_error or ConnectionError("rank 0 has lost the scorer; its message says how")
+        raise scorer_error or ConnectionError("rank 0 has lost the scorer; see its message")
 
     # keep: everything needed to go on as if nothing had happened
     if evaluating and rank == 0 and not stopping:

@@ -457,7 +457,7 @@ def refuse_other_tasks(cfg, given, tasks):
         readers = [name for name in tasks if key in keys_of(tasks[name])]
         if key in tasks[cfg.task].refuses or (readers and cfg.task not in readers):
             whose = f", it is for {' and '.join(readers)}" if readers else ''
-            raise ValueError(f"{where}: {key} means nothing to task {cfg.task!r}{whose}: leave it out")
+            raise ValueError(f"{where}: {key} is not a setting of task {cfg.task!r}{whose}: leave it out")
 
 
 # -----------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def closing(out_dir, verdict, training, try_out):
         tell(verdict)
     now = time.monotonic()
     tell(f"done: iterations {training.start} to {training.total} in {duration(now - training.began)}, "
-         f"{duration(now - began)} with all around them")
+         f"{duration(now - began)} in all")
     made = [name for name in RESULTS if os.path.exists(os.path.join(out_dir, name))]
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
     checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'

@@ -310,7 +310,7 @@ class State:
         self.save(it, log, job_state)
         export = console.tool('export', self.path, in_out_dir(self.cfg, f'export_{it:06d}'))
         tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}\n"
-             f"To use the model as it is:\n  {export}")
+             f"To export the model as it is now:\n  {export}")
         ranks.wait_for_rank_0()  # a rank that left first would take the others along
 
     def resume(self, job):
@@ -403,7 +403,7 @@ def check_learns_from(before, now, remake):
         if remake != 'never' and not name.startswith('held-out'):
             raise ValueError(f"{name}: not what this run began with, so that what it held out may be learned "
                              "from; restore it, or go on all the same with --remake=never")
-        say(f"resuming with other contents of {name}")
+        say(f"resuming with different {name}")
 
 
 def say_what_changed(before, now):
@@ -539,7 +539,7 @@ class Log:
         elif 'best_fitness' in m:
             text += f"the best of {2 * self.cfg.es_pairs} {m['best_fitness']:.4f}"
         else:
-            text += 'the policy rests'
+            text += 'the policy is frozen'
         text += f", length {m['mean_length']:.1f}, {m['tokens_per_s']:,.0f} tokens/s"
         for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')):
             if key in m:
@@ -551,7 +551,7 @@ class Log:
         try:
             write_report([self.cfg.out_dir], {self.cfg.task: type(self.job)})
         except Exception as e:
-            tell(f"warning: there is no new report.html: {type(e).__name__}: {first_line(e)}")
+            tell(f"warning: report.html could not be written: {type(e).__name__}: {first_line(e)}")
 
     def close(self, stopping):
         """The end: what to run next, unless the run was stopped."""

@@ -75,7 +75,7 @@ class Alignment(Completion):
         self.join = joiner(template or '{prompt}{response}')
         self.prompt_key = 'text' if cfg.scorer_url and not template else 'prompt'  # of a record
         if cfg.lambda_adapt and cfg.lambda_positive_only:
-            say("note: with lambda_positive_only lambda can only rise, however safe completions have become")
+            say("note: lambda_positive_only lets lambda rise but never fall")
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
             self.connect(cfg.scorer_url)
         else:

@@ -228,10 +228,10 @@ class Completion(Task):
         for name, gap in gaps.items():
             first = next(iter(gap.values()))
             if len(gap) < len(records):
-                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+                say(f"{name!r} does not apply to {len(gap)} of {len(records)} prompts; the first: {first}")
                 continue
             self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
-            say(f"reward {name!r} is left out, no prompt has what it takes; the first: {first}")
+            say(f"reward {name!r} is left out: no prompt has what it needs; the first: {first}")
 
     def start_log_probs(self, texts):
         """The start model's log-probs of texts, for rewards that ask."""

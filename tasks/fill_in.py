@@ -57,7 +57,7 @@ class FillIn(Task):
                 raise ValueError(f"unmask_steps is {cfg.unmask_steps}; it must be at most block_size, "
                                  f"{cfg.block_size}")
             if cfg.advantage == 'gae':
-                raise ValueError("advantage gae needs a value for each token, which slots have not")
+                raise ValueError("advantage gae needs a value for each token, and fill-in has slots instead")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)

@@ -53,7 +53,7 @@ FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_tok
 MEANING = {
     'fve': 'sampled text',
     'fve_greedy': 'greedy text',
-    'fve_frozen_actor': '  this is the control: the actor rested',
+    'fve_frozen_actor': '  this is the control: the actor was frozen',
     'fve_shuffled': "another activation's text",
     'fve_no_injection': 'nothing injected',
     'fve_mean_injection': 'the mean activation injected',

@@ -186,7 +186,7 @@ def test_a_run_in_a_pipe_ends_with_what_to_do_next(made):
     folder, done = made
     assert '\r' not in done.stdout + done.stderr and done.stderr == ''
     ended, where, sample, compare, more = done.stdout.splitlines()[-5:]
-    assert re.fullmatch(r'done: iterations 0 to 2 in \d.*, \d.* with all around them', ended)
+    assert re.fullmatch(r'done: iterations 0 to 2 in \d.*, \d.* in all', ended)
     assert (
         where == '  in out-grpo: report.html, samples.jsonl, ckpt.pt, ckpt_best.pt, fill_in.pt'
         and more.endswith('--max_iters=4 --init_from=resume')

@@ -95,7 +95,7 @@ def test_checkpoints(tmp_path):
     save_checkpoint(path, {'kind': 'generator', 'model': model.state_dict(), 'model_config': vars(model.config)})
     tokens = torch.randint(20, (1, 5))
     assert torch.equal(GPT.from_pretrained(path).eval().logits(tokens), model.logits(tokens))
-    with pytest.raises(ValueError, match='holds a generator checkpoint, and wanted is judge'):
+    with pytest.raises(ValueError, match='holds a generator checkpoint; it must be judge'):
         load_checkpoint(path, 'judge')
     with pytest.raises(FileNotFoundError, match='nowhere.pt'):
         load_checkpoint(str(tmp_path / 'nowhere.pt'), 'judge')
