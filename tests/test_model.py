@@ -136,8 +136,11 @@ def flash(monkeypatch):
     return flash_file.SEEN
 
 
+GROUPS = [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True), (3, 2, 2, 2, 1, 30, 8, True)]
+
+
 @pytest.mark.parametrize('way', ['cpu', 'flash', 'gpu without flash'])
-@pytest.mark.parametrize('sizes', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
+@pytest.mark.parametrize('sizes', GROUPS)
 def test_group_attention(request, sizes, way):
     """A token sees its prompt, as long as that is, and its completion to itself; the prompt's gradient is summed over its completions."""
     P, G, R, H, H_kv, T, d, ragged = sizes
