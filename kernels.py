@@ -368,7 +368,7 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
 # ---- a whole loss
 
 def real_rows(mask, counts):
-    """The rows (n,) of mask (U, K, R) with a token, of each unit as many as counts says."""
+    """The rows (n,) of mask (U, K, R) with a token: `counts` of each unit."""
     return mask.any(dim=1).flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
@@ -578,7 +578,7 @@ def by_part(own, *tensors):
     return zip(own, *(x.split(sizes) for x in tensors), strict=True)
 
 
-# ---- attention on a GPU: packed sequences, of which nothing is padded
+# ---- attention on a GPU: packed sequences
 
 def spans(queries, keys, device, causal=False):
     """
