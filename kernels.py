@@ -450,10 +450,7 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
 
 
 def unit_logps(hidden, weight, ids, mask, counts, temperature, forbidden, allowed):
-    """
-    Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
-    fused_loss.
-    """
+    """Log-probs (U, K, R), entropy (U, 1, R), differentiable, 0 in rows without a token; see fused_loss."""
     real, every = real_rows(mask, counts), slice(None)
     logps, entropy = fused_logps(pick(hidden, every, real), weight, pick(ids.transpose(1, 2), every, real),
                                  temperature, forbidden, pick(allowed, every, real))
@@ -590,7 +587,7 @@ def spans(queries, keys, device, causal=False):
 
 
 def takes_flash(x):
-    """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
+    """Whether flash attention takes x (..., d): half precision, d in eights, a GPU of 2020 on."""
     fits = x.is_cuda and x.dtype.itemsize == 2 and x.shape[-1] in range(8, 257, 8)
     return fits and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
