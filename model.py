@@ -291,7 +291,7 @@ class GPT(nn.Module):
         """forward; each layer's keys and values (N, T, H_kv, d) go to keep(layer, k, v), if there is one."""
         N, T = tokens.shape
         positions, causal = self.positions(tokens), self.config.causal
-        lengths = torch.full((N,), T) if lengths is None else lengths.cpu()
+        lengths = torch.full((N,), T) if lengths is None else torch.as_tensor(lengths, device='cpu')
         rows = padded_rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
@@ -322,8 +322,9 @@ class GPT(nn.Module):
         prompt_lengths (P,) of the prefix's T tokens and lengths (P, G), both best on the CPU, the latter None
         when no completion is padded. Gradients reach the prefix.
         """
-        R, device, prompt_lengths = tokens.shape[2], tokens.device, prompt_lengths.cpu()
-        lengths = torch.full(tokens.shape[:2], R) if lengths is None else lengths.cpu()
+        R, device = tokens.shape[2], tokens.device
+        lengths = torch.full(tokens.shape[:2], R) if lengths is None else lengths
+        prompt_lengths, lengths = (torch.as_tensor(n, device='cpu') for n in (prompt_lengths, lengths))
         first = prompt_lengths.to(device, non_blocking=True)[:, None, None]
         positions = (first + torch.arange(R, device=device)).expand(tokens.shape)
         way = self.packed_attention if takes_flash(prefix[0][0]) else self.merged_attention

@@ -71,7 +71,7 @@ class Seen:
     launches: Counter = field(default_factory=Counter)   # kernels
     syncs: Counter = field(default_factory=Counter)      # the host waited
     uploads: Counter = field(default_factory=Counter)    # copies from the host
-    attention: Counter = field(default_factory=Counter)  # which of torch's kernels for attention a GPU would take
+    attention: Counter = field(default_factory=Counter)  # which of torch's kernels for attention a GPU would take, cuDNN's left out
 
 
 def tensors_in(tree):
