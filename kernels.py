@@ -593,7 +593,7 @@ def takes_flash(x):
 
 
 def attend_forward(q, k, v, part):
-    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n). part: see spans."""
+    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n)."""
     return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
 
 

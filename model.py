@@ -332,7 +332,7 @@ class GPT(nn.Module):
         return rows.pad(self.run(rows.pack(tokens), rows.pack(positions), attend))
 
     def packed_attention(self, prefix, prompt_lengths, lengths, R):
-        """For flash attention: completion after completion, see PackedAttention."""
+        """For flash attention, see PackedAttention."""
         T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
         rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
         prompts = padded_rows(prompt_lengths, T, device)
@@ -344,7 +344,7 @@ class GPT(nn.Module):
         return rows, attend
 
     def merged_attention(self, prefix, prompt_lengths, lengths, R):
-        """For a CPU: completions of like length together, see GroupAttention; and for fp32 on a GPU."""
+        """For a CPU, see GroupAttention, and for fp32 on a GPU."""
         keys, bias = wide(prefix[0][0]), None
         rows, *layouts = group_rows(lengths, R, keys.device)
         absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]  # (P, T)

@@ -76,7 +76,7 @@ class Int8Matmul(torch.autograd.Function):
     def forward(ctx, x, weight, scale, bias):
         ctx.save_for_backward(weight, scale)
         bias = None if bias is None else bias.to(x.dtype)
-        # some rows at a time, whose copies stay in a cache: several times faster for few x
+        # some rows at a time, whose copies stay in a cache
         n, y = max(1, 2 ** 21 // weight.shape[1]), []
         for start in range(0, len(weight), n):
             rows = slice(start, start + n)

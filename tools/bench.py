@@ -97,7 +97,7 @@ def report(what, seconds, n):
 
 
 def peak_memory(way, device='cpu'):
-    """By how many bytes this process's memory, or that of a GPU, rises in way()."""
+    """By how many bytes this process's memory rises in way(), or a GPU's."""
     if device != 'cpu':
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
