@@ -161,7 +161,7 @@ class NLAPolicy(CausalPolicy):
 
     def prefill(self, prompts, batch):
         edit = self.model.injection.edit(batch['slots'], batch.get('activation'))
-        return self.model.prefill(prompts, batch['prompt_lengths'], edit)
+        return self.model.prefill(prompts, batch['prompt_lengths'].numpy(), edit)
 
     def without_adapters(self):
         """The same, with the injection at its start."""

@@ -190,6 +190,8 @@ def once(make):
 
 def any_of(device, *flags):
     """For each flag whether it is set on any rank."""
+    if not joined():
+        return [bool(flag) for flag in flags]
     summed = all_reduce(torch.tensor([bool(flag) for flag in flags], dtype=torch.float, device=device), 'max')
     return [value > 0 for value in summed.tolist()]
 

@@ -134,6 +134,8 @@ def processes(cfg):
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:
         torch.cuda.set_device(device)
+        # of fp32 judges, say
+        torch.set_float32_matmul_precision('highest' if cfg.precision == 'fp32' else 'high')
     elif cfg.compile and not shutil.which(os.environ.get('CXX', 'g++')):
         raise ValueError("compile on a CPU needs a C++ compiler: install g++, or name yours in CXX")
     shared_out = {'batch_size': cfg.batch_size, 'minibatch_size': cfg.minibatch_size or 0}
