@@ -67,6 +67,7 @@ ATTENTION = [
     (2, 4, 20, 20, 2, 3, 128, 8, 17, FULL, True, 5),
     (4, 1, 5, 5, 1, 5, 32, 1, 4, FULL, True, 3),           # one completion a prompt
     (1, 16, 5, 9, 1, 2, 32, 16, 8, FULL, False, None),
+    (2, 2, 90, 3, 1, 2, 16, 2, 2, FULL, True, 3),          # a prompt is longer than all completions together
 ]
 
 
