@@ -40,10 +40,12 @@ from runtime.config import Count, Natural, NonNegative, Positive, Share
 from runtime.console import over
 from runtime.shard import drop_collected, gathered, is_shard, is_sharded, whole_norm
 
-LossType = Literal['grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce']
+# Each loss and what it divides by, see aggregate; policy_loss has a branch for it.
+LOSS_TYPES = {'grpo': 'own length', 'dapo': 'tokens', 'dr_grpo': 'max_new_tokens', 'gspo': 'own length',
+              'cispo': 'tokens', 'reinforce': 'completions'}
+LossType = Literal[tuple(LOSS_TYPES)]
 Estimator = Literal['k1', 'k2', 'k3', 'exact']
 Advantage = Literal['grpo', 'dr_grpo', 'batch', 'rloo', 'gae']
-LOSS_TYPES = get_args(LossType)
 
 
 @dataclass
@@ -526,13 +528,14 @@ def aggregate(values, mask, loss_type, n_completions, n_tokens, max_new_tokens=N
     n_tokens count the whole step, all micro-batches and ranks, so that the shares add up to its loss.
     """
     per_completion = values.masked_fill(~mask, 0.0).sum(dim=-1)             # (...,)
-    if loss_type in ('grpo', 'gspo'):
+    average = LOSS_TYPES.get(loss_type)
+    if average == 'own length':
         return (per_completion / mask.sum(dim=-1).clamp(min=1)).sum() / n_completions
-    if loss_type in ('dapo', 'cispo'):
+    if average == 'tokens':
         return per_completion.sum() / n_tokens
-    if loss_type == 'dr_grpo':
+    if average == 'max_new_tokens':
         return per_completion.sum() / (n_completions * (max_new_tokens or mask.shape[-1]))
-    if loss_type == 'reinforce':
+    if average == 'completions':
         return per_completion.sum() / n_completions
     raise unknown('loss_type', loss_type, LOSS_TYPES)
 

@@ -379,7 +379,7 @@ def fused_logps(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, t
 # ---- a whole loss
 
 def real_rows(mask, counts):
-    """The rows (n,) of mask (U, K, R) with a token, of each unit as many as counts says."""
+    """The rows (n,) of mask (U, K, R) with a token: `counts` of each unit."""
     return mask.any(dim=1).flatten().nonzero_static(size=sum(counts)).squeeze(1)
 
 
@@ -461,10 +461,7 @@ def fused_loss(hidden, weight, ids, mask, loss_of, temperature=1.0, forbidden=No
 
 
 def unit_logps(hidden, weight, ids, mask, counts, temperature, forbidden, allowed):
-    """
-    Log-probs (U, K, R) and entropy (U, 1, R), differentiable, 0 in rows without a token. Arguments: see
-    fused_loss.
-    """
+    """Log-probs (U, K, R), entropy (U, 1, R), differentiable, 0 in rows without a token; see fused_loss."""
     real, every = real_rows(mask, counts), slice(None)
     logps, entropy = fused_logps(pick(hidden, every, real), weight, pick(ids.transpose(1, 2), every, real),
                                  temperature, forbidden, pick(allowed, every, real))
@@ -589,7 +586,7 @@ def by_part(own, *tensors):
     return zip(own, *(x.split(sizes) for x in tensors), strict=True)
 
 
-# ---- attention on a GPU: packed sequences, of which nothing is padded
+# ---- attention on a GPU: packed sequences
 
 def spans(queries, keys, device, causal=False):
     """
@@ -601,13 +598,13 @@ def spans(queries, keys, device, causal=False):
 
 
 def takes_flash(x):
-    """Whether flash attention takes heads x (..., d): half precision, whole vectors, a GPU of 2020 on."""
+    """Whether flash attention takes x (..., d): half precision, d in eights, a GPU of 2020 on."""
     fits = x.is_cuda and x.dtype.itemsize == 2 and x.shape[-1] in range(8, 257, 8)
     return fits and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def attend_forward(q, k, v, part):
-    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n). part: see spans."""
+    """Of q (n, H, d) to k, v (m, H_kv, d): attention (n, H, d), normalisers (H, n)."""
     return torch.ops.aten._flash_attention_forward(q, k, v, *part, False)[:2]
 
 
@@ -744,7 +741,8 @@ def attend_rows_torch(q, k, v, rope, slots, lengths, rows, at, sizes, width):
         q, k = rotate(q, *turn), rotate(k, *turn)
     slots[0, first + at], slots[1, first + at] = k, v
     t, r = torch.arange(T, device=q.device), torch.arange(R, device=q.device)
-    parts = (group[:, None] * T + t, t < lengths[group, None]), (first[:, None] + r, (r <= at)[None])
+    prompt = group.clamp(max=len(lengths) - 2)[:, None] * T + t  # what is no row has none
+    parts = (prompt, t < lengths[group, None]), (first[:, None] + r, (r <= at)[None])
     heads, found = q.unflatten(1, (k.shape[1], -1)).float() * q.shape[-1] ** -0.5, []
     for places, seen in parts:                                                  # (B, T), (B, R)
         keys, values = slots[:, places].transpose(2, 3).float()                 # (B, H_kv, T or R, d)
@@ -817,7 +815,7 @@ def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP,
     for i in range(0, 2 * count):
         if i == count:
             own, lse = (mean / total).to(own.dtype), top + tl.log(total)
-            top, total, mean = top * 0 - 1e30, total * 0, mean * 0
+            top = top * 0 - 1e30  # the next block's decay is 0
         one = tl.load(rows + first + i % count)
         prompt, shared = one // G, i >= count
         length = tl.where(prompt == before, 0, tl.load(lengths + prompt)).to(tl.int32)

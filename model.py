@@ -242,11 +242,12 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions)
         rope = None if turns else self.rope(positions, x.dtype)
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if checkpointed:
                 block = partial(checkpoint, block, use_reentrant=False)
             x, more = block(x, more, rope, partial(attend, layer))
-            if edit or self.gradient_checkpointing:  # which keeps what goes from block to block
+            if edit or checkpointed:  # what goes from block to block is kept: one tensor
                 x, more = x + more, None
             if edit:
                 x = edit(layer + 1, x)
@@ -300,7 +301,7 @@ class GPT(nn.Module):
         """forward; each layer's keys and values (N, T, H_kv, d) go to keep(layer, k, v), if there is one."""
         N, T = tokens.shape
         positions, causal = self.positions(tokens), self.config.causal
-        lengths = torch.full((N,), T) if lengths is None else lengths.cpu()
+        lengths = torch.full((N,), T) if lengths is None else torch.as_tensor(lengths, device='cpu')
         rows = padded_rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
@@ -331,8 +332,9 @@ class GPT(nn.Module):
         prompt_lengths (P,) of the prefix's T tokens and lengths (P, G), both best on the CPU, the latter None
         when no completion is padded. Gradients reach the prefix.
         """
-        R, device, prompt_lengths = tokens.shape[2], tokens.device, prompt_lengths.cpu()
-        lengths = torch.full(tokens.shape[:2], R) if lengths is None else lengths.cpu()
+        R, device = tokens.shape[2], tokens.device
+        lengths = torch.full(tokens.shape[:2], R) if lengths is None else lengths
+        prompt_lengths, lengths = (torch.as_tensor(n, device='cpu') for n in (prompt_lengths, lengths))
         first = prompt_lengths.to(device, non_blocking=True)[:, None, None]
         positions = (first + torch.arange(R, device=device)).expand(tokens.shape)
         way = self.packed_attention if takes_flash(prefix[0][0]) else self.merged_attention
@@ -340,7 +342,7 @@ class GPT(nn.Module):
         return rows.pad(self.run(rows.pack(tokens), rows.pack(positions), attend))
 
     def packed_attention(self, prefix, prompt_lengths, lengths, R):
-        """For flash attention: completion after completion, see PackedAttention."""
+        """For flash attention, see PackedAttention."""
         T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
         rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
         prompts = padded_rows(prompt_lengths, T, device)
@@ -352,7 +354,7 @@ class GPT(nn.Module):
         return rows, attend
 
     def merged_attention(self, prefix, prompt_lengths, lengths, R):
-        """For a CPU: completions of like length together, see GroupAttention; and for fp32 on a GPU."""
+        """For a CPU, see GroupAttention, and for fp32 on a GPU."""
         keys, bias = wide(prefix[0][0]), None
         rows, *layouts = group_rows(lengths, R, keys.device)
         absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]  # (P, T)
@@ -436,7 +438,7 @@ def build(make, config, state, path):
     except (ValueError, TypeError) as e:  # TypeError: a key that it does not have
         raise ValueError(f"{path}: {e}") from None
     if config.n_layer > len(state):
-        raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
+        raise ValueError(f"{path}: n_layer is {config.n_layer}, but the file holds {len(state)} tensors")
     with torch.device('meta'), NotDrawn():
         model = make(config)
     check_fit(state, model.state_dict(), path)

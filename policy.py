@@ -169,9 +169,10 @@ class Decoder:
 
     def __init__(self, model, cache, N, R, ends, sampling):
         """ends: ids of end tokens; sampling: see kernels.draw."""
-        zeros = partial(torch.zeros, device=model.wte.weight.device)
+        device = model.wte.weight.device
+        zeros = partial(torch.zeros, device=device)
         self.model, self.cache, self.sampling = model, cache, sampling
-        self.ends = torch.tensor(ends, device=model.wte.weight.device) if ends else None
+        self.ends = torch.tensor(ends).to(device, non_blocking=True) if ends else None
         self.u, self.tokens = zeros(N + 1, R, dtype=torch.double), zeros(N + 1, R, dtype=torch.long)
         self.logps, self.allowed = zeros(N + 1, R), None
         if sampling[1] or sampling[2] < 1:
@@ -376,7 +377,7 @@ class CausalPolicy:
 
     def prefill(self, prompts, batch):
         """Prompts (P, T) read once; see GPT.prefill."""
-        return self.model.prefill(prompts, batch['prompt_lengths'])
+        return self.model.prefill(prompts, batch['prompt_lengths'].numpy())  # FSDP2 would move a tensor
 
     def sample(self, batch: dict, group_size: int) -> Rollout:
         """Completions at the policy's temperature, see generate."""
@@ -411,9 +412,9 @@ class CausalPolicy:
         lengths = (rollout.lengths - 1).clamp(min=0)  # a last token is predicted, and predicts none
         if is_sharded(self.model) and not lengths.any():
             lengths[0, 0] = 1  # its ranks take the same forwards
-        steps = int(lengths.max())
+        steps, known = int(lengths.max()), (prompt_lengths.numpy(), lengths.numpy())
         if steps:
-            behind = self.model.complete(rollout.tokens[:, :, :steps], prefix, prompt_lengths, lengths)
+            behind = self.model.complete(rollout.tokens[:, :, :steps], prefix, *known)
             hidden = torch.cat((hidden, behind), dim=2)
         return F.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
 

@@ -76,7 +76,7 @@ class Int8Matmul(torch.autograd.Function):
     def forward(ctx, x, weight, scale, bias):
         ctx.save_for_backward(weight, scale)
         bias = None if bias is None else bias.to(x.dtype)
-        # some rows at a time, whose copies stay in a cache: several times faster for few x
+        # some rows at a time, whose copies stay in a cache
         n, y = max(1, 2 ** 21 // weight.shape[1]), []
         for start in range(0, len(weight), n):
             rows = slice(start, start + n)
@@ -149,10 +149,11 @@ class LoRALinear(nn.Module):
         flat, parts, end = y.view(-1, y.shape[-1]), [], 0
         narrow = F.linear(self.drop(x), A.to(x.dtype)).view(len(flat), -1).split(self.r, dim=1)
         for rows, n, b in zip(self.rows.values(), narrow, B.to(x.dtype).split(self.sizes), strict=True):
-            parts += [flat[:, end:rows.start],
-                      torch.addmm(flat[:, rows], n, b.T, alpha=self.alpha / self.r)]
+            product = torch.addmm(flat[:, rows], n, b.T, alpha=self.alpha / self.r)
+            parts += [flat[:, end:rows.start], product]
             end = rows.stop
-        return torch.cat((*parts, flat[:, end:]), dim=1).view(y.shape)
+        parts = [part for part in (*parts, flat[:, end:]) if part.shape[1]]
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).view(y.shape)
 
     def plain(self):
         """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""

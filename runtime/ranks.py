@@ -58,7 +58,7 @@ def wait_for_rank_0() -> None:
     try:
         while not the_store().check([turn]):  # not in the store's own wait, which hears no signal
             if the_store().check(['failed']):
-                raise RuntimeError("rank 0 has failed; its message says how")
+                raise RuntimeError("rank 0 has failed; see its message")
             time.sleep(0.05)
     except dist.DistNetworkError:  # rank 0 kept the store, where torchrun does not
         raise RuntimeError("rank 0 has failed; its message, if it left one, says how") from None

@@ -49,7 +49,28 @@ def gradient(model, device):
     return [p.grad.cpu().float() for p in masters.values()], logps.cpu()
 
 
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def sampler_gap(model, device):
+    """Mean difference of the sampler's log-probs and the trainer's."""
+    policy = CausalPolicy(model, WordTokenizer(V), R)
+    with torch.no_grad():
+        rollout = policy.sample(rollout_of(device).batch, G)
+        return (completion_logps(policy, rollout)[0] - rollout.logps).abs().mean().item()
+
+
+PRECISIONS = pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+
+
+@pytest.mark.gpu
+@PRECISIONS
+def test_a_gpu_s_step_is_that_of_the_cpu_and_its_sampler_agrees(dtype, tolerance):
+    """Not simulated: what tools.bench gpu asks before it times anything."""
+    wanted, wanted_logps = gradient(llama(), 'cpu')
+    found, logps = gradient(llama(dtype).to('cuda'), 'cuda')
+    assert (logps - wanted_logps).abs().max() < 10 * tolerance and gradient_error(found, wanted) < 10 * tolerance
+    assert sampler_gap(llama(dtype).to('cuda'), 'cuda') < tolerance
+
+
+@PRECISIONS
 def test_a_step_is_that_of_the_cpu(dtype, tolerance):
     """Gradients and log-probs; bf16 through flash attention, whose calls are two a layer, without a mask or a copy for each completion."""
     wanted, wanted_logps = gradient(llama(), 'cpu')
@@ -58,6 +79,7 @@ def test_a_step_is_that_of_the_cpu(dtype, tolerance):
         model = llama(dtype).to('cuda')
         with gpu.watch() as seen:
             found, logps = gradient(model, 'cuda')
+        assert sampler_gap(model, 'cuda') < tolerance
     assert (logps - wanted_logps).abs().max() < tolerance and gradient_error(found, wanted) < tolerance
     assert bool(flash.SEEN) == (dtype == torch.bfloat16)
     if dtype == torch.float32:

@@ -97,7 +97,7 @@ def report(what, seconds, n):
 
 
 def peak_memory(way, device='cpu'):
-    """By how many bytes this process's memory, or that of a GPU, rises in way()."""
+    """By how many bytes this process's memory rises in way(), or a GPU's."""
     if device != 'cpu':
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
@@ -363,7 +363,7 @@ WITH_TRL = {'liger_kernel': {'use_liger_kernel': True},
 
 
 def jobs(device, sizes=(('SmolLM2-size', 64, 8, 128, 128), ('SmolLM2-size', 16, 8, 512, 256))):
-    """sampling against transformers; a step and its memory against TRL, with Liger and vLLM if installed"""
+    """sampling against transformers; a step and its memory against TRL, with Liger, with vLLM"""
     for size in sizes:
         case = Case(*size, device=device, dtype=torch.bfloat16)
         sample_case(case)
@@ -375,7 +375,7 @@ def jobs(device, sizes=(('SmolLM2-size', 64, 8, 128, 128), ('SmolLM2-size', 16, 
 
 
 def gpu(page=ROOT / 'docs' / 'gpu.md', device='cuda', parts=(correct, head, jobs)):
-    """What a GPU has to show, as the last part of the page; without one, what that would be."""
+    """What a GPU has to show becomes the page's last part; without one a line for each."""
     if device == 'cuda' and not torch.cuda.is_available():
         print("gpu: there is none. On one:", *(part.__doc__ for part in parts), sep='\n  ')
         return
