@@ -33,17 +33,19 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from kernels import fused_logps, fused_loss, unpack
+from kernels import fused_loss, logits_of, unit_logps, unpack
 from mirror import Divergence, Weighting, token_divergence
 from runtime import ranks
 from runtime.config import Count, Natural, NonNegative, Positive, Share
 from runtime.console import over
 from runtime.shard import drop_collected, gathered, is_shard, is_sharded, whole_norm
 
-LossType = Literal['grpo', 'dapo', 'dr_grpo', 'gspo', 'cispo', 'reinforce']
+# Each loss and what it divides by, see aggregate; policy_loss has a branch for it.
+LOSS_TYPES = {'grpo': 'own length', 'dapo': 'tokens', 'dr_grpo': 'max_new_tokens', 'gspo': 'own length',
+              'cispo': 'tokens', 'reinforce': 'completions'}
+LossType = Literal[tuple(LOSS_TYPES)]
 Estimator = Literal['k1', 'k2', 'k3', 'exact']
 Advantage = Literal['grpo', 'dr_grpo', 'batch', 'rloo', 'gae']
-LOSS_TYPES = get_args(LossType)
 
 
 @dataclass
@@ -173,7 +175,7 @@ class Rollout:
                 return {name: cut(rows) for name, rows in value.items()}
             if value is None or isinstance(prompts, slice):
                 return value if value is None else value[prompts]
-            return value[prompts.to(value.device)]
+            return value[prompts.to(value.device, non_blocking=True)]
         return Rollout(**{field.name: cut(getattr(self, field.name)) for field in fields(self)})
 
     def without(self, completions):
@@ -190,7 +192,8 @@ def head_log_probs(policy, hidden, allowed=None):
     Log-probs (..., V) in fp32 that the policy samples from at hidden (..., D): tempered, -inf for forbidden
     ids and for what allowed (..., V / 8 bits) does not leave.
     """
-    logits = policy.model.lm_head(hidden).float() / policy.temperature
+    rows = logits_of(hidden.flatten(0, -2), policy.model.lm_head.weight)
+    logits = rows.view(*hidden.shape[:-1], -1).float() / policy.temperature
     if policy.forbidden is not None:
         logits = logits.masked_fill(policy.forbidden, -torch.inf)
     if allowed is not None:
@@ -216,24 +219,23 @@ def by_unit(tensor, H):
     return tensor.reshape(P * H, G // H, *tensor.shape[2:])
 
 
+def rows_that_count(rollout, H):
+    """How many rows of each unit predict a token, a list: of the longest completion."""
+    return by_unit(rollout.own_lengths, H).amax(dim=1).tolist()
+
+
 def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Log-probs (P, G, R) of a rollout's tokens and the policy's entropy there (P, G, R), 0 in padding. Only the
     n rows that predict a real token reach the head, and their logits are never held.
     """
     hidden = policy.hidden(rollout)                                         # (P, H, R, D)
-    P, H, R, _ = hidden.shape
-    mask = rollout.mask
-    rows = by_unit(mask, H).any(dim=1).view(P, H, R)
-    tokens = by_unit(rollout.tokens.masked_fill(~mask, 0), H)            # (P H, G/H, R)
-    ids = tokens.transpose(1, 2).unflatten(0, (P, H))[rows]                 # (n, G/H)
-    allowed = None if rollout.allowed is None else rollout.allowed[rows]
-    logps, entropy = fused_logps(hidden[rows], policy.model.lm_head.weight, ids, policy.temperature,
-                                 policy.forbidden, allowed)                # (n, G/H), (n,)
-    logps = logps.new_zeros(P, H, R, ids.shape[1]).masked_scatter(rows[..., None], logps)
-    logps = logps.transpose(2, 3).reshape(mask.shape)                       # (P, G, R)
-    entropy = entropy.new_zeros(P, H, R).masked_scatter(rows, entropy)
-    entropy = entropy.repeat_interleave(mask.shape[1] // H, dim=1)          # (P, G, R)
+    H, mask = hidden.shape[1], rollout.mask
+    units, tokens = by_unit(mask, H), by_unit(rollout.tokens.masked_fill(~mask, 0), H)  # (P H, G/H, R)
+    allowed = None if rollout.allowed is None else rollout.allowed.flatten(0, 1)
+    found = unit_logps(hidden.flatten(0, 1), policy.model.lm_head.weight, tokens, units,
+                       rows_that_count(rollout, H), policy.temperature, policy.forbidden, allowed)
+    logps, entropy = (values.expand_as(units).reshape(mask.shape) for values in found)  # (P, G, R)
     return logps.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
 
 
@@ -337,7 +339,7 @@ def reward_tensor(name, values, device=None):
     if bad:
         n = tensor.numel()
         raise FloatingPointError(f"reward {name!r} is NaN or infinite for {bad} of {n} completions")
-    return tensor.masked_fill(missing.to(tensor.device), torch.nan)
+    return tensor.masked_fill(missing.to(tensor.device, non_blocking=True), torch.nan)
 
 
 def overlong(lengths: torch.Tensor, max_new_tokens: int, ramp: int) -> torch.Tensor:
@@ -526,13 +528,14 @@ def aggregate(values, mask, loss_type, n_completions, n_tokens, max_new_tokens=N
     n_tokens count the whole step, all micro-batches and ranks, so that the shares add up to its loss.
     """
     per_completion = values.masked_fill(~mask, 0.0).sum(dim=-1)             # (...,)
-    if loss_type in ('grpo', 'gspo'):
+    average = LOSS_TYPES.get(loss_type)
+    if average == 'own length':
         return (per_completion / mask.sum(dim=-1).clamp(min=1)).sum() / n_completions
-    if loss_type in ('dapo', 'cispo'):
+    if average == 'tokens':
         return per_completion.sum() / n_tokens
-    if loss_type == 'dr_grpo':
+    if average == 'max_new_tokens':
         return per_completion.sum() / (n_completions * (max_new_tokens or mask.shape[-1]))
-    if loss_type == 'reinforce':
+    if average == 'completions':
         return per_completion.sum() / n_completions
     raise unknown('loss_type', loss_type, LOSS_TYPES)
 
@@ -692,7 +695,7 @@ def rollout_loss(policy, rollout, n_completions, n_tokens, cfg, reference=None):
     tokens = by_unit(rollout.tokens.masked_fill(~rollout.mask, 0), H)
     loss = fused_loss(hidden.flatten(0, 1), policy.model.lm_head.weight, tokens, all_tokens.mask, loss_of,
                       policy.temperature, policy.forbidden, allowed, ref_hidden, ref_weight,
-                      counts=by_unit(rollout.own_lengths, H).amax(dim=1).tolist())
+                      counts=rows_that_count(rollout, H))
     if rollout.returns is not None:
         of_values, shares = value_term(policy, rollout, hidden, n_tokens, cfg)
         loss = loss + of_values
@@ -922,7 +925,7 @@ def rollout_metrics(policy, rollout, all_rewards, cfg):
     means['frac_truncated'] = torch.zeros(1) if rollout.ended is None else (~rollout.ended).float()
     if cfg.overlong_penalty:
         means['overlong_penalty'] = overlong(rollout.own_lengths, policy.max_new_tokens, cfg.overlong_penalty)
-    shares = [own * values.mean().to(all_rewards.device) for values in means.values()]
+    shares = [own * values.mean().to(all_rewards.device, non_blocking=True) for values in means.values()]
     metrics = dict(zip(means, ranks.all_reduce(torch.stack(shares)).tolist(), strict=True))
     judged = all_rewards[~all_rewards.isnan()]
     metrics |= {'mean_reward': judged.mean().item(), 'std_reward': judged.std().item()}

@@ -8,6 +8,7 @@ $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --po
 $ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
 $ python judge.py serve --model=DIR
 """
+import runtime.early  # noqa: F401, I001  before torch
 import bisect
 import hashlib
 import json

@@ -22,7 +22,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from formats import weights
-from kernels import GroupAttention, group_rows, padded_rows, wide
+from kernels import (
+    GroupAttention,
+    PackedAttention,
+    Rows,
+    group_rows,
+    joined_attention,
+    padded_rows,
+    spans,
+    takes_flash,
+    wide,
+)
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
@@ -247,7 +257,7 @@ class GPT(nn.Module):
 
     def frequencies(self, device):
         if self.rope_frequencies.device != device:
-            self.rope_frequencies = self.rope_frequencies.to(device)
+            self.rope_frequencies = self.rope_frequencies.to(device, non_blocking=True)
         return self.rope_frequencies
 
     def positions(self, tokens):
@@ -263,7 +273,7 @@ class GPT(nn.Module):
         Hidden states (N, T, D) of whole texts, tokens (N, T) int64, right-padded; 0 in padding. lengths (N,),
         best on the CPU: None when no row is padded. edit: see run.
         """
-        return self.read(tokens, lengths, edit, lambda layer, k, v: None)
+        return self.read(tokens, lengths, edit, None)
 
     def prefill(self, tokens, lengths=None, edit=None):
         """
@@ -278,19 +288,27 @@ class GPT(nn.Module):
         return self.read(tokens, lengths, edit, keep), prefix
 
     def read(self, tokens, lengths, edit, keep):
-        """forward; each layer's keys and values (N, T, H_kv, d) go to keep(layer, k, v)."""
+        """forward; each layer's keys and values (N, T, H_kv, d) go to keep(layer, k, v), if there is one."""
         N, T = tokens.shape
         positions, causal = self.positions(tokens), self.config.causal
-        lengths = torch.full((N,), T) if lengths is None else lengths.cpu()
+        lengths = torch.full((N,), T) if lengths is None else torch.as_tensor(lengths, device='cpu')
         rows = padded_rows(lengths, T, tokens.device)
         mask = None  # causal rows need none: padding stands to the right of everything that counts
         if rows.index is not None and not causal:
-            mask = (positions < lengths.to(tokens.device)[:, None])[:, None, None, :]  # (N, 1, 1, T)
+            there = lengths.to(tokens.device, non_blocking=True)
+            mask = (positions < there[:, None])[:, None, None, :]  # (N, 1, 1, T)
+        parts = functools.cache(lambda: [spans(lengths, lengths, tokens.device, causal)])
 
         def attend(layer, q, k, v):
-            q, k, v = map(rows.pad, (q, k, v))
-            keep(layer, k, v)
-            return rows.pack(self.attention(q, k, v, mask, is_causal=causal))
+            flash, grouped = takes_flash(q), q.shape[1] != k.shape[1]
+            padded = None if flash and not keep else [rows.pad(k), rows.pad(v)]
+            if keep:
+                keep(layer, *padded)
+            if flash:
+                return PackedAttention.apply(parts(), q, k, v)
+            heads = [wide(x).transpose(1, 2) for x in (rows.pad(q), *padded)]
+            y = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+            return rows.pack(y.transpose(1, 2).to(q.dtype))
 
         def edit_rows(layer, x):
             return rows.pack(edit(layer, rows.pad(x)))
@@ -298,60 +316,49 @@ class GPT(nn.Module):
         x = self.run(rows.pack(tokens), rows.pack(positions.expand(N, T)), attend, edit and edit_rows)
         return rows.pad(x)
 
-    def attention(self, q, k, v, mask=None, is_causal=False):
-        """q (N, T, H, d), k, v (N, S, H_kv, d), mask (N or 1, 1, T, S) true where seen -> (N, T, H, d)."""
-        grouped = q.shape[-2] != k.shape[-2]
-        heads = [wide(x).transpose(1, 2) for x in (q, k, v)]
-        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped)
-        return y.transpose(1, 2).to(q.dtype)
-
     def complete(self, tokens, prefix, prompt_lengths, lengths=None):
         """
         Hidden states (P, G, R, D) of completions (P, G, R), right-padded, each after its prompt:
-        prompt_lengths (P,) of the prefix's T tokens. lengths (P, G), best on the CPU: None when no completion
-        is padded. Gradients reach the prefix.
+        prompt_lengths (P,) of the prefix's T tokens and lengths (P, G), both best on the CPU, the latter None
+        when no completion is padded. Gradients reach the prefix.
         """
-        P, G, R = tokens.shape
-        T, device = prefix[0][0].shape[1], tokens.device
-        lengths = torch.full((P, G), R) if lengths is None else lengths.cpu()
-        rows, *layouts = group_rows(lengths, R, device)
-        positions = (prompt_lengths[:, None, None] + torch.arange(R, device=device)).expand(P, G, R)
-        prompt_mask = torch.arange(T, device=device) < prompt_lengths[:, None]  # (P, T)
-        if tokens.is_cuda:
-            attend = self.joined_attention(rows, prefix, prompt_mask)
-        else:
-            attend = self.merged_attention(layouts, prefix, prompt_mask)
+        R, device = tokens.shape[2], tokens.device
+        lengths = torch.full(tokens.shape[:2], R) if lengths is None else lengths
+        prompt_lengths, lengths = (torch.as_tensor(n, device='cpu') for n in (prompt_lengths, lengths))
+        first = prompt_lengths.to(device, non_blocking=True)[:, None, None]
+        positions = (first + torch.arange(R, device=device)).expand(tokens.shape)
+        way = self.packed_attention if takes_flash(prefix[0][0]) else self.merged_attention
+        rows, attend = way(prefix, prompt_lengths, lengths, R)
         return rows.pad(self.run(rows.pack(tokens), rows.pack(positions), attend))
 
-    def joined_attention(self, rows, prefix, prompt_mask):
-        """On a GPU: one call, each completion behind a copy of its prompt's keys."""
-        P, G, R = rows.shape
-        own = torch.ones(R, R, dtype=torch.bool, device=prompt_mask.device).tril().expand(P, G, R, R)
-        shared = prompt_mask[:, None, None].expand(P, G, R, -1)
-        mask = torch.cat((shared, own), dim=-1).view(P * G, 1, R, -1)
-
-        def join(prompt, own):  # (P, T, H_kv, d), (P, G, R, H_kv, d)
-            return torch.cat((prompt[:, None].expand(-1, G, -1, -1, -1), own), dim=2).flatten(0, 1)
+    def packed_attention(self, prefix, prompt_lengths, lengths, R):
+        """For flash attention, see PackedAttention."""
+        T, device, flat = prefix[0][0].shape[1], prefix[0][0].device, lengths.flatten()
+        rows = Rows(torch.arange(len(flat)) * R, flat, (*lengths.shape, R), device)
+        prompts = padded_rows(prompt_lengths, T, device)
+        parts = spans(lengths.sum(dim=1), prompt_lengths, device), spans(flat, flat, device, causal=True)
 
         def attend(layer, q, k, v):
-            q, k, v = map(rows.pad, (q, k, v))
-            prompt_k, prompt_v = prefix[layer]
-            y = self.attention(q.flatten(0, 1), join(prompt_k, k), join(prompt_v, v), mask)
-            return rows.pack(y.unflatten(0, (P, G)))
+            return PackedAttention.apply(parts, q, *map(prompts.pack, prefix[layer]), k, v)
 
-        return attend
+        return rows, attend
 
-    def merged_attention(self, layouts, prefix, prompt_mask):
-        """On a CPU: to the prompt and to the completion apart, see GroupAttention."""
-        bias = None
-        if not prompt_mask.all():
-            absent = ~prompt_mask[:, None, None]  # (P, 1, 1, T)
-            bias = torch.zeros(absent.shape, dtype=wide(prefix[0][0]).dtype).masked_fill(absent, -torch.inf)
+    def merged_attention(self, prefix, prompt_lengths, lengths, R):
+        """For a CPU, see GroupAttention, and for fp32 on a GPU."""
+        keys, bias = wide(prefix[0][0]), None
+        rows, *layouts = group_rows(lengths, R, keys.device)
+        absent = torch.arange(keys.shape[1]) >= prompt_lengths[:, None]  # (P, T)
+        if absent.any():
+            bias = torch.zeros(absent.shape, dtype=keys.dtype).masked_fill(absent, -torch.inf)
+            bias = bias[:, None, None].to(keys.device, non_blocking=True)  # (P, 1, 1, T)
+        attention = GroupAttention.apply
+        if keys.is_cuda:
+            attention, layouts = joined_attention, [rows]
 
         def attend(layer, q, k, v):
-            return GroupAttention.apply(*map(wide, (q, k, v, *prefix[layer])), bias, *layouts).to(q.dtype)
+            return attention(*map(wide, (q, k, v, *prefix[layer])), bias, *layouts).to(q.dtype)
 
-        return attend
+        return rows, attend
 
     def logits(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (N, T, V) at every position."""
@@ -421,7 +428,7 @@ def build(make, config, state, path):
     except (ValueError, TypeError) as e:  # TypeError: a key that it does not have
         raise ValueError(f"{path}: {e}") from None
     if config.n_layer > len(state):
-        raise ValueError(f"{path}: n_layer is {config.n_layer}, and it holds {len(state)} tensors")
+        raise ValueError(f"{path}: n_layer is {config.n_layer}, but the file holds {len(state)} tensors")
     with torch.device('meta'), NotDrawn():
         model = make(config)
     check_fit(state, model.state_dict(), path)

@@ -161,7 +161,7 @@ class NLAPolicy(CausalPolicy):
 
     def prefill(self, prompts, batch):
         edit = self.model.injection.edit(batch['slots'], batch.get('activation'))
-        return self.model.prefill(prompts, batch['prompt_lengths'], edit)
+        return self.model.prefill(prompts, batch['prompt_lengths'].numpy(), edit)
 
     def without_adapters(self):
         """The same, with the injection at its start."""
@@ -292,6 +292,12 @@ def standardiser(vectors):
 def fve(prediction: torch.Tensor, target: torch.Tensor) -> float:
     """Fraction of variance explained, 1 - sum |target - prediction|^2 / sum |target|^2, less their mean."""
     return 1 - ((target - prediction).square().sum() / target.square().sum()).item()
+
+
+def fve_each(prediction, target):
+    """(N,): what each row adds to the fve, which is their mean."""
+    squares = target.square().sum(dim=1)
+    return 1 - (target - prediction).square().sum(dim=1) / squares.mean()
 
 
 def build_actor(saved, path):

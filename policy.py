@@ -411,7 +411,7 @@ class CausalPolicy:
 
     def prefill(self, prompts, batch):
         """Prompts (P, T) read once; see GPT.prefill."""
-        return self.model.prefill(prompts, batch['prompt_lengths'])
+        return self.model.prefill(prompts, batch['prompt_lengths'].numpy())  # FSDP2 would move a tensor
 
     def sample(self, batch: dict, group_size: int) -> Rollout:
         """Completions at the policy's temperature, see generate."""
@@ -439,15 +439,15 @@ class CausalPolicy:
         P, G, R = rollout.tokens.shape
         prompt_lengths = rollout.batch['prompt_lengths']
         states, prefix = self.prefill(rollout.batch['prompts'][:, :int(prompt_lengths.max())], rollout.batch)
-        prompt_lengths = prompt_lengths.to(states.device, non_blocking=True)
-        last = states[torch.arange(P, device=states.device), prompt_lengths - 1]
+        ends = prompt_lengths.to(states.device, non_blocking=True) - 1
+        last = states[torch.arange(P, device=states.device), ends]
         hidden = last[:, None, None].expand(P, G, 1, -1)
         lengths = (rollout.lengths - 1).clamp(min=0)  # a last token is predicted, and predicts none
         if is_sharded(self.model) and not lengths.any():
             lengths[0, 0] = 1  # its ranks take the same forwards
-        steps = int(lengths.max())
+        steps, known = int(lengths.max()), (prompt_lengths.numpy(), lengths.numpy())
         if steps:
-            behind = self.model.complete(rollout.tokens[:, :, :steps], prefix, prompt_lengths, lengths)
+            behind = self.model.complete(rollout.tokens[:, :, :steps], prefix, *known)
             hidden = torch.cat((hidden, behind), dim=2)
         return F.pad(hidden, (0, 0, 0, R - hidden.shape[2]))
 

@@ -10,6 +10,7 @@ $ python sample.py --checkpoint=out-nla/grpo/ckpt.pt --text="A text"  # an NLA: 
 Several completions are a table, best first. Where stdout is no terminal it gets the best one and nothing
 else; the rest goes to stderr.
 """
+import runtime.early  # noqa: F401, I001  before torch
 from typing import Annotated, Literal
 
 from model import GPT
@@ -63,7 +64,7 @@ if __name__ == '__main__':
     scorer_template: str | None = None  # '{prompt}{response}', what they read; None: as trained
     # a fill-in model, a Natural Language Autoencoder
     text = ''                       # its slots are filled, its last token explained; or piped in
-    mask_char = '_'                 # this character marks a slot
+    mask_char = '□'                 # this character marks a slot
     mask_ratio: Share = 0.0         # above 0: mask this share of the text at random instead
     unmask_steps: Count = 1         # fill in so many steps, each seeing the fills before it
     judge_checkpoint: str | None = None  # None: the one the run learned from, or no score

@@ -8,6 +8,7 @@ $ python train_grpo.py config/arithmetic.py --group_size=16 --kl_beta=0.02  # an
 $ python train_grpo.py config/arithmetic.py --init_from=resume              # go on where it stopped
 $ torchrun --standalone --nproc_per_node=2 train_grpo.py config/grpo_config.py
 """
+import runtime.early  # noqa: F401, I001  before torch
 import math
 from typing import Annotated, Literal
 
@@ -143,7 +144,7 @@ for it in log.iterations():
     state.best = max(state.best, headline)
     if scorer_lost:
         state.save_and_say_so(it, log, job.saved(), ' when the scorer is back')
-        raise scorer_error or ConnectionError("rank 0 has lost the scorer; its message says how")
+        raise scorer_error or ConnectionError("rank 0 has lost the scorer; see its message")
 
     # keep: everything needed to go on as if nothing had happened
     if evaluating and rank == 0 and not stopping:
@@ -177,14 +178,14 @@ for it in log.iterations():
     log.note(metrics)
     if it % cfg.hist_interval == 0:
         log.rewards(it, rollout.reward_parts)
-    if it % cfg.log_interval == 0 or evaluating:
+    if it % cfg.log_interval == 0 or evaluating or it + 1 == cfg.max_iters:
         say(log.line(metrics))
         log.write(metrics, rank == 0 and job.samples(policy, rollout), evaluating)
     state.stop_if_broken(stats)                 # steps that are not finite are skipped
 
 if not stopping:
-    if rank == 0 and (verdict := job.verdict(metrics)):
-        say(verdict)
+    if rank == 0 and (table := job.table(metrics)):
+        say(table)
     state.export(job)
 log.close(stopping)
 run.leave(stopping)

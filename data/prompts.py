@@ -294,7 +294,7 @@ def split_source(source, records, column_mapping, n_eval, seed):
         with contextlib.suppress(NoSplit):
             return records, load_prompts(source, column_mapping, 'val')[:n_eval], False
     if all(record['prompt'] == records[0]['prompt'] for record in records):
-        say(f"{source} has one prompt: it is evaluated on what it trains on")
+        say(f"{source} has only one prompt, so evaluation uses the training prompt")
         return records, records[:1], False
     return *held_out_split(records, n_eval, seed), True
 
@@ -450,7 +450,7 @@ def say_how_prompts_are_read(records, tokenizer, cfg):
     rendered = [goes_through_template(record['prompt'], tokenizer, cfg.chat_template) for record in records]
     if cfg.add_special_tokens and (tokenizer.prefix or tokenizer.suffix) and not all(rendered):
         around = [tokenizer.decode(ids, special=True) for ids in (tokenizer.prefix, tokenizer.suffix)]
-        say(f"plain prompts are read as {'...'.join(around)!r}, as in transformers; "
+        say(f"plain prompts become {'...'.join(around)!r}, as in transformers; "
             "--add_special_tokens=False leaves that out")
     read = variables_read(tokenizer.template) if tokenizer.has_chat_template and any(rendered) else {}
     unread = [name for name in cfg.chat_template_kwargs or {} if name not in read]

@@ -87,12 +87,12 @@ def prepare(folder, name, file):
 def tell_what_changed(folder, name):
     recipe = recipe_of(os.path.join(folder, name))
     if recipe is None:
-        say(f"data/{name} says nothing of how it was prepared: taken as it is")
+        say(f"data/{name} has no record of how it was prepared: using it as it is")
         return
     files = {os.path.join(folder, name, path): content for path, content in recipe['from'].items()}
     changed = [path for path in files if os.path.exists(path) and content_of_path(path) != files[path]]
     if changed:
-        say(f"data/{name} was prepared before {changed[0]} changed: taken as it is; `python "
+        say(f"data/{name} was prepared before {changed[0]} changed: using it as it is; `python "
             f"data/{name}/prepare.py` prepares it again")
 
 

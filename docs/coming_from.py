@@ -8,14 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OPENING = [
     "# Coming from elsewhere",
-    "What settings of other programs are called here. Given by their old names, `beta` say, they are "
-    "refused with the line of this table. Some names are false friends: they exist here and mean something "
-    "else, as the notes say. Names that mean the same here and there (`temperature`, `top_p`, `seed`; "
+    "This page says what settings of other programs are called here. An old name, such as `beta`, is "
+    "refused with its line of these tables. Some names are false friends: they exist here and mean something "
+    "else, as the notes say. Names that mean the same in both (`temperature`, `top_p`, `seed`; "
     "nanoGPT's `learning_rate`, `min_lr`, `warmup_iters`, `max_iters`, `grad_clip`, `n_layer`, `compile`, "
     "`wandb_log`; ReLax's `reference_mode`, `ema_alpha`) are not listed.",
-    "Mind: `batch_size` counts prompts, not completions, over all processes; `kl_beta` is 0 in TRL and 0.1 "
-    "here by default; a loss is divided by counts of the whole step, so neither micro-batches nor ranks "
-    "change it; temperature is part of the log-probs.",
+    "Four things differ. `batch_size` counts prompts, not completions, over all processes. `kl_beta` is 0 "
+    "in TRL and 0.1 here by default. A loss is divided by counts of the whole step, so neither micro-batches "
+    "nor ranks change it. Temperature is part of the log-probs. config/sources/ has the settings of five "
+    "other programs under our names.",
     "Made by `python docs/coming_from.py` from runtime/other_names.json.",
 ]
 

@@ -43,6 +43,7 @@ class CharTokenizer(Tokenizer):
         self.eos_ids = (self.eos_id,) * end
         self.special_ids = [self.mask_id, self.pad_id, self.cls_id, *self.eos_ids]
         self.vocab_size = len(self.chars) + len(self.special_ids)
+        self.shown = [*self.chars, next((sign for sign in '□▯▢' if sign not in self.id_of), '□')]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of text. Raises ValueError at the first unknown character."""
@@ -53,9 +54,8 @@ class CharTokenizer(Tokenizer):
         return [self.id_of[c] for c in text]
 
     def decode(self, ids: list[int], special: bool = False) -> str:
-        """The text of ids. [MASK] is '_', other special tokens are left out."""
-        shown = [*self.chars, '_']
-        return ''.join(shown[i] for i in map(int, ids) if i < len(shown))
+        """The text of ids. [MASK] is '□', other special tokens are left out."""
+        return ''.join(self.shown[i] for i in map(int, ids) if i < len(self.shown))
 
     def render_chat(self, messages, /, add_generation_prompt=True, **variables):
         """The contents of the messages, joined: characters know no roles."""

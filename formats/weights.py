@@ -103,9 +103,12 @@ def local_folder(path):
     """
     path = os.fspath(path)
     if os.path.isfile(os.path.join(path, 'ckpt.pt')):
-        raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, 'export')} or its ckpt.pt")
+        name = 'export' if os.path.isdir(os.path.join(path, 'export')) else 'ckpt.pt'
+        raise ValueError(f"{path} is the folder of a run: name {os.path.join(path, name)}")
     if os.path.exists(path):
         return path
+    if os.path.basename(path) in ('export', 'adapter'):
+        raise FileNotFoundError(f"there is no {path}: a run makes it at its end, so train it first")
     # Where out/ is a folder, a mistyped out/ckpt is no name on the hub.
     on_the_hub = re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) and not path.endswith(('.gguf', '.pt'))
     if not on_the_hub or os.path.isdir(path.split('/')[0]):

@@ -14,15 +14,13 @@ import math
 import os
 import re
 
+from report.verdict import verdict_of
+
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 POINTS = 250                     # of a curve
 HISTOGRAMS, BINS, DOTS = 40, 24, 200  # iterations with their rewards; bars and dots of each
 GROUPS, COMPLETIONS, TOKENS = 24, 16, 40_000  # groups; completions of each; tokens of all, about
 PROMPT, COMPLETION = 2000, 4000  # characters of a text
-# Charted though they may be 0 all along: they say how well a run does, or are small by nature.
-ALWAYS = ('eval/', 'reward/', 'mean_reward', 'sampler_gap', 'mirror_penalty', 'loss', 'pg_loss', 'lr',
-          'critic_lr')
-SECTION_OF = {'eval/': 'Evaluation', 'reward/': 'Reward', 'time_': 'Speed', 'critic_': 'Autoencoder'}
 ITERATION = re.compile(rb'"iter":\s*(\d+)')
 
 
@@ -189,7 +187,12 @@ def groups(out_dir):
     return evenly(result, max(4, GROUPS * TOKENS // n_tokens)) if n_tokens > TOKENS else result
 
 
-def read_run(out_dir):
+def verdict_in(out_dir, job, settings):
+    """See verdict_of."""
+    return verdict_of(list(objects(lines_of(out_dir, 'held_out.jsonl'))), job, settings)
+
+
+def read_run(out_dir, jobs):
     """The run in out_dir, as the page has it. Raises FileNotFoundError."""
     if not any(os.path.exists(os.path.join(out_dir, name)) for name in ('metrics.jsonl', 'config.json')):
         raise FileNotFoundError(f"no metrics.jsonl or config.json in {out_dir!r}: name the out_dir of a run")
@@ -200,8 +203,8 @@ def read_run(out_dir):
         config = {}
     metrics, last = metric_curves(out_dir)
     return {'config': {key: clipped(value, 300) for key, value in config.items()}, 'last': last,
-            'wanted': short(config.get('max_iters')), 'threshold': short(config.get('cost_threshold_d')),
             'task': config.get('task'), 'metrics': metrics,
+            'verdict': verdict_in(out_dir, jobs.get(config.get('task')), config),
             'rewards': reward_pictures(out_dir), 'groups': groups(out_dir)}
 
 
@@ -214,30 +217,31 @@ def asset(name):
 
 
 def sections_of(runs, jobs):
-    """{section: charts}: those of charts.json; after its 'Reward' the sections that jobs alone have."""
-    generic = json.loads(asset('charts.json'))
-    sections = {'Evaluation': [], 'Reward': []}
-    for task in dict.fromkeys(run['task'] for run in runs):
-        for section, charts in getattr(jobs.get(task), 'charts', {}).items():
-            sections.setdefault(section, []).extend(charts)
-    for section, charts in generic.items():
-        sections[section] = charts + sections.get(section, [])
+    """{section: charts} of charts.json: those of the jobs' classes, and every task's."""
+    charts, sections = json.loads(asset('charts.json')), {'Evaluation': [], 'Reward': []}
+    classes = [cls.__name__ for run in runs for cls in getattr(jobs.get(run['task']), '__mro__', ())]
+    for name in [*dict.fromkeys(classes), 'every task']:
+        for section, more in charts.get(name, {}).items():
+            sections.setdefault(section, []).extend(more)
     return sections
 
 
 def moved_metrics(runs):
-    """The metrics of the runs, less those that are 0 all along, but for rounding: a KL that is off."""
-    moved = []
-    for name, points in itertools.chain(*(run['metrics'].items() for run in runs)):
-        largest = max(-points.get('least', 0), points.get('most', 0))
-        if name not in moved and (largest >= 1e-6 or name.startswith(ALWAYS)):
-            moved.append(name)
-    return moved
+    """The metrics of the runs, less those that are 0 all along, but for rounding, and a single reward's."""
+    moved, always = {}, tuple(json.loads(asset('charts.json'))['always'])  # they may be 0, or are small
+    for metrics in [run['metrics'] for run in runs]:
+        for name, points in metrics.items():
+            largest = max(-points.get('least', 0), points.get('most', 0))
+            again = name.startswith('reward/') and points == metrics.get('mean_reward')
+            if (largest >= 1e-6 or name.startswith(always)) and not again:
+                moved[name] = True
+    return list(moved)
 
 
 def charts_of(runs, jobs):
     """[{section, charts}] of the metrics that the runs have; one that no chart names gets its own."""
     names, sections, result = moved_metrics(runs), sections_of(runs, jobs), {}
+    section_of = json.loads(asset('charts.json'))['section of others']
     for section, charts in sections.items():
         result[section] = []
         for chart in charts:
@@ -246,7 +250,7 @@ def charts_of(runs, jobs):
             if shown:
                 result[section].append(chart | {'names': shown})
     for name in names:
-        section = SECTION_OF.get(re.match('[a-z]*[/_]?', name)[0], 'Policy')
+        section = section_of.get(re.match('[a-z]*[/_]?', name)[0], 'Policy')
         hint = 'This part alone, before its weight.' if name.startswith('reward/') else ''
         title = name.removeprefix('eval/').removeprefix('reward/')
         result.setdefault(section, []).append({'title': title, 'hint': hint, 'names': [name]})
@@ -257,24 +261,32 @@ def hash_of(code):
     return "'sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() + "'"
 
 
-def write_report(out_dirs: list[str], jobs: dict, path: str | None = None):
+def page_of(out_dirs: list[str], jobs: dict, version: str = '') -> str:
     """
-    Write the page of the runs in out_dirs to path (report.html in the first of them) and return path. jobs:
-    {task: its class}, for the charts that are its own. Raises FileNotFoundError without a run, OSError.
+    The page of the runs in out_dirs. jobs: {task: its class}; version: of a page that is served, and loads
+    itself again when that is another. Raises FileNotFoundError.
     """
-    runs = [read_run(out_dir) for out_dir in out_dirs]
-    names = [os.path.basename(os.path.abspath(out_dir)) for out_dir in out_dirs]
-    for run, name, given in zip(runs, names, out_dirs, strict=True):
-        run['name'] = name if names.count(name) == 1 else given
-    page = {'runs': runs, 'sections': charts_of(runs, jobs)}
+    runs = [read_run(out_dir, jobs) for out_dir in out_dirs]
+    paths = list(map(os.path.abspath, out_dirs))
+    names = list(map(os.path.basename, paths))
+    if len(set(names)) < len(names):
+        names = [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+    for run, name in zip(runs, names, strict=True):
+        run['name'] = name
+    page = {'runs': runs, 'sections': charts_of(runs, jobs), 'version': version}
     data = json.dumps(page, allow_nan=False, separators=(',', ':'))
     parts = {'style': asset('uplot/uPlot.min.css') + asset('report.css'),
              'uplot': asset('uplot/uPlot.iife.min.js'), 'script': asset('report.js')}
     style, uplot, script = map(hash_of, parts.values())
     parts['policy'] = (f"default-src 'none'; style-src {style}; script-src {uplot} {script}; "
-                       "base-uri 'none'; form-action 'none'")
+                       "base-uri 'none'; form-action 'none'; connect-src 'self'")
     parts['data'] = data.replace('<', '\\u003c')  # so no text can end the script element
-    page = re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
+    return re.sub(r'\{(policy|style|data|uplot|script)\}', lambda match: parts[match[1]], asset('page.html'))
+
+
+def write_report(out_dirs: list[str], jobs: dict, path: str | None = None) -> str:
+    """Write page_of to path (report.html in the first of out_dirs); returns path."""
+    page = page_of(out_dirs, jobs)
     path = os.path.join(out_dirs[0], 'report.html') if path is None else path
     try:  # renamed when whole: a browser never sees half of it
         temporary = f'{path}.{os.getpid()}.tmp'

@@ -71,20 +71,20 @@ addEventListener('resize', () => {
 
 // ---- head: which runs, how far, their figures
 document.title = names.join(' · ') + ' – report';
-function progress({last, wanted}) {
+function progress({last, config: {max_iters}}) {
   if (last == null) return 'no iteration logged yet';
-  return last < wanted ? `${last} of ${wanted} iterations: going on, or stopped` : `${last} iterations`;
+  return last < +max_iters ? `${last} of ${max_iters} iterations: going on, or stopped` : `${last} iterations`;
 }
 const smoothing = el('input', {type: 'range', min: 0, max: 98, value: 60, id: 'smoothing', oninput: curves});
 const bar = el('div.bar', el('label', 'smoothing', smoothing));
 const chips = runs.map(() => el('span.chip'));
-if (!runs.some(run => Object.values(run.metrics).some(c => c.x.length > 20)))
-  Object.assign(smoothing, {disabled: true, title: 'from 21 points on'});
 if (runs.length === 1) {
   const {name, config} = runs[0];
-  header.append(el('h1', name), p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
+  header.append(el('h1', name), el('p.verdict', runs[0].verdict),
+    p(progress(runs[0]) + (config.task ? `, task ${config.task}` : '')));
 } else {
-  header.append(el('h1', `${runs.length} runs`));
+  header.append(el('h1', `${runs.length} runs`),
+    ...runs.filter(run => run.verdict).map(run => el('p.verdict', el('b', run.name), ` ${run.verdict}`)));
   runs.forEach((run, r) => bar.append(el('label', {title: progress(run)}, chips[r], run.name)));
 }
 header.append(nav);
@@ -93,9 +93,8 @@ const table = (...rows) => el('div.wide', el('table.facts',
   ...rows.map((row, i) => el('tr', ...row.map(cell => el(i ? 'td' : 'th', cell))))));
 const figures = page.sections.flatMap(s => s.charts.flatMap(c => c.names))
   .filter(name => /^eval\/|^(mean_reward|mean_kl|entropy|mean_length|lambda)$/.test(name));
-const change = c => c?.x.length ? `${show(c.first)} → ${show(c.last)}` : '–';
-if (!figures.length) main.append(p('There are no metrics yet.'));
-else section('Figures', table(['first → last', ...names],
+const change = c => c?.x.length ? (c.x.length > 1 ? `${show(c.first)} → ` : '') + show(c.last) : '–';
+section('Figures', table(['first → last', ...names],
   ...figures.map(name => [name, ...runs.map(run => change(run.metrics[name]))])));
 
 // ---- curves
@@ -171,7 +170,7 @@ function range(values) {  // with 0 and a margin
   const low = Math.min(...values, 0), high = Math.max(...values, 0), margin = (high - low) * .05 || 1;
   return {range: [low - margin, high + margin]};
 }
-function rewardCards({rewards: {iters, parts, dots}, threshold}) {
+function rewardCards({rewards: {iters, parts, dots}, config}) {
   const grid = el('div.grid'), cursor = {drag: {x: false}}, draws = [];
   for (const [name, {low, high, counts, means, missing}] of Object.entries(parts)) {
     const box = el('div'), note = p(''), width = (high - low) / counts[0].length;
@@ -196,7 +195,7 @@ function rewardCards({rewards: {iters, parts, dots}, threshold}) {
         level('0', []), level('wanted', [6, 4])];
       const costs = isSafe => dots[at].map(([, cost]) => cost <= 0 === isSafe ? cost : null);
       plot(box, {legend: {live: false}, cursor, scales: {x, y}, series}, [dots[at].map(dot => dot[0]),
-        costs(true), costs(false), dots[at].map(() => 0), dots[at].map(() => -(threshold || 0))]);
+        costs(true), costs(false), dots[at].map(() => 0), dots[at].map(() => -(config.cost_threshold_d || 0))]);
     });
   }
   answers.append(el('h3', 'Rewards, answer by answer'), slider(iters, at => draws.forEach(draw => draw(at))), grid);
@@ -227,6 +226,8 @@ function answerText(a, scale, detail) {  // each token in the colour of its chan
   return box;
 }
 const scores = a => Object.entries(a.rewards).map(([name, v]) => `${name} ${show(v)}`).join(' · ');
+const marked = text =>  // slots in colour
+  el('div.text', ...text.split(/([□▯▢])/).map((part, i) => i % 2 ? el('span.slot', part) : part));
 const wanted = group => group.wanted && `wanted:${group.wanted.includes('\n') ? '\n' : ' '}${group.wanted}`;
 function groupCards(groups) {
   const asked = el('div.asked'), note = p(''), detail = p('Touch a token for its numbers.');
@@ -235,7 +236,7 @@ function groupCards(groups) {
     const group = groups[at], completions = group.answers;
     const sizes = completions.flatMap(a => (a.changes || []).map(Math.abs)).sort((a, b) => a - b);
     const scale = Math.max(sizes[Math.floor(sizes.length * .95)] || 0, 0.02);
-    asked.replaceChildren(el('div.text', group.prompt), el('div.text', wanted(group)));
+    asked.replaceChildren(marked(group.prompt), el('div.text', wanted(group)));
     note.textContent = sizes.length ? 'Blue: likelier after the iteration’s step; orange: less likely; full ' +
       `colour at a change of log-prob of ±${show(scale)}. The change of a whole completion stands above it. ` : '';
     if (completions.some(a => a.own)) note.textContent += 'Framed: an environment’s. ';
@@ -275,6 +276,10 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
   curves();
   redraw.forEach(draw => draw());
 });
+if (page.version) setInterval(async () => {  // it is served while the run goes on
+  const now = await fetch('version').then(reply => reply.text(), () => page.version);
+  if (now !== page.version) location.reload();
+}, 3000);
 setTimeout(() => {  // after uPlot's own microtasks
   root.dataset.charts = plots.length;
   root.dataset.ready = Math.round(performance.now());

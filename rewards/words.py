@@ -2,13 +2,11 @@
 import re
 from collections import Counter
 
+from rewards.numerals import ENGLISH
+
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 NEGATION = re.compile(r"\b(?:not|no|never|none|cannot|without)\b|n['’]t\b", re.IGNORECASE)
-STOP_WORDS = frozenset("""a about after all also am an and any are as at be because been before being but by
-can could did do does doing down during each few for from further had has have having he her here hers him his
-how i if in into is it its itself just me more most my no nor not of off on once only or other our out over
-own same she should so some such than that the their them then there these they this those through to too
-under until up very was we were what when where which while who whom why will with would you your""".split())
+STOP_WORDS = frozenset(ENGLISH['stop words'].split())
 ENDINGS = (('ies', 'y'), ('sses', 'ss'), *((end, '') for end in "'s ’s ing ed ly es s".split()))
 
 

@@ -73,7 +73,7 @@ def load_pt(path, lazily=False):
     loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=lazily)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(loaded))
     if claimed > 2 * size:  # twice, for a tied head is in it under two names
-        raise ValueError(f"its tensors claim {claimed} bytes, and it has {size}")
+        raise ValueError(f"its tensors claim {claimed} bytes and the file has {size}")
     return loaded
 
 
@@ -84,7 +84,7 @@ def load_checkpoint(path: str, *kinds: str, lazily: bool = False) -> dict:
     it is torn, of another program or of another kind.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+        raise FileNotFoundError(f"there is no checkpoint at {path}: train it first, or name another")
     try:
         checkpoint = load_pt(path, lazily)
     except Exception as e:
@@ -96,13 +96,13 @@ def load_checkpoint(path: str, *kinds: str, lazily: bool = False) -> dict:
     if kind == 'adapters':
         raise ValueError(f"{path} holds adapters alone: python -m tools.export makes a whole model of it")
     held = f'a {kind}' if isinstance(kind, str) else 'no'
-    raise ValueError(f"{path} holds {held} checkpoint, and wanted is {' or '.join(kinds)}")
+    raise ValueError(f"{path} holds {held} checkpoint; it must be {' or '.join(kinds)}")
 
 
 def entry(checkpoint, key, kind, path):
     """What stands under key in the checkpoint of path. Raises ValueError when it is not of that kind."""
     if not isinstance(checkpoint.get(key), kind):
-        raise ValueError(f"{path} has no {kind.__name__} {key!r}: it is of another program or version")
+        raise ValueError(f"{path} has no {kind.__name__} {key!r}: another program or version wrote it")
     return checkpoint[key]
 
 

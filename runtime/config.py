@@ -31,7 +31,8 @@ import types
 import typing
 from typing import Annotated, NamedTuple
 
-from formats.text_files import first_line
+from formats.text_files import first_line, read_text
+from runtime import early
 
 Count = Annotated[int, '[1, inf)']
 Natural = Annotated[int, '[0, inf)']
@@ -333,8 +334,8 @@ def program_for(path, values, keys):
     """What to run with a config of which another program of ours has more keys; None where none has."""
     most, remedy = len(values.keys() & keys.keys()), None
     for script in ('train_grpo.py', 'sample.py', *glob.glob('tools/*.py', root_dir=ROOT)):
-        with open(os.path.join(ROOT, script), encoding='utf-8') as f:
-            known = len(values.keys() & dict(assignments(settings_block(f.read()) or ())).keys())
+        block = settings_block(read_text(os.path.join(ROOT, script)))
+        known = len(values.keys() & dict(assignments(block or ())).keys())
         if known > most:
             program = script if '/' not in script else f"-m {script[:-3].replace('/', '.')}"
             most, remedy = known, f"; it is a config for another program: python {program} {path}"
@@ -390,14 +391,18 @@ def split_arguments(arguments, keys, folder):
     return paths, overrides
 
 
-def configure(namespace, *rooms, tasks=None, argv=None):
+def configure(namespace, *rooms, tasks=None, argv=None, names=False):
     """
     Override the settings in namespace, a script's globals, from argv (default: the command line). rooms:
     classes of settings; tasks: {name: class}, of which the setting `task` chooses one. Returns all settings
     as one object, flat. Raises ValueError for what does not fit, a key of another task, and contradictions,
-    which a room's check(cfg) finds; FileNotFoundError for a missing config.
+    which a room's check(cfg) finds; FileNotFoundError for a missing config. names=True: returns also the
+    arguments without dashes, which are no configs then.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    plain = [argument for argument in argv if names and not argument.startswith('-')]
     sys.excepthook = one_line_errors
+    early.over()
     with open(namespace['__file__'], encoding='utf-8') as f:
         source = f.read()
     every_room = list(rooms)
@@ -410,7 +415,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
             if key in keys:
                 raise AssertionError(f"{key} is a setting of {keys[key].room} and of {setting.room}")
             keys[key], values[key] = setting, getattr(room, key)
-    given = read_arguments(sys.argv[1:] if argv is None else argv, keys, values, namespace)
+    given = read_arguments([argument for argument in argv if argument not in plain], keys, values, namespace)
     values |= {key: value for key, (value, _) in given.items()}
     for key in values.keys() & namespace.keys():
         namespace[key] = values[key]
@@ -421,7 +426,7 @@ def configure(namespace, *rooms, tasks=None, argv=None):
     for room in rooms:
         if hasattr(room, 'check'):
             room.check(cfg)
-    return cfg
+    return (plain, cfg) if names else cfg
 
 
 def read_arguments(arguments, keys, values, namespace):
@@ -452,7 +457,7 @@ def refuse_other_tasks(cfg, given, tasks):
         readers = [name for name in tasks if key in keys_of(tasks[name])]
         if key in tasks[cfg.task].refuses or (readers and cfg.task not in readers):
             whose = f", it is for {' and '.join(readers)}" if readers else ''
-            raise ValueError(f"{where}: {key} means nothing to task {cfg.task!r}{whose}: leave it out")
+            raise ValueError(f"{where}: {key} is not a setting of task {cfg.task!r}{whose}: leave it out")
 
 
 # -----------------------------------------------------------------------------

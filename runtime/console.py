@@ -11,8 +11,6 @@ import time
 
 from tqdm.auto import tqdm
 
-from report import lines_of, objects
-
 quiet = False        # train_grpo.py sets it
 BAR_AFTER = 2.0      # seconds; what is done sooner needs no bar
 LINE_AFTER = 30.0    # without a line; each that only says how far things are doubles it
@@ -34,11 +32,16 @@ def harmless(text):
     return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def painted(text, file):
+    """The text with slots and line ends in colour, where the file is a terminal."""
+    return re.sub('[□⏎]', '\x1b[7m\\g<0>\x1b[0m', text) if file.isatty() else text
+
+
 def tell(text):
     global last_line, patience
     if is_master():
         with tqdm.external_write_mode():
-            print(harmless(text), flush=True)
+            print(painted(harmless(text), sys.stdout), flush=True)
     last_line, patience = time.monotonic(), LINE_AFTER
 
 
@@ -147,21 +150,16 @@ def tool(name, *arguments):
     return found_from_here + shlex.join(['python', '-m', f'tools.{name}', *arguments])
 
 
-def closing(out_dir, metrics, training, try_out):
+def closing(out_dir, verdict, training, try_out):
     """
-    How a run ended: `metrics` at its first and last evaluation, the time, where things are, what to run next.
+    How a run ended: its verdict, the time, where things are, what to run next.
     training: the Progress of its iterations; try_out: the file in out_dir for sample.py, its other arguments.
     """
-    rows = list(objects(lines_of(out_dir, 'metrics.jsonl')))
-    figures = []
-    for name in metrics:
-        values = [row[name] for row in rows if row.get(name) is not None]
-        if values:
-            change = f" -> {values[-1]:.4f}" if len(values) > 1 else ''
-            figures.append(f"{name} {values[0]:.4f}{change}")
+    if verdict:
+        tell(verdict)
     now = time.monotonic()
-    took = f"iterations {training.start} to {training.total} in {duration(now - training.began)}"
-    tell(f"done: {', '.join([*figures, took])}, {duration(now - began)} with all around them")
+    tell(f"done: iterations {training.start} to {training.total} in {duration(now - training.began)}, "
+         f"{duration(now - began)} in all")
     made = [name for name in RESULTS if os.path.exists(os.path.join(out_dir, name))]
     root, (file, arguments) = os.path.dirname(sys.argv[0]), try_out
     checkpoint = f'--checkpoint={os.path.join(out_dir, file)}'

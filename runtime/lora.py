@@ -28,6 +28,7 @@ from formats.weights import (
     local_folder,
     open_tensors,
 )
+from kernels import pick_rows
 from runtime.checkpoint import check_fit, entry
 from runtime.console import say
 
@@ -74,7 +75,13 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, bias):
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, dequantise(weight, scale, x.dtype), None if bias is None else bias.to(x.dtype))
+        bias = None if bias is None else bias.to(x.dtype)
+        # some rows at a time, whose copies stay in a cache
+        n, y = max(1, 2 ** 21 // weight.shape[1]), []
+        for start in range(0, len(weight), n):
+            rows = slice(start, start + n)
+            y.append(F.linear(x, dequantise(weight[rows], scale[rows], x.dtype), pick_rows(bias, rows)))
+        return torch.cat(y, dim=-1)
 
     @staticmethod
     def backward(ctx, grad):
@@ -139,21 +146,22 @@ class LoRALinear(nn.Module):
         A, B = (self.A, self.B) if self.on else (self.start_A, self.start_B)
         if A is None:
             return y
-        narrow = F.linear(self.drop(x), A.to(x.dtype)) * (self.alpha / self.r)  # (..., S r)
-        return y + F.linear(narrow, self.widened(B).to(x.dtype))
-
-    def widened(self, B):
-        """B as one matrix (out, S r), zero outside its blocks: W changes by alpha / r * widened(B) A."""
-        wide = B.new_zeros(self.base.out_features, len(self.rows) * self.r)
-        for s, (rows, own) in enumerate(zip(self.rows.values(), B.split(self.sizes), strict=True)):
-            wide[rows, s * self.r:(s + 1) * self.r] = own
-        return wide
+        flat, parts, end = y.view(-1, y.shape[-1]), [], 0
+        narrow = F.linear(self.drop(x), A.to(x.dtype)).view(len(flat), -1).split(self.r, dim=1)
+        for rows, n, b in zip(self.rows.values(), narrow, B.to(x.dtype).split(self.sizes), strict=True):
+            product = torch.addmm(flat[:, rows], n, b.T, alpha=self.alpha / self.r)
+            parts += [flat[:, end:rows.start], product]
+            end = rows.stop
+        parts = [part for part in (*parts, flat[:, end:]) if part.shape[1]]
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).view(y.shape)
 
     def plain(self):
         """The nn.Linear with the adapters folded in, in fp32, then rounded to the base's dtype."""
         linear = self.base.plain() if isinstance(self.base, Int8Linear) else self.base
-        delta = self.alpha / self.r * (self.widened(self.B).float() @ self.A.float())
-        linear.weight.data = (linear.weight.float() + delta).to(linear.weight.dtype)
+        weight, A, B = linear.weight.float(), self.A.float(), self.B.float()
+        for rows, a, b in zip(self.rows.values(), A.split(self.r), B.split(self.sizes), strict=True):
+            weight[rows] += self.alpha / self.r * (b @ a)
+        linear.weight.data = weight.to(linear.weight.dtype)
         return linear
 
 

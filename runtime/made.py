@@ -85,7 +85,7 @@ def check_made(path, describe, remake=False):
         return f"{what}, as it is"
     recipe = describe()
     if before['made'] != recipe['made']:
-        raise ValueError(f"{path} is {what}, and wanted is {recipe['made']}: name another path")
+        raise ValueError(f"{path} is {what}; it must be {recipe['made']}: name another path")
     differing = [key for key, value in recipe.items() if key != 'from' and before.get(key) != value]
     differences = '; '.join(f"{key}: it has {json.dumps(before.get(key)):.60}, this run wants "
                             f"{json.dumps(recipe[key]):.60}" for key in differing)
@@ -136,7 +136,7 @@ def hold(path):
     file = lock_file(path)
     holder = taken(file, fcntl.lockf, path)
     if holder:
-        raise ValueError(f"in {path} {holder} is at work: wait for it, stop it, or name another folder")
+        raise ValueError(f"in {path} {holder} is still running: wait for it, stop it, or name another folder")
     held.append(file)
 
 

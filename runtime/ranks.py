@@ -58,7 +58,7 @@ def wait_for_rank_0() -> None:
     try:
         while not the_store().check([turn]):  # not in the store's own wait, which hears no signal
             if the_store().check(['failed']):
-                raise RuntimeError("rank 0 has failed; its message says how")
+                raise RuntimeError("rank 0 has failed; see its message")
             time.sleep(0.05)
     except dist.DistNetworkError:  # rank 0 kept the store, where torchrun does not
         raise RuntimeError("rank 0 has failed; its message, if it left one, says how") from None
@@ -190,6 +190,8 @@ def once(make):
 
 def any_of(device, *flags):
     """For each flag whether it is set on any rank."""
+    if not joined():
+        return [bool(flag) for flag in flags]
     summed = all_reduce(torch.tensor([bool(flag) for flag in flags], dtype=torch.float, device=device), 'max')
     return [value > 0 for value in summed.tolist()]
 

@@ -15,7 +15,7 @@ import torch
 
 from formats.text_files import first_line, read_json, write_text
 from mirror import MirrorMap
-from report import objects, write_report
+from report import objects, verdict_in, write_report
 from runtime import console, ranks
 from runtime.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from runtime.console import say, tell
@@ -34,6 +34,7 @@ from runtime.shard import (
 from runtime.trackers import asked_for
 
 RESUME = '--init_from=resume'
+LOGS = ('metrics', 'samples', 'rewards', 'held_out')
 
 
 def in_out_dir(cfg, name):
@@ -133,6 +134,8 @@ def processes(cfg):
         ranks.join('nccl' if on_gpu else 'gloo', cfg.rank_timeout)
     if on_gpu:
         torch.cuda.set_device(device)
+        # of fp32 judges, say
+        torch.set_float32_matmul_precision('highest' if cfg.precision == 'fp32' else 'high')
     elif cfg.compile and not shutil.which(os.environ.get('CXX', 'g++')):
         raise ValueError("compile on a CPU needs a C++ compiler: install g++, or name yours in CXX")
     shared_out = {'batch_size': cfg.batch_size, 'minibatch_size': cfg.minibatch_size or 0}
@@ -309,7 +312,7 @@ class State:
         self.save(it, log, job_state)
         export = console.tool('export', self.path, in_out_dir(self.cfg, f'export_{it:06d}'))
         tell(f"stopped in iteration {it}; saved {self.path}. To go on{when}:\n  {console.this_run(RESUME)}\n"
-             f"To use the model as it is:\n  {export}")
+             f"To export the model as it is now:\n  {export}")
         ranks.wait_for_rank_0()  # a rank that left first would take the others along
 
     def resume(self, job):
@@ -402,7 +405,7 @@ def check_learns_from(before, now, remake):
         if remake != 'never' and not name.startswith('held-out'):
             raise ValueError(f"{name}: not what this run began with, so that what it held out may be learned "
                              "from; restore it, or go on all the same with --remake=never")
-        say(f"resuming with other contents of {name}")
+        say(f"resuming with different {name}")
 
 
 def say_what_changed(before, now):
@@ -441,7 +444,7 @@ class Log:
 
     def __init__(self, cfg, job, start_iter):
         self.cfg, self.job, self.master, self.files = cfg, job, ranks.is_first(), {}
-        self.paths = {name: in_out_dir(cfg, f'{name}.jsonl') for name in ('metrics', 'samples', 'rewards')}
+        self.paths = {name: in_out_dir(cfg, f'{name}.jsonl') for name in LOGS}
         if self.master:
             if cfg.init_from == 'resume':
                 for path in self.paths.values():
@@ -522,6 +525,9 @@ class Log:
                 tracker.samples([{'iter': it, **sample} for sample in samples], it)
             tracker.log(metrics, it)
         if self.master and evaluated:
+            each = {name: numbers(values, 4) for name, values in self.job.each.items()}
+            n = self.job.independent or max(map(len, each.values()), default=0)
+            self.append('held_out', [{'iter': it, 'independent': n, **each}])
             self.report()
 
     def line(self, m):
@@ -535,7 +541,7 @@ class Log:
         elif 'best_fitness' in m:
             text += f"the best of {2 * self.cfg.es_pairs} {m['best_fitness']:.4f}"
         else:
-            text += 'the policy rests'
+            text += 'the policy is frozen'
         text += f", length {m['mean_length']:.1f}, {m['tokens_per_s']:,.0f} tokens/s"
         for key, name in (('critic_loss', 'critic loss'), ('reward/cost', 'cost'), ('lambda', 'lambda')):
             if key in m:
@@ -547,7 +553,7 @@ class Log:
         try:
             write_report([self.cfg.out_dir], {self.cfg.task: type(self.job)})
         except Exception as e:
-            tell(f"warning: there is no new report.html: {type(e).__name__}: {first_line(e)}")
+            tell(f"warning: report.html could not be written: {type(e).__name__}: {first_line(e)}")
 
     def close(self, stopping):
         """The end: what to run next, unless the run was stopped."""
@@ -556,7 +562,9 @@ class Log:
         if self.master and stopping:
             self.report()
         elif self.master:
-            console.closing(self.cfg.out_dir, self.job.closing, self.progress, self.job.try_out())
+            out_dir, job = self.cfg.out_dir, self.job
+            verdict = verdict_in(out_dir, type(job), vars(self.cfg))
+            console.closing(out_dir, verdict, self.progress, job.try_out())
 
 
 def leave(stopping):

@@ -73,11 +73,8 @@ class Punctual(io.RawIOBase):
         return self.connection.recv_into(buffer)
 
 
-class ScorerHandler(http.server.BaseHTTPRequestHandler):
-    """
-    One request a connection. At most max_busy are computed at once, and of more than max_connections only
-    /health is answered: who comes beyond that is told to come back.
-    """
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request a connection."""
 
     def setup(self):
         super().setup()
@@ -85,14 +82,8 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args): pass
 
-    def do_GET(self):
-        self.reply(self.health, '/health')
-
-    def do_POST(self):
-        self.reply(self.scores, '/score_texts', '/score', '/score_batch')
-
     def reply(self, answer, *paths):
-        """Send what answer() returns at one of the paths, or else why not."""
+        """Send what answer() returns at one of the paths, a text or what becomes JSON, or why not."""
         try:
             try:
                 if self.path not in paths:
@@ -105,10 +96,13 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
                 status, content = 408, {'error': f"the request took more than {self.server.patience:g} s"}
             except Exception as e:
                 status, content = 500, {'error': f"{type(e).__name__}: {e}"[:500]}
-            body = json.dumps(content).encode()
+            kind, body = 'text/html; charset=utf-8', content
+            if not isinstance(content, str):
+                kind, body = 'application/json', json.dumps(content)
+            body = body.encode()
             self.connection.settimeout(self.server.patience)
             self.send_response(status)
-            self.send_header('Content-Type', 'application/json')
+            self.send_header('Content-Type', kind)
             self.send_header('Content-Length', str(len(body)))
             if status == 503:
                 self.send_header('Retry-After', '1')
@@ -123,6 +117,19 @@ class ScorerHandler(http.server.BaseHTTPRequestHandler):
         name = urllib.parse.urlsplit(f'//{host}').hostname
         if is_local(self.server.server_address[0]) and not is_local(name):
             raise Refused(403, f"the Host is {host[:100]!r}, and this service answers this machine alone")
+
+
+class ScorerHandler(Handler):
+    """
+    At most max_busy requests are computed at once, and of more than max_connections only /health is answered:
+    who comes beyond that is told to come back.
+    """
+
+    def do_GET(self):
+        self.reply(self.health, '/health')
+
+    def do_POST(self):
+        self.reply(self.scores, '/score_texts', '/score', '/score_batch')
 
     def health(self):
         return {'status': 'healthy', 'device': self.server.scorer.device}

@@ -10,6 +10,7 @@ import secrets
 import torch
 
 from formats.optional import optional
+from report import lines_of, objects
 
 
 def grouped(name):
@@ -34,7 +35,8 @@ class Wandb:
     def __init__(self, out_dir, config, start_iter):
         import wandb
         self.wandb, id_path = wandb, os.path.join(out_dir, 'wandb_id')
-        if not (start_iter and os.path.exists(id_path)):
+        known_there = start_iter and os.path.exists(id_path)
+        if not known_there:
             with open(id_path, 'w', encoding='utf-8') as f:
                 f.write(secrets.token_hex(4))
         with open(id_path, encoding='utf-8') as f:  # wandb leaves out what a resumed run repeats
@@ -42,6 +44,9 @@ class Wandb:
                 project=config['wandb_project'], name=config['wandb_run_name'], id=f.read(), resume='allow',
                 mode=config['wandb_mode'], config=config, dir=out_dir,
                 settings=wandb.Settings(silent=True) if config['quiet'] else None)
+        earlier = () if known_there else objects(lines_of(out_dir, 'metrics.jsonl'))
+        for row in earlier:  # a run that goes on has it only now
+            self.log({name: value for name, value in row.items() if value is not None}, row['iter'])
 
     def log(self, metrics, it):
         self.run.log({grouped(name): value for name, value in metrics.items() if name != 'iter'}, step=it)

@@ -27,25 +27,11 @@ from runtime.made import check_made, content_of, content_of_path, is_due, made, 
 from runtime.scorer import ScorerClient, joiner, start_scorer
 from tasks.completion import Completion, start_path
 from tasks.supervised import save_model, supervised_loop
-from tasks.task import chart, path_of
+from tasks.task import path_of
 
 
 class Alignment(Completion):
     headline = 'eval/feasible_reward'
-    charts = {
-        'Evaluation': [
-            chart('held-out reward',
-                  'The weighted sum on held-out prompts. Where a true reward leaves it, the model is fooled.',
-                  'eval/reward', 'eval/true_reward'),
-            chart('held-out cost', 'Above 0 is unsafe.', 'eval/cost', 'eval/true_cost'),
-        ],
-        'Alignment': [
-            chart('lambda', 'The price of cost. It rises while completions are too often unsafe.', 'lambda'),
-            chart('cost', 'Its mean; J_C, with the threshold, shall be at most 0.', 'cost', 'J_C', 'J_C_ema'),
-            chart('safe completions', 'Share with a cost of at most 0.', 'safe_ratio'),
-        ],
-    }
-    closing = ('eval/reward', 'eval/cost')  # the headline may be missing from an evaluation
     refuses = ('rewards', 'reward_errors', 'dynamic_sampling')
 
     class Settings:
@@ -54,7 +40,7 @@ class Alignment(Completion):
         scorer_batch_size: Count = 32           # texts of a request
         scorer_timeout: Positive = 300.0        # seconds that a request may take
         scorer_patience: Positive = 60.0        # seconds that it is tried again before the run stops
-        scorer_template: str | None = None      # '{prompt} ... {response}'; None: what the policy reads
+        scorer_template: str | None = None      # '{prompt} ... {response}'; None: one after the other
         scorer_device = 'cpu'                   # of the child
         preferences: str | None = None          # pairs as in PKU-SafeRLHF; None: where the prompts are
         reward_checkpoint = 'out-{dataset}/reward.pt'  # ours or a Hugging Face folder; trained if missing
@@ -87,17 +73,14 @@ class Alignment(Completion):
         self.cfg, self.multiplier, self.paths = cfg, multiplier_of(cfg), score_paths(vars(cfg))
         template = template_of(cfg)
         self.join = joiner(template or '{prompt}{response}')
-        self.prompt_key = 'prompt' if template else 'text'  # of a record
+        self.prompt_key = 'text' if cfg.scorer_url and not template else 'prompt'  # of a record
         if cfg.lambda_adapt and cfg.lambda_positive_only:
-            say("note: with lambda_positive_only lambda can only rise, however safe completions have become")
+            say("note: lambda_positive_only lets lambda rise but never fall")
         if cfg.scorer_url:  # what can go wrong there goes wrong before a start is trained
             self.connect(cfg.scorer_url)
         else:
             self.check_score_models()
         super().__init__(cfg, device)
-        for i, record in enumerate(self.records + self.eval_records):
-            if not isinstance(record['prompt'], str):
-                raise ValueError(f"prompt {i} is a list of chat messages: score models take texts alone")
         if not cfg.scorer_url:
             ranks.once(self.make_score_models)
             url = None
@@ -164,7 +147,7 @@ class Alignment(Completion):
         """Helpfulness and cost (P, G) of the completions texts (P lists of G) of the prompts of records."""
         joined = []
         for record, group in zip(records, texts, strict=True):
-            joined += [self.join(record[self.prompt_key], text) for text in group]
+            joined += [self.join(text_of(record[self.prompt_key]), text) for text in group]
         return tuple(torch.tensor(values).view(len(texts), -1) for values in self.client.score(joined))
 
     def scores(self, policy, rollout):
@@ -210,13 +193,30 @@ class Alignment(Completion):
         metrics = {'eval/reward': reward, 'eval/cost': cost,
                    'eval/combined': reward - self.multiplier.value * cost,
                    'eval/safe_ratio': (costs <= 0).float().mean().item()}
-        metrics |= {f'eval/{name}': sum(values) / len(values) for name, values in true.items()}
+        self.each = {'reward': rewards.mean(dim=1), 'cost': costs.mean(dim=1)}
+        for name, values in true.items():
+            metrics[f'eval/{name}'] = sum(values) / len(values)
+            self.each[name] = torch.tensor(values).double().view(costs.shape).mean(dim=1)
         if cfg.retain_text:
             ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
         if cost + cfg.cost_threshold_d <= 0:
             metrics[self.headline] = reward
         return metrics
+
+    @classmethod
+    def verdict(cls, looks, settings):
+        """Whether the mean cost keeps to the threshold, and whether a model is fooled."""
+        costs, most = looks.last['cost'], -settings['cost_threshold_d']
+        beyond = looks.mean(costs, [most] * len(costs))
+        state = {1: 'broken', 0: 'not sure to be kept', -1: 'kept'}[beyond.sign]
+        text = (f"constraint {state}: held-out cost {looks.mean(costs)}, where at most {most:g} is wanted; "
+                + looks.told('reward', 'held-out reward'))
+        for name, better in (('reward', 1), ('cost', -1)):
+            true = f'true_{name}'
+            if true in looks.last and looks.change(name).sign == better == -looks.change(true).sign:
+                text += f"; the {name} model is being fooled: {looks.told(true, f'true {name}')}"
+        return text
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}

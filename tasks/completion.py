@@ -29,7 +29,7 @@ from tasks.supervised import (
     small_config,
     train_start,
 )
-from tasks.task import Task, chart, longest_line, path_of
+from tasks.task import Task, longest_line, path_of, say_if_few
 from tasks.turns import Asking
 
 ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
@@ -59,18 +59,6 @@ def start_path(cfg):
 class Completion(Asking, Task):
     """Prompts with verifiable rewards: a causal model completes, a function of the text says how well."""
     headline = 'eval/accuracy_greedy'
-    charts = {
-        'Evaluation': [
-            chart('first reward', 'On held-out prompts: greedy, sampled; how often a sample gets 1.',
-                  'eval/accuracy_greedy', 'eval/accuracy_sampled', 'eval/pass_at_k'),
-            chart('every reward', 'Alone, before its weight.', 'eval/reward/*', 'eval/reward_greedy/*'),
-            chart('all tests passed', 'Hidden tests far below shown ones: the policy writes for the tests.',
-                  'eval/pass_rate_greedy', 'eval/hidden_pass_rate_greedy', 'eval/pass_rate_sampled',
-                  'eval/hidden_pass_rate_sampled'),
-            chart('held-out reward', 'The weighted sum. Where a true reward leaves it, it is being fooled.',
-                  'eval/reward', 'eval/true_reward'),
-        ],
-    }
 
     class Settings:
         # prompts
@@ -124,6 +112,7 @@ class Completion(Asking, Task):
         say_how_prompts_are_read(self.records, self.tokenizer, cfg)
         dropped = f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens" if n_dropped else ''
         say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out{dropped}")
+        say_if_few(len(self.eval_records), 'held-out prompts')
         if cfg.num_epochs:
             cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
             say(f"max_iters is {cfg.max_iters}, for {cfg.num_epochs:g} epochs")
@@ -228,10 +217,10 @@ class Completion(Asking, Task):
         for name, gap in gaps.items():
             first = next(iter(gap.values()))
             if len(gap) < len(records):
-                say(f"{len(gap)} of {len(records)} prompts are judged without {name!r}; the first: {first}")
+                say(f"{name!r} does not apply to {len(gap)} of {len(records)} prompts; the first: {first}")
                 continue
             self.reward_functions = [reward for reward in self.reward_functions if reward[0] != name]
-            say(f"reward {name!r} is left out, no prompt has what it takes; the first: {first}")
+            say(f"reward {name!r} is left out: no prompt has what it needs; the first: {first}")
 
     def start_log_probs(self, texts):
         """The start model's log-probs of texts, for rewards that ask."""
@@ -293,9 +282,16 @@ class Completion(Asking, Task):
                 if kind == 'greedy':
                     self.show_completions(records[:shown], getattr(policy, 'marked', policy.texts)(rollout))
                     shown = 0
-            parts = {name: values['sampled', name][-1] for name in weights}
-            values['sampled', None].append(weighted_reward(parts, weights))
-        metrics = self.accuracies({key: torch.cat(column) for key, column in values.items()})
+                parts = {name: values[kind, name][-1] for name in weights}
+                values[kind, 'all, weighted'].append(weighted_reward(parts, weights))
+                values[kind, 'tokens'].append(rollout.own_lengths.float())
+        values = {key: torch.cat(column).cpu() for key, column in values.items()}
+        self.each = {f'{name}, {kind}': column.nanmean(dim=1) for (kind, name), column in values.items()}
+        metrics = self.accuracies(values)
+        if self.has_hidden_tests:
+            name = self.reward_functions[0][0]
+            hidden = self.each[f'{name}, hidden_greedy']
+            self.each['above hidden tests'] = self.each[f'{name}, greedy'] - hidden
         if cfg.retain_text:
             ids = self.tokenizer.encode_prompt(cfg.retain_text)
             metrics['eval/text_log_prob'] = text_log_prob(policy.model, ids)
@@ -307,7 +303,7 @@ class Completion(Asking, Task):
             say(f"  {record['text']!r}\n    -> {text!r}{wanted}")
 
     def accuracies(self, values):
-        """The metrics of an evaluation, from {(kind, reward name): (P, n)}; a sum has no name."""
+        """The metrics of an evaluation, from {(kind, reward name): (P, n)}."""
         names = [name for name, _, _ in self.reward_functions]
         greedy, sampled = values['greedy', names[0]], values['sampled', names[0]]
         seen = torch.cat((greedy, sampled), dim=1)
@@ -319,7 +315,7 @@ class Completion(Asking, Task):
         metrics = {'eval/accuracy_greedy': greedy.nanmean().item(),
                    'eval/accuracy_sampled': sampled.nanmean().item(),
                    'eval/pass_at_k': (sampled >= 1).any(dim=1)[judged].float().mean().item(),
-                   'eval/reward': values['sampled', None].nanmean().item()}
+                   'eval/reward': values['sampled', 'all, weighted'].nanmean().item()}
         for tests in ('', 'hidden_') if self.has_hidden_tests else ():
             for kind in ('greedy', 'sampled'):
                 column = values[tests + kind, names[0]]
@@ -329,10 +325,6 @@ class Completion(Asking, Task):
             metrics[f'eval/reward/{name}'] = values['sampled', name].nanmean().item()
             metrics[f'eval/reward_greedy/{name}'] = values['greedy', name].nanmean().item()
         return metrics
-
-    @property
-    def closing(self):
-        return ['eval/reward' if self.right_or_wrong is False else self.headline]
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): value for name, value in metrics.items()}

@@ -38,7 +38,7 @@ def directions(params, seed):
     """The noise of a pair for each parameter: made again each time it is needed, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     for p in params:
-        yield torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
+        yield torch.randn(p.shape, generator=generator).to(p.device, p.dtype, non_blocking=True)
 
 
 def move(params, origins, seed, step):

@@ -24,25 +24,15 @@ from policy import choices, uniforms
 from runtime import ranks
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import Count, Natural, one_line
-from runtime.console import say
+from runtime.console import painted, say
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop
-from tasks.task import Task, chart, longest_line, path_of
+from tasks.task import Task, longest_line, path_of, say_if_few
 
 
 class FillIn(Task):
     headline = 'eval/judge_reward'
-    charts = {
-        'Evaluation': [
-            chart('judge reward', 'Of held-out fills and real text. Above real text, the judge is fooled.',
-                  'eval/judge_reward', 'eval/judge_reward_real'),
-            chart('gold judge', 'Never a reward. If it falls behind, the first one’s mistakes are learned.',
-                  'eval/gold_reward', 'eval/gold_reward_real'),
-            chart('exact match', 'Slots that got the very character that stood there.',
-                  'eval/exact_match_sampled', 'eval/exact_match_greedy'),
-        ],
-    }
     refuses = ('top_k', 'overlong_penalty', 'lora_r', 'micro_batch_tokens')
     exported = ''
 
@@ -67,7 +57,7 @@ class FillIn(Task):
                 raise ValueError(f"unmask_steps is {cfg.unmask_steps}; it must be at most block_size, "
                                  f"{cfg.block_size}")
             if cfg.advantage == 'gae':
-                raise ValueError("advantage gae needs a value for each token, which slots have not")
+                raise ValueError("advantage gae needs a value for each token, and fill-in has slots instead")
 
     def __init__(self, cfg, device):
         super().__init__(cfg, device)
@@ -85,10 +75,12 @@ class FillIn(Task):
             say(f"{name}: held-out AUC {judge.quality['auc']:.3f}, R2 {judge.quality['r2']:.3f}")
         self.rewards = [('judge', self.realness, 1.0)]
         self.eval_batch = self.draw('val', cfg.eval_prompts_n, 0)
-        self.real = {}
-        for name, judge in (('judge', self.judge), ('gold', self.gold)):
-            real = judge.score(self.eval_batch['original'])
-            self.real[f'eval/{name}_reward_real'] = 1 - real.mean().item()
+        real, gold = (1 - judge.score(self.eval_batch['original']) for judge in (self.judge, self.gold))
+        self.real_each = real
+        self.real = {'eval/judge_reward_real': real.mean().item(),
+                     'eval/gold_reward_real': gold.mean().item()}
+        self.independent = min(len(self.corpus['val']) // cfg.block_size, cfg.eval_prompts_n)
+        say_if_few(self.independent, 'held-out texts that do not overlap')
 
     def check_room(self, room, which):
         if room < self.cfg.block_size:
@@ -239,11 +231,27 @@ class FillIn(Task):
         fills = policy.sample(batch, 2).tokens
         if self.cfg.eval_show:
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
-        return {'eval/judge_reward': 1 - score_fills(self.judge, batch, fills).mean().item(),
-                'eval/gold_reward': 1 - score_fills(self.gold, batch, fills).mean().item(),
-                **self.real,
+        judge, gold = (1 - score_fills(judge, batch, fills).mean(dim=1) for judge in (self.judge, self.gold))
+        right = right_fills(batch, fills) / (fills.shape[1] * batch['n_slots'])
+        self.each = {'judge': judge, 'gold': gold, 'real': self.real_each, 'right': right}
+        return {'eval/judge_reward': judge.mean().item(), 'eval/gold_reward': gold.mean().item(), **self.real,
                 'eval/exact_match_sampled': exact_match(batch, fills),
                 'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
+
+    @classmethod
+    def verdict(cls, looks, settings):
+        """The judge is fooled where fills rise above real text, or while others fall."""
+        told = looks.outcome('judge', 'held-out judge reward')
+        above = looks.mean(looks.last['judge'], looks.last['real'])
+        if looks.change('judge').sign < 1:
+            return told
+        fooled = told.replace('learned', 'the judge is being fooled')
+        if above.sign > 0:
+            return f"{fooled}, above real text's by {above}"
+        for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match')):
+            if looks.change(name).sign < 0:
+                return f"{fooled}, while {looks.told(name, words)}"
+        return told
 
     def describe(self, metrics):
         m = {name.removeprefix('eval/'): f'{value:.4f}' for name, value in metrics.items()}
@@ -274,7 +282,8 @@ class FillIn(Task):
 
     def try_out(self):
         text = longest_line(self.tokenizer.decode(self.eval_batch['original'][0]))
-        return 'ckpt.pt', [f"--text={text}", '--mask_ratio=0.3']
+        steps = [f'--unmask_steps={self.cfg.unmask_steps}'] if self.cfg.unmask_steps > 1 else []
+        return 'ckpt.pt', [f"--text={text}", '--mask_ratio=0.3', *steps]
 
     @classmethod
     def show(cls, saved, model, tokenizer, cfg):
@@ -289,7 +298,8 @@ class FillIn(Task):
             judge = Judge.from_pretrained(path, tokenizer).to(cfg.device)
         masked = text if cfg.mask_ratio == 0 else tokenizer.decode(batch['tokens'][0])
         hint = "  (reward: 1 looks written, 0 machine-filled)" if judge else ''
-        print(f"masked: {one_line(masked)}{hint}", file=sys.stderr)
+        shown = one_line(masked.replace('\n', '⏎'))
+        print(painted(f'masked: {shown}{hint}', sys.stderr), file=sys.stderr)
         policy = FillInPolicy(model, tokenizer, cfg.temperature or 1.0, cfg.top_p, cfg.unmask_steps)
         show_fills(policy, batch, judge, (cfg.num_samples or 8) * (cfg.temperature > 0))
 
@@ -373,7 +383,7 @@ def real_slots(batch):
     return torch.arange(slots.shape[1], device=slots.device) < batch['n_slots'][:, None]
 
 
-def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
+def text_with_slots(tokenizer, text, mask_char='□', mask_ratio=0.0, seed=1):
     """
     make_batch of one text: mask_char marks the slots, or mask_ratio, above 0, is the share masked at random.
     """
@@ -384,7 +394,8 @@ def text_with_slots(tokenizer, text, mask_char='_', mask_ratio=0.0, seed=1):
         chosen = torch.tensor([[c == mask_char for c in text]])
         text = text.replace(mask_char, tokenizer.chars[0])  # any character: it is masked
     if not chosen.any():
-        raise ValueError(f"the text has no slot: mark some with {mask_char!r}, or give --mask_ratio=0.3")
+        raise ValueError(f"the text has no slot: mark some with {mask_char!r} (--mask_char=? makes it ?), or "
+                         "give --mask_ratio=0.3")
     return make_batch(torch.tensor([tokenizer.encode(text)]), lengths, chosen, tokenizer.mask_id, seed)
 
 
@@ -500,10 +511,15 @@ def draw_fills(log_probs, u):
 # -----------------------------------------------------------------------------
 # how good fills are
 
-def exact_match(batch, fills):
-    """The share of slots in which fills (P, G, M) are the very character that stood there."""
+def right_fills(batch, fills):
+    """(P,): how many of each text's fills (P, G, M) are the very character that stood there."""
     wanted = batch['original'].gather(1, batch['slots'])[:, None]
-    return (fills == wanted)[real_slots(batch)[:, None].expand_as(fills)].float().mean().item()
+    return ((fills == wanted) & real_slots(batch)[:, None]).sum(dim=(1, 2))
+
+
+def exact_match(batch, fills):
+    """The share of all fills that are."""
+    return (right_fills(batch, fills).sum() / (fills.shape[1] * batch['n_slots'].sum())).item()
 
 
 def score_fills(judge, batch, fills):
@@ -514,7 +530,7 @@ def score_fills(judge, batch, fills):
 
 
 def describe_fills(tokenizer, batch, fills, n):
-    """The first n texts, real over filled, with a mark under each slot; a line end shows as |."""
+    """The first n texts, real over filled, with a mark under each slot; a line end shows as ⏎."""
     lines = ['  (^ as it was, x another character)']
     texts = fill(batch, fills)[:, 0]
     for p in range(min(n, len(fills))):
@@ -524,7 +540,7 @@ def describe_fills(tokenizer, batch, fills, n):
         for i in batch['slots'][p][:int(batch['n_slots'][p])].tolist():
             marks[i] = '^' if real[i] == filled[i] else 'x'
         for name, text in (('real', real), ('filled', filled), ('', ''.join(marks))):
-            lines.append(f"  {name:<6} {text}".replace('\n', '|'))
+            lines.append(f"  {name:<6} {text}".replace('\n', '⏎'))
     return '\n'.join(lines)
 
 

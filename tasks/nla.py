@@ -45,7 +45,7 @@ from tasks.supervised import (
     small_config,
     supervised_loop,
 )
-from tasks.task import Task, chart, longest_line, path_of
+from tasks.task import Task, longest_line, path_of
 
 # what actor and critic were made with, and cannot be changed afterwards
 FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_token', 'critic_pooling',
@@ -53,12 +53,13 @@ FIXED = ('injection_mode', 'injection_layers', 'injection_scale', 'injection_tok
 MEANING = {
     'fve': 'sampled text',
     'fve_greedy': 'greedy text',
-    'fve_frozen_actor': '  this is the control: the actor rested',
+    'fve_frozen_actor': '  this is the control: the actor was frozen',
     'fve_shuffled': "another activation's text",
     'fve_no_injection': 'nothing injected',
     'fve_mean_injection': 'the mean activation injected',
     'fve_random_injection': 'a random vector of the same length injected',
     'fve_true_text': 'the true text, through the same critic'}
+
 
 
 def check_size(cfg, setting, least, needed_by):
@@ -77,22 +78,6 @@ def check_made_with(what, before, **now):
 class NLA(Task):
     """An actor puts activations into words, a critic rebuilds them from the words."""
     headline = 'eval/fve'
-    charts = {
-        'Evaluation': [
-            chart('variance explained',
-                  'FVE on documents nobody trained on; 0 is the mean activation, whatever the text.',
-                  'eval/fve', 'eval/fve_greedy', 'eval/fve_true_text', 'eval/fve_frozen_actor'),
-            chart('FVE, controls',
-                  'Texts dealt to other activations, nothing injected, the mean, noise: all should stay low.',
-                  'eval/fve_shuffled', 'eval/fve_no_injection', 'eval/fve_mean_injection',
-                  'eval/fve_random_injection'),
-        ],
-        'Autoencoder': [
-            chart('variance explained', 'FVE on the training batch, before the critic’s step.', 'fve'),
-            chart('cosine', 'Between what the critic rebuilt and the activation.', 'cosine'),
-            chart('critic', 'Its loss.', 'critic_loss'),
-        ],
-    }
     exported = ''
     sharded_beside = True
     uses = ('train_prompts', 'column_mapping', 'chat_template', 'chat_template_kwargs', 'add_special_tokens',
@@ -474,7 +459,7 @@ class NLA(Task):
         return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def fve_of(self, texts, lengths, h, *_):
-        return nla.fve(*self.critic.standard(self.predict(texts, lengths), h))
+        return nla.fve_each(*self.critic.standard(self.predict(texts, lengths), h))
 
     def evaluate(self, policy):
         """
@@ -486,19 +471,21 @@ class NLA(Task):
         prediction, target = self.critic.standard(self.predict(texts, lengths), h)
         noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
         noise *= (own - mean).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-        m = {'fve': nla.fve(prediction, target), 'fve_greedy': self.fve_of(*self.write(policy, own, True)),
-             'fve_shuffled': nla.fve(prediction.roll(n // 2, 0), target),
-             'cosine': torch.cosine_similarity(prediction, target).mean().item(),
-             'fve_no_injection': self.fve_of(*self.write(policy, None)),
-             'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1))),
-             'fve_random_injection': self.fve_of(*self.write(policy, noise + mean))}
+        self.each = {'fve': nla.fve_each(prediction, target),
+                     'fve_greedy': self.fve_of(*self.write(policy, own, True)),
+                     'fve_shuffled': nla.fve_each(prediction.roll(n // 2, 0), target),
+                     'fve_no_injection': self.fve_of(*self.write(policy, None)),
+                     'fve_mean_injection': self.fve_of(*self.write(policy, mean.expand(n, -1))),
+                     'fve_random_injection': self.fve_of(*self.write(policy, noise + mean))}
+        m = {name: values.mean().item() for name, values in self.each.items()}
+        m['cosine'] = torch.cosine_similarity(prediction, target).mean().item()
         if self.cfg.freeze_actor:
             m['fve_frozen_actor'] = m['fve']
         shown = [row[:k] for row, k in zip(texts.tolist(), lengths.tolist(), strict=True)]
         m |= {'distinct_texts': len(set(map(tuple, shown))) / n, 'frac_whole': whole.float().mean().item(),
               'text_nll': self.nll(texts, lengths)}
         if self.held_out.text(0) is not None:
-            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n)))
+            m['fve_true_text'] = self.fve_of(*self.true_texts(self.held_out, range(n))).mean().item()
             right = [shown[i][-1:] == self.held_out.text(i, self.text_length)[-1:] for i in range(n)]
             m['last_token'] = sum(right) / n
         self.quality = {name: m[name] for name in ('fve', 'fve_greedy')}
@@ -523,8 +510,19 @@ class NLA(Task):
         drop_collected(self.source)
         return total / max(1, count)
 
-    def verdict(self, metrics):
-        """The last evaluation as a table, with what PCA of the training activations carries in k numbers."""
+    @classmethod
+    def verdict(cls, looks, settings):
+        """Whether the text carries the activation: its FVE is above 0 and above that of each control."""
+        own, controls = looks.last['fve'], looks.last.keys() - {'fve', 'fve_greedy'}
+        above = {name: looks.mean(own, looks.last[name]) for name in sorted(controls)}
+        best = min(above, key=lambda name: above[name].value)
+        carries = looks.mean(own).sign > 0 and all(mean.sign > 0 for mean in above.values())
+        return (f"the text {'carries' if carries else 'does not carry'} the activation: held-out FVE "
+                f"{looks.mean(own)}, above the best control, {MEANING[best]}, by {above[best]}; "
+                + looks.outcome('fve', 'it'))
+
+    def table(self, metrics):
+        """The last evaluation, with what PCA of the training activations carries in k numbers."""
         lines = ["held-out fraction of variance explained (FVE) by"]
         for key, meaning in MEANING.items():
             if f'eval/{key}' in metrics:
@@ -627,7 +625,7 @@ class NLA(Task):
 
     def try_out(self):
         text = self.held_out.text(0)
-        if text is None:
+        if self.held_out.contexts is None:  # of a file: other vectors than its model has
             return 'nla.pt', [f'--activations={self.activations_path}', '--row=0']
         return 'nla.pt', [f'--text={longest_line(self.tokenizer.decode(text))}']
 

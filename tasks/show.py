@@ -15,7 +15,7 @@ from policy import CausalPolicy, forbidden_tokens, generate, prompt_batch, seeds
 from rewards import check_fields, resolve_rewards, score_completions
 from rewards.environments import ENVIRONMENTS, find_environment
 from runtime.config import one_line
-from runtime.console import harmless
+from runtime.console import harmless, painted
 from runtime.scorer import joiner
 from tasks.turns import Asking, TurnPolicy
 
@@ -56,7 +56,7 @@ def show_ranked(heading, rows):
     widths = [max(map(len, column)) for column in zip(*every_row, strict=False)]
     for cells, text, note in rows:
         aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
-        print('  '.join([*aligned, one_line(text) + note]), file=table)
+        print(painted('  '.join([*aligned, one_line(text.replace('\n', '⏎')) + note]), table), file=table)
     if table is sys.stderr:
         print(rows[1][1], flush=True)
 

@@ -38,8 +38,9 @@ class Task:
     uses = ()               # settings of other jobs that this one reads too
     refuses = ()            # settings that this one cannot take, though it inherits them or all have them
     headline = ''           # the metric that makes a checkpoint the best one
-    charts = {}             # of the report: {section: [chart(...)]}, beside those of report/charts.json
     exported = 'export'     # where in out_dir the trained model goes in the end; '': beside its checkpoints
+    each = {}               # {name: a value for each held-out prompt (P,)}, of the last evaluation
+    independent = None      # how many prompts are; None: all
     sharded_beside = False  # True: something of the job is sharded too, so that all ranks must evaluate
 
     def __init__(self, cfg, device):
@@ -50,17 +51,13 @@ class Task:
         """Where the model is loaded to: a GPU would not hold all of one that is to be sharded."""
         return 'cpu' if self.cfg.shard else self.device
 
-    @property
-    def closing(self):
-        """The metrics that the last lines compare with the start."""
-        return [self.headline]
-
     # What a job must have (a setting's default is a literal, and its name nobody else's):
     # tokenizer, see formats/tokenizer.py · generator_path: where its start comes from · load_model() -> GPT
     # policy(model) -> a policy, see grpo.py · rewards, see grpo.py, phase 2
     # batch(it, attempt=0) -> the prompts of an iteration, all ranks together: a function of these and the
     #   seed alone, so that there is no state to save; attempts 1, 2, ... are for dynamic_sampling
-    # evaluate(policy) -> metrics · describe(metrics) -> a line
+    # evaluate(policy) -> metrics; sets `each` · describe(metrics) -> a line
+    # charts: in report/charts.json, under the name of its class
     # asked(rollout) -> {'prompt', 'answer'} of its first prompt, for samples.jsonl
 
     @property
@@ -72,9 +69,23 @@ class Task:
         """{name: a hash of the contents}; a run that goes on must find the same, see State.resume."""
         return {}
 
-    def verdict(self, metrics):
-        """What the last evaluation means, in some lines; '' where describe has said it."""
+    def table(self, metrics):
+        """The last evaluation in some lines; '' where describe has said it."""
         return ''
+
+    @classmethod
+    def verdict(cls, looks, settings):
+        """
+        What came of a run. looks: a report.verdict.Looks at what was in `each`; settings: the run's. The
+        first reward counts where it is right or wrong, else the sum of all.
+        """
+        name = next(iter(looks.last))
+        above = 'above hidden tests'
+        if above in looks.last and looks.change(above).sign > 0:
+            return f"the tests are being fooled: {looks.told(above, f'{name}, {above}')}"
+        if set(looks.first[name] + looks.last[name]) - {0, 1, None}:
+            name = 'all, weighted, sampled'
+        return looks.outcome(name, f'held-out {name}')
 
     def saved(self):
         """What a checkpoint holds beside the weights; of what is sharded, this rank's part."""
@@ -160,9 +171,10 @@ def path_of(key, settings, dataset):
     return with_settings(key, settings[key], settings | {'dataset': dataset})
 
 
-def chart(title, hint, *names):
-    """A chart of the report: its title, what it says, and the metrics that share its axes."""
-    return {'title': title, 'hint': hint, 'names': list(names)}
+def say_if_few(n, what):
+    """What the figures of so many held-out prompts are worth, where that is little."""
+    if n < 100:
+        say(f"note: {n} {what} are few: a share of them is sure to ±{max(n, 1) ** -0.5:.2f}, no better")
 
 
 def longest_line(text):

@@ -23,7 +23,8 @@ def pytest_configure(config):
 
 # The files whose tests start processes, the longest first.
 INTEGRATION = ['test_faults', 'test_train_grpo', 'test_ranks', 'test_nla', 'test_alignment', 'test_readme', 'test_sandbox', 'test_es',
-               'test_config', 'test_hacking', 'test_report', 'test_fuzz', 'test_console', 'test_data', 'test_trackers', 'test_walkthrough']
+               'test_config', 'test_hacking', 'test_report', 'test_fuzz', 'test_console', 'test_data', 'test_trackers', 'test_walkthrough',
+               'test_gpu_path']
 
 
 def pytest_collection_modifyitems(items):

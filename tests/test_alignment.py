@@ -559,9 +559,15 @@ def test_requests_are_computed_together(serve):
         wait_for(lambda: server.batcher.queue.qsize() == 7 or len(sizes) > 1)
         return server.scorer.score(rows)
 
+    def ask(i):
+        return ScorerClient(server.url).score(['ab'[i % 2] * (i + 1)])
+
     server.batcher.score = score
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: ScorerClient(server.url).score([f'{"ab"[i % 2] * (i + 1)}']), range(8)))
+        first = pool.submit(ask, 0)
+        wait_for(lambda: sizes)  # the first is being computed; only then do the others come
+        others = [pool.submit(ask, i) for i in range(1, 8)]
+        concurrent.futures.wait([first, *others])
     assert sizes == [1, 7]
 
 
@@ -726,7 +732,7 @@ def test_the_script_stops_gracefully_and_with_its_parent(models):
         text=True,
         timeout=240,
     )
-    assert done.returncode == 1 and done.stderr == 'error: there is no checkpoint at nowhere.pt\n'
+    assert done.returncode == 1 and done.stderr == 'error: there is no checkpoint at nowhere.pt: train it first, or name another\n'
 
 
 TOY = [

@@ -412,7 +412,7 @@ def test_what_is_said_of_how_prompts_are_read(capsys):
         return capsys.readouterr().out.strip()
 
     talk = [{'role': 'user', 'content': 'a'}]
-    assert said('b') == "plain prompts are read as 'a...', as in transformers; --add_special_tokens=False leaves that out"
+    assert said('b') == "plain prompts become 'a...', as in transformers; --add_special_tokens=False leaves that out"
     assert said('b', add_special_tokens=False) == said(talk) == said(talk, chat_template_kwargs={'thinking': False}) == ''
     other = 'note: no chat template reads thinkin of chat_template_kwargs: '
     assert said(talk, chat_template_kwargs={'thinkin': 1, 'thinking': 1}) == other + 'it reads messages, thinking'

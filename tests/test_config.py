@@ -299,11 +299,11 @@ def test_values_out_of_range(argument, words):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['--judge_iters=5', '--task=completion'], "--judge_iters=5: judge_iters means nothing to task 'completion', it is for fill_in"),
+    (['--judge_iters=5', '--task=completion'], "--judge_iters=5: judge_iters is not a setting of task 'completion', it is for fill_in"),
     (['--max_new_tokens=5'],
-     "--max_new_tokens=5: max_new_tokens means nothing to task 'fill_in', it is for completion and alignment and nla"),
-    (['--lambda_lr=0.1', '--task=nla'], "--lambda_lr=0.1: lambda_lr means nothing to task 'nla', it is for alignment"),
-    (['--lora_r=4'], "--lora_r=4: lora_r means nothing to task 'fill_in'")])
+     "--max_new_tokens=5: max_new_tokens is not a setting of task 'fill_in', it is for completion and alignment and nla"),
+    (['--lambda_lr=0.1', '--task=nla'], "--lambda_lr=0.1: lambda_lr is not a setting of task 'nla', it is for alignment"),
+    (['--lora_r=4'], "--lora_r=4: lora_r is not a setting of task 'fill_in'")])
 def test_keys_of_another_task(arguments, words):
     """By name, whether on the command line or in a file; what the other task has as its default disturbs nobody."""
     with pytest.raises(ValueError) as error:
@@ -314,7 +314,7 @@ def test_keys_of_another_task(arguments, words):
 def test_keys_of_another_task_in_a_file(tmp_path):
     path = tmp_path / 'mixed.py'
     path.write_text("task = 'nla'\nmax_new_tokens = 5\nmask_ratio = (0.1, 0.2)\n")
-    with pytest.raises(ValueError, match=r"mixed.py: mask_ratio means nothing to task 'nla', it is for fill_in"):
+    with pytest.raises(ValueError, match=r"mixed.py: mask_ratio is not a setting of task 'nla', it is for fill_in"):
         train_grpo(str(path))
     path.write_text("task = 'nla'\nmax_new_tokens = 5\n")
     assert train_grpo(str(path)).max_new_tokens == 5

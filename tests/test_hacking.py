@@ -199,8 +199,8 @@ def test_a_new_task(patched):
         assert int(sample['answer']) == wanted
         assert sample['reward/nearness'] == pytest.approx(1 / (1 + abs(int(text) - wanted)) if text.isdecimal() else 0.0)
     for wrong, words in (
-        ('--task=completion', "digits means nothing to task 'completion', it is for digit_sum"),
-        ("--rewards=['exact_answer']", "rewards means nothing to task 'digit_sum'"),
+        ('--task=completion', "digits is not a setting of task 'completion', it is for digit_sum"),
+        ("--rewards=['exact_answer']", "rewards is not a setting of task 'digit_sum'"),
     ):
         done = start(folder, *arguments, wrong)
         assert done.returncode == 1 and words in done.stderr and done.stderr.count('\n') == 1, done.stderr

@@ -191,7 +191,10 @@ def test_without_gradients_only_the_loss_is_made():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_the_kernels_equal_torch(dtype):
-    """The same numbers from both, over extreme rows: +-500, a one-hot peak, NaN without a gradient; a vocabulary no block divides."""
+    """
+    The same numbers from both, over extreme rows: +-500, a one-hot peak, NaN without a gradient; a vocabulary no block divides, in rows of
+    a longer stride with NaN behind it; forbidden ids, and bits of each row.
+    """
     if kernels.triton is None:
         pytest.skip("triton has no wheel for this platform")
     torch.manual_seed(0)
@@ -200,12 +203,19 @@ def test_the_kernels_equal_torch(dtype):
     z[0] += 500
     z[1] -= 500
     z[2, 7] = 300.0
-    z_ref = (z + torch.randn(N, V)).to(DEVICE, dtype)
+    z_ref = z + torch.randn(N, V)
     z[3] = float('nan')
-    z = z.to(DEVICE, dtype)
-    forbidden = (torch.rand(V) < 0.1).to(DEVICE)
+
+    def in_room(x):
+        room = torch.full((N, V + -V % 16), float('nan'), device=DEVICE, dtype=dtype)
+        room[:, :V] = x
+        return room[:, :V]
+
+    z, z_ref = in_room(z), in_room(z_ref)
+    forbidden, allowed = (torch.rand(V) < 0.1).to(DEVICE), torch.rand(N, V) < 0.6
     ids = torch.randint(V, (N, K))
     ids[4, 0], ids[5, 0] = 0, V - 1
+    allowed = pack(allowed.scatter(1, ids, True)).to(DEVICE)
     ids = ids.to(DEVICE)
     forbidden[ids.flatten()] = False
     grads = torch.randn(N, K), torch.randn(N, 1), torch.randn(N, 1)
@@ -214,9 +224,9 @@ def test_the_kernels_equal_torch(dtype):
     grads = [g.to(DEVICE) for g in grads]
     results = []
     for stats, back in (passes('torch'), passes('triton')):
-        logps, *rest = stats(z, ids, 1 / 0.7, forbidden, z_ref)
-        dz = torch.full_like(z, float('nan'))
-        back(z, dz, ids, 1 / 0.7, forbidden, [torch.nan_to_num(s) for s in rest], grads, z_ref)
+        logps, *rest = stats(z, ids, 1 / 0.7, forbidden, z_ref, allowed)
+        dz = in_room(torch.full((N, V), float('nan')))
+        back(z, dz, ids, 1 / 0.7, forbidden, [torch.nan_to_num(s) for s in rest], grads, z_ref, allowed)
         results.append((logps, *rest, dz.float()))
     good = torch.arange(N, device=DEVICE) != 3
     atol, rtol = (1e-5, 1e-4) if dtype == torch.float32 else (2e-2, 1e-2)

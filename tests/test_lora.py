@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model import GPT, GPTConfig
+from runtime import lora
 from runtime.lora import (
     Int8Linear,
     LoRALinear,
@@ -261,6 +262,21 @@ def test_int8_is_its_dequantised_linear(dtype):
     y.backward(grad)
     z.backward(grad)
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_large_int8_weight_is_dequantised_row_by_row(monkeypatch):
+    """Blocks of at most 2^21 weights, the last one shorter: bit for bit what the whole gives."""
+    torch.manual_seed(0)
+    int8, sizes = Int8Linear(nn.Linear(1000, 2500)), []
+    whole, x = int8.plain(), torch.randn(2, 3, 1000)
+    plain = lora.dequantise
+
+    def dequantise(weight, *rest):
+        sizes.append(len(weight))
+        return plain(weight, *rest)
+
+    monkeypatch.setattr(lora, 'dequantise', dequantise)
+    assert torch.equal(int8(x), whole(x)) and sizes == [2097, 403]
 
 
 def test_backward_keeps_no_dequantised_weight():

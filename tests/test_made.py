@@ -83,7 +83,7 @@ def test_found_another_or_missing(capsys):
     made('x/judge.pt', partial(recipe, size=4), make, 'never')
     assert capsys.readouterr().out == 'found x/judge.pt, a judge from fills, as it is\n' and len(times) == 1
     assert check_made('x/judge.pt', partial(recipe, data=None)).endswith('as this run makes it')  # what is not known yet
-    with pytest.raises(ValueError, match='x/judge.pt is a judge from fills, and wanted is a generator: name another path'):
+    with pytest.raises(ValueError, match='x/judge.pt is a judge from fills; it must be a generator: name another path'):
         made('x/judge.pt', lambda: recipe() | {'made': 'a generator'}, make, True)
     with pytest.raises(ValueError, match='version: it has 1, this run wants 2'):
         made('x/judge.pt', lambda: recipe() | {'version': 2}, make)
@@ -234,13 +234,13 @@ def test_prepared_data_tell_what_has_changed(tmp_path, capsys):
 
     assert told() == ''
     source.write_text('1 2 4')
-    assert told().startswith(f'data/numbers was prepared before {source} changed: taken as it is; `python data/numbers/prepare.py` prep')
+    assert told().startswith(f'data/numbers was prepared before {source} changed: using it as it is; `python data/numbers/prepare.py` prep')
     source.unlink()
     assert told() == ''
     script.write_text('second')
     assert 'numbers/prepare.py changed' in told()
     (tmp_path / 'numbers' / 'recipe.json').unlink()
-    assert told() == 'data/numbers says nothing of how it was prepared: taken as it is\n'
+    assert told() == 'data/numbers has no record of how it was prepared: using it as it is\n'
 
 
 # -----------------------------------------------------------------------------
@@ -448,6 +448,6 @@ def test_a_run_goes_on_with_what_it_began_with(capsys):
     with pytest.raises(ValueError, match='prompts to train on'):
         check_learns_from(began, grown, False)
     check_learns_from(began, grown, 'never')
-    assert 'resuming with other contents of prompts to train on' in capsys.readouterr().out
+    assert 'resuming with different prompts to train on' in capsys.readouterr().out
     check_learns_from(began, began | {'held-out prompts': 'x'}, False)
-    assert capsys.readouterr().out == 'resuming with other contents of held-out prompts\n'
+    assert capsys.readouterr().out == 'resuming with different held-out prompts\n'

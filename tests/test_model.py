@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import flash as flash_file
+import kernels
+import model as model_file
 from formats.tokenizer import CharTokenizer
-from kernels import GroupAttention, group_rows
+from kernels import GroupAttention, PackedAttention, Rows, group_rows, joined_attention, padded_rows, spans
 from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
@@ -95,7 +98,7 @@ def test_checkpoints(tmp_path):
     save_checkpoint(path, {'kind': 'generator', 'model': model.state_dict(), 'model_config': vars(model.config)})
     tokens = torch.randint(20, (1, 5))
     assert torch.equal(GPT.from_pretrained(path).eval().logits(tokens), model.logits(tokens))
-    with pytest.raises(ValueError, match='holds a generator checkpoint, and wanted is judge'):
+    with pytest.raises(ValueError, match='holds a generator checkpoint; it must be judge'):
         load_checkpoint(path, 'judge')
     with pytest.raises(FileNotFoundError, match='nowhere.pt'):
         load_checkpoint(str(tmp_path / 'nowhere.pt'), 'judge')
@@ -119,13 +122,26 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 def test_characters():
     tokenizer = CharTokenizer('abc')
-    assert tokenizer.decode(tokenizer.encode('cab')) == 'cab' and tokenizer.decode([0, tokenizer.mask_id, tokenizer.pad_id]) == 'a_'
+    assert tokenizer.decode(tokenizer.encode('cab')) == 'cab' and tokenizer.decode([0, tokenizer.mask_id, tokenizer.pad_id]) == 'a□'
     with pytest.raises(ValueError, match="character 'z' at position 2"):
         tokenizer.encode('abz')
 
 
-@pytest.mark.parametrize('sizes', [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True)])
-def test_group_attention(sizes):
+@pytest.fixture
+def flash(monkeypatch):
+    """Flash attention in plain torch. What it was given."""
+    monkeypatch.setattr(torch.ops.aten, '_flash_attention_forward', flash_file.forward)
+    monkeypatch.setattr(torch.ops.aten, '_flash_attention_backward', flash_file.backward)
+    monkeypatch.setattr(flash_file, 'SEEN', [])
+    return flash_file.SEEN
+
+
+GROUPS = [(2, 3, 5, 4, 2, 7, 8, True), (2, 4, 1, 3, 3, 4, 16, False), (1, 2, 33, 9, 3, 40, 64, True), (3, 2, 2, 2, 1, 30, 8, True)]
+
+
+@pytest.mark.parametrize('way', ['cpu', 'flash', 'gpu without flash'])
+@pytest.mark.parametrize('sizes', GROUPS)
+def test_group_attention(request, sizes, way):
     """A token sees its prompt, as long as that is, and its completion to itself; the prompt's gradient is summed over its completions."""
     P, G, R, H, H_kv, T, d, ragged = sizes
     torch.manual_seed(0)
@@ -133,6 +149,11 @@ def test_group_attention(sizes):
     own_lengths = torch.randint(0, R + 1, (P, G)) if ragged else torch.full((P, G), R)
     own_lengths[0, 0] = R
     rows, *layouts = group_rows(own_lengths, R, 'cpu')
+    flat, prompts = own_lengths.flatten(), padded_rows(lengths, T, 'cpu')
+    parts = spans(own_lengths.sum(1), lengths, 'cpu'), spans(flat, flat, 'cpu', causal=True)
+    if way == 'flash':
+        request.getfixturevalue('flash')
+        rows = Rows(torch.arange(P * G) * R, own_lengths.flatten(), (P, G, R), 'cpu')
     seen = torch.arange(T) < lengths[:, None]
     bias = torch.zeros(P, 1, 1, T).masked_fill(~seen[:, None, None], -torch.inf) if ragged else None
     own_mask = torch.ones(R, R, dtype=torch.bool).tril().expand(P, G, R, R)
@@ -149,13 +170,60 @@ def test_group_attention(sizes):
 
     n = rows.n
     shapes = (n, H, d), (n, H_kv, d), (n, H_kv, d), (P, T, H_kv, d), (P, T, H_kv, d)
-    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    dtype = torch.float64 if way == 'flash' else torch.float32
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    y, wanted = GroupAttention.apply(*inputs, bias, *layouts), formula(*exact)
+    q, k, v, prompt_k, prompt_v = inputs
+    if way == 'flash':
+        y = PackedAttention.apply(parts, q, *map(prompts.pack, (prompt_k, prompt_v)), k, v)
+    elif way == 'gpu without flash':
+        y = joined_attention(*inputs, bias, rows)
+    else:
+        y = GroupAttention.apply(*inputs, bias, *layouts)
+    wanted = formula(*exact)
     grad = torch.randn_like(y)
     torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=0)
     for mine, theirs in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, exact, grad.double()), strict=True):
         torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kinds', KINDS)
+def test_a_gpu_s_attention_is_that_of_a_cpu(monkeypatch, flash, kinds):
+    """
+    Packed sequences through attend_forward and attend_backward: equal hidden states and gradients, in float64 to 1e-12. They are given no
+    mask, each prompt's keys once, whatever G is, and keys of as many heads as the model has.
+    """
+    model, P, G, R = tiny(**kinds).double(), 2, 3, 5
+    prompts, prompt_lengths = torch.randint(20, (P, 4)), torch.tensor([4, 2])
+    completions, lengths = torch.randint(20, (P, G, R)), torch.tensor([[5, 1, 0], [2, 3, 4]])
+    causal, H_kv = kinds['causal'], model.config.n_kv_head
+
+    def run():
+        states, prefix = model.prefill(prompts, prompt_lengths)
+        read = model(completions.flatten(0, 1)[:4], lengths.flatten()[:4])
+        behind = model.complete(completions, prefix, prompt_lengths, lengths) if causal else read
+        model.zero_grad()
+        sum(x.square().sum() for x in (states, read, behind)).backward()
+        return [states, read, behind, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    wanted = run()
+    assert not flash
+    monkeypatch.setattr(model_file, 'takes_flash', lambda q: True)
+    for mine, theirs in zip(run(), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
+    n, n_prompt, n_read = int(lengths.sum()), int(prompt_lengths.sum()), 8
+    sizes = {(causal, n_prompt, n_prompt), (causal, n_read, n_read)} | ({(False, n, n_prompt), (True, n, n)} if causal else set())
+    assert set(flash) == {(*size, H_kv) for size in sizes}
+
+
+def test_flash_attention_is_called_as_torch_has_it():
+    """On tensors without numbers: what torch says flash attention returns has the shapes of our own."""
+    part = spans(torch.tensor([5, 0, 3]), torch.tensor([4, 2, 7]), 'meta')
+    q, k, v = (torch.empty(n, heads, 16, device='meta', dtype=torch.bfloat16) for n, heads in ((8, 4), (13, 2), (13, 2)))
+    y, lse = kernels.attend_forward(q, k, v, part)
+    assert y.shape == q.shape and lse.shape == (4, 8) and lse.dtype == torch.float32
+    grads = kernels.attend_backward(torch.empty_like(y), q, k, v, y, lse, part)
+    assert [(x.shape, x.dtype) for x in grads] == [(x.shape, x.dtype) for x in (q, k, v)]
 
 
 def test_rows_go_without_their_padding_and_come_back():

@@ -6,7 +6,11 @@ import random
 import re
 import select
 import shutil
+import signal
 import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ import pytest
 import report
 from report import POINTS, evenly, picked
 from tasks import TASKS
+from test_console import heard
+from tools.report import runs_in
 from warm import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -303,7 +309,7 @@ def long(tmp_path_factory):
 
 def test_a_long_run_is_thinned(long):
     """Few points, a small file, and every spike still inside its band."""
-    run = report.read_run(long)
+    run = report.read_run(long, TASKS)
     loss = run['metrics']['loss']
     assert (
         len(loss['x']) <= POINTS
@@ -325,7 +331,7 @@ def test_only_rounding_is_not_charted(tmp_path):
     """mean_advantage is 1e-9 all along. What is tiny by nature stays: lr, and the gap of 1e-7 between sampler and trainer."""
     names = {
         name
-        for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600))], TASKS)
+        for section in report.charts_of([report.read_run(write_run(tmp_path / 'run', 600), TASKS)], TASKS)
         for chart in section['charts']
         for name in chart['names']
     }
@@ -363,7 +369,7 @@ def odd(tmp_path):
 
 
 def test_torn_odd_and_empty_logs(odd):
-    run = report.read_run(str(odd / 'odd'))
+    run = report.read_run(str(odd / 'odd'), TASKS)
     assert run['metrics']['loss'] == {'x': [2], 'y': [4], 'gaps': 2, 'first': 4, 'last': 4, 'least': 4, 'most': 4} and run['last'] == 2
     assert run['metrics']['mean_reward']['y'] == [1, 2e299] and not {'note', 'flag'} & run['metrics'].keys()
     assert (
@@ -372,7 +378,7 @@ def test_torn_odd_and_empty_logs(odd):
         and run['rewards']['parts']['a']['missing'] == [2, 0]
     )
     assert len(run['groups']) == 1 and len(run['groups'][0]['answers']) == 2
-    empty = report.read_run(str(odd / 'empty'))
+    empty = report.read_run(str(odd / 'empty'), TASKS)
     assert empty['last'] is None and empty['metrics'] == empty['config'] == {} and empty['groups'] == []
 
 
@@ -402,6 +408,7 @@ def test_picked_and_evenly(tmp_path):
 
 def test_command_line(tmp_path):
     folder = write_run(tmp_path / 'run', 20)
+    (tmp_path / 'empty').mkdir()
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
 
     def run(*arguments):
@@ -412,13 +419,92 @@ def test_command_line(tmp_path):
     assert run(folder, '--out=here.html').returncode == 0 and (tmp_path / 'here.html').exists()
     for arguments, words in (
         (('nowhere',), "error: no metrics.jsonl or config.json in 'nowhere': name the out_dir"),
-        (('.',), "error: no metrics.jsonl or config.json in '.': name the out_dir"),
+        (('empty',), "error: no metrics.jsonl or config.json in 'empty': name the out_dir"),
         ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file"),
         ((), 'error: name the out_dir of a run'), ((folder, '--smooth=1'), "error: --smooth=1: unknown key 'smooth'"),
     ):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith(words) and done.stderr.count('\n') == 1, done.stderr
     assert 'no module' not in run('--help').stdout and 'python -m tools.report out-grpo' in run('--help').stdout
+
+
+def test_a_folder_of_runs(tmp_path):
+    """What tools/compare.py leaves: out_dir/start, out_dir/arm/seed-1. A run's own folder is that run, whatever lies below it."""
+    for name in ('start', 'a/seed-1', 'a/seed-2', 'b/seed-1', 'b/seed-1/old'):
+        write_run(tmp_path / 'out' / name, 3, groups=False)
+    wanted = [str(tmp_path / 'out' / name) for name in ('a/seed-1', 'a/seed-2', 'b/seed-1', 'start')]
+    assert runs_in(str(tmp_path / 'out')) == wanted and runs_in(wanted[2]) == wanted[2:3] and runs_in('nowhere') == ['nowhere']
+    page = report.page_of(wanted, TASKS)
+    assert all(f'"name":"{name}"' in page for name in ('a/seed-1', 'a/seed-2', 'b/seed-1', 'start'))
+
+
+def test_a_single_reward_is_drawn_once():
+    """Of one reward of weight 1 the mean is drawn alone; of weight 2, or of two, each has its own."""
+    def drawn(*runs):
+        curves = [{name: {'y': [y], 'least': y, 'most': y} for name, y in run.items()} for run in runs]
+        return report.moved_metrics([{'metrics': metrics} for metrics in curves])
+
+    assert drawn({'mean_reward': 0.5, 'reward/judge': 0.5}) == ['mean_reward']
+    assert drawn({'mean_reward': 1.0, 'reward/judge': 0.5}) == ['mean_reward', 'reward/judge']
+    assert drawn({'mean_reward': 0.5, 'reward/a': 0.5}, {'mean_reward': 0.7, 'reward/a': 0.2}) == ['mean_reward', 'reward/a']
+
+
+@pytest.fixture
+def served(tmp_path):
+    """(address, process) of a run's page that is served, on a port of its own."""
+    folder = write_run(tmp_path / 'run', 20)
+    command = [sys.executable, '-m', 'tools.report', '--serve', folder, '--port=0']
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    address = process.stdout.readline().split()[0]
+    yield address, process, folder
+    process.kill()
+    process.wait()
+
+
+def test_the_page_is_served(served, tmp_path):
+    """The page as it is, anew when the run has logged; to this machine under its own name alone; a port in use is said; Ctrl-C ends it."""
+    address, process, folder = served
+
+    def get(path, **headers):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=60) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    assert address.startswith('http://127.0.0.1:')
+    (_, page), (_, version) = get('/'), get('/version')
+    alone = Path(page_of([folder])).read_text()
+    assert page == alone.replace('"version":""', f'"version":"{version}"') != alone
+    with open(folder + '/metrics.jsonl', 'a') as f:
+        f.write('{"iter": 21, "loss": 77.5}\n')
+    assert get('/version')[1] != version and '77.5' in get('/')[1] and '77.5' not in page
+    assert get('/', Host='evil.example')[0] == 403 and get('/../etc/passwd')[0] == get('/report.html')[0] == 404
+    port = address.rpartition(':')[2]
+    command = [PYTHON, '-m', 'tools.report', '--serve', folder, f'--port={port}']
+    busy = subprocess.run(command, cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert busy.returncode == 1 and busy.stderr == f'error: cannot listen on port {port} (Address already in use): name another --port\n'
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ('no longer served\n', '') and process.returncode == 0
+
+
+def test_a_served_page_loads_itself_again(browser, served):
+    address, _, folder = served
+    ask, js = browser.open(page_of([folder]))
+
+    def loaded():
+        while 'Page.loadEventFired' not in [event['method'] for event in browser.events]:
+            browser.events.append(browser.hear())
+        browser.events.clear()
+        return js('page.runs[0].last')
+
+    browser.events.clear()
+    ask('Page.navigate', url=address)
+    assert loaded() == 20
+    with open(folder + '/metrics.jsonl', 'a') as f:
+        f.write('{"iter": 21, "loss": 77.5}\n')
+    assert loaded() == 21
 
 
 def test_a_chart_may_name_all_metrics_of_a_kind():

@@ -222,12 +222,12 @@ def test_without_a_judge_the_likeliest_is_first(script):
 
 def test_fills_from_a_pipe_best_by_the_judge(folder):
     """Each fill once, the greedy one among them; the judge's score of each as if it came alone, the least machine-made first."""
-    done = run(folder, '--checkpoint=fills.pt', '--num_samples=6', piped='ab_d_f\n')
+    done = run(folder, '--checkpoint=fills.pt', '--num_samples=6', piped='ab□d□f\n')
     assert done.returncode == 0, done.stderr
     masked, rest = done.stderr.split('\n', 1)
-    assert masked.startswith('masked: ab_d_f  (reward')
+    assert masked.startswith('masked: ab□d□f  (reward')
     rows, letters = table(rest, ['reward', 'log-prob', 'times', 'text']), CharTokenizer('abcdefgh')
-    judge, batch = Judge.from_pretrained(str(folder / 'judge.pt'), letters), text_with_slots(letters, 'ab_d_f')
+    judge, batch = Judge.from_pretrained(str(folder / 'judge.pt'), letters), text_with_slots(letters, 'ab□d□f')
     for values, filled in rows:
         text = re.fullmatch(r'(ab[a-h]d[a-h]f)(  \(greedy\))?', filled)[1]
         alone = score_fills(judge, batch, torch.tensor([[letters.encode(text[2] + text[4])]])).item()
@@ -248,11 +248,11 @@ def test_fills_otherwise(script, tmp_path):
         script(f'--checkpoint={tmp_path}/alone.pt', '--text=a?c?', '--mask_char=?')[1].split('\n', 1)[1], ['log-prob', 'times', 'text']
     )
     assert len(rows) > 1 and [values[0] for values, _ in rows] == sorted((values[0] for values, _ in rows), reverse=True)
-    out, err = script('--checkpoint=fills.pt', '--text=a_c_', '--temperature=0')
+    out, err = script('--checkpoint=fills.pt', '--text=a□c□', '--temperature=0')
     assert re.fullmatch(r'masked.*\nreward  log-prob  times  text\n *0\.\d{3} +-\d+\.\d{3} +0  a.c.  \(greedy\)\n', err) and re.fullmatch(
         'a.c.\n', out
     )
-    assert script('--checkpoint=fills.pt', '--text=abcdefgh', '--mask_ratio=0.5')[1].split()[1].count('_') == 4
+    assert script('--checkpoint=fills.pt', '--text=abcdefgh', '--mask_ratio=0.5')[1].split()[1].count('□') == 4
 
 
 def test_explanations_from_a_pipe(folder, script):
@@ -407,7 +407,7 @@ def test_what_is_refused(folder, script, tmp_path):
         (('--checkpoint=fills.pt',), ValueError, 'no text.*--text='),
         (('--checkpoint=fills.pt', '--prompt=a'), ValueError, '--text'),
         (('--checkpoint=fills.pt', '--text=abc'), ValueError, 'no slot'),
-        (('--checkpoint=fills.pt', '--text=a_', '--judge_checkpoint=none.pt'), FileNotFoundError, 'none.pt'),
+        (('--checkpoint=fills.pt', '--text=a□', '--judge_checkpoint=none.pt'), FileNotFoundError, 'none.pt'),
         (('--checkpoint=fills.pt', '--text=' + 'a_' * 9), ValueError, '18 characters.*reads 16'),
         (('--checkpoint=nla.pt',), ValueError, 'no text'),
         (('--checkpoint=reward.pt',), ValueError, 'holds a reward'),

@@ -128,8 +128,8 @@ def test_what_is_refused(sums, tmp_path, monkeypatch):
             ('nowhere.pt', 'new', 'no checkpoint at nowhere.pt'), ('full', 'new', 'no checkpoint at full'),
             ('text.pt', 'new', 'text.pt cannot be read as a checkpoint'), ('later.pt', 'new', "later.pt is of task 'telepathy'"),
             ('wide.pt', 'new', 'wide.pt.*experts'), ('empty.pt', 'new', "empty.pt has no dict 'model'"),
-            ('bare.pt', 'new', "bare.pt has no dict 'model_config'"), ('judge.pt', 'new', 'holds a judge checkpoint, and wanted is run'),
-            ('nla.pt', 'new', "nla.pt has no dict 'critic'"), ('fill.pt', 'new', 'fill.pt: n_layer is 1, and it holds 0'),
+            ('bare.pt', 'new', "bare.pt has no dict 'model_config'"), ('judge.pt', 'new', 'holds a judge checkpoint; it must be run'),
+            ('nla.pt', 'new', "nla.pt has no dict 'critic'"), ('fill.pt', 'new', 'fill.pt: n_layer is 1, but the file holds 0'),
             (sums / 'out', 'full', 'full is there and not empty'), (sums / 'out', 'text.pt', 'text.pt is there')):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             made(name, folder)
@@ -157,7 +157,7 @@ def test_an_interrupted_lora_run_says_how_to_use_it(sums, tmp_path):
         shutil.copy(name, tmp_path)
     status, printed = until(tmp_path, 'iter 2: reward', signal.SIGINT, *SUMS, '--lora_r=2', '--max_iters=4000', '--out_dir=half')
     assert status == 0
-    where, python, *command = printed[printed.index('To use the model as it is:\n'):].splitlines()[1].split()
+    where, python, *command = printed[printed.index('To export the model as it is now:\n'):].splitlines()[1].split()
     assert (where, python) == (f'PYTHONPATH={ROOT}', 'python') and command[:3] == ['-m', 'tools.export', 'half/ckpt.pt']
     env = os.environ | {'PYTHONPATH': str(ROOT)}
     done = subprocess.run([PYTHON, *command], cwd=tmp_path, env=env, capture_output=True, text=True)

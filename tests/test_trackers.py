@@ -3,11 +3,13 @@ import json
 import os
 import shutil
 import struct
+import sys
+import types
 
 import pytest
 import torch
 
-from runtime.trackers import TensorBoard, grouped
+from runtime.trackers import TensorBoard, Wandb, grouped
 from test_train_grpo import TEXT, TOY, run
 
 tensorboard = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
@@ -129,3 +131,16 @@ def test_a_missing_package_is_named_at_once(tmp_path, monkeypatch, package, key)
     monkeypatch.setattr('test_train_grpo.ENV', {**os.environ, 'OMP_NUM_THREADS': '1'})
     done = run(tmp_path, key, '--dataset=nowhere.txt')
     assert done.returncode != 0 and done.stderr.startswith('error: ') and f'pip install {package}' in done.stderr, done.stderr
+
+
+def test_wandb_switched_on_later_hears_of_before(tmp_path, monkeypatch):
+    """A run that goes on without an id sends the metrics of before, less what is no number; with one, wandb knows them."""
+    sent = []
+    stub = types.SimpleNamespace(init=lambda **_: types.SimpleNamespace(log=lambda row, step: sent.append((step, row))))
+    monkeypatch.setitem(sys.modules, 'wandb', stub)
+    (tmp_path / 'metrics.jsonl').write_text('{"iter": 0, "loss": 1.5, "eval/cost": null}\n{"iter": 2, "mean_reward": 0.5}\n')
+    config = dict.fromkeys(('wandb_project', 'wandb_name', 'wandb_run_name', 'wandb_mode', 'quiet'))
+    Wandb(str(tmp_path), config, 3)
+    assert sent == [(0, {'train/loss': 1.5}), (2, {'reward/mean_reward': 0.5})]
+    Wandb(str(tmp_path), config, 3)
+    assert len(sent) == 2

@@ -121,7 +121,7 @@ def test_kill_and_resume_is_bit_identical(made, copy):
     os.remove(copy / 'out-grpo' / 'report.html')
     (copy / 'out-grpo' / 'report.html').mkdir()  # a report that cannot be written is no reason to stop
     done = run(copy, *TOY, '--init_from=resume', launcher=(sys.executable,))  # a hash seed of its own
-    told = "there is no new report.html: OSError: cannot write 'out-grpo/report.html': Is a directory"
+    told = "report.html could not be written: OSError: cannot write 'out-grpo/report.html': Is a directory"
     assert done.returncode == 0 and told in done.stdout, done.stderr
     assert metrics(copy) == metrics(made[0]) and 'resuming with' not in done.stdout
     a, b = (torch.load(folder / 'out-grpo' / 'ckpt.pt', weights_only=True) for folder in (copy, made[0]))
@@ -254,7 +254,7 @@ def test_nan_stops_and_nothing_saved_is_lost(copy):
 
 def test_sample(made):
     folder, _ = made
-    done = run(folder, '--text=the c_t s_t', '--num_samples=4', script='sample.py')
+    done = run(folder, '--text=the c□t s□t', '--num_samples=4', script='sample.py')
     assert done.returncode == 0, done.stderr
     rows = [re.match(r' *(0\.\d+|1\.000) +(-[\d.]+) +\d+  (the c.t s.t)( |$)', line) for line in done.stderr.splitlines()[2:]]
     assert 1 <= len(rows) <= 5 and all(rows), done.stderr
@@ -262,10 +262,10 @@ def test_sample(made):
     assert scores == sorted(scores, reverse=True) and done.stdout == rows[0][3] + '\n'
     generator = '--checkpoint=out-toy.txt/generator.pt'
     assert run(folder, '--text=the cat sat', '--mask_ratio=0.4', generator, script='sample.py').returncode == 0
-    for arguments, words in ((['--text=the c_t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
-                             (['--text=' + 'a_' * 20], ['40 characters', 'reads 20']),
-                             (['--text=a_', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
-                             (['--text=a_', '--judge_checkpoint=out-toy.txt/generator.pt'], ['generator', 'judge'])):
+    for arguments, words in ((['--text=the c□t!!'], ["'!'", 'position 7']), (['--text=the cat'], ['no slot']), ([], ['--text=']),
+                             (['--text=' + 'a□' * 20], ['40 characters', 'reads 20']),
+                             (['--text=a□', '--checkpoint=nowhere.pt'], ['nowhere.pt']),
+                             (['--text=a□', '--judge_checkpoint=out-toy.txt/generator.pt'], ['generator', 'judge'])):
         refused(run(folder, *arguments, script='sample.py'), *words)
 
 
@@ -365,7 +365,7 @@ train_prompts, eval_prompts, reward_errors = 'mixed.jsonl', 'held_out.jsonl', 'd
     done = run(sums, 'mixed.py', *sums_without('rewards', 'train_prompts', 'eval_prompts'), '--max_iters=3', '--remake=never')
     assert done.returncode == 0, done.stderr
     assert 'note: the weights of the rewards sum to 1.3, not to 1' in done.stdout
-    assert "30 of 98 prompts are judged without 'math_correctness'; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
+    assert "'math_correctness' does not apply to 30 of 98 prompts; the first: " in done.stdout and "prompt 60 ('7+0=')" in done.stdout
     assert "left out: reward 'my_custom_reward' raised ZeroDivisionError" in done.stderr
     logged = metrics(sums)[:-1]
     assert len(logged) == 3 and all(0 < line['reward/fluency'] < 1 for line in logged)
@@ -502,7 +502,7 @@ def test_ten_prompts_two_epochs_three_rewards(sums):
     (sums / 'one.jsonl').write_text(lines[0])
     done = run(sums, *sums_without('train_prompts', 'eval_prompts'), '--train_prompts=one.jsonl', '--max_iters=1',
                '--remake=never')
-    assert done.returncode == 0 and 'one.jsonl has one prompt: it is evaluated on what it trains on' in done.stdout, done.stderr
+    assert done.returncode == 0 and 'one.jsonl has only one prompt, so evaluation uses the training prompt' in done.stdout, done.stderr
 
 
 def test_a_mixture_is_resumed_where_it_was(sums):

@@ -8,7 +8,6 @@ to the first model, with the standard error of that, prompt by prompt. A job who
 a text shows what it measures.
 """
 import os
-import sys
 import types
 
 import torch
@@ -16,7 +15,6 @@ import torch
 import grpo
 from data.prompts import source_name
 from formats.text_files import read_json
-from grpo import reward_tensor, weighted_reward
 from rewards import REWARDS
 from rewards.environments import ENVIRONMENTS
 from runtime import console, run
@@ -25,7 +23,7 @@ from runtime.config import Count, Positive, configure, keys_of, read_config_file
 from runtime.lora import merge_lora
 from runtime.masters import compute_in, precision_of
 from tasks import TASKS
-from tasks.completion import Completion, columns_of
+from tasks.completion import Completion
 
 ALONE = {'shard': False, 'compile': False, 'eval_show': 0, 'init_from': 'resume'}  # a model is what it is
 WITHOUT_A_RUN = {'task': 'completion', 'seed': 1, 'batch_size': 1, 'optimizer': 'adamw', 'device': 'auto',
@@ -106,19 +104,9 @@ def job_with(path, settings, device):
 
 def look(job, policy):
     """{reward, greedy or sampled: the mean (P,) over each prompt's completions, NaN where it judges none}"""
-    functions, rows = getattr(job, 'reward_functions', None), {}
-    if not functions:
-        return {name: torch.tensor([value]).double() for name, value in job.evaluate(policy).items()}
-    weights = {name: weight for name, _, weight in functions}
-    for records, batch in job.eval_batches():
-        rollouts = {'greedy': policy.greedy(batch), 'sampled': policy.sample(batch, job.cfg.eval_samples)}
-        for kind, rollout in rollouts.items():
-            scores = job.scored(functions, policy, rollout, columns_of(records))
-            parts = {name: reward_tensor(name, values) for name, values in scores.items()}
-            parts |= {'all, weighted': weighted_reward(parts, weights), 'tokens': rollout.lengths.float()}
-            for name, values in parts.items():
-                rows.setdefault(f'{name}, {kind}', []).append(values.double().nanmean(dim=1).cpu())
-    return {name: torch.cat(values) for name, values in rows.items()}
+    metrics = job.evaluate(policy)
+    rows = job.each if getattr(job, 'reward_functions', None) else metrics
+    return {name: torch.as_tensor(value).double().view(-1) for name, value in rows.items()}
 
 
 def mean_and_error(values, sign=''):
@@ -163,5 +151,4 @@ if __name__ == '__main__':
     temperature: Positive | None = None
     chat_template: bool | None = None
     device: str | None = None
-    options = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    main([name for name in sys.argv[1:] if name not in options], configure(globals(), argv=options))
+    main(*configure(globals(), names=True))

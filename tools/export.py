@@ -6,7 +6,6 @@ $ python -m tools.export out-grpo best --hub=owner/name  # and to the Hugging Fa
 A LoRA run's adapters are merged into the model, and lie beside it in best/adapter for peft.
 """
 import os
-import sys
 
 from formats.optional import optional
 from formats.text_files import first_line
@@ -66,5 +65,4 @@ if __name__ == '__main__':
     base = ''       # where the model is that a LoRA run started from; '': where it was
     hub = ''        # also push the folder there, name or owner/name
     private = True  # a new repo of the hub is seen by nobody else
-    options = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    main([name for name in sys.argv[1:] if name not in options], configure(globals(), argv=options))
+    main(*configure(globals(), names=True))

@@ -11,82 +11,16 @@ import sys
 if __name__ == '__main__':
     sys.path.insert(0, os.path.abspath(f'{__file__}/../../..'))
 from data.prompts import write_splits
+from formats.text_files import read_text
 from runtime.config import Count, configure
 
 N_SHOWN = 3   # tests in the prompt
 N_HIDDEN = 5  # and not in it
 LETTERS = 'aeiorstlnpdcmbg'
-WORDS = '''
-banana apple tree river stone letter garden window summer orange little yellow tomato pepper silver candle
-kitten rabbit needle bottle cat dog sun moon bread water paper pencil table chair bird fish cloud rain snow
-blue green red milk sugar
-'''.split()
-
-FUNCTIONS = {  # by parameters: name | what it returns | expression; draw_function fills them in
-    'x': '''
-add{k} | x plus {k} | x + {k}
-subtract{k} | x minus {k} | x - {k}
-subtract_from{k} | {k} minus x | {k} - x
-times{k} | x times {k} | x * {k}
-linear | {j} times x plus {k} | {j} * x + {k}
-scale | x plus {j}, multiplied by {k} | (x + {j}) * {k}
-square_plus{k} | the square of x plus {k} | x * x + {k}
-remainder{k} | the remainder of x divided by {k} | x % {k}
-divide_by{k} | x divided by {k}, rounded down to a whole number | x // {k}
-is_multiple_of{k} | True if x is a multiple of {k}, and False otherwise | x % {k} == 0
-is_more_than{k} | True if x is greater than {k}, and False otherwise | x > {k}
-at_least{k} | the larger of x and {k} | max(x, {k})
-at_most{k} | the smaller of x and {k} | min(x, {k})
-distance_to{k} | how far x is from {k}, as a number that is never negative | abs(x - {k})
-count_up | the list of the numbers from x to x plus {k} | list(range(x, x + {k} + 1))
-''',
-    'x, y': '''
-combine | {j} times x plus {k} times y | {j} * x + {k} * y
-sum_plus{k} | the sum of x and y, plus {k} | x + y + {k}
-product_minus{k} | x times y, minus {k} | x * y - {k}
-larger_times{k} | the larger of x and y, times {k} | max(x, y) * {k}
-average_plus{k} | the average of x and y, plus {k} | (x + y) / 2 + {k}
-far_apart{k} | True if x and y differ by more than {k}, and False otherwise | abs(x - y) > {k}
-''',
-    's': '''
-first{k} | the first {k} characters of the string s | s[:{k}]
-last{k} | the last {k} characters of the string s | s[-{k}:]
-skip{k} | the string s without its first {k} characters | s[{k}:]
-repeat{k} | the string s repeated {k} times | s * {k}
-every{k} | the characters of the string s at the positions 0, {k} and so on in steps of {k} | s[::{k}]
-length_plus{k} | the length of the string s plus {k} | len(s) + {k}
-is_longer_than{k} | True if the string s has more than {k} characters, and False otherwise | len(s) > {k}
-count_{c} | how often the letter '{c}' occurs in the string s | s.count('{c}')
-has_{c} | True if the letter '{c}' occurs in the string s, and False otherwise | '{c}' in s
-replace_{c} | the string s with each '{c}' replaced by '{d}' | s.replace('{c}', '{d}')
-without_{c} | the string s without the letter '{c}' | s.replace('{c}', '')
-add_{w} | the string s with '{w}' added at its end | s + '{w}'
-start_with_{w} | the string s with '{w}' put in front of it | '{w}' + s
-upper_and_{w} | the string s in capital letters, followed by '{w}' | s.upper() + '{w}'
-reverse_and_{w} | the string s written backwards, followed by '{w}' | s[::-1] + '{w}'
-is_{w} | True if the string s is '{w}', and False otherwise | s == '{w}'
-''',
-    'xs': '''
-sum_plus{k} | the sum of the list xs, plus {k} | sum(xs) + {k}
-add{k}_to_each | a list with {k} added to each number of the list xs | [x + {k} for x in xs]
-multiply_each_by{k} | a list with each number of the list xs multiplied by {k} | [x * {k} for x in xs]
-change_each | a list with each number x of the list xs replaced by {j} times x plus {k} | \
-[{j} * x + {k} for x in xs]
-more_than{k} | a list of the numbers in the list xs that are greater than {k} | [x for x in xs if x > {k}]
-less_than{k} | a list of the numbers in the list xs that are less than {k} | [x for x in xs if x < {k}]
-multiples_of{k} | a list of the numbers in the list xs that are multiples of {k} | \
-[x for x in xs if x % {k} == 0]
-count_above{k} | how many numbers in the list xs are greater than {k} | len([x for x in xs if x > {k}])
-contains{k} | True if {k} is in the list xs, and False otherwise | {k} in xs
-append{k} | the list xs with {k} added at its end | xs + [{k}]
-put{k}_first | the list xs with {k} put in front | [{k}] + xs
-without{k} | the list xs without the number {k} | [x for x in xs if x != {k}]
-largest_plus{k} | the largest number of the list xs, plus {k} | max(xs) + {k}
-smallest_times{k} | the smallest number of the list xs, times {k} | min(xs) * {k}
-''',
-}
-TEMPLATES = [(parameters, *line.split(' | ')) for parameters, lines in FUNCTIONS.items()
-             for line in lines.strip().split('\n')]
+# functions.txt: parameters | name | what it returns | expression; draw_function fills them in
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+FILES = [os.path.join(FOLDER, name) for name in ('functions.txt', 'words.txt')]
+TEMPLATES, WORDS = read_text(FILES[0]).splitlines(), read_text(FILES[1]).split()
 
 
 def draw_arguments(parameters, constants, rng):
@@ -111,7 +45,7 @@ def draw_function(rng):
     (constants, parameters, name, what it returns, expression) of a random template: {j} and {k} are numbers,
     {c} and {d} letters, {w} is a word.
     """
-    parameters, *texts = rng.choice(TEMPLATES)
+    parameters, *texts = rng.choice(TEMPLATES).split(' | ')
     constants = {'j': rng.randint(2, 20), 'k': rng.randint(2, 10 if parameters == 's' else 99),
                  'c': rng.choice(LETTERS), 'd': rng.choice('xyzuvw'), 'w': rng.choice(WORDS)}
     return constants, parameters, *(text.format(**constants) for text in texts)
@@ -119,7 +53,7 @@ def draw_function(rng):
 
 def make_problem(constants, parameters, name, returns, expression, rng):
     """The function's record, or None when no tests were drawn that constants fail."""
-    function = eval(f'lambda {parameters}: {expression}')  # an expression from above
+    function = eval(f'lambda {parameters}: {expression}')  # an expression of functions.txt
     values = {}  # by arguments, all as source
     for _ in range(50):
         arguments = draw_arguments(parameters, constants, rng)
@@ -156,7 +90,7 @@ def make_problems(n, n_val, seed):
 
 def main(n=3000, n_val=200, seed=0):
     train, val = make_problems(n, n_val, seed)
-    write_splits(__file__, val=val, train=train)
+    write_splits(__file__, FILES, val=val, train=train)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,20 @@
+"""Imported first by a program: until configure() is called Ctrl-C ends it in one line, also in imports."""
+import os
+import signal
+import sys
+
+
+def interrupted(*_):
+    os.write(2, b'interrupted before anything was begun\n')
+    os._exit(130)
+
+
+def over():
+    if signal.getsignal(signal.SIGINT) is interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ours = sys.argv[0] == '-m' or os.path.realpath(sys.argv[0]).startswith(ROOT + os.sep)  # no name yet with -m
+if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, interrupted)

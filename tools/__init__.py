@@ -1,0 +1,1 @@
+import runtime.early  # noqa: F401
