@@ -554,7 +554,7 @@ def test_contradictions_are_refused_in_a_line(asking_run):
     (folder / 'other.py').write_text(CONFIG.replace('n):', 'n, missing):'))
     start = ['--train_prompts=rows.jsonl', '--generator_checkpoint=start.pt', '--out_dir=none']
     for arguments, words in (
-        (['--environment=calculator'], "environment means nothing to task 'fill_in', it is for completion and alignment"),
+        (['--environment=calculator'], "environment is not a setting of task 'fill_in', it is for completion and alignment"),
         (['asks.py', *start, '--environment=calculater'], "there is no environment 'calculater'"),
         (['asks.py', *start, '--environment=None'], 'stop ends the turn of a completion that asks: set environment'),
         (['asks.py', *start, "--stop=['']"], "stop is ['']"),
