@@ -26,10 +26,13 @@ from kernels import (
     GroupAttention,
     PackedAttention,
     Rows,
+    add_norm,
     group_rows,
     joined_attention,
     padded_rows,
+    rotate,
     spans,
+    swiglu,
     takes_flash,
     wide,
 )
@@ -123,12 +126,6 @@ def rotation(angles, dtype):
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
-def rotate(x, cos, sin):
-    """x (..., heads, d) turned by cos and sin (..., 1, d); pairs are d/2 apart."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
-
-
 class Attention(nn.Module):
 
     def __init__(self, config):
@@ -166,8 +163,7 @@ class MLP(nn.Module):
     def forward(self, x):
         x = self.up(x)
         if self.kind == 'swiglu':
-            gate, value = x.chunk(2, dim=-1)
-            return self.proj(F.silu(gate) * value)
+            return self.proj(swiglu(x))
         if self.kind == 'relu2':
             return self.proj(F.relu(x).square())
         return self.proj(F.gelu(x, approximate='tanh'))
@@ -183,19 +179,24 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.compiled = False
 
-    def forward(self, x, rope, attend):
-        """x (..., D) -> (..., D); attend(q, k, v) knows who sees whom."""
+    def forward(self, x, more, rope, attend):
+        """
+        The residual stream x (..., D), and what is still to be added to it, or None: so an addition and the
+        norm behind it are one pass. attend(q, k, v) knows who sees whom.
+        """
         before, after = Block.before, Block.after
-        if self.compiled and torch.is_grad_enabled():
+        if self.compiled and (torch.is_grad_enabled() or x.is_cuda):
             before, after = compiled_halves()
-        return after(self, x, attend(*before(self, x, rope)))
+        x, *heads = before(self, x, more, rope)
+        return after(self, x, attend(*heads))
 
-    def before(self, x, rope):
-        return self.attn(self.norm_1(x), rope)
+    def before(self, x, more, rope):
+        x, normed = add_norm(x, more, self.norm_1)
+        return x, *self.attn(normed, rope)
 
     def after(self, x, y):
-        x = x + self.attn.proj(y.flatten(-2))
-        return x + self.mlp(self.norm_2(x))
+        x, normed = add_norm(x, self.attn.proj(y.flatten(-2)), self.norm_2)
+        return x, self.mlp(normed)
 
 
 @functools.cache
@@ -228,27 +229,36 @@ class GPT(nn.Module):
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
 
-    def run(self, tokens, positions, attend, edit=None):
+    def run(self, tokens, positions, attend, edit=None, turns=False):
         """
         The transformer itself: tokens (...) at positions that broadcast to them -> hidden (..., D).
-        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d).
+        attend(layer, q, k, v) says who sees whom: q (..., H, d), k and v (..., H_kv, d) -> (..., H, d); with
+        turns=True it applies RoPE itself.
         edit(i, x) may change the residual stream x (..., D): for i = 0 the embeddings, else block i's output.
         """
-        x = self.wte(tokens)
+        x, more = self.wte(tokens), None
         if edit:
             x = edit(0, x)
-        rope = None
         if self.wpe is not None:
             x = x + self.wpe(positions)
-        else:  # angles in float64, because 1e5 radians must keep their fraction
-            rope = rotation(positions[..., None, None] * self.frequencies(x.device), x.dtype)
+        rope = None if turns else self.rope(positions, x.dtype)
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if checkpointed:
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, rope, partial(attend, layer))
+            x, more = block(x, more, rope, partial(attend, layer))
+            if edit or checkpointed:  # what goes from block to block is kept: one tensor
+                x, more = x + more, None
             if edit:
                 x = edit(layer + 1, x)
-        return self.norm_f(x)
+        return self.norm_f(x if more is None else x + more)
+
+    def rope(self, positions, dtype):
+        """cos and sin (..., 1, d) of positions (...) for rotate, or None where positions are learned."""
+        if self.wpe is not None:
+            return None
+        # angles in float64, because 1e5 radians must keep their fraction
+        return rotation(positions[..., None, None] * self.frequencies(positions.device), dtype)
 
     def compile_blocks(self):
         """Compile the forward of training: ten seconds per layer; a CPU needs a C++ compiler."""

@@ -13,21 +13,22 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from grpo import Rollout
-from kernels import pack
+from kernels import draw_rows, fused, logits_of, wide
 from runtime.console import Progress
-from runtime.graphs import CompiledStep
+from runtime.graphs import Kept, RowCache, compiled
 from runtime.lora import adapters_off
 from runtime.ranks import any_of
 from runtime.shard import is_sharded
 
 # -----------------------------------------------------------------------------
-# one token
+# the numbers that choose
 
 def uniforms(seeds, G, R):
     """(P, G, R) numbers in [0, 1): hashes of (seeds[p], g, r) by splitmix64's mixer (Steele et al. 2014)."""
@@ -46,61 +47,6 @@ def uniforms(seeds, G, R):
     return torch.from_numpy(x >> np.uint64(32)).double() / 2 ** 32
 
 
-def choices(logits, top_k, top_p):
-    """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
-    keep = logits > -torch.inf
-    if 0 < top_k < logits.shape[-1]:
-        # by index, not by value: ties do not let more than k in
-        likeliest = logits.topk(top_k, dim=-1).indices
-        keep &= torch.zeros_like(keep).scatter_(-1, likeliest, True)
-    if top_p < 1:
-        probs, order = logits.masked_fill(~keep, -torch.inf).softmax(dim=-1).sort(dim=-1, descending=True)
-        # the mass before a token decides, so the likeliest always stays
-        inside = probs.cumsum(dim=-1) - probs < top_p
-        keep &= torch.zeros_like(keep).scatter_(-1, order, inside)
-    return keep
-
-
-def draw(logits, u, temperature, top_k, top_p, forbidden):
-    """
-    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1): tokens (B,), their log-probs
-    (B,) and what was allowed (B, V) or None. At temperature 0 the likeliest, its log-prob at temperature 1.
-    """
-    if temperature not in (0, 1):
-        logits = logits / temperature
-    if forbidden is not None:
-        logits = logits.masked_fill(forbidden, -torch.inf)
-    allowed = None
-    if top_k or top_p < 1:
-        allowed = choices(logits, top_k, top_p)
-        logits = logits.masked_fill(~allowed, -torch.inf)
-    B, V = logits.shape
-    largest, likeliest = logits.max(dim=-1, keepdim=True)
-    mass = logits.new_zeros(B, -(-V // 128) * 128)
-    torch.sub(logits, largest, out=mass[:, :V])
-    mass[:, :V].exp_()
-    mass = mass.view(B, -1, 128)  # blocks of 128: first the block is looked up, then the token in it
-    blocks = mass.sum(dim=-1).double().cumsum(dim=-1)                           # (B, V / 128)
-    total = blocks[:, -1:]
-    tokens = look_up(mass, blocks, u[:, None] * total).clamp(max=V - 1) if temperature > 0 else likeliest
-    logps = logits.gather(-1, tokens) - largest - total.log().float()
-    return tokens.squeeze(-1), logps.squeeze(-1), allowed
-
-
-def look_up(mass, blocks, target):
-    """
-    The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, V / 128):
-    the mass up to each block's end. The clamps are for NaN, which generate reports at its end.
-    """
-    # `right`: the first token whose cumulated mass lies above, never one of probability 0
-    block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
-    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
-    share = (target - before) / (blocks.gather(1, block) - before)              # how far into the block
-    end = inside[:, -1:]
-    return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
-
-
 # -----------------------------------------------------------------------------
 # the group cache
 
@@ -111,7 +57,7 @@ class GroupCache:
     their own follow in slots that are the same for all, (2, L, H_kv, width, R, d). So a line reads its prompt
     in one product. At first a line is a group; `keep` moves the rows that still run into fewer lines, or
     narrower ones. With a window above 1 all batches go through the same operations, and shapes change once
-    per window, so that a step can be compiled.
+    per window, so that a step can be compiled. On a GPU runtime.graphs.RowCache is in its place.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
@@ -119,11 +65,11 @@ class GroupCache:
         device = prompt_lengths.device
         self.width, self.window, self.scale = G, window, d ** -0.5
         self.slot, self.n = 0, window                               # the newest token's; own ones looked at
-        self.moves = 0                                              # how often rows have moved
         self.at = torch.zeros(1, dtype=torch.long, device=device)   # the slot again, for a compiled step
         self.prompt = torch.arange(P, device=device)                # (L,) of each line
         if window > 1:
             R = -(-R // window) * window + 1  # a slice is never the whole, which compiles separately
+        prefix = [tuple(map(wide, pair)) for pair in prefix]        # scores are fp32, as in training
         self.keys = [k.permute(0, 2, 3, 1).flatten(0, 1) * self.scale for k, _ in prefix]
         self.values = [v.transpose(1, 2).flatten(0, 1).contiguous() for _, v in prefix]
         self.own = [k.new_zeros(2, P, H_kv, G, R, d) for k, _ in prefix]        # keys, values
@@ -140,7 +86,8 @@ class GroupCache:
         """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d), B = L width."""
         keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.n
         _, L, H_kv, width, R, d = own.shape
-        T, heads = keys.shape[-1], q.shape[1] // H_kv
+        T, heads, dtype = keys.shape[-1], q.shape[1] // H_kv, q.dtype
+        q, k, v = map(wide, (q, k, v))
         k, v = (x.view(L, width, H_kv, d).transpose(1, 2) for x in (k, v))      # (L, H_kv, width, d)
         if self.window > 1:
             own.index_copy_(4, self.at, torch.stack((k * self.scale, v)).unsqueeze(4))
@@ -160,15 +107,19 @@ class GroupCache:
         shared_weights, own_weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
         y = torch.bmm(shared_weights, values).view(-1, heads, d)
         y = torch.baddbmm(y, own_weights.reshape(-1, heads, n), own_values)
-        return y.view(L, H_kv, width, heads, d).transpose(1, 2).reshape(-1, H_kv * heads, d)
+        return y.view(L, H_kv, width, heads, d).transpose(1, 2).reshape(-1, H_kv * heads, d).to(dtype)
+
+    def pays(self, alive, places):
+        """Whether it pays to keep no more than the rows that are alive."""
+        least = 8 if self.window > 1 else 1  # one row alone would be compiled separately
+        return least <= alive <= 0.85 * places
 
     def keep(self, rows):
         """Only rows (B',) stay, in order. Returns which of the old ones each place has now, -1 for none."""
         old, H_kv, device = self.width, self.own[0].shape[2], rows.device
         prompts = self.prompt[rows // old]                                      # (B',)
         _, group, counts = prompts.unique_consecutive(return_inverse=True, return_counts=True)
-        self.width, self.moves = self.widest(counts.cpu()), self.moves + 1
-        width = self.width
+        width = self.width = self.widest(counts.cpu())
         lines = -(-counts // width)                                             # of each group
         first_row, first_line = counts.cumsum(0) - counts, lines.cumsum(0) - lines
         places = first_line[group] * width + torch.arange(len(rows), device=device) - first_row[group]
@@ -211,70 +162,69 @@ class Completions:
 
 class Decoder:
     """
-    The completions of a batch while they grow: buffers for all P G, and one to spare for places of the cache
-    that no row has; and the B rows that such places hold. `write` and `step` change tensors in place and
-    never wait for the device: a CUDA graph can hold them.
+    The completions of a batch while they grow: buffers for all N = P G, and one to spare for places of the
+    cache that no row has; and the B rows that such places hold. `write` and `step` change tensors in place
+    and never wait for the device: a CUDA graph can hold them.
     """
 
-    def __init__(self, model, cache, positions, u, eos_id, sampling):
-        """positions (P G,) of the first tokens; u (P G, R): a number for each token; sampling: see draw."""
-        N, R = u.shape
-        device, V = u.device, model.config.vocab_size
-        _, top_k, top_p, _ = sampling
-        self.model, self.cache, self.positions, self.sampling = model, cache, positions, sampling
-        ends = torch.as_tensor(() if eos_id is None else eos_id, dtype=torch.long, device=device).view(-1)
-        self.end_ids = ends if len(ends) else None
-        self.rows = torch.arange(N, device=device)                              # (B,) p G + g, or N
-        self.running = torch.ones(N, dtype=torch.bool, device=device)           # (B,)
-        self.u = F.pad(u, (0, 0, 0, 1))
-        self.tokens = torch.zeros_like(self.u, dtype=torch.long)
-        self.logps = torch.zeros_like(self.u, dtype=torch.float)
-        self.lengths = F.pad(torch.full_like(positions, R), (0, 1))
-        self.ended = torch.zeros_like(self.lengths, dtype=torch.bool)
-        self.allowed = None
-        if top_k or top_p < 1:
-            self.allowed = torch.zeros(N + 1, R, -(-V // 8), dtype=torch.uint8, device=device)
+    def __init__(self, model, cache, N, R, ends, sampling):
+        """ends: ids of end tokens; sampling: see kernels.draw."""
+        device = model.wte.weight.device
+        zeros = partial(torch.zeros, device=device)
+        self.model, self.cache, self.sampling = model, cache, sampling
+        self.ends = torch.tensor(ends).to(device, non_blocking=True) if ends else None
+        self.u, self.tokens = zeros(N + 1, R, dtype=torch.double), zeros(N + 1, R, dtype=torch.long)
+        self.logps, self.allowed = zeros(N + 1, R), None
+        if sampling[1] or sampling[2] < 1:
+            self.allowed = zeros(N + 1, R, -(-model.config.vocab_size // 8), dtype=torch.uint8)
+        self.room = zeros(3, N, dtype=torch.long)
+
+    def start(self, u, positions):
+        """u (N, R): a number for each token; positions (N,) of the first tokens."""
+        self.u[:-1] = u
+        self.logps.zero_()
+        self.hold(torch.arange(len(u), device=u.device), torch.ones_like(positions), positions)
+
+    def hold(self, *places):
+        """From now on: rows (B,), p G + g or N; 1 where one runs; positions. In the memory a graph reads."""
+        self.rows, self.running, self.positions = self.room[:, :len(places[0])].copy_(torch.stack(places))
+        self.cache.rows = self.rows
 
     def write(self, hidden):
         """Draw the token at slot cache.at of each row from hidden (B, D)."""
-        rows, at = self.rows, self.cache.at
-        new, logp, allowed = draw(self.model.lm_head(hidden).float(), self.u[rows, at], *self.sampling)
-        self.tokens[rows, at], self.logps[rows, at] = new, logp
-        if allowed is not None:
-            self.allowed[rows, at] = pack(allowed)
-        if self.end_ids is not None:
-            stops = self.running & (new[:, None] == self.end_ids).any(dim=-1)
-            self.lengths[rows] = torch.where(stops, at + 1, self.lengths[rows])
-            self.ended[rows] |= stops
-            self.running.logical_and_(~stops)
+        draw_rows(logits_of(hidden, self.model.lm_head.weight), self.u, self.rows, self.cache.at, self.tokens,
+                  self.logps, self.allowed, self.running, self.ends, self.sampling)
 
     def step(self):
         """Read the newest token of each row and write the next."""
-        at = self.cache.at
-        hidden = self.model.run(self.tokens[self.rows, at], self.positions + at, self.cache.attend)
+        at, attend = self.cache.at, self.cache.attend
+        tokens, positions = self.tokens[self.rows, at], self.positions + at
+        hidden = self.model.run(tokens, positions, attend, turns=isinstance(self.cache, RowCache))
         at.add_(1)
         self.write(hidden)
 
-    def shape(self):
-        """What a step's tensors depend on."""
-        return self.cache.moves, self.cache.n
+    def is_end(self, tokens):
+        return torch.zeros_like(tokens) > 0 if self.ends is None else torch.isin(tokens, self.ends)
 
     def newest(self, r):
         """The rows whose completion has a token number r, and those tokens."""
-        rows = self.rows[self.lengths[self.rows] > r]
+        rows = self.rows[self.rows < len(self.u) - 1]
+        rows = rows[~self.is_end(self.tokens[rows, :r]).any(dim=1)]
         return rows, self.tokens[rows, r]
 
     def drop_ended(self):
         """The rows that have ended leave the batch, and the cache."""
         moved = self.cache.keep(self.running.nonzero().squeeze(-1))
-        self.running, source = moved >= 0, moved.clamp(min=0)
-        self.rows = torch.where(self.running, self.rows[source], len(self.lengths) - 1)
-        self.positions = self.positions[source]
+        running, source = moved >= 0, moved.clamp(min=0)
+        rows = torch.where(running, self.rows[source], len(self.u) - 1)
+        self.hold(rows, running.long(), self.positions[source])
 
     def completions(self, P, G):
         """All of them, as Completions. Raises FloatingPointError where the model's logits were NaN."""
-        N = P * G
-        lengths, tokens, logps, ended = (x[:N] for x in (self.lengths, self.tokens, self.logps, self.ended))
+        tokens, logps = self.tokens[:-1], self.logps[:-1]
+        ends = self.is_end(tokens)
+        ended = ends.any(dim=1)
+        lengths = torch.where(ended, ends.int().argmax(dim=1) + 1, tokens.shape[1])
         if not torch.isfinite(logps).all():
             raise FloatingPointError("the model's logits are NaN, its weights are broken: start from an "
                                      "earlier checkpoint with a lower learning_rate")
@@ -282,7 +232,7 @@ class Decoder:
         padding = torch.arange(R, device=lengths.device) >= lengths[:, None]
         tokens = tokens[:, :R].masked_fill(padding, 0)  # ended rows went on writing until they left
         logps = logps[:, :R].masked_fill(padding, 0.0)
-        allowed = None if self.allowed is None else self.allowed[:N, :R]
+        allowed = None if self.allowed is None else self.allowed[:-1, :R]
         parts = tokens, lengths, logps, ended, allowed
         return Completions(*(None if x is None else x.unflatten(0, (P, G)) for x in parts))
 
@@ -293,48 +243,64 @@ def generate(model: torch.nn.Module, prompts: list[list[int]], group_size: int =
              eos_id: int | Sequence[int] | None = None,
              seed: int | list[int] | None = None, forbidden: torch.Tensor | None = None,
              on_token: Callable | None = None, compile: bool = False, prefill: Callable | None = None,
-             lockstep: bool = False) -> Completions:
+             lockstep: bool = False, kept: Kept | None = None) -> Completions:
     """
     group_size completions of each prompt (P lists of token ids), until eos_id (an id or several) or
     max_new_tokens. temperature 0 is greedy; top_k 0 and top_p 1 are off; forbidden (V,) bool: never sampled.
     seed: an int, P ints (a completion then depends on its prompt, its seed and its place in the group alone),
     or None: different each time. on_token(r, rows, tokens) is called after each token with the rows p G + g
-    still running. compile: the step goes through torch.compile (ten seconds per layer at first use) and on a
-    GPU becomes a CUDA graph; only last digits change. prefill stands in for model.prefill. lockstep: the
-    model is sharded, and all ranks, each with its own prompts, take every step together. Raises ValueError
-    for an empty prompt, and for one that leaves no room for max_new_tokens in the model's block_size.
+    still running. compile: on a CPU the step goes through torch.compile (ten seconds per layer at first use);
+    only last digits change. prefill stands in for model.prefill. lockstep: the model is sharded, and all
+    ranks, each with its own prompts, take every step together. kept: holds a GPU's CUDA graphs for the next
+    call. Raises ValueError for an empty prompt, and for one that leaves no room for max_new_tokens in the
+    model's block_size.
     """
     check_request(prompts, model.config.block_size, group_size, max_new_tokens, temperature, top_k, top_p)
     P, G, R, device = len(prompts), group_size, max_new_tokens, model.wte.weight.device
-    on_gpu = device.type == 'cuda'
-    look_every = 16 if on_gpu and not on_token else 1  # counting running rows makes the host wait for the GPU
-    full = 0.5 if compile and on_gpu else 0.85         # leaving copies the cache, and takes a new graph
-    fewest = 8 if compile else 1                       # one row alone would be compiled separately
-    window = 64 if on_gpu else 16                      # a new graph against slots that hold nothing yet
+    look_every = 16 if device.type == 'cuda' and not on_token else 1  # counting makes the host wait
     # not in inference mode if sharded: weights collected in it could not be trained with
     with torch.no_grad() if lockstep else torch.inference_mode():
         u = uniforms(seeds_of(seed, P), G, R).flatten(0, 1).to(device)
-        hidden, positions, cache = read_prompts(prefill or model.prefill, prompts, G, R, device,
-                                                window if compile else 1)
-        decoder = Decoder(model, cache, positions, u, eos_id, (temperature, top_k, top_p, forbidden))
-        step = CompiledStep(decoder.step, decoder.shape, device) if compile else decoder.step
-        decoder.write(hidden)
+        hidden, prefix, lengths = read_prompts(prefill or model.prefill, prompts, device)
+        ends = [] if eos_id is None else torch.as_tensor(eos_id).view(-1).tolist()
+        sampling = temperature, top_k, top_p, forbidden
+        kept = kept or Kept(captures=not lockstep)
+        decoder, step = decoder_of(model, prefix, lengths, u, ends, sampling, compile, kept)
+        decoder.write(hidden.repeat_interleave(G, dim=0))
         for r in range(R):
             if on_token:
                 on_token(r, *decoder.newest(r))
             if r + 1 == R:
                 break
-            if decoder.end_ids is not None and r % look_every == 0:
+            if ends and r % look_every == 0:
                 alive = int(decoder.running.sum())
                 if not (any_of(device, alive)[0] if lockstep else alive):
                     break
-                if fewest <= alive <= full * len(decoder.rows):
+                if decoder.cache.pays(alive, len(decoder.rows)):
                     decoder.drop_ended()
-            cache.go_to(r)
+            decoder.cache.go_to(r)
             step()
         completions = decoder.completions(P, G)
+        kept.let_go()
     # autograd may keep these
     return Completions(*(None if x is None else x.clone() for x in vars(completions).values()))
+
+
+def decoder_of(model, prefix, lengths, u, ends, sampling, compile, kept):
+    """A Decoder behind the prompts, and its step; on a GPU `kept` has them."""
+    (N, R), P, (like, _) = u.shape, len(lengths), prefix[0]
+    make = partial(Decoder, model, N=N, R=R, ends=ends, sampling=sampling)
+    if not fused(like):
+        decoder = make(GroupCache(prefix, lengths, N // P, R, 16 if compile else 1))
+        step = compiled(decoder.step) if compile else decoder.step
+    else:
+        kind = P, N, R, ends, *sampling[:3], id(sampling[3])
+        decoder = kept.decoder_for(model, kind, like.shape[1],
+                                   lambda T: make(RowCache(model, like, N // P, T, R)))
+        decoder.cache.start(prefix, lengths)
+        step = kept.step
+    decoder.start(u, lengths.repeat_interleave(N // P))
+    return decoder, step
 
 
 def check_request(prompts, block_size, G, R, temperature, top_k, top_p):
@@ -359,17 +325,12 @@ def seeds_of(seed, P):
     return [seed % 2 ** 40 * 2 ** 20 + p for p in range(P)]
 
 
-def read_prompts(prefill, prompts, G, R, device, window):
-    """
-    Each prompt read once: hidden states (P G, D) that predict each row's first token, its position (P G,),
-    and the GroupCache.
-    """
+def read_prompts(prefill, prompts, device):
+    """Each prompt read once: hidden states (P, D) that predict its first new token; prefix; lengths (P,)."""
     lengths = torch.tensor([len(p) for p in prompts])
     hidden, prefix = prefill(padded(prompts, device), lengths)
     lengths = lengths.to(device)
-    hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    cache = GroupCache(prefix, lengths, G, R, window)
-    return hidden.repeat_interleave(G, dim=0), lengths.repeat_interleave(G), cache
+    return hidden[torch.arange(len(prompts), device=device), lengths - 1], prefix, lengths
 
 
 def padded(prompts, device):
@@ -394,6 +355,7 @@ class CausalPolicy:
             raise ValueError(f"temperature {temperature} must be above 0, or a group's completions are equal")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_k, self.top_p, self.compile = temperature, top_k, top_p, compile
+        self.kept = Kept()
         self.forbidden = forbidden_tokens(tokenizer, model)
 
     def with_model(self, model):
@@ -423,7 +385,8 @@ class CausalPolicy:
         on_cpu = self.model.wte.weight.device.type == 'cpu'
         options = {'temperature': self.temperature, 'top_k': self.top_k, 'top_p': self.top_p,
                    'eos_id': self.tokenizer.eos_ids, 'seed': batch['seeds'].tolist(),
-                   'forbidden': self.forbidden, 'compile': self.compile, 'lockstep': is_sharded(self.model)}
+                   'forbidden': self.forbidden, 'compile': self.compile, 'lockstep': is_sharded(self.model),
+                   'kept': None if is_sharded(self.model) else self.kept}
         with Progress('tokens', self.max_new_tokens) as progress:
             on_token = progress.step if on_cpu else None  # it would wait for a GPU at each token
             made = generate(self.model, prompts, group_size, self.max_new_tokens, on_token=on_token,

@@ -68,7 +68,7 @@ wandb_mode: Literal['online', 'offline', 'shared', 'disabled'] = 'online'  # 'of
 # system
 device = 'auto'                         # 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU when there is one
 precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # of computing; what learns is fp32 always
-compile = False                         # True: torch.compile, and CUDA graphs on a GPU
+compile = False                         # True: torch.compile; a GPU samples by CUDA graphs anyway
 gradient_checkpointing = False          # True: less memory in backward, a quarter more time
 shard = False                           # True: weights, gradients and Adam spread over all ranks (FSDP2)
 gather_to_sample = True                 # shard: False collects the model block by block for every token

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from data.text import dataset_name, load_corpus, random_windows
 from grpo import Rollout, gather_logps, head_log_probs
 from judge import Judge
-from kernels import pack
+from kernels import choices, pack
 from model import GPT, GPTConfig
-from policy import choices, uniforms
+from policy import uniforms
 from runtime import ranks
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import Count, Natural, one_line

@@ -66,6 +66,26 @@ def rows_side_by_side(dtype, V):
     return t(dtype, N, V)
 
 
+def norm_and_swiglu(dtype, D, more=True):
+    x, norm = t(dtype, N, D), torch.nn.RMSNorm(D, eps=1e-5, device='meta', dtype=dtype)
+    kernels.add_norm_triton(x, x if more else None, norm)
+    kernels.swiglu_triton(t(dtype, N, 8 * D))
+
+
+def attend(dtype, heads, H_kv, d, width, rope=True):
+    """`heads` queries for each of H_kv keys, cut from one row of a product."""
+    B, G, T, R = 512, 8, 256, 200
+    q, k, v = t(dtype, B, (heads + 2) * H_kv, d).split([heads * H_kv, H_kv, H_kv], dim=1)
+    tables, slots = [t(dtype, T + R, d)] * 2 if rope else None, t(dtype, 2, 64 * T + (B + 1) * R, H_kv, d)
+    kernels.attend_rows_triton(q, k, v, tables, slots, t(torch.long, 65), t(torch.long, B), t(torch.long, 1), (G, T, R), width)
+
+
+def draw(dtype, V, temperature=0.8, ends=2):
+    at, long = t(torch.long, 1), torch.long
+    kernels.draw_rows_triton(t(dtype, N, V), t(torch.double, N + 1, 200), t(long, N), at, t(long, N + 1, 200), t(FP32, N + 1, 200), None,
+                             t(long, N), t(long, ends) if ends else None, (temperature, 0, 1.0, banned(V)))
+
+
 def too_large_a_block():
     """What the tests must find wrong: far more columns than registers."""
     launch = kernels.stats_kernel[(N,)]
@@ -89,11 +109,24 @@ LAUNCHES = {
     'grads, 151936, all': partial(grads, BF16, BF16, 151936),
     'grads, 151936, fp16, 8 tokens': partial(grads, FP16, FP16, 151936, K=8),
     'grads, 50257': partial(grads, FP32, BF16, 50257),
+    'norm, SwiGLU, 576': partial(norm_and_swiglu, BF16, 576),
+    'norm, SwiGLU, 896 alone': partial(norm_and_swiglu, BF16, 896, more=False),
+    'norm, SwiGLU, 4096, fp32': partial(norm_and_swiglu, FP32, 4096),
+    'attend, SmolLM2': partial(attend, BF16, 3, 3, 64, 8),
+    'attend, Qwen2.5': partial(attend, BF16, 7, 2, 64, 4),
+    'attend, GPT-2': partial(attend, BF16, 1, 12, 64, 8, rope=False),
+    'attend, 128 wide': partial(attend, BF16, 4, 8, 128, 8),
+    'attend, 80 wide, fp16': partial(attend, FP16, 1, 32, 80, 8),
+    'attend, fp32': partial(attend, FP32, 3, 3, 64, 4),
+    'attend, 128 wide, fp32': partial(attend, FP32, 2, 8, 128, 8),
+    'draw, 49152': partial(draw, FP32, 49152),
+    'draw, 151936, greedy': partial(draw, BF16, 151936, 0.0, ends=0),
+    'draw, 50257': partial(draw, FP32, 50257),
     'grads, 152001, all': partial(grads, BF16, BF16, 152001),
     'too large a block': too_large_a_block,
 }
 PLANTED = ['too large a block', 'rows side by side']
-QUICK = ['stats, 151936, all', 'stats, 50257', *PLANTED]
+QUICK = ['stats, 151936, all', 'stats, 50257', 'attend, SmolLM2', *PLANTED]
 
 
 def source_of(kernel, arguments):

@@ -407,18 +407,18 @@ MODELS = {
 
 # How often the host waits in one step, in all.
 STEPS = {
-    'completion': (36, {}),
-    'completion, k3': (36, {'kl_estimator': 'k3'}),
-    'bf16': (36, {'dtype': torch.bfloat16}),
-    'fp16': (37, {'dtype': torch.float16}),
-    'top_k and top_p': (36, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
-    'LoRA on int8': (36, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
-    'gae': (35, {'options': {'gae': True}, 'advantage': 'gae'}),
+    'completion': (35, {}),
+    'completion, k3': (35, {'kl_estimator': 'k3'}),
+    'bf16': (35, {'dtype': torch.bfloat16}),
+    'fp16': (36, {'dtype': torch.float16}),
+    'top_k and top_p': (35, {'options': {'top_k': 9, 'top_p': 0.9, 'temperature': 0.7}}),
+    'LoRA on int8': (35, {'options': {'lora': True}, 'dtype': torch.bfloat16}),
+    'gae': (34, {'options': {'gae': True}, 'advantage': 'gae'}),
     'fill_in': (29, {'make': of_fill_in}),
     'fill_in, 2 steps': (30, {'make': of_fill_in, 'options': {'unmask_steps': 2}, 'kl_estimator': 'k3'}),
-    'alignment': (50, {'make': of_alignment}),
-    'nla': (48, {'make': of_nla, 'kl_estimator': 'k3'}),
-    'evolution strategies': (82, {'kl_beta': 0.0, 'es_pairs': 2}),
+    'alignment': (49, {'make': of_alignment}),
+    'nla': (47, {'make': of_nla, 'kl_estimator': 'k3'}),
+    'evolution strategies': (73, {'kl_beta': 0.0, 'es_pairs': 2}),
 }
 
 
@@ -503,7 +503,7 @@ def nccl(gpu):
 
 
 @pytest.mark.filterwarnings('ignore:FSDP2-wrapped module')
-@pytest.mark.parametrize('shard, held', [(False, 38), (True, 38)])
+@pytest.mark.parametrize('shard, held', [(False, 37), (True, 37)])
 def test_a_step_among_ranks(nccl, shard, held):
     """Whole or sharded (FSDP2), in bf16: every collective is given tensors of the GPU, and all lies on it."""
     take = step('cuda', dtype=torch.bfloat16, shard=shard)
@@ -540,7 +540,7 @@ def test_a_token_does_not_wait(gpu, options):
     """Twelve tokens more, and the host waits as often; it looks at who has ended once in 16."""
     (_, few), (_, many) = (sampled(gpu, R, **options) for R in (4, 16))
     assert total(many.syncs) == total(few.syncs), many.syncs - few.syncs
-    assert many.launches['mm'] > few.launches['mm'] or options.get('compile')
+    assert many.launches['graph'] == few.launches['graph'] + 12
 
 
 def test_a_number_read_for_each_token_is_found(gpu, monkeypatch):
@@ -551,10 +551,8 @@ def test_a_number_read_for_each_token_is_found(gpu, monkeypatch):
         self.largest = self.logps.max().item()
 
     monkeypatch.setattr(Decoder, 'write', planted)
-    with pytest.raises(AssertionError):
-        test_a_token_does_not_wait(gpu, {})
     with pytest.raises(NotCapturable, match='_local_scalar_dense'):
-        sampled(gpu, compile=True)
+        sampled(gpu)
 
 
 ENDS = [([0, 4, 5], {}), (0, {'temperature': 0}), ([0, 4], {'top_k': 7, 'top_p': 0.8, 'temperature': 0.7})]
@@ -563,8 +561,8 @@ MORE_ENDS = [(None, {}), (0, {}), (0, {'top_k': 7}), (0, {'top_p': 0.8, 'tempera
 
 @pytest.mark.parametrize('ends, options', [*ENDS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_ENDS)])
 def test_graphs_give_the_plain_samplers_tokens(gpu, ends, options):
-    """Captured and replayed, over a change of window and while rows leave: tokens, log-probs and lengths are those of the CPU's sampler."""
-    made, seen = sampled(gpu, 70, compile=True, eos_id=ends, **options)
+    """Captured and replayed, while rows leave: tokens, log-probs and lengths are those of the CPU's sampler."""
+    made, seen = sampled(gpu, 70, eos_id=ends, **options)
     torch.manual_seed(0)
     wanted = generate(llama(), PROMPTS, G, 70, seed=1, eos_id=ends, **options)
     assert torch.equal(made.tokens.cpu(), wanted.tokens) and torch.equal(made.lengths.cpu(), wanted.lengths)
@@ -590,7 +588,7 @@ def test_a_list_in_a_captured_step_is_found(gpu, monkeypatch):
     right = Decoder.step
     monkeypatch.setattr(Decoder, 'step', lambda self: (self.rows.add_(torch.tensor([0], device='cuda')), right(self)))
     with pytest.raises(NotCapturable, match='tensor'):
-        sampled(gpu, compile=True)
+        sampled(gpu)
 
 
 # -----------------------------------------------------------------------------
@@ -646,7 +644,7 @@ def test_the_arithmetic_counts_the_launches_of_the_simulated_gpu(monkeypatch):
             counts.append(total(seen.launches))
 
         monkeypatch.setattr(Decoder, 'step', counted)
-        options = {'compile': True, 'eos_id': 0, 'forbidden': torch.zeros(V, dtype=torch.bool, device='cuda')}
+        options = {'eos_id': 0, 'forbidden': torch.zeros(V, dtype=torch.bool, device='cuda')}
         sampled(gpu, 2, torch.bfloat16, **options)  # its one step warms up
         write = Decoder.write
         monkeypatch.setattr(Decoder, 'write', lambda decoder, hidden: write(decoder, hidden + 1))

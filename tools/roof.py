@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 import kernels
 from model import GPT, GPTConfig
-from policy import Decoder, GroupCache
+from policy import Decoder
+from runtime.graphs import RowCache
 
 # of an H100: bytes and bf16 FLOPs a second that good kernels get, seconds of the shortest launch
 SPEED, PEAK, GRAPHED, EAGER = 0.9 * 3.35e12, 0.75 * 989e12, 2.5e-6, 6e-6
 SMOLLM2 = {'n_layer': 30, 'n_head': 9, 'n_kv_head': 3, 'n_embd': 576, 'mlp_hidden': 1536, 'vocab_size': 49152}
 QWEN2 = {'n_layer': 24, 'n_head': 14, 'n_kv_head': 2, 'n_embd': 896, 'mlp_hidden': 4864, 'qkv_bias': True,
          'vocab_size': 151936}
-PARTS = {'attend': 'attention', 'draw': 'draw', 'write': 'head'}  # by the function that launches
-TRAFFIC = {}  # NAME of a kernels.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
+PARTS = {'attend': 'attention', 'draw_rows': 'draw', 'write': 'head'}  # by the function that launches
 # of (name, sizes, P prompts, G completions of each, T tokens of a prompt, slots that a completion has)
 CASES = [('SmolLM2-135M', SMOLLM2, 64, 8, 128, 64), ('Qwen2.5-0.5B', QWEN2, 64, 8, 256, 192),
          ('Qwen2.5-0.5B', QWEN2, 4, 8, 256, 192)]
@@ -49,6 +49,16 @@ def cost(name, args, out):
     if name.startswith(('copy', 'fill', 'full', 'zero', 'new_zero')):
         tensors = tensors[1:]
     return size(tensors, out), 0
+
+
+def of_attend_rows(q, k, v, rope, slots, *others):
+    *_, rows, _, (_, T, R), width = others
+    kept = R * len(rows) + T * -(-len(rows) // width)  # rows that read a prompt together read it once
+    return size(q, k, v, q) + kept * size(slots[:, 0]), 4 * q.numel() * (T + R)
+
+
+# NAME of a kernels.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
+TRAFFIC = {'attend_rows': of_attend_rows, 'draw_rows': lambda logits, *_: (size(logits, logits), 0)}
 
 
 class Account(TorchDispatchMode):
@@ -94,11 +104,9 @@ def decode_step(sizes, P, G, T, slots):
         config = GPTConfig(2048, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **sizes)
         model, lengths = GPT(config).bfloat16(), torch.zeros(P, dtype=torch.long)
         keys = torch.zeros(P, T, config.n_kv_head, config.head_dim, dtype=torch.bfloat16)
-        cache = GroupCache([(keys, keys)] * config.n_layer, lengths, G, slots, 64)
-        cache.go_to(slots - 1)
-        u, forbidden = torch.zeros(N, slots, dtype=torch.double), torch.zeros(config.vocab_size) > 0
-        decoder = Decoder(model, cache, lengths.repeat_interleave(G), u, (0,), (1.0, 0, 1.0, forbidden))
-        model.frequencies(lengths.device)
+        forbidden = torch.zeros(config.vocab_size) > 0
+        decoder = Decoder(model, RowCache(model, keys, G, T, slots), N, slots, [0], (1.0, 0, 1.0, forbidden))
+        decoder.start(torch.zeros(N, slots, dtype=torch.double), lengths.repeat_interleave(G))
         with account:
             decoder.step()
     weights, per_head = sum(p.numel() for p in model.parameters()), config.n_layer * config.head_dim
