@@ -741,7 +741,7 @@ def attend_rows_torch(q, k, v, rope, slots, lengths, rows, at, sizes, width):
         q, k = rotate(q, *turn), rotate(k, *turn)
     slots[0, first + at], slots[1, first + at] = k, v
     t, r = torch.arange(T, device=q.device), torch.arange(R, device=q.device)
-    prompt = group.clamp(max=len(lengths) - 2)[:, None] * T + t  # what is no row has none
+    prompt = group.clamp(max=len(lengths) - 2)[:, None] * T + t  # a place without a row sees none of it
     parts = (prompt, t < lengths[group, None]), (first[:, None] + r, (r <= at)[None])
     heads, found = q.unflatten(1, (k.shape[1], -1)).float() * q.shape[-1] ** -0.5, []
     for places, seen in parts:                                                  # (B, T), (B, R)
