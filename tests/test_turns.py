@@ -30,6 +30,7 @@ from model import GPT, GPTConfig
 from plain import plain
 from policy import CausalPolicy, prompt_batch, uniforms
 from rewards.environments import find_environment
+from simulated_gpu import SimulatedGPU
 from tasks.show import asking_policy, complete
 from tasks.turns import Asking, TurnPolicy
 from test_completion import KINDS, TOKENIZER, gradient, still, tiny
@@ -260,6 +261,20 @@ def test_advantages_and_penalties_pass_over_what_was_answered():
     # over the last 3 of 5 tokens: 4 own ones are 2 too many, 3 one, though 6 and 5 tokens stand there
     penalties = token_rewards_of(types.SimpleNamespace(max_new_tokens=5), rollout, None, plain(overlong_penalty=3))
     assert penalties.nonzero().tolist() == [[0, 0, 5], [0, 1, 3]] and penalties[penalties < 0].tolist() == pytest.approx([-2 / 3, -1 / 3])
+
+
+def test_a_step_on_a_simulated_gpu():
+    """It refuses tensors of two devices. The completions are those of the CPU, and the trainer finds their log-probs."""
+    wanted = policy_of(answers).sample(batch(), 4)
+    with SimulatedGPU():
+        policy = policy_of(answers)
+        policy.model.to('cuda')
+        policy.forbidden = policy.forbidden.to('cuda')
+        rewards = [('first', lambda policy, rollout: rollout.tokens[..., 0].float(), 1.0)]
+        prompts = prompt_batch(PROMPTS, batch()['seeds'].tolist(), 'cuda')
+        metrics, rollout = grpo_training_step(policy, prompts, still(policy.model), rewards, plain(group_size=4))
+        assert rollout.tokens.is_cuda and metrics['sampler_gap_max'] < 1e-5 and metrics['grad_norm'] > 0
+        assert rollout.tokens.cpu().tolist() == wanted.tokens.tolist() and torch.equal(rollout.own, wanted.own)
 
 
 # --- environments
