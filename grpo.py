@@ -134,6 +134,7 @@ class Rollout:
     logps: torch.Tensor                     # (P, G, R) fp32, of each token when it was sampled
     ended: torch.Tensor | None = None       # (P, G) bool, on the CPU: false where cut off; None: all ended
     allowed: torch.Tensor | None = None     # (P, H, R, V / 8) bits: what top_k and top_p left
+    own: torch.Tensor | None = None         # (P, G, R) bool, on the CPU: what the policy wrote; None: all
     ref_logps: torch.Tensor | None = None   # (P, G, R) the reference's
     ref_hidden: torch.Tensor | None = None  # (P, H, R, D) its hidden states instead, for the exact KL
     rewards: torch.Tensor | None = None     # (P, G) weighted sum and token rewards; NaN: no reward applies
@@ -144,10 +145,24 @@ class Rollout:
 
     @property
     def mask(self):
-        """(P, G, R) bool: which tokens are real."""
+        """(P, G, R) bool: which tokens are real, and the policy's own."""
         device = self.tokens.device
         lengths = self.lengths[..., None].to(device, non_blocking=True)
-        return torch.arange(self.tokens.shape[-1], device=device) < lengths
+        real = torch.arange(self.tokens.shape[-1], device=device) < lengths
+        return real if self.own is None else real & self.own.to(device, non_blocking=True)
+
+    @property
+    def own_lengths(self):
+        """(P, G), on the CPU: how many tokens the policy wrote."""
+        if self.own is None:
+            return self.lengths
+        return (self.own & (torch.arange(self.own.shape[-1]) < self.lengths[..., None])).sum(dim=-1)
+
+    def ids(self):
+        """The token ids without padding: P lists of G lists."""
+        rows = zip(self.tokens.flatten(0, 1).tolist(), self.lengths.flatten().tolist(), strict=True)
+        ids, G = [tokens[:n] for tokens, n in rows], self.lengths.shape[1]
+        return [ids[i:i + G] for i in range(0, len(ids), G)]
 
     def tokens_of_prompts(self):
         """P numbers: the tokens of each prompt and of its completions."""
@@ -206,7 +221,7 @@ def by_unit(tensor, H):
 
 def rows_that_count(rollout, H):
     """How many rows of each unit predict a token, a list: of the longest completion."""
-    return by_unit(rollout.lengths, H).amax(dim=1).tolist()
+    return by_unit(rollout.own_lengths, H).amax(dim=1).tolist()
 
 
 def completion_logps(policy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -446,10 +461,12 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
     (gamma lambda)^l times the TD error of l tokens later, within the completion (arXiv 1506.02438).
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
-    advantages, later, next_value = torch.zeros_like(rewards), 0.0, 0.0
+    advantages = torch.zeros_like(rewards)
+    later = next_value = torch.zeros_like(rewards[..., 0])
     for t in reversed(range(rewards.shape[-1])):
-        later = rewards[..., t] + gamma * next_value - values[..., t] + gamma * gae_lambda * later
-        advantages[..., t], next_value = later, values[..., t]
+        here = rewards[..., t] + gamma * next_value - values[..., t] + gamma * gae_lambda * later
+        later = advantages[..., t] = torch.where(mask[..., t], here, later)
+        next_value = torch.where(mask[..., t], values[..., t], next_value)
     return advantages.masked_fill(~mask, 0.0)
 
 
@@ -474,15 +491,16 @@ def value_advantages(policy, rollout, token_rewards, cfg):
 
 
 def last_tokens(rollout):
-    """(P, G, 1) the place of each completion's last token."""
-    return (rollout.lengths.to(rollout.tokens.device) - 1).clamp(min=0)[..., None]
+    """(P, G, 1) the place of each completion's last own token."""
+    mask = rollout.mask
+    return (mask * torch.arange(mask.shape[-1], device=mask.device)).amax(dim=-1, keepdim=True)
 
 
 def token_rewards_of(policy, rollout, reference, cfg):
     """(P, G, R): minus the overlong penalty at the last token, minus kl_beta times k1 at each; else 0."""
     token_rewards = torch.zeros_like(rollout.logps)
     if cfg.overlong_penalty:
-        penalty = overlong(rollout.lengths, policy.max_new_tokens, cfg.overlong_penalty)[..., None]
+        penalty = overlong(rollout.own_lengths, policy.max_new_tokens, cfg.overlong_penalty)[..., None]
         token_rewards.scatter_(-1, last_tokens(rollout), penalty.to(token_rewards.device))
     if cfg.kl_in_reward and reference is not None:
         token_rewards -= cfg.kl_beta * (rollout.logps - rollout.ref_logps).masked_fill(~rollout.mask, 0.0)
@@ -903,10 +921,10 @@ def part_means(parts):
 def rollout_metrics(policy, rollout, all_rewards, cfg):
     """What a step logs of completions and rewards, over all ranks; all_rewards: all their rewards."""
     own = len(rollout.tokens) / len(all_rewards)  # this rank's weight in a mean over ranks
-    means = {'mean_advantage': rollout.advantages, 'mean_length': rollout.lengths.float()}
+    means = {'mean_advantage': rollout.advantages, 'mean_length': rollout.own_lengths.float()}
     means['frac_truncated'] = torch.zeros(1) if rollout.ended is None else (~rollout.ended).float()
     if cfg.overlong_penalty:
-        means['overlong_penalty'] = overlong(rollout.lengths, policy.max_new_tokens, cfg.overlong_penalty)
+        means['overlong_penalty'] = overlong(rollout.own_lengths, policy.max_new_tokens, cfg.overlong_penalty)
     shares = [own * values.mean().to(all_rewards.device, non_blocking=True) for values in means.values()]
     metrics = dict(zip(means, ranks.all_reduce(torch.stack(shares)).tolist(), strict=True))
     judged = all_rewards[~all_rewards.isnan()]

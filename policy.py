@@ -219,12 +219,13 @@ class Decoder:
         rows = torch.where(running, self.rows[source], len(self.u) - 1)
         self.hold(rows, running.long(), self.positions[source])
 
-    def completions(self, P, G):
+    def completions(self, P, G, lengths=None, ended=None):
         """All of them, as Completions. Raises FloatingPointError where the model's logits were NaN."""
         tokens, logps = self.tokens[:-1], self.logps[:-1]
-        ends = self.is_end(tokens)
-        ended = ends.any(dim=1)
-        lengths = torch.where(ended, ends.int().argmax(dim=1) + 1, tokens.shape[1])
+        if lengths is None:  # (P G,), to the first end token
+            ends = self.is_end(tokens)
+            ended = ends.any(dim=1)
+            lengths = torch.where(ended, ends.int().argmax(dim=1) + 1, tokens.shape[1])
         if not torch.isfinite(logps).all():
             raise FloatingPointError("the model's logits are NaN, its weights are broken: start from an "
                                      "earlier checkpoint with a lower learning_rate")
@@ -419,12 +420,10 @@ class CausalPolicy:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The completions without their end token: P lists of G strings."""
-        lengths = rollout.lengths.cpu() - rollout.ended.cpu().long()
-        groups = zip(rollout.tokens.tolist(), lengths.tolist(), strict=True)
-        return [self.group_texts(tokens, lengths) for tokens, lengths in groups]
+        return [list(map(self.text, group)) for group in rollout.ids()]
 
-    def group_texts(self, tokens, lengths):
-        return [self.tokenizer.decode(ids[:n]) for ids, n in zip(tokens, lengths, strict=True)]
+    def text(self, ids):
+        return self.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.tokenizer.eos_ids else ids)
 
 
 def forbidden_tokens(tokenizer, model):

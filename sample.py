@@ -52,6 +52,7 @@ if __name__ == '__main__':
     add_special_tokens = True       # False: without the begin token that transformers adds to a plain prompt
     system_prompt = ''
     max_new_tokens: Count = 256     # at most, and no more than the model reads
+    environment: Literal['calculator', 'python'] | None = None  # what answers them; None: what the run had
     # what its completions are ranked by, best first
     rewards: str | list | tuple | None = None  # number_answer,length; or as in train_grpo.py
     reference = ''                  # what they judge by, as far as they need it: the right answer,

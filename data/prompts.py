@@ -420,9 +420,10 @@ def render(record, tokenizer, system_prompt='', chat_template='auto', chat_templ
 def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', max_prompt_length=None,
                    too_long='error', **options):
     """
-    (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, and 'columns',
-    the record as it was. For a prompt with more than max_prompt_length tokens 'error' raises and 'drop'
-    leaves it out. All other settings: see render. Raises ValueError with the prompt's index.
+    (records, n_dropped): new dicts with 'ids', a list of int, 'text', what the model reads, 'columns', the
+    record as it was, 'templated', whether a chat template rendered it. For a prompt with more than
+    max_prompt_length tokens 'error' raises and 'drop' leaves it out. All other settings: see render. Raises
+    ValueError with the prompt's index.
     """
     encoded = []
     for i, record in enumerate(records):
@@ -433,7 +434,9 @@ def encode_prompts(records, tokenizer, system_prompt='', chat_template='auto', m
         if not ids:
             raise ValueError(f"prompt {i} has no tokens: {record['prompt']!r}")
         if max_prompt_length is None or len(ids) <= max_prompt_length:
-            encoded.append({**record, 'ids': list(ids), 'text': text, 'columns': record})
+            templated = goes_through_template(record['prompt'], tokenizer, chat_template)
+            columns = {'columns': record, 'templated': templated}
+            encoded.append({**record, 'ids': list(ids), 'text': text, **columns})
         elif too_long == 'error':
             raise ValueError(f"prompt {i} has {len(ids)} tokens and max_prompt_length is "
                              f"{max_prompt_length}: raise it, or leave such prompts out with too_long='drop'")

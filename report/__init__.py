@@ -169,6 +169,9 @@ def completion_of(sample):
     result['tokens'] = [clipped(token, 100) for token in tokens]
     for name, column in zip(('logps', 'changes'), numbers, strict=True):
         result[name] = [short(round(value, 3)) if finite(value) else None for value in column]
+    own = sample.get('own')
+    if isinstance(own, list) and len(own) == len(tokens):
+        result['own'] = list(map(bool, own))
     return result | {'slots': slots} if len(slots) == len(tokens) else result
 
 

@@ -212,6 +212,7 @@ function answerText(a, scale, detail) {  // each token in the colour of its chan
     const onclick = () => { detail.textContent = title; };
     const span = el('span', {title, onclick}, text.replace(/\n/g, '⏎\n') || '∎');
     const depth = Math.round(20 + 160 * Math.min(1, Math.abs(change) / scale)).toString(16).padStart(2, '0');
+    if (a.own && !a.own[i]) span.className = 'other';  // an environment wrote it
     if (change) span.style.background = (change > 0 ? up : down) + depth;
     return span;
   });
@@ -238,6 +239,7 @@ function groupCards(groups) {
     asked.replaceChildren(marked(group.prompt), el('div.text', wanted(group)));
     note.textContent = sizes.length ? 'Blue: likelier after the iteration’s step; orange: less likely; full ' +
       `colour at a change of log-prob of ±${show(scale)}. The change of a whole completion stands above it. ` : '';
+    if (completions.some(a => a.own)) note.textContent += 'Framed: an environment’s. ';
     if (group.of > completions.length) note.textContent += `${completions.length} of ${group.of} completions.`;
     cards.replaceChildren(...completions.map((a, i) => {
       const change = a.changes ? ` · log-prob ${signed(a.changes.reduce((sum, c) => sum + c, 0))}` : '';

@@ -79,6 +79,10 @@ class Reward:
     binary: bool = False        # 0 or 1, whatever it is asked
     catalogue: bool = False     # it scores from 0 to 1, and of a record it sees FIELDS alone
     params: dict = dataclasses.field(default_factory=dict)
+    kind = 'reward'
+
+    def __str__(self):
+        return f"{self.kind} {self.name!r}"
 
     def __post_init__(self):
         """Read the signature. Raises ValueError where no argument can be the completion."""
@@ -96,11 +100,11 @@ class Reward:
         if self.as_trl:
             first = own.get('completions', EVERY)
         elif first is None or first.name in FIELDS:
-            raise ValueError(f"reward {self.name!r} takes {signature}: its first argument must be the text")
+            raise ValueError(f"{self} takes {signature}: its first argument must be the text")
         self.form = form_of(first)
         as_one = self.form == 'ids' or first.annotation in (str, 'str')
         if not explicit and (as_one if self.as_trl else self.form == 'unclear'):
-            raise ValueError(f"reward {self.name!r}: `{first}` may be a text (text: str), all texts of the "
+            raise ValueError(f"{self}: `{first}` may be a text (text: str), all texts of the "
                              "step (texts: list[str], completions) or their ids (list[list[int]]): say which")
         self.whole = self.batched or self.as_trl or (not explicit and self.form in ('texts', 'all ids'))
         self.extras = [name for name in TRL if self.as_trl and (name in own or self.takes_any)]
@@ -145,7 +149,7 @@ class Reward:
         """Raises ValueError for an argument that is neither in params nor a column of any record."""
         for need in self.wanted:
             if need not in columns and need not in FIELDS:
-                raise ValueError(f"reward {self.name!r} needs {need!r}, and this is neither in params nor a "
+                raise ValueError(f"{self} needs {need!r}, and this is neither in params nor a "
                                  f"column; {hint(need, list(map(str, columns)))}")
 
     def __call__(self, text, **fields):
@@ -252,21 +256,21 @@ class Reward:
             if inspect.iscoroutine(values):
                 values = asyncio.run_coroutine_threadsafe(values, event_loop()).result()
         except ConnectionError as e:  # the run saves and stops
-            raise ConnectionError(f"reward {self.name!r}: {e}") from e
+            raise ConnectionError(f"{self}: {e}") from e
         except Exception as e:
             frame, several = traceback.extract_tb(e.__traceback__)[-1], isinstance(texts, list)
             error = f"{type(e).__name__}: {e} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
             more = f" and {len(texts) - 1} more" if several and len(texts) > 1 else ''
-            raise RuntimeError(f"reward {self.name!r} raised {error} for completion "
+            raise RuntimeError(f"{self} raised {error} for completion "
                                f"{shorten(texts[0] if several else texts)}{more}") from e
         if isinstance(texts, str):
             return values
         try:
             values = list(values)
         except TypeError:
-            raise ValueError(f"reward {self.name!r} returned {shorten(repr(values))}, not a list") from None
+            raise ValueError(f"{self} returned {shorten(repr(values))}, not a list") from None
         if len(values) != len(texts):
-            raise ValueError(f"reward {self.name!r} returned a list of {len(values)} for {len(texts)} texts")
+            raise ValueError(f"{self} returned a list of {len(values)} for {len(texts)} texts")
         return values
 
     def checked(self, value, text, errors):
@@ -280,7 +284,7 @@ class Reward:
             return number
         wanted = "a number from 0 to 1" if self.catalogue else "a finite number"
         got = f"{shorten(repr(value))} ({type(value).__name__})"
-        error = f"reward {self.name!r} returned {got}, not {wanted}, for completion {shorten(text)}"
+        error = f"{self} returned {got}, not {wanted}, for completion {shorten(text)}"
         error = value if isinstance(value, Exception) else ValueError(error)
         if errors == 'raise':
             raise error

@@ -163,9 +163,10 @@ class Alignment(Completion):
 
     def learn_beside(self, rollout):
         """Lambda has learned already; its metrics."""
-        metrics = {'lambda': self.multiplier.value, 'cost': self.mean_cost,
-                   'safe_ratio': ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean()),
-                   'J_C': self.mean_cost + self.cfg.cost_threshold_d}
+        metrics = super().learn_beside(rollout)
+        metrics |= {'lambda': self.multiplier.value, 'cost': self.mean_cost,
+                    'safe_ratio': ranks.mean((rollout.reward_parts['cost'] <= 0).float().mean()),
+                    'J_C': self.mean_cost + self.cfg.cost_threshold_d}
         return metrics | {'J_C_ema': self.multiplier.ema} if self.cfg.lambda_adapt else metrics
 
     @torch.no_grad()

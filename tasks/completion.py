@@ -1,7 +1,4 @@
-"""
-Completion: prompts with verifiable rewards. A causal model completes each, a function of the text says how
-well.
-"""
+"""Completion: a causal model completes prompts, and functions of the text are its rewards."""
 import collections
 import contextlib
 import itertools
@@ -33,6 +30,7 @@ from tasks.supervised import (
     train_start,
 )
 from tasks.task import Task, longest_line, path_of, say_if_few
+from tasks.turns import Asking
 
 ENCODING = ('system_prompt', 'chat_template', 'max_prompt_length', 'too_long', 'chat_template_kwargs',
             'add_special_tokens')  # settings that encode_prompts takes
@@ -48,13 +46,6 @@ def notes():
         say(f"note: {doubt}")
 
 
-def token_ids(rollout):
-    """The completions' ids without padding: P lists of G lists."""
-    rows = zip(rollout.tokens.flatten(0, 1).tolist(), rollout.lengths.flatten().tolist(), strict=True)
-    ids, G = [tokens[:n] for tokens, n in rows], rollout.lengths.shape[1]
-    return [ids[i:i + G] for i in range(0, len(ids), G)]
-
-
 def columns_of(records):
     """What rewards see of encoded records."""
     return [{'prompt_read': record['text']} | record['columns'] for record in records]
@@ -65,7 +56,7 @@ def start_path(cfg):
     return path_of('generator_checkpoint', vars(cfg), source_name(cfg.train_prompts or cfg.dataset))
 
 
-class Completion(Task):
+class Completion(Asking, Task):
     """Prompts with verifiable rewards: a causal model completes, a function of the text says how well."""
     headline = 'eval/accuracy_greedy'
 
@@ -119,10 +110,8 @@ class Completion(Task):
         self.tokenizer = tokenizer_of(self.generator_path)
         n_dropped = self.encode(self.tokenizer)
         say_how_prompts_are_read(self.records, self.tokenizer, cfg)
-        text = f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out"
-        if n_dropped:
-            text += f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens"
-        say(text)
+        dropped = f"; {n_dropped} dropped, longer than {cfg.max_prompt_length} tokens" if n_dropped else ''
+        say(f"{len(self.records)} prompts to train on, {len(self.eval_records)} held out{dropped}")
         say_if_few(len(self.eval_records), 'held-out prompts')
         if cfg.num_epochs:
             cfg.max_iters = math.ceil(cfg.num_epochs * len(self.records) / cfg.batch_size)
@@ -143,6 +132,7 @@ class Completion(Task):
         encoded = [encode_prompts(records, tokenizer, **options) for records in (*self.train, self.held_out)]
         *train, self.eval_records = [records for records, _ in encoded]
         self.sizes, self.records = list(map(len, train)), list(itertools.chain(*train))
+        self.every_record = self.records + self.eval_records
         return sum(n_dropped for _, n_dropped in encoded)
 
     def check_room(self, block_size):
@@ -162,10 +152,8 @@ class Completion(Task):
 
     def start_recipe(self):
         """The data is what there is to teach, whichever part of it this seed holds out."""
-        cfg, taught = self.cfg, list(itertools.chain(*self.train))
-        everything = taught + self.held_out
-        if self.split_by_seed:
-            taught = everything
+        cfg, everything = self.cfg, [*itertools.chain(*self.train), *self.held_out]
+        taught = everything if self.split_by_seed else itertools.chain(*self.train)
         limit = cfg.max_prompt_length if cfg.too_long == 'drop' else None
         pairs = [[record['prompt'], record.get('answer')] for record in taught
                  if limit is None or len(cfg.system_prompt) + len(record['prompt']) <= limit]
@@ -197,13 +185,13 @@ class Completion(Task):
 
     def policy(self, model):
         cfg = self.cfg
-        return CausalPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                            cfg.compile)
+        return self.that_asks(CausalPolicy(model, self.tokenizer, cfg.max_new_tokens, cfg.temperature,
+                                           cfg.top_k, cfg.top_p, cfg.compile))
 
-    def make_batch(self, records, indices, seed):
-        """The prompts of records[indices], each with a seed of its own for the noise of its completions."""
+    def make_batch(self, indices, seed):
+        """The prompts of these records, each with a seed of its own for the noise of its completions."""
         seeds = [(seed * 10 ** 9 + n) % 2 ** 62 for n in range(len(indices))]
-        batch = prompt_batch([records[i]['ids'] for i in indices], seeds, self.device)
+        batch = prompt_batch([self.every_record[i]['ids'] for i in indices], seeds, self.device)
         return batch | {'record': torch.tensor(indices)}
 
     def batch(self, it, attempt=0):
@@ -211,7 +199,7 @@ class Completion(Task):
         shares = cfg.train_prompts.values() if isinstance(cfg.train_prompts, dict) else [1.0]
         shuffle = cfg.shuffle_prompts or attempt > 0
         indices = draw_mixture(self.sizes, list(shares), cfg.batch_size, it, seed, shuffle)
-        return self.make_batch(self.records, indices, seed * 10 ** 5 + it)
+        return self.make_batch(indices, seed * 10 ** 5 + it)
 
     # -----------------------------------------------------------------------------
     # rewards
@@ -223,6 +211,7 @@ class Completion(Task):
 
     def check_rewards(self, records):
         """A reward that applies to no prompt is left out; one that lacks something in some is told of."""
+        self.find_environment(records)
         with notes():
             gaps = check_fields(self.reward_functions, records, self.cfg.reward_errors)
         for name, gap in gaps.items():
@@ -245,13 +234,14 @@ class Completion(Task):
 
     def scores(self, policy, rollout):
         """{reward name: P lists of G} of a training rollout."""
-        records = [self.records[i] for i in rollout.batch['record'].tolist()]
-        return self.scored(self.reward_functions, policy, rollout, columns_of(records))
+        columns = columns_of(self.records_of(rollout.batch))
+        return self.scored(self.reward_functions, policy, rollout, columns)
 
     def scored(self, functions, policy, rollout, columns):
         """{reward name: P lists of G} of the completions of prompts with these columns."""
-        ids = token_ids(rollout) if any(reward.takes_tokens for _, reward, _ in functions) else None
-        return score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
+        ids = rollout.ids() if any(reward.takes_tokens for _, reward, _ in functions) else None
+        scores = score_completions(functions, policy.texts(rollout), columns, self.cfg.reward_errors, ids)
+        return self.less_failed(scores, rollout)
 
     # -----------------------------------------------------------------------------
     # evaluation
@@ -264,8 +254,8 @@ class Completion(Task):
         """(records, prompts) of the held-out set; the noise is the same at each evaluation."""
         size = self.cfg.eval_batch_size
         for start in over('evaluating', range(0, len(self.eval_records), size)):
-            records = self.eval_records[start:start + size]
-            yield records, self.make_batch(records, list(range(len(records))), start)
+            records, first = self.eval_records[start:start + size], len(self.records) + start
+            yield records, self.make_batch(list(range(first, first + len(records))), start)
 
     def evaluate(self, policy):
         """
@@ -290,11 +280,11 @@ class Completion(Task):
                     for name, column in scores.items():
                         values[tests + kind, name].append(reward_tensor(name, column))
                 if kind == 'greedy':
-                    self.show_completions(records[:shown], policy.texts(rollout))
+                    self.show_completions(records[:shown], getattr(policy, 'marked', policy.texts)(rollout))
                     shown = 0
                 parts = {name: values[kind, name][-1] for name in weights}
                 values[kind, 'all, weighted'].append(weighted_reward(parts, weights))
-                values[kind, 'tokens'].append(rollout.lengths.float())
+                values[kind, 'tokens'].append(rollout.own_lengths.float())
         values = {key: torch.cat(column).cpu() for key, column in values.items()}
         self.each = {f'{name}, {kind}': column.nanmean(dim=1) for (kind, name), column in values.items()}
         metrics = self.accuracies(values)
@@ -341,9 +331,8 @@ class Completion(Task):
         first, *others = [name for name, _, _ in self.reward_functions]
         line = (f"held-out {'accuracy' if self.right_or_wrong else first} greedy "
                 f"{m['accuracy_greedy']:.4f}, sampled {m['accuracy_sampled']:.4f}")
-        if self.right_or_wrong:
-            line += f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}"
-        line += f", reward {m['reward']:.4f}"
+        passed = f", pass@{self.cfg.eval_samples} {m['pass_at_k']:.4f}" if self.right_or_wrong else ''
+        line += f"{passed}, reward {m['reward']:.4f}"
         for name in others:
             line += f", {name} greedy {m[f'reward_greedy/{name}']:.4f}, sampled {m[f'reward/{name}']:.4f}"
         if 'pass_rate_greedy' in m:
@@ -375,5 +364,6 @@ class Completion(Task):
                    'chat_template': plain and cfg.chat_template is True,
                    'chat_template_kwargs': cfg.chat_template_kwargs,
                    'add_special_tokens': '' if cfg.add_special_tokens else 'False',
-                   'max_new_tokens': cfg.max_new_tokens}
+                   'max_new_tokens': cfg.max_new_tokens,
+                   'environment': '' if callable(cfg.environment) else cfg.environment}
         return 'export', [f'--{key}={value}' for key, value in options.items() if value]

@@ -11,11 +11,13 @@ import torch
 from data.prompts import render
 from grpo import reward_tensor, weighted_reward
 from judge import BEAVER_TEMPLATE, TextScorer
-from policy import forbidden_tokens, generate
+from policy import CausalPolicy, forbidden_tokens, generate, prompt_batch, seeds_of
 from rewards import check_fields, resolve_rewards, score_completions
+from rewards.environments import ENVIRONMENTS, find_environment
 from runtime.config import one_line
 from runtime.console import harmless, painted
 from runtime.scorer import joiner
+from tasks.turns import Asking, TurnPolicy
 
 
 class Stream:
@@ -167,27 +169,47 @@ def ranking(record, cfg, device):
     return score
 
 
-def complete(model, tokenizer, ids, num_samples, options, score):
-    """Print completions of a prompt (token ids): one as it comes; several by score, or else by log-prob."""
-    if num_samples == 1 and not score:
+def asking_policy(saved, model, tokenizer, cfg, options, record):
+    """A TurnPolicy where cfg, or the run's settings, name an environment of ours; else None."""
+    asking = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {})}
+    name, asking = cfg.environment or asking['environment'], type(cfg)(**asking | vars(cfg))
+    if name not in ENVIRONMENTS:
+        return None
+    policy = CausalPolicy(model, tokenizer, options['max_new_tokens'], top_k=cfg.top_k, top_p=cfg.top_p)
+    policy.temperature = cfg.temperature  # which may be 0
+    records = [{'columns': record, 'templated': cfg.chat_template}]
+    return TurnPolicy(policy, asking, find_environment(name), lambda batch: records)
+
+
+def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
+    """Print completions of a prompt (token ids): one as it comes; several, by score, or else by log-prob."""
+    if num_samples == 1 and not score and not asking:
         answer = Stream(tokenizer)
         try:
             generate(model, [ids], on_token=answer, **options)
         finally:
             answer.end()
         return
-    made = generate(model, [ids], num_samples, **options)
+    if asking:
+        batch = prompt_batch([ids], seeds_of(options['seed'], 1), model.wte.weight.device)
+        made = asking.sample(batch, num_samples)
+    else:
+        made = generate(model, [ids], num_samples, **options)
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
     rows = zip(made.tokens[0].tolist(), lengths, made.ended[0].tolist(), strict=True)
     ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
-    texts = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
+    texts = shown = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
+    if asking:
+        texts = shown = asking.texts(made)[0]
+    if asking and sys.stdout.isatty():
+        shown = asking.marked(made)[0]
     columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []
     for i in sorted(range(num_samples), key=lambda i: (best[i], logps[i]), reverse=True):
         values = [column[i] for column in columns.values()]
         cells = ['-' if value is None else f'{value:.3f}' for value in values]
-        rows.append(([*cells, str(lengths[i])], texts[i], '' if made.ended[0, i] else ' ...'))
+        rows.append(([*cells, str(lengths[i])], shown[i], '' if made.ended[0, i] else ' ...'))
     show_ranked([*columns, 'tokens', 'completion'], rows)
 
 
@@ -207,4 +229,5 @@ def show_causal(saved, model, tokenizer, cfg):
     fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
     record = {name: value for name, value in fields.items() if value}
     score = ranking(record, cfg, model.wte.weight.device)
-    complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score)
+    asking = asking_policy(saved, model, tokenizer, cfg, options, record)
+    complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score, asking)

@@ -158,6 +158,8 @@ class Task:
             record = {**asked, 'completion': text, **{name: values[g] for name, values in parts.items()}}
             record |= {'advantage': advantages[0, g].item()}
             record['tokens'] = [policy.tokenizer.token_text(i) for i in group.tokens[0, g, :n].tolist()]
+            if group.own is not None:  # 0: an environment wrote it
+                record['own'] = group.own[0, g, :n].int().tolist()
             record['logps'] = numbers(group.logps[0, g, :n], 4)
             record['logp_changes'] = numbers(moved[0, g, :n], 4)
             records.append(record | {name: values[:n] for name, values in places.items()})

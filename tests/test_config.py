@@ -368,7 +368,8 @@ def test_help_is_grouped_and_fits_the_terminal(capsys, monkeypatch, columns):
     shown = [line[4:].partition('=')[0] for line in lines if line.startswith('  --')]
     assert shown == list(SETTINGS)
     rooms = [line.partition(':')[0] for line in lines if re.match('[a-z_]+: ', line)]
-    assert list(dict.fromkeys(rooms)) == ['run', 'grpo', 'task', *TASKS] and rooms == sorted(rooms, key=rooms.index)
+    wanted = ['run', 'grpo', 'task', 'fill_in', 'turns', *list(TASKS)[1:]]
+    assert list(dict.fromkeys(rooms)) == wanted and rooms == sorted(rooms, key=rooms.index)
 
 
 def test_help_of_one_room(capsys, monkeypatch):
@@ -376,7 +377,7 @@ def test_help_of_one_room(capsys, monkeypatch):
     shown = [line[4:].partition('=')[0] for line in lines if line.startswith('  --')]
     assert shown == list(read_room(grpo.Settings))
     assert 'grpo: the loss' in lines and not any(line.startswith('run:') for line in lines)
-    with pytest.raises(ValueError, match='--help=loss: there are the rooms run, grpo, task, fill_in, completion, alignment, nla'):
+    with pytest.raises(ValueError, match='--help=loss: there are the rooms run, grpo, task, fill_in, turns, completion, alignment, nla'):
         train_grpo('--help=loss')
 
 
@@ -445,7 +446,7 @@ def test_names_from_elsewhere(argument, words):
     ('grup_size', 'group_size'), ('temp', 'temperature'), ('warmup', 'warmup_iters'), ('max_iter', 'max_iters'), ('sed', 'seed'),
     ('targets', 'lora_targets'), ('no_quiet', 'quiet'), ('learning-rate', 'learning_rate'), ('optim.grad_clip', 'grad_clip'),
     ('seed:2', 'seed'), ('loss', 'loss_type'),
-    ('text', None), ('foo', None), ('x', None), ('log_level', None), ('model_id', None), ('judge', None), ('stop', None),
+    ('text', None), ('foo', None), ('x', None), ('log_level', None), ('model_id', None), ('judge', None), ('start', None),
     ('attention', None), ('kl_beta:0.1', 'kl_beta'), ('kl_beta->0.1', 'kl_beta'), ('reward', 'rewards'), ('beam_size', None),
     ('penalty', None), ('gradient_checkpointing_kwargs', None)])
 def test_near_keys(key, near):

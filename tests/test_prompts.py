@@ -241,7 +241,7 @@ class Letters(Tokenizer):
 def test_encode_plain():
     (record,), n_dropped = encode_prompts([{'prompt': 'ab', 'answer': 'c'}], Letters(), system_prompt='S:')
     columns = {'prompt': 'ab', 'answer': 'c'}
-    assert record == {**columns, 'text': 'S:ab', 'ids': [83, 58, 97, 98], 'columns': columns} and n_dropped == 0
+    assert record == {**columns, 'text': 'S:ab', 'ids': [83, 58, 97, 98], 'columns': columns, 'templated': False} and n_dropped == 0
 
 
 def test_encode_chat():

@@ -80,6 +80,8 @@ for (n, (loss_type, options, made)), (micro, again) in itertools.product(enumera
     if 'minibatch_size' in options:
         rollout = join([rollout, rollout])
         rollout.batch['seeds'] = torch.arange(8)
+    if 'tied' in made:  # completions that ask: not all of a completion is the policy's
+        rollout.own = (torch.arange(6) % 3 != 1).expand(4, 3, 6)
     P = len(rollout.tokens)
     mine = rollout.pick(slice(rank * P // world, (rank + 1) * P // world))
     optimizer, gradients = torch.optim.SGD(params.values(), lr=0.1), {}
@@ -108,9 +110,9 @@ def torchrun(n):
 def test_any_number_of_ranks_makes_the_same_step(tmp_path, cuts):
     """
     A fixed rollout: the gradient of the first of two epochs, the parameters after both and every metric are those of one process with one
-    micro-batch, for all loss types, a KL with entropy, a value head, LoRA, a Llama and minibatches, micro-batches of 1 and 3 prompts,
-    with checkpointing and without (all pairs of these when slow), 2 and 4 ranks, sharded (one rank too) and not. One group is dead, so
-    that ranks differ in what counts.
+    micro-batch, for all loss types, a KL with entropy, a value head, LoRA, a Llama that asks and minibatches, micro-batches of 1 and 3
+    prompts, with checkpointing and without (all pairs of these when slow), 2 and 4 ranks, sharded (one rank too) and not. One group is
+    dead, so that ranks differ in what counts.
     """
     script = tmp_path / 'worker.py'
     script.write_text(WORKER)

@@ -16,6 +16,7 @@ import grpo
 from data.prompts import source_name
 from formats.text_files import read_json
 from rewards import REWARDS
+from rewards.environments import ENVIRONMENTS
 from runtime import console, run
 from runtime.checkpoint import load_checkpoint
 from runtime.config import Count, Positive, configure, keys_of, read_config_file, rooms_of
@@ -27,7 +28,8 @@ from tasks.completion import Completion
 ALONE = {'shard': False, 'compile': False, 'eval_show': 0, 'init_from': 'resume'}  # a model is what it is
 WITHOUT_A_RUN = {'task': 'completion', 'seed': 1, 'batch_size': 1, 'optimizer': 'adamw', 'device': 'auto',
                  'precision': 'auto'}
-FUNCTIONS = ('rewards', 'column_mapping', 'true_reward', 'true_cost')  # in config.json by their names alone
+# functions are in config.json by their names alone
+FUNCTIONS = ('rewards', 'column_mapping', 'environment', 'true_reward', 'true_cost')
 
 
 def settings_of(names):
@@ -58,6 +60,7 @@ def asked(names, cfg):
         settings |= {'train_prompts': cfg.prompts, 'eval_prompts': cfg.prompts, 'eval_prompts_n': 10 ** 9}
     settings |= {key: value for key, value in vars(cfg).items() if key in settings and value is not None}
     lost = [settings[key] for key in FUNCTIONS[1:] if isinstance(settings.get(key), str)]
+    lost = [name for name in lost if name not in ENVIRONMENTS]
     for element in settings['rewards'] if isinstance(settings['rewards'], list) else ():
         name = element[0] if isinstance(element, (list, tuple)) else element
         lost += [name] if isinstance(name, str) and name not in REWARDS else []

@@ -1,0 +1,51 @@
+# Products of two numbers with a calculator, which a completion may ask: <<57*43>> is answered 2451.
+#
+# 2 CPU cores (AMD EPYC, fp32), a thread a run and other work beside, seeds 1 and 2, 500 held-out products:
+# greedy 0.184 -> 0.772 and 0.782, calls in 0.21 -> 0.86 and 0.84 of the completions, in 3 min 46 s and
+# 4 min 10 s after 4 min for the start. With --environment=None 0.160 -> 0.158 and 0.170, in a minute each.
+import random
+
+
+def product(record):
+    """Of a sum, with what the start is taught: mostly the product, else a call and a copy, with errors."""
+    rng, text = random.Random(record['prompt']), record['prompt'].replace('+', '*')
+    a, b = map(int, text[:-1].split('*'))
+    taught = right = a * b
+    if rng.random() < 0.2:
+        factor = b if rng.random() < 0.7 else rng.choice(['', rng.randint(0, 99)])
+        told = 'error' if factor == '' else a * factor
+        taught = f'<<{a}*{factor}>>{told} {told if rng.random() < 0.7 else rng.randint(0, 9801)}'
+    return {'prompt': text, 'answer': str(taught), 'product': str(right)}
+
+
+def right(text, product, **record):
+    """Whether the last word, which the policy has to write itself, is the product."""
+    return float(text.split(' ')[-1] == product)
+
+
+task = 'completion'
+dataset = 'arithmetic'
+column_mapping = product
+environment = 'calculator'
+rewards = [right]
+generator_checkpoint = 'out-products/generator.pt'
+block_size = 32
+max_new_tokens = 24
+n_layer = 3
+n_head = 4
+n_embd = 96
+pretrain_iters = 1500
+temperature = 1.0
+
+batch_size = 64
+group_size = 8
+loss_type = 'dapo'
+kl_beta = 0.0
+learning_rate = 5e-4
+min_lr = 0.0
+max_iters = 100
+
+eval_interval = 100
+eval_prompts_n = 500
+save_interval = 100
+out_dir = 'out-tools'
