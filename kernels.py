@@ -1,5 +1,5 @@
 """
-The lm_head without its logits, and the attention of a group to its prompt.
+The lm_head without its logits, the attention of a group to its prompt, and on a GPU the sampler's pieces.
 
 Hidden states and the head's weight go in; log-probs, entropy and KL of given tokens come out, or a whole loss
 with its gradients, in memory that does not grow with rows x vocabulary. Two passes go over each chunk of
@@ -9,6 +9,8 @@ logits z (n, V), between two matrix products:
 On a GPU each is a Triton kernel, elsewhere torch on blocks of rows that stay in the cache. They serve
     fused_logps    differentiable log-probs and entropy; backward makes the logits again (8 N D V operations)
     fused_loss     any loss of those numbers, called on each chunk while its logits exist (6 N D V operations)
+Attention comes next: Rows (texts without their padding), GroupAttention (on a CPU) and PackedAttention (on a
+GPU). Last come the kernels that a GPU samples with: add_norm, swiglu, attend_rows and draw_rows.
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """

@@ -888,7 +888,7 @@ def test_es_and_advantages_train_and_what_does_not_fit_is_refused(made):
         ('--preferences=nowhere.jsonl', 'nowhere.jsonl'),
         ('--reward_checkpoint=nowhere/x', 'nowhere/x'),
         ('--system_prompt=hello', 'scorer_template'),
-        ("--rewards=['length']", 'rewards means nothing to task'),
+        ("--rewards=['length']", 'rewards is not a setting of task'),
         ('--lambda_lr=-1', 'lambda_lr is -1'),
         ('--lambda_min=9', "minimum 9.0 must be above 0 and at most its maximum"),
         ('--scorer_template={prompt}', "template is '{prompt}'"),

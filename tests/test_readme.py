@@ -37,6 +37,8 @@ COMPARE = f'''--seeds='(1,)' --start_settings="{TINY.split()}" --arms="{ARMS}" -
 NLA = f'{TINY} --activations_n=200 --warm_start_iters=40 --critic_start_iters=5 --critic_warmup_iters=1 --log_interval=1'
 ALIGNED = f'{TINY} --score_iters=10'.split()
 TOY = {
+    'guess.py': TINY,
+    'config/tools.py': TINY,
     'config/grpo_config.py': f'{TINY} --judge_iters=10',
     'config/arithmetic.py': TINY,
     'config/neural_mirror.py': TINY,

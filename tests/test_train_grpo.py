@@ -220,7 +220,7 @@ def test_bad_settings_stop_early(copy):
             ("--mask_ratio=('a','b')", ["mask_ratio is ('a', 'b')"]), ('--mask_ratio=()', ['mask_ratio is ()']),
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
             ('--dataset=sums', ["'sums' is no text file", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
-            ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'wanted is a generator']),
+            ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'it must be a generator']),
             ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'wanted is a judge']),
             ('--block_size=30', ['generator.pt', 'block_size: it has 20, this run wants 30', '--remake=True']),
             ('--block_size=30 --remake=never', ['judge', 'at most 20', 'block_size is 30']),
