@@ -5,7 +5,8 @@ LagrangeMultiplier: the price of a cost.
 
 As a script it serves a reward and a cost model over HTTP (a cost above 0 is unsafe), or a language model.
 $ python judge.py serve --reward=out-shop/reward.pt --cost=out-shop/cost.pt --port=8000
-$ curl -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
+$ curl -H 'Content-Type: application/json' \
+    -d '{"prompts": ["tker>"], "responses": ["tea egg rice"]}' http://127.0.0.1:8000/score_batch
 $ python judge.py serve --model=DIR
 """
 import runtime.early  # noqa: F401, I001  before torch

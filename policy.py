@@ -354,6 +354,8 @@ class CausalPolicy:
                  top_k: int = 0, top_p: float = 1.0, compile: bool = False):
         if temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above 0, or a group's completions are equal")
+        if not model.config.causal:
+            raise ValueError("this model fills gaps and cannot continue a text: name a causal model")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.temperature, self.top_k, self.top_p, self.compile = temperature, top_k, top_p, compile
         self.kept = Kept()

@@ -11,6 +11,8 @@ import re
 import textwrap
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 
 from rewards.code import FENCE
 from rewards.numerals import Reader, Unreadable, tokenize
@@ -86,16 +88,20 @@ def find_environment(given):
 # ---- those by name
 
 def calculator(text, *, turn):
-    """<<57*43>> is answered 2451, exactly or with 12 digits, and what is no such arithmetic 'error'."""
+    """
+    <<57*43>> is answered 2451: exactly, or with 12 digits where it is no whole number, never as 1e+60. What is
+    no such arithmetic, and what is beyond 10^50, is answered 'error'.
+    """
     calls = re.findall(r'<<([^<>]*)>>', turn)
     if not calls:
         return ''
     try:
         value = Reader(tokenize(calls[-1])).number()
-        whole = value.denominator == 1 and abs(value) < 10 ** 50
-        return str(value.numerator) if whole else f'{float(value):.12g}'
     except (Unreadable, OverflowError):
         return 'error'
+    if abs(value) >= 10 ** 50 or 0 < abs(value) < Fraction(1, 10 ** 50):
+        return 'error'
+    return str(value.numerator) if value.denominator == 1 else f"{Decimal(f'{float(value):.12g}'):f}"
 
 
 # It runs in the sandbox. What code does to it is the code's own loss.
@@ -133,5 +139,6 @@ def python(text, *, turn):
 
 
 calculator.stop, python.stop = ('>>',), ('```\n',)
+calculator.says = '0123456789error'  # what a vocabulary must have
 python.at_once = processors()
 ENVIRONMENTS = {'calculator': calculator, 'python': python}

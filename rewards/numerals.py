@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 LONGEST_NUMBER = 1000   # digits
 LARGEST_BITS = 40_000   # of a calculated number
+DEEPEST = 350           # values within values
 
 # words, and regular expressions of phrases
 ENGLISH = json.loads(Path(__file__).with_name('english.json').read_text(encoding='utf-8'))
@@ -114,7 +115,7 @@ class Reader:
     """Reads the exact number that tokens write, each step bounded. Whatever else they write is Unreadable."""
 
     def __init__(self, tokens):
-        self.tokens, self.at = tokens, 0
+        self.tokens, self.at, self.depth = tokens, 0, 0
 
     def next(self, ahead=0):
         at = self.at + ahead
@@ -132,6 +133,9 @@ class Reader:
 
     def value(self, strength):
         """What stands there, as far as its operators bind more strongly than this."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise Unreadable
         value = self.base()
         while True:
             text = self.next().text
@@ -145,6 +149,7 @@ class Reader:
                 self.at += 1
                 value = factorial(value) if text == '!' else value * FACTORS[text]
             else:
+                self.depth -= 1
                 return value
             if value.numerator.bit_length() + value.denominator.bit_length() > LARGEST_BITS:
                 raise Unreadable

@@ -99,15 +99,16 @@ def check_resume(cfg):
                                 f"{RESUME}")
     if not os.path.exists(config):
         return
-    before, now, fixed = read_json(config), plain_config(cfg), ['task']
+    before, now, fixed = read_json(config), plain_config(cfg), ['task', 'n_layer', 'n_head', 'n_embd']
     if before['lora_r'] or cfg.lora_r:
         fixed += ADAPTER_SETTINGS
     if 'gae' in (before['advantage'], cfg.advantage):  # a value head cannot come or go
         fixed.append('advantage')
     for key in fixed:
-        if before[key] != now[key]:
-            raise ValueError(f"the run in {cfg.out_dir} has {key} {before[key]!r} and it is {now[key]!r} "
-                             "now: leave it as it was, or name another out_dir")
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            raise ValueError(f"the run in {cfg.out_dir} has {key} {old!r} and it is {new!r} now: leave it as "
+                             "it was, or name another out_dir")
 
 
 def usable_device(device):

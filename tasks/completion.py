@@ -139,8 +139,8 @@ class Completion(Asking, Task):
         longest, n = max(len(r['ids']) for r in self.records + self.eval_records), self.cfg.max_new_tokens
         if longest + n > block_size:
             raise ValueError(f"the longest prompt, {longest} tokens, and max_new_tokens {n} exceed the "
-                             f"{block_size} that this model reads: lower max_new_tokens, or set "
-                             "max_prompt_length with --too_long=drop")
+                             f"{block_size} that this model reads: lower max_new_tokens, raise block_size "
+                             "for a start made here, or set max_prompt_length with --too_long=drop")
 
     def make_missing(self):
         if self.generator_path.endswith('.pt'):

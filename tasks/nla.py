@@ -518,8 +518,8 @@ class NLA(Task):
         best = min(above, key=lambda name: above[name].value)
         carries = looks.mean(own).sign > 0 and all(mean.sign > 0 for mean in above.values())
         return (f"the text {'carries' if carries else 'does not carry'} the activation: held-out FVE "
-                f"{looks.mean(own)}, above the best control, {MEANING[best]}, by {above[best]}; "
-                + looks.outcome('fve', 'it'))
+                f"{looks.mean(own)}, less the best control's, {MEANING[best]}: {above[best]}; "
+                + looks.outcome('fve', 'its FVE'))
 
     def table(self, metrics):
         """The last evaluation, with what PCA of the training activations carries in k numbers."""

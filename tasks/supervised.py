@@ -88,8 +88,8 @@ def character_tokenizer(records, system_prompt=''):
     """All characters of prompts and answers, and an end token. Raises ValueError where one is no text."""
     for i, record in enumerate(records):
         if record.get('answer') is None or not isinstance(record['prompt'], str):
-            raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) must be a text, with an 'answer' "
-                             "to teach; or name a model that exists in generator_checkpoint")
+            raise ValueError(f"prompt {i} ({str(record['prompt'])[:60]!r}) needs to be a text with an "
+                             "'answer' to train a start on; or set generator_checkpoint to an existing model")
     return CharTokenizer(characters_of(records, system_prompt), end=True)
 
 

@@ -174,7 +174,8 @@ def path_of(key, settings, dataset):
 def say_if_few(n, what):
     """What the figures of so many held-out prompts are worth, where that is little."""
     if n < 100:
-        say(f"note: {n} {what} are few: a share of them is sure to ±{max(n, 1) ** -0.5:.2f}, no better")
+        error = max(n, 1) ** -0.5
+        say(f"note: {n} {what} are few: a share measured on them is known to ±{error:.2f} at best")
 
 
 def longest_line(text):

@@ -184,6 +184,10 @@ class TurnPolicy(CausalPolicy):
     def __init__(self, policy, cfg, environment, records_of):
         vars(self).update(vars(policy), cfg=cfg, environment=environment, records_of=records_of)
         stop = getattr(environment.function, 'stop', ()) if cfg.stop is None else cfg.stop
+        try:
+            self.tokenizer.encode(getattr(environment.function, 'says', ''))
+        except ValueError as e:
+            raise ValueError(f"{environment} cannot answer this model: {e}") from None
         self.stop = [stop] if isinstance(stop, str) else stop
         self.longest_stop = 1 + max([len(text.encode()) for text in self.stop], default=0)  # tokens, at most
 

@@ -148,7 +148,7 @@ def half_a_file(checkpoint, f):
 
 real_save = torch.save
 PLACES = {
-    'a rollout': lambda: at_call(policy, 'draw', rng.randrange(12)),
+    'a rollout': lambda: at_call(policy, 'draw_rows', rng.randrange(12)),
     'backward': lambda: at_call(kernels.GroupAttention, 'backward', rng.randrange(4)),
     'a checkpoint half written': lambda: at_call(torch, 'save', rng.randrange(3), half_a_file),
     'a checkpoint not yet renamed': lambda: at_replace(3, '.pt'),

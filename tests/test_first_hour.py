@@ -73,7 +73,7 @@ def test_what_few_prompts_are_worth(monkeypatch, capsys, n, said):
     """Two standard errors of a share of one half: 2 sqrt(1/4 / n) = 1 / sqrt(n)."""
     monkeypatch.setattr(console, 'quiet', False)
     say_if_few(n, 'held-out prompts')
-    note = f'note: {n} held-out prompts are few: a share of them is sure to {said}, no better\n'
+    note = f'note: {n} held-out prompts are few: a share measured on them is known to {said} at best\n'
     assert capsys.readouterr().out == (note if said else '')
 
 

@@ -221,7 +221,7 @@ def test_bad_settings_stop_early(copy):
             ('--loss_type=ppo', ["loss_type is 'ppo'", 'dapo']), ('--dataset=nowhere.txt', ["'nowhere.txt'", 'stdlib_char']),
             ('--dataset=sums', ["'sums' is no text file", '--task=completion', 'stdlib_char']), ('--kl_bata=1', ["'kl_beta'"]),
             ('--generator_checkpoint=out-toy.txt/judge.pt', ['out-toy.txt/judge.pt', 'is a judge', 'it must be a generator']),
-            ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'wanted is a judge']),
+            ('--judge_checkpoint=out-toy.txt/generator.pt', ['out-toy.txt/generator.pt', 'is a generator', 'it must be a judge']),
             ('--block_size=30', ['generator.pt', 'block_size: it has 20, this run wants 30', '--remake=True']),
             ('--block_size=30 --remake=never', ['judge', 'at most 20', 'block_size is 30']),
             ('--init_from=resume', ['out-grpo/ckpt.pt', 'resume']),

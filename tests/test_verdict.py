@@ -119,11 +119,11 @@ def test_an_autoencoder():
         return {'fve': ones(own), 'fve_greedy': ones(N), 'fve_shuffled': ones(shuffled), 'fve_mean_injection': ones(mean)}
 
     said = verdict('nla', look(0), look(8, 2, 4))
-    assert said.startswith('the text carries the activation: held-out FVE 0.5000 ± 0.2582, above the best control, the mean activation '
-                           'injected, by 0.2500 ± 0.2236; learned: it rose, 0.0000 → 0.5000 ('), said
+    assert said.startswith('the text carries the activation: held-out FVE 0.5000 ± 0.2582, less the best control\'s, the mean activation '
+                           'injected: 0.2500 ± 0.2236; learned: its FVE rose, 0.0000 → 0.5000 ('), said
     for look_now in (look(8, 2, 5), look(8, 5, 2), look(3)):
         assert verdict('nla', look(0), look_now).startswith('the text does not carry the activation: ')
-    assert 'no change: it 0.5000 → 0.5000' in verdict('nla', look(8), look(8))
+    assert 'no change: its FVE 0.5000 → 0.5000' in verdict('nla', look(8), look(8))
 
 
 def test_where_nothing_can_be_said():
