@@ -228,7 +228,7 @@ def test_what_stays(monkeypatch, top_k, top_p, block):
     arguments, V = draw_case(10, 45, (1.0, top_k, top_p, None), 7), 45
     logits, _, rows = arguments()[:3]
     logits[0], logits[1] = torch.nan, -torch.inf
-    logits[2], logits[3] = 0.0, -5e4
+    logits[2], logits[3], logits[3, ::2] = 0.0, 1.0, 1 - 2 ** -24  # no number lies between the two
     logits[4:6] = torch.randint(-1, 2, (2, V))
     logits[6, 3:] = -torch.inf
     logits[7, ::2] = torch.finfo(FULL).min
