@@ -842,31 +842,32 @@ def attend_kernel(q, k, v, y, cos, sin, keys, values, lengths, rows, at, Q_STEP,
 
 # ---- a new token of each row is drawn
 
+def first(x, n, least):
+    """bool like x (B, V): its n largest, down to `least` (B, 1); of equal ones the first."""
+    above, equal = x > least, x == least
+    return above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= n - above.sum(dim=-1, keepdim=True))
+
+
 def choices(logits, top_k, top_p):
     """(B, V) bool: the top_k likeliest tokens, and of these the nucleus of mass top_p (arXiv 1904.09751)."""
     keep = logits > -torch.inf
     if 0 < top_k < logits.shape[-1]:
-        # by index, not by value: ties do not let more than k in
-        likeliest = logits.topk(top_k, dim=-1).indices
-        keep &= torch.zeros_like(keep).scatter_(-1, likeliest, True)
+        keep &= first(logits, top_k, logits.topk(top_k, dim=-1).values[..., -1:])
     if top_p < 1:
-        probs, order = logits.masked_fill(~keep, -torch.inf).softmax(dim=-1).sort(dim=-1, descending=True)
+        ordered = logits.masked_fill(~keep, -torch.inf).sort(dim=-1, descending=True).values
+        probs = ordered.softmax(dim=-1)
         # the mass before a token decides, so the likeliest always stays
-        inside = probs.cumsum(dim=-1) - probs < top_p
-        keep &= torch.zeros_like(keep).scatter_(-1, order, inside)
+        n = (probs.cumsum(dim=-1) - probs < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+        keep &= first(logits, n, ordered.gather(-1, n - 1))
     return keep
 
 
 def draw(logits, u, temperature, top_k, top_p, forbidden):
     """
-    One token for each row of logits (B, V) fp32 by its number u (B,) in [0, 1): tokens (B,), their log-probs
+    One token for each row of logits (B, V) by its number u (B,) in [0, 1): tokens (B,), their log-probs
     (B,) and what was allowed (B, V) or None. At temperature 0 the likeliest, its log-prob at temperature 1.
     """
-    if temperature not in (0, 1):
-        logits = logits / temperature
-    if forbidden is not None:
-        logits = logits.masked_fill(forbidden, -torch.inf)
-    allowed = None
+    logits, allowed = scaled(logits, 1 / (temperature or 1.0), forbidden, None), None
     if top_k or top_p < 1:
         allowed = choices(logits, top_k, top_p)
         logits = logits.masked_fill(~allowed, -torch.inf)
@@ -898,7 +899,7 @@ def look_up(mass, blocks, target):
 
 
 def draw_rows_torch(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
-    new, logps[rows, at], kept = draw(logits.float(), u[rows, at], *sampling)
+    new, logps[rows, at], kept = draw(logits, u[rows, at], *sampling)
     tokens[rows, at] = new
     if allowed is not None:
         allowed[rows, at] = pack(kept)
@@ -907,13 +908,11 @@ def draw_rows_torch(logits, u, rows, at, tokens, logps, allowed, running, ends, 
 
 
 def draw_rows_triton(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):
-    (B, V), (temperature, *cuts, forbidden), kept = logits.shape, sampling, None
-    scale = 1 / (temperature or 1.0)
-    if allowed is not None:
-        kept = allowed[rows, at] = pack(choices(scaled(logits, scale, forbidden, None), *cuts))
+    (B, V), (temperature, top_k, top_p, forbidden) = logits.shape, sampling
     n_rows, block, warps = tile(V, 4096)
-    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, kept, running, ends,
-              forbidden, B, V, logits.stride(0), u.shape[1], SCALE=scale, GREEDY=temperature == 0,
+    on_device(draw_kernel, (triton.cdiv(B, n_rows),), logits, u, rows, at, tokens, logps, allowed, running,
+              ends, forbidden, B, V, logits.stride(0), u.shape[1], SCALE=1 / (temperature or 1.0),
+              GREEDY=temperature == 0, TOP_K=top_k if top_k < V else 0, TOP_P=top_p,
               ENDS=0 if ends is None else len(ends), ROWS=n_rows, BLOCK=block, num_warps=warps)
 
 
@@ -921,39 +920,73 @@ def draw_rows(logits, *arguments):
     """
     A token for each row of logits (B, V) by its number in u (N + 1, R), put where rows (B,) and at (1,) say
     into tokens and logps (N + 1, R) and, None without top_k and top_p, the bits allowed (N + 1, R, V / 8).
-    running (B,) turns 0 at one of ends (E,), or None. sampling: see draw. On a GPU logits are read twice.
+    running (B,) turns 0 at one of ends (E,), or None. sampling: see draw. On a GPU logits are read twice, for
+    top_k and top_p some twenty times.
     """
     (draw_rows_triton if fused(logits) else draw_rows_torch)(logits, *arguments)
 
 
 @jit
-def draw_kernel(z, u, rows, at, tokens, logps, kept, running, ends, forbidden, B, V, STRIDE, R,
-                SCALE: tl.constexpr, GREEDY: tl.constexpr, ENDS: tl.constexpr, ROWS: tl.constexpr,
-                BLOCK: tl.constexpr):
+def draw_kernel(z, u, rows, at, tokens, logps, allowed, running, ends, forbidden, B, V, STRIDE, R,
+                SCALE: tl.constexpr, GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
+                ENDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     real, zero = index < B, tl.zeros((ROWS, 1), tl.float32)
     place = tl.load(rows + index, mask=real, other=0) * R + tl.load(at)
-    largest, total = zero - 1e30, zero
+    largest, total, inf = zero - 1e30, zero, zero + float('inf')
+    least, places = zero - 3.4028235e38, zero + V
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
-        x = load(z, index, column, real, forbidden, kept, V, STRIDE, SCALE)
+        x = load(z, index, column, real, forbidden, None, V, STRIDE, SCALE)
         new = tl.maximum(largest, tl.max(x, axis=1)[:, None])
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new), axis=1)[:, None]
         largest = new
+    # What is likelier than `least` stays, and of what is as likely the first `places`. For top_k, then for
+    # top_p, two logits, least and most, close in on it. Where one is infinite all stay.
+    for of_mass in range(0 if TOP_K > 0 else 1, 2 if TOP_P < 1 else 1):
+        wanted = tl.where(of_mass > 0, TOP_P * total, TOP_K)
+        most, number, weight = largest, zero, zero
+        while tl.max(tl.where((least < most) & (most < 1e30), 1, 0)) > 0:
+            middle = least + (most - least) * 0.49  # a half might be rounded to `most`
+            n, mass, over, under = zero, zero, inf, -inf
+            for start in range(0, V, BLOCK):
+                column = start + tl.arange(0, BLOCK)[None, :]
+                x = load(z, index, column, real, forbidden, None, V, STRIDE, SCALE)
+                above = x > middle
+                n += tl.sum(above.to(tl.float32), axis=1)[:, None]
+                mass += tl.sum(tl.where(above, tl.exp(x - largest), 0.0), axis=1)[:, None]
+                over = tl.minimum(over, tl.min(tl.where(above, x, inf), axis=1)[:, None])
+                under = tl.maximum(under, tl.max(tl.where(above, -inf, x), axis=1)[:, None])
+            enough = tl.where(of_mass > 0, mass, n) >= wanted
+            least, most = tl.where(enough, over, least), tl.where(enough, most, under)
+            number, weight = tl.where(enough, number, n), tl.where(enough, weight, mass)
+        each = tl.maximum(tl.exp(least - largest), 1e-30)
+        places = tl.where(of_mass > 0, tl.ceil((wanted - weight) / each), wanted - number)
+        total = tl.minimum(total, weight + places * each)
     # the first token up to which lies more than u of the mass; rounding may leave none: then the last
     goal, before = tl.load(u + place, mask=real, other=0.0) * total, zero.to(tl.float64)
-    found, last = zero.to(tl.int32) - 1, zero.to(tl.int32)
+    found, last, taken = zero.to(tl.int32) - 1, zero.to(tl.int32), zero
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
-        x = load(z, index, column, real & (found < 0), forbidden, kept, V, STRIDE, SCALE)
+        unread = real & ((found < 0) | (allowed is not None))
+        x = load(z, index, column, unread, forbidden, None, V, STRIDE, SCALE)
         mass = tl.exp(x - largest)
+        if allowed is not None:
+            equal = tl.where(x == least, 1.0, 0.0)
+            stays = (x > least) | (equal > 0) & (taken + tl.cumsum(equal, axis=1) <= places)
+            taken += tl.sum(equal, axis=1)[:, None]
+            mass = tl.where(stays, mass, 0.0)
+            bits = tl.reshape(stays.to(tl.int32), (ROWS, BLOCK // 8, 8)) << tl.arange(0, 8)
+            byte, width = start // 8 + tl.arange(0, BLOCK // 8)[None, :], tl.cdiv(V, 8)
+            to = allowed + place * width + byte
+            tl.store(to, tl.sum(bits, axis=2).to(tl.uint8), mask=real & (byte < width))
         passed = x == largest if GREEDY else tl.cumsum(mass, axis=1) > (goal - before).to(tl.float32)
         token = tl.min(tl.where(passed & (mass > 0), column, V), axis=1)[:, None]
         found = tl.where((found < 0) & (token < V), token, found)
         last = tl.maximum(last, tl.max(tl.where(mass > 0, column, 0), axis=1)[:, None])
         before += tl.sum(mass, axis=1)[:, None]
     token = tl.where(found < 0, last, found)
-    x = load(z, index, token, real, forbidden, kept, V, STRIDE, SCALE)
+    x = load(z, index, token, real, forbidden, None, V, STRIDE, SCALE)
     tl.store(tokens + place, token.to(tl.int64), mask=real)
     tl.store(logps + place, x - largest - tl.log(total), mask=real)
     for end in tl.static_range(ENDS):

@@ -80,10 +80,10 @@ def attend(dtype, heads, H_kv, d, width, rope=True):
     kernels.attend_rows_triton(q, k, v, tables, slots, t(torch.long, 65), t(torch.long, B), t(torch.long, 1), (G, T, R), width)
 
 
-def draw(dtype, V, temperature=0.8, ends=2):
-    at, long = t(torch.long, 1), torch.long
-    kernels.draw_rows_triton(t(dtype, N, V), t(torch.double, N + 1, 200), t(long, N), at, t(long, N + 1, 200), t(FP32, N + 1, 200), None,
-                             t(long, N), t(long, ends) if ends else None, (temperature, 0, 1.0, banned(V)))
+def draw(dtype, V, temperature=0.8, ends=2, top_k=0, top_p=1.0):
+    at, long, allowed = t(torch.long, 1), torch.long, t(torch.uint8, N + 1, 200, -(-V // 8)) if top_k or top_p < 1 else None
+    kernels.draw_rows_triton(room(dtype, V), t(torch.double, N + 1, 200), t(long, N), at, t(long, N + 1, 200), t(FP32, N + 1, 200), allowed,
+                             t(long, N), t(long, ends) if ends else None, (temperature, top_k, top_p, banned(V)))
 
 
 def too_large_a_block():
@@ -122,6 +122,9 @@ LAUNCHES = {
     'draw, 49152': partial(draw, FP32, 49152),
     'draw, 151936, greedy': partial(draw, BF16, 151936, 0.0, ends=0),
     'draw, 50257': partial(draw, FP32, 50257),
+    'draw, 50257, top-k, top-p': partial(draw, FP32, 50257, top_k=50, top_p=0.9),
+    'draw, 152001, top-p': partial(draw, BF16, 152001, top_p=0.9),
+    'draw, 152001, top-k, greedy': partial(draw, BF16, 152001, 0.0, top_k=50),
     'grads, 152001, all': partial(grads, BF16, BF16, 152001),
     'too large a block': too_large_a_block,
 }

@@ -64,8 +64,8 @@ def compile_for(sm, names):
 
 
 def narrow(widths):
-    """How many of the loads read fewer than 16 bytes."""
-    return sum(count for width, count in widths.items() if int(width) < 16)
+    """How many of the loads read fewer than 16 bytes of numbers; masks are bytes."""
+    return sum(count for width, count in widths.items() if 1 < int(width) < 16)
 
 
 def check_compiled(sm, results):
@@ -75,7 +75,7 @@ def check_compiled(sm, results):
             where = f'{name} on sm_{sm}: {kernel}'
             assert kernel['registers'] <= 128 and not kernel['spilled'], where
             if name != 'stats, 99, 8 tokens':  # a row is shorter than its threads' vectors
-                assert kernel['loads'].get('16') and narrow(kernel['loads']) < 48, where
+                assert kernel['loads'].get('16') and narrow(kernel['loads']) < 32, where
 
 
 @NEEDS_TRITON
