@@ -89,8 +89,8 @@ def find_environment(given):
 
 def calculator(text, *, turn):
     """
-    <<57*43>> is answered 2451: exactly, or with 12 digits where it is no whole number, never as 1e+60. What is
-    no such arithmetic, and what is beyond 10^50, is answered 'error'.
+    <<57*43>> is answered 2451: exactly, or with 12 digits where it is no whole number, never as 1e+60. The
+    answer is 'error' to what is no such arithmetic, and beyond 10^50.
     """
     calls = re.findall(r'<<([^<>]*)>>', turn)
     if not calls:
