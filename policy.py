@@ -84,30 +84,39 @@ class GroupCache:
 
     def attend(self, layer, q, k, v):
         """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d), B = L width."""
-        keys, values, own, n = self.keys[layer], self.values[layer], self.own[layer], self.n
+        own, later, dtype = self.own[layer], None, q.dtype
         _, L, H_kv, width, R, d = own.shape
-        T, heads, dtype = keys.shape[-1], q.shape[1] // H_kv, q.dtype
         q, k, v = map(wide, (q, k, v))
         k, v = (x.view(L, width, H_kv, d).transpose(1, 2) for x in (k, v))      # (L, H_kv, width, d)
         if self.window > 1:
             own.index_copy_(4, self.at, torch.stack((k * self.scale, v)).unsqueeze(4))
+            later = self.slots[:self.n] > self.at
         else:
             torch.mul(k, self.scale, out=own[0, :, :, :, self.slot])
             own[1, :, :, :, self.slot] = v
-        own_keys, own_values = own.view(2, -1, R, d)[:, :, :n].unbind()         # (L H_kv width, n, d)
+        q = q.view(L, width, H_kv, -1, 1, d).transpose(1, 2)
+        return self.look(layer, q, later).transpose(1, 2).reshape(L * width, -1, d).to(dtype)
 
-        q = q.view(L, width, H_kv, heads, d).transpose(1, 2).reshape(L * H_kv, width * heads, d)
-        scores = torch.bmm(q, keys)                                             # (L H_kv, width heads, T)
+    def look(self, layer, q, later=None):
+        """
+        M queries of each row and head, q (L, H_kv, width, heads, M, d), at its prompt and at its own first n
+        slots but those that are `later`, broadcast to (..., M, n) -> the same shape.
+        """
+        keys, values, own, shape, n = self.keys[layer], self.values[layer], self.own[layer], q.shape, self.n
+        L, H_kv, width, heads, M, d = shape
+        own_keys, own_values = own.view(2, L * H_kv * width, -1, d)[:, :, :n].unbind()
+        q = q.reshape(L * H_kv, width * heads * M, d)
+        scores = torch.bmm(q, keys)                                             # (L H_kv, width heads M, T)
         if self.ragged:
             scores = scores + self.bias
-        own_scores = torch.bmm(q.reshape(-1, heads, d), own_keys.transpose(1, 2))
-        if self.window > 1:
-            own_scores = own_scores.masked_fill(self.slots[:n] > self.at, -torch.inf)
+        own_scores = torch.bmm(q.reshape(-1, heads * M, d), own_keys.transpose(1, 2))
+        if later is not None:
+            own_scores = own_scores.view(*shape[:-1], n).masked_fill(later, -torch.inf)
         scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
-        shared_weights, own_weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
-        y = torch.bmm(shared_weights, values).view(-1, heads, d)
-        y = torch.baddbmm(y, own_weights.reshape(-1, heads, n), own_values)
-        return y.view(L, H_kv, width, heads, d).transpose(1, 2).reshape(-1, H_kv * heads, d).to(dtype)
+        weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype)
+        of_prompt, of_own = weights.split([keys.shape[-1], n], -1)
+        y = torch.bmm(of_prompt, values).view(-1, heads * M, d)
+        return torch.baddbmm(y, of_own.reshape(-1, heads * M, n), own_values).view(shape)
 
     def pays(self, alive, places):
         """Whether it pays to keep no more than the rows that are alive."""
@@ -383,8 +392,7 @@ class CausalPolicy:
 
     def sample(self, batch: dict, group_size: int) -> Rollout:
         """Completions at the policy's temperature, see generate."""
-        lengths = batch['prompt_lengths'].tolist()
-        prompts = [row[:n] for row, n in zip(batch['prompts'].tolist(), lengths, strict=True)]
+        prompts = prompts_of(batch)
         on_cpu = self.model.wte.weight.device.type == 'cpu'
         options = {'temperature': self.temperature, 'top_k': self.top_k, 'top_p': self.top_p,
                    'eos_id': self.tokenizer.eos_ids, 'seed': batch['seeds'].tolist(),
@@ -446,6 +454,12 @@ def prompt_batch(prompts: list[list[int]], seeds: list[int], device: str = 'cpu'
     """What a CausalPolicy samples from, of P lists of token ids and P seeds."""
     lengths = torch.tensor([len(p) for p in prompts])
     return {'prompts': padded(prompts, device), 'prompt_lengths': lengths, 'seeds': torch.tensor(seeds)}
+
+
+def prompts_of(batch):
+    """The P lists of token ids again."""
+    rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
+    return [row[:n] for row, n in rows]
 
 
 # -----------------------------------------------------------------------------

@@ -21,8 +21,15 @@ from sandbox import check_sandbox, processors, run
 
 
 class Environment(Reward):
-    """A function that answers completions. Its attribute `stop`, if it has one, is the setting's default."""
+    """
+    A function that answers completions. Its attributes, if it has them: `stop`, the setting's default, and
+    `says`, the characters that a vocabulary must have.
+    """
     kind = 'environment'
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.stop, self.says = getattr(self.function, 'stop', ()), getattr(self.function, 'says', '')
 
     def check(self, records):
         """Raises ValueError where a record lacks what the function takes, or it takes no text first."""
@@ -38,9 +45,9 @@ class Environment(Reward):
         fields = list(map(self.fields_of, records))
         jobs = list(zip(texts, fields, strict=True))
         if self.whole:
-            columns = {name: [] for name in dict.fromkeys(itertools.chain(*fields))}
-            for name, column in columns.items():
-                column += [row.get(name) for row in fields]
+            columns = dict.fromkeys(itertools.chain(*fields))
+            for name in columns:
+                columns[name] = [row.get(name) for row in fields]
             jobs = [(texts, columns)]
         answers = in_time(self.answer, jobs, seconds, getattr(self.function, 'at_once', 64))
         if self.whole:
@@ -65,12 +72,12 @@ def in_time(function, jobs, seconds, at_once):
     def work(i):
         values[i] = function(*jobs[i])
 
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(jobs))]
     for start in range(0, len(jobs), at_once):
-        indices, until = range(start, min(start + at_once, len(jobs))), time.monotonic() + seconds
-        threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in indices]
-        for thread in threads:
+        together, until = threads[start:start + at_once], time.monotonic() + seconds
+        for thread in together:
             thread.start()
-        for thread in threads:
+        for thread in together:
             thread.join(max(0.0, until - time.monotonic()))
     return list(values)
 
@@ -139,6 +146,6 @@ def python(text, *, turn):
 
 
 calculator.stop, python.stop = ('>>',), ('```\n',)
-calculator.says = '0123456789error'  # what a vocabulary must have
+calculator.says = '-.0123456789error'
 python.at_once = processors()
 ENVIRONMENTS = {'calculator': calculator, 'python': python}

@@ -148,7 +148,8 @@ class Completion(Asking, Task):
 
     def other_text(self):
         """What the start's vocabulary needs beside prompts and answers."""
-        return self.cfg.system_prompt + self.cfg.retain_text
+        told = self.environment.says if self.environment else ''
+        return self.cfg.system_prompt + self.cfg.retain_text + told
 
     def start_recipe(self):
         """The data is what there is to teach, whichever part of it this seed holds out."""

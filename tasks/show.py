@@ -11,7 +11,7 @@ import torch
 from data.prompts import render
 from grpo import reward_tensor, weighted_reward
 from judge import BEAVER_TEMPLATE, TextScorer
-from policy import CausalPolicy, forbidden_tokens, generate, prompt_batch, seeds_of
+from policy import CausalPolicy, generate, prompt_batch, seeds_of
 from rewards import check_fields, resolve_rewards, score_completions
 from rewards.environments import ENVIRONMENTS, find_environment
 from runtime.config import one_line
@@ -74,16 +74,18 @@ def given(key, value):
     return value
 
 
-def with_room(options, ids, block_size):
-    """The options of generate with max_new_tokens no larger than a prompt's ids leave room for."""
+def make_room(policy, cfg, ids):
+    """Let the policy write no more behind a prompt's ids than its model reads. Raises ValueError for none."""
+    block_size = policy.model.config.block_size
     if len(ids) >= block_size:
         seen = f"the prompt has {len(ids)} tokens, and this model reads {block_size} with its answer"
         raise ValueError(f"{seen}: shorten it")
-    return options | {'max_new_tokens': min(options['max_new_tokens'], block_size - len(ids))}
+    policy.max_new_tokens = min(cfg.max_new_tokens, block_size - len(ids))
 
 
-def chat(model, tokenizer, cfg, options):
+def chat(policy, cfg):
     """A conversation until an empty line, the end of input or Ctrl-C, which in an answer ends that alone."""
+    tokenizer, block_size = policy.tokenizer, policy.model.config.block_size
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  with it, input() knows the arrow keys
     print("an empty line ends the conversation", file=sys.stderr)
@@ -100,19 +102,19 @@ def chat(model, tokenizer, cfg, options):
             return
         turns.append({'role': 'user', 'content': said})
         try:
-            kept, ids = fitting_turns(model, tokenizer, cfg, turns, options)
-            room = with_room(options, ids, model.config.block_size)
+            kept, ids = fitting_turns(turns, tokenizer, block_size, cfg)
+            make_room(policy, cfg, ids)
         except ValueError as e:  # too long, or with an unknown character
             print(f"error: {e}", file=sys.stderr)
             turns.pop()
             continue
         if len(kept) < len(turns):
             lost = f"the first {len(turns) - len(kept)} messages are forgotten"
-            print(f"(this model reads {model.config.block_size} tokens: {lost})", file=sys.stderr)
-        answer = Stream(tokenizer)
+            print(f"(this model reads {block_size} tokens: {lost})", file=sys.stderr)
+        stream = Stream(tokenizer)
         with contextlib.suppress(KeyboardInterrupt):
-            generate(model, [ids], on_token=answer, **room)
-        turns = [*kept, {'role': 'assistant', 'content': answer.end()}]
+            answer(policy, ids, cfg.seed, stream)
+        turns = [*kept, {'role': 'assistant', 'content': stream.shown}]
 
 
 def prompt_ids(prompt, tokenizer, cfg, chat_template='auto'):
@@ -122,12 +124,11 @@ def prompt_ids(prompt, tokenizer, cfg, chat_template='auto'):
     return ids
 
 
-def fitting_turns(model, tokenizer, cfg, turns, options):
+def fitting_turns(turns, tokenizer, block_size, cfg):
     """The last turns that leave half of the model's block for the answer, and their token ids."""
     if not tokenizer.has_chat_template:
         return turns, prompt_ids(turns[-1]['content'], tokenizer, cfg)
-    block_size = model.config.block_size
-    longest = block_size - min(options['max_new_tokens'], block_size // 2)
+    longest = block_size - min(cfg.max_new_tokens, block_size // 2)
     while len(ids := prompt_ids(turns, tokenizer, cfg)) > longest and len(turns) > 1:
         turns = turns[2:]
     return turns, ids
@@ -169,40 +170,54 @@ def ranking(record, cfg, device):
     return score
 
 
-def asking_policy(saved, model, tokenizer, cfg, options, record):
-    """A TurnPolicy where cfg, or the run's settings, name an environment of ours; else None."""
-    asking = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {})}
-    name, asking = cfg.environment or asking['environment'], type(cfg)(**asking | vars(cfg))
-    if name not in ENVIRONMENTS:
-        return None
-    policy = CausalPolicy(model, tokenizer, options['max_new_tokens'], top_k=cfg.top_k, top_p=cfg.top_p)
+def policy_of(saved, model, tokenizer, cfg):
+    """A policy that samples as cfg says, and asks where cfg or the run's settings name an environment."""
+    policy = CausalPolicy(model, tokenizer, top_k=cfg.top_k, top_p=cfg.top_p)
     policy.temperature = cfg.temperature  # which may be 0
-    records = [{'columns': record, 'templated': cfg.chat_template}]
-    return TurnPolicy(policy, asking, find_environment(name), lambda batch: records)
+    settings = {**vars(Asking.Settings), 'reward_errors': 'raise', **saved.get('config', {}), **vars(cfg)}
+    name = cfg.environment or saved.get('config', {}).get('environment')
+    if name in ENVIRONMENTS:
+        records = [{'columns': {}, 'templated': cfg.chat_template}]
+        return TurnPolicy(policy, type(cfg)(**settings), find_environment(name), lambda batch: records)
+    if name:
+        print(f"(environment {name!r} is a function of the run's config: nothing answers)", file=sys.stderr)
+    return policy
 
 
-def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
-    """Print completions of a prompt (token ids): one as it comes; several, by score, or else by log-prob."""
-    if num_samples == 1 and not score and not asking:
-        answer = Stream(tokenizer)
-        try:
-            generate(model, [ids], on_token=answer, **options)
-        finally:
-            answer.end()
+def sample(policy, ids, num_samples, seed):
+    """Completions of a prompt, token ids, as a Rollout of one prompt."""
+    device = policy.model.wte.weight.device
+    return policy.sample(prompt_batch([ids], seeds_of(seed, 1), device), num_samples)
+
+
+def as_seen(policy, made):
+    """The texts, at a terminal with what an environment wrote in brackets."""
+    marks = made.own is not None and sys.stdout.isatty()
+    return (policy.marked if marks else policy.texts)(made)[0]
+
+
+def answer(policy, ids, seed, stream):
+    """Print one completion: as it comes, or at its end where the policy asks."""
+    if isinstance(policy, TurnPolicy):
+        made = sample(policy, ids, 1, seed)
+        stream.show(as_seen(policy, made)[0], end='\n')
+        stream.shown = policy.texts(made)[0][0]
         return
-    if asking:
-        batch = prompt_batch([ids], seeds_of(options['seed'], 1), model.wte.weight.device)
-        made = asking.sample(batch, num_samples)
-    else:
-        made = generate(model, [ids], num_samples, **options)
+    sampling = policy.temperature, policy.top_k, policy.top_p, policy.tokenizer.eos_ids
+    try:
+        generate(policy.model, [ids], 1, policy.max_new_tokens, *sampling, seed, policy.forbidden, stream)
+    finally:
+        stream.end()
+
+
+def complete(policy, ids, num_samples, seed, score):
+    """Print completions of a prompt (token ids): one by itself; several, by score, or else by log-prob."""
+    if num_samples == 1 and not score:
+        answer(policy, ids, seed, Stream(policy.tokenizer))
+        return
+    made = sample(policy, ids, num_samples, seed)
+    texts, shown, ids = policy.texts(made)[0], as_seen(policy, made), made.ids()[0]
     lengths, logps = made.lengths[0].tolist(), made.logps[0].sum(dim=-1).tolist()
-    rows = zip(made.tokens[0].tolist(), lengths, made.ended[0].tolist(), strict=True)
-    ids = [tokens[:n] for tokens, n in zip(made.tokens[0].tolist(), lengths, strict=True)]
-    texts = shown = [tokenizer.decode(tokens[:n - ended]) for tokens, n, ended in rows]
-    if asking:
-        texts = shown = asking.texts(made)[0]
-    if asking and sys.stdout.isatty():
-        shown = asking.marked(made)[0]
     columns = (score(texts, ids) if score else {}) | {'log-prob': logps}
     best, *_ = columns.values()
     rows = []
@@ -215,19 +230,15 @@ def complete(model, tokenizer, ids, num_samples, options, score, asking=None):
 
 def show_causal(saved, model, tokenizer, cfg):
     """Chat with a causal model, or let it complete cfg.prompt."""
-    options = {'max_new_tokens': cfg.max_new_tokens, 'temperature': cfg.temperature, 'top_k': cfg.top_k,
-               'top_p': cfg.top_p, 'eos_id': tokenizer.eos_ids, 'seed': cfg.seed,
-               'forbidden': forbidden_tokens(tokenizer, model)}
-    prompt = given('prompt', cfg.prompt)
+    policy, prompt = policy_of(saved, model, tokenizer, cfg), given('prompt', cfg.prompt)
     if not prompt:
-        chat(model, tokenizer, cfg, options)
+        chat(policy, cfg)
         return
     ids = prompt_ids(prompt, tokenizer, cfg, cfg.chat_template)
-    options = with_room(options, ids, model.config.block_size)
+    make_room(policy, cfg, ids)
     if cfg.lambda_cost is None:
         cfg.lambda_cost = saved.get('lagrange', {'value': 1.0})['value']
     fields = {'prompt': prompt, 'reference': cfg.reference, 'tests': cfg.tests, 'context': cfg.context}
     record = {name: value for name, value in fields.items() if value}
     score = ranking(record, cfg, model.wte.weight.device)
-    asking = asking_policy(saved, model, tokenizer, cfg, options, record)
-    complete(model, tokenizer, ids, cfg.num_samples or (8 if score else 1), options, score, asking)
+    complete(policy, ids, cfg.num_samples or (8 if score else 1), cfg.seed, score)

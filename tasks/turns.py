@@ -17,7 +17,7 @@ import torch
 
 from grpo import Rollout
 from kernels import draw_rows_torch, padded_rows, wide
-from policy import CausalPolicy, Decoder, GroupCache, check_request, read_prompts, uniforms
+from policy import CausalPolicy, Decoder, GroupCache, check_request, prompts_of, read_prompts, uniforms
 from rewards import fields_of
 from rewards.environments import find_environment
 from runtime import ranks
@@ -44,29 +44,18 @@ class TurnCache(GroupCache):
         self.layout = padded_rows(counts, len(steps), device)
         rows, offsets = (x.to(device) for x in (steps < counts[:, None]).nonzero(as_tuple=True))
         self.places, self.read = (rows // self.width, rows % self.width), self.at[rows] + offsets
-        seen = self.slots[:int(self.read.max()) + 1]
-        self.later = seen > self.at[:, None, None] + steps.to(device)[:, None]  # (B, M, seen)
+        self.n = int(self.read.max()) + 1
+        self.later = self.slots[:self.n] > self.at[:, None, None] + steps.to(device)[:, None]  # (B, M, n)
         return rows, self.read
 
     def attend(self, layer, q, k, v):
         """The n tokens of go_to: q (n, H, d), k and v (n, H_kv, d) -> (n, H, d)."""
-        keys, values, own, dtype = self.keys[layer], self.values[layer], self.own[layer], q.dtype
+        own, (_, M, n), (line, place), dtype = self.own[layer], self.later.shape, self.places, q.dtype
+        _, L, H_kv, width, _, d = own.shape
         q, k, v = map(wide, (q, k, v))
-        _, L, H_kv, width, R, d = own.shape
-        T, (_, M, n), heads = keys.shape[-1], self.later.shape, q.shape[1] // H_kv
-        line, place = self.places
         own[:, line, :, place, self.read] = torch.stack((k * self.scale, v), dim=1)
-        own_keys, own_values = own.view(2, -1, R, d)[:, :, :n].unbind()         # (L H_kv width, n, d)
-        q = self.layout.pad(q).view(L, width, M, H_kv, heads, d).permute(0, 3, 1, 4, 2, 5)
-        scores = torch.bmm(q.reshape(L * H_kv, -1, d), keys) + self.bias        # (L H_kv, width heads M, T)
-        own_scores = torch.bmm(q.reshape(-1, heads * M, d), own_keys.transpose(1, 2))
-        own_scores = own_scores.view(L, H_kv, width, heads, M, n)
-        own_scores = own_scores.masked_fill(self.later.view(L, 1, width, 1, M, n), -torch.inf)
-        scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
-        shared, mine = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype).split([T, n], -1)
-        y = torch.bmm(shared, values).view(-1, heads * M, d)
-        y = torch.baddbmm(y, mine.reshape(-1, heads * M, n), own_values)
-        y = y.view(L, H_kv, width, heads, M, d).permute(0, 2, 4, 1, 3, 5)
+        q = self.layout.pad(q).view(L, width, M, H_kv, -1, d).permute(0, 3, 1, 4, 2, 5)
+        y = self.look(layer, q, self.later.view(L, 1, width, 1, M, n)).permute(0, 2, 4, 1, 3, 5)
         return self.layout.pack(y.reshape(L * width, M, -1, d)).to(dtype)
 
     def keep(self, rows):
@@ -86,6 +75,7 @@ class TurnDecoder(Decoder):
         super().__init__(policy.model, cache, *u.shape, policy.tokenizer.eos_ids, sampling)
         self.start(u, positions)
         self.policy, self.records, self.most, self.seconds = policy, records, u.shape[1] - 1, 0.0
+        self.tail = torch.arange(1 - policy.longest_stop, 1, device=u.device)
         self.own = torch.zeros_like(self.tokens, dtype=torch.bool)
         self.lengths = torch.full_like(self.tokens[:, 0], self.most)
         self.begin, self.answered, ended, failed = torch.zeros_like(self.lengths.expand(4, -1))
@@ -114,16 +104,12 @@ class TurnDecoder(Decoder):
 
     def stops(self):
         """(B,) bool: rows that run, in whose newest token a stop string ends."""
-        places = self.running.nonzero().squeeze(-1)
-        rows = self.rows[places, None]
-        tail = torch.arange(1 - self.policy.longest_stop, 1, device=rows.device)
-        slots, found = self.cache.at[places, None] + tail, torch.zeros_like(self.running, dtype=torch.bool)
-        ids = self.tokens[rows, slots.clamp(min=0)].masked_fill(slots < self.begin[rows], -1).tolist()
-        for place, turn in zip(places.tolist(), ids, strict=True):
-            turn = [i for i in turn if i >= 0]
-            before, text = map(self.policy.tokenizer.decode, (turn[:-1], turn))
-            for stop in self.policy.stop:
-                found[place] |= text.find(stop, max(0, len(before) - len(stop) + 1)) >= 0
+        places = self.running.nonzero()
+        rows, slots = self.rows[places], self.cache.at[places] + self.tail      # (n, 1), (n, longest_stop)
+        turns = self.tokens[rows, slots.clamp(min=0)].masked_fill(slots < self.begin[rows], -1)
+        stopped = torch.tensor(list(map(self.policy.stops, turns.tolist())), dtype=torch.bool)
+        found = torch.zeros_like(self.running, dtype=torch.bool)
+        found[places[:, 0]] = stopped.to(found.device)
         return found
 
     def ask(self):
@@ -137,11 +123,9 @@ class TurnDecoder(Decoder):
         asks = (self.running == 0) & self.ended[rows] & (self.lengths[rows] < self.most) & (rows < N)
         asks &= self.answered[rows] + 1 < self.policy.cfg.max_turns
         places, rows = asks.nonzero().squeeze(-1).tolist(), rows[asks].tolist()
-        calls = []
-        for row in rows:
-            written, record = self.tokens[row, :self.lengths[row]], self.records[row * len(self.records) // N]
-            calls.append((written.tolist(), int(self.begin[row]), record))
-        answers = self.policy.answers(calls) if calls else []
+        written = [self.tokens[row, :self.lengths[row]].tolist() for row in rows]
+        records = [self.records[row * len(self.records) // N] for row in rows]
+        answers = self.policy.answers(written, self.begin[rows].tolist(), records) if rows else []
         self.seconds += time.perf_counter() - since
         counts = torch.zeros(len(self.rows), dtype=torch.long)
         for place, row, ids in zip(places, rows, answers, strict=True):
@@ -183,9 +167,9 @@ class TurnPolicy(CausalPolicy):
 
     def __init__(self, policy, cfg, environment, records_of):
         vars(self).update(vars(policy), cfg=cfg, environment=environment, records_of=records_of)
-        stop = getattr(environment.function, 'stop', ()) if cfg.stop is None else cfg.stop
+        stop = environment.stop if cfg.stop is None else cfg.stop
         try:
-            self.tokenizer.encode(getattr(environment.function, 'says', ''))
+            self.tokenizer.encode(environment.says)
         except ValueError as e:
             raise ValueError(f"{environment} cannot answer this model: {e}") from None
         self.stop = [stop] if isinstance(stop, str) else stop
@@ -194,9 +178,8 @@ class TurnPolicy(CausalPolicy):
     @torch.no_grad()
     def sample(self, batch, group_size):
         """Its batch tells how often each was `answered`, where the environment `failed`, its seconds."""
-        rows = zip(batch['prompts'].tolist(), batch['prompt_lengths'].tolist(), strict=True)
-        prompts = [row[:n] for row, n in rows]
-        P, G, R, device = len(prompts), group_size, self.max_new_tokens, self.model.wte.weight.device
+        prompts, device = prompts_of(batch), self.model.wte.weight.device
+        P, G, R = len(prompts), group_size, self.max_new_tokens
         check_request(prompts, self.model.config.block_size, G, R, self.temperature, self.top_k, self.top_p)
         u = uniforms(batch['seeds'].tolist(), G, R + 1).flatten(0, 1).to(device)
         hidden, prefix, lengths = read_prompts(lambda tokens, _: self.prefill(tokens, batch), prompts, device)
@@ -209,20 +192,28 @@ class TurnPolicy(CausalPolicy):
                 progress.step()
         made = decoder.completions(P, G, decoder.lengths[:-1], decoder.ended[:-1])
         own = decoder.own[:-1, :made.tokens.shape[-1]].cpu().unflatten(0, (P, G))
-        told = [x[:-1].view(P, G).cpu() for x in (decoder.answered, decoder.failed)]
-        told.append(torch.full((P,), decoder.seconds / P))
-        batch = batch | dict(zip(('answered', 'failed', 'environment_time'), told, strict=True))
-        on_cpu = made.lengths.cpu(), made.logps, made.ended.cpu()
-        return Rollout(batch, made.tokens, *on_cpu, made.allowed, own)
+        answered, failed = (x[:-1].view(P, G).cpu() for x in (decoder.answered, decoder.failed))
+        seconds = torch.full((P,), decoder.seconds / P)
+        batch = batch | {'answered': answered, 'failed': failed, 'environment_time': seconds}
+        ended = made.ended.cpu()
+        return Rollout(batch, made.tokens, made.lengths.cpu(), made.logps, ended, made.allowed, own)
 
-    def answers(self, calls):
-        """What answers each call, (the completion's ids, where its turn begins, its record)."""
-        texts, fields, answers = [], [], []
-        for ids, begin, record in calls:
-            texts.append(self.text(ids))
-            fields.append(fields_of(record['columns']) | {'turn': self.text(ids[begin:])})
-        found = self.environment.answers(texts, fields, self.cfg.environment_timeout)
-        for (ids, _, record), answer in zip(calls, found, strict=True):
+    def stops(self, ids):
+        """Whether a stop string ends in the last token of a turn, -1 before it."""
+        ids = [i for i in ids if i >= 0]
+        before, text = map(self.tokenizer.decode, (ids[:-1], ids))
+        return any(text.find(stop, max(0, len(before) - len(stop) + 1)) >= 0 for stop in self.stop)
+
+    def answers(self, written, begins, records):
+        """
+        What answers n completions, lists of ids, whose turns begin at `begins`: lists of ids, None where one
+        is done, or what went wrong.
+        """
+        turns = [{'turn': self.text(ids[begin:])} for ids, begin in zip(written, begins, strict=True)]
+        fields = [fields_of(record['columns']) | turn for record, turn in zip(records, turns, strict=True)]
+        found = self.environment.answers([*map(self.text, written)], fields, self.cfg.environment_timeout)
+        answers = []
+        for ids, record, answer in zip(written, records, found, strict=True):
             try:
                 if isinstance(answer, Exception):
                     raise answer
@@ -306,9 +297,8 @@ class Asking:
 
     def that_asks(self, policy):
         """The policy, one that asks where something answers."""
-        if self.environment is None:
-            return policy
-        return TurnPolicy(policy, self.cfg, self.environment, self.records_of)
+        asks = self.environment is not None
+        return TurnPolicy(policy, self.cfg, self.environment, self.records_of) if asks else policy
 
     def records_of(self, batch):
         return [self.every_record[i] for i in batch['record'].tolist()]
@@ -326,6 +316,6 @@ class Asking:
         if rollout.own is None:
             return metrics
         answers = rollout.batch['answered'].float()
-        means = {'turns': 1 + answers, 'frac_asking': (answers > 0).float()}
-        means['time_environment'] = rollout.batch['environment_time'].sum()
+        means = {'turns': 1 + answers, 'frac_asking': (answers > 0).float(),
+                 'time_environment': rollout.batch['environment_time'].sum()}
         return metrics | {name: ranks.mean(values.mean().to(self.device)) for name, values in means.items()}

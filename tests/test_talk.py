@@ -21,7 +21,7 @@ from formats.tokenizer import CharTokenizer, load_tokenizer
 from judge import Judge, ScoreModel, TextScorer
 from model import GPT, GPTConfig
 from nla import Critic, Injection, truncate
-from policy import generate
+from policy import CausalPolicy, generate
 from rewards import score
 from runtime.checkpoint import save_checkpoint
 from tasks import show as talk
@@ -100,9 +100,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def as_read(system_prompt=''):
-    """The settings of how a prompt is read."""
-    return types.SimpleNamespace(system_prompt=system_prompt, chat_template_kwargs=None, add_special_tokens=True)
+def settings(max_new_tokens, system_prompt=''):
+    """Those of a conversation."""
+    return types.SimpleNamespace(system_prompt=system_prompt, chat_template_kwargs=None, add_special_tokens=True, seed=1,
+                                 max_new_tokens=max_new_tokens)
 
 
 def run(folder, *arguments, piped=''):
@@ -300,7 +301,8 @@ def chatting(folder, monkeypatch, capsys):
     """
     tokenizer, prompts = load_tokenizer(str(folder / 'bytes')), []
 
-    def answer(model, ids, on_token, max_new_tokens, **options):
+    def answer(model, ids, group_size, max_new_tokens, *more):
+        *_, on_token = more
         prompts.append(tokenizer.decode(ids[0]))
         for step, token in enumerate(tokenizer.encode(str(len(ids[0])))):
             on_token(step, None, torch.tensor([token]))
@@ -312,12 +314,8 @@ def chatting(folder, monkeypatch, capsys):
         typed = iter(lines)
         monkeypatch.setattr('builtins.input', lambda mark: next(typed))
         monkeypatch.setattr(talk, 'generate', answer)
-        talk.chat(
-            GPT(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=8)),
-            tokenizer,
-            as_read(system_prompt=system_prompt),
-            {'max_new_tokens': max_new_tokens},
-        )
+        model = GPT(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=8))
+        talk.chat(CausalPolicy(model, tokenizer), settings(max_new_tokens, system_prompt))
         return prompts, capsys.readouterr()
     return talked
 
@@ -373,7 +371,7 @@ def test_how_else_a_conversation_ends(folder, monkeypatch, end):
         raise end
     monkeypatch.setattr('builtins.input', nobody)
     model = GPT.from_pretrained(str(folder / 'bytes')).eval()
-    assert talk.chat(model, load_tokenizer(str(folder / 'bytes')), as_read(), {'max_new_tokens': 3}) is None
+    assert talk.chat(CausalPolicy(model, load_tokenizer(str(folder / 'bytes'))), settings(3)) is None
 
 
 def test_a_reader_that_leaves(folder):

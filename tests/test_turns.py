@@ -2,6 +2,7 @@
 Completions that ask: what the sampler writes in turns is what reading everything again would write, the gradient is that of the policy's
 own tokens, and whatever an environment does is named.
 """
+import contextlib
 import json
 import socket
 import string
@@ -31,7 +32,8 @@ from plain import plain
 from policy import CausalPolicy, prompt_batch, uniforms
 from rewards.environments import find_environment
 from simulated_gpu import SimulatedGPU
-from tasks.show import asking_policy, complete
+from tasks import show
+from tasks.completion import Completion
 from tasks.turns import Asking, TurnPolicy
 from test_completion import KINDS, TOKENIZER, gradient, still, tiny
 from test_hacking import ROOT
@@ -493,14 +495,37 @@ def test_a_run_tells_who_wrote_what(asking_run):
 @pytest.mark.parametrize('terminal', [True, False])
 def test_sample_shows_who_wrote_what(terminal, capsys, monkeypatch):
     """On a terminal in brackets; a pipe gets the text alone. The run's settings say what answers, unless that is a function."""
-    policy, options = writer_of('<<6*7>>'), {'max_new_tokens': 12, 'seed': 1}
-    cfg = types.SimpleNamespace(environment=None, top_k=0, top_p=1.0, temperature=0.0, chat_template=False, chat_template_kwargs=None)
-    arguments = policy.model, policy.tokenizer, cfg, options, {}
-    assert asking_policy({'config': {'environment': 'helper'}}, *arguments) is asking_policy({}, *arguments) is None
-    asking = asking_policy({'config': {'environment': 'calculator', 'max_turns': 2}}, *arguments)
+    writer = writer_of('<<6*7>>')
+    cfg = types.SimpleNamespace(environment=None, top_k=0, top_p=1.0, temperature=0.0, chat_template=False, chat_template_kwargs=None,
+                                max_new_tokens=12, add_special_tokens=True, system_prompt='', seed=1)
+    arguments = writer.model, writer.tokenizer, cfg
+    assert not isinstance(show.policy_of({}, *arguments), TurnPolicy)
+    assert not isinstance(show.policy_of({'config': {'environment': 'helper'}}, *arguments), TurnPolicy)
+    assert 'nothing answers' in capsys.readouterr().err
+    policy = show.policy_of({'config': {'environment': 'calculator', 'max_turns': 2}}, *arguments)
     monkeypatch.setattr('sys.stdout.isatty', lambda: terminal)
-    complete(policy.model, policy.tokenizer, [3], 1, options, None, asking)
-    assert ('<<6*7>>⟦42⟧' if terminal else '<<6*7>>42') in capsys.readouterr().out and asking.cfg.max_turns == 2
+    wanted = '<<6*7>>⟦42⟧' if terminal else '<<6*7>>42'
+    said = iter('ab')
+    monkeypatch.setattr('builtins.input', lambda prompt: next(said, ''))
+    show.chat(policy, cfg)
+    assert capsys.readouterr().out.count(wanted) == 2 and policy.cfg.max_turns == 2
+    show.complete(policy, [3], 1, 1, None)
+    assert wanted in capsys.readouterr().out
+    show.complete(policy, [3], 2, 1, None)
+    assert wanted in capsys.readouterr().out
+
+
+def test_a_vocabulary_must_have_the_answers_characters():
+    """A start that is made here gets them; another model is refused before it trains."""
+    calculator, cfg = find_environment('calculator'), types.SimpleNamespace(system_prompt='', retain_text='ab', stop=None)
+    told = Completion.other_text(types.SimpleNamespace(environment=calculator, cfg=cfg))
+    answers = calculator.answers(['<<7/2>>'] * 3, [{'turn': turn} for turn in ('<<7/2>>', '<<3-10>>', '<<2*(>>')], 9.0)
+    assert answers == ['3.5', '-7', 'error'] and set(''.join(answers)) <= set(told)
+    for characters, error in ((told + '<>', None), ('ab<>+0123456789', "cannot answer this model: character '-'")):
+        model = GPT(GPTConfig(block_size=8, vocab_size=99, n_layer=1, n_head=1, n_embd=8))
+        policy = CausalPolicy(model, CharTokenizer(characters, end=True))
+        with pytest.raises(ValueError, match=error) if error else contextlib.nullcontext():
+            TurnPolicy(policy, cfg, calculator, None)
 
 
 def test_a_resumed_run_is_the_same_to_the_last_bit(asking_run):
