@@ -56,7 +56,7 @@ class Settings:
     temperature: Positive = 0.8                     # of sampling and of scoring alike
     top_k: Natural = 0                              # 0 is off; scoring keeps to what top_k and top_p leave
     top_p: Annotated[float, '(0, 1]'] = 1.0         # 1 is off
-    sampling_batch_size: Count | None = None        # prompts sampled at once; rewards are computed meanwhile
+    sampling_batch_size: Count | None = None        # sampled at once, while the part before is rewarded
     dynamic_sampling: Natural = 0                   # rounds of replacing groups of equal rewards
     # rewards and advantages
     advantage: Advantage = 'grpo'                   # 'gae' is PPO's, with a value head
@@ -73,9 +73,9 @@ class Settings:
     minibatch_size: Count | None = None             # prompts of an optimizer step, all ranks; None: all
     micro_batch_size: Count | None = None           # prompts of one forward; changes memory, not the result
     micro_batch_tokens: Count | None = None         # or their tokens, with all completions; at least a prompt
-    clip_low: Share = 0.2                           # tokens with A < 0 stop at ratio 1 - clip_low
+    clip_low: Share = 0.2                           # the ratio's lower bound is 1 - clip_low, where A < 0
     clip_high: NonNegative = 0.2                    # those with A > 0 at 1 + clip_high; cispo clips here
-    dual_clip: Annotated[float, '(1, inf)'] | None = None  # A < 0: the loss is at most this |A|
+    dual_clip: Annotated[float, '(1, inf)'] | None = None  # where A < 0, a loss is at most this times |A|
     entropy_coef: NonNegative = 0.0                 # above 0 keeps the entropy up
     grad_clip: NonNegative = 1.0                    # the largest norm of the gradient; 0 is off
     # the leash to the reference: what it costs to leave it

@@ -427,8 +427,8 @@ if __name__ == '__main__':
     device = 'cpu'
     precision: Literal['fp32', 'bf16'] = 'fp32'
     with_parent = False                         # True: stop when standard input closes
-    cfg = configure(globals(), argv=[argument for argument in sys.argv[1:] if argument != 'serve'])
-    if sys.argv[1:2] != ['serve'] or bool(cfg.model) == bool(cfg.reward and cfg.cost):
+    commands, cfg = configure(globals(), names=True)
+    if commands != ['serve'] or bool(cfg.model) == bool(cfg.reward and cfg.cost):
         raise ValueError("usage: python judge.py serve --reward=DIR --cost=DIR (or --model=DIR) "
                          "[--port=8000]; see --help")
     serve(cfg)

@@ -27,17 +27,17 @@ from tasks.evolution import es_training_step
 # the job
 task: Literal['fill_in', 'completion', 'alignment', 'nla'] = 'fill_in'  # each is a file in tasks/
 init_from: Literal['generator', 'resume'] = 'generator'  # 'resume': go on with out_dir
-remake: Literal[False, True, 'never'] = False  # what was made by another recipe: refuse, make again, take
+remake: Literal[False, True, 'never'] = False  # of a file made with other settings: refuse, remake, use
 out_dir = 'out-grpo'                    # may hold {dataset}, {seed}, ...; a used one is moved aside
 seed: Natural = 1                       # of everything that is drawn
 # optimizer
 batch_size: Count = 32                  # P: prompts of an iteration, all ranks together
 max_iters: Natural = 200                # iterations: completions, rewards, a step
 optimizer: Literal['adamw', 'es'] = 'adamw'  # 'es': evolution strategies, rewards without gradients
-learning_rate: NonNegative = 6e-4       # its peak
-min_lr: NonNegative | None = None       # at the end; None: a tenth of learning_rate
+learning_rate: NonNegative = 6e-4       # the peak of its schedule
+min_lr: NonNegative | None = None       # learning rate at the end; None: a tenth of the peak
 lr_schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'  # after the warm-up
-warmup_iters: Natural = 10              # iterations in which it rises
+warmup_iters: Natural = 10              # iterations in which the learning rate rises
 weight_decay: NonNegative = 0.0         # AdamW's, on matrices alone
 beta1: Annotated[float, '[0, 1)'] = 0.9  # Adam's averages
 beta2: Annotated[float, '[0, 1)'] = 0.99
@@ -49,9 +49,9 @@ reference_update_freq: Count = 500      # periodic: reference = policy, every so
 reference_offload = False               # True: it waits in the CPU's memory
 # LoRA: train small matrices beside frozen ones
 lora_r: Natural = 0                     # rank; 0 trains all weights
-lora_alpha: Positive | None = None      # they are scaled by lora_alpha / lora_r; None: 16, or as they came
+lora_alpha: Positive | None = None      # they are scaled by lora_alpha / lora_r; None: 16, or theirs
 lora_dropout: Annotated[float, '[0, 1)'] = 0.0  # above 0 the policy that learns is not the one that sampled
-lora_targets: tuple | str | None = None  # q, k, v, o, gate, up, down; q_proj, ...; None: all, or as they came
+lora_targets: tuple | str | None = None  # q, k, v, o, gate, up, down; q_proj, ...; None: all, or theirs
 load_in_8bit = False                    # frozen weights as int8
 # evaluation, logs, checkpoints
 eval_interval: Count = 50               # iterations between two evaluations

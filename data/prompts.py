@@ -24,7 +24,7 @@ from data.sources import (
 )
 from data.text import FOLDER, dataset_name, folders_that, prepare, write_recipe
 from formats.chat import variables_read
-from formats.text_files import replacing
+from formats.text_files import near_path, replacing
 from rewards.reward import FIELDS
 from runtime import ranks
 from runtime.console import say
@@ -217,9 +217,9 @@ def read_source(source, split):
         return read_hugging_face(source, split)
     known = folders_that('write_splits', FOLDER)
     near = difflib.get_close_matches(source, known, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ''
+    meant = f"; did you mean {near[0]!r}?" if near else near_path(source)
     raise FileNotFoundError(f"no prompts at {source!r}: it is no file, no folder under data/ (there are: "
-                            f"{', '.join(known)}{meant}) and no Hugging Face name, owner/name")
+                            f"{', '.join(known)}) and no Hugging Face name, owner/name{meant}")
 
 
 def load_prompts(source: str, column_mapping=None, split: str = 'train') -> list[dict]:

@@ -1,6 +1,7 @@
 """Text and JSON files: read with one clear error that names file and line, written whole or not at all."""
 import codecs
 import contextlib
+import difflib
 import glob
 import gzip
 import json
@@ -9,6 +10,7 @@ import re
 import shutil
 import socket
 import zlib
+from pathlib import Path
 
 HALF_PAIR = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape for half of a character beyond U+FFFF
 
@@ -18,12 +20,25 @@ def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
+def near_path(path):
+    """What an error about a path that is not there ends with: '; did you mean ...?', or ''."""
+    found = ''
+    for part in Path(path).parts:
+        if not os.path.exists(os.path.join(found, part)):
+            beside = os.listdir(found or '.') if os.path.isdir(found or '.') else []
+            part = next(iter(difflib.get_close_matches(part, beside, n=1, cutoff=0.7)), '')
+        if not part:
+            return ''
+        found = os.path.join(found, part)
+    return f"; did you mean {found}?"
+
+
 def read_bytes(path):
     try:
         with open(path, 'rb') as f:
             return f.read()
     except OSError as e:
-        raise FileNotFoundError(f"{path} cannot be read: {e.strerror}") from None
+        raise FileNotFoundError(f"{path} cannot be read: {e.strerror}{near_path(path)}") from None
 
 
 def decoded(data, path, encoding='utf-8'):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from formats.optional import optional
-from formats.text_files import first_line, read_json, replacing, write_text
+from formats.text_files import first_line, near_path, read_json, replacing, write_text
 
 # What makes a family, in the fields of model.GPTConfig.
 ALL = dict(qk_norm=False, causal=True)
@@ -108,11 +108,13 @@ def local_folder(path):
     if os.path.exists(path):
         return path
     if os.path.basename(path) in ('export', 'adapter'):
-        raise FileNotFoundError(f"there is no {path}: a run makes it at its end, so train it first")
+        meant = near_path(path) or ": a run makes it at its end, so train it first"
+        raise FileNotFoundError(f"there is no {path}{meant}")
     # Where out/ is a folder, a mistyped out/ckpt is no name on the hub.
     on_the_hub = re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', path) and not path.endswith(('.gguf', '.pt'))
     if not on_the_hub or os.path.isdir(path.split('/')[0]):
-        raise FileNotFoundError(f"there is no file or folder {path!r} (on the Hugging Face hub: owner/name)")
+        hub = "on the Hugging Face hub: owner/name"
+        raise FileNotFoundError(f"there is no file or folder {path!r} ({hub}){near_path(path)}")
     hub = optional('huggingface_hub', f"to fetch {path!r} takes a package: pip install huggingface_hub")
     try:
         wanted = ['*.json', '*.safetensors', 'tokenizer.model', 'merges.txt', '*.jinja']

@@ -44,6 +44,8 @@ class Looks(NamedTuple):
         return f"{words} {verb}{then.value:.4f} → {now.value:.4f} ({change.value:+.4f} ± {change.error:.4f})"
 
     def outcome(self, name, words):
+        if math.isnan(self.change(name).value):
+            return f'not known: too few prompts have a {words} at both evaluations'
         came = {1: 'learned', 0: 'no change', -1: 'worse'}[self.change(name).sign]
         return f'{came}: {self.told(name, words)}'
 

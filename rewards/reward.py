@@ -86,6 +86,7 @@ class Reward:
 
     def __post_init__(self):
         """Read the signature. Raises ValueError where no argument can be the completion."""
+        self.causes = set()
         try:
             signature = inspect.signature(self.function)
         except ValueError:  # a built-in without one: it takes the text
@@ -288,8 +289,15 @@ class Reward:
         error = value if isinstance(value, Exception) else ValueError(error)
         if errors == 'raise':
             raise error
-        warnings.warn(f"completions left out: {error}", stacklevel=2)
+        self.complain(error)
         return FAILED
+
+    def complain(self, error):
+        """Warn that completions are left out: of each cause once, and of three at most."""
+        cause = str(error).rpartition(' for completion ')[0]
+        if len(self.causes | {cause}) > len(self.causes) < 3:
+            self.causes.add(cause)
+            warnings.warn(f"completions left out: {error}", stacklevel=2)
 
 
 def reward(*, cheap=True, **flags):

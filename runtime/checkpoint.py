@@ -9,7 +9,7 @@ import zipfile
 import torch
 
 from formats import weights
-from formats.text_files import first_line, replacing
+from formats.text_files import first_line, near_path, replacing
 from formats.tokenizer import char_tokenizer, load_tokenizer
 
 
@@ -84,7 +84,8 @@ def load_checkpoint(path: str, *kinds: str, lazily: bool = False) -> dict:
     it is torn, of another program or of another kind.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no checkpoint at {path}: train it first, or name another")
+        meant = near_path(path) or ": train it first, or name another"
+        raise FileNotFoundError(f"there is no checkpoint at {path}{meant}")
     try:
         checkpoint = load_pt(path, lazily)
     except Exception as e:

@@ -29,6 +29,7 @@ import textwrap
 import traceback
 import types
 import typing
+import warnings
 from typing import Annotated, NamedTuple
 
 from formats.text_files import first_line, read_text
@@ -282,8 +283,8 @@ def find_config(path, folder):
     if found and found.endswith('.py'):
         return found
     if found:
-        raise ValueError(f"{path!r} is no config file, which is Python and ends in .py: data is given as "
-                         "--train_prompts=, a run to go on with as --out_dir= and --init_from=resume")
+        raise ValueError(f"{path!r} is not a config file, which is Python (.py): give data as "
+                         "--train_prompts=, a run to resume as --out_dir= with --init_from=resume")
     known = {}
     for pattern in ('config/**/*.py', os.path.join(os.path.dirname(path), '*.py')):
         for other in glob.glob(pattern, recursive=True) + glob.glob(pattern, root_dir=ROOT, recursive=True):
@@ -401,7 +402,7 @@ def configure(namespace, *rooms, tasks=None, argv=None, names=False):
     """
     argv = sys.argv[1:] if argv is None else argv
     plain = [argument for argument in argv if names and not argument.startswith('-')]
-    sys.excepthook = one_line_errors
+    sys.excepthook, warnings.formatwarning = one_line_errors, one_line_warning
     early.over()
     with open(namespace['__file__'], encoding='utf-8') as f:
         source = f.read()
@@ -468,7 +469,9 @@ def print_help(namespace, keys, values, room):
     rooms = list(dict.fromkeys(setting.room for setting in keys.values()))
     width = max(60, min(shutil.get_terminal_size().columns, 160))
     if room and room not in rooms:
-        raise ValueError(f"--help={room}: there are the rooms {', '.join(rooms)}")
+        near = difflib.get_close_matches(room, rooms, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are the rooms {', '.join(rooms)}"
+        raise ValueError(f"--help={room}: {meant}")
     if not room:
         print_lines((namespace.get('__doc__') or '').strip(), width)
         print_lines("\nSettings, in a config file or as --key=value; --key alone is --key=True.", width)
@@ -515,6 +518,17 @@ def stdout_is_gone():
     return gone
 
 
+def is_ours(file):
+    file = os.path.abspath(file)
+    return file.startswith(ROOT + os.sep) and 'site-packages' not in file
+
+
+def one_line_warning(message, kind, file, *where, as_python=warnings.formatwarning):
+    """Of a warning of ours the message; another tells its place too."""
+    ours = kind is UserWarning and is_ours(file)
+    return f"warning: {one_line(str(message))}\n" if ours else as_python(message, kind, file, *where)
+
+
 def one_line_errors(kind, error, trace):
     """
     Of an error raised on purpose, by a `raise` of ours, the message is printed and nothing else. Any other is
@@ -525,9 +539,7 @@ def one_line_errors(kind, error, trace):
     if kind is BrokenPipeError and stdout_is_gone():
         return None
     *_, last = [None, *traceback.extract_tb(trace)]
-    file = os.path.abspath(last.filename) if last else ''
-    ours = file.startswith(ROOT + os.sep) and 'site-packages' not in file
-    on_purpose = ours and last.line.startswith('raise')
+    on_purpose = last and is_ours(last.filename) and last.line.startswith('raise')
     if not on_purpose or issubclass(kind, AssertionError):
         return sys.__excepthook__(kind, error, trace)
     line = one_line(str(error))  # a name in a user's file may hold a line break; a value may be a book

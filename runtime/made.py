@@ -4,6 +4,7 @@ time. Each such file or folder carries its recipe, a dict of JSON: `made`, what 
 maker; `from`, what it was made from, in words; and all that shaped it, data and models by hashes of their
 contents. By that made() tells what was asked for from what only has the same name.
 """
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -19,7 +20,6 @@ from runtime.checkpoint import load_checkpoint
 from runtime.console import say
 
 TOLD = ('seed', 'eval_prompts_n')  # what differs in these alone is taken: seeds are compared on one start
-held = []                          # open files, whose locks this process has to its end
 CHUNK, CHUNKS = 1 << 18, 256       # of a file beyond their product, 64 MB, so many chunks are read
 
 
@@ -90,8 +90,8 @@ def check_made(path, describe, remake=False):
     differences = '; '.join(f"{key}: it has {json.dumps(before.get(key)):.60}, this run wants "
                             f"{json.dumps(recipe[key]):.60}" for key in differing)
     if remake is False and not set(differing) <= set(TOLD):
-        raise ValueError(f"{path} is {what}, made by another recipe ({differences}): --remake=True makes it "
-                         "again, --remake=never takes it as it is; or name another path")
+        raise ValueError(f"{path} is {what}, made with other settings or data ({differences}): --remake=True "
+                         "makes it again, --remake=never uses it as it is; or name another path")
     return f"{what} ({differences})" if differing else f"{what}, as this run makes it"
 
 
@@ -137,7 +137,7 @@ def hold(path):
     holder = taken(file, fcntl.lockf, path)
     if holder:
         raise ValueError(f"in {path} {holder} is still running: wait for it, stop it, or name another folder")
-    held.append(file)
+    atexit.register(file.close)
 
 
 def lock_file(path):

@@ -76,12 +76,12 @@ def own_out_dir(out_dir, resume):
     path = os.path.realpath(out_dir) if os.path.islink(out_dir.rstrip('/')) else os.path.normpath(out_dir)
     folder = os.path.abspath(path)
     if f'{os.getcwd()}/'.startswith(f"{folder.rstrip('/')}/"):
-        raise ValueError(f"out_dir is {out_dir!r}, where you are or above; a used one is moved aside: name "
-                         "a folder of its own")
+        raise ValueError(f"out_dir is {out_dir!r}, the current folder or one above it, and a used out_dir is "
+                         "moved aside: name a folder of its own")
     used = os.path.exists(os.path.join(path, 'metrics.jsonl')) and not resume
     if used and os.path.ismount(path):
-        raise ValueError(f"out_dir is {out_dir!r}, a used disk, which cannot be moved aside: name a folder "
-                         "on it")
+        raise ValueError(f"out_dir is {out_dir!r}, a mount point that holds a run and cannot be moved aside: "
+                         "name a folder on it")
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
@@ -404,8 +404,8 @@ def check_learns_from(before, now, remake):
         if now.get(name) == content:
             continue
         if remake != 'never' and not name.startswith('held-out'):
-            raise ValueError(f"{name}: not what this run began with, so that what it held out may be learned "
-                             "from; restore it, or go on all the same with --remake=never")
+            raise ValueError(f"{name}: changed since this run began, and may now hold what it held out: "
+                             "restore them, or go on all the same with --remake=never")
         say(f"resuming with different {name}")
 
 

@@ -55,8 +55,8 @@ class Alignment(Completion):
         lambda_max: Positive = 5.0
         lambda_rule: Literal['exponential', 'safe_rlhf'] = 'exponential'  # ln lambda += lr J, or lr lambda J
         lambda_positive_only = False            # True: J counts as max(J, 0), so that lambda never falls
-        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # of the average of J, which starts at 0
-        true_reward: types.FunctionType | None = None  # f(text, prompt=..., ...), where the truth is known
+        jc_ema_beta: Annotated[float, '[0, 1)'] = 0.9  # decay of J's moving average, which starts at 0
+        true_reward: types.FunctionType | None = None  # f(text, prompt=..., ...), where it is known
         true_cost: types.FunctionType | None = None    # the same of the cost; both are only logged
 
         @staticmethod

@@ -68,7 +68,7 @@ class Completion(Asking, Task):
         column_mapping: dict | types.FunctionType | None = None  # {'question': 'prompt'}, or a function
         train_prompts_n: Count | None = None    # no more than the first so many, of each source
         shuffle_prompts = True                  # False: in their order, epoch by epoch, for a curriculum
-        num_epochs: Positive | None = None      # instead of max_iters: so often all prompts
+        num_epochs: Positive | None = None      # passes over all prompts, instead of max_iters
         system_prompt = ''                      # stands before each prompt
         chat_template: Literal[True, False, 'auto'] = 'auto'  # for lists of messages; True: texts too
         chat_template_kwargs: dict | None = None  # what it reads beside them, {'enable_thinking': False}

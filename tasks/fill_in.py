@@ -43,7 +43,7 @@ class FillIn(Task):
         unmask_steps: Count = 1                 # K: fill in K steps, each seeing the fills before it
         # judges, trained first where they are missing
         judge_checkpoint = 'out-{dataset}/judge.pt'     # its score is the reward
-        gold_checkpoint = 'out-{dataset}/judge_gold.pt'  # only looks on, so that over-optimising shows
+        gold_checkpoint = 'out-{dataset}/judge_gold.pt'  # never a reward: it shows over-optimisation
         judge_iters: Natural = 500              # supervised steps of each
 
         @staticmethod
@@ -248,7 +248,7 @@ class FillIn(Task):
         fooled = told.replace('learned', 'the judge is being fooled')
         if above.sign > 0:
             return f"{fooled}, above real text's by {above}"
-        for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match')):
+        for name, words in (('gold', 'the gold judge’s'), ('right', 'exact match, by text,')):
             if looks.change(name).sign < 0:
                 return f"{fooled}, while {looks.told(name, words)}"
         return told

@@ -57,7 +57,7 @@ def supervised_loop(name, model, loss_of_batch, max_iters, learning_rate, weight
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss of the {name} is {mean}: lower learning_rate")
         if enough and (it + 1) % 20 == 0 and enough():
-            say(f"{at}: good enough to stop here, {seconds}")
+            say(f"{at}: as good as was asked, {seconds}")
             break
 
 

@@ -27,7 +27,7 @@ class Task:
         dataset = 'stdlib_char'         # a folder under data/, or a file: texts to fill in, or prompts
         block_size: Count = 48          # characters of a text, or of the context of a model made here
         eval_prompts_n: Count = 512     # held-out texts or prompts
-        eval_show: Natural = 3          # of which this many are printed
+        eval_show: Natural = 3          # how many of them an evaluation prints
         # the model to start from; a .pt file that does not exist yet is trained first
         generator_checkpoint = 'out-{dataset}/generator.pt'  # ours, a Hugging Face folder or name, .gguf
         n_layer: Count = 3              # its size, when it has to be trained

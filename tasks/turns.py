@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import time
 import types
-import warnings
 from operator import itemgetter
 from typing import Annotated
 
@@ -223,7 +222,7 @@ class TurnPolicy(CausalPolicy):
             except (ValueError, RuntimeError, TimeoutError) as e:
                 if self.cfg.reward_errors == 'raise':
                     raise
-                warnings.warn(f"completions left out: {e}", stacklevel=2)
+                self.environment.complain(e)
                 answers.append(e)
         return answers
 

@@ -138,7 +138,7 @@ def test_values(run, argument, shown):
         ('--', ['--key=value']),
         ('--=3', ['--key=value']),
         ('-', ['--key=value']),
-        ('', ["'' is no config file"]),
+        ('', ["'' is not a config file"]),
         ('nowhere.py', ["no config file 'nowhere.py'"]),
     ],
 )
@@ -153,12 +153,12 @@ def test_errors_are_one_line(run, argument, words):
         (['--steps', '3'], '--steps: overrides are --key=value, without spaces: --steps=VALUE'),
         (['--steps=', '3'], "no config file '3': overrides are --key=value, without spaces"),
         (['--flag', 'True'], "no config file 'True': overrides are --key=value, without spaces"),
-        (['--flag', 'one.yaml'], "'one.yaml' is no config file, which is Python and ends in .py"),
-        (['one.json'], "'one.json' is no config file"),
-        (['one.toml'], "'one.toml' is no config file"),
-        (['two.jsonl'], 'data is given as --train_prompts='),
-        (['folder'], "'folder' is no config file"),
-        (['run'], 'a run to go on with as --out_dir= and --init_from=resume'),
+        (['--flag', 'one.yaml'], "'one.yaml' is not a config file, which is Python (.py)"),
+        (['one.json'], "'one.json' is not a config file"),
+        (['one.toml'], "'one.toml' is not a config file"),
+        (['two.jsonl'], 'give data as --train_prompts='),
+        (['folder'], "'folder' is not a config file"),
+        (['run'], 'a run to resume as --out_dir= with --init_from=resume'),
         (['script.py'], 'script.py is a program and no config file'),
         (['wan.py'], 'did you mean wann.py?'),
         (['wann'], 'did you mean wann.py?'),
@@ -492,7 +492,7 @@ def test_any_value_is_taken_or_refused_in_a_line(text):
     ('train_grpo.py', 'config/arithmetc.py', 'did you mean config/arithmetic.py?'),
     ('train_grpo.py', 'arithmetic', 'did you mean config/arithmetic.py?'),
     ('train_grpo.py', 'config\\arithmetic.py', 'did you mean config/arithmetic.py?'),
-    ('train_grpo.py', 'config', "'config' is no config file"),
+    ('train_grpo.py', 'config', "'config' is not a config file"),
     ('train_grpo.py', 'sample.py', 'sample.py is a program')])
 def test_configs_of_another_program(monkeypatch, script, config, words):
     monkeypatch.chdir(ROOT)
@@ -546,7 +546,7 @@ def test_a_run_in_a_folder_named_after_settings(tmp_path):
 
 def test_out_dir_can_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
-    for path, words in (('', 'where you are'), ('.', 'where you are'), ('/', 'where you are'), ('..', 'where you are'),
+    for path, words in (('', 'current folder'), ('.', 'current folder'), ('/', 'current folder'), ('..', 'current folder'),
                         (str(tmp_path / 'file'), 'nothing can be written'), (str(tmp_path / 'file' / 'x'), 'nothing can be written'),
                         ('/proc/x', 'cannot be made'), ('/proc/self/x', 'nothing can be written'), ('/dev/null', 'nothing can be written'),
                         ('/dev/full/x', 'nothing can be written')):

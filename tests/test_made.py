@@ -77,8 +77,9 @@ def test_found_another_or_missing(capsys):
     with pytest.raises(ValueError) as refusal:
         made('x/judge.pt', partial(recipe, size=4, data='abd', seed=2), make)
     assert str(refusal.value) == (
-        'x/judge.pt is a judge from fills, made by another recipe (size: it has 3, this run wants 4; seed: it has 1, this run wants 2; '
-        'data: it has "abc", this run wants "abd"): --remake=True makes it again, --remake=never takes it as it is; or name another path'
+        'x/judge.pt is a judge from fills, made with other settings or data (size: it has 3, this run wants 4; '
+        'seed: it has 1, this run wants 2; '
+        'data: it has "abc", this run wants "abd"): --remake=True makes it again, --remake=never uses it as it is; or name another path'
     )
     made('x/judge.pt', partial(recipe, size=4), make, 'never')
     assert capsys.readouterr().out == 'found x/judge.pt, a judge from fills, as it is\n' and len(times) == 1
@@ -440,7 +441,7 @@ def test_a_run_goes_on_with_what_it_began_with(capsys):
     check_learns_from(began, completion(*more, '--max_iters=9').learns_from(), False)
     check_learns_from({}, {'prompts to train on': 'x'}, False)  # a checkpoint of before
     for other in ('--seed=2', '--eval_prompts_n=9'):
-        with pytest.raises(ValueError, match='prompts to train on: not what this run began with.*--remake=never'):
+        with pytest.raises(ValueError, match='prompts to train on: changed since this run began.*--remake=never'):
             check_learns_from(began, completion(*more, other).learns_from(), True)
     with open('sums.jsonl', 'a') as f:
         f.write('{"prompt": "9+9=", "answer": "18"}\n')

@@ -127,7 +127,7 @@ def test_folders(tmp_path, monkeypatch):
     assert load_prompts('arithmetic', split='val') == [{'prompt': 'val'}]
     with says('data/stdlib_char is a corpus of text'):
         load_prompts('stdlib_char')
-    with says("no prompts at 'arithmetik'", 'there are: arithmetic;', "did you mean 'arithmetic'?", 'owner/name'):
+    with says("no prompts at 'arithmetik'", 'there are: arithmetic)', 'owner/name', "did you mean 'arithmetic'?"):
         load_prompts('arithmetik')
     with says('stdlib_char has no train.jsonl: run `python', 'prepare.py` first'):
         load_prompts(str(ours / 'stdlib_char'))

@@ -418,7 +418,8 @@ def test_command_line(tmp_path):
     assert 'report.html' in run(folder).stdout and os.path.exists(folder + '/report.html')
     assert run(folder, '--out=here.html').returncode == 0 and (tmp_path / 'here.html').exists()
     for arguments, words in (
-        (('nowhere',), "error: no metrics.jsonl or config.json in 'nowhere': name the out_dir"),
+        (('nowhere',), "error: there is no folder 'nowhere'"),
+        (('emptyy',), "error: there is no folder 'emptyy'; did you mean empty?"),
         (('empty',), "error: no metrics.jsonl or config.json in 'empty': name the out_dir"),
         ((folder, '--out=no/such/folder.html'), "error: cannot write 'no/such/folder.html': No such file"),
         ((), 'error: name the out_dir of a run'), ((folder, '--smooth=1'), "error: --smooth=1: unknown key 'smooth'"),
@@ -433,7 +434,9 @@ def test_a_folder_of_runs(tmp_path):
     for name in ('start', 'a/seed-1', 'a/seed-2', 'b/seed-1', 'b/seed-1/old'):
         write_run(tmp_path / 'out' / name, 3, groups=False)
     wanted = [str(tmp_path / 'out' / name) for name in ('a/seed-1', 'a/seed-2', 'b/seed-1', 'start')]
-    assert runs_in(str(tmp_path / 'out')) == wanted and runs_in(wanted[2]) == wanted[2:3] and runs_in('nowhere') == ['nowhere']
+    assert runs_in(str(tmp_path / 'out')) == wanted and runs_in(wanted[2]) == wanted[2:3]
+    with pytest.raises(FileNotFoundError, match='did you mean .*/out\\?'):
+        runs_in(str(tmp_path / 'oout'))
     page = report.page_of(wanted, TASKS)
     assert all(f'"name":"{name}"' in page for name in ('a/seed-1', 'a/seed-2', 'b/seed-1', 'start'))
 

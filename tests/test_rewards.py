@@ -339,8 +339,16 @@ def test_errors_stop_or_drop_the_answer():
     broken.batched = True
     with pytest.raises(RuntimeError, match="'broken' raised OSError: no model .* for completion 'z' and 1 more"):
         score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}])
-    with pytest.warns(UserWarning, match="completions left out: reward 'broken' raised OSError: no model .* for completion 'a'"):
+    with pytest.warns(UserWarning, match="completions left out: reward 'broken' raised OSError: no model .* for completion 'z'") as told:
         assert score_completions(resolve_rewards([broken]), [['z', 'a']], [{'prompt': 'p'}], errors='drop') == {'broken': [[None, None]]}
+    assert len(told) == 1  # of the cause, whatever the completion
+
+
+def test_a_thousand_answers_that_fail_are_told_in_three_lines():
+    def picky(text): raise ValueError(f'no {text}')
+    with pytest.warns(UserWarning, match='completions left out') as told:
+        score_completions(resolve_rewards([picky]), [list(map(str, range(1000)))], [{}], errors='drop')
+    assert len(told) == 3
 
 
 def test_weights_that_do_not_sum_to_1_are_told():

@@ -389,6 +389,8 @@ def test_what_is_refused(folder, script, tmp_path):
     for arguments, error, words in (
         (('--checkpoint=nowhere.pt',), FileNotFoundError, 'nowhere.pt'),
         (('--checkpoint=nowhere',), FileNotFoundError, "'nowhere'"),
+        (('--checkpoint=answrs.pt',), FileNotFoundError, 'did you mean answers.pt'),
+        (('--checkpoint=./bites/model.safetensors',), FileNotFoundError, 'did you mean bytes/model.safetensors'),
         ((f'--checkpoint={tmp_path}', '--prompt=a'), FileNotFoundError, 'tokenizer'),
         ((*answers, '--device=cuda:99'), ValueError, "'cuda:99', which torch cannot use here"),
         ((*answers, '--device=gpu'), ValueError, "'gpu', which torch cannot use here"),

@@ -89,7 +89,7 @@ def test_a_fill_in_run():
     assert above.startswith("the judge is being fooled: held-out judge reward rose, 0.0000 → 0.5000")
     assert "real text's by 0.2500 ±" in above
     assert verdict('fill_in', look(0, real=5), look(8, real=5)).startswith('learned: ')  # 3 of 16 above is not sure
-    for name, words in (('gold', 'the gold judge’s fell, 0.5000 → '), ('right', 'exact match fell, 0.5000 → ')):
+    for name, words in (('gold', 'the gold judge’s fell, 0.5000 → '), ('right', 'exact match, by text, fell, 0.5000 → ')):
         assert words + '0.2500' in verdict('fill_in', look(0), look(4, **{name: 4})) != verdict('fill_in', look(0), look(4, **{name: 5}))
         assert verdict('fill_in', look(0), look(4, **{name: 4})).startswith('the judge is being fooled: held-out judge reward rose')
         assert verdict('fill_in', look(0), look(4, **{name: 5})).startswith('learned: ')

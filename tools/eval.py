@@ -14,7 +14,7 @@ import torch
 
 import grpo
 from data.prompts import source_name
-from formats.text_files import read_json
+from formats.text_files import near_path, read_json
 from rewards import REWARDS
 from rewards.environments import ENVIRONMENTS
 from runtime import console, run
@@ -77,7 +77,7 @@ def path_of(name, settings):
     if os.path.isfile(os.path.join(name, 'ckpt.pt')):
         name = os.path.join(name, 'ckpt.pt')
     if name.endswith('.pt') and not os.path.isfile(name):
-        raise FileNotFoundError(f"there is no checkpoint at {name}")
+        raise FileNotFoundError(f"there is no checkpoint at {name}{near_path(name)}")
     return name
 
 

@@ -11,6 +11,7 @@ import http.server
 import os
 from typing import Annotated
 
+from formats.text_files import near_path
 from report import page_of, write_report
 from runtime.config import configure
 from runtime.run import LOGS
@@ -22,6 +23,8 @@ def runs_in(folder):
     """The folder, or where it is no run's, those of the runs that tools/compare.py left below it."""
     if os.path.exists(os.path.join(folder, 'metrics.jsonl')):
         return [folder]
+    if not os.path.exists(folder):
+        raise FileNotFoundError(f"there is no folder {folder!r}{near_path(folder)}")
     below = glob.escape(folder) + '/*'
     found = glob.glob(f'{below}/metrics.jsonl') + glob.glob(f'{below}/*/metrics.jsonl')
     return sorted(map(os.path.dirname, found)) or [folder]
