@@ -26,17 +26,15 @@ from kernels import (
     GroupAttention,
     PackedAttention,
     Rows,
-    add_norm,
     group_rows,
     joined_attention,
     padded_rows,
-    rotate,
     spans,
-    swiglu,
     takes_flash,
     wide,
 )
 from runtime.checkpoint import check_fit, entry, load_checkpoint
+from runtime.decoding import add_norm, rotate, swiglu
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
 LARGEST = 1 << 24  # of any size: no model exceeds it, and a product of two never overflows

@@ -20,8 +20,9 @@ import torch
 from torch.nn import functional as F
 
 from grpo import Rollout
-from kernels import draw_rows, fused, logits_of, wide
+from kernels import logits_of, wide
 from runtime.console import Progress
+from runtime.decoding import draw_rows, fused
 from runtime.graphs import Kept, RowCache, compiled
 from runtime.lora import adapters_off
 from runtime.ranks import any_of
@@ -177,7 +178,7 @@ class Decoder:
     """
 
     def __init__(self, model, cache, N, R, ends, sampling):
-        """ends: ids of end tokens; sampling: see kernels.draw."""
+        """ends: ids of end tokens; sampling: see runtime.decoding.draw."""
         device = model.wte.weight.device
         zeros = partial(torch.zeros, device=device)
         self.model, self.cache, self.sampling = model, cache, sampling

@@ -1,7 +1,7 @@
 # Sums like 12+34=46, character by character: a short supervised start on the answers, then rewards alone.
 #
-# 2 CPU cores (AMD EPYC, fp32), the start included: held-out greedy accuracy 0.425 -> 0.979 (seed 1) and
-# 0.444 -> 0.953 (seed 2), each in 3 min 21 s.
+# 2 CPU cores (AMD EPYC, fp32), the start included: held-out greedy accuracy 0.406 -> 0.979 (seed 1) in
+# 3 min 17 s and 0.552 -> 0.980 (seed 2) in 3 min.
 task = 'completion'
 dataset = 'arithmetic'
 rewards = ['exact_answer']

@@ -276,7 +276,7 @@ def held_out_split(records, n, seed):
                          "be held out, and 1 left")
     if n >= len(different):
         tenth = max(1, len(different) // 10)
-        say_once(f"{tenth} of {len(different)} prompts held out: there are no {n} to spare")
+        say_once(f"only {tenth} of {len(different)} prompts held out: {n} would leave none to train on")
         n = tenth
     held_out = set(random.Random(f'{seed} held out').sample(different, n))
     train, val = [], []

@@ -158,7 +158,7 @@ let redraw = [];
 const answers = el('div');
 function slider(iters, draw) {  // at the last iteration, which redraw draws
   const said = el('span'), last = iters.length - 1;
-  const input = el('input', {type: 'range', min: 0, max: last, value: last});
+  const input = el('input', {type: 'range', min: 0, max: last, value: last, hidden: !last});
   input.oninput = () => {
     said.textContent = `iteration ${iters[input.value]} (${+input.value + 1} of ${iters.length})`;
     draw(+input.value);

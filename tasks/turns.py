@@ -15,13 +15,14 @@ from typing import Annotated
 import torch
 
 from grpo import Rollout
-from kernels import draw_rows_torch, padded_rows, wide
+from kernels import padded_rows, wide
 from policy import CausalPolicy, Decoder, GroupCache, check_request, prompts_of, read_prompts, uniforms
 from rewards import fields_of
 from rewards.environments import find_environment
 from runtime import ranks
 from runtime.config import Count, Positive
 from runtime.console import Progress
+from runtime.decoding import draw_rows_torch
 
 PIECE = 32  # tokens of an answer that a row reads at once
 CHAT = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]

@@ -20,9 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import kernels  # noqa: E402
+from runtime import decoding  # noqa: E402
 
 BF16, FP16, FP32, N = torch.bfloat16, torch.float16, torch.float32, 1000
-KERNELS = [name for name in vars(kernels) if name.endswith('_kernel')]
+KERNELS = {name: module for module in (kernels, decoding) for name in vars(module) if name.endswith('_kernel')}
 
 
 def t(dtype, *shape):
@@ -68,8 +69,8 @@ def rows_side_by_side(dtype, V):
 
 def norm_and_swiglu(dtype, D, more=True):
     x, norm = t(dtype, N, D), torch.nn.RMSNorm(D, eps=1e-5, device='meta', dtype=dtype)
-    kernels.add_norm_triton(x, x if more else None, norm)
-    kernels.swiglu_triton(t(dtype, N, 8 * D))
+    decoding.add_norm_triton(x, x if more else None, norm)
+    decoding.swiglu_triton(t(dtype, N, 8 * D))
 
 
 def attend(dtype, heads, H_kv, d, width, rope=True):
@@ -77,13 +78,14 @@ def attend(dtype, heads, H_kv, d, width, rope=True):
     B, G, T, R = 512, 8, 256, 200
     q, k, v = t(dtype, B, (heads + 2) * H_kv, d).split([heads * H_kv, H_kv, H_kv], dim=1)
     tables, slots = [t(dtype, T + R, d)] * 2 if rope else None, t(dtype, 2, 64 * T + (B + 1) * R, H_kv, d)
-    kernels.attend_rows_triton(q, k, v, tables, slots, t(torch.long, 65), t(torch.long, B), t(torch.long, 1), (G, T, R), width)
+    decoding.attend_rows_triton(q, k, v, tables, slots, t(torch.long, 65), t(torch.long, B), t(torch.long, 1), (G, T, R), width)
 
 
 def draw(dtype, V, temperature=0.8, ends=2, top_k=0, top_p=1.0):
     at, long, allowed = t(torch.long, 1), torch.long, t(torch.uint8, N + 1, 200, -(-V // 8)) if top_k or top_p < 1 else None
-    kernels.draw_rows_triton(room(dtype, V), t(torch.double, N + 1, 200), t(long, N), at, t(long, N + 1, 200), t(FP32, N + 1, 200), allowed,
-                             t(long, N), t(long, ends) if ends else None, (temperature, top_k, top_p, banned(V)))
+    u, tokens, logps = (t(dtype, N + 1, 200) for dtype in (torch.double, long, FP32))
+    decoding.draw_rows_triton(room(dtype, V), u, t(long, N), at, tokens, logps, allowed, t(long, N), t(long, ends) if ends else None,
+                              (temperature, top_k, top_p, banned(V)))
 
 
 def too_large_a_block():
@@ -181,9 +183,9 @@ def compile_launches(sm, names):
     for name in names:
         results[name] = []
         with ExitStack() as stack:
-            for kernel in KERNELS:
-                stand_in = Compiled(getattr(kernels, kernel), sm, results[name])
-                stack.enter_context(patch.object(kernels, kernel, stand_in))
+            for kernel, module in KERNELS.items():
+                stand_in = Compiled(getattr(module, kernel), sm, results[name])
+                stack.enter_context(patch.object(module, kernel, stand_in))
             LAUNCHES[name]()
     return results
 

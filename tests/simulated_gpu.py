@@ -46,6 +46,7 @@ if __name__ == '__main__':
 
 import flash  # noqa: E402
 import kernels  # noqa: E402
+from runtime import decoding  # noqa: E402
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
 Tensor = torch.Tensor
@@ -325,8 +326,9 @@ class SimulatedGPU:
             stack.enter_context(patch.object(dist, 'init_process_group', through_gloo(dist.init_process_group)))
             stack.enter_context(patch.object(dist.Work, 'wait', quietly(dist.Work.wait)))  # gloo copies results, NCCL does not
             stack.enter_context(patch.object(ThreadPoolExecutor, 'submit', self.submit_from(ThreadPoolExecutor.submit)))
-            for name in [name for name in vars(kernels) if name.endswith('_triton')]:
-                stack.enter_context(patch.object(kernels, name, self.kernel(name)))
+            for module in (kernels, decoding):
+                for name in [name for name in vars(module) if name.endswith('_triton')]:
+                    stack.enter_context(patch.object(module, name, self.kernel(module, name)))
             stack.enter_context(self.in_this_thread())
             self.stack = stack.pop_all()
         return self
@@ -431,9 +433,9 @@ class SimulatedGPU:
             shapes = ', '.join(str(tuple(x.shape)) for x in absent)
             raise TwoDevices(f'{name}: Expected all tensors to be on the same device; {shapes} on the CPU, in {line_of_the_repo()}')
 
-    def kernel(self, name):
-        """Stands in for kernels.NAME_triton: its torch twin, as one launch."""
-        twin = getattr(kernels, f"{name.removesuffix('_triton')}_torch")
+    def kernel(self, module, name):
+        """Stands in for module.NAME_triton: its torch twin, as one launch."""
+        twin = getattr(module, f"{name.removesuffix('_triton')}_torch")
 
         def launch(*args, **kwargs):
             tensors = tensors_in((args, kwargs))

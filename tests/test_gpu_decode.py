@@ -13,9 +13,11 @@ from torch.nn import functional as F
 import kernels
 import policy
 from grpo import completion_logps
-from kernels import add_norm_torch, attend_rows_torch, draw_rows_torch, rotate, swiglu_torch, unpack
+from kernels import unpack
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch, uniforms
+from runtime import decoding
+from runtime.decoding import add_norm_torch, attend_rows_torch, draw_rows_torch, rotate, swiglu_torch
 from runtime.graphs import Kept
 from runtime.lora import adapters_off, add_lora
 from simulated_gpu import SimulatedGPU
@@ -49,13 +51,13 @@ def test_norm_and_swiglu(dtype, D):
     torch.nn.init.normal_(norm.weight)
     with torch.no_grad():
         for added in (more, None):
-            total, normed = kernels.add_norm_triton(x, added, norm)
+            total, normed = decoding.add_norm_triton(x, added, norm)
             assert torch.equal(total, add_norm_torch(x, added, norm)[0])
             wanted = total.double()
             close(normed, wanted / (wanted.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight)
-        close(kernels.swiglu_triton(y), swiglu_torch(y.double()))
+        close(decoding.swiglu_triton(y), swiglu_torch(y.double()))
         strided = torch.randn(D, 4).to(DEVICE, dtype).T
-        close(kernels.add_norm_triton(strided, None, norm)[1], add_norm_torch(strided, None, norm)[1])
+        close(decoding.add_norm_triton(strided, None, norm)[1], add_norm_torch(strided, None, norm)[1])
 
 
 # P prompts, G, T, R, heads of keys, queries for each, width of a head, rows that read together, slot, dtype, RoPE, rows that are left
@@ -117,7 +119,7 @@ def test_attention_of_new_tokens(case):
     wanted = attention_by_hand(arguments, real)
     P, G, T, R, *_, slot = case[:9]
     before, written = arguments[4], []
-    for way in (kernels.attend_rows_triton, attend_rows_torch):
+    for way in (decoding.attend_rows_triton, attend_rows_torch):
         if way == attend_rows_torch:
             before = before.nan_to_num()  # where the kernel reads nothing the twin multiplies with 0
         arguments[4] = before.clone()
@@ -155,7 +157,7 @@ def check_drawn(arguments):
     of a token's share, in float64, the next one is right, too.
     """
     ours, twins = arguments(), arguments()
-    kernels.draw_rows_triton(*ours)
+    decoding.draw_rows_triton(*ours)
     draw_rows_torch(*twins)
     logits, u, rows, _, tokens, logps, allowed, running, ends, (temperature, _, _, forbidden) = ours
     rows, of_row = rows[:-1], slice(0, -1)  # the last place is nobody's
@@ -197,7 +199,7 @@ def test_tokens_are_those_of_the_plain_draw(temperature, top_k, top_p, V, paddin
 @pytest.mark.parametrize('temperature, top_p', [(1.0, 1.0), (0.0, 1.0)])
 def test_a_vocabulary_in_blocks(monkeypatch, tile, temperature, top_p):
     """A GPU goes over a row in blocks, and stops at the token."""
-    monkeypatch.setattr(kernels, 'tile', lambda V, most: tile)
+    monkeypatch.setattr(decoding, 'tile', lambda V, most: tile)
     check_drawn(draw_case(9, 203, (temperature, 0, top_p, None), 3))
 
 
@@ -207,7 +209,7 @@ def test_one_likely_token_and_none():
     logits, rows = arguments[0], arguments[2]
     logits[:] = -torch.inf
     logits[:, 7], logits[0] = 3.0, torch.nan
-    kernels.draw_rows_triton(*arguments)
+    decoding.draw_rows_triton(*arguments)
     assert (arguments[4][rows[1:-1], 1] == 7).all() and 0 <= arguments[4][rows[0], 1] < 50
     assert arguments[5][rows[0], 1].isnan() and (arguments[5][rows[1:-1], 1] == 0).all()
 
@@ -224,7 +226,7 @@ def kept_by_hand(x, top_k, top_p):
 def test_what_stays(monkeypatch, top_k, top_p, block):
     """Ties that a cut goes through, few tokens left, numbers far apart: kernel and twin keep the same ones. Of NaN and -inf none."""
     if block and kernels.INTERPRET:
-        monkeypatch.setattr(kernels, 'tile', lambda V, most: (1, block, 4))
+        monkeypatch.setattr(decoding, 'tile', lambda V, most: (1, block, 4))
     arguments, V = draw_case(10, 45, (1.0, top_k, top_p, None), 7), 45
     logits, _, rows = arguments()[:3]
     logits[0], logits[1] = torch.nan, -torch.inf
@@ -234,7 +236,7 @@ def test_what_stays(monkeypatch, top_k, top_p, block):
     logits[7, ::2] = torch.finfo(FULL).min
     logits[8] = 2.0 ** torch.randint(-140, 8, (V,)) * (torch.rand(V) - 0.5).sign()
     ours, twins = arguments(), arguments()
-    kernels.draw_rows_triton(*ours)
+    decoding.draw_rows_triton(*ours)
     draw_rows_torch(*twins)
     assert torch.equal(ours[6][:-1], twins[6][:-1]) and not ours[6][:, [0, 2]].any(), 'bits, of other places none'
     assert torch.equal(ours[4][rows[2:-1], 1], twins[4][rows[2:-1], 1])
@@ -272,8 +274,8 @@ def test_through_the_kernels_it_draws_what_the_plain_sampler_draws(monkeypatch, 
     model = tiny(kind)
     prompts, R = PROMPTS[1:], 7
     wanted = generate(model, prompts, 3, R, eos_id=(7, 11, 5, 20), seed=1, **options)
-    launches, on_device = [], kernels.on_device
-    monkeypatch.setattr(kernels, 'fused', lambda x: True)
+    launches, on_device = [], decoding.on_device
+    monkeypatch.setattr(decoding, 'fused', lambda x: True)
     monkeypatch.setattr(policy, 'fused', lambda x: True)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(total_memory=2 ** 36))
 
@@ -281,9 +283,9 @@ def test_through_the_kernels_it_draws_what_the_plain_sampler_draws(monkeypatch, 
         launches.append(kernel)
         on_device(kernel, *arguments, **more)
 
-    monkeypatch.setattr(kernels, 'on_device', noted)
+    monkeypatch.setattr(decoding, 'on_device', noted)
     check_same(generate(model, prompts, 3, R, eos_id=(7, 11, 5, 20), seed=1, kept=Kept(captures=False), **options), wanted)
-    assert {kernels.attend_kernel, kernels.draw_kernel} <= set(launches) and (kernels.swiglu_kernel in launches) == (kind != 'gpt2')
+    assert {decoding.attend_kernel, decoding.draw_kernel} <= set(launches) and (decoding.swiglu_kernel in launches) == (kind != 'gpt2')
 
 
 @pytest.fixture
@@ -403,6 +405,6 @@ def test_sampler_and_trainer_round_alike(monkeypatch):
     with SimulatedGPU():
         ours = gap('cuda')
     assert gap('cpu') < 0.003 and ours < 0.003
-    monkeypatch.setattr(kernels, 'attend_rows_torch', once)
+    monkeypatch.setattr(decoding, 'attend_rows_torch', once)
     with SimulatedGPU():
         assert gap('cuda') > 2 * ours

@@ -610,15 +610,15 @@ def test_costs_by_hand():
 
 
 def test_a_kernel_costs_its_tensors_once(monkeypatch):
-    """60 bytes of logits, 24 of ids, five results of 12; and what TRAFFIC says where that is wrong."""
-    z, ids = torch.zeros(3, 5, device='meta'), torch.zeros(3, 1, dtype=torch.long, device='meta')
-    for known, row in (({}, ('elementwise', 144, 0)), ({'row_stats': lambda z, ids, scale, forbidden: (7, 8)}, ('gemm', 7, 8))):
+    """120 bytes of gates and values, a result of 60; and what TRAFFIC says where that is wrong."""
+    x = torch.zeros(3, 10, device='meta')
+    for known, row in (({}, ('elementwise', 180, 0)), ({'swiglu': lambda x: (7, 8)}, ('gemm', 7, 8))):
         monkeypatch.setattr(roof, 'TRAFFIC', known)
         account = roof.Account()
         with account:
-            account.kernel('row_stats', z, ids, 1.0, None)
+            account.kernel('swiglu', x)
         part, name, *cost = account.rows.pop()
-        assert (part, *cost) == row and name == 'row_stats' and not account.rows
+        assert (part, *cost) == row and name == 'swiglu' and not account.rows
 
 
 def test_the_floor_of_SmolLM2_and_the_time_of_rows():

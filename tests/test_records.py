@@ -340,7 +340,7 @@ def test_a_tenth_of_a_small_file(capsys):
     for n, held in ((10, 1), (2, 1), (19, 1), (30, 3), (512, 51)):
         train, val = held_out_split([{'prompt': str(i)} for i in range(n)], 512, seed=1)
         assert len(val) == held and len(train) == n - held
-    assert '1 of 10 prompts held out: there are no 512 to spare' in capsys.readouterr().out
+    assert 'only 1 of 10 prompts held out: 512 would leave none to train on' in capsys.readouterr().out
     with says('cannot hold out 512 prompts of 1 different ones'):
         held_out_split([{'prompt': 'one'}] * 3, 512, seed=1)
 

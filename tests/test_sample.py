@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from formats.tokenizer import Tokenizer
-from kernels import choices, draw, pack, unpack
+from kernels import pack, unpack
 from model import GPT, GPTConfig
 from policy import CausalPolicy, GroupCache, generate, prompt_batch, uniforms
+from runtime.decoding import choices, draw
 
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2),
          'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=1, qk_norm=True, head_dim=16, tied=False)}

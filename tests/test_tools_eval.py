@@ -117,3 +117,16 @@ def test_another_job_shows_its_own_measures(tmp_path, ask):
     os.remove(tmp_path / 'out-toy.txt' / 'judge_gold.pt')
     with pytest.raises(FileNotFoundError, match='judge_gold.pt, which the run made, is gone'):
         ask(tmp_path, 'out-grpo')
+
+
+def test_models_of_runs_that_share_no_prompts(tmp_path):
+    """Causal runs answer the same prompts, whatever their task; those of other jobs are named before anything is loaded."""
+    for task in ('completion', 'alignment', 'fill_in', 'nla'):
+        (tmp_path / task).mkdir()
+        settings = {'task': task, 'train_prompts': None, 'dataset': 'shop', 'generator_checkpoint': 'out-{dataset}/g.pt'}
+        (tmp_path / task / 'config.json').write_text(json.dumps(settings))
+    folder = {path.name: str(path) for path in tmp_path.iterdir()}
+    assert evaluation.settings_of(['start', folder['alignment'], folder['completion']])['generator_checkpoint'] == 'out-shop/g.pt'
+    for one, other in (('completion', 'fill_in'), ('nla', 'alignment'), ('fill_in', 'nla')):
+        with pytest.raises(ValueError, match=f'runs of {one} and {other} cannot be asked the same'):
+            evaluation.settings_of([folder[one], folder[other] + '/ckpt.pt'])

@@ -33,17 +33,24 @@ FUNCTIONS = ('rewards', 'column_mapping', 'environment', 'true_reward', 'true_co
 
 
 def settings_of(names):
-    """The settings of the run that one of the models belongs to; {} where none does."""
-    for folder in [folder for name in names for folder in (name, os.path.dirname(name))]:
-        path = os.path.join(folder, 'config.json')
-        settings = read_json(path) if os.path.isfile(path) else {}
-        if settings.get('task') in TASKS:
+    """
+    The settings of the first run that one of the models belongs to; {} where none does. Raises ValueError for
+    runs that share no prompts.
+    """
+    folders = [folder for name in names for folder in (name, os.path.dirname(name))]
+    paths = [os.path.join(folder, 'config.json') for folder in folders]
+    runs = [read_json(path) for path in paths if os.path.isfile(path)]
+    runs = [settings for settings in runs if settings.get('task') in TASKS]
+    kinds = {issubclass(TASKS[settings['task']], Completion) or settings['task'] for settings in runs}
+    if len(kinds) > 1:
+        tasks = ' and '.join(dict.fromkeys(settings['task'] for settings in runs))
+        raise ValueError(f"runs of {tasks} cannot be asked the same: compare those of one task")
+    settings = runs[0] if runs else {}
+    for key, value in settings.items():
+        if isinstance(value, str):
             name = source_name(settings['train_prompts'] or settings['dataset'])
-            for key, value in settings.items():
-                if isinstance(value, str):
-                    settings[key] = value.replace('{dataset}', name)
-            return settings
-    return {}
+            settings[key] = value.replace('{dataset}', name)
+    return settings
 
 
 def asked(names, cfg):

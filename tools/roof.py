@@ -12,9 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import kernels
 from model import GPT, GPTConfig
 from policy import Decoder
+from runtime import decoding
 from runtime.graphs import RowCache
 
 # of an H100: bytes and bf16 FLOPs a second that good kernels get, seconds of the shortest launch
@@ -57,7 +57,7 @@ def of_attend_rows(q, k, v, rope, slots, *others):
     return size(q, k, v, q) + kept * size(slots[:, 0]), 4 * q.numel() * (T + R)
 
 
-# NAME of a kernels.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
+# NAME of a decoding.NAME_triton: a function of the same arguments that gives (bytes, FLOPs)
 TRAFFIC = {'attend_rows': of_attend_rows, 'draw_rows': lambda logits, *_: (size(logits, logits), 0)}
 
 
@@ -85,9 +85,9 @@ class Account(TorchDispatchMode):
         return out
 
     def kernel(self, name, *args, **kwargs):
-        """One launch, in place of kernels.NAME_triton; its torch twin gives the tensors that come out."""
+        """One launch, in place of decoding.NAME_triton; its torch twin gives the tensors that come out."""
         kept = len(self.rows)
-        out = getattr(kernels, f'{name}_torch')(*args, **kwargs)
+        out = getattr(decoding, f'{name}_torch')(*args, **kwargs)
         del self.rows[kept:]
         once = size(args, kwargs, out), 0
         self.launch(name, *(TRAFFIC[name](*args, **kwargs) if name in TRAFFIC else once))
@@ -97,10 +97,10 @@ class Account(TorchDispatchMode):
 def decode_step(sizes, P, G, T, slots):
     """The rows of a step at temperature 1, and seconds that weights, keys and values take at least."""
     account, N = Account(), P * G
-    names = [name.removesuffix('_triton') for name in vars(kernels) if name.endswith('_triton')]
+    names = [name.removesuffix('_triton') for name in vars(decoding) if name.endswith('_triton')]
     counted = {f'{name}_triton': partial(account.kernel, name) for name in names}
     on_gpu = patch.object(torch.Tensor, 'is_cuda', True)
-    with torch.device('meta'), on_gpu, torch.inference_mode(), patch.multiple(kernels, **counted):
+    with torch.device('meta'), on_gpu, torch.inference_mode(), patch.multiple(decoding, **counted):
         config = GPTConfig(2048, norm='rmsnorm', position='rope', mlp='swiglu', bias=False, **sizes)
         model, lengths = GPT(config).bfloat16(), torch.zeros(P, dtype=torch.long)
         keys = torch.zeros(P, T, config.n_kv_head, config.head_dim, dtype=torch.bfloat16)
