@@ -185,7 +185,7 @@ class Rollout:
 
 # -----------------------------------------------------------------------------
 # the head: hidden states -> log-probs of the sampling distribution. The first two functions are the readable
-# form; training goes through kernels.py.
+# form; training goes through kernels/.
 
 def head_log_probs(policy, hidden, allowed=None):
     """

@@ -33,8 +33,8 @@ from kernels import (
     takes_flash,
     wide,
 )
+from kernels.decoding import add_norm, rotate, swiglu
 from runtime.checkpoint import check_fit, entry, load_checkpoint
-from runtime.decoding import add_norm, rotate, swiglu
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
 LARGEST = 1 << 24  # of any size: no model exceeds it, and a product of two never overflows

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from grpo import Rollout
 from kernels import logits_of, wide
+from kernels.decoding import draw_rows, fused
 from runtime.console import Progress
-from runtime.decoding import draw_rows, fused
 from runtime.graphs import Kept, RowCache, compiled
 from runtime.lora import adapters_off
 from runtime.ranks import any_of
@@ -178,7 +178,7 @@ class Decoder:
     """
 
     def __init__(self, model, cache, N, R, ends, sampling):
-        """ends: ids of end tokens; sampling: see runtime.decoding.draw."""
+        """ends: ids of end tokens; sampling: see kernels.decoding.draw."""
         device = model.wte.weight.device
         zeros = partial(torch.zeros, device=device)
         self.model, self.cache, self.sampling = model, cache, sampling

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from runtime.decoding import attend_rows
+from kernels.decoding import attend_rows
 
 
 def compiled(step: Callable) -> Callable:

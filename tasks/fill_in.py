@@ -19,13 +19,13 @@ from data.text import dataset_name, load_corpus, random_windows
 from grpo import Rollout, gather_logps, head_log_probs
 from judge import Judge
 from kernels import pack
+from kernels.decoding import choices
 from model import GPT, GPTConfig
 from policy import uniforms
 from runtime import ranks
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.config import Count, Natural, one_line
 from runtime.console import painted, say
-from runtime.decoding import choices
 from runtime.made import check_made, content_of, content_of_path, made, recipe_for
 from tasks.show import given, show_ranked
 from tasks.supervised import cross_entropy, save_model, supervised_loop

@@ -16,13 +16,13 @@ import torch
 
 from grpo import Rollout
 from kernels import padded_rows, wide
+from kernels.decoding import draw_rows_torch
 from policy import CausalPolicy, Decoder, GroupCache, check_request, prompts_of, read_prompts, uniforms
 from rewards import fields_of
 from rewards.environments import find_environment
 from runtime import ranks
 from runtime.config import Count, Positive
 from runtime.console import Progress
-from runtime.decoding import draw_rows_torch
 
 PIECE = 32  # tokens of an answer that a row reads at once
 CHAT = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]

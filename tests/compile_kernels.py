@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import kernels  # noqa: E402
-from runtime import decoding  # noqa: E402
+from kernels import decoding  # noqa: E402
 
 BF16, FP16, FP32, N = torch.bfloat16, torch.float16, torch.float32, 1000
 KERNELS = {name: module for module in (kernels, decoding) for name in vars(module) if name.endswith('_kernel')}

@@ -46,7 +46,7 @@ if __name__ == '__main__':
 
 import flash  # noqa: E402
 import kernels  # noqa: E402
-from runtime import decoding  # noqa: E402
+from kernels import decoding  # noqa: E402
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
 Tensor = torch.Tensor

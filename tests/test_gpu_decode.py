@@ -13,11 +13,10 @@ from torch.nn import functional as F
 import kernels
 import policy
 from grpo import completion_logps
-from kernels import unpack
+from kernels import decoding, unpack
+from kernels.decoding import add_norm_torch, attend_rows_torch, draw_rows_torch, rotate, swiglu_torch
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch, uniforms
-from runtime import decoding
-from runtime.decoding import add_norm_torch, attend_rows_torch, draw_rows_torch, rotate, swiglu_torch
 from runtime.graphs import Kept
 from runtime.lora import adapters_off, add_lora
 from simulated_gpu import SimulatedGPU

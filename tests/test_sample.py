@@ -6,9 +6,9 @@ import torch
 
 from formats.tokenizer import Tokenizer
 from kernels import pack, unpack
+from kernels.decoding import choices, draw
 from model import GPT, GPTConfig
 from policy import CausalPolicy, GroupCache, generate, prompt_batch, uniforms
-from runtime.decoding import choices, draw
 
 KINDS = {'gpt2': dict(), 'llama': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=2),
          'qwen3': dict(norm='rmsnorm', position='rope', mlp='swiglu', bias=False, n_kv_head=1, qk_norm=True, head_dim=16, tied=False)}

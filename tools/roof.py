@@ -12,9 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kernels import decoding
 from model import GPT, GPTConfig
 from policy import Decoder
-from runtime import decoding
 from runtime.graphs import RowCache
 
 # of an H100: bytes and bf16 FLOPs a second that good kernels get, seconds of the shortest launch

@@ -1,5 +1,5 @@
 """
-The lm_head without its logits, and the attention of a group to its prompt. Sampling has runtime/decoding.py.
+The lm_head without its logits, and the attention of a group to its prompt. Sampling has kernels/decoding.py.
 
 Hidden states and the head's weight go in; log-probs, entropy and KL of given tokens come out, or a whole loss
 with its gradients, in memory that does not grow with rows x vocabulary. Two passes go over each chunk of
