@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from formats.text_files import first_line, read_json, write_text
+from formats.text_files import first_line, near_path, read_json, write_text
 from mirror import MirrorMap
 from report import objects, verdict_in, write_report
 from runtime import console, ranks
@@ -95,8 +95,8 @@ def check_resume(cfg):
     """That there is a run to resume, of this task and with the same weights to learn."""
     checkpoint, config = in_out_dir(cfg, 'ckpt.pt'), in_out_dir(cfg, 'config.json')
     if not os.path.exists(checkpoint):
-        raise FileNotFoundError(f"there is no {checkpoint} to resume: name the run's out_dir, or leave out "
-                                f"{RESUME}")
+        meant = near_path(checkpoint) or f": name the run's out_dir, or leave out {RESUME}"
+        raise FileNotFoundError(f"there is no {checkpoint} to resume{meant}")
     if not os.path.exists(config):
         return
     before, now, fixed = read_json(config), plain_config(cfg), ['task', 'n_layer', 'n_head', 'n_embd']

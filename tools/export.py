@@ -48,7 +48,7 @@ def push(folder, name, private):
 
 def main(names, cfg):
     if len(names) != 2:
-        raise ValueError(f"{len(names)} names are given: it takes a checkpoint or out_dir, and a new folder")
+        raise ValueError(f"it takes two names, a checkpoint or out_dir and a new folder; given: {len(names)}")
     source, folder = names
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise ValueError(f"{folder} is there and not empty: name a new folder, or delete it first")
