@@ -295,7 +295,7 @@ def test_sums():
 
 def copy_rooms(folder):
     """The rooms and root files beside data/."""
-    for room in ('formats', 'rewards', 'runtime', 'sandbox', 'tasks', 'report'):
+    for room in ('formats', 'kernels', 'rewards', 'runtime', 'sandbox', 'tasks', 'report'):
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns('__pycache__'))
     for path in ROOT.glob('*.py'):
         shutil.copy(path, folder)

@@ -22,7 +22,7 @@ from formats.text_files import read_json, read_text, write_text
 from runtime.config import Count, configure, locate
 from runtime.made import content_of, content_of_path
 
-ROOMS = ('tasks', 'data', 'rewards', 'sandbox', 'runtime', 'formats', 'report')
+ROOMS = ('tasks', 'data', 'rewards', 'sandbox', 'runtime', 'formats', 'kernels', 'report')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 running = set()
 
