@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import compare
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOT_FILES = {'train_grpo', 'grpo', 'policy', 'model', 'mirror', 'judge', 'nla', 'sample'}
 # A file imports from its own room and from the rows below its own.
@@ -173,3 +175,9 @@ def test_state_and_log_stay_small():
 def test_ruff():
     done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_a_comparison_knows_the_code_of_every_room():
+    """tools/compare.py tells by it whether a finished run is of today's code."""
+    rooms = {room for rooms in LEVELS for room in rooms if (ROOT / room).is_dir()}
+    assert set(compare.ROOMS) == rooms - {'tools'}
