@@ -25,12 +25,13 @@ def near_path(path):
     found = ''
     for part in Path(path).parts:
         if not os.path.exists(os.path.join(found, part)):
-            beside = os.listdir(found or '.') if os.path.isdir(found or '.') else []
+            here = found or '.'
+            beside = os.listdir(here) if os.path.isdir(here) and os.access(here, os.R_OK) else []
             part = next(iter(difflib.get_close_matches(part, beside, n=1, cutoff=0.7)), '')
         if not part:
             return ''
         found = os.path.join(found, part)
-    return f"; did you mean {found}?"
+    return '' if os.path.exists(path) or not found else f"; did you mean {found}?"
 
 
 def read_bytes(path):

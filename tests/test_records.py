@@ -16,6 +16,7 @@ import pytest
 
 import data.sources
 from data.prompts import draw_indices, draw_mixture, held_out_split, is_one_split, load_prompts, load_split
+from formats.text_files import near_path, read_text
 from formats.tokenizer import CharTokenizer
 from tasks.alignment import load_preferences, preference_rows
 from test_prompts import says
@@ -413,3 +414,18 @@ def test_the_better_of_a_trl_pair_comes_first(file):
     tokenizer = CharTokenizer('abdgoq', end=True)
     (ids, _), = preference_rows(pairs, 'reward', tokenizer, lambda prompt, response: prompt + response, 50)
     assert [tokenizer.decode(row) for row in ids] == ['qgood', 'qbad']
+
+
+def test_the_path_that_was_meant(tmp_path, monkeypatch):
+    """Each part is looked for beside it; nothing is said of a path that is there, of none, of a file as a folder, or of what is far."""
+    (tmp_path / 'out-sums/export').mkdir(parents=True)
+    (tmp_path / 'out-sums/ckpt.pt').touch()
+    monkeypatch.chdir(tmp_path)
+    for path, meant in (('out-smus/ckp.pt', 'out-sums/ckpt.pt'), ('./out-sum/exprt', 'out-sums/export'),
+                        ('out-sums/../out-sus', 'out-sums/../out-sums'), (str(tmp_path / 'out-sms'), str(tmp_path / 'out-sums'))):
+        assert near_path(path) == f'; did you mean {meant}?'
+    for path in ('', 'out-sums', 'out-sums/ckpt.pt', 'out-sums/ckpt.pt/x', 'out-sums/ckp.pt/ckpt.pt', 'other/ckpt.pt', 'out-sums/a\0b',
+                 'x' * 5000):
+        assert near_path(path) == '', path
+    with pytest.raises(FileNotFoundError, match='cannot be read: Is a directory$'):
+        read_text('out-sums')
