@@ -15,6 +15,7 @@ def over():
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-ours = sys.argv[0] == '-m' or os.path.realpath(sys.argv[0]).startswith(ROOT + os.sep)  # no name yet with -m
+PROGRAMS = [os.path.join(ROOT, name) for name in ('train_grpo.py', 'sample.py', 'judge.py')]
+ours = sys.argv[0] == '-m' or os.path.realpath(sys.argv[0]) in PROGRAMS  # with -m it has no name yet
 if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, interrupted)

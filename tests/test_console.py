@@ -144,6 +144,15 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, program):
         assert (done.returncode, done.stderr, done.stdout) == (0, '', 'mine\n')
 
 
+def test_ctrl_c_in_other_programs(tmp_path):
+    """KeyboardInterrupt, as ever: in those that only import ours, in the repo's folder too, and in a benchmark."""
+    press = 'import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    print("mine")\n'
+    bench = 'import sys\nsys.argv = ["-m"]\nfrom tools import bench\nbench.BENCHES["roof"] = lambda: exec(press)\nbench.main(["roof"])\n'
+    for code in ('import policy\n' + press, f'press = {press!r}\n{bench}'):
+        done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, preexec_fn=heard)
+        assert (done.returncode, done.stderr) == (0, '') and done.stdout.endswith('mine\n')
+
+
 def test_a_clock_that_jumps(monkeypatch, capsys):
     """What is left is said by a clock that does not."""
     progress = console.Progress('jump', 4, bar_after=0)

@@ -28,6 +28,7 @@ from formats.tokenizer import Tokenizer
 from kernels import fused_logps
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch
+from runtime import early
 from runtime.masters import compute_in, configure_optimizers, copy_masters
 from tools.roof import SMOLLM2, roof
 
@@ -393,6 +394,7 @@ BENCHES = {'sample': sample, 'step': step, 'roof': roof, 'gpu': gpu}
 def main(names):
     if not names or not set(names) <= BENCHES.keys():
         sys.exit(f"usage: python -m tools.bench {' | '.join(BENCHES)}")
+    early.over()
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__} with "
           f"{torch.get_num_threads()} threads")
