@@ -143,7 +143,7 @@ def same(wanted, got):
     if wanted.number is not None and got.number is not None and not wanted.equation:
         return not got.equation and same_number(wanted, got)
     if wanted.number is not None and got.items:      # 1/2, that is 0.5
-        return all(same(wanted, item) for item in got.items)
+        return all(same(wanted, item) for item in got.items) or is_pair(wanted.source, got)
     items = [*wanted.items, *got.items]
     if wanted.items and got.items and all(item.number is not None for item in items):
         named = '=' in wanted.source and '=' in got.source
@@ -160,6 +160,12 @@ def same(wanted, got):
             raise
         warnings.warn(f"an answer that is an expression counts as wrong: {error}", stacklevel=2)
         return False
+
+
+def is_pair(source, got):
+    """Whether 2,1, which may also be 2.1, is the list that was got."""
+    pair = re.fullmatch(r'(-?\d+),(-?\d+)', source)
+    return pair is not None and set(map(Fraction, pair.groups())) == {item.number for item in got.items}
 
 
 def numbers_of(value, named):
