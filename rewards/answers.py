@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import unicodedata
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from formats.optional import optional
@@ -250,7 +250,16 @@ def whole_value(statement):
 
 
 def value_said(statement):
-    """The Value that a statement gives, or None."""
+    """The Value that a statement gives, or None. A calculation is done where its result stands with it."""
+    value = value_given(statement)
+    if value is None or not value.undone:
+        return value
+    sides = [values_of(side) for side in re.split('[=≈]', statement)]
+    done = {item.number for item in items_of(chain(*sides)) if not item.undone}
+    return value._replace(undone=value.number not in done)
+
+
+def value_given(statement):
     statement = CONTRAST.sub('', ranged(NOT_BUT.sub(' is ', statement)))
     statement = LABEL.sub('', RESTATED.sub(r', \1', statement).strip(' *_`"\n'))
     for form in (ASIDE.sub('', statement), statement):
@@ -360,7 +369,7 @@ def says(statements, wanted):
         return bare(wanted) in words_said(statement) or states(statement, wanted)
     got = value_said(last_with_value(statements))
     if got is not None:
-        return same(value, got)
+        return same(value, got) and (value.number is None or value.equation or value.undone or not got.undone)
     return value.number is None and bare(wanted) in words_said(statement)
 
 
@@ -395,15 +404,19 @@ def is_right(text, reference):
 def numbers_in(text):
     """All exact numbers of a text, in order."""
     values = [value for line in plainer(text).split('\n') for value in values_of(line)]
-    flat = [item for value in values for item in value.items or [value]]
-    return [value.number for value in flat if value.number is not None]
+    return [item.number for item in items_of(values) if item.number is not None]
+
+
+def items_of(values):
+    """The values, and in a list's place its items."""
+    return [item for value in values for item in value.items or [value]]
 
 
 @functools.lru_cache(maxsize=1024)
 def final_number(text):
     """The number that a text answers with, a Fraction, or None."""
     got = value_said(last_with_value(final_statement(cleaned(text))))
-    if got is None or got.number is None or ':' in got.source:
+    if got is None or got.number is None or got.undone or ':' in got.source:
         return None
     return got.number * 100 if got.percent else got.number
 

@@ -103,7 +103,8 @@ def factorial(n):
 
 POWER, SIGN, PRODUCT = 4, 3, 2      # how strongly operators bind
 OPERATORS = {'+': (1, operator.add), '-': (1, operator.sub)}
-OPERATORS |= dict.fromkeys(('*', '\\cdot', '\\times', '×', '·', '⋅', '∙'), (PRODUCT, operator.mul))
+PRODUCTS = '*', '\\cdot', '\\times', '×', '·', '⋅', '∙'
+OPERATORS |= dict.fromkeys(PRODUCTS, (PRODUCT, operator.mul))
 OPERATORS |= dict.fromkeys(('/', '÷', '\\div', ':'), (PRODUCT, operator.truediv))
 OPERATORS |= dict.fromkeys(('^', '**'), (POWER, power))
 FRACTIONS = ('\\frac', '\\dfrac', '\\tfrac', '\\cfrac')

@@ -8,7 +8,19 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from rewards.bounded import equal_in_latex
-from rewards.numerals import ANY_UNIT, BRACKETS, FACTORS, Reader, Unreadable, tokenize, without_units
+from rewards.numerals import (
+    ANY_UNIT,
+    BRACKETS,
+    END,
+    FACTORS,
+    FRACTIONS,
+    OPERATORS,
+    PRODUCTS,
+    Reader,
+    Unreadable,
+    tokenize,
+    without_units,
+)
 
 SEPARATORS = (',', ';', 'and', 'or', '\\cup')
 NAME = re.compile(r"(?:\\?[A-Za-z]+)'?(?:_(?:\w|\{\w+\}))?(?:\([\w,]*\))?|\((?:[A-Za-z],)+[A-Za-z]\)")
@@ -46,6 +58,7 @@ class Value(NamedTuple):
     percent: bool = False
     items: tuple = ()                   # the Values of a list without brackets
     equation: bool = False              # of more than a name: 2x + y = 3
+    undone: bool = False                # a calculation without its result: 16 + 16
 
 
 # ---- cutting out
@@ -101,7 +114,8 @@ def value_of(tokens):
     parts = split(tokens, SEPARATORS)
     if len(parts) > 1:
         source = re.sub(r',?\s*\b(?:and|or)\b', ', ', source)
-        return Value(source, items=tuple(map(value_of, parts)))
+        items = tuple(map(value_of, parts))
+        return Value(source, items=items, undone=all(item.undone for item in items))
     first, *others = split(tokens, ('≈',)) or [tokens]
     if others and not (len(others) == 1 and is_name(first)):      # an exact value and its approximation
         return value_of(first)
@@ -129,11 +143,29 @@ def is_name(tokens):
 
 def number_or_expression(tokens):
     source = latex(tokens)
+    bare, units = without_units(source)
+    terms = tokenize(bare)
     try:
-        bare, units = without_units(source)
-        return Value(source, Reader(tokenize(bare)).number(), tuple(sorted(set(units))), '%' in bare)
+        number = Reader(terms).number()
     except Unreadable:
-        return Value(source)
+        return Value(source, undone=is_undone(terms, None))
+    return Value(source, number, tuple(sorted(set(units))), '%' in bare, undone=is_undone(terms, number))
+
+
+def is_undone(tokens, number):
+    """Is a calculation written, and not what it comes to? 16 + 16, (84 / 7); not 3/4, -5, 1.5 × 10^3."""
+    ahead = [*tokens[1:], END, END, END]
+    for i, (token, after) in enumerate(zip(tokens, ahead, strict=False)):
+        divides = token.text in FRACTIONS or after.text == '/'
+        if divides and number is not None and number.denominator == 1:
+            return True
+        is_operand = token.kind in ('number', 'word', 'command') and token.text not in OPERATORS
+        if not is_operand and token.text not in (')', '}', ']', '!', '%'):
+            continue
+        of_ten = ahead[i + 1].value == 10 and ahead[i + 2].text in ('^', '**')
+        if after.text in ('+', '-', '÷', '\\div') or after.text in PRODUCTS and not of_ten:
+            return True
+    return False
 
 
 # ---- comparing

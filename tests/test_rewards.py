@@ -19,14 +19,14 @@ from rewards.answers import ARITHMETIC, final_number, reasoning_gym_task
     ('42', 42), ('The answer is 42.', 42), ('3.', 3), ('= 3.50', Fraction(7, 2)), ('.5', Fraction(1, 2)), ('wait...5', 5),
     ('1,234', 1234), ('1,234,567.', 1234567), ('1,2345', Fraction(2469, 2000)), ('1{,}000', 1000),
     ('$18', 18), ('-$5', -5), ('$-5', -5), ('42€', 42), (r'\$1,000.50', Fraction(2001, 2)), ('25%', 25), (r'25\%', 25),
-    ('-5', -5), ('= -5', -5), ('−5', -5), ('+5', 5), ('10 - 5', 5), ('(3)-5', -2), ('--5', 5),
+    ('-5', -5), ('= -5', -5), ('−5', -5), ('+5', 5), ('--5', 5), ('10 - 5 = 5', 5),
     ('3/4', Fraction(3, 4)), ('-3/4', Fraction(-3, 4)), ('6/4', Fraction(3, 2)), ('2 1/2.', Fraction(5, 2)),
     (r'\frac{1}{2}', Fraction(1, 2)), (r'-2\frac{1}{2}', Fraction(-5, 2)),
     ('**42**', 42), ('<b>42</b>', 42), ('x=42', 42), ('forty-two', 42), ('1e5', 100000), ('5km', 5), ('3rd', 3), ('5²', 25), ('2^{10}',
                                                                                                                               1024),
                                           (r'\boxed{4!}', 24),
-    # no numbers: lists, spans, times, names, versions, dates, a division by zero, more digits than Python reads
-    ('', None), ('3,4,5', None), ('10-5', None), ('12:30', None), ('x2', None), ('GPT-4', None), ('1.2.3', None),
+    # no numbers: calculations without their result, lists, spans, times, names, versions, dates, a division by zero, more digits than Python reads
+    ('', None), ('10 - 5', None), ('(3)-5', None), ('3,4,5', None), ('10-5', None), ('12:30', None), ('x2', None), ('GPT-4', None), ('1.2.3', None),
     ('10/12/2024', None), ('6/0', None), ('9' * 5000, None)])
 def test_numbers(text, number):
     assert final_number(text) == number
