@@ -369,7 +369,8 @@ def says(statements, wanted):
         return bare(wanted) in words_said(statement) or states(statement, wanted)
     got = value_said(last_with_value(statements))
     if got is not None:
-        return same(value, got) and (value.number is None or value.equation or value.undone or not got.undone)
+        wants_result = value.number is not None and not (value.equation or value.undone)
+        return same(value, got) and not (wants_result and got.undone)
     return value.number is None and bare(wanted) in words_said(statement)
 
 

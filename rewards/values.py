@@ -165,6 +165,8 @@ def is_undone(tokens, number):
         of_ten = ahead[i + 1].value == 10 and ahead[i + 2].text in ('^', '**')
         if after.text in ('+', '-', '÷', '\\div') or after.text in PRODUCTS and not of_ten:
             return True
+        if after.text == '(' and token.kind not in ('word', 'command'):
+            return True
     return False
 
 

@@ -25,8 +25,10 @@ from rewards.answers import ARITHMETIC, final_number, reasoning_gym_task
     ('**42**', 42), ('<b>42</b>', 42), ('x=42', 42), ('forty-two', 42), ('1e5', 100000), ('5km', 5), ('3rd', 3), ('5²', 25), ('2^{10}',
                                                                                                                               1024),
                                           (r'\boxed{4!}', 24),
-    # no numbers: calculations without their result, lists, spans, times, names, versions, dates, a division by zero, more digits than Python reads
-    ('', None), ('10 - 5', None), ('(3)-5', None), ('3,4,5', None), ('10-5', None), ('12:30', None), ('x2', None), ('GPT-4', None), ('1.2.3', None),
+    # no numbers: calculations without their result,
+    ('10 - 5', None), ('(3)-5', None), ('16(2)', None), ('(3)(5)', None),
+    # lists, spans, times, names, versions, dates, a division by zero, more digits than Python reads
+    ('', None), ('3,4,5', None), ('10-5', None), ('12:30', None), ('x2', None), ('GPT-4', None), ('1.2.3', None),
     ('10/12/2024', None), ('6/0', None), ('9' * 5000, None)])
 def test_numbers(text, number):
     assert final_number(text) == number
