@@ -1,8 +1,8 @@
 # Python functions of one line with a real model (config/smollm2.py), on tests that are run in the sandbox.
 #
-# 2 CPU cores (AMD EPYC with AVX-512 bf16), 157 held-out functions, seeds 1 and 2, answers that pass all tests:
-# the three shown ones greedy 0.554 -> 0.669 and 0.707, sampled 0.108 -> 0.592 and 0.650; the five hidden ones
-# 0.554 -> 0.650 and 0.682, 0.115 -> 0.586 and 0.631; 16 min 25 s, the data included, and 12 min 51 s.
+# 2 CPU cores (AMD EPYC with AVX-512 bf16), 157 held-out functions, seeds 1 and 2, answers that pass all
+# tests: the three shown ones greedy 0.554 -> 0.669 and 0.707, sampled 0.108 -> 0.592 and 0.650; the five
+# hidden ones 0.554 -> 0.650 and 0.682, 0.115 -> 0.586 and 0.631; 16 min 25 s, data included, and 12 min 51 s.
 from config.smollm2 import generator_checkpoint
 
 task = 'completion'

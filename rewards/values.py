@@ -156,7 +156,7 @@ def is_undone(tokens, number):
     """Is a calculation written, and not what it comes to? 16 + 16, (84 / 7); not 3/4, -5, 1.5 × 10^3."""
     ahead = [*tokens[1:], END, END, END]
     for i, (token, after) in enumerate(zip(tokens, ahead, strict=False)):
-        divides = token.text in FRACTIONS or after.text == '/'
+        divides = token.text in FRACTIONS or after.text in ('/', ':')
         if divides and number is not None and number.denominator == 1:
             return True
         is_operand = token.kind in ('number', 'word', 'command') and token.text not in OPERATORS
