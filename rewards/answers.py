@@ -161,7 +161,7 @@ def marked(text):
         is_heading = re.match(r'[^\W\d_]{2}', match[1]) and re.compile(r'\s*\S').match(text, match.end())
         found += [] if is_heading else [(match.start(), match[1], match.end())]
     for match in reversed(list(SAID.finditer(text))):
-        start = re.compile(r'(?:[ \n*_$`":#>]|\\[\[("])*').match(text, match.end()).end()
+        start = re.compile(r'(?:[ \n*_$`":#]|\n>|\\[\[("])*').match(text, match.end()).end()
         end = SENTENCE_END.search(text, start)
         end = end.start() if end else len(text)
         if text[start:end].strip():      # the last is enough
@@ -202,9 +202,14 @@ def sentences(text):
 
 def last_statement(text):
     """Without marks: what is bold, else the last sentences that are no notes."""
-    bold = [b for b in BOLD.findall(text) if not b.endswith(':') and re.search(r'\d', b)]
+    bold = [match for match in BOLD.finditer(text) if re.search(r'\d.*(?<!:)$', match[1])]
     if bold:
-        return unmarked(bold[-1])
+        content, start = bold[-1][1], bold[-1].start()
+        for before in reversed(bold[:-1]):      # **3** or **5**
+            if not BETWEEN_BOXES.fullmatch(text[before.end():start]):
+                break
+            content, start = f'{before[1]} and {content}', before.start()
+        return unmarked(content)
     parts = sentences(text)
     while len(parts) > 1 and (EXPLANATION.search(parts[-1]) or ASIDE.fullmatch(' ' + parts[-1].rstrip('.'))):
         parts.pop()
@@ -219,7 +224,7 @@ CHOICE = re.compile(r'\(?[A-Z]\)?')
 CHOICES = re.compile(r'[A-Z]\)?(?:(?:,\s*|\s+and\s+)\(?[A-Z]\)?)+')
 LABEL = re.compile(r'^\(?[A-J](?:\)\s*|[.:]\s+| - )(?=\S)')
 ASIDE = re.compile(r'(?:(?<=\S)\s*|\s)\((?!or |alternatively )(?=[^()\\]*[^\W\d_]{2})[^()]*\)')  # 18 (9 eggs)
-RESTATED = re.compile(r'(?<=[\d%]) \((=?[\d\s.+*/×÷·^%-]+)\)(?![^.]*=)')      # 18 (3 × 6)
+RESTATED = re.compile(r'(?<=[\d%]) \(([\d\s.+*/×÷·^%=-]+)\)(?![^.]*=)')      # 18 (3 × 6)
 # What was before, or is not: not 12 but 15, falls from 80 to 68.
 NOT_BUT = phrases('(?:', 'not but', ')')
 CONTRAST = phrases('(?:', 'contrast', r')\b[^,;.]*')
@@ -230,6 +235,7 @@ SAYS = phrases(r'\b(?:', 'says', r')\b|(?<!\s):\s')
 BOUND = phrases('(?:', 'bound', r')\s(?=\W{0,3}\d)')
 RANGE = re.compile(r'(?<![\d.,])(\d+(?:\.\d+)?) to (\d+(?:\.\d+)?)')
 UNSAID = phrases(r'\b(?:', 'unsaid')
+NOT_IT = phrases(r'^[\s$(*]*(?:[<>]|\\[lg]eq?(?![a-z]))|\d\s*(?:≠|\\neq?(?![a-z]))|\b(?:', 'not it')
 OR = phrases('(?:', 'or')
 FINDING = phrases(r'\b(?:', 'finding')
 GUESS = phrases(r'\b(?:', 'guess')
@@ -254,14 +260,16 @@ def value_said(statement):
     value = value_given(statement)
     if value is None or not value.undone:
         return value
-    sides = [values_of(side) for side in re.split('[=≈]', statement)]
+    sides = [values_of(side) for side in re.split('[=≈]|: ', statement)]
     done = {item.number for item in items_of(chain(*sides)) if not item.undone}
-    return value._replace(undone=value.number not in done)
+    return value._replace(undone=value.number is None or value.number not in done)
 
 
 def value_given(statement):
     statement = CONTRAST.sub('', ranged(NOT_BUT.sub(' is ', statement)))
     statement = LABEL.sub('', RESTATED.sub(r', \1', statement).strip(' *_`"\n'))
+    if NOT_IT.search(REASON.sub('', ASIDE.sub('', statement))):
+        return None
     for form in (ASIDE.sub('', statement), statement):
         whole = whole_value(form)
         if whole is not None:
@@ -320,6 +328,7 @@ def choices_said(statement):
                          r"|\s?[=^+*/_<>])", statement)
     lead = re.match(r'[\s*(\["\'`{]*([A-Za-z])[\s*)\]"\'`}]*(?:[.:,)\-]|\s[A-Z(]|$)', statement)
     several = CHOICES.match(statement) or re.search(r'\b(?:or|and) (?:maybe )?\(?[A-Z]\b', statement)
+    several = several or len(re.findall(r'(?<!\w)[A-Z]\)\s', statement)) > 1      # the options repeated
     return {lead[1].upper()} if lead and not several else set(letters)
 
 
@@ -337,7 +346,8 @@ def bare(text):
 def words_said(statement):
     """What a statement may name, bare: itself, or what stands behind 'is', 'in', 'prints', or in quotes."""
     statement = ASIDE.sub('', CONTRAST.sub('', NOT_BUT.sub(' is ', statement))).strip()
-    verdict = re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b)', statement, re.IGNORECASE)
+    verdict = re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b|[\s,/]*(?:yes|no|true|false|maybe)\b)',
+                       statement, re.IGNORECASE)
     *_, clause = ['', *filter(str.strip, SO.split(REASON.sub('', statement)))]
     clause = clause.strip(' ,').rpartition('; ')[2]
     after = NAMES.split(clause)
@@ -351,10 +361,14 @@ def words_said(statement):
     return (named - {'yes', 'no', 'true', 'false'}) | {verdict[1].lower()} if verdict else named
 
 
-def last_with_value(statements):
-    """Of lines, in plainer characters, the last that has a value, else the last."""
-    lines = [line[-LONGEST_STATEMENT:] for line in statements.split('\n')]
-    return next(filter(values_of, map(plainer, reversed(lines))), plainer(lines[-1])).strip()
+def answer_said(statements):
+    """The Value that the last line with one gives. The line before it may be the result of a calculation."""
+    lines = (plainer(line[-LONGEST_STATEMENT:]).strip() for line in reversed(statements.split('\n')))
+    lines = filter(values_of, lines)
+    value, before = value_said(next(lines, '')), None
+    if value is not None and value.undone and value.number is not None:
+        before = value_said(next(lines, ''))
+    return before if before is not None and before.number == value.number else value
 
 
 def says(statements, wanted):
@@ -367,7 +381,7 @@ def says(statements, wanted):
     value = whole_value(ranged(wanted.strip('$ ')))
     if value is None:
         return bare(wanted) in words_said(statement) or states(statement, wanted)
-    got = value_said(last_with_value(statements))
+    got = answer_said(statements)
     if got is not None:
         wants_result = value.number is not None and not (value.equation or value.undone)
         return same(value, got) and not (wants_result and got.undone)
@@ -416,7 +430,7 @@ def items_of(values):
 @functools.lru_cache(maxsize=1024)
 def final_number(text):
     """The number that a text answers with, a Fraction, or None."""
-    got = value_said(last_with_value(final_statement(cleaned(text))))
+    got = answer_said(final_statement(cleaned(text)))
     if got is None or got.number is None or got.undone or ':' in got.source:
         return None
     return got.number * 100 if got.percent else got.number
