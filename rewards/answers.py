@@ -206,7 +206,8 @@ def last_statement(text):
     if bold:
         content, start = bold[-1][1], bold[-1].start()
         for before in reversed(bold[:-1]):      # **3** or **5**
-            if not BETWEEN_BOXES.fullmatch(text[before.end():start]):
+            between = text[before.end():start]
+            if '\n\n' in between or not BETWEEN_BOXES.fullmatch(between):
                 break
             content, start = f'{before[1]} and {content}', before.start()
         return unmarked(content)
@@ -268,7 +269,7 @@ def value_said(statement):
 def value_given(statement):
     statement = CONTRAST.sub('', ranged(NOT_BUT.sub(' is ', statement)))
     statement = LABEL.sub('', RESTATED.sub(r', \1', statement).strip(' *_`"\n'))
-    if NOT_IT.search(REASON.sub('', ASIDE.sub('', statement))):
+    if NOT_IT.search(last_part(last_clause(REASON.sub('', ASIDE.sub('', statement))))):
         return None
     for form in (ASIDE.sub('', statement), statement):
         whole = whole_value(form)
@@ -278,6 +279,13 @@ def value_given(statement):
     clause = last_clause(statement)
     unsaid = UNSAID.search(clause) or BOUND.search(clause) and '=' not in clause
     return None if unsaid or alternatives_in(statement, len(statement) - len(clause)) else value_in(clause)
+
+
+def last_part(clause):
+    """From the last of its parts that has a value."""
+    parts = re.split('[;:,] ', clause)
+    last = max((i for i, part in enumerate(parts) if values_of(part)), default=0)
+    return ', '.join(parts[last:]).strip()
 
 
 def ranged(text):
@@ -328,10 +336,13 @@ def choices_said(statement):
                          r"|\s?[=^+*/_<>])", statement)
     lead = re.match(r'[\s*(\["\'`{]*([A-Za-z])[\s*)\]"\'`}]*(?:[.:,)\-]|\s[A-Z(]|$)', statement)
     several = CHOICES.match(statement) or re.search(r'\b(?:or|and) (?:maybe )?\(?[A-Z]\b', statement)
-    several = several or len(re.findall(r'(?<!\w)[A-Z]\)\s', statement)) > 1      # the options repeated
+    options = re.findall(r'(?<!\w)(?<!\w\()[A-Z]\)\s', statement)      # all of them, repeated
+    several = several or len(options) > 1
     return {lead[1].upper()} if lead and not several else set(letters)
 
 
+VERDICT = re.compile(r'(yes|no|true|false)\b(?! (?:and|or)\b|(?:[\s,/]+(?:yes|no|true|false|maybe)\b)+\W*$)',
+                     re.IGNORECASE)
 NAMES = phrases(r'\b(?:', 'named', r')\s|[:=] ?')
 BY = phrases(r'\b(?:', 'by')
 
@@ -346,8 +357,7 @@ def bare(text):
 def words_said(statement):
     """What a statement may name, bare: itself, or what stands behind 'is', 'in', 'prints', or in quotes."""
     statement = ASIDE.sub('', CONTRAST.sub('', NOT_BUT.sub(' is ', statement))).strip()
-    verdict = re.match(r'(yes|no|true|false)\b(?! (?:and|or)\b|[\s,/]*(?:yes|no|true|false|maybe)\b)',
-                       statement, re.IGNORECASE)
+    verdict = VERDICT.match(statement)
     *_, clause = ['', *filter(str.strip, SO.split(REASON.sub('', statement)))]
     clause = clause.strip(' ,').rpartition('; ')[2]
     after = NAMES.split(clause)

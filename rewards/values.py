@@ -37,7 +37,7 @@ OTHER = any_of(r'(?<![A-Za-z])(?:[A-Za-z]{2,}-?\d[\w-]*|[a-z]\d+)', r'[A-Z]-?\d[
 NUMERAL = any_of(r'\d+\.\d*(?:\\(?:overline|dot)\s*\{\d+\}|\(\d+\))', r'(?<!\.)\.\d+',
                  r"\d+(?:[.,'’]\d+|[ _]\d{3}(?!\d))*(?:[eE][+-]?\d+(?!\w))?")
 # A letter is calculated with where an operator, a digit or a bracket is at its side. a and I may be words.
-LETTER = any_of(r"(?<![a-z]/)(?<=[-+*/^=<>_(\[{,\d})'])[A-Za-z]{1,3}", r'(?<=[-+*/^=<>_,×·] )[B-HJ-Zb-z]',
+LETTER = any_of(r"(?<![a-z]{2}/)(?<=[-+*/^=<>_(\[{,\d})'])[A-Za-z]{1,3}", r'(?<=[-+*/^=<>_,×·] )[B-HJ-Zb-z]',
                 r"(?<=\\[lg]eq )[a-z]", r"(?<![A-Za-z]{2})[A-Za-z](?='?\s?[=^_+*/<>!×·]|\()",
                 r'(?<![A-Za-z]{2})[B-HJ-Zb-z](?=\s?\\[a-z])',
                 r'(?<![A-Za-z])[A-Za-z](?=\s?-\s?(?:[\d\\(]|[A-Za-z]\b))',
@@ -49,7 +49,6 @@ NEXT = r'(?=\s{0,3}(?:[-+\\(\[{\d€£]|\.\d|[A-Za-z]\s?[=<>]|[a-zA-Z]\b(?! [a-z
 PIECE = any_of(rf"(?:{ANY_UNIT}|{'|'.join(FACTORS)})(?![A-Za-z])", FIRST, r"[*/^_<>)\]}!%&'·×÷⋅°]",
                rf'[,;]{NEXT}', rf'[,;]?\s{{0,3}}(?:and|or){NEXT}', r'\s?:\s?(?=\d)', r'(?:/|per)\s?[a-z]+')
 MATHEMATICS = re.compile(rf'(?P<other>{OTHER})|{FIRST}(?:\s*{PIECE})*')
-CARRIED_OUT = re.compile(r'[^=A-Za-z]*\d[^=A-Za-z]*=')      # 16 - 7 = 9, 9 * 2 = 18
 DANGLING = re.compile(r'(?:[\s,;:=*/^_<>≈&(\[{-]|\s\+|\s(?:and|or))+$|^[\s,;:=≈]+')
 
 
@@ -182,7 +181,7 @@ def same(wanted, got):
     """Does the answer's Value mean the reference's? Raises ImportError where that takes math-verify."""
     if wanted.number is not None and got.number is not None and not wanted.equation:
         return not got.equation and same_number(wanted, got)
-    if wanted.number is not None and got.items and all(map(CARRIED_OUT.match, sources_of(got))):
+    if wanted.number is not None and is_chain(got.items):
         return same(wanted, got.items[-1])
     if wanted.number is not None and got.items:      # 1/2, that is 0.5
         return all(same(wanted, item) for item in got.items) or is_pair(wanted.source, got)
@@ -204,8 +203,11 @@ def same(wanted, got):
         return False
 
 
-def sources_of(value):
-    return [item.source for item in value.items]
+def is_chain(items):
+    """16 - 7 = 9, 9 * 2 = 18: each step goes on from the one before."""
+    steps = [re.findall(r'\d+(?:\.\d+)?', item.source) for item in items if '=' in item.source]
+    goes_on = (str(one.number) in step[:-1] for one, step in zip(items, steps[1:], strict=False))
+    return len(steps) == len(items) > 1 and all(goes_on)
 
 
 def is_pair(source, got):
