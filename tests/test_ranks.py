@@ -121,7 +121,7 @@ def test_any_number_of_ranks_makes_the_same_step(tmp_path, cuts):
     for i, (launcher, kind) in enumerate(ways):
         command = [*launcher, str(script), str(ROOT), str(tmp_path / f'{i}.pt'), kind, cuts]
         done = subprocess.run(command, env=ENV, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr
         results.append(torch.load(tmp_path / f'{i}.pt'))
     worst = {'gradients': 0.0, 'params': 0.0, 'stats': 0.0}
     for result in results:
@@ -261,7 +261,7 @@ def test_a_sharded_run_is_the_same_run(tmp_path, task):
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr
         logs.append(metrics_of(tmp_path / name))
         saved = torch.load(tmp_path / name / 'ckpt.pt', weights_only=True)
         weights.append({**saved['model'], **{f'reference {k}': v for k, v in saved['reference'].items()}})
