@@ -33,7 +33,7 @@ from kernels import (
     takes_flash,
     wide,
 )
-from kernels.decoding import add_norm, rotate, swiglu
+from kernels.decoding import add_linear, add_norm, plus, rotate, swiglu
 from runtime.checkpoint import check_fit, entry, load_checkpoint
 from runtime.lora import adapted_start, load_adapter, merge_lora
 
@@ -158,13 +158,16 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.n_embd, width, bias=config.bias)
         self.proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
-    def forward(self, x):
-        x = self.up(x)
+    def forward(self, x, normed):
+        """The residual stream x (..., D) and its norm -> what add_linear returns."""
+        y = self.up(normed)
         if self.kind == 'swiglu':
-            return self.proj(swiglu(x))
-        if self.kind == 'relu2':
-            return self.proj(F.relu(x).square())
-        return self.proj(F.gelu(x, approximate='tanh'))
+            y = swiglu(y)
+        elif self.kind == 'relu2':
+            y = F.relu(y).square()
+        else:
+            y = F.gelu(y, approximate='tanh')
+        return add_linear(x, self.proj, y)
 
 
 class Block(nn.Module):
@@ -193,8 +196,9 @@ class Block(nn.Module):
         return x, *self.attn(normed, rope)
 
     def after(self, x, y):
-        x, normed = add_norm(x, self.attn.proj(y.flatten(-2)), self.norm_2)
-        return x, self.mlp(normed)
+        x, more = add_linear(x, self.attn.proj, y.flatten(-2))
+        x, normed = add_norm(x, more, self.norm_2)
+        return self.mlp(x, normed)
 
 
 @functools.cache
@@ -246,10 +250,10 @@ class GPT(nn.Module):
                 block = partial(checkpoint, block, use_reentrant=False)
             x, more = block(x, more, rope, partial(attend, layer))
             if edit or checkpointed:  # what goes from block to block is kept: one tensor
-                x, more = x + more, None
+                x, more = plus(x, more), None
             if edit:
                 x = edit(layer + 1, x)
-        return self.norm_f(x if more is None else x + more)
+        return self.norm_f(plus(x, more))
 
     def rope(self, positions, dtype):
         """cos and sin (..., 1, d) of positions (...) for rotate, or None where positions are learned."""

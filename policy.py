@@ -53,8 +53,8 @@ def uniforms(seeds, G, R):
 
 class GroupCache:
     """
-    Keys, already scaled, and values while completions grow, in L lines of `width` rows. The rows of a line go
-    on from the same prompt, whose keys and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d);
+    Keys and values while completions grow, in L lines of `width` rows. The rows of a line go on from the same
+    prompt, whose keys, already scaled, and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d);
     their own follow in slots that are the same for all, (2, L, H_kv, width, R, d). So a line reads its prompt
     in one product. At first a line is a group; `keep` moves the rows that still run into fewer lines, or
     narrower ones. With a window above 1 all batches go through the same operations, and shapes change once
@@ -77,7 +77,7 @@ class GroupCache:
         absent = torch.arange(T, device=device) >= prompt_lengths.repeat_interleave(H_kv)[:, None]
         self.ragged = window > 1 or bool(absent.any())
         self.bias = prefix[0][0].new_zeros(P * H_kv, 1, T).masked_fill_(absent[:, None], -torch.inf)
-        self.slots = torch.arange(R, device=device)
+        self.slots, self.zero = torch.arange(R, device=device), self.bias.new_zeros(())
 
     def go_to(self, slot):
         """Slot number `slot` is next: rows look at the slots written, rounded up to a window."""
@@ -90,11 +90,10 @@ class GroupCache:
         q, k, v = map(wide, (q, k, v))
         k, v = (x.view(L, width, H_kv, d).transpose(1, 2) for x in (k, v))      # (L, H_kv, width, d)
         if self.window > 1:
-            own.index_copy_(4, self.at, torch.stack((k * self.scale, v)).unsqueeze(4))
+            own.index_copy_(4, self.at, torch.stack((k, v)).unsqueeze(4))
             later = self.slots[:self.n] > self.at
         else:
-            torch.mul(k, self.scale, out=own[0, :, :, :, self.slot])
-            own[1, :, :, :, self.slot] = v
+            torch._foreach_copy_(own.select(4, self.slot).unbind(), (k, v))
         q = q.view(L, width, H_kv, -1, 1, d).transpose(1, 2)
         return self.look(layer, q, later).transpose(1, 2).reshape(L * width, -1, d).to(dtype)
 
@@ -107,10 +106,10 @@ class GroupCache:
         L, H_kv, width, heads, M, d = shape
         own_keys, own_values = own.view(2, L * H_kv * width, -1, d)[:, :, :n].unbind()
         q = q.reshape(L * H_kv, width * heads * M, d)
-        scores = torch.bmm(q, keys)                                             # (L H_kv, width heads M, T)
-        if self.ragged:
-            scores = scores + self.bias
-        own_scores = torch.bmm(q.reshape(-1, heads * M, d), own_keys.transpose(1, 2))
+        # (L H_kv, width heads M, T)
+        scores = torch.baddbmm(self.bias, q, keys) if self.ragged else torch.bmm(q, keys)
+        of_rows, own_keys = q.reshape(-1, heads * M, d), own_keys.transpose(1, 2)
+        own_scores = torch.baddbmm(self.zero, of_rows, own_keys, beta=0, alpha=self.scale)
         if later is not None:
             own_scores = own_scores.view(*shape[:-1], n).masked_fill(later, -torch.inf)
         scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)

@@ -14,6 +14,7 @@ GPU).
 Shapes: N rows · K tokens of each row (the G fills of a slot share one) · V vocabulary · D width ·
 U units of R rows, some of which count · P prompts · G completions · T, R tokens · H heads of width d.
 """
+import contextlib
 import functools
 import math
 import os
@@ -22,16 +23,16 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-try:
-    import triton
-    import triton.language as tl
-    jit = triton.jit
-except ImportError:  # some platforms have no wheels: kernels are read, and not run
-    triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda kernel: kernel
+INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # tests run the Triton kernels on a CPU
+triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda kernel: kernel  # kernels are read, not run
+if INTERPRET or torch.cuda.is_available():
+    with contextlib.suppress(ImportError):  # some platforms have no wheels
+        import triton
+        import triton.language as tl
+        from triton import jit
 
 CHUNK = {'cpu': 2 ** 27, 'cuda': 3 * 2 ** 29}  # bytes of logits held at once: 128 MB, 1.6 GB on a GPU
 BLOCK = 2 ** 19                            # logits that a CPU works on at once: 2 MB stay in its cache
-INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # tests run the Triton kernels on a CPU
 
 
 # ---- a mask over the vocabulary as bits
@@ -122,95 +123,93 @@ def row_grads_torch(z, dz, ids, scale, forbidden, stats, grads, z_ref=None, allo
 
 # forbidden, allowed and z_ref may be None, which is known when a kernel is compiled
 
-if triton is not None:
+@jit
+def load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE: tl.constexpr):
+    # what lies behind V is read, so that loads are vectors, and not used
+    x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
+    inside = real & (column < V)
+    x = tl.where(inside, x.to(tl.float32) * SCALE, -float('inf'))
+    if forbidden is not None:
+        banned = tl.load(forbidden + column, mask=column < V, other=1)
+        x = tl.where(banned != 0, -float('inf'), x)
+    if allowed is not None:
+        bits = tl.load(allowed + row * tl.cdiv(V, 8) + column // 8, mask=inside, other=0)
+        x = tl.where((bits.to(tl.int32) >> (column % 8)) & 1 != 0, x, -float('inf'))
+    return x
 
-    @triton.jit
-    def load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE: tl.constexpr):
-        # what lies behind V is read, so that loads are vectors, and not used
-        x = tl.load(z + row * STRIDE + column, mask=real & (column < STRIDE), other=0.0)
-        inside = real & (column < V)
-        x = tl.where(inside, x.to(tl.float32) * SCALE, -float('inf'))
-        if forbidden is not None:
-            banned = tl.load(forbidden + column, mask=column < V, other=1)
-            x = tl.where(banned != 0, -float('inf'), x)
-        if allowed is not None:
-            bits = tl.load(allowed + row * tl.cdiv(V, 8) + column // 8, mask=inside, other=0)
-            x = tl.where((bits.to(tl.int32) >> (column % 8)) & 1 != 0, x, -float('inf'))
-        return x
-
-    @triton.jit
-    def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE,
-                     K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
-        real = row < N
-        # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
-        # u = sum e^(z - m) ((z - m) - (z_ref - m_ref)).
-        zero, lowest = tl.zeros((ROWS, 1), tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
-        m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
-        for start in range(0, V, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            x = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
-            new = tl.maximum(m, tl.max(x, axis=1)[:, None])
-            e = tl.exp(x - new)
-            y = tl.where(e > 0, x - new, 0.0)
-            old = tl.exp(m - new)
-            shift = tl.where(s > 0, m - new, 0.0)
-            if z_ref is not None:
-                x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
-                new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
-                shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
-                y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
-                u = old * (u + s * (shift - shift_ref)) + tl.sum(e * (y - y_ref), axis=1)[:, None]
-                s_ref = s_ref * tl.exp(m_ref - new_ref) + tl.sum(tl.exp(x_ref - new_ref), axis=1)[:, None]
-                m_ref = new_ref
-            t = old * (t + s * shift) + tl.sum(e * y, axis=1)[:, None]
-            s = s * old + tl.sum(e, axis=1)[:, None]
-            m = new
-        s, s_ref = tl.where(real, s, 1.0), tl.where(real, s_ref, 1.0)
-        log_s = tl.log(s)
-        tl.store(lse + row, m + log_s, mask=real)
-        tl.store(entropy + row, log_s - t / s, mask=real)
-        for k in tl.static_range(K):
-            chosen = tl.load(ids + row * K + k, mask=real, other=0)
-            x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, SCALE)
-            tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
+@jit
+def stats_kernel(z, z_ref, ids, forbidden, allowed, logps, entropy, lse, kl, lse_ref, N, V, STRIDE,
+                 K: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]  # N V may exceed 2^31
+    real = row < N
+    # One pass. m is the maximum so far, s = sum e^(z - m), t = sum e^(z - m) (z - m),
+    # u = sum e^(z - m) ((z - m) - (z_ref - m_ref)).
+    zero, lowest = tl.zeros((ROWS, 1), tl.float32), tl.full((ROWS, 1), -1e30, tl.float32)
+    m, m_ref, s, t, u, s_ref = lowest, lowest, zero, zero, zero, zero
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        x = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
+        new = tl.maximum(m, tl.max(x, axis=1)[:, None])
+        e = tl.exp(x - new)
+        y = tl.where(e > 0, x - new, 0.0)
+        old = tl.exp(m - new)
+        shift = tl.where(s > 0, m - new, 0.0)
         if z_ref is not None:
-            tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
-            tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
+            x_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE)
+            new_ref = tl.maximum(m_ref, tl.max(x_ref, axis=1)[:, None])
+            shift_ref = tl.where(s > 0, m_ref - new_ref, 0.0)
+            y_ref = tl.where(e > 0, x_ref - new_ref, 0.0)
+            u = old * (u + s * (shift - shift_ref)) + tl.sum(e * (y - y_ref), axis=1)[:, None]
+            s_ref = s_ref * tl.exp(m_ref - new_ref) + tl.sum(tl.exp(x_ref - new_ref), axis=1)[:, None]
+            m_ref = new_ref
+        t = old * (t + s * shift) + tl.sum(e * y, axis=1)[:, None]
+        s = s * old + tl.sum(e, axis=1)[:, None]
+        m = new
+    s, s_ref = tl.where(real, s, 1.0), tl.where(real, s_ref, 1.0)
+    log_s = tl.log(s)
+    tl.store(lse + row, m + log_s, mask=real)
+    tl.store(entropy + row, log_s - t / s, mask=real)
+    for k in tl.static_range(K):
+        chosen = tl.load(ids + row * K + k, mask=real, other=0)
+        x = load(z, row, chosen, real, forbidden, allowed, V, STRIDE, SCALE)
+        tl.store(logps + row * K + k, (x - m) - log_s, mask=real)
+    if z_ref is not None:
+        tl.store(lse_ref + row, m_ref + tl.log(s_ref), mask=real)
+        tl.store(kl + row, u / s - log_s + tl.log(s_ref), mask=real)
 
-    @triton.jit
-    def grads_kernel(z, z_ref, ids, forbidden, allowed, dz, DZ_STRIDE, entropy, lse, kl, lse_ref, of_logps,
-                     of_entropy, of_kl, N, V, STRIDE, K: tl.constexpr, SCALE: tl.constexpr,
-                     ROWS: tl.constexpr, BLOCK: tl.constexpr):
-        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        real = row < N
-        h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
-        eta = tl.load(of_entropy + row, mask=real, other=0.0)
-        total = tl.zeros((ROWS, 1), tl.float32)
-        live = eta != 0
+@jit
+def grads_kernel(z, z_ref, ids, forbidden, allowed, dz, DZ_STRIDE, entropy, lse, kl, lse_ref, of_logps,
+                 of_entropy, of_kl, N, V, STRIDE, K: tl.constexpr, SCALE: tl.constexpr,
+                 ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    real = row < N
+    h, n = tl.load(entropy + row, mask=real, other=0.0), tl.load(lse + row, mask=real, other=0.0)
+    eta = tl.load(of_entropy + row, mask=real, other=0.0)
+    total = tl.zeros((ROWS, 1), tl.float32)
+    live = eta != 0
+    for k in tl.static_range(K):
+        c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
+        total += c
+        live = live | (c != 0)
+    if z_ref is not None:
+        d, n_ref = tl.load(kl + row, mask=real, other=0.0), tl.load(lse_ref + row, mask=real, other=0.0)
+        kappa = tl.load(of_kl + row, mask=real, other=0.0)
+        live = live | (kappa != 0)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        y = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n  # log p
+        p = tl.exp(y)
+        y = tl.where(p > 0, y, 0.0)
+        factor = -total - eta * (y + h)
+        if z_ref is not None:
+            y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n_ref
+            factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
+        g = p * factor
         for k in tl.static_range(K):
             c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
-            total += c
-            live = live | (c != 0)
-        if z_ref is not None:
-            d, n_ref = tl.load(kl + row, mask=real, other=0.0), tl.load(lse_ref + row, mask=real, other=0.0)
-            kappa = tl.load(of_kl + row, mask=real, other=0.0)
-            live = live | (kappa != 0)
-        for start in range(0, V, BLOCK):
-            column = start + tl.arange(0, BLOCK)[None, :]
-            y = load(z, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n  # log p
-            p = tl.exp(y)
-            y = tl.where(p > 0, y, 0.0)
-            factor = -total - eta * (y + h)
-            if z_ref is not None:
-                y_ref = load(z_ref, row, column, real, forbidden, allowed, V, STRIDE, SCALE) - n_ref
-                factor += kappa * (y - tl.where(p > 0, y_ref, 0.0) - d)
-            g = p * factor
-            for k in tl.static_range(K):
-                c = tl.load(of_logps + row * K + k, mask=real, other=0.0)
-                g += tl.where(tl.load(ids + row * K + k, mask=real, other=0) == column, c, 0.0)
-            g = tl.where(live, g * SCALE, 0.0).to(dz.dtype.element_ty)
-            tl.store(dz + row * DZ_STRIDE + column, g, mask=real & (column < DZ_STRIDE))
+            g += tl.where(tl.load(ids + row * K + k, mask=real, other=0) == column, c, 0.0)
+        g = tl.where(live, g * SCALE, 0.0).to(dz.dtype.element_ty)
+        tl.store(dz + row * DZ_STRIDE + column, g, mask=real & (column < DZ_STRIDE))
 
 
 def tile(V, most):

@@ -15,8 +15,23 @@ def fused(x):
     return x.is_cuda and triton is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
+def plus(x, more):
+    """x (..., D) plus more, None for 0."""
+    return x if more is None else x + more
+
+
+def add_linear(x, linear, y):
+    """
+    x (..., D) + linear(y), as two terms that the next add_norm adds; or, where the matrix product can add x
+    itself, as the sum and None.
+    """
+    if x.is_cuda or x.dim() != 2 or type(linear) is not torch.nn.Linear or linear.bias is not None:
+        return x, linear(y)
+    return torch.addmm(x, y, linear.weight.T), None
+
+
 def add_norm_torch(x, more, norm):
-    x = x if more is None else x + more
+    x = plus(x, more)
     return x, norm(x)
 
 
@@ -29,7 +44,7 @@ def add_norm_triton(x, more, norm):
 
 
 def add_norm(x, more, norm):
-    """x (..., D) plus more, None for 0; and that behind an nn.RMSNorm or another norm."""
+    """The sum of x (..., D) and more, see plus; and that behind an nn.RMSNorm or another norm."""
     if fused(x) and isinstance(norm, torch.nn.RMSNorm):
         return add_norm_triton(x, more, norm)
     return add_norm_torch(x, more, norm)

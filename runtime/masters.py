@@ -3,6 +3,7 @@ The weights that learn: fp32 masters of a model that computes in another precisi
 reference that follows them.
 """
 from functools import partial
+from inspect import unwrap
 
 import torch
 import torch.nn as nn
@@ -48,13 +49,21 @@ def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
         torch._foreach_copy_(*zip(*pairs, strict=True))
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, without the wrappers that import torch's compiler at their first call, for a second."""
+    its = torch.optim.AdamW
+    step = torch.no_grad()(unwrap(its.step))
+    add_param_group, zero_grad = unwrap(its.add_param_group), unwrap(its.zero_grad)
+    state_dict, load_state_dict = unwrap(its.state_dict), unwrap(its.load_state_dict)
+
+
 def configure_optimizers(params, weight_decay: float, learning_rate: float,
                          betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW as in nanoGPT: matrices and embeddings decay, biases and norms do not; fused."""
     params = [p for p in params if p.requires_grad]
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
               {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 @torch.no_grad()

@@ -229,7 +229,8 @@ class FillIn(Task):
 
     def evaluate(self, policy):
         batch = self.eval_batch  # its seeds are the same each time
-        fills = policy.sample(batch, 2).tokens
+        first = policy.first(batch)
+        fills = policy.sample(batch, 2, first).tokens
         if self.cfg.eval_show:
             say(describe_fills(self.tokenizer, batch, fills, self.cfg.eval_show))
         judge, gold = (1 - score_fills(judge, batch, fills).mean(dim=1) for judge in (self.judge, self.gold))
@@ -237,7 +238,7 @@ class FillIn(Task):
         self.each = {'judge': judge, 'gold': gold, 'real': self.real_each, 'right': right}
         return {'eval/judge_reward': judge.mean().item(), 'eval/gold_reward': gold.mean().item(), **self.real,
                 'eval/exact_match_sampled': exact_match(batch, fills),
-                'eval/exact_match_greedy': exact_match(batch, policy.greedy(batch))}
+                'eval/exact_match_greedy': exact_match(batch, first.argmax(dim=-1))}
 
     @classmethod
     def verdict(cls, looks, settings):
@@ -457,15 +458,26 @@ class FillInPolicy:
         return hidden
 
     @torch.no_grad()
-    def sample(self, batch: dict, group_size: int) -> Rollout:
-        """Fills that each depend on their text, its seed and their place in the group alone."""
+    def first(self, batch):
+        """Log-probs (P, 1, M, V) at the slots before any is filled."""
+        return head_log_probs(self, self.slot_hidden(batch, None, 0))
+
+    @torch.no_grad()
+    def sample(self, batch: dict, group_size: int, first: torch.Tensor | None = None) -> Rollout:
+        """
+        Fills that each depend on their text, its seed and their place in the group alone. first: what the
+        method of that name returns, if it is known.
+        """
         P, M = batch['slots'].shape
         u = uniforms(batch['seeds'].tolist(), 1 + group_size, M).to(batch['slots'].device)
         batch = batch | {'step_of_slot': self.deal(batch, u[:, 0])}
         fills, allowed = batch['slots'].new_zeros(P, group_size, M), None
         logps = torch.zeros(fills.shape, device=fills.device)
         for step in range(self.unmask_steps):
-            log_probs = head_log_probs(self, self.slot_hidden(batch, fills, step))  # (P, H, M, V)
+            if step == 0:
+                log_probs = self.first(batch) if first is None else first           # (P, 1, M, V)
+            else:
+                log_probs = head_log_probs(self, self.slot_hidden(batch, fills, step))  # (P, H, M, V)
             if not torch.isfinite(log_probs.amax(dim=-1)).all():
                 raise FloatingPointError("the policy's logits are NaN: start from an earlier checkpoint "
                                          "with a lower learning_rate")
@@ -486,10 +498,9 @@ class FillInPolicy:
             return torch.zeros_like(batch['slots'])
         return order_of(noise, real_slots(batch)) * self.unmask_steps // batch['n_slots'][:, None]
 
-    @torch.no_grad()
     def greedy(self, batch):
         """The likeliest fill of each slot from one forward: (P, 1, M)."""
-        return head_log_probs(self, self.slot_hidden(batch, None, 0)).argmax(dim=-1)
+        return self.first(batch).argmax(dim=-1)
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The filled texts: P lists of G strings."""
@@ -547,10 +558,11 @@ def describe_fills(tokenizer, batch, fills, n):
 
 def show_fills(policy, batch, judge, n):
     """Print the greedy fill of one text and n sampled ones, each once, best first."""
-    fills = policy.greedy(batch)
-    logps = gather_logps(head_log_probs(policy, policy.slot_hidden(batch, None, 0)), fills)
+    first = policy.first(batch)
+    fills = first.argmax(dim=-1)
+    logps = gather_logps(first, fills)
     if n:
-        rollout = policy.sample(batch, n)
+        rollout = policy.sample(batch, n, first)
         fills, logps = torch.cat((fills, rollout.tokens), dim=1), torch.cat((logps, rollout.logps), dim=1)
     columns = {'reward': (1 - score_fills(judge, batch, fills)[0]).tolist()} if judge else {}
     columns['log-prob'] = logps[0].sum(dim=-1).tolist()

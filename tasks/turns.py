@@ -53,7 +53,7 @@ class TurnCache(GroupCache):
         own, (_, M, n), (line, place), dtype = self.own[layer], self.later.shape, self.places, q.dtype
         _, L, H_kv, width, _, d = own.shape
         q, k, v = map(wide, (q, k, v))
-        own[:, line, :, place, self.read] = torch.stack((k * self.scale, v), dim=1)
+        own[:, line, :, place, self.read] = torch.stack((k, v), dim=1)
         q = self.layout.pad(q).view(L, width, M, H_kv, -1, d).permute(0, 3, 1, 4, 2, 5)
         y = self.look(layer, q, self.later.view(L, 1, width, 1, M, n)).permute(0, 2, 4, 1, 3, 5)
         return self.layout.pack(y.reshape(L * width, M, -1, d)).to(dtype)
