@@ -35,6 +35,7 @@ from runtime.config import Count, Natural, NonNegative, Positive
 from runtime.console import over, say
 from runtime.lora import adapted_start, merge_lora
 from runtime.made import check_made, content_of, content_of_path, is_due, made, recipe_for
+from runtime.masters import AdamW
 from runtime.shard import drop_collected, optimizer_parts, part_of, shard_model, whole_norm
 from tasks.show import given, show_ranked
 from tasks.supervised import (
@@ -152,8 +153,8 @@ class NLA(Task):
         self.check_start(saved)
         self.about, self.critic = saved['nla'] | self.about, self.placed(nla.build_critic(saved))
         self.quality = saved['quality']
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
-                                                  betas=(0.9, 0.95), weight_decay=0.0)
+        self.critic_optimizer = AdamW(self.critic.parameters(), lr=cfg.critic_learning_rate,
+                                      betas=(0.9, 0.95), weight_decay=0.0)
         self.rewards = [('reconstruction', self.reconstruction, 1.0)]
         self.source = self.placed(self.source)
         quality = ', '.join(f'{key} {value:.3f}' for key, value in saved['quality'].items())

@@ -23,7 +23,7 @@ from model import GPT, GPTConfig
 from plain import plain
 from policy import CausalPolicy, prompt_batch, text_log_prob
 from runtime.lora import add_lora
-from runtime.masters import compute_in, configure_optimizers, copy_masters, update_reference
+from runtime.masters import AdamW, compute_in, configure_optimizers, copy_masters, update_reference
 
 TOKENIZER = CharTokenizer('abcdefghij', end=True)
 QWEN3 = {'norm': 'rmsnorm', 'position': 'rope', 'mlp': 'swiglu', 'bias': False, 'n_kv_head': 2, 'qk_norm': True, 'tied': False}
@@ -142,6 +142,28 @@ def test_the_end_token_is_trained_and_shorter_pays():
     reward = [('shorter', lambda policy, rollout: -rollout.lengths.float(), 1.0)]
     lengths = [grpo_training_step(policy, batch(it), optimizer, reward, plain())[0]['mean_length'] for it in range(30)]
     assert lengths[0] > 5 and lengths[-1] == 1.0, lengths
+
+
+def test_adamw_is_torchs():
+    """It leaves out wrappers alone: the same weights to the bit, its hooks are called, and each goes on with the other's state."""
+    def take(optimizer, p, n):
+        for step in range(n):
+            p.grad = torch.sin(p.detach() * 7 + step)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert p.grad is None
+        return p
+
+    start, calls = torch.randn(5, 3), []
+    options = {'lr': 0.1, 'weight_decay': 0.2, 'betas': (0.8, 0.9), 'fused': True}
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    pair = AdamW([ours], **options), torch.optim.AdamW([theirs], **options)
+    pair[0].register_step_post_hook(lambda *_: calls.append(1))
+    assert torch.equal(take(pair[0], ours, 3), take(pair[1], theirs, 3)) and len(calls) == 3 and not torch.equal(ours, start)
+    states = [optimizer.state_dict() for optimizer in pair]
+    for optimizer, state in zip(pair, reversed(states), strict=True):
+        optimizer.load_state_dict(state)
+    assert torch.equal(take(pair[0], ours, 2), take(pair[1], theirs, 2))
 
 
 def test_kl_in_reward_by_hand():

@@ -44,6 +44,17 @@ def adam(policy, learning_rate=1e-3):
     return configure_optimizers(policy.model.parameters(), 0, learning_rate, (0.9, 0.99))
 
 
+@pytest.mark.parametrize('steps, top_p', [(1, 1.0), (3, 0.8)])
+def test_sampling_from_a_forward_that_is_known(steps, top_p):
+    """Greedy and sampled fills can share the first forward, and it is left as it was."""
+    policy, given = tiny_policy(unmask_steps=steps, top_p=top_p), tiny_batch(lengths=[12, 5, 9, 3])
+    first = policy.first(given)
+    kept, alone = first.clone(), policy.sample(given, 4)
+    shared = policy.sample(given, 4, first)
+    assert torch.equal(alone.tokens, shared.tokens) and torch.equal(alone.logps, shared.logps)
+    assert torch.equal(first, kept) and torch.equal(policy.greedy(given), first.argmax(dim=-1))
+
+
 @pytest.mark.parametrize('kind', ['random', 'sticky', 'span'])
 def test_mask_share_and_padding(kind):
     """Each text's share is what was asked for, to within half a character; nothing in padding; never empty."""

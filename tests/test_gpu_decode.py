@@ -18,7 +18,7 @@ from kernels.decoding import add_norm_torch, attend_rows_torch, draw_rows_torch,
 from model import GPT, GPTConfig
 from policy import CausalPolicy, generate, prompt_batch, uniforms
 from runtime.graphs import Kept
-from runtime.lora import adapters_off, add_lora
+from runtime.lora import LoRALinear, adapters_off, add_lora
 from simulated_gpu import SimulatedGPU
 from tools.bench import WordTokenizer
 
@@ -57,6 +57,23 @@ def test_norm_and_swiglu(dtype, D):
         close(decoding.swiglu_triton(y), swiglu_torch(y.double()))
         strided = torch.randn(D, 4).to(DEVICE, dtype).T
         close(decoding.add_norm_triton(strided, None, norm)[1], add_norm_torch(strided, None, norm)[1])
+
+
+@pytest.mark.parametrize('kind, terms', [('plain', 1), ('bias', 2), ('rows of rows', 2), ('LoRA', 2)])
+def test_a_projection_adds_to_the_residual_stream(kind, terms):
+    """x + linear(y) against float64, with its gradients: in one product where that can be."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(24, 16, bias=kind == 'bias')
+    layer = LoRALinear(linear, {'o': slice(0, 16)}, 2, 4.0, 0.0) if kind == 'LoRA' else linear
+    shape = (3, 5) if kind == 'rows of rows' else (5,)
+    x, y = torch.randn(*shape, 16, requires_grad=True), torch.randn(*shape, 24, requires_grad=True)
+    found = decoding.add_linear(x, layer, y)
+    assert sum(term is not None for term in found) == terms
+    total = decoding.plus(*found)
+    grads = torch.autograd.grad(total.square().sum(), (x, y))
+    wanted = x.double() + y.double() @ linear.weight.T.double() + (linear.bias if kind == 'bias' else 0)
+    wanted_grads = torch.autograd.grad(wanted.square().sum(), (x, y))
+    assert all(torch.allclose(a.double(), b.double(), atol=1e-5) for a, b in zip((total, *grads), (wanted, *wanted_grads), strict=True))
 
 
 # P prompts, G, T, R, heads of keys, queries for each, width of a head, rows that read together, slot, dtype, RoPE, rows that are left

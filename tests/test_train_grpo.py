@@ -113,6 +113,16 @@ def test_later_run_reuses_the_models_and_keeps_the_earlier_run(copy):
     assert metrics(copy) == metrics(copy, 'out-grpo.1')  # same seed, same numbers
 
 
+def test_a_start_imports_what_it_needs(copy):
+    """Torch's compiler takes a second to import, Triton a quarter: a run on a CPU needs neither."""
+    env = {key: value for key, value in ENV.items() if key != 'TRITON_INTERPRET'}
+    command = [sys.executable, '-X', 'importtime', str(ROOT / 'train_grpo.py'), *TOY, '--max_iters=1']
+    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=240)
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    unwanted = {'torch._dynamo'} if torch.cuda.is_available() else {'torch._dynamo', 'triton'}
+    assert done.returncode == 0 and 'torch.optim.adamw' in imported and not imported & unwanted, imported & unwanted
+
+
 def test_kill_and_resume_is_bit_identical(made, copy):
     """kill -9 in the middle, go on from the last checkpoint: metrics.jsonl is that of the run that was left alone."""
     until(copy, 'iter 5: reward', signal.SIGKILL, *TOY, launcher=(sys.executable, '-u'))
