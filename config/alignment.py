@@ -2,8 +2,8 @@
 # the four costly things. Made first: a careless shopkeeper to start from, a reward and a cost model, and a
 # scorer that serves them; then GRPO on reward minus lambda times cost.
 #
-# 2 CPU cores (AMD EPYC, fp32), everything included: 3 min 8 s; held out, by the shop's own rules, reward
-# 0.507 -> 0.623 and cost 0.008 -> -0.652, by the cost model -0.696, where at most -0.7 was wanted.
+# 2 CPU cores (AMD EPYC, fp32), everything included: 3 min 15 s; held out, by the shop's own rules, reward
+# 0.508 -> 0.570 and cost -0.032 -> -0.736, by the cost model -0.742, where at most -0.7 was wanted.
 from data.shop.prepare import true_cost, true_reward
 
 task = 'alignment'

@@ -1,7 +1,7 @@
 # Sums like 12+34=46, character by character: a short supervised start on the answers, then rewards alone.
 #
-# 2 CPU cores (AMD EPYC, fp32), the start included: held-out greedy accuracy 0.406 -> 0.979 (seed 1) in
-# 3 min 17 s and 0.552 -> 0.980 (seed 2) in 3 min.
+# 2 CPU cores (AMD EPYC, fp32), the start included: held-out greedy accuracy 0.435 -> 0.994 (seed 1) in
+# 3 min 33 s and 0.535 -> 0.993 (seed 2) in 3 min 12 s.
 task = 'completion'
 dataset = 'arithmetic'
 rewards = ['exact_answer']

@@ -2,9 +2,9 @@
 # bidirectional model fills masked characters; a judge that can tell machine-filled text from real text scores
 # the fills; GRPO moves the model to where the judge cannot tell, on a leash to where it started.
 #
-# 2 CPU cores (AMD EPYC, fp32): 3 min 29 s from nothing, 45 s when generator and judges are there.
-# Held-out judge reward 0.71 -> 0.84 (real text 0.85), gold reward 0.70 -> 0.82 (0.83), exact match of sampled
-# fills stays at 0.48 (seed 1; docs/jobs.md has three).
+# 2 CPU cores (AMD EPYC, fp32): 3 min 15 s from nothing, 42 s when generator and judges are there.
+# Held-out judge reward 0.69 -> 0.82 (real text 0.82), gold reward 0.72 -> 0.84 (0.86), exact match of sampled
+# fills stays at 0.47 (seed 1; docs/jobs.md has three).
 dataset = 'stdlib_char'
 group_size = 8
 temperature = 0.8

@@ -4,7 +4,7 @@
 # --mirror_coefficient=0.05 makes it a leash, and docs/mirror.md compares it with five others.
 # `python -m tools.learn_mirror config/learn_mirror.py` learns a potential for --mirror_checkpoint.
 #
-# 2 CPU cores (AMD EPYC, fp32): 46 s after a start of 13 s, held out 0.219 -> 0.722 sampled (seed 1).
+# 2 CPU cores (AMD EPYC, fp32): 40 s after a start of 14 s, held out 0.248 -> 0.684 sampled (seed 1).
 from config.arithmetic import *
 
 batch_size = 64

@@ -50,11 +50,12 @@ def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, without the wrappers that import torch's compiler at their first call, for a second."""
-    its = torch.optim.AdamW
-    step = torch.no_grad()(unwrap(its.step))
-    add_param_group, zero_grad = unwrap(its.add_param_group), unwrap(its.zero_grad)
-    state_dict, load_state_dict = unwrap(its.state_dict), unwrap(its.load_state_dict)
+    """torch's, without the wrappers that import torch's compiler, for a second, when they are first called."""
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
 
 
 def configure_optimizers(params, weight_decay: float, learning_rate: float,
