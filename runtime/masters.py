@@ -50,7 +50,7 @@ def copy_masters(masters: dict[str, torch.Tensor], model: nn.Module) -> None:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, without the wrappers that import torch's compiler, for a second, when they are first called."""
+    """torch's, without the wrappers whose first call imports torch's compiler, for a second."""
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
     zero_grad = unwrap(torch.optim.AdamW.zero_grad)
     add_param_group = unwrap(torch.optim.AdamW.add_param_group)
