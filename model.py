@@ -427,7 +427,8 @@ class NotDrawn(TorchFunctionMode):
     """Weights that are going to be loaded: to draw them first would import the compiler, for a second."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return None if getattr(func, '__name__', '') == 'normal_' else func(*args, **kwargs or {})
+        drawn = getattr(func, '__name__', '') in ('normal_', 'eye')
+        return None if drawn else func(*args, **kwargs or {})
 
 
 def build(make, config, state, path):
