@@ -23,7 +23,7 @@ def plus(x, more):
 def add_linear(x, linear, y):
     """
     x (..., D) + linear(y), as two terms that the next add_norm adds; or, where the matrix product can add x
-    itself, as the sum and None.
+    itself, as the sum and None. On a GPU two: sampler and trainer then round alike in half precision.
     """
     if x.is_cuda or x.dim() != 2 or type(linear) is not torch.nn.Linear or linear.bias is not None:
         return x, linear(y)

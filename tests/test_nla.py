@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +64,25 @@ def residual(model, layer):
     seen = {}
     model(PROMPTS, edit=lambda i, x: seen.setdefault(i, x))
     return seen[layer][torch.arange(2)[:, None], SLOTS]
+
+
+def test_what_is_loaded_is_not_drawn_first():
+    """Each part is made for a file's weights where torch's compiler cannot be imported: some ways to draw would, for a second."""
+    code = """import sys
+sys.modules['torch._dynamo'] = None
+import torch
+from judge import Judge, ScoreModel
+from model import GPT, GPTConfig, NotDrawn
+from nla import Critic, Injection
+config = GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_head=2, n_embd=8)
+with torch.device('meta'), NotDrawn():
+    model = GPT(config)
+    parts = [model, Injection(model, 8, scale=1.0), Judge(config, 0), ScoreModel(config, 'reward')]
+assert all(p.is_meta for part in parts for p in part.parameters())
+Critic(GPT(config), torch.zeros(8), 1.0)
+print('made')"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == 'made\n', done.stderr[-1500:]
 
 
 @pytest.mark.parametrize('kind', KINDS)
