@@ -55,8 +55,8 @@ class GroupCache:
     """
     Keys and values while completions grow, in L lines of `width` rows. The rows of a line go on from the same
     prompt, whose keys, already scaled, and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d);
-    their own follow in slots that are the same for all, (2, L, H_kv, width, R, d). So a line reads its prompt
-    in one product. At first a line is a group; `keep` moves the rows that still run into fewer lines, or
+    their own follow in slots that are the same for all, (L, H_kv, width, d, R) and (L, H_kv, width, R, d). So
+    a line reads its prompt in one product. At first a line is a group; `keep` moves the rows that still run into fewer lines, or
     narrower ones. With a window above 1 all batches go through the same operations, and shapes change once
     per window, so that a step can be compiled. On a GPU runtime.graphs.RowCache is in its place.
     """
@@ -73,7 +73,7 @@ class GroupCache:
         prefix = [tuple(map(wide, pair)) for pair in prefix]        # scores are fp32, as in training
         self.keys = [k.permute(0, 2, 3, 1).flatten(0, 1) * self.scale for k, _ in prefix]
         self.values = [v.transpose(1, 2).flatten(0, 1).contiguous() for _, v in prefix]
-        self.own = [k.new_zeros(2, P, H_kv, G, R, d) for k, _ in prefix]        # keys, values
+        self.own = [(k.new_zeros(P, H_kv, G, d, R), k.new_zeros(P, H_kv, G, R, d)) for k, _ in prefix]
         absent = torch.arange(T, device=device) >= prompt_lengths.repeat_interleave(H_kv)[:, None]
         self.ragged = window > 1 or bool(absent.any())
         self.bias = prefix[0][0].new_zeros(P * H_kv, 1, T).masked_fill_(absent[:, None], -torch.inf)
@@ -85,15 +85,16 @@ class GroupCache:
 
     def attend(self, layer, q, k, v):
         """One new token for each row: q (B, H, d), k and v (B, H_kv, d) -> (B, H, d), B = L width."""
-        own, later, dtype = self.own[layer], None, q.dtype
-        _, L, H_kv, width, R, d = own.shape
+        (keys, values), later, dtype = self.own[layer], None, q.dtype
+        L, H_kv, width, _, d = values.shape
         q, k, v = map(wide, (q, k, v))
         k, v = (x.view(L, width, H_kv, d).transpose(1, 2) for x in (k, v))      # (L, H_kv, width, d)
         if self.window > 1:
-            own.index_copy_(4, self.at, torch.stack((k, v)).unsqueeze(4))
+            keys.index_copy_(4, self.at, k.unsqueeze(4))
+            values.index_copy_(3, self.at, v.unsqueeze(3))
             later = self.slots[:self.n] > self.at
         else:
-            torch._foreach_copy_(own.select(4, self.slot).unbind(), (k, v))
+            torch._foreach_copy_((keys.select(4, self.slot), values.select(3, self.slot)), (k, v))
         q = q.view(L, width, H_kv, -1, 1, d).transpose(1, 2)
         return self.look(layer, q, later).transpose(1, 2).reshape(L * width, -1, d).to(dtype)
 
@@ -102,21 +103,20 @@ class GroupCache:
         M queries of each row and head, q (L, H_kv, width, heads, M, d), at its prompt and at its own first n
         slots but those that are `later`, broadcast to (..., M, n) -> the same shape.
         """
-        keys, values, own, shape, n = self.keys[layer], self.values[layer], self.own[layer], q.shape, self.n
+        keys, values, shape, n = self.keys[layer], self.values[layer], q.shape, self.n
         L, H_kv, width, heads, M, d = shape
-        own_keys, own_values = own.view(2, L * H_kv * width, -1, d)[:, :, :n].unbind()
+        own_keys, own_values = (x.flatten(0, 2) for x in self.own[layer])
         q = q.reshape(L * H_kv, width * heads * M, d)
         # (L H_kv, width heads M, T)
         scores = torch.baddbmm(self.bias, q, keys) if self.ragged else torch.bmm(q, keys)
-        of_rows, own_keys = q.reshape(-1, heads * M, d), own_keys.transpose(1, 2)
+        of_rows, own_keys = q.reshape(-1, heads * M, d), own_keys[:, :, :n]
         own_scores = torch.baddbmm(self.zero, of_rows, own_keys, beta=0, alpha=self.scale)
         if later is not None:
             own_scores = own_scores.view(*shape[:-1], n).masked_fill(later, -torch.inf)
         scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
-        weights = scores.softmax(dim=-1, dtype=torch.float).to(q.dtype)
-        of_prompt, of_own = weights.split([keys.shape[-1], n], -1)
+        of_prompt, of_own = scores.softmax(dim=-1).split([keys.shape[-1], n], -1)
         y = torch.bmm(of_prompt, values).view(-1, heads * M, d)
-        return torch.baddbmm(y, of_own.reshape(-1, heads * M, n), own_values).view(shape)
+        return torch.baddbmm(y, of_own.reshape(-1, heads * M, n), own_values[:, :n]).view(shape)
 
     def pays(self, alive, places):
         """Whether it pays to keep no more than the rows that are alive."""
@@ -125,7 +125,7 @@ class GroupCache:
 
     def keep(self, rows):
         """Only rows (B',) stay, in order. Returns which of the old ones each place has now, -1 for none."""
-        old, H_kv, device = self.width, self.own[0].shape[2], rows.device
+        old, H_kv, device = self.width, self.own[0][0].shape[1], rows.device
         prompts = self.prompt[rows // old]                                      # (B',)
         _, group, counts = prompts.unique_consecutive(return_inverse=True, return_counts=True)
         width = self.width = self.widest(counts.cpu())
@@ -140,8 +140,8 @@ class GroupCache:
         of_own = ((source // old * H_kv + head[:, None]) * old + source % old).flatten()
         self.prompt, self.bias = self.prompt[line], self.bias[of_prompt]
         for layer, own in enumerate(self.own):
-            own = own.flatten(1, 3).index_select(1, of_own)
-            self.own[layer] = own.view(2, len(line), H_kv, width, *own.shape[2:])
+            own = (x.flatten(0, 2).index_select(0, of_own) for x in own)
+            self.own[layer] = tuple(x.unflatten(0, (len(line), H_kv, width)) for x in own)
             self.keys[layer] = self.keys[layer].index_select(0, of_prompt)
             self.values[layer] = self.values[layer].index_select(0, of_prompt)
         return moved

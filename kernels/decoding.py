@@ -243,30 +243,32 @@ def draw(logits, u, temperature, top_k, top_p, forbidden):
         allowed = choices(logits, top_k, top_p)
         logits = logits.masked_fill(~allowed, -torch.inf)
     B, V = logits.shape
-    largest, likeliest = logits.max(dim=-1, keepdim=True)
-    mass = logits.new_zeros(B, -(-V // 128) * 128)
-    torch.sub(logits, largest, out=mass[:, :V])
-    mass[:, :V].exp_()
-    mass = mass.view(B, -1, 128)  # blocks of 128: first the block is looked up, then the token in it
-    blocks = mass.sum(dim=-1).double().cumsum(dim=-1)                           # (B, V / 128)
+    largest = logits.amax(dim=-1, keepdim=True)
+    # blocks of 128: first the block is looked up, then the token in it
+    mass = F.pad((logits - largest).exp_(), (0, -V % 128)).view(B, -1, 128)
+    blocks = F.pad(mass.sum(dim=-1).cumsum(dim=-1, dtype=torch.double), (1, 0))     # (B, 1 + V / 128)
     total = blocks[:, -1:]
-    tokens = look_up(mass, blocks, u[:, None] * total).clamp(max=V - 1) if temperature > 0 else likeliest
+    if temperature > 0:
+        tokens = look_up(mass, blocks, u[:, None] * total).clamp(max=V - 1)
+    else:
+        tokens = logits.argmax(dim=-1, keepdim=True)
     logps = logits.gather(-1, tokens) - largest - total.log().float()
     return tokens.squeeze(-1), logps.squeeze(-1), allowed
 
 
 def look_up(mass, blocks, target):
     """
-    The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, V / 128):
-    the mass up to each block's end. The clamps are for NaN, which generate reports at its end.
+    The token (B, 1) at which the cumulated mass (B, V / 128, 128) passes target (B, 1); blocks (B, 1 + V /
+    128): 0, then the mass up to each block's end. The clamps are for rounding and for NaN, which generate
+    reports at its end.
     """
     # `right`: the first token whose cumulated mass lies above, never one of probability 0
-    block = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)  # (B, 1)
-    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).double().cumsum(dim=-1)
-    share = (target - before) / (blocks.gather(1, block) - before)              # how far into the block
-    end = inside[:, -1:]
-    return block * 128 + torch.searchsorted(inside, (share * end).clamp(max=end * (1 - 2 ** -40)), right=True)
+    end = torch.searchsorted(blocks, target, right=True).clamp(max=blocks.shape[1] - 1)     # (B, 1)
+    block = end - 1
+    before, until = blocks.gather(1, block), blocks.gather(1, end)
+    share = ((target - before) / (until - before)).clamp(max=1 - 2 ** -40)      # how far into the block
+    inside = mass.gather(1, block[..., None].expand(-1, 1, 128)).squeeze(1).cumsum(dim=-1, dtype=torch.double)
+    return block * 128 + torch.searchsorted(inside, share * inside[:, -1:], right=True)
 
 
 def draw_rows_torch(logits, u, rows, at, tokens, logps, allowed, running, ends, sampling):

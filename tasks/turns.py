@@ -50,10 +50,10 @@ class TurnCache(GroupCache):
 
     def attend(self, layer, q, k, v):
         """The n tokens of go_to: q (n, H, d), k and v (n, H_kv, d) -> (n, H, d)."""
-        own, (_, M, n), (line, place), dtype = self.own[layer], self.later.shape, self.places, q.dtype
-        _, L, H_kv, width, _, d = own.shape
+        (keys, values), (_, M, n), (line, place) = self.own[layer], self.later.shape, self.places
+        (L, H_kv, width, _, d), dtype = values.shape, q.dtype
         q, k, v = map(wide, (q, k, v))
-        own[:, line, :, place, self.read] = torch.stack((k, v), dim=1)
+        keys[line, :, place, :, self.read], values[line, :, place, self.read] = k, v
         q = self.layout.pad(q).view(L, width, M, H_kv, -1, d).permute(0, 3, 1, 4, 2, 5)
         y = self.look(layer, q, self.later.view(L, 1, width, 1, M, n)).permute(0, 2, 4, 1, 3, 5)
         return self.layout.pack(y.reshape(L * width, M, -1, d)).to(dtype)

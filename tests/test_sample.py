@@ -124,12 +124,12 @@ def test_rows_that_stay_are_moved_into_full_lines():
     """By hand: 3, 1 and 2 of 3 rows stay, and lie in lines of 2; the prompts' keys and each row's own go with them."""
     prefix = [tuple(torch.randn(2, 3, 4, 2, 5))]
     cache = GroupCache(prefix, torch.tensor([4, 4, 4]), 3, 6, 1)
-    cache.own[0][:] = torch.arange(9.0).view(1, 3, 1, 3, 1, 1)
+    cache.own[0][0][:] = torch.arange(9.0).view(3, 1, 3, 1, 1)
     keys = cache.keys[0].clone()
     moved = cache.keep(torch.tensor([0, 1, 2, 4, 6, 8]))
     assert moved.tolist() == [0, 1, 2, 4, 6, 8] and cache.width == 1     # wider lines would leave a quarter of the places empty
     cache.keep(torch.tensor([0, 1, 2, 4, 5]))
-    assert cache.prompt.tolist() == [0, 0, 0, 2, 2] and cache.own[0][0, :, 0, 0, 0, 0].tolist() == [0, 1, 2, 6, 8]
+    assert cache.prompt.tolist() == [0, 0, 0, 2, 2] and cache.own[0][0][:, 0, 0, 0, 0].tolist() == [0, 1, 2, 6, 8]
     assert torch.equal(cache.keys[0].view(5, 2, 5, 4), keys.view(3, 2, 5, 4)[cache.prompt])
     full = GroupCache(prefix, torch.tensor([4, 4, 4]), 4, 6, 1)
     assert full.keep(torch.tensor([0, 3, 4, 5, 6, 7, 9, 10])).tolist() == [0, 3, 4, 5, 6, 7, 9, 10] and full.width == 2
