@@ -56,9 +56,10 @@ class GroupCache:
     Keys and values while completions grow, in L lines of `width` rows. The rows of a line go on from the same
     prompt, whose keys, already scaled, and values the line holds once, (L H_kv, d, T) and (L H_kv, T, d);
     their own follow in slots that are the same for all, (L, H_kv, width, d, R) and (L, H_kv, width, R, d). So
-    a line reads its prompt in one product. At first a line is a group; `keep` moves the rows that still run into fewer lines, or
-    narrower ones. With a window above 1 all batches go through the same operations, and shapes change once
-    per window, so that a step can be compiled. On a GPU runtime.graphs.RowCache is in its place.
+    a line reads its prompt in one product. At first a line is a group; `keep` moves the rows that still run
+    into fewer lines, or narrower ones. With a window above 1 all batches go through the same operations, and
+    shapes change once per window, so that a step can be compiled. On a GPU runtime.graphs.RowCache is in its
+    place.
     """
 
     def __init__(self, prefix, prompt_lengths, G, R, window):
