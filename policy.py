@@ -115,7 +115,7 @@ class GroupCache:
         if later is not None:
             own_scores = own_scores.view(*shape[:-1], n).masked_fill(later, -torch.inf)
         scores = torch.cat((scores, own_scores.view(*scores.shape[:2], n)), dim=-1)
-        of_prompt, of_own = scores.softmax(dim=-1).split([keys.shape[-1], n], -1)
+        of_prompt, of_own = scores.softmax(dim=-1).split_with_sizes([keys.shape[-1], n], -1)
         y = torch.bmm(of_prompt, values).view(-1, heads * M, d)
         return torch.baddbmm(y, of_own.reshape(-1, heads * M, n), own_values[:, :n]).view(shape)
 

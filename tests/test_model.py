@@ -11,7 +11,7 @@ import kernels
 import model as model_file
 from formats.tokenizer import CharTokenizer
 from kernels import GroupAttention, PackedAttention, Rows, group_rows, joined_attention, padded_rows, spans
-from model import GPT, GPTConfig, rope_frequencies, rotate, rotation
+from model import GPT, GPTConfig, RMSNorm, rotate
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.masters import configure_optimizers
 
@@ -52,13 +52,31 @@ def test_every_parameter_gets_a_gradient(kinds):
 
 
 def test_rope_depends_on_distance_only():
-    angles = torch.arange(50)[:, None] * rope_frequencies(GPTConfig(block_size=50, n_embd=16, n_head=1, position='rope'))
-    cos, sin = rotation(angles, torch.float32)
+    model = GPT(GPTConfig(block_size=50, vocab_size=8, n_layer=1, n_embd=16, n_head=1, position='rope'))
+    cos, sin = (x.squeeze(1) for x in model.rope(torch.arange(50), torch.float32))
     q, k = torch.randn(2, 1, 16)
     def score(i, j):
         return (rotate(q, cos[i:i + 1], sin[i:i + 1]) * rotate(k, cos[j:j + 1], sin[j:j + 1])).sum()
     torch.testing.assert_close(score(3, 10), score(30, 37), atol=1e-5, rtol=1e-5)
     assert (score(3, 10) - score(3, 11)).abs() > 1e-3
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('size', [0.0, 1e-4, 1.0, 1e4])
+def test_rmsnorm_is_torchs(dtype, size):
+    """Values and gradients are those of torch's own norm, for rows of zeros and such as eps decides."""
+    ours, theirs = RMSNorm(24, 1e-5).to(dtype), torch.nn.RMSNorm(24, eps=1e-5, dtype=dtype)
+    torch.nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    x, upstream = size * torch.randn(5, 7, 24, dtype=dtype), torch.randn(5, 7, 24, dtype=dtype)
+    found = []
+    for norm in (ours, theirs):
+        rows = x.clone().requires_grad_()
+        norm(rows).backward(upstream)
+        found.append((norm(rows), rows.grad, norm.weight.grad))
+    assert ours(x).dtype == dtype
+    for mine, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
 def test_grouped_query_attention_is_repeated_heads():
