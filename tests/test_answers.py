@@ -119,7 +119,7 @@ def test_the_work_of_all_steps_is_linear_in_the_text():
 
 
 def measure_growth(name, length):
-    """Ten times the length costs at most fifteen times the work."""
+    """Ten times the length costs at most thirty times the work, not a hundred, in one of five tries: a machine has other work too."""
     function, slow = REWARDS[name].function, {}
 
     def work(text):
@@ -128,12 +128,12 @@ def measure_growth(name, length):
                 kept.cache_clear()
         began = time.process_time()
         function(text, reference='42')
-        return time.process_time() - began
+        return max(time.process_time() - began, 0.002)
     for pattern in PATTERNS:
         short, long = (pattern * (n // len(pattern)) for n in (length, 10 * length))
-        base = max(min(work(short), work(short + ' ')), 0.002)
-        if (taken := work(long)) > 15 * base and (taken := work(long + ' ')) > 15 * base:
-            slow[pattern] = f'{taken / base:.0f} times, {taken:.2f} s'
+        tries = (work(long + i * ' ') / work(short + i * ' ') for i in range(5))
+        if all(ratio > 30 for ratio in tries):
+            slow[pattern] = 'over 30 times'
     assert not slow
 
 
