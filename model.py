@@ -105,12 +105,14 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, width, eps):
         super().__init__(width, eps=eps)
+        # no buffer, because a cast of the model must not round it
         self.floor = torch.tensor(eps, dtype=torch.float, device='cpu')
 
     def forward(self, x):
         if x.is_cuda or x.dtype != torch.float:
             return super().forward(x)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        # not 1 / x.shape[-1]: where sizes are dynamic, torch.compile may get a factor made of one wrong
         mean_square = torch.addcmul(self.floor, length, length, value=1 / self.normalized_shape[0])
         return x * mean_square.rsqrt_() * self.weight
 
@@ -134,6 +136,7 @@ def rope_frequencies(config):
 
 
 def stretched(frequencies, rope_scaling):
+    """Slow ones are divided by a factor, fast ones stay, and those between pass from one to the other."""
     factor, low, high, length = (rope_scaling[key] for key in weights.LLAMA3)
     turns = length * frequencies / (2 * torch.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
